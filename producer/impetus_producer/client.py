@@ -1,0 +1,307 @@
+"""The producer: puts requests on the queues and hands out what will become their results.
+
+Knows the contract and Redis. Knows no model, no device, no file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from . import contract, jobs
+from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult, parse_request
+from .discovery import REDIS_URL_VARIABLE, find_redis_url
+from .errors import JobCancelledError, JobNotFoundError, NoServerError, ResultTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from redis import Redis
+
+ResultT = TypeVar("ResultT", EmbeddingResult, GenerationResult)
+
+InputType = Literal["query", "document"]
+_JOBS_PER_ROUND_TRIP = 32
+_POLL_S = 1.0
+_BACKLOG_POLL_S = 0.05
+
+
+class JobHandle(Generic[ResultT]):
+    """One job, by its id. Cheap to make, safe to keep, and to make again from the id in another process."""
+
+    def __init__(self, job_id: str, connection: Redis, result_type: type[ResultT]) -> None:
+        self.job_id = job_id
+        self._connection = connection
+        self._result_type: type[ResultT] = result_type
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.job_id!r})"
+
+    def status(self) -> str:
+        """RQ's word for it: queued, started, finished, failed, canceled, stopped, deferred or scheduled."""
+        with _server_errors():
+            status = self._connection.hget(jobs.job_key(self.job_id), "status")
+        if status is None:
+            raise JobNotFoundError(f"there is no job {self.job_id}, or its time to live ran out")
+        return _text(status)
+
+    def result(self, timeout_s: float | None = None) -> ResultT:
+        """Waits for the result; without `timeout_s`, for as long as it takes.
+
+        Raises `ResultTimeoutError` when the time is over (the job goes on), `JobFailedError` with the worker's
+        sentence, `JobCancelledError`, or `JobNotFoundError` when Redis no longer knows the job.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        key = jobs.results_key(self.job_id)
+        seen: Any = "0-0"
+        with _server_errors():
+            while True:
+                left_s = _POLL_S if deadline is None else deadline - time.monotonic()
+                # Redis takes a block of 0 as "for ever", and the status has to be looked at now and then.
+                block_ms = max(1, int(min(left_s, _POLL_S) * 1000))
+                streams: Any = self._connection.xread({key: seen}, block=block_ms)
+                for _, entries in streams or ():
+                    for seen, fields in entries:  # noqa: B007 - the next read goes on from the last one seen
+                        outcome = jobs.decode_outcome(self.job_id, fields)
+                        if outcome.error is not None:
+                            if self.status() == "stopped":
+                                raise JobCancelledError(f"job {self.job_id} was stopped while it ran")
+                            raise outcome.error
+                        if outcome.final:
+                            return jobs.read_result(self._result_type, outcome.return_value)
+                if (status := self.status()) in ("canceled", "stopped"):
+                    raise JobCancelledError(f"job {self.job_id} was cancelled")
+                if status in ("finished", "failed") and not self._connection.exists(key):
+                    raise JobNotFoundError(f"the result of job {self.job_id} was discarded: its time to live ran out")
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise ResultTimeoutError(f"job {self.job_id} is {status}: no result within {timeout_s:g} s")
+
+    def cancel(self) -> bool:
+        """Withdraws a job that waits, stops one that runs. False when it had ended before."""
+        # RQ's own way, so that registries, dependents and rate limits are seen to; its import is not cheap.
+        from rq.command import send_stop_job_command
+        from rq.exceptions import InvalidJobOperation, NoSuchJobError
+        from rq.job import Job
+        from rq.serializers import JSONSerializer
+
+        status = self.status()
+        if status in ("finished", "failed", "canceled", "stopped"):
+            return False
+        with _server_errors():
+            try:
+                if status == "started":
+                    send_stop_job_command(self._connection, self.job_id, serializer=JSONSerializer)
+                else:
+                    Job.fetch(self.job_id, self._connection, serializer=JSONSerializer).cancel()
+            except (InvalidJobOperation, NoSuchJobError):
+                return False
+        return True
+
+    def delete(self) -> None:
+        """Frees what an ended job keeps in Redis, without waiting for its time to live."""
+        with _server_errors():
+            jobs.discard(self._connection, [self.job_id])
+
+
+class EmbeddingHandle(JobHandle[EmbeddingResult]):
+    """An embedding job. `result().vectors` is (texts, dimensions), in the order of the texts."""
+
+    def __init__(self, job_id: str, connection: Redis) -> None:
+        super().__init__(job_id, connection, EmbeddingResult)
+
+
+class GenerationHandle(JobHandle[GenerationResult]):
+    """A generation job. `result().text` is what the model wrote."""
+
+    def __init__(self, job_id: str, connection: Redis) -> None:
+        super().__init__(job_id, connection, GenerationResult)
+
+
+class Producer:
+    """Enqueues jobs at one server.
+
+    `redis_url`: the server; without it `IMPETUS_REDIS_URL`, else the server that `impetus-worker run` keeps on this
+    machine. `connection`: a redis-py client to use instead. Times in seconds. Safe to share between threads.
+    """
+
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        connection: Redis | None = None,
+        timeout_s: int = contract.DEFAULT_TIMEOUT_S,
+        result_ttl_s: int = contract.DEFAULT_RESULT_TTL_S,
+        failure_ttl_s: int = contract.DEFAULT_FAILURE_TTL_S,
+    ) -> None:
+        self.connection = connection if connection is not None else connect(redis_url)
+        self._options = jobs.JobOptions(timeout_s, result_ttl_s, failure_ttl_s)
+
+    def embed(
+        self,
+        input: str | Sequence[str],  # noqa: A002 - the contract's name for it
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        input_type: InputType | None = None,
+        truncate: bool = True,
+        bulk: bool = False,
+    ) -> EmbeddingHandle:
+        """Enqueues one job that embeds a text, or up to 2,048 texts. `bulk`: nobody is waiting for it.
+
+        Raises `InvalidRequestError` at once for what a worker would refuse.
+        """
+        texts = input if isinstance(input, str) else list(input)
+        payload = _embedding_payload(texts, model, dimensions, input_type, truncate)
+        return self._enqueue_embeddings([payload], bulk)[0][0]
+
+    def embed_many(
+        self,
+        texts: Iterable[str],
+        *,
+        texts_per_job: int = 64,
+        max_backlog_jobs: int = 256,
+        model: str | None = None,
+        dimensions: int | None = None,
+        input_type: InputType | None = None,
+        truncate: bool = True,
+        bulk: bool = True,
+    ) -> Iterator[EmbeddingHandle]:
+        """Splits texts into jobs, and yields the jobs' handles in the order of the texts.
+
+        Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs on the queue, so that it may be endless:
+        it goes on enqueueing as you take handles, and waits while workers are behind.
+        """
+        queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
+        ahead: deque[EmbeddingHandle] = deque()
+        payloads = (
+            _embedding_payload(part, model, dimensions, input_type, truncate) for part in _parts(texts, texts_per_job)
+        )
+        for group in _parts(payloads, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs)):
+            handles, queued = self._enqueue_embeddings(group, bulk)
+            ahead.extend(handles)
+            while len(ahead) >= max_backlog_jobs:
+                yield ahead.popleft()
+            while queued >= max_backlog_jobs:
+                # The handles go first: whoever waits for one of them is what empties the queue.
+                if ahead:
+                    yield ahead.popleft()
+                else:
+                    time.sleep(_BACKLOG_POLL_S)
+                with _server_errors():
+                    queued = int(self.connection.llen(jobs.queue_key(queue)))
+        yield from ahead
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        bulk: bool = False,
+    ) -> GenerationHandle:
+        """Enqueues one job that continues `prompt` or answers `messages`.
+
+        What is not given takes the contract's default. Raises `InvalidRequestError` at once for what a worker would
+        refuse.
+        """
+        fields = {
+            "prompt": prompt,
+            "messages": None if messages is None else [dict(message) for message in messages],
+            "model": model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop": stop if stop is None or isinstance(stop, str) else list(stop),
+            "seed": seed,
+        }
+        payload = {name: value for name, value in fields.items() if value is not None}
+        parse_request(GenerationRequest, payload)
+        queue = contract.GENERATION_BULK_QUEUE if bulk else contract.GENERATION_QUEUE
+        with _server_errors():
+            ids, _ = jobs.enqueue(self.connection, queue, contract.GENERATE_FUNCTION, [payload], self._options)
+        return GenerationHandle(ids[0], self.connection)
+
+    def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle:
+        """The handle of a job enqueued earlier, here or elsewhere."""
+        with _server_errors():
+            origin = self.connection.hget(jobs.job_key(job_id), "origin")
+        if origin is None:
+            raise JobNotFoundError(f"there is no job {job_id}, or its time to live ran out")
+        generation = _text(origin) in contract.ROLE_QUEUES["generation"]
+        return (GenerationHandle if generation else EmbeddingHandle)(job_id, self.connection)
+
+    def _enqueue_embeddings(
+        self, payloads: Sequence[Mapping[str, Any]], bulk: bool
+    ) -> tuple[list[EmbeddingHandle], int]:
+        queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
+        with _server_errors():
+            ids, queued = jobs.enqueue(self.connection, queue, contract.EMBED_FUNCTION, payloads, self._options)
+        return [EmbeddingHandle(job_id, self.connection) for job_id in ids], queued
+
+
+def connect(redis_url: str | None = None) -> Redis:
+    """A client for the server found by `find_redis_url`, which answers. Raises `NoServerError`."""
+    url = find_redis_url(redis_url)
+    if url is None:
+        raise NoServerError(
+            "no Redis server is known: give its URL, set "
+            f"{REDIS_URL_VARIABLE}, or start `impetus-worker run` on this machine, which brings one"
+        )
+    from redis import Redis
+
+    try:
+        connection = Redis.from_url(url, socket_connect_timeout=5, socket_timeout=30, health_check_interval=30)
+    except ValueError as error:
+        raise NoServerError(f"{url!r} is no Redis URL such as redis://localhost:6379/0: {error}") from None
+    with _server_errors():
+        connection.ping()
+    return connection
+
+
+def _embedding_payload(
+    texts: str | list[str],
+    model: str | None,
+    dimensions: int | None,
+    input_type: InputType | None,
+    truncate: bool,
+) -> dict[str, Any]:
+    fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
+    payload = {name: value for name, value in fields.items() if value is not None}
+    if not truncate:
+        payload["truncate"] = False
+    parse_request(EmbeddingRequest, payload)
+    return payload
+
+
+ItemT = TypeVar("ItemT")
+
+
+def _parts(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    """Turns redis-py's connection errors into one sentence that says what to do."""
+    from redis import exceptions
+
+    try:
+        yield
+    except exceptions.AuthenticationError as error:
+        raise NoServerError(f"the Redis server refused the user or password in its URL: {error}") from error
+    except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+        raise NoServerError(f"the Redis server does not answer ({error}): is it running?") from error

@@ -1,0 +1,270 @@
+"""The wire contract, in one place: queue names, function names, requests, results and their limits.
+
+Jobs are ordinary RQ jobs with RQ's JSON serializer. Each names one of two functions and carries one JSON object,
+an `EmbeddingRequest` or a `GenerationRequest`; its return value is the matching result, again a JSON object. Any
+service can enqueue with plain RQ, knowing nothing but this page.
+
+This module knows no Redis and no RQ. Field names and meanings follow OpenAI's embeddings and chat APIs where those
+have them (https://platform.openai.com/docs/api-reference).
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from array import array
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from .errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EMBED_FUNCTION = "impetus_worker.jobs.embed"
+GENERATE_FUNCTION = "impetus_worker.jobs.generate"
+
+EMBEDDING_QUEUE = "embedding"
+EMBEDDING_BULK_QUEUE = "embedding-bulk"
+GENERATION_QUEUE = "generation"
+GENERATION_BULK_QUEUE = "generation-bulk"
+#: A role's queues, the one whose caller is waiting first.
+ROLE_QUEUES = {
+    "embedding": (EMBEDDING_QUEUE, EMBEDDING_BULK_QUEUE),
+    "generation": (GENERATION_QUEUE, GENERATION_BULK_QUEUE),
+}
+
+MAX_TEXT_BYTES = 10_000_000
+"""The longest single text or prompt, in bytes of UTF-8."""
+MAX_TEXTS_PER_JOB = 2048
+"""The most texts one embedding job may carry (OpenAI's limit)."""
+MAX_PAYLOAD_BYTES = 64_000_000
+"""The largest job payload a worker reads, after decompression."""
+
+DEFAULT_RESULT_TTL_S = 3600
+"""How long a result waits in Redis to be fetched."""
+DEFAULT_FAILURE_TTL_S = 7 * 24 * 3600
+"""How long a failed job and its reason are kept."""
+DEFAULT_TIMEOUT_S = 600
+"""How long a job may run once its first batch has started."""
+
+
+def _checked_text(value: Any, what: str = "the text") -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("not_a_string", f"{what} must be a string, not {_json_type(value)}")
+    try:
+        size = len(value) if value.isascii() else len(value.encode())
+    except UnicodeEncodeError:
+        raise PydanticCustomError("not_unicode", f"{what} holds half a surrogate pair, which is no text") from None
+    if size > MAX_TEXT_BYTES:
+        raise PydanticCustomError("too_large", f"{what} is longer than {MAX_TEXT_BYTES:,} bytes of UTF-8")
+    return value
+
+
+def _checked_input(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [_checked_text(value)]
+    if not isinstance(value, list | tuple):
+        raise PydanticCustomError("not_text", f"must be a string or a list of strings, not {_json_type(value)}")
+    if not value:
+        raise PydanticCustomError("empty", "the list is empty: send at least one text")
+    if len(value) > MAX_TEXTS_PER_JOB:
+        raise PydanticCustomError(
+            "too_many", f"{len(value)} texts are more than the {MAX_TEXTS_PER_JOB} a job may carry"
+        )
+    return [_checked_text(text, f"item {index}") for index, text in enumerate(value)]
+
+
+def _json_type(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class EmbeddingRequest(_Wire):
+    """Texts to embed. Vectors come back in the order of `input`, one each."""
+
+    input: Annotated[list[str], BeforeValidator(_checked_input)]
+    """A string, or a list of at most 2,048 strings of at most 10 MB each."""
+    model: str | None = None
+    """The model's name; none means the one the worker serves."""
+    dimensions: Annotated[int, Field(gt=0)] | None = None
+    """Keep only the first so many dimensions (for models trained for that), normalised again."""
+    encoding_format: Literal["base64", "float"] = "base64"
+    """`base64`: a block of little-endian float32 (2 KB for 384 dimensions); `float`: JSON numbers (8 KB)."""
+    input_type: Literal["query", "document"] | None = None
+    """Prefixes the prompt that the model's own files state for this kind of text, where they state one."""
+    truncate: bool = True
+    """Cut a text past the model's length. False: fail the job instead."""
+
+
+class VectorBlock(_Wire):
+    """A matrix of float32: `data` is base64 of little-endian bytes in C order, or a list of rows."""
+
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[int, int]
+    encoding: Literal["base64", "float"] = "base64"
+    data: str | list[list[float]]
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, shape: tuple[int, int]) -> VectorBlock:
+        return cls(shape=shape, data=base64.b64encode(raw).decode("ascii"))
+
+    def rows(self) -> np.ndarray | list[list[float]]:
+        """The matrix, (texts, dimensions): a numpy array where numpy is installed, else a list of lists."""
+        count, width = self.shape
+        try:
+            import numpy as np
+        except ImportError:
+            if isinstance(self.data, list):
+                return self.data
+            flat = array("f", base64.b64decode(self.data))
+            if sys.byteorder == "big":
+                flat.byteswap()
+            return [flat[row * width : (row + 1) * width].tolist() for row in range(count)]
+        if isinstance(self.data, list):
+            return np.asarray(self.data, dtype=np.float32).reshape(count, width)
+        return np.frombuffer(base64.b64decode(self.data), dtype="<f4").reshape(count, width)
+
+
+class EmbeddingUsage(_Wire):
+    prompt_tokens: int
+    """Tokens the model read, after truncation, special tokens included."""
+    truncated_texts: int = 0
+    """How many texts were longer than the model reads."""
+
+
+class Provenance(_Wire):
+    """Where and by what a result was made."""
+
+    worker: str
+    backend: str
+    """`coreml`, `mlx`, `cpu`, `numpy` or `simulated`."""
+    device: str
+    fingerprint: str
+    """Names weights, pooling, precision and backend: vectors with equal fingerprints may be compared."""
+    note: str | None = None
+    """What a reader must know, such as that the model is a random one made for tests."""
+
+
+class EmbeddingResult(_Wire):
+    """What an embedding job returns. `vectors` holds the numbers, one row a text."""
+
+    object: Literal["embedding"] = "embedding"
+    embeddings: VectorBlock
+    model: str
+    usage: EmbeddingUsage
+    provenance: Provenance
+
+    @property
+    def vectors(self) -> np.ndarray | list[list[float]]:
+        """(texts, dimensions): a read-only numpy array where numpy is installed, else a list of lists."""
+        return self.embeddings.rows()
+
+
+class Message(_Wire):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+    _size = field_validator("content", mode="before")(_checked_text)
+
+
+def _checked_stop(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class GenerationRequest(_Wire):
+    """A text to continue (`prompt`) or a conversation to answer (`messages`), one of the two."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    prompt: str | None = None
+    model: str | None = None
+    max_tokens: Annotated[int, Field(gt=0, le=1_000_000)] = 256
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """0 always takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_checked_stop), Field(max_length=16)] = (
+        Field(default_factory=list)
+    )
+    """Text ends before the first of these; it never holds one."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stream: bool = False
+    """Not served yet: true fails the job."""
+
+    @field_validator("stream")
+    @classmethod
+    def _no_stream(cls, value: bool) -> bool:
+        if value:
+            raise PydanticCustomError("not_served", "streaming is not served yet; leave it out and wait for the result")
+        return value
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompt_size(cls, value: Any) -> Any:
+        return value if value is None else _checked_text(value, "the prompt")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> GenerationRequest:
+        if (self.messages is None) == (self.prompt is None):
+            raise PydanticCustomError("one_source", "send either 'prompt' or 'messages', and not both")
+        return self
+
+
+class GenerationUsage(_Wire):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class GenerationTimings(_Wire):
+    """Seconds, on the worker's clock."""
+
+    first_token_s: float
+    """From the engine's taking the request to its first token."""
+    total_s: float
+
+
+class GenerationResult(_Wire):
+    object: Literal["generation"] = "generation"
+    text: str
+    finish_reason: Literal["stop", "length"]
+    model: str
+    usage: GenerationUsage
+    timings: GenerationTimings
+    provenance: Provenance
+
+
+Request: TypeAlias = EmbeddingRequest | GenerationRequest
+RequestT = TypeVar("RequestT", EmbeddingRequest, GenerationRequest)
+
+
+def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
+    """The request in `payload`, or an `InvalidRequestError` of one sentence that names the field."""
+    if not isinstance(payload, dict):
+        raise InvalidRequestError(f"the request must be a JSON object, not {_json_type(payload)}")
+    try:
+        return kind.model_validate(payload)
+    except ValidationError as error:
+        raise InvalidRequestError(first_sentence(error)) from None
+
+
+def first_sentence(error: ValidationError) -> str:
+    """The first of pydantic's complaints as `field: what is wrong with it`."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
+        first["type"], first["msg"]
+    )
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{field}: {problem}{more}" if field else f"{problem}{more}"

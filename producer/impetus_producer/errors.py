@@ -1,0 +1,44 @@
+"""Every error this package raises, under one base. Each carries one sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class ImpetusError(Exception):
+    """The base of every error that Impetus raises on purpose."""
+
+
+class InvalidRequestError(ImpetusError):
+    """A request or document breaks the contract. Permanent: sending it again fails again."""
+
+
+class MissingExtraError(ImpetusError):
+    """A feature needs an optional package that is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the '{extra}' extra: pip install 'impetus-batch[{extra}]'")
+        self.extra = extra
+
+
+class NoServerError(ImpetusError):
+    """No Redis or Valkey server answers where one was expected."""
+
+
+class JobFailedError(ImpetusError):
+    """The job ended as failed; `str(error)` is the worker's sentence, `reason` its type."""
+
+    def __init__(self, job_id: str, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.reason = reason
+
+
+class JobCancelledError(ImpetusError):
+    """The job was cancelled or stopped before it had a result."""
+
+
+class JobNotFoundError(ImpetusError):
+    """Redis knows no such job: its id is wrong, or its time to live ran out."""
+
+
+class ResultTimeoutError(ImpetusError, TimeoutError):
+    """The job had no result within the time given. It goes on: ask again later."""

@@ -1,0 +1,134 @@
+"""A request as an RQ job, and an RQ result as an answer: the bytes that lie in Redis.
+
+RQ's own classes make a job in about 200 microseconds, and importing them costs more than everything else here, so
+the few fields that RQ reads back are written by hand; a test compares them with what `rq.Queue.enqueue` writes.
+Source of the layout: rq 3.0, `Job.to_dict`, `Queue.enqueue_many`, `Result.restore`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from .errors import JobFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic import BaseModel
+    from redis import Redis
+
+ModelT = TypeVar("ModelT", bound="BaseModel")
+
+_COMPRESS_FROM_BYTES = 1024
+_FAILED, _RETRIED, _SUCCESSFUL = 2, 4, 1
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+def job_key(job_id: str) -> str:
+    return f"rq:job:{job_id}"
+
+
+def queue_key(queue: str) -> str:
+    return f"rq:queue:{queue}"
+
+
+def results_key(job_id: str) -> str:
+    return f"rq:results:{job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """How long things may take and stay, in seconds."""
+
+    timeout_s: int
+    result_ttl_s: int
+    failure_ttl_s: int
+
+
+def encode_payload(function: str, payload: Mapping[str, Any]) -> bytes:
+    """RQ's `data` field: the JSON of (function, instance, args, kwargs), deflated where that saves memory."""
+    data = json.dumps([function, None, [payload], {}], ensure_ascii=False, separators=(",", ":")).encode()
+    # RQ reads data that does not inflate as it stands; level 1 is five times as fast as RQ's 6 and 10 % larger.
+    return zlib.compress(data, 1) if len(data) >= _COMPRESS_FROM_BYTES else data
+
+
+def enqueue(
+    connection: Redis, queue: str, function: str, payloads: Sequence[Mapping[str, Any]], options: JobOptions
+) -> tuple[list[str], int]:
+    """Enqueues one job a payload in one round trip; returns their ids and the queue's new length."""
+    ids = [uuid4().hex for _ in payloads]
+    now = datetime.now(UTC).strftime(_TIME_FORMAT)
+    common: dict[Any, Any] = {
+        "status": "queued",
+        "origin": queue,
+        "created_at": now,
+        "enqueued_at": now,
+        "description": f"{function}(…)",
+        "timeout": options.timeout_s,
+        "result_ttl": options.result_ttl_s,
+        "failure_ttl": options.failure_ttl_s,
+    }
+    with connection.pipeline(transaction=True) as pipeline:
+        pipeline.sadd("rq:queues", queue_key(queue))
+        for job_id, payload in zip(ids, payloads, strict=True):
+            pipeline.hset(job_key(job_id), mapping={**common, "data": encode_payload(function, payload)})
+        pipeline.rpush(queue_key(queue), *ids)
+        length = int(pipeline.execute()[-1])
+    return ids, length
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One entry of a job's result stream."""
+
+    final: bool
+    """False when the job failed and will be tried again."""
+    return_value: Any
+    error: JobFailedError | None
+
+
+def decode_outcome(job_id: str, entry: Mapping[bytes, bytes]) -> Outcome:
+    """Reads an entry of the stream `rq:results:<id>`."""
+    kind = int(entry[b"type"])
+    if kind == _SUCCESSFUL:
+        value = entry.get(b"return_value")
+        return Outcome(True, json.loads(base64.b64decode(value)) if value else None, None)
+    if kind == _RETRIED:
+        return Outcome(False, None, None)
+    trace = zlib.decompress(base64.b64decode(entry[b"exc_string"])).decode() if entry.get(b"exc_string") else ""
+    return Outcome(True, None, failure_from(job_id, trace))
+
+
+def read_result(result_type: type[ModelT], return_value: Any) -> ModelT:
+    """A job's return value as the contract's result. Lenient where JSON has lists for tuples."""
+    return result_type.model_validate(return_value, strict=False)
+
+
+def failure_from(job_id: str, trace: str) -> JobFailedError:
+    """The sentence in the last line of a traceback, which is all that our workers write."""
+    lines = trace.strip().splitlines() or ["the job failed and left no reason"]
+    name, separator, message = lines[-1].partition(": ")
+    if not separator or " " in name:
+        return JobFailedError(job_id, lines[-1])
+    return JobFailedError(job_id, message, reason=name.rpartition(".")[2])
+
+
+def discard(connection: Redis, job_ids: Sequence[str]) -> None:
+    """Deletes ended jobs, their results and their places in the registries. Two round trips, however many."""
+    with connection.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hget(job_key(job_id), "origin")
+        origins = pipeline.execute()
+        for job_id, origin in zip(job_ids, origins, strict=True):
+            pipeline.delete(job_key(job_id), results_key(job_id))
+            if origin is not None:
+                queue = origin.decode() if isinstance(origin, bytes) else origin
+                pipeline.zrem(f"rq:finished:{queue}", job_id)
+                pipeline.zrem(f"rq:failed:{queue}", job_id)
+        pipeline.execute()
