@@ -8,7 +8,7 @@ pipe between processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class EngineInfo:
     """Every name by which a request may ask for this model."""
     fingerprint: str
     precision: str
+    folder: str = ""
+    """Where the model's files are, for whoever tokenises for this engine."""
     dimensions: int = 0
     max_tokens: int = 0
     """The longest input the model reads, in tokens."""
@@ -128,11 +130,11 @@ class EngineConfig:
     """Which engine to make. `backend` is a name, or `auto` to let the dispatcher choose."""
 
     kind: str
-    model: str
+    model: str | None = None
+    """A folder or a Hugging Face id; none means the default."""
     backend: str = "auto"
     max_concurrent: int = 16
     """Generations decoding together."""
     simulated_a_s: float = 0.004
     """The simulated backend's time for a batch: a + b * padded tokens, in seconds."""
     simulated_b_s: float = 0.000_02
-    options: dict[str, str] = field(default_factory=dict)

@@ -261,7 +261,9 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
 
 def first_sentence(error: ValidationError) -> str:
     """The first of pydantic's complaints as `field: what is wrong with it`."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # A field misspelt is a field missing too, and the misspelling says more.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
         first["type"], first["msg"]

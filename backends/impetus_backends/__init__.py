@@ -1,0 +1,1 @@
+"""Models on devices: embedding and generation backends, and the dispatcher that chooses among them."""

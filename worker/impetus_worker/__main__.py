@@ -1,0 +1,5 @@
+"""`python -m impetus_worker` is the `impetus-worker` command."""
+
+from .cli import main
+
+main()

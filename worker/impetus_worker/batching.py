@@ -1,0 +1,84 @@
+"""What the worker's loop asks of a role: how much to claim, what to run next, and which jobs that completed.
+
+Two roles implement `Batcher`: `EmbeddingBatcher` packs the texts of many jobs into batches, `GenerationBatcher` lets
+jobs join the running batch one by one. Neither knows Redis or processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from impetus_backends.protocol import Event, Work
+
+    from .claims import ClaimedJob
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    job: ClaimedJob
+    result: bytes
+    """The result as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    job: ClaimedJob
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Somebody asked for it to be stopped."""
+
+    job: ClaimedJob
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Goes back to the front of its queue, as if never claimed."""
+
+    job: ClaimedJob
+
+
+Outcome: TypeAlias = Finished | Failed | Stopped | Returned
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many jobs to claim now: from the queue whose callers wait, and from both."""
+
+    interactive: int
+    bulk: int
+
+
+class Batcher(Protocol):
+    def room(self) -> Room:
+        """How many jobs there is room for, beside those taken in."""
+
+    def add(self, jobs: Sequence[ClaimedJob], now: float) -> list[Outcome]:
+        """Takes jobs in; returns the outcomes of those that end at once, such as a `Failed` for a bad request."""
+
+    def next_work(self, now: float) -> Work | None:
+        """What the engine should be given now, if anything. Ask again until there is nothing."""
+
+    def wakes_at(self) -> float | None:
+        """When `next_work` will have something though nothing else happens: a batching window ends."""
+
+    def absorb(self, event: Event) -> list[Outcome]:
+        """Takes what the engine says; returns the jobs that ended by it."""
+
+    def drop(self, job_id: str) -> list[int]:
+        """Forgets a job, wherever it is; returns the work to cancel in the engine."""
+
+    def in_engine(self, job_id: str) -> bool:
+        """Whether the engine may be running part of this job now."""
+
+    def started_at(self, job_id: str) -> float | None:
+        """When the engine was first given part of this job."""
+
+    def engine_died(self, *, suspect: bool) -> list[Outcome]:
+        """All that the engine held is to run again, alone if it is suspect; returns the jobs now known to be poison."""

@@ -1,0 +1,182 @@
+"""The four things a worker does to jobs in Redis, one script each: claim, finish, renew, recover.
+
+Every script touches just the fields needed and is one round trip, however many jobs. RQ's keys and fields are those
+of rq 3.0; `tests/worker/test_claims.py` compares them with what RQ itself writes. Knows Redis and the layout of RQ's
+keys; knows nothing of batches, models or engines.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+import zlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from redis import Redis
+
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+_DEFAULT_TIMEOUT_S = 180
+"""RQ's own, for jobs that name none (`Queue.DEFAULT_TIMEOUT`)."""
+_REGISTRY_MARGIN_S = 24 * 3600
+"""RQ's own cleanup, which `rq info` runs too, fails a started job once its registry score has passed. Ours puts it
+back as soon as its lease has run out, so the score leaves it a day to do so."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job that is this worker's for as long as it renews the lease. `fields` is RQ's hash, undecoded."""
+
+    id: str
+    execution_id: str
+    queue: str
+    fields: dict[bytes, bytes] = field(repr=False)
+    claimed_at: float
+    """Epoch seconds."""
+
+    @property
+    def timeout_s(self) -> int | None:
+        """RQ's time limit, counted here from when the engine first ran any of it; None for none."""
+        try:
+            timeout_s = int(self.fields.get(b"timeout") or _DEFAULT_TIMEOUT_S)
+        except ValueError:
+            timeout_s = _DEFAULT_TIMEOUT_S
+        return timeout_s if timeout_s > 0 else None
+
+
+class Verb(StrEnum):
+    FINISH = "finish"
+    FAIL = "fail"
+    ABORT = "abort"
+    """Fails it whatever it has of dependents."""
+    RETURN = "return"
+
+
+class Ended(StrEnum):
+    """What came of an ending."""
+
+    DONE = "1"
+    LEASE_LOST = "0"
+    HAS_DEPENDENTS = "2"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one job ends: a result (the serializer's bytes), a reason, or back to the queue."""
+
+    job: ClaimedJob
+    verb: Verb
+    payload: bytes = b""
+    ttl_s: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    suspended: bool
+    jobs: list[ClaimedJob]
+
+
+class Claims:
+    """One worker's hold on its jobs. Safe to share between threads, as the client is."""
+
+    def __init__(self, connection: Redis, worker: str, lease_s: int) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._lease_s = lease_s
+        self._claim = connection.register_script(_source("claim"))
+        self._finish = connection.register_script(_source("finish"))
+        self._renew = connection.register_script(_source("renew"))
+        self._recover = connection.register_script(_source("recover"))
+
+    def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int) -> Claim:
+        """Takes up to `max_jobs` jobs, from the first queue while it has any; at most about `max_bytes` of payload."""
+        now = time.time()
+        arguments: list[Any] = [
+            self._worker, _iso(now), repr(now), self._lease_s, self._score(now), max_jobs, max_bytes, uuid4().hex[:20],
+        ]  # fmt: skip
+        reply: Any = self._claim(keys=[f"rq:queue:{queue}" for queue in queues], args=[*arguments, *queues])
+        jobs = [
+            ClaimedJob(
+                id=job_id.decode(),
+                execution_id=execution.decode(),
+                queue=queues[position - 1],
+                fields=dict(zip(fields[::2], fields[1::2], strict=True)),
+                claimed_at=now,
+            )
+            for job_id, execution, position, fields in reply[1:]
+        ]
+        return Claim(suspended=bool(reply[0]), jobs=jobs)
+
+    def finish(self, endings: Iterable[Ending]) -> list[Ended]:
+        """Ends jobs in one transaction, each only while its lease holds."""
+        now = time.time()
+        arguments: list[Any] = [self._worker, _iso(now), repr(now), int(now)]
+        for ending in endings:
+            job = ending.job
+            payload = _payload(ending)
+            arguments += (
+                job.id, job.execution_id, job.queue, ending.verb.value, payload, ending.ttl_s, repr(job.claimed_at),
+            )  # fmt: skip
+        codes: Any = self._finish(args=arguments)
+        return [Ended(str(code)) for code in codes]
+
+    def renew(self, jobs: Iterable[ClaimedJob]) -> list[str]:
+        """Extends the leases; returns the ids of jobs that are no longer this worker's."""
+        now = time.time()
+        arguments: list[Any] = [self._worker, _iso(now), repr(now), self._lease_s, self._score(now)]
+        for job in jobs:
+            arguments += (job.id, job.execution_id, job.queue)
+        lost: Any = self._renew(args=arguments)
+        return [job_id.decode() for job_id in lost]
+
+    def holds(self, job: ClaimedJob) -> bool:
+        """Whether the lease on this job still holds."""
+        with self._connection.pipeline(transaction=True) as pipeline:
+            pipeline.exists(f"rq:execution:{job.id}:{job.execution_id}")
+            pipeline.hmget(f"rq:job:{job.id}", "status", "impetus_execution")
+            lease, state = pipeline.execute()
+        return bool(lease) and state == [b"started", job.execution_id.encode()]
+
+    def recover(self, queue: str) -> list[str]:
+        """Puts the queue's jobs that dead workers held back at its front; returns their ids."""
+        ids: Any = self._recover(args=[queue])
+        return [job_id.decode() for job_id in ids]
+
+    def abandon(self, worker: str) -> None:
+        """Ends at once all leases of a worker that is known to be dead, and takes its record away."""
+        key = f"rq:worker:{worker}"
+        held: Any = self._connection.smembers(f"{key}:executions")
+        queues: Any = self._connection.hget(key, "queues") or b""
+        with self._connection.pipeline(transaction=True) as pipeline:
+            for composite in held:
+                pipeline.delete(f"rq:execution:{composite.decode()}")
+            pipeline.srem("rq:workers", key)
+            for queue in queues.decode().split(","):
+                pipeline.srem(f"rq:workers:{queue}", key)
+            pipeline.delete(key, f"{key}:executions")
+            pipeline.execute()
+
+    def _score(self, now: float) -> int:
+        return int(now) + self._lease_s + _REGISTRY_MARGIN_S
+
+
+def _payload(ending: Ending) -> bytes:
+    """As RQ's `Result.serialize` writes it: base64, a reason deflated first."""
+    if ending.verb is Verb.RETURN:
+        return b""
+    return base64.b64encode(ending.payload if ending.verb is Verb.FINISH else zlib.compress(ending.payload))
+
+
+def _iso(epoch_s: float) -> str:
+    return datetime.fromtimestamp(epoch_s, UTC).strftime(_TIME_FORMAT)
+
+
+def _source(name: str) -> str:
+    return (resources.files(__package__) / "lua" / f"{name}.lua").read_text()

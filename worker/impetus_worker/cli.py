@@ -1,0 +1,235 @@
+"""`impetus-worker`: the commands of the machine that does the work. Imports nothing heavy until one needs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
+from impetus_producer.errors import ImpetusError, MissingExtraError
+
+from .settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, ROLES, Role, WorkerSettings
+from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
+
+if TYPE_CHECKING:
+    from impetus_backends.dispatcher import HybridDispatcher
+
+_NEEDED = ("numpy", "tokenizers", "safetensors", "huggingface_hub")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="impetus-batch")
+def main() -> None:
+    """Work the Impetus queues on this machine: embeddings and generations.
+
+    \b
+    impetus-worker doctor     what this machine would do, and why
+    impetus-worker run        do it
+    """
+
+
+def _roles(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Role, ...]:
+    wanted = [role.strip() for role in value.split(",") if role.strip()]
+    if not wanted or any(role not in ROLES for role in wanted):
+        raise click.BadParameter(f"give one or both of {', '.join(ROLES)}, separated by a comma")
+    return tuple(role for role in ROLES if role in wanted)
+
+
+_engine_options = [
+    click.option("--roles", envvar="IMPETUS_ROLES", default=",".join(ROLES), show_default=True, callback=_roles,
+                 show_envvar=True, help="What to work on."),
+    click.option("--embedding-model", envvar="IMPETUS_EMBEDDING_MODEL", metavar="FOLDER|ID", show_envvar=True,
+                 help="A folder or a Hugging Face id.  [default: sentence-transformers/all-MiniLM-L6-v2]"),
+    click.option("--generation-model", envvar="IMPETUS_GENERATION_MODEL", metavar="FOLDER|ID", show_envvar=True,
+                 help="A folder or a Hugging Face id.  [default: mlx-community/Qwen2.5-0.5B-Instruct-4bit]"),
+    click.option("--embedding-backend", envvar="IMPETUS_EMBEDDING_BACKEND", default="auto", show_default=True,
+                 type=click.Choice(EMBEDDING_BACKENDS), show_envvar=True, help="'auto' takes the first that serves."),
+    click.option("--generation-backend", envvar="IMPETUS_GENERATION_BACKEND", default="auto", show_default=True,
+                 type=click.Choice(GENERATION_BACKENDS), show_envvar=True),
+]  # fmt: skip
+
+
+def _with_engine_options(command: Any) -> Any:
+    for option in reversed(_engine_options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--redis-url", envvar=REDIS_URL_VARIABLE, show_envvar=True, metavar="URL",
+              help="The server.  [default: one of its own, kept in this user's state folder]")  # fmt: skip
+@_with_engine_options
+@click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", default=256, show_default=True, show_envvar=True,
+              type=click.IntRange(1), help="The most texts in a batch.")  # fmt: skip
+@click.option("--max-batch-tokens", envvar="IMPETUS_MAX_BATCH_TOKENS", type=click.IntRange(1), show_envvar=True,
+              help="The most padded tokens in a batch.  [default: 1024 on a CPU, 4096 elsewhere]")  # fmt: skip
+@click.option("--max-wait-ms", envvar="IMPETUS_MAX_WAIT_MS", default=5.0, show_default=True, show_envvar=True,
+              type=click.FloatRange(0), help="How long the first text waits for others to join it.")  # fmt: skip
+@click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default=16, show_envvar=True,
+              show_default=True, type=click.IntRange(1), help="How many generations decode together.")  # fmt: skip
+@click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
+              help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
+@click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
+@click.option("--simulated-a-ms", default=4.0, hidden=True, type=float)
+@click.option("--simulated-b-us", default=20.0, hidden=True, type=float)
+@click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop at the end of standard input.")
+def run(
+    redis_url: str | None,
+    roles: tuple[Role, ...],
+    allow_callbacks: str,
+    until_stdin_closes: bool,
+    **options: Any,
+) -> None:
+    """Run workers until Ctrl-C: one process a role, each with its engine.
+
+    Without --redis-url the worker brings a server of its own, on loopback, whose jobs survive a restart; `impetus`
+    commands on this machine find it by themselves. The first Ctrl-C finishes what runs and puts the rest back, a
+    second one puts everything back at once.
+
+    \b
+    impetus-worker run
+    impetus-worker run --redis-url redis://queue.example:6379/0 --roles embedding
+    impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
+    """
+    _set_up_logging()
+    try:
+        _check_installed("impetus-worker run")
+        from .embedded_server import EmbeddedServer
+
+        url, server = redis_url or find_redis_url(), None
+        if url is None:
+            url, server = EmbeddedServer.start_or_join()
+        click.echo(f"server: {url}" + (" (embedded, stops with this program)" if server else ""))
+        workers = [_worker_settings(role, url, allow_callbacks, options) for role in roles]
+        status = Supervisor(workers, server, lifeline=sys.stdin.fileno() if until_stdin_closes else None).run()
+    except ImpetusError as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(status)
+
+
+def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[str, Any]) -> WorkerSettings:
+    return WorkerSettings(
+        redis_url=url,
+        role=role,
+        name=worker_name(role),
+        model=options[f"{role}_model"],
+        backend=options[f"{role}_backend"],
+        max_batch_texts=options["max_batch_texts"],
+        max_batch_tokens=options["max_batch_tokens"],
+        max_wait_ms=options["max_wait_ms"],
+        max_concurrent_generations=options["max_concurrent_generations"],
+        burst=options["burst"],
+        allow_callbacks=tuple(name.strip() for name in allow_callbacks.split(",") if name.strip()),
+        simulated_a_ms=options["simulated_a_ms"],
+        simulated_b_us=options["simulated_b_us"],
+    )
+
+
+@main.command(hidden=True)
+def work() -> None:
+    """One worker process, as the supervisor starts it: settings are the first line of standard input, whose end is
+    the end of the supervisor."""
+    _set_up_logging()
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        if not (part := os.read(0, 1)):
+            return
+        line += part
+    settings = WorkerSettings.from_json(line.decode())
+    from impetus_backends.errors import BackendError
+    from impetus_producer import connect
+
+    from .errors import ConfigurationError
+    from .worker import QueueWorker
+
+    try:
+        status = QueueWorker(settings, connect(settings.redis_url), lifeline=0).run()
+    except (ConfigurationError, BackendError) as error:
+        logging.getLogger(__name__).error("%s: %s", settings.role, error)
+        status = EXIT_CONFIGURATION
+    except ImpetusError as error:
+        logging.getLogger(__name__).error("%s: %s", settings.role, error)
+        status = 1
+    sys.exit(status)
+
+
+@main.command()
+@_with_engine_options
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(
+    roles: tuple[Role, ...],
+    embedding_model: str | None,
+    generation_model: str | None,
+    embedding_backend: str,
+    generation_backend: str,
+    as_json: bool,
+) -> None:
+    """Say what this machine is, which queues it would claim, with which backend, and why. Loads no model."""
+    try:
+        _check_installed("impetus-worker doctor")
+    except ImpetusError as error:
+        raise click.ClickException(str(error)) from None
+    from impetus_backends.dispatcher import get_compute_dispatcher
+
+    dispatcher = get_compute_dispatcher(embedding=embedding_backend, generation=generation_backend)
+    report = _report(dispatcher, roles, {"embedding": embedding_model, "generation": generation_model})
+    click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
+
+
+def _report(dispatcher: HybridDispatcher, roles: tuple[Role, ...], models: dict[str, str | None]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from impetus_backends.dispatcher import DEFAULT_MODELS
+    from impetus_producer.contract import ROLE_QUEUES
+
+    choices = {"embedding": dispatcher.embedding_backend, "generation": dispatcher.lm_backend}
+    report: dict[str, Any] = {"machine": asdict(dispatcher.hardware), "roles": {}}
+    for role in ROLES:
+        choice = choices[role]
+        claims = role in roles and choice.first is not None
+        report["roles"][role] = {
+            "claims": list(ROLE_QUEUES[role]) if claims else [],
+            "backend": choice.first if claims else None,
+            "then": list(choice.candidates[1:]) if claims else [],
+            "model": models[role] or DEFAULT_MODELS[role],
+            "reasons": list(choice.reasons) if role in roles else ["left out by --roles"],
+        }
+    return report
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    traits = [name for name in ("rosetta", "virtual") if machine[name]]
+    lines = [
+        f"machine     {machine['chip']} ({machine['system']} {machine['machine']}"
+        f"{''.join(', ' + trait for trait in traits)}), {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB"
+    ]
+    for role, plan in report["roles"].items():
+        lines.append("")
+        if plan["claims"]:
+            lines.append(f"{role:<11} would claim {' and '.join(plan['claims'])} with the {plan['backend']} backend")
+            lines.append(f"            model {plan['model']}")
+            if plan["then"]:
+                lines.append(f"            should that fail its golden check: {', then '.join(plan['then'])}")
+        else:
+            lines.append(f"{role:<11} would claim nothing")
+        lines += [f"            - {reason}" for reason in plan["reasons"]]
+    return "\n".join(lines)
+
+
+def _check_installed(what: str) -> None:
+    if any(find_spec(package) is None for package in _NEEDED):
+        raise MissingExtraError(what, "worker")
+
+
+def _set_up_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("rq.worker", "rq.job", "rq.scheduler", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)

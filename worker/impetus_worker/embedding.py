@@ -1,0 +1,360 @@
+"""Micro-batching: the texts of many embedding jobs, in batches that suit the device.
+
+Two lanes, one for jobs whose caller waits and one for bulk. The first text in an empty lane opens a window; when it
+closes, or a batch is full, what is there goes out; texts that come later never extend it. Within a lane, texts of
+several batches' worth are sorted by length together (Infinity, `inference/queue.py`), so that little is padding. One
+batch runs and one waits behind it, so the device never waits; a batch of the interactive lane passes the waiting one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
+from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest, parse_request
+
+from .batching import Failed, Finished, Outcome, Room
+from .errors import InferenceError, InvalidRequestError, PoisonedJobError
+from .packing import pack, padded_tokens
+from .payload import read_payload
+from .quarantine import Quarantine
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from impetus_backends.protocol import EngineInfo, Event
+
+    from .claims import ClaimedJob
+
+_LOOKAHEAD_S = 2.0
+"""So much of the device's time is worth of texts is taken in at once, for sorting."""
+_MAX_JOBS_HELD = 2048
+_MAX_JOBS_A_CLAIM = 128
+DEFAULT_BATCH_TOKENS = {"cpu": 1024, "numpy": 1024, "mlx": 4096, "coreml": 4096, "simulated": 4096}
+
+
+class EncodedText(Protocol):
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def truncated(self) -> bool: ...
+
+
+class TextEncoder(Protocol):
+    def encode(
+        self, texts: Sequence[str], *, input_type: Literal["query", "document"] | None = None
+    ) -> Sequence[EncodedText]: ...
+
+
+@dataclass(eq=False, slots=True)
+class _OpenJob:
+    job: ClaimedJob
+    request: EmbeddingRequest
+    rows_left: int
+    tokens: int
+    truncated: int
+    vectors: np.ndarray
+    started_at: float | None = None
+    dropped: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    """One text of one job."""
+
+    owner: _OpenJob
+    index: int
+    ids: np.ndarray
+
+
+@dataclass(slots=True)
+class _Lane:
+    urgent: bool
+    pool: list[_Row] = field(default_factory=list)
+    planned: deque[list[_Row]] = field(default_factory=deque)
+    tokens: int = 0
+    """Of all rows in the pool and planned."""
+    rows: int = 0
+    opened_at: float = 0.0
+    in_engine: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    rows: list[_Row]
+    lane: _Lane
+    sent_at: float
+    suspect: bool
+
+
+class EmbeddingBatcher:
+    """`Batcher` for embedding jobs. `max_wait_s`: how long the first text waits for others to join its batch."""
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        encoder: TextEncoder,
+        *,
+        worker: str,
+        max_batch_texts: int,
+        max_batch_tokens: int,
+        max_wait_s: float,
+        allowed_callbacks: Collection[str] = (),
+    ) -> None:
+        self._info = info
+        self._encoder = encoder
+        self._provenance = {
+            "worker": worker,
+            "backend": info.backend,
+            "device": info.device,
+            "fingerprint": info.fingerprint,
+            "note": info.note,
+        }
+        self._max_rows = max_batch_texts
+        self._max_tokens = max_batch_tokens
+        self._max_wait_s = max_wait_s
+        self._allowed_callbacks = allowed_callbacks
+        self._jobs: dict[str, _OpenJob] = {}
+        self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
+        self._running: dict[int, _Batch] = {}
+        self._ids = count(1)
+        self._quarantine: Quarantine[_Row] = Quarantine()
+        self._tokens_a_job = float(max_batch_tokens)
+        self._tokens_a_second = max_batch_tokens / _LOOKAHEAD_S
+
+    # -- taking in ---------------------------------------------------------------------------------------------------
+
+    def room(self) -> Room:
+        held = len(self._jobs)
+        interactive = max(0, min(_MAX_JOBS_A_CLAIM, 2 * _MAX_JOBS_HELD - held))
+        target = min(64.0, max(8.0, self._tokens_a_second * _LOOKAHEAD_S / self._max_tokens)) * self._max_tokens
+        pooled = sum(lane.tokens for lane in self._lanes)
+        # Refilled in quarters, so that a claim is worth its round trip.
+        if held >= _MAX_JOBS_HELD or pooled > 0.75 * target or self._quarantine:
+            return Room(interactive=interactive, bulk=0)
+        bulk = min(_MAX_JOBS_A_CLAIM, _MAX_JOBS_HELD - held, math.ceil((target - pooled) / self._tokens_a_job))
+        return Room(interactive=interactive, bulk=bulk)
+
+    def add(self, jobs: Sequence[ClaimedJob], now: float) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        accepted: list[tuple[ClaimedJob, EmbeddingRequest]] = []
+        for job in jobs:
+            try:
+                accepted.append((job, self._read(job)))
+            except InvalidRequestError as error:
+                outcomes.append(Failed(job, error))
+        for input_type in ("query", "document", None):
+            group = [(job, request) for job, request in accepted if request.input_type == input_type]
+            # One call for the texts of all jobs: the tokenizer uses every core, and its own errors are rare.
+            texts = [text for _, request in group for text in request.input]
+            encoded = iter(self._encoder.encode(texts, input_type=input_type) if texts else ())
+            for job, request in group:
+                try:
+                    self._open(job, request, [next(encoded) for _ in request.input], now)
+                except InvalidRequestError as error:
+                    outcomes.append(Failed(job, error))
+        return outcomes
+
+    def _read(self, job: ClaimedJob) -> EmbeddingRequest:
+        request = parse_request(EmbeddingRequest, read_payload(job.fields, EMBED_FUNCTION, self._allowed_callbacks))
+        if request.model is not None and request.model not in self._info.model_aliases:
+            raise InvalidRequestError(
+                f"model: this worker serves {self._info.model} and not {request.model!r:.200}; start one with "
+                f"`impetus-worker run --embedding-model …`"
+            )
+        if request.dimensions is not None and request.dimensions > self._info.dimensions:
+            raise InvalidRequestError(
+                f"dimensions: {self._info.model} makes vectors of {self._info.dimensions}, "
+                f"and {request.dimensions} were asked for"
+            )
+        return request
+
+    def _open(self, job: ClaimedJob, request: EmbeddingRequest, texts: list[EncodedText], now: float) -> None:
+        truncated = [index for index, text in enumerate(texts) if text.truncated]
+        if truncated and not request.truncate:
+            raise InvalidRequestError(
+                f"input: item {truncated[0]} is longer than the {self._info.max_tokens} tokens that "
+                f"{self._info.model} reads, and 'truncate' is false"
+            )
+        tokens = sum(len(text.ids) for text in texts)
+        vectors = np.empty((len(texts), self._info.dimensions), dtype=np.float32)
+        owner = _OpenJob(job, request, len(texts), tokens, len(truncated), vectors)
+        self._jobs[job.id] = owner
+        lane = self._lanes[0 if job.queue == EMBEDDING_QUEUE else 1]
+        if not lane.rows:
+            lane.opened_at = now
+        lane.pool.extend(_Row(owner, index, text.ids) for index, text in enumerate(texts))
+        lane.rows += len(texts)
+        lane.tokens += tokens
+        self._tokens_a_job += 0.2 * (tokens - self._tokens_a_job)
+
+    # -- giving out --------------------------------------------------------------------------------------------------
+
+    def next_work(self, now: float) -> EmbeddingWork | None:
+        if any(batch.suspect for batch in self._running.values()):
+            return None
+        if self._quarantine:
+            return None if self._running else self._send(self._quarantine.next_group(), self._lanes[0], now, True)
+        for lane in self._lanes:
+            if self._is_ready(lane, now):
+                return self._send(self._next_batch(lane), lane, now)
+        return None
+
+    def _is_ready(self, lane: _Lane, now: float) -> bool:
+        if not lane.rows or lane.in_engine >= 2 or (len(self._running) >= 2 and not lane.urgent):
+            return False
+        full = lane.tokens >= self._max_tokens or lane.rows >= self._max_rows
+        return full or (lane.in_engine == 0 and now >= lane.opened_at + self._max_wait_s)
+
+    def _next_batch(self, lane: _Lane) -> list[_Row]:
+        if lane.pool and len(lane.planned) <= 1:
+            # The last batch planned is seldom full: it is packed again with what has come since.
+            rows = [row for batch in lane.planned for row in batch] + lane.pool
+            batches = pack(rows, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)
+            lane.planned, lane.pool = deque(batches), []
+        batch = lane.planned.popleft()
+        lane.rows -= len(batch)
+        lane.tokens -= sum(map(_length, batch))
+        return batch
+
+    def _send(self, rows: list[_Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
+        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], urgent=lane.urgent)
+        for row in rows:
+            if row.owner.started_at is None:
+                row.owner.started_at = now
+        lane.in_engine += 1
+        self._running[work.id] = _Batch(rows, lane, now, suspect)
+        return work
+
+    def wakes_at(self) -> float | None:
+        waiting = [lane.opened_at + self._max_wait_s for lane in self._lanes if lane.rows and not lane.in_engine]
+        return min(waiting, default=None)
+
+    # -- what came of it ---------------------------------------------------------------------------------------------
+
+    def absorb(self, event: Event) -> list[Outcome]:
+        batch = self._running.pop(event.id, None)
+        if batch is None:
+            return []
+        batch.lane.in_engine -= 1
+        if isinstance(event, Embedded):
+            return self._completed(batch, event)
+        assert isinstance(event, Rejected)
+        if len(batch.rows) > 1:
+            # One of these spoils the others: halves, until it stands alone.
+            half = len(batch.rows) // 2
+            self._run_again(batch.lane, batch.rows[half:])
+            self._run_again(batch.lane, batch.rows[:half])
+            return []
+        owner = batch.rows[0].owner
+        if owner.dropped:
+            return []
+        self.drop(owner.job.id)
+        return [Failed(owner.job, InferenceError(event.message))]
+
+    def _completed(self, batch: _Batch, event: Embedded) -> list[Outcome]:
+        if len(event.vectors) != len(batch.rows):
+            raise RuntimeError(
+                f"the engine returned {len(event.vectors)} vectors for {len(batch.rows)} texts: "
+                "a backend must return one row a text, padding rows cut off"
+            )
+        cost = padded_tokens([_length(row) for row in batch.rows])
+        if event.device_s > 0:
+            self._tokens_a_second += 0.1 * (cost / event.device_s - self._tokens_a_second)
+        done: list[Outcome] = []
+        for row, vector in zip(batch.rows, event.vectors, strict=True):
+            owner = row.owner
+            self._quarantine.cleared(row)
+            if owner.dropped:
+                continue
+            owner.vectors[row.index] = vector
+            owner.rows_left -= 1
+            if owner.rows_left == 0:
+                del self._jobs[owner.job.id]
+                done.append(Finished(owner.job, self._result(owner)))
+        return done
+
+    def _result(self, owner: _OpenJob) -> bytes:
+        vectors = owner.vectors
+        if owner.request.dimensions is not None:
+            vectors = vectors[:, : owner.request.dimensions]
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        data: Any = vectors.tolist()
+        if owner.request.encoding_format == "base64":
+            data = base64.b64encode(vectors.astype("<f4", copy=False).tobytes()).decode("ascii")
+        result = {
+            "object": "embedding",
+            "embeddings": {
+                "dtype": "float32",
+                "shape": vectors.shape,
+                "encoding": owner.request.encoding_format,
+                "data": data,
+            },
+            "model": self._info.model,
+            "usage": {"prompt_tokens": owner.tokens, "truncated_texts": owner.truncated},
+            "provenance": self._provenance,
+        }
+        return json.dumps(result, separators=(",", ":")).encode()
+
+    # -- when things end otherwise -----------------------------------------------------------------------------------
+
+    def drop(self, job_id: str) -> list[int]:
+        owner = self._jobs.pop(job_id, None)
+        if owner is None:
+            return []
+        owner.dropped = True
+        for lane in self._lanes:
+            lane.pool = [row for row in lane.pool if row.owner is not owner]
+            kept = ([row for row in batch if row.owner is not owner] for batch in lane.planned)
+            lane.planned = deque(batch for batch in kept if batch)
+            left = [*lane.pool, *(row for batch in lane.planned for row in batch)]
+            lane.rows, lane.tokens = len(left), sum(map(_length, left))
+        self._quarantine.discard([row for row in self._quarantine.items() if row.owner is owner])
+        # Where its rows have neighbours in the engine they run on, and what comes of them is not used.
+        return [work for work, batch in self._running.items() if all(row.owner.dropped for row in batch.rows)]
+
+    def in_engine(self, job_id: str) -> bool:
+        return any(row.owner.job.id == job_id for batch in self._running.values() for row in batch.rows)
+
+    def started_at(self, job_id: str) -> float | None:
+        owner = self._jobs.get(job_id)
+        return owner.started_at if owner else None
+
+    def engine_died(self, *, suspect: bool) -> list[Outcome]:
+        batches = list(self._running.values())
+        self._running.clear()
+        for batch in batches:
+            batch.lane.in_engine -= 1
+        if not suspect:
+            for batch in reversed(batches):
+                self._run_again(batch.lane, batch.rows)
+            return []
+        groups = [[row for row in batch.rows if not row.owner.dropped] for batch in batches]
+        poisoned: list[Outcome] = []
+        for row in self._quarantine.after_death([group for group in groups if group]):
+            self.drop(row.owner.job.id)
+            poisoned.append(Failed(row.owner.job, _poison(row)))
+        return poisoned
+
+    def _run_again(self, lane: _Lane, rows: list[_Row]) -> None:
+        """As the lane's next batch."""
+        if rows := [row for row in rows if not row.owner.dropped]:
+            lane.planned.appendleft(rows)
+            lane.rows += len(rows)
+            lane.tokens += sum(map(_length, rows))
+
+
+def _poison(row: _Row) -> PoisonedJobError:
+    return PoisonedJobError(f"input: the engine died each time it ran item {row.index}, and nothing beside it")
+
+
+def _length(row: _Row) -> int:
+    return len(row.ids)

@@ -1,0 +1,36 @@
+"""Every error this package raises, under one base, and what becomes of a job that meets one."""
+
+from __future__ import annotations
+
+from impetus_producer.errors import ImpetusError, InvalidRequestError, MissingExtraError
+
+__all__ = [
+    "ConfigurationError",
+    "EngineDiedError",
+    "ImpetusError",
+    "InferenceError",
+    "InvalidRequestError",
+    "JobTimeoutError",
+    "MissingExtraError",
+    "PoisonedJobError",
+]
+
+
+class ConfigurationError(ImpetusError):
+    """The worker cannot start as it was told to. Trying again without a change fails again."""
+
+
+class InferenceError(ImpetusError):
+    """The model could not serve this request."""
+
+
+class EngineDiedError(ImpetusError):
+    """The engine process ended though nobody told it to."""
+
+
+class PoisonedJobError(ImpetusError):
+    """The engine died every time it ran this job and nothing else."""
+
+
+class JobTimeoutError(ImpetusError):
+    """The job ran longer than its time limit."""

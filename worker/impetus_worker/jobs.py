@@ -1,0 +1,69 @@
+"""The two functions that jobs name. Our workers run their batches instead; any other RQ worker can call these.
+
+Called by stock `rq.SimpleWorker` they load the model in its process, once, and serve one job at a time, at whatever
+speed that gives. Settings come from the `IMPETUS_*` environment variables, as for `impetus-worker run`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, GENERATE_FUNCTION, GENERATION_QUEUE
+
+from .batching import Failed, Finished
+from .claims import ClaimedJob
+from .roles import engine_config, make_batcher
+from .settings import Role, WorkerSettings
+
+if TYPE_CHECKING:
+    from impetus_backends.protocol import Engine
+
+    from .batching import Batcher
+
+
+def embed(request: dict[str, Any]) -> dict[str, Any]:
+    """An `EmbeddingRequest` as a plain object to an `EmbeddingResult` as one."""
+    return _run("embedding", EMBEDDING_QUEUE, EMBED_FUNCTION, request)
+
+
+def generate(request: dict[str, Any]) -> dict[str, Any]:
+    """A `GenerationRequest` as a plain object to a `GenerationResult` as one."""
+    return _run("generation", GENERATION_QUEUE, GENERATE_FUNCTION, request)
+
+
+def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
+    """The worker's own path with a batch of one, so that both give the same answer to the same request."""
+    engine, batcher = _engine(role)
+    data = json.dumps([function, None, [request], {}]).encode()
+    job = ClaimedJob("inline", "inline", queue, {b"data": data}, time.time())
+    outcomes = batcher.add([job], time.monotonic())
+    while not outcomes:
+        while (work := batcher.next_work(float("inf"))) is not None:
+            engine.admit(work)
+        for event in engine.step():
+            outcomes += batcher.absorb(event)
+    outcome = outcomes[0]
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    assert isinstance(outcome, Finished)
+    result: dict[str, Any] = json.loads(outcome.result)
+    return result
+
+
+@cache
+def _engine(role: Role) -> tuple[Engine, Batcher]:
+    from impetus_backends.dispatcher import open_engine
+
+    settings = WorkerSettings(
+        redis_url="",
+        role=role,
+        name="inline",
+        model=os.environ.get(f"IMPETUS_{role.upper()}_MODEL"),
+        backend=os.environ.get(f"IMPETUS_{role.upper()}_BACKEND", "auto"),
+    )
+    engine = open_engine(engine_config(settings))
+    return engine, make_batcher(settings, engine.info)

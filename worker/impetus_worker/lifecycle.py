@@ -1,0 +1,152 @@
+"""A job's whole life, from its claim to one ending.
+
+    claimed -> read -> in the engine -> finished | failed | stopped | back on the queue
+
+Most jobs end in `finish.lua`, many in one transaction. A job that asked RQ for more (callbacks, retries, dependents,
+webhooks, a rate limit, repeats, a result that is not kept) ends as RQ itself would end it. Either way only while its
+lease holds: a worker that was thought dead writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+from rq.callbacks import execute_stopped_callback
+from rq.defaults import DEFAULT_FAILURE_TTL
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.utils import now
+
+from .batching import Failed, Finished, Outcome, Returned, Stopped
+from .claims import ClaimedJob, Claims, Ended, Ending, Verb
+from .errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+    from rq.worker.base import BaseWorker
+
+_ASKS_MORE_ALWAYS = (b"repeats_left", b"rate_limit_key", b"webhooks")
+_ASKS_MORE_ON_SUCCESS = (*_ASKS_MORE_ALWAYS, b"success_callback_name")
+_ASKS_MORE_ON_FAILURE = (*_ASKS_MORE_ALWAYS, b"failure_callback_name", b"retries_left")
+_CALLBACK_ATTRIBUTES = ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name")
+_MAX_REASON_CHARACTERS = 4000
+
+
+class Lifecycle:
+    """Ends the jobs that `worker` claimed. Call it from one thread."""
+
+    def __init__(self, worker: BaseWorker, claims: Claims, default_result_ttl_s: int) -> None:
+        self._worker = worker
+        self._connection: Redis = worker.connection
+        self._claims = claims
+        self._default_result_ttl_s = default_result_ttl_s
+        self._log = logging.getLogger(__name__)
+
+    def settle(self, outcomes: Sequence[Outcome]) -> bool:
+        """Ends each job; says whether any went RQ's own way.
+
+        A job whose lease was lost is another worker's by now, and is left alone.
+        """
+        endings: list[Ending] = []
+        for_rq: list[Outcome] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                self._log.warning("job %s failed: %s", outcome.job.id, _sentence(outcome.error))
+            ending = self._ending(outcome)
+            if ending is None:
+                for_rq.append(outcome)
+            else:
+                endings.append(ending)
+        if endings:
+            by_job = {outcome.job.id: outcome for outcome in outcomes}
+            for ending, ended in zip(endings, self._claims.finish(endings), strict=True):
+                if ended is Ended.HAS_DEPENDENTS:
+                    for_rq.append(by_job[ending.job.id])
+                elif ended is Ended.LEASE_LOST:
+                    self._log.warning("job %s: its lease was lost, so its result is not written", ending.job.id)
+        for outcome in for_rq:
+            self._settle_by_rq(outcome)
+        return bool(for_rq)
+
+    def _ending(self, outcome: Outcome) -> Ending | None:
+        """How the job ends on the short path, or None where RQ has more to do."""
+        job = outcome.job
+        match outcome:
+            case Returned():
+                return Ending(job, Verb.RETURN)
+            case Finished(result=result):
+                ttl_s = _seconds(job.fields.get(b"result_ttl"), self._default_result_ttl_s)
+                if ttl_s == 0 or any(job.fields.get(name) for name in _ASKS_MORE_ON_SUCCESS):
+                    return None
+                return Ending(job, Verb.FINISH, result, ttl_s)
+            case Failed(error=error):
+                if any(job.fields.get(name) for name in _ASKS_MORE_ON_FAILURE):
+                    return None
+                return self._failing(job, error, Verb.FAIL)
+            case Stopped():
+                return None
+
+    def _failing(self, job: ClaimedJob, error: Exception, verb: Verb) -> Ending:
+        ttl_s = _seconds(job.fields.get(b"failure_ttl"), DEFAULT_FAILURE_TTL)
+        name = f"{type(error).__module__}.{type(error).__qualname__}"
+        return Ending(job, verb, f"{name}: {_sentence(error)}".encode(), ttl_s)
+
+    def _settle_by_rq(self, outcome: Outcome) -> None:
+        claimed = outcome.job
+        if not self._claims.holds(claimed):
+            self._log.warning("job %s: its lease was lost, so its result is not written", claimed.id)
+            return
+        job = Job(claimed.id, connection=self._connection, serializer=JSONSerializer)
+        try:
+            job.restore(claimed.fields)
+        except Exception as unreadable:  # noqa: BLE001 - whatever bytes lie in the hash, they fail this job alone
+            reason = outcome.error if isinstance(outcome, Failed) else unreadable
+            self._claims.finish([self._failing(claimed, reason, Verb.ABORT)])
+            return
+        execution = Execution(claimed.execution_id, claimed.id, self._connection, worker_name=self._worker.name)
+        queue = self._worker.queue_class(claimed.queue, connection=self._connection, serializer=JSONSerializer)
+        try:
+            match outcome:
+                case Finished(result=result):
+                    try:
+                        self._worker._finalize_success(job, queue, execution, json.loads(result))
+                    except Exception:  # noqa: BLE001 - as RQ has it: a success callback that raises fails its job
+                        self._worker._finalize_failure(job, queue, execution, sys.exc_info())
+                case Failed(error=error):
+                    if isinstance(error, InvalidRequestError):
+                        # It would fail again, and a callback that is not allowed is what may be wrong with it.
+                        job.retries_left = None
+                        for name in _CALLBACK_ATTRIBUTES:
+                            setattr(job, name, None)
+                    self._worker._finalize_failure(job, queue, execution, (type(error), error, error.__traceback__))
+                case Stopped():
+                    job.ended_at = now()
+                    self._worker._stopped_job_id = job.id
+                    try:
+                        execute_stopped_callback(job, self._worker.death_penalty_class)
+                    except Exception:  # noqa: BLE001 - as RQ has it: the job is stopped all the same
+                        self._log.error("job %s: its stopped callback raised", claimed.id, exc_info=True)
+                    self._worker.handle_job_failure(job, queue, exc_string="stopped by its user", execution=execution)
+        except RedisError:
+            raise
+        except Exception as failure:  # noqa: BLE001 - RQ gave up half-way, and the job must end all the same
+            self._log.error("job %s: RQ could not end it", claimed.id, exc_info=True)
+            self._claims.finish([self._failing(claimed, failure, Verb.ABORT)])
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:_MAX_REASON_CHARACTERS]
+
+
+def _seconds(value: bytes | None, default: int) -> int:
+    try:
+        return int(value) if value else default
+    except ValueError:
+        return default

@@ -1,0 +1,53 @@
+-- Takes up to max_jobs jobs off the queues, in the queues' order, and writes all that RQ keeps about a started job.
+-- One step: a worker that dies before or after it has lost nothing.
+--
+-- KEYS: the queues' lists
+-- ARGV: worker, now (ISO 8601), now (epoch s), lease (s), registry score, max jobs, max bytes, execution id prefix,
+--       then the queues' names in the order of KEYS
+-- Returns {suspended (0|1), {job id, execution id, queue's position, {field, value, ...}}, ...}
+local worker, now_iso, now, lease, score = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local max_jobs, max_bytes, prefix = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+
+if redis.call('EXISTS', 'rq:suspended') == 1 then return {1} end
+
+local reply, bytes = {0}, 0
+local running = 'rq:worker:' .. worker .. ':executions'
+for position, queue_key in ipairs(KEYS) do
+  local queue = ARGV[8 + position]
+  while #reply <= max_jobs and bytes < max_bytes do
+    local id = redis.call('LPOP', queue_key)
+    if not id then break end
+    local key = 'rq:job:' .. id
+    local is_hash = redis.call('TYPE', key).ok == 'hash'
+    local old = is_hash and redis.call('HMGET', key, 'status', 'impetus_execution') or {false, false}
+    -- RQ's keys join ids with a colon, so an id that holds one would spoil the registries.
+    if is_hash and not string.find(id, '^[%w_%-]+$') then
+      redis.call('HSET', key, 'status', 'failed')
+      redis.call('ZADD', 'rq:failed:' .. queue, score, id)
+    elseif is_hash and old[1] ~= 'canceled'
+        -- Enqueued twice and running now: the run under way is the one that counts.
+        and not (old[1] == 'started' and old[2]
+                 and redis.call('EXISTS', 'rq:execution:' .. id .. ':' .. old[2]) == 1) then
+      local execution = prefix .. #reply
+      local composite = id .. ':' .. execution
+      redis.call('HSET', key, 'status', 'started', 'started_at', now_iso, 'last_heartbeat', now_iso,
+                 'worker_name', worker, 'impetus_execution', execution)
+      redis.call('PERSIST', key)
+      redis.call('HSET', 'rq:execution:' .. composite, 'id', execution, 'job_id', id, 'created_at', now,
+                 'last_heartbeat', now, 'worker_name', worker)
+      redis.call('EXPIRE', 'rq:execution:' .. composite, lease)
+      redis.call('ZADD', 'rq:executions:' .. id, score, execution)
+      redis.call('EXPIRE', 'rq:executions:' .. id, lease + 60)
+      redis.call('ZADD', 'rq:wip:' .. queue, score, composite)
+      redis.call('SADD', running, composite)
+      local fields = redis.call('HGETALL', key)
+      for i = 1, #fields, 2 do bytes = bytes + #fields[i + 1] end
+      reply[#reply + 1] = {id, execution, position, fields}
+    end
+  end
+end
+if #reply > 1 then
+  redis.call('EXPIRE', running, lease + 600)
+  redis.call('HSET', 'rq:worker:' .. worker, 'state', 'busy')
+end
+return reply

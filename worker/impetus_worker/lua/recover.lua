@@ -1,0 +1,30 @@
+-- Puts the jobs of dead workers back at the front of their queue: those in the started registry that an Impetus
+-- worker claimed and whose lease ran out. A retry is not used up and no callback runs.
+--
+-- ARGV: queue
+-- Returns the ids put back, the first of the queue first.
+local queue, back = ARGV[1], {}
+local registry = 'rq:wip:' .. queue
+local entries = redis.call('ZRANGE', registry, 0, -1)
+for at = #entries, 1, -1 do
+  local composite = entries[at]
+  local id, execution = string.match(composite, '^(.+):([^:]+)$')
+  if id and redis.call('EXISTS', 'rq:execution:' .. composite) == 0 then
+    local key = 'rq:job:' .. id
+    local old = redis.call('TYPE', key).ok == 'hash'
+        and redis.call('HMGET', key, 'status', 'impetus_execution') or {false, false}
+    if old[2] == execution then
+      redis.call('ZREM', registry, composite)
+      redis.call('DEL', 'rq:executions:' .. id)
+      redis.call('HDEL', key, 'impetus_execution')
+      if old[1] == 'started' then
+        redis.call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '')
+        redis.call('LPUSH', 'rq:queue:' .. queue, id)
+        table.insert(back, 1, id)
+      end
+    elseif not old[1] then
+      redis.call('ZREM', registry, composite)
+    end
+  end
+end
+return back

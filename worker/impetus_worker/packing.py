@@ -1,0 +1,40 @@
+"""Texts into batches: a pure function over lengths.
+
+A batch costs what its padded matrix costs, `longest row * rows`, so that product is the budget, and rows of like
+length go together. Source: text-embeddings-inference, `core/src/queue.rs`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ItemT = TypeVar("ItemT")
+
+
+def pack(
+    items: Sequence[ItemT], length: Callable[[ItemT], int], *, max_tokens: int, max_rows: int
+) -> list[list[ItemT]]:
+    """Splits items into batches with `max(length) * count <= max_tokens` and `count <= max_rows`, shortest first.
+
+    Every item is in exactly one batch. One that is longer than the budget is a batch of its own, and keeps no other
+    back. Items of equal length stay in order.
+    """
+    batches: list[list[ItemT]] = []
+    batch: list[ItemT] = []
+    for item in sorted(items, key=length):
+        # Sorted, so the newest item is the longest: it alone decides the batch's padded size.
+        if batch and (len(batch) == max_rows or length(item) * (len(batch) + 1) > max_tokens):
+            batches.append(batch)
+            batch = []
+        batch.append(item)
+    if batch:
+        batches.append(batch)
+    return batches
+
+
+def padded_tokens(lengths: Sequence[int]) -> int:
+    """What a batch of these lengths costs."""
+    return max(lengths, default=0) * len(lengths)

@@ -1,0 +1,79 @@
+"""The untrusted bytes of a job: what it asks for, or one sentence that says what is wrong with them.
+
+Nothing here imports, unpickles or calls anything that a job names.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from impetus_producer.contract import MAX_PAYLOAD_BYTES
+
+from .errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+_CALLBACK_FIELDS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
+
+
+def read_payload(fields: Mapping[bytes, bytes], function: str, allowed_callbacks: Collection[str] = ()) -> Any:
+    """The request of a job that calls `function`, as plain JSON data; `fields` is RQ's job hash.
+
+    Raises `InvalidRequestError`.
+    """
+    for name in _CALLBACK_FIELDS:
+        callback = fields.get(name, b"").decode(errors="replace")
+        if callback and callback not in allowed_callbacks:
+            raise InvalidRequestError(
+                f"{name.decode()}: this worker was not told to run {callback!r}: name it with --allow-callbacks"
+            )
+    return _request(_call(_inflate(fields)), function)
+
+
+def _inflate(fields: Mapping[bytes, bytes]) -> bytes:
+    data = fields.get(b"data")
+    if not data:
+        raise InvalidRequestError("data: the job carries none")
+    try:
+        inflater = zlib.decompressobj()
+        inflated = inflater.decompress(data, MAX_PAYLOAD_BYTES)
+    except zlib.error:
+        inflated, inflater = data, zlib.decompressobj()  # RQ, too, takes what does not inflate as it stands
+    if inflater.unconsumed_tail or len(inflated) > MAX_PAYLOAD_BYTES:
+        raise InvalidRequestError(f"data: the payload is larger than {MAX_PAYLOAD_BYTES:,} bytes")
+    return inflated
+
+
+def _call(data: bytes) -> list[Any]:
+    try:
+        call = json.loads(data)
+    except UnicodeDecodeError:
+        raise InvalidRequestError(
+            "data: these bytes are not JSON (a pickle, perhaps): enqueue with serializer=rq.serializers.JSONSerializer"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(
+            f"data: this is not JSON ({str(error)[:80]}): enqueue with serializer=rq.serializers.JSONSerializer"
+        ) from None
+    if not (isinstance(call, list) and len(call) == 4 and isinstance(call[2], list) and isinstance(call[3], dict)):
+        raise InvalidRequestError("data: this is not an RQ call of a function, an instance, arguments and keywords")
+    return call
+
+
+def _request(call: list[Any], function: str) -> Any:
+    name, instance, arguments, keywords = call
+    if name != function or instance is not None:
+        raise InvalidRequestError(
+            f"function: this queue runs {function} and no other, and this job names {name!r:.100}"
+        )
+    if len(arguments) == 1 and not keywords:
+        return arguments[0]
+    if not arguments and list(keywords) == ["request"]:
+        return keywords["request"]
+    raise InvalidRequestError(
+        f"arguments: {function} takes one JSON object, and this job passes "
+        f"{len(arguments)} arguments and the keywords {sorted(keywords)!r:.100}"
+    )

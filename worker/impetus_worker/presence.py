@@ -1,0 +1,78 @@
+"""What a worker says of itself in Redis, and the chores that some worker must do: RQ's records and registries.
+
+Nothing here imports what a job names. RQ's own cleanup of the started registry runs failure callbacks, so it is left
+out; `recover.lua` takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from rq import worker_registration
+from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
+from rq.scheduler import RQScheduler
+from rq.serializers import JSONSerializer
+from rq.utils import now
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+    from rq.worker.base import BaseWorker
+
+    from .claims import Claims
+
+_REGISTRIES_INTERVAL_S = 600.0
+_SCHEDULER_INTERVAL_S = 1.0
+_SCHEDULER_LOCK_INTERVAL_S = 30.0
+
+
+def heartbeat(worker: BaseWorker, key_ttl_s: int) -> None:
+    """Renews the worker's record whole, so that it comes back after a server lost it."""
+    worker.last_heartbeat = now()
+    with worker.connection.pipeline(transaction=True) as pipeline:
+        pipeline.hset(worker.key, mapping=worker.serialize())
+        pipeline.hsetnx(worker.key, "state", worker.get_state())
+        pipeline.expire(worker.key, key_ttl_s)
+        worker_registration.register(worker, pipeline)
+        pipeline.execute()
+
+
+class Chores:
+    """Recovers dead workers' jobs, enqueues scheduled jobs, cleans registries. Call `run` often; it knows when."""
+
+    def __init__(self, connection: Redis, claims: Claims, queues: Sequence[str], recovery_interval_s: float) -> None:
+        self._connection = connection
+        self._claims = claims
+        self._queues = queues
+        self._recovery_interval_s = recovery_interval_s
+        self._scheduler = RQScheduler(
+            list(queues), connection=connection, logging_level="WARNING", serializer=JSONSerializer
+        )
+        self._due = {"recover": 0.0, "lock": 0.0, "schedule": 0.0, "registries": 0.0}
+        self._log = logging.getLogger(__name__)
+
+    def run(self, monotonic_s: float) -> None:
+        if self._is_due("recover", monotonic_s, self._recovery_interval_s):
+            for queue in self._queues:
+                if back := self._claims.recover(queue):
+                    self._log.warning("%d jobs of dead workers are back at the front of %s", len(back), queue)
+        if self._is_due("lock", monotonic_s, _SCHEDULER_LOCK_INTERVAL_S):
+            self._scheduler.acquire_locks()
+        if self._scheduler.acquired_locks and self._is_due("schedule", monotonic_s, _SCHEDULER_INTERVAL_S):
+            self._scheduler.enqueue_scheduled_jobs()
+        if self._is_due("registries", monotonic_s, _REGISTRIES_INTERVAL_S):
+            for queue in self._queues:
+                for registry in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry, ReadyJobRegistry):
+                    registry(queue, connection=self._connection, serializer=JSONSerializer).cleanup()
+
+    def stop(self) -> None:
+        if self._scheduler.acquired_locks:
+            self._scheduler.release_locks()
+
+    def _is_due(self, chore: str, monotonic_s: float, interval_s: float) -> bool:
+        if monotonic_s < self._due[chore]:
+            return False
+        self._due[chore] = monotonic_s + interval_s
+        return True

@@ -1,0 +1,48 @@
+"""What each role runs: its engine and its batcher, as the settings say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from impetus_backends.dispatcher import embedding_tokenizer
+from impetus_backends.protocol import EngineConfig
+
+from .embedding import DEFAULT_BATCH_TOKENS, EmbeddingBatcher
+from .generation import GenerationBatcher
+
+if TYPE_CHECKING:
+    from impetus_backends.protocol import EngineInfo
+
+    from .batching import Batcher
+    from .settings import WorkerSettings
+
+
+def engine_config(settings: WorkerSettings) -> EngineConfig:
+    return EngineConfig(
+        kind=settings.role,
+        model=settings.model,
+        backend=settings.backend,
+        max_concurrent=settings.max_concurrent_generations,
+        simulated_a_s=settings.simulated_a_ms / 1e3,
+        simulated_b_s=settings.simulated_b_us / 1e6,
+    )
+
+
+def make_batcher(settings: WorkerSettings, info: EngineInfo) -> Batcher:
+    """The batcher for an engine that has loaded."""
+    if settings.role == "generation":
+        return GenerationBatcher(
+            info,
+            worker=settings.name,
+            max_concurrent=settings.max_concurrent_generations,
+            allowed_callbacks=settings.allow_callbacks,
+        )
+    return EmbeddingBatcher(
+        info,
+        embedding_tokenizer(info),
+        worker=settings.name,
+        max_batch_texts=settings.max_batch_texts,
+        max_batch_tokens=settings.max_batch_tokens or DEFAULT_BATCH_TOKENS.get(info.backend, 1024),
+        max_wait_s=settings.max_wait_ms / 1e3,
+        allowed_callbacks=settings.allow_callbacks,
+    )

@@ -1,0 +1,50 @@
+"""What a worker is told: frozen data that crosses from the command line to the supervisor to each worker process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+Role = Literal["embedding", "generation"]
+ROLES: tuple[Role, ...] = ("embedding", "generation")
+EMBEDDING_BACKENDS = ("auto", "coreml", "mlx", "cpu", "numpy", "simulated")
+GENERATION_BACKENDS = ("auto", "mlx", "simulated")
+
+DEFAULT_LEASE_S = 20
+"""A dead worker's jobs are back on the queue within this and one round of `RECOVERY_INTERVAL_S`."""
+RECOVERY_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """One worker process: one role, one model, one device."""
+
+    redis_url: str
+    role: Role
+    name: str
+    """The worker's name in RQ, different for each process."""
+    predecessor: str = ""
+    """A worker that is known to be dead, whose jobs this one puts back when it starts."""
+    model: str | None = None
+    """A folder or a Hugging Face id; none means the default for this machine."""
+    backend: str = "auto"
+    max_batch_texts: int = 256
+    max_batch_tokens: int | None = None
+    """Padded tokens a batch may cost; none means what suits the backend."""
+    max_wait_ms: float = 5.0
+    max_concurrent_generations: int = 16
+    burst: bool = False
+    allow_callbacks: tuple[str, ...] = ()
+    lease_s: int = DEFAULT_LEASE_S
+    simulated_a_ms: float = 4.0
+    simulated_b_us: float = 20.0
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerSettings:
+        values = json.loads(text)
+        values["allow_callbacks"] = tuple(values["allow_callbacks"])
+        return cls(**{field.name: values[field.name] for field in fields(cls)})

@@ -1,0 +1,382 @@
+"""The one loop: claim, dispatch, settle, wait. One thread drives it, and it never blocks but in one place.
+
+It is an RQ worker to everyone who looks (`rq info`, stop-job, `rq suspend`), and runs jobs of its two names only.
+While the engine works on batch k, the loop finishes k-1 and prepares k+1. It waits on sockets: the engine's pipe,
+a doorbell a queue, signals and RQ's commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections import deque
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq.command import parse_payload
+from rq.serializers import JSONSerializer
+from rq.worker.base import BaseWorker, WorkerStatus
+
+from impetus_producer.contract import ROLE_QUEUES
+
+from . import presence
+from .batching import Batcher, Failed, Outcome, Returned, Stopped
+from .claims import ClaimedJob, Claims
+from .doorbell import Doorbell
+from .engine_process import EngineProcess
+from .errors import EngineDiedError, JobTimeoutError
+from .lease import LeaseKeeper
+from .lifecycle import Lifecycle
+from .roles import engine_config, make_batcher
+from .settings import RECOVERY_INTERVAL_S, WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis import Redis
+
+_MAX_CLAIM_BYTES = 32_000_000
+_IDLE_WAIT_S = 1.0
+_SUSPENDED_WAIT_S = 1.0
+_WORKER_KEY_TTL_S = 60
+_MAX_BACKOFF_S = 5.0
+_UNRESPONSIVE_S = 5.0
+"""An engine that is told to drop a timed-out job and says nothing for so long is stuck in the device."""
+_HUNG_S = 300.0
+"""An engine with work that says nothing for so long keeps no lease alive."""
+_MAX_DEATHS_IN_A_ROW = 30
+
+WARM, COLD = "warm", "cold"
+
+
+class QueueWorker(BaseWorker):
+    """A worker of one role. `run()` serves until it is told to stop, and returns the exit status."""
+
+    def __init__(self, settings: WorkerSettings, connection: Redis, *, lifeline: int | None = None) -> None:
+        """`lifeline`: a file descriptor that is readable, or closed, when the worker should stop."""
+        self._settings = settings
+        queues = ROLE_QUEUES[settings.role]
+        super().__init__(
+            list(queues), name=settings.name, connection=connection, serializer=JSONSerializer, worker_ttl=30
+        )
+        self.log = logging.getLogger(__name__)
+        self.log_result_lifespan = False
+        self._interactive, self._all_queues = queues[:1], queues
+        self._claims = Claims(connection, self.name, settings.lease_s)
+        self._lifecycle = Lifecycle(self, self._claims, self.default_result_ttl)
+        self._chores = presence.Chores(connection, self._claims, queues, RECOVERY_INTERVAL_S)
+        self._engine = EngineProcess(engine_config(settings))
+        self._batcher: Batcher | None = None
+        self._in_flight: dict[str, ClaimedJob] = {}
+        self._unsettled: list[Outcome] = []
+        self._lease = LeaseKeeper(
+            self._claims,
+            jobs=lambda: list(self._in_flight.values()),
+            is_alive=self._engine_moves,
+            heartbeat=lambda: presence.heartbeat(self, _WORKER_KEY_TTL_S),
+            interval_s=settings.lease_s / 4,
+        )
+        self._bells = [Doorbell(connection, queue) for queue in queues]
+        self._may_have_jobs = dict.fromkeys(queues, True)
+        self._suspended_until = 0.0
+        self._commands: deque[dict[str, Any]] = deque()
+        self._stopping: str | None = None
+        self._waker, self._wake_socket = socket.socketpair()
+        self._lifeline = lifeline
+        self._deaths_in_a_row = 0
+        self._answer_by: float | None = None
+        self._backoff_s = 0.0
+
+    # -- from birth to death -----------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Loads the model, then serves. Returns 0 when it was told to stop, or in burst mode when all is done.
+
+        Raises `ConfigurationError` when the model cannot be loaded as told.
+        """
+        self._wake_socket.setblocking(False)
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._wake_socket.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        if self._settings.predecessor:
+            self._claims.abandon(self._settings.predecessor)
+        registered = False
+        try:
+            self._engine.start()
+            self._await_engine()
+            if self._stopping:
+                return 0
+            self.register_birth()
+            registered = True
+            self.subscribe()
+            self.set_state(WorkerStatus.IDLE)
+            self._lease.start()
+            self.log.info("worker %s serves %s", self.name, ", ".join(self._all_queues))
+            self._serve()
+        finally:
+            self._leave(registered)
+        return 0
+
+    def _await_engine(self) -> None:
+        """Waits until the engine has loaded: a worker claims nothing before its backend has earned it."""
+        while self._engine.info is None and not self._stopping:
+            self._wait_for([self._engine], None)
+            self._engine.receive()
+        if (info := self._engine.info) is not None and self._batcher is None:
+            for reason in info.reasons:
+                self.log.info("%s", reason)
+            self.log.info("%s engine: %s on %s (%s), model %s", info.kind, info.backend, info.device, info.precision,
+                          info.model)  # fmt: skip
+            if info.note:
+                self.log.warning("%s", info.note)
+            self._batcher = make_batcher(self._settings, info)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                self._obey()
+                if self._stopping == COLD or (self._stopping and not self._in_flight and not self._unsettled):
+                    return
+                self._hear_engine()
+                self._settle()
+                self._look_after()
+                self._claim()
+                self._dispatch()
+                if self._settings.burst and self._is_drained():
+                    self.log.info("the queues are empty and --burst was given: done")
+                    return
+                self._wait()
+                self._backoff_s = 0.0
+            except (RedisConnectionError, RedisTimeoutError, OutOfMemoryError) as error:
+                if self._stopping:
+                    self.log.error("Redis: %s; stopping without it", error)
+                    return
+                self._back_off(error)
+
+    def _leave(self, registered: bool) -> None:
+        """Puts back what is still in flight and says goodbye. Every step is tried, whatever happened to the others."""
+        self._lease.stop()
+        self._engine.kill()
+        signal.set_wakeup_fd(-1)
+        try:
+            if self._in_flight or self._unsettled:
+                back = [Returned(job) for job in reversed(self._unended().values())]
+                self.log.info("putting %d unfinished jobs back", len(back))
+                self._lifecycle.settle([*self._unsettled, *back])
+            for bell in self._bells:
+                bell.close()
+            if registered:
+                self._chores.stop()
+                self.register_death()
+                self.unsubscribe()
+        except RedisError as error:
+            self.log.warning("could not say goodbye to Redis: %s; leases run out by themselves", error)
+
+    # -- the steps of the loop ---------------------------------------------------------------------------------------
+
+    def _hear_engine(self) -> None:
+        """Takes what the engine says. If it died, its work is put where it runs again, and another is started."""
+        try:
+            events = self._engine.receive()
+        except EngineDiedError as error:
+            self._deaths_in_a_row += 1
+            self.log.error("%s; what it held will run again", error)
+            if self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:
+                raise
+            self._restart_engine(suspect=True)
+            return
+        if events:
+            self._deaths_in_a_row = 0
+            assert self._batcher is not None
+            for event in events:
+                self._unsettled += self._batcher.absorb(event)
+
+    def _restart_engine(self, *, suspect: bool) -> None:
+        assert self._batcher is not None
+        self._engine.kill()
+        self._answer_by = None
+        self._unsettled += self._batcher.engine_died(suspect=suspect)
+        self._engine.start()
+
+    def _settle(self) -> None:
+        """Ends jobs in Redis. What could not be written is tried again."""
+        if self._unsettled:
+            by_rq = self._lifecycle.settle(self._unsettled)
+            for outcome in self._unsettled:
+                self._in_flight.pop(outcome.job.id, None)
+            self._unsettled = []
+            if not self._in_flight:
+                self._state = WorkerStatus.IDLE
+                if by_rq:  # the script says that the worker is idle again, RQ does not
+                    self.set_state(WorkerStatus.IDLE)
+
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        self._chores.run(now)
+        for job_id in self._lease.check():
+            if job_id in self._in_flight:
+                self.log.warning("job %s: its lease ran out; another worker has it", job_id)
+                self._drop(job_id)
+                del self._in_flight[job_id]
+        for job in self._unended().values():
+            self._enforce_timeout(job, now)
+        if self._answer_by is not None and now > self._answer_by:
+            silent_s = self._engine.silent_s()
+            if silent_s >= _UNRESPONSIVE_S:
+                self.log.error("the engine has been stuck for %.0f s: restarting it", silent_s)
+                self._restart_engine(suspect=False)
+            self._answer_by = None
+
+    def _enforce_timeout(self, job: ClaimedJob, now: float) -> None:
+        assert self._batcher is not None
+        timeout_s = job.timeout_s
+        started_at = self._batcher.started_at(job.id)
+        if timeout_s is None or started_at is None or now - started_at <= timeout_s:
+            return
+        if self._batcher.in_engine(job.id):
+            self._answer_by = now + _UNRESPONSIVE_S
+        self._drop(job.id)
+        self._unsettled.append(Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s")))
+
+    def _claim(self) -> None:
+        assert self._batcher is not None
+        now = time.monotonic()
+        if self._stopping or self._engine.info is None or now < self._suspended_until:
+            return
+        room = self._batcher.room()
+        queues, jobs = (self._all_queues, room.bulk) if room.bulk else (self._interactive, room.interactive)
+        if not jobs or not any(self._may_have_jobs[queue] for queue in queues):
+            return
+        claim = self._claims.claim(queues, jobs, _MAX_CLAIM_BYTES)
+        if claim.suspended:
+            self._suspended_until = now + _SUSPENDED_WAIT_S
+            self._show_state(WorkerStatus.SUSPENDED)
+            return
+        if self._state == WorkerStatus.SUSPENDED:
+            self._show_state(WorkerStatus.IDLE)
+        if len(claim.jobs) < jobs:
+            self._may_have_jobs.update(dict.fromkeys(queues, False))
+        if claim.jobs:
+            self._state = WorkerStatus.BUSY
+            self._in_flight.update((job.id, job) for job in claim.jobs)
+            self._unsettled += self._batcher.add(claim.jobs, now)
+
+    def _dispatch(self) -> None:
+        if self._engine.info is None:
+            return
+        assert self._batcher is not None
+        while (work := self._batcher.next_work(time.monotonic())) is not None:
+            self._engine.admit(work)
+
+    def _wait(self) -> None:
+        """The one place where the loop blocks."""
+        assert self._batcher is not None
+        now = time.monotonic()
+        if self._unsettled:
+            return
+        deadlines = [now + _IDLE_WAIT_S]
+        if self._engine.info is not None and (wakes_at := self._batcher.wakes_at()) is not None:
+            deadlines.append(wakes_at)
+        bells: list[Doorbell] = []
+        if not self._stopping and self._engine.info is not None and now >= self._suspended_until:
+            room = self._batcher.room()
+            for bell, places in zip(self._bells, (room.interactive, room.bulk), strict=True):
+                if places and self._may_have_jobs[bell.queue]:
+                    return
+                if places or bell.armed:
+                    bell.arm()
+                    bells.append(bell)
+        for ready in self._wait_for([self._engine, *bells], min(deadlines) - now):
+            if isinstance(ready, Doorbell):
+                self._may_have_jobs[ready.queue] |= ready.rang()
+
+    def _wait_for(self, sources: Sequence[Any], timeout_s: float | None) -> list[Any]:
+        """Waits for any of the sources, a signal, a command or the end of the lifeline."""
+        lifeline = [] if self._lifeline is None or self._stopping else [self._lifeline]
+        ready = wait([*sources, self._waker, *lifeline], None if timeout_s is None else max(0.0, timeout_s))
+        if self._waker in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._waker.recv(4096)
+        if lifeline and self._lifeline in ready:
+            self.log.info("the supervisor is gone: stopping")
+            self._stop(WARM)
+        return [source for source in sources if source in ready]
+
+    # -- being told --------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._commands.append({"command": "shutdown"})
+
+    def handle_payload(self, message: dict[str, Any]) -> None:
+        """RQ's commands arrive in a thread of redis-py's; the loop obeys them."""
+        self._commands.append(parse_payload(message))
+        with contextlib.suppress(OSError):
+            self._wake_socket.send(b"\0")
+
+    def _obey(self) -> None:
+        while self._commands:
+            command = self._commands.popleft()
+            job_id = command.get("job_id", "")
+            match command.get("command"):
+                case "shutdown":
+                    self._stop(COLD if self._stopping else WARM)
+                case "stop-job" | "stop-execution" if job_id in self._unended():
+                    self.log.info("job %s: stopped by its user", job_id)
+                    self._drop(job_id)
+                    self._unsettled.append(Stopped(self._in_flight[job_id]))
+                case "kill-horse" if self._batcher is not None:
+                    self._restart_engine(suspect=False)
+                case other:
+                    self.log.warning("ignoring the command %r for job %r", other, job_id)
+
+    def _stop(self, manner: str) -> None:
+        """Warm: what the engine has begun is finished, the rest goes back. Cold: everything goes back at once."""
+        self._stopping = manner
+        self.log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
+        if manner == WARM and self._batcher is not None:
+            for job in reversed(self._unended().values()):
+                if self._batcher.started_at(job.id) is None:
+                    self._drop(job.id)
+                    self._unsettled.append(Returned(job))
+
+    def _drop(self, job_id: str) -> None:
+        assert self._batcher is not None
+        for work_id in self._batcher.drop(job_id):
+            self._engine.cancel(work_id)
+
+    def _unended(self) -> dict[str, ClaimedJob]:
+        """The jobs in flight that no outcome waits to be written for."""
+        ended = {outcome.job.id for outcome in self._unsettled}
+        return {job_id: job for job_id, job in self._in_flight.items() if job_id not in ended}
+
+    # -- small things ------------------------------------------------------------------------------------------------
+
+    def _show_state(self, state: WorkerStatus) -> None:
+        if self._state != state:
+            self.set_state(state)
+
+    def _is_drained(self) -> bool:
+        return (
+            not self._in_flight
+            and not self._unsettled
+            and self._engine.info is not None
+            and (not any(self._may_have_jobs.values()) or time.monotonic() < self._suspended_until)
+        )
+
+    def _engine_moves(self) -> bool:
+        return self._engine.silent_s() < _HUNG_S
+
+    def _back_off(self, error: RedisError) -> None:
+        self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 or 0.1)
+        self.log.error("Redis: %s; trying again in %.1f s", error, self._backoff_s)
+        for bell in self._bells:
+            bell.close()
+        self._may_have_jobs = dict.fromkeys(self._all_queues, True)
+        self._wait_for([], self._backoff_s)
