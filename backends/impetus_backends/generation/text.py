@@ -1,0 +1,53 @@
+"""Turns one request's tokens into text as they come, and ends it at a stop string."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_REPLACEMENT = "\ufffd"
+
+
+class TextBuilder:
+    """The text of one request: whole characters only, ending before its first stop string and never holding one.
+
+    `detokenizer` is a fresh one of mlx-lm's streaming detokenizers; it holds back the bytes of an unfinished
+    character. Which stop string is first does not depend on how the text was cut into tokens: it is the one that is
+    complete first, and of those the longest.
+    """
+
+    def __init__(self, detokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+        self._detokenizer = detokenizer
+        self._stop = stop
+        self._longest_stop = max(map(len, stop), default=0)
+        self._searched = 0
+        self._end: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been met. Tokens added after that change nothing."""
+        return self._end is not None
+
+    def add(self, token: int) -> None:
+        """Takes the next token in. An end-of-text token is not to be added."""
+        if not self.stopped:
+            self._detokenizer.add_token(token)
+            if self._stop:
+                self._find_stop(self._detokenizer.text)
+
+    def finish(self) -> str:
+        """The whole text. Bytes at its end that make no character are dropped; elsewhere they are U+FFFD."""
+        if not self.stopped:
+            self._detokenizer.finalize()
+            if self._stop:
+                # Finishing lets go of what was held back, and that may complete a stop string.
+                self._find_stop(self._detokenizer.text)
+        text: str = self._detokenizer.text
+        return text[: self._end].rstrip(_REPLACEMENT)
+
+    def _find_stop(self, text: str) -> None:
+        # A detokenizer may take back a trailing space, so the search overlaps by one character more than it must.
+        start = max(0, min(self._searched, len(text)) - self._longest_stop - 1)
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop, start)) >= 0]
+        if found:
+            self._end = min(found)[1]
+        self._searched = len(text)

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Makes a tiny language model with random weights, for tests and demonstrations: what it writes means nothing.
+
+The folder has the Hugging Face layout of a Llama model (config, safetensors, byte-level BPE tokenizer, chat template),
+so everything around a real model is exercised, in a few seconds and with no download. The same seed gives the same
+weights everywhere. Needs numpy, safetensors and tokenizers; no torch, no MLX, no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+NOTE = "random weights, made for tests: its text means nothing"
+HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, MLP, CONTEXT = 64, 2, 4, 2, 96, 1024
+MAX_VOCABULARY = 448
+END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# What the tokenizer learns its merges from. Every byte is in the vocabulary, so any UTF-8 works all the same.
+TEXT = """
+A queue holds the work that services hand in, and a worker takes as much of it as its machine does well at once.
+The small model answers every question with the same confidence, because its weights are random numbers.
+Some words come often: the, and, with, from, that, this, will, when, where, which, there, their, would, could, about.
+One request may be long and another short; they join the batch and leave it while the others go on decoding.
+In the morning the river was quiet. By noon the wind had turned, and the boats came back to the harbour one by one.
+def step(self): return [event for event in self.events if event.id not in self.cancelled]
+Zürich, café, naïve, jalapeño, Ærø, Łódź, ελληνικά, русский текст, 日本語の文章, 中文句子, 한국어, עברית, العربية, 🙂🚀.
+"""
+
+
+def make_tiny_model(folder: Path, seed: int = 0) -> Path:
+    """Writes the model into `folder`, made if need be, and returns it. About 119,000 parameters, half a megabyte."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer()
+    vocabulary = tokenizer.get_vocab_size()
+    ids = tokenizer.get_vocab()
+    end_ids = [ids[END_OF_TURN], ids[END_OF_TEXT]]
+
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file(_weights(tokenizer, seed), folder / "model.safetensors", metadata={"format": "mlx"})
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    _write_json(folder / "config.json", _config(vocabulary, end_ids))
+    _write_json(folder / "generation_config.json", {"eos_token_id": end_ids})
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END_OF_TURN,
+            "pad_token": END_OF_TEXT,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": CONTEXT,
+        },
+    )
+    return folder
+
+
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=MAX_VOCABULARY,
+        special_tokens=[AddedToken(token, special=True) for token in (END_OF_TEXT, START_OF_TURN, END_OF_TURN)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    return tokenizer
+
+
+def _weights(tokenizer: Tokenizer, seed: int) -> dict[str, np.ndarray]:
+    """Random float32 weights, large enough that the likeliest token leads by more than rounding."""
+    rng = np.random.default_rng(seed)
+    vocabulary = tokenizer.get_vocab_size()
+
+    def matrix(rows: int, columns: int, gain: float = 1.5) -> np.ndarray:
+        values: np.ndarray = rng.standard_normal((rows, columns)) * (gain / np.sqrt(columns))
+        return values.astype(np.float32)
+
+    head_size = HIDDEN // HEADS
+    weights = {
+        "model.embed_tokens.weight": rng.standard_normal((vocabulary, HIDDEN)).astype(np.float32),
+        "model.norm.weight": np.ones(HIDDEN, np.float32),
+    }
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        weights |= {
+            f"{name}.input_layernorm.weight": np.ones(HIDDEN, np.float32),
+            f"{name}.post_attention_layernorm.weight": np.ones(HIDDEN, np.float32),
+            f"{name}.self_attn.q_proj.weight": matrix(HEADS * head_size, HIDDEN),
+            f"{name}.self_attn.k_proj.weight": matrix(KEY_VALUE_HEADS * head_size, HIDDEN),
+            f"{name}.self_attn.v_proj.weight": matrix(KEY_VALUE_HEADS * head_size, HIDDEN),
+            f"{name}.self_attn.o_proj.weight": matrix(HIDDEN, HEADS * head_size),
+            f"{name}.mlp.gate_proj.weight": matrix(MLP, HIDDEN),
+            f"{name}.mlp.up_proj.weight": matrix(MLP, HIDDEN),
+            f"{name}.mlp.down_proj.weight": matrix(HIDDEN, MLP),
+        }
+    head = matrix(vocabulary, HIDDEN, gain=2.0)
+    for token, token_id in tokenizer.get_vocab().items():
+        if len(token) == 1 and not token.isascii():
+            # A byte that is no character alone. Made rarer, so that a reader sees words and not a page of U+FFFD.
+            head[token_id] *= 0.4
+    weights["lm_head.weight"] = head
+    return weights
+
+
+def _config(vocabulary: int, end_ids: list[int]) -> dict[str, object]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_VALUE_HEADS,
+        "head_dim": HIDDEN // HEADS,
+        "intermediate_size": MLP,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": False,
+        "eos_token_id": end_ids,
+        "torch_dtype": "float32",
+        "impetus_note": NOTE,
+    }
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example: python scripts/make_tiny_model.py /tmp/tiny-model\n"
+        "Then point a generation worker at that folder. Its results carry the note that the weights are random.",
+    )
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="the folder to write, made if it is not there")
+    parser.add_argument("--seed", type=int, default=0, help="which random weights (default: %(default)s)")
+    arguments = parser.parse_args()
+    folder = make_tiny_model(arguments.out_dir, arguments.seed)
+    kilobytes = sum(file.stat().st_size for file in folder.iterdir()) // 1000
+    print(f"Wrote a tiny model to {folder} ({kilobytes} KB): {NOTE}.")
+
+
+if __name__ == "__main__":
+    main()
