@@ -1,0 +1,134 @@
+"""Real worker processes on the simulated backend, started and stopped by the test that asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+T = TypeVar("T")
+LIMIT_S = 30.0
+
+
+def eventually(look: Callable[[], T], limit_s: float = LIMIT_S) -> T:
+    """Polls until `look` returns something true; fails when the limit is over."""
+    deadline = time.monotonic() + limit_s
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not seen within {limit_s} s: {look!r}")
+        time.sleep(0.02)
+    return seen
+
+
+class RunningWorker:
+    """`impetus-worker run` in a process of its own."""
+
+    def __init__(self, redis_url: str, log: Path, *options: str) -> None:
+        self.log_path = log
+        self._log = open(log, "wb")  # noqa: SIM115 - closed by stop()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("IMPETUS_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "impetus_worker", "run", "--redis-url", redis_url, *options],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def stop(self, number: int = signal.SIGTERM, limit_s: float = LIMIT_S) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout=limit_s)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._log.close()
+
+
+class Fleet:
+    """Starts workers at one server and knows their processes through what they say in Redis."""
+
+    def __init__(self, redis_url: str, connection: Redis, folder: Path) -> None:
+        self.url = redis_url
+        self.connection = connection
+        self._folder = folder
+        self.running: list[RunningWorker] = []
+
+    def start(self, *options: str, roles: str = "embedding", wait: bool = True) -> RunningWorker:
+        """A worker on the simulated backends, unless options say otherwise. Returns when it serves its queues."""
+        before = self.connection.smembers("rq:workers")
+        worker = RunningWorker(
+            self.url,
+            self._folder / f"worker-{len(self.running)}.log",
+            *("--roles", roles, "--embedding-backend", "simulated", "--generation-backend", "simulated"),
+            *options,
+        )
+        self.running.append(worker)
+        if wait:
+            expected = len(roles.split(","))
+            eventually(
+                lambda: (
+                    len(self.connection.smembers("rq:workers") - before) >= expected or worker.process.poll() is not None
+                )
+            )
+            assert worker.process.poll() is None, worker.log
+        return worker
+
+    def worker_pid(self, role: str = "embedding") -> int:
+        """The process of a worker of this role that lives."""
+        for key in self.connection.smembers("rq:workers"):
+            if f"impetus-{role}-".encode() in key and (pid := self.connection.hget(key.decode(), "pid")):
+                return int(pid)
+        raise AssertionError(f"no {role} worker")
+
+    def engine_pid(self, role: str = "embedding") -> int:
+        """The engine process of that worker: its only child."""
+        pid = self.worker_pid(role)
+        found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+        assert len(found) == 1, found
+        return int(found[0])
+
+    def queue(self, name: str = "embedding") -> Queue:
+        return Queue(name, connection=self.connection, serializer=JSONSerializer)
+
+    def job(self, job_id: str) -> Job:
+        return Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
+
+    def status(self, job: Job | str) -> str:
+        return str(self.job(job if isinstance(job, str) else job.id).get_status().value)
+
+    def await_status(self, job: Job | str, *wanted: str, limit_s: float = LIMIT_S) -> str:
+        return eventually(lambda: (seen := self.status(job)) in wanted and seen, limit_s)
+
+    def reason(self, job: Job) -> str:
+        """The last line of what a failed job says."""
+        result = self.job(job.id).latest_result()
+        assert result is not None
+        return str(result.exc_string).strip().splitlines()[-1]
+
+
+@pytest.fixture
+def fleet(redis_url: str, connection: Redis, tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(redis_url, connection, tmp_path)
+    try:
+        yield fleet
+    finally:
+        for worker in fleet.running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.stop()

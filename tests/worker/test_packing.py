@@ -1,0 +1,40 @@
+"""Texts into batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+from impetus_worker.packing import pack, padded_tokens
+
+LENGTHS = st.lists(st.integers(1, 600), max_size=200)
+
+
+@given(LENGTHS, st.integers(1, 2048), st.integers(1, 64))
+def test_every_text_is_in_exactly_one_batch_and_no_batch_of_two_exceeds_the_budget(
+    lengths: list[int], max_tokens: int, max_rows: int
+) -> None:
+    batches = pack(lengths, lambda length: length, max_tokens=max_tokens, max_rows=max_rows)
+    assert Counter(length for batch in batches for length in batch) == Counter(lengths)
+    for batch in batches:
+        assert 1 <= len(batch) <= max_rows
+        assert len(batch) == 1 or padded_tokens(batch) <= max_tokens
+
+
+@given(LENGTHS, st.integers(1, 2048))
+def test_a_batch_is_closed_only_because_the_next_text_would_not_fit(lengths: list[int], max_tokens: int) -> None:
+    batches = pack(lengths, lambda length: length, max_tokens=max_tokens, max_rows=10**6)
+    for batch, following in zip(batches, batches[1:], strict=False):
+        assert padded_tokens([*batch, following[0]]) > max_tokens
+
+
+def test_an_oversize_text_is_alone_and_keeps_no_other_back() -> None:
+    assert pack([5000, 3, 4], lambda length: length, max_tokens=100, max_rows=8) == [[3, 4], [5000]]
+
+
+def test_texts_of_equal_length_stay_in_order() -> None:
+    items = [("a", 2), ("b", 1), ("c", 2), ("d", 1)]
+    assert pack(items, lambda item: item[1], max_tokens=100, max_rows=8) == [
+        [("b", 1), ("d", 1), ("a", 2), ("c", 2)],
+    ]
