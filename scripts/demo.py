@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 from corpus import docstrings
+from make_tiny_model import make_tiny_model
+
 from impetus_producer import JobFailedError, Producer
 from impetus_producer.discovery import STATE_DIR_VARIABLE, ServerNote
-from make_tiny_model import make_tiny_model
 
 if TYPE_CHECKING:
     from corpus import Docstring

@@ -8,7 +8,7 @@
 Importing this loads no numpy, no Redis client and no model library.
 """
 
-from .client import EmbeddingHandle, GenerationHandle, JobHandle, Producer, connect
+from .client import EmbeddingHandle, GenerationHandle, JobHandle, Producer
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
 from .errors import (
     ImpetusError,
@@ -20,6 +20,7 @@ from .errors import (
     NoServerError,
     ResultTimeoutError,
 )
+from .server import connect
 
 __all__ = [
     "EmbeddingHandle",

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from . import contract, jobs
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult, parse_request
-from .discovery import REDIS_URL_VARIABLE, find_redis_url
-from .errors import JobCancelledError, JobNotFoundError, NoServerError, ResultTimeoutError
+from .errors import JobCancelledError, JobNotFoundError, ResultTimeoutError
+from .server import connect, server_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +40,7 @@ class JobHandle(Generic[ResultT]):
 
     def status(self) -> str:
         """RQ's word for it: queued, started, finished, failed, canceled, stopped, deferred or scheduled."""
-        with _server_errors():
+        with server_errors():
             status = self._connection.hget(jobs.job_key(self.job_id), "status")
         if status is None:
             raise JobNotFoundError(f"there is no job {self.job_id}, or its time to live ran out")
@@ -57,21 +55,22 @@ class JobHandle(Generic[ResultT]):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         key = jobs.results_key(self.job_id)
         seen: Any = "0-0"
-        with _server_errors():
+        with server_errors():
             while True:
                 left_s = _POLL_S if deadline is None else deadline - time.monotonic()
                 # Redis takes a block of 0 as "for ever", and the status has to be looked at now and then.
                 block_ms = max(1, int(min(left_s, _POLL_S) * 1000))
                 streams: Any = self._connection.xread({key: seen}, block=block_ms)
-                for _, entries in streams or ():
-                    for seen, fields in entries:  # noqa: B007 - the next read goes on from the last one seen
-                        outcome = jobs.decode_outcome(self.job_id, fields)
-                        if outcome.error is not None:
-                            if self.status() == "stopped":
-                                raise JobCancelledError(f"job {self.job_id} was stopped while it ran")
-                            raise outcome.error
-                        if outcome.final:
-                            return jobs.read_result(self._result_type, outcome.return_value)
+                if streams:
+                    # The last one counts: a job that was requeued keeps the entries of its earlier runs.
+                    seen, fields = next(iter(dict(streams).values()))[-1]
+                    outcome = jobs.decode_outcome(self.job_id, fields)
+                    if outcome.error is not None:
+                        if self.status() == "stopped":
+                            raise JobCancelledError(f"job {self.job_id} was stopped while it ran")
+                        raise outcome.error
+                    if outcome.final:
+                        return jobs.read_result(self._result_type, outcome.return_value)
                 if (status := self.status()) in ("canceled", "stopped"):
                     raise JobCancelledError(f"job {self.job_id} was cancelled")
                 if status in ("finished", "failed") and not self._connection.exists(key):
@@ -90,7 +89,7 @@ class JobHandle(Generic[ResultT]):
         status = self.status()
         if status in ("finished", "failed", "canceled", "stopped"):
             return False
-        with _server_errors():
+        with server_errors():
             try:
                 if status == "started":
                     send_stop_job_command(self._connection, self.job_id, serializer=JSONSerializer)
@@ -102,7 +101,7 @@ class JobHandle(Generic[ResultT]):
 
     def delete(self) -> None:
         """Frees what an ended job keeps in Redis, without waiting for its time to live."""
-        with _server_errors():
+        with server_errors():
             jobs.discard(self._connection, [self.job_id])
 
 
@@ -137,7 +136,7 @@ class Producer:
         failure_ttl_s: int = contract.DEFAULT_FAILURE_TTL_S,
     ) -> None:
         self.connection = connection if connection is not None else connect(redis_url)
-        self._options = jobs.JobOptions(timeout_s, result_ttl_s, failure_ttl_s)
+        self.options = jobs.JobOptions(timeout_s, result_ttl_s, failure_ttl_s)
 
     def embed(
         self,
@@ -154,7 +153,7 @@ class Producer:
         Raises `InvalidRequestError` at once for what a worker would refuse.
         """
         texts = input if isinstance(input, str) else list(input)
-        payload = _embedding_payload(texts, model, dimensions, input_type, truncate)
+        payload = embedding_payload(texts, model, dimensions, input_type, truncate)
         return self._enqueue_embeddings([payload], bulk)[0][0]
 
     def embed_many(
@@ -177,7 +176,8 @@ class Producer:
         queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
         ahead: deque[EmbeddingHandle] = deque()
         payloads = (
-            _embedding_payload(part, model, dimensions, input_type, truncate) for part in _parts(texts, texts_per_job)
+            embedding_payload(part, model, dimensions, input_type, truncate)
+            for part in _parts(texts, texts_per_job, contract.MAX_TEXT_BYTES)
         )
         for group in _parts(payloads, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs)):
             handles, queued = self._enqueue_embeddings(group, bulk)
@@ -190,7 +190,7 @@ class Producer:
                     yield ahead.popleft()
                 else:
                     time.sleep(_BACKLOG_POLL_S)
-                with _server_errors():
+                with server_errors():
                     queued = int(self.connection.llen(jobs.queue_key(queue)))
         yield from ahead
 
@@ -225,13 +225,13 @@ class Producer:
         payload = {name: value for name, value in fields.items() if value is not None}
         parse_request(GenerationRequest, payload)
         queue = contract.GENERATION_BULK_QUEUE if bulk else contract.GENERATION_QUEUE
-        with _server_errors():
-            ids, _ = jobs.enqueue(self.connection, queue, contract.GENERATE_FUNCTION, [payload], self._options)
+        with server_errors():
+            ids, _ = jobs.enqueue(self.connection, queue, contract.GENERATE_FUNCTION, [payload], self.options)
         return GenerationHandle(ids[0], self.connection)
 
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
-        with _server_errors():
+        with server_errors():
             origin = self.connection.hget(jobs.job_key(job_id), "origin")
         if origin is None:
             raise JobNotFoundError(f"there is no job {job_id}, or its time to live ran out")
@@ -242,37 +242,19 @@ class Producer:
         self, payloads: Sequence[Mapping[str, Any]], bulk: bool
     ) -> tuple[list[EmbeddingHandle], int]:
         queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
-        with _server_errors():
-            ids, queued = jobs.enqueue(self.connection, queue, contract.EMBED_FUNCTION, payloads, self._options)
+        with server_errors():
+            ids, queued = jobs.enqueue(self.connection, queue, contract.EMBED_FUNCTION, payloads, self.options)
         return [EmbeddingHandle(job_id, self.connection) for job_id in ids], queued
 
 
-def connect(redis_url: str | None = None) -> Redis:
-    """A client for the server found by `find_redis_url`, which answers. Raises `NoServerError`."""
-    url = find_redis_url(redis_url)
-    if url is None:
-        raise NoServerError(
-            "no Redis server is known: give its URL, set "
-            f"{REDIS_URL_VARIABLE}, or start `impetus-worker run` on this machine, which brings one"
-        )
-    from redis import Redis
-
-    try:
-        connection = Redis.from_url(url, socket_connect_timeout=5, socket_timeout=30, health_check_interval=30)
-    except ValueError as error:
-        raise NoServerError(f"{url!r} is no Redis URL such as redis://localhost:6379/0: {error}") from None
-    with _server_errors():
-        connection.ping()
-    return connection
-
-
-def _embedding_payload(
+def embedding_payload(
     texts: str | list[str],
     model: str | None,
     dimensions: int | None,
     input_type: InputType | None,
     truncate: bool,
 ) -> dict[str, Any]:
+    """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
     fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
     payload = {name: value for name, value in fields.items() if value is not None}
     if not truncate:
@@ -284,24 +266,20 @@ def _embedding_payload(
 ItemT = TypeVar("ItemT")
 
 
-def _parts(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
-    iterator = iter(items)
-    while part := list(islice(iterator, size)):
+def _parts(items: Iterable[ItemT], size: int, characters: float = float("inf")) -> Iterator[list[ItemT]]:
+    """Lists of `size` items, or fewer where those that are texts would make more than so many characters."""
+    part: list[ItemT] = []
+    held = 0
+    for item in items:
+        length = len(item) if isinstance(item, str) else 0
+        if part and (len(part) == size or held + length > characters):
+            yield part
+            part, held = [], 0
+        part.append(item)
+        held += length
+    if part:
         yield part
 
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-@contextmanager
-def _server_errors() -> Iterator[None]:
-    """Turns redis-py's connection errors into one sentence that says what to do."""
-    from redis import exceptions
-
-    try:
-        yield
-    except exceptions.AuthenticationError as error:
-        raise NoServerError(f"the Redis server refused the user or password in its URL: {error}") from error
-    except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
-        raise NoServerError(f"the Redis server does not answer ({error}): is it running?") from error

@@ -90,7 +90,8 @@ def _json_type(value: Any) -> str:
 
 
 class _Wire(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    # defer_build: services that only enqueue pay for the models they use.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True)
 
 
 class EmbeddingRequest(_Wire):

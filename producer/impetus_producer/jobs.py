@@ -119,16 +119,17 @@ def failure_from(job_id: str, trace: str) -> JobFailedError:
     return JobFailedError(job_id, message, reason=name.rpartition(".")[2])
 
 
-def discard(connection: Redis, job_ids: Sequence[str]) -> None:
-    """Deletes ended jobs, their results and their places in the registries. Two round trips, however many."""
+def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None) -> None:
+    """Deletes ended jobs, their results and their places in the registries of `queue`, or of whichever was theirs."""
     with connection.pipeline(transaction=False) as pipeline:
-        for job_id in job_ids:
-            pipeline.hget(job_key(job_id), "origin")
-        origins = pipeline.execute()
+        if queue is None:
+            for job_id in job_ids:
+                pipeline.hget(job_key(job_id), "origin")
+            origins = [origin.decode() if isinstance(origin, bytes) else origin for origin in pipeline.execute()]
+        else:
+            origins = [queue] * len(job_ids)
         for job_id, origin in zip(job_ids, origins, strict=True):
             pipeline.delete(job_key(job_id), results_key(job_id))
-            if origin is not None:
-                queue = origin.decode() if isinstance(origin, bytes) else origin
-                pipeline.zrem(f"rq:finished:{queue}", job_id)
-                pipeline.zrem(f"rq:failed:{queue}", job_id)
+            pipeline.zrem(f"rq:finished:{origin}", job_id)
+            pipeline.zrem(f"rq:failed:{origin}", job_id)
         pipeline.execute()

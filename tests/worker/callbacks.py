@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from redis import Redis
-from rq.job import Job
+if TYPE_CHECKING:
+    from redis import Redis
+    from rq.job import Job
 
 
 def note_success(job: Job, connection: Redis, result: Any) -> None:

@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from redis import Redis
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from redis import Redis
 
 T = TypeVar("T")
 LIMIT_S = 30.0
@@ -84,7 +87,8 @@ class Fleet:
             expected = len(roles.split(","))
             eventually(
                 lambda: (
-                    len(self.connection.smembers("rq:workers") - before) >= expected or worker.process.poll() is not None
+                    len(self.connection.smembers("rq:workers") - before) >= expected
+                    or worker.process.poll() is not None
                 )
             )
             assert worker.process.poll() is None, worker.log

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import pytest
-from impetus_worker.claims import ClaimedJob, Claims, Ended, Ending, Verb
-from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
 from rq.job import Job, JobStatus
@@ -15,6 +14,11 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
+
+from impetus_worker.claims import ClaimedJob, Claims, Ended, Ending, Verb
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 pytestmark = pytest.mark.system
 LEASE_S = 20

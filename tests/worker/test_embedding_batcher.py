@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Rejected
 from impetus_producer.contract import EMBED_FUNCTION, EmbeddingResult
 from impetus_worker.batching import Failed, Finished, Outcome
 from impetus_worker.claims import ClaimedJob
 from impetus_worker.embedding import EmbeddingBatcher
 from impetus_worker.errors import InferenceError, InvalidRequestError, PoisonedJobError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INFO = EngineInfo(
     kind="embedding", backend="fake", device="fake", model="m", model_aliases=("m", "org/m"), fingerprint="f",
@@ -167,7 +171,11 @@ def test_a_bad_request_fails_alone_and_is_told_which_field() -> None:
     good = job("1")
     outcomes = batcher.add([*bad, good], 0.0)
     sentences = {outcome.job.id: str(error(outcome)) for outcome in outcomes}
-    expected = ["model: this worker serves m", "dimensions: m makes vectors of 4", "input: item 0 is longer than the 50"]
+    expected = [
+        "model: this worker serves m",
+        "dimensions: m makes vectors of 4",
+        "input: item 0 is longer than the 50",
+    ]
     for each, start in zip(bad, [*expected, "encoding_format: ", "input: the list is empty"], strict=True):
         assert sentences[each.id].startswith(start)
     assert all(isinstance(error(outcome), InvalidRequestError) for outcome in outcomes)

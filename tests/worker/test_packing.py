@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from impetus_worker.packing import pack, padded_tokens
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=200)
@@ -25,7 +27,7 @@ def test_every_text_is_in_exactly_one_batch_and_no_batch_of_two_exceeds_the_budg
 @given(LENGTHS, st.integers(1, 2048))
 def test_a_batch_is_closed_only_because_the_next_text_would_not_fit(lengths: list[int], max_tokens: int) -> None:
     batches = pack(lengths, lambda length: length, max_tokens=max_tokens, max_rows=10**6)
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert padded_tokens([*batch, following[0]]) > max_tokens
 
 

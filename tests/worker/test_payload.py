@@ -9,6 +9,7 @@ import zlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from impetus_producer.contract import EMBED_FUNCTION, MAX_PAYLOAD_BYTES
 from impetus_worker.errors import InvalidRequestError
 from impetus_worker.payload import read_payload

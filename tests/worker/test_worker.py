@@ -12,16 +12,20 @@ import time
 import zlib
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from impetus_producer import InvalidRequestError, JobCancelledError, Producer
-from redis import Redis
 from rq import Callback, Queue, Retry
 from rq.command import send_stop_job_command
 from rq.job import Job
 from rq.suspension import resume, suspend
 
+from impetus_producer import InvalidRequestError, JobCancelledError, Producer
+
 from .conftest import Fleet, eventually
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 pytestmark = pytest.mark.system
 EMBED, GENERATE = "impetus_worker.jobs.embed", "impetus_worker.jobs.generate"

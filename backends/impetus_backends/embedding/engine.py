@@ -1,0 +1,126 @@
+"""The engine for embeddings: batches in, vectors out, one batch a step, and no batch can spoil another.
+
+Knows the protocol and a backend, and nothing of queues, texts or devices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from impetus_backends.embedding import golden
+from impetus_backends.embedding.config import read_config
+from impetus_backends.embedding.weights import fingerprint
+from impetus_backends.errors import BackendError, RequestError
+from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from impetus_backends.embedding.backends import EmbeddingBackend
+    from impetus_backends.models import ModelFiles
+
+
+class EmbeddingEngine:
+    """A loaded backend behind `protocol.Engine`. Urgent work first, otherwise in the order of admission."""
+
+    def __init__(
+        self, backend: EmbeddingBackend, info: EngineInfo, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._backend: EmbeddingBackend | None = backend
+        self._info = info
+        self._clock = clock
+        self._urgent: deque[EmbeddingWork] = deque()
+        self._patient: deque[EmbeddingWork] = deque()
+        self._refused: list[Rejected] = []
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def admit(self, work: Work) -> None:
+        if not isinstance(work, EmbeddingWork):
+            self._refused.append(Rejected(work.id, f"{self._info.model} makes embeddings and generates no text"))
+        elif work.urgent:
+            self._urgent.append(work)
+        else:
+            self._patient.append(work)
+
+    def cancel(self, work_id: int) -> None:
+        self._urgent = deque(work for work in self._urgent if work.id != work_id)
+        self._patient = deque(work for work in self._patient if work.id != work_id)
+
+    def pending(self) -> int:
+        return len(self._urgent) + len(self._patient) + len(self._refused)
+
+    def step(self) -> list[Event]:
+        events: list[Event] = list(self._refused)
+        self._refused.clear()
+        queue = self._urgent or self._patient
+        if queue:
+            events.append(self._run(queue.popleft()))
+        return events
+
+    def close(self) -> None:
+        self._urgent.clear()
+        self._patient.clear()
+        self._refused.clear()
+        self._backend = None
+
+    def _run(self, work: EmbeddingWork) -> Embedded | Rejected:
+        if self._backend is None:
+            return Rejected(work.id, "the engine is closed", permanent=False)
+        started = self._clock()
+        try:
+            vectors = self._backend.embed(work.rows)
+            self._verify(vectors, len(work.rows))
+        except RequestError as error:
+            return Rejected(work.id, str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a device raises must not end the engine
+            return Rejected(work.id, f"{self._info.backend}: {type(error).__name__}: {error}", permanent=False)
+        return Embedded(work.id, vectors, self._clock() - started)
+
+    def _verify(self, vectors: np.ndarray, rows: int) -> None:
+        if vectors.shape != (rows, self._info.dimensions):
+            raise BackendError(
+                f"{rows} texts came back as {vectors.shape}, not ({rows}, {self._info.dimensions}); "
+                "does the backend drop or merge rows of a batch?"
+            )
+        if not np.isfinite(vectors).all():
+            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+            raise BackendError(f"the vectors of rows {bad} are not finite; half precision may have overflowed")
+
+
+def open_engine(
+    backend: EmbeddingBackend, files: ModelFiles, *, reasons: tuple[str, ...] = (), check: bool = True
+) -> EmbeddingEngine:
+    """Loads a backend, holds it to its golden check, and returns the engine that serves it.
+
+    Raises `BackendUnavailableError` where the device cannot or may not serve, `ModelError` for bad files.
+    """
+    config = read_config(files.folder)
+    backend.load()
+    note = None
+    if check:
+        report = golden.check(backend, config, files.folder)
+        reasons = (*reasons, f"{backend.name}: golden check passed, least cosine {report.least_cosine:.7f}")
+    else:
+        note = "not compared with the reference before serving"
+    info = EngineInfo(
+        kind="embedding",
+        backend=backend.name,
+        device=backend.device,
+        model=files.name,
+        folder=str(files.folder),
+        model_aliases=files.aliases,
+        fingerprint=f"{fingerprint(config)}/{backend.name}/{backend.precision}",
+        precision=backend.precision,
+        dimensions=config.encoder.hidden_size,
+        max_tokens=config.text.max_tokens,
+        note=note,
+        reasons=reasons,
+    )
+    return EmbeddingEngine(backend, info)

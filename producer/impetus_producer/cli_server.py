@@ -1,0 +1,98 @@
+"""Which server a command talks to, what it says when nobody works there, and the option that names it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .client import Producer
+from .discovery import REDIS_URL_VARIABLE, find_redis_url
+from .errors import NoServerError
+from .fleet import read_fleet
+from .local import LocalServer
+from .server import without_password
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from redis import Redis
+
+CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
+
+_LOOK_EVERY_S = 5.0
+
+
+def redis_url_option(command: CommandT) -> CommandT:
+    return click.option(
+        "--redis-url",
+        envvar=REDIS_URL_VARIABLE,
+        show_envvar=True,
+        metavar="URL",
+        help="The Redis or Valkey server. Default: the one that `impetus-worker run` keeps on this machine.",
+    )(command)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A server to work with, and what to call while waiting for it."""
+
+    producer: Producer
+    check: Callable[[], None]
+    """Says or raises why nothing comes. Cheap; call it about once a second."""
+
+
+@contextmanager
+def open_session(redis_url: str | None, queue: str, worker_options: Sequence[str]) -> Iterator[Session]:
+    """The server given or found; where there is none, one of our own, with a worker, for the time of the block."""
+    url = find_redis_url(redis_url)
+    if url is not None:
+        producer = Producer(url)
+        notice = _NoWorkerNotice(producer.connection, queue, url)
+        notice()
+        yield Session(producer, notice)
+        return
+    server = LocalServer(worker_options)
+    click.echo("No server was given or found: starting one, and a worker, for this command.", err=True)
+    with server:
+        try:
+            yield Session(Producer(server.url), server.check)
+        except NoServerError:
+            # The server went with its worker, and that one's last words say why.
+            server.check_soon()
+            raise
+
+
+class _NoWorkerNotice:
+    """Says once, on stderr, that nobody listens to a queue."""
+
+    def __init__(self, connection: Redis, queue: str, url: str) -> None:
+        self._connection = connection
+        self._queue = queue
+        self._url = url
+        self._next_look = 0.0
+        self._said = False
+
+    def __call__(self) -> None:
+        if self._said or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_EVERY_S
+        fleet = read_fleet(self._connection)
+        if fleet.suspended:
+            self._say("The workers are suspended; waiting. Let them go on: rq resume")
+        elif not fleet.listening_to(self._queue):
+            self._say(f"{no_worker([self._queue], self._url)} Waiting.")
+
+    def _say(self, sentence: str) -> None:
+        self._said = True
+        click.echo(sentence, err=True)
+
+
+def no_worker(queues: Sequence[str], url: str) -> str:
+    return (
+        f"No worker is listening to {', '.join(queues)}. "
+        f"Start one: impetus-worker run --redis-url {without_password(url)}."
+    )

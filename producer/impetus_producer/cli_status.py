@@ -1,0 +1,74 @@
+"""`impetus status`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from .cli_server import no_worker, redis_url_option
+from .discovery import find_redis_url
+from .fleet import read_fleet
+from .server import connect, without_password
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .fleet import Fleet, WorkerState
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@redis_url_option
+def status(as_json: bool, redis_url: str | None) -> None:
+    """Show the queues, their workers, and whether anyone is listening.
+
+    Reads only: nothing is moved or cleaned up by looking.
+
+    \b
+    Examples:
+        impetus status
+        impetus status --json | jq '.queues[] | select(.waiting > 0)'
+    """
+    connection = connect(redis_url)
+    url = find_redis_url(redis_url) or ""
+    fleet = read_fleet(connection)
+    if as_json:
+        click.echo(json.dumps({"server": without_password(url), **asdict(fleet), "unattended": fleet.unattended()}))
+    else:
+        _print(fleet, url)
+
+
+def _print(fleet: Fleet, url: str) -> None:
+    click.echo(f"Server  {without_password(url)}\n")
+    counts = [(q.name, q.waiting, q.running, q.finished, q.failed) for q in fleet.queues]
+    _table(("Queue", "waiting", "running", "finished", "failed"), counts, numbers_from=1)
+    click.echo()
+    if fleet.workers:
+        rows = [(w.name, w.state, w.jobs, _seen(w), ", ".join(w.queues)) for w in fleet.workers]
+        _table(("Worker", "state", "jobs", "last seen", "listens to"), rows, numbers_from=5)
+        click.echo()
+    if fleet.suspended:
+        click.echo("The workers are suspended: they take no jobs until `rq resume`.")
+    if unattended := fleet.unattended():
+        click.echo(no_worker(unattended, url))
+
+
+def _seen(worker: WorkerState) -> str:
+    if worker.silent_s is None:
+        return "?"
+    return f"{worker.silent_s:.0f} s ago" + ("" if worker.alive else ", silent")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int) -> None:
+    """Columns as wide as they need to be, numbers to the right."""
+    lines = [header, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
+    for line in lines:
+        cells = (
+            cell.rjust(width) if at >= numbers_from else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())

@@ -1,0 +1,62 @@
+"""Recorded truth (scripts/record_reference_vectors.py) and the real MiniLM weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from impetus_backends.embedding.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.tokens import TextEncoder
+from impetus_backends.models import ModelFiles, resolve
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What sentence-transformers made of the recorded texts, for one model."""
+
+    vectors: dict[str, np.ndarray]
+    """By the name of the prompt; `plain` where none was named."""
+    rows: list[np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    content: list[str] = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
+    return content
+
+
+@pytest.fixture(scope="session")
+def recorded() -> dict[str, Recorded]:
+    arrays = dict(np.load(DATA / "reference.npz"))
+    found = {}
+    for name in sorted({key.partition("/")[0] for key in arrays}):
+        own = {key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{name}/")}
+        rows = np.split(own.pop("ids"), np.cumsum(own.pop("lengths"))[:-1])
+        found[name] = Recorded(own, rows)
+    return found
+
+
+@pytest.fixture(scope="session")
+def minilm() -> ModelFiles:
+    return resolve("all-MiniLM-L6-v2")
+
+
+@pytest.fixture(scope="session")
+def minilm_config(minilm: ModelFiles) -> EmbeddingConfig:
+    return read_config(minilm.folder)
+
+
+@pytest.fixture(scope="session")
+def minilm_rows(minilm: ModelFiles, texts: list[str]) -> list[np.ndarray]:
+    return [text.ids for text in TextEncoder.load(minilm.folder).encode(texts)]
+
+
+def small_model(name: str) -> Path:
+    """The folder of a small random model in the true file layout."""
+    return DATA / "models" / name

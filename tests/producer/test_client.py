@@ -1,0 +1,165 @@
+"""The producer and its handles, against a real server."""
+
+from __future__ import annotations
+
+import threading
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.job import Job, JobStatus
+from rq.results import Result
+from rq.serializers import JSONSerializer
+
+from impetus_producer import (
+    GenerationResult,
+    InvalidRequestError,
+    JobCancelledError,
+    JobFailedError,
+    JobNotFoundError,
+    NoServerError,
+    Producer,
+    ResultTimeoutError,
+)
+
+from .stock_worker import StockWorker, embedding_of, fail, finish, vector_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def test_vectors_come_back_in_the_order_of_the_texts(producer: Producer, worker: StockWorker) -> None:
+    result = producer.embed(["b", "a", "b"]).result(timeout_s=10)
+    np.testing.assert_array_equal(result.vectors, [vector_of("b"), vector_of("a"), vector_of("b")])
+    assert result.model == "stock-model"
+
+
+def test_a_prompt_is_answered_and_a_conversation_too(producer: Producer, worker: StockWorker) -> None:
+    assert producer.generate("hello").result(10).text == "hello"
+    answer = producer.generate(messages=[{"role": "user", "content": "hi"}], stop="x", seed=3).result(10)
+    assert isinstance(answer, GenerationResult)
+    assert answer.text == "hi"
+
+
+def test_a_result_that_does_not_come_in_time_is_a_timeout_and_can_be_asked_for_again(producer: Producer) -> None:
+    handle = producer.embed("a")
+    with pytest.raises(ResultTimeoutError, match=r"is queued: no result within 0\.01 s"):
+        handle.result(timeout_s=0.01)
+    with pytest.raises(TimeoutError):
+        handle.result(timeout_s=0)
+    finish(producer.connection, handle.job_id, embedding_of(["a"]))
+    assert handle.result(timeout_s=0).embeddings.shape == (1, 8)
+
+
+def test_a_waiting_caller_gets_the_result_when_it_comes(producer: Producer, redis_url: str) -> None:
+    handle = producer.embed("a")
+
+    def work() -> None:
+        with Redis.from_url(redis_url) as other:
+            finish(other, handle.job_id, embedding_of(["a"]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert len(handle.result().vectors) == 1
+    thread.join()
+    assert handle.status() == "finished"
+
+
+def test_a_failed_job_raises_the_workers_sentence_and_its_type(producer: Producer) -> None:
+    handle = producer.embed("a")
+    fail(producer.connection, handle.job_id, "model: there is no model 'x' here")
+    with pytest.raises(JobFailedError, match=r"^model: there is no model 'x' here$") as caught:
+        handle.result(timeout_s=5)
+    assert (caught.value.reason, caught.value.job_id) == ("RequestError", handle.job_id)
+    assert handle.status() == "failed"
+
+
+def test_a_queued_job_can_be_cancelled_once(producer: Producer) -> None:
+    handle = producer.embed("a")
+    assert handle.cancel() is True
+    assert handle.cancel() is False
+    assert handle.status() == "canceled"
+    assert Queue("embedding", connection=producer.connection, serializer=JSONSerializer).job_ids == []
+    with pytest.raises(JobCancelledError):
+        handle.result(timeout_s=5)
+
+
+def test_a_finished_job_cannot_be_cancelled(producer: Producer) -> None:
+    handle = producer.embed("a")
+    finish(producer.connection, handle.job_id, embedding_of(["a"]))
+    assert handle.cancel() is False
+
+
+def test_a_result_that_will_be_retried_is_not_the_last_word(producer: Producer) -> None:
+    handle = producer.embed("a")
+    job = Job.fetch(handle.job_id, producer.connection, serializer=JSONSerializer)
+    Result.create(job, Result.Type.RETRIED, ttl=60)
+    with pytest.raises(ResultTimeoutError):
+        handle.result(timeout_s=0.01)
+    finish(producer.connection, handle.job_id, embedding_of(["a"]))
+    assert len(handle.result(timeout_s=5).vectors) == 1
+
+
+def test_a_result_whose_time_ran_out_is_not_waited_for(producer: Producer) -> None:
+    handle = producer.embed("a")
+    Job.fetch(handle.job_id, producer.connection, serializer=JSONSerializer).set_status(JobStatus.FINISHED)
+    with pytest.raises(JobNotFoundError, match="its time to live ran out"):
+        handle.result(timeout_s=0.01)
+    handle.delete()
+    with pytest.raises(JobNotFoundError, match="there is no job"):
+        handle.result(timeout_s=0.01)
+
+
+def test_a_handle_is_made_again_from_its_id(producer: Producer, worker: StockWorker) -> None:
+    generation, embedding = producer.generate("hello"), producer.embed("a")
+    assert isinstance(producer.handle(generation.job_id).result(10), GenerationResult)
+    assert producer.handle(embedding.job_id).result(10).model == "stock-model"
+    with pytest.raises(JobNotFoundError):
+        producer.handle("nobody")
+
+
+def test_what_a_worker_would_refuse_is_refused_at_once_and_enqueues_nothing(producer: Producer) -> None:
+    for wrong in ([], [""] * 3000, "\ud800", "x" * 10_000_001, [3]):
+        with pytest.raises(InvalidRequestError, match=r"^input"):
+            producer.embed(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="either 'prompt' or 'messages'"):
+        producer.generate()
+    assert producer.connection.keys() == []
+
+
+def test_many_texts_become_jobs_in_their_order(producer: Producer, worker: StockWorker) -> None:
+    texts = [f"text {number}" for number in range(1000)]
+    rows = [
+        row
+        for handle in producer.embed_many(texts, texts_per_job=7, max_backlog_jobs=16)
+        for row in handle.result(10).vectors
+    ]
+    np.testing.assert_array_equal(rows, [vector_of(text) for text in texts])
+
+
+def test_an_endless_stream_of_texts_keeps_the_backlog_bounded(producer: Producer) -> None:
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "x"
+
+    queue = Queue("embedding-bulk", connection=producer.connection, serializer=JSONSerializer)
+    handles = producer.embed_many(texts(), texts_per_job=2, max_backlog_jobs=8)
+    assert len(list(islice(handles, 8))) == 8
+    assert len(queue) <= 16
+    assert read <= 33
+
+
+def test_no_server_is_one_sentence_that_says_what_to_do() -> None:
+    with pytest.raises(NoServerError, match="impetus-worker run"):
+        Producer()
+    with pytest.raises(NoServerError, match="does not answer"):
+        Producer("redis://127.0.0.1:1/0")
+    with pytest.raises(NoServerError, match="no Redis URL"):
+        Producer("http://127.0.0.1")

@@ -1,0 +1,89 @@
+"""Imports go one way: worker -> producer and worker -> backends; and what is heavy is imported late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {
+    "impetus_producer": ROOT / "producer",
+    "impetus_worker": ROOT / "worker",
+    "impetus_backends": ROOT / "backends",
+}
+NEVER_AT_TOP = {"mlx", "mlx_lm", "coremltools", "onnxruntime", "transformers"}
+HEAVY_FOR_THE_PRODUCER = {"numpy", "pyarrow", "rq", "redis"}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((PACKAGES[package] / package).rglob("*.py"))
+
+
+def imported(nodes: Iterator[ast.AST]) -> set[str]:
+    """The top-level names of what these statements import from outside their package."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+def run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    """The statements that run when a module is imported: no function bodies, and nothing for type checkers only."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from run_on_import(child)
+
+
+@pytest.mark.parametrize("package", ["impetus_producer", "impetus_backends"])
+def test_producer_and_backends_import_nothing_else_of_ours(package: str) -> None:
+    for path in sources(package):
+        ours = imported(ast.walk(ast.parse(path.read_text()))) & (PACKAGES.keys() - {package})
+        assert not ours, f"{path} imports {ours}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_model_libraries_are_imported_only_where_a_model_is_loaded(package: str) -> None:
+    for path in sources(package):
+        heavy = imported(run_on_import(ast.parse(path.read_text()))) & NEVER_AT_TOP
+        assert not heavy, f"{path} imports {heavy} at its top"
+
+
+def test_the_producer_imports_nothing_heavy_at_its_top() -> None:
+    for path in sources("impetus_producer"):
+        heavy = imported(run_on_import(ast.parse(path.read_text()))) & HEAVY_FOR_THE_PRODUCER
+        assert not heavy, f"{path} imports {heavy} at its top"
+
+
+@pytest.mark.parametrize(("module", "limit_s"), [("impetus_producer", 0.3), ("impetus_producer.cli", 0.5)])
+def test_importing_the_producer_is_cheap_and_loads_nothing_heavy(module: str, limit_s: float) -> None:
+    program = f"""
+import sys, time
+before = time.process_time()
+import {module}
+print(time.process_time() - before, *sys.modules)
+"""
+    # The best of three: the first may compile, and the machine may be busy.
+    cpu_s = []
+    for _ in range(3):
+        answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        seconds, *loaded = answer.stdout.split()
+        assert not (NEVER_AT_TOP | HEAVY_FOR_THE_PRODUCER) & set(loaded)
+        cpu_s.append(float(seconds))
+        if cpu_s[-1] < limit_s:
+            break
+    assert min(cpu_s) < limit_s
