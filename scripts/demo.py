@@ -120,10 +120,10 @@ class Workers:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> str:
-        command = [BIN / "impetus-worker", "run", "--until-stdin-closes", "--generation-model", self._model]
+        command = [str(BIN / "impetus-worker"), "run", "--until-stdin-closes"]
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                command,
+                [*command, "--generation-model", str(self._model)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -117,9 +117,11 @@ class Engine(Protocol):
 
     def pending(self) -> int:
         """How much work is admitted and not done."""
+        ...
 
     def step(self) -> list[Event]:
         """Runs the device once (a batch, or one decoding step of all that decode) and returns what got done."""
+        ...
 
     def close(self) -> None:
         """Frees the device."""

@@ -51,15 +51,19 @@ DEFAULT_TIMEOUT_S = 600
 """How long a job may run once its first batch has started."""
 
 
+def _invalid(sentence: str) -> PydanticCustomError:
+    return PydanticCustomError("invalid", "{sentence}", {"sentence": sentence})
+
+
 def _checked_text(value: Any, what: str = "the text") -> str:
     if not isinstance(value, str):
-        raise PydanticCustomError("not_a_string", f"{what} must be a string, not {_json_type(value)}")
+        raise _invalid(f"{what} must be a string, not {_json_type(value)}")
     try:
         size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError:
-        raise PydanticCustomError("not_unicode", f"{what} holds half a surrogate pair, which is no text") from None
+        raise _invalid(f"{what} holds half a surrogate pair, which is no text") from None
     if size > MAX_TEXT_BYTES:
-        raise PydanticCustomError("too_large", f"{what} is longer than {MAX_TEXT_BYTES:,} bytes of UTF-8")
+        raise _invalid(f"{what} is longer than {MAX_TEXT_BYTES:,} bytes of UTF-8")
     return value
 
 
@@ -67,13 +71,11 @@ def _checked_input(value: Any) -> list[str]:
     if isinstance(value, str):
         return [_checked_text(value)]
     if not isinstance(value, list | tuple):
-        raise PydanticCustomError("not_text", f"must be a string or a list of strings, not {_json_type(value)}")
+        raise _invalid(f"must be a string or a list of strings, not {_json_type(value)}")
     if not value:
-        raise PydanticCustomError("empty", "the list is empty: send at least one text")
+        raise _invalid("the list is empty: send at least one text")
     if len(value) > MAX_TEXTS_PER_JOB:
-        raise PydanticCustomError(
-            "too_many", f"{len(value)} texts are more than the {MAX_TEXTS_PER_JOB} a job may carry"
-        )
+        raise _invalid(f"{len(value)} texts are more than the {MAX_TEXTS_PER_JOB} a job may carry")
     return [_checked_text(text, f"item {index}") for index, text in enumerate(value)]
 
 
@@ -208,7 +210,7 @@ class GenerationRequest(_Wire):
     @classmethod
     def _no_stream(cls, value: bool) -> bool:
         if value:
-            raise PydanticCustomError("not_served", "streaming is not served yet; leave it out and wait for the result")
+            raise _invalid("streaming is not served yet; leave it out and wait for the result")
         return value
 
     @field_validator("prompt", mode="before")
@@ -219,7 +221,7 @@ class GenerationRequest(_Wire):
     @model_validator(mode="after")
     def _one_source(self) -> GenerationRequest:
         if (self.messages is None) == (self.prompt is None):
-            raise PydanticCustomError("one_source", "send either 'prompt' or 'messages', and not both")
+            raise _invalid("send either 'prompt' or 'messages', and not both")
         return self
 
 

@@ -257,7 +257,7 @@ class _Parquet(_Format):
         if self._writer is None:
             # Floats of an embedding do not compress, and no two are alike.
             self._writer = parquet.ParquetWriter(
-                self._file, schema, compression="zstd", use_dictionary=False, write_statistics=["id"]
+                self._file, schema, compression="zstd", use_dictionary=False, write_statistics=False
             )
         flat = pa.array(np.asarray(self._vectors, dtype=np.float32).reshape(-1))
         vectors = pa.FixedSizeListArray.from_arrays(flat, type=vector_type)

@@ -19,8 +19,8 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
 from impetus_producer.cli import cli
-from impetus_producer.cli_server import without_password
 from impetus_producer.local import LocalServer
+from impetus_producer.server import without_password
 
 from .stock_worker import StockWorker, generation_of, honest_work, working
 from .test_outputs import read_back

@@ -14,6 +14,7 @@ import pytest
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.utils import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ class Fleet:
 
     def start(self, *options: str, roles: str = "embedding", wait: bool = True) -> RunningWorker:
         """A worker on the simulated backends, unless options say otherwise. Returns when it serves its queues."""
-        before = self.connection.smembers("rq:workers")
+        before = self._names()
         worker = RunningWorker(
             self.url,
             self._folder / f"worker-{len(self.running)}.log",
@@ -94,10 +95,13 @@ class Fleet:
             assert worker.process.poll() is None, worker.log
         return worker
 
+    def _names(self) -> set[str]:
+        return {as_text(key) for key in self.connection.smembers("rq:workers")}
+
     def worker_pid(self, role: str = "embedding") -> int:
         """The process of a worker of this role that lives."""
-        for key in self.connection.smembers("rq:workers"):
-            if f"impetus-{role}-".encode() in key and (pid := self.connection.hget(key.decode(), "pid")):
+        for key in self._names():
+            if f"impetus-{role}-" in key and (pid := self.connection.hget(key, "pid")):
                 return int(pid)
         raise AssertionError(f"no {role} worker")
 
@@ -118,7 +122,7 @@ class Fleet:
         return str(self.job(job if isinstance(job, str) else job.id).get_status().value)
 
     def await_status(self, job: Job | str, *wanted: str, limit_s: float = LIMIT_S) -> str:
-        return eventually(lambda: (seen := self.status(job)) in wanted and seen, limit_s)
+        return eventually(lambda: next((word for word in wanted if word == self.status(job)), ""), limit_s)
 
     def reason(self, job: Job) -> str:
         """The last line of what a failed job says."""

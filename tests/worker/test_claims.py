@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rq import Queue, SimpleWorker
@@ -38,12 +38,12 @@ def claims(worker: SimpleWorker, connection: Redis) -> Claims:
     return Claims(connection, worker.name, LEASE_S)
 
 
-def enqueue(connection: Redis, count: int = 1, queue: str = "embedding", **options: object) -> list[Job]:
+def enqueue(connection: Redis, count: int = 1, queue: str = "embedding", **options: Any) -> list[Job]:
     target = Queue(queue, connection=connection, serializer=JSONSerializer)
     return [target.enqueue(EMBED, {"input": str(number)}, **options) for number in range(count)]
 
 
-def claim_one(claims: Claims, connection: Redis, **options: object) -> ClaimedJob:
+def claim_one(claims: Claims, connection: Redis, **options: Any) -> ClaimedJob:
     enqueue(connection, 1, **options)
     return claims.claim(["embedding"], 1, 10**9).jobs[0]
 

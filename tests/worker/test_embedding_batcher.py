@@ -73,7 +73,7 @@ def drain(batcher: EmbeddingBatcher, now: float = 1000.0) -> tuple[list[Embeddin
 def vectors(outcome: Outcome) -> list[list[float]]:
     assert isinstance(outcome, Finished)
     result = EmbeddingResult.model_validate(json.loads(outcome.result), strict=False)
-    return np.asarray(result.vectors).tolist()
+    return [list(map(float, row)) for row in result.vectors]
 
 
 def error(outcome: Outcome) -> Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import signal
@@ -11,6 +10,7 @@ import sys
 import time
 import zlib
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from rq import Callback, Queue, Retry
 from rq.command import send_stop_job_command
 from rq.job import Job
 from rq.suspension import resume, suspend
+from rq.utils import as_text
 
 from impetus_producer import InvalidRequestError, JobCancelledError, Producer
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 EMBED, GENERATE = "impetus_worker.jobs.embed", "impetus_worker.jobs.generate"
+
+
+def _has_failed(connection: Redis, key: str) -> bool:
+    return connection.hget(key, "status") == b"failed"
 
 
 def rq_info(url: str) -> str:
@@ -42,6 +47,7 @@ def test_a_job_of_plain_rq_is_worked_and_its_return_value_is_the_result(fleet: F
     job = fleet.queue().enqueue(EMBED, {"input": "hello"})
     fleet.await_status(job, "finished")
     value = fleet.job(job.id).return_value()
+    assert value is not None
     assert value["embeddings"]["shape"] == [1, 384]
     assert value["provenance"]["backend"] == "simulated"
 
@@ -76,10 +82,8 @@ def test_bad_jobs_fail_with_a_sentence_and_their_neighbours_finish(fleet: Fleet,
     good = [queue.enqueue(EMBED, {"input": f"good {number}"}) for number in range(5)]
     for job in good:
         fleet.await_status(job, "finished")
-    for says, job in bad.items():
-        key = job.key
-        eventually(lambda key=key: connection.hget(key, "status") == b"failed")
-    eventually(lambda: connection.hget(spoilt.key, "status") == b"failed")
+    for job in (*bad.values(), spoilt):
+        eventually(partial(_has_failed, connection, job.key))
     for says, job in bad.items():
         if says != "not JSON":  # that one's hash RQ itself cannot read
             assert says in fleet.reason(job)
@@ -112,18 +116,18 @@ def test_an_engine_killed_under_load_loses_no_job_and_fails_none(fleet: Fleet) -
     for _ in range(3):
         before = fleet.engine_pid()
         os.kill(before, signal.SIGKILL)
-        eventually(lambda before=before: _engine_of(fleet) not in (None, before))
+        eventually(partial(_has_another_engine, fleet, before))
     for handle in handles:
         assert len(handle.result(timeout_s=60).vectors) == 4
     info = rq_info(fleet.url)
     assert "queue embedding-bulk 0, 0 executing, 100 finished, 0 failed" in info
 
 
-def _engine_of(fleet: Fleet) -> int | None:
+def _has_another_engine(fleet: Fleet, before: int) -> bool:
     try:
-        return fleet.engine_pid()
+        return fleet.engine_pid() != before
     except AssertionError:
-        return None
+        return False
 
 
 def test_a_worker_killed_under_load_is_replaced_and_its_jobs_run_at_once(fleet: Fleet) -> None:
@@ -145,14 +149,15 @@ def test_when_the_supervisor_is_killed_nothing_is_left_and_jobs_are_back(fleet: 
     pids = [fleet.worker_pid(), fleet.engine_pid()]
     worker.stop(signal.SIGKILL)
     for pid in pids:
-        eventually(lambda pid=pid: not _runs(pid))
+        eventually(partial(_is_gone, pid))
     fleet.start()
     assert len(handle.result(timeout_s=40).vectors) == 1
 
 
-def _runs(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
+def _is_gone(pid: int) -> bool:
+    try:
         os.kill(pid, 0)
+    except ProcessLookupError:
         return True
     return False
 
@@ -193,7 +198,7 @@ def test_a_warm_stop_finishes_what_runs_and_puts_the_rest_back(fleet: Fleet) -> 
     finished = statuses.count("finished")
     assert 1 <= finished <= 4
     assert statuses == ["finished"] * finished + ["queued"] * (20 - finished)
-    waiting = [job_id.decode() for job_id in fleet.connection.lrange("rq:queue:embedding-bulk", 0, -1)]
+    waiting = [as_text(job_id) for job_id in fleet.connection.lrange("rq:queue:embedding-bulk", 0, -1)]
     assert waiting == [handle.job_id for handle in handles[finished:]]
     assert fleet.connection.smembers("rq:workers") == set()
     assert fleet.connection.keys("rq:execution*") == []
@@ -243,7 +248,7 @@ def test_suspended_workers_leave_the_queue_alone_until_resumed(fleet: Fleet) -> 
 
 
 def _worker_keys(connection: Redis) -> list[str]:
-    return [key.decode() for key in connection.smembers("rq:workers")]
+    return [as_text(key) for key in connection.smembers("rq:workers")]
 
 
 def test_retries_dependents_and_scheduled_jobs_are_rqs_own(fleet: Fleet) -> None:

@@ -58,9 +58,11 @@ class Room:
 class Batcher(Protocol):
     def room(self) -> Room:
         """How many jobs there is room for, beside those taken in."""
+        ...
 
     def add(self, jobs: Sequence[ClaimedJob], now: float) -> list[Outcome]:
         """Takes jobs in; returns the outcomes of those that end at once, such as a `Failed` for a bad request."""
+        ...
 
     def next_work(self, now: float) -> Work | None:
         """What the engine should be given now, if anything. Ask again until there is nothing."""
@@ -70,15 +72,19 @@ class Batcher(Protocol):
 
     def absorb(self, event: Event) -> list[Outcome]:
         """Takes what the engine says; returns the jobs that ended by it."""
+        ...
 
     def drop(self, job_id: str) -> list[int]:
         """Forgets a job, wherever it is; returns the work to cancel in the engine."""
+        ...
 
     def in_engine(self, job_id: str) -> bool:
         """Whether the engine may be running part of this job now."""
+        ...
 
     def started_at(self, job_id: str) -> float | None:
         """When the engine was first given part of this job."""
 
     def engine_died(self, *, suspect: bool) -> list[Outcome]:
         """All that the engine held is to run again, alone if it is suspect; returns the jobs now known to be poison."""
+        ...

@@ -106,7 +106,7 @@ class Claims:
             ClaimedJob(
                 id=job_id.decode(),
                 execution_id=execution.decode(),
-                queue=queues[position - 1],
+                queue=queues[int(position) - 1],
                 fields=dict(zip(fields[::2], fields[1::2], strict=True)),
                 claimed_at=now,
             )
@@ -179,4 +179,4 @@ def _iso(epoch_s: float) -> str:
 
 
 def _source(name: str) -> str:
-    return (resources.files(__package__) / "lua" / f"{name}.lua").read_text()
+    return (resources.files("impetus_worker") / "lua" / f"{name}.lua").read_text()

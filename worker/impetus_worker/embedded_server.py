@@ -116,10 +116,10 @@ def guard() -> None:
         return
     try:
         print(json.dumps({"port": server.port}), flush=True)
-        while not select.select([sys.stdin], [], [], _POLL_S)[0]:
-            if server._process.poll() is not None:
-                break
-    except (BrokenPipeError, KeyboardInterrupt):
+        process = server._process  # its public is_running() takes a server that is busy for a second for dead
+        while process is not None and process.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
+            pass
+    except BrokenPipeError:
         pass
     finally:
         server.stop(timeout=_STOP_S - 5)

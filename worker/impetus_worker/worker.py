@@ -113,9 +113,9 @@ class QueueWorker(BaseWorker):
             self._await_engine()
             if self._stopping:
                 return 0
-            self.register_birth()
+            self.register_birth()  # type: ignore[no-untyped-call]
             registered = True
-            self.subscribe()
+            self.subscribe()  # type: ignore[no-untyped-call]
             self.set_state(WorkerStatus.IDLE)
             self._lease.start()
             self.log.info("worker %s serves %s", self.name, ", ".join(self._all_queues))
@@ -174,8 +174,8 @@ class QueueWorker(BaseWorker):
                 bell.close()
             if registered:
                 self._chores.stop()
-                self.register_death()
-                self.unsubscribe()
+                self.register_death()  # type: ignore[no-untyped-call]
+                self.unsubscribe()  # type: ignore[no-untyped-call]
         except RedisError as error:
             self.log.warning("could not say goodbye to Redis: %s; leases run out by themselves", error)
 

@@ -36,6 +36,7 @@ class EmbeddingBackend(Protocol):
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """Token rows as one batch to float32 (rows, dimensions); raises `RequestError` for an unreadable row."""
+        ...
 
 
 def make_backend(name: str, model: EmbeddingConfig | Path, *, threads: int | None = None) -> EmbeddingBackend:

@@ -180,16 +180,13 @@ def _pooling_mode(folder: Path, hidden_size: int) -> str:
 
 
 def _text(folder: Path, transformer: Path, encoder: EncoderConfig) -> TextConfig:
-    sentence: dict[str, Any] = {}
-    for name in _SENTENCE_CONFIGS:
-        if (transformer / name).is_file():
-            sentence = read_json(transformer / name, dict)
-            break
+    file = next((transformer / name for name in _SENTENCE_CONFIGS if (transformer / name).is_file()), None)
+    sentence: dict[str, Any] = read_json(file, dict) if file else {}
     if sentence.get("transformer_task", "feature-extraction") != "feature-extraction":
-        raise ModelError(f"{transformer / name}: transformer_task {sentence['transformer_task']!r} is not supported")
+        raise ModelError(f"{file}: transformer_task {sentence['transformer_task']!r} is not supported")
     for key in ("query_length", "document_length", "query_expansion"):
         if sentence.get(key) is not None:
-            raise ModelError(f"{transformer / name}: {key} is not supported")
+            raise ModelError(f"{file}: {key} is not supported")
     tokenizer = _optional(transformer / "tokenizer_config.json")
     for side in ("truncation_side", "padding_side"):
         if tokenizer.get(side, "right") != "right":

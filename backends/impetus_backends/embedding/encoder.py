@@ -27,29 +27,37 @@ class Ops(Protocol[T]):
 
     def embed(self, table: str, ids: T) -> T:
         """Rows of the weight `table`: (b, l) integers to (b, l, h)."""
+        ...
 
     def row(self, table: str, index: int) -> T:
         """One row of the weight `table`, to be added to (b, l, h)."""
+        ...
 
     def add(self, a: T, b: T) -> T: ...
 
     def linear(self, x: T, name: str) -> T:
         """x W^T + bias, with `name.weight` (out, in) and `name.bias` (out)."""
+        ...
 
     def layer_norm(self, x: T, name: str, eps: float) -> T:
         """Over the hidden units, with `name.weight` and `name.bias`."""
+        ...
 
     def gelu(self, x: T) -> T:
         """x * Phi(x), with the error function and not its tanh approximation."""
+        ...
 
     def attention(self, q: T, k: T, v: T, mask: T, heads: int) -> T:
         """softmax(q k^T / sqrt(h / heads)) v in each head; (b, l, h) each; keys whose mask is 0 weigh nothing."""
+        ...
 
     def pool(self, x: T, mask: T, mode: str) -> T:
         """(b, l, h) to (b, h) in float32: the `mean` over tokens whose mask is 1, or the first (`cls`)."""
+        ...
 
     def normalise(self, x: T) -> T:
         """Rows of (b, h) scaled to length 1, a row of zeros left as it is."""
+        ...
 
 
 @dataclass(frozen=True)
