@@ -286,9 +286,9 @@ def test_a_burst_ends_when_the_queues_are_empty(fleet: Fleet) -> None:
 
 
 def test_two_workers_share_a_queue_and_finish_each_job_once(fleet: Fleet) -> None:
-    fleet.start("--simulated-a-ms", "5")
-    fleet.start("--simulated-a-ms", "5")
-    handles = list(Producer(connection=fleet.connection).embed_many(map(str, range(600)), texts_per_job=2))
+    fleet.start("--simulated-a-ms", "50", "--max-batch-texts", "4")
+    fleet.start("--simulated-a-ms", "50", "--max-batch-texts", "4")
+    handles = list(Producer(connection=fleet.connection).embed_many(map(str, range(400)), texts_per_job=2))
     workers = {handle.result(timeout_s=60).provenance.worker for handle in handles}
     assert len(workers) == 2
     assert all(fleet.connection.xlen(f"rq:results:{handle.job_id}") == 1 for handle in handles)

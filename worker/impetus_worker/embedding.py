@@ -23,7 +23,7 @@ from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, Embedding
 
 from .batching import Failed, Finished, Outcome, Room
 from .errors import InferenceError, InvalidRequestError, PoisonedJobError
-from .packing import pack, padded_tokens
+from .packing import pack
 from .payload import read_payload
 from .quarantine import Quarantine
 
@@ -34,8 +34,12 @@ if TYPE_CHECKING:
 
     from .claims import ClaimedJob
 
-_LOOKAHEAD_S = 2.0
-"""So much of the device's time is worth of texts is taken in at once, for sorting."""
+_LOOKAHEAD_S = 4.0
+"""Texts for so much of the device's time are taken in ahead, to be sorted together."""
+_LOOKAHEAD_BATCHES = (4, 64)
+"""But no fewer batches than this, and no more."""
+_LEARNING_RATE = 0.2
+"""Of the moving averages that say how much that is."""
 _MAX_JOBS_HELD = 2048
 _MAX_JOBS_A_CLAIM = 128
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "numpy": 1024, "mlx": 4096, "coreml": 4096, "simulated": 4096}
@@ -127,21 +131,25 @@ class EmbeddingBatcher:
         self._running: dict[int, _Batch] = {}
         self._ids = count(1)
         self._quarantine: Quarantine[_Row] = Quarantine()
-        self._tokens_a_job = float(max_batch_tokens)
-        self._tokens_a_second = max_batch_tokens / _LOOKAHEAD_S
+        self._batches_a_job = 1.0
+        self._seconds_a_batch = _LOOKAHEAD_S / 8
 
     # -- taking in ---------------------------------------------------------------------------------------------------
 
     def room(self) -> Room:
         held = len(self._jobs)
         interactive = max(0, min(_MAX_JOBS_A_CLAIM, 2 * _MAX_JOBS_HELD - held))
-        target = min(64.0, max(8.0, self._tokens_a_second * _LOOKAHEAD_S / self._max_tokens)) * self._max_tokens
-        pooled = sum(lane.tokens for lane in self._lanes)
+        target = min(max(_LOOKAHEAD_S / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
+        pooled = sum(self._batches(lane.rows, lane.tokens) for lane in self._lanes)
         # Refilled in quarters, so that a claim is worth its round trip.
         if held >= _MAX_JOBS_HELD or pooled > 0.75 * target or self._quarantine:
             return Room(interactive=interactive, bulk=0)
-        bulk = min(_MAX_JOBS_A_CLAIM, _MAX_JOBS_HELD - held, math.ceil((target - pooled) / self._tokens_a_job))
+        bulk = min(_MAX_JOBS_A_CLAIM, _MAX_JOBS_HELD - held, math.ceil((target - pooled) / self._batches_a_job))
         return Room(interactive=interactive, bulk=bulk)
+
+    def _batches(self, rows: int, tokens: int) -> float:
+        """How many full batches these would make, padding aside."""
+        return max(rows / self._max_rows, tokens / self._max_tokens)
 
     def add(self, jobs: Sequence[ClaimedJob], now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
@@ -194,7 +202,7 @@ class EmbeddingBatcher:
         lane.pool.extend(_Row(owner, index, text.ids) for index, text in enumerate(texts))
         lane.rows += len(texts)
         lane.tokens += tokens
-        self._tokens_a_job += 0.2 * (tokens - self._tokens_a_job)
+        self._batches_a_job += _LEARNING_RATE * (self._batches(len(texts), tokens) - self._batches_a_job)
 
     # -- giving out --------------------------------------------------------------------------------------------------
 
@@ -266,9 +274,7 @@ class EmbeddingBatcher:
                 f"the engine returned {len(event.vectors)} vectors for {len(batch.rows)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
-        cost = padded_tokens([_length(row) for row in batch.rows])
-        if event.device_s > 0:
-            self._tokens_a_second += 0.1 * (cost / event.device_s - self._tokens_a_second)
+        self._seconds_a_batch += _LEARNING_RATE * (event.device_s - self._seconds_a_batch)
         done: list[Outcome] = []
         for row, vector in zip(batch.rows, event.vectors, strict=True):
             owner = row.owner

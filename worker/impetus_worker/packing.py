@@ -33,8 +33,3 @@ def pack(
     if batch:
         batches.append(batch)
     return batches
-
-
-def padded_tokens(lengths: Sequence[int]) -> int:
-    """What a batch of these lengths costs."""
-    return max(lengths, default=0) * len(lengths)

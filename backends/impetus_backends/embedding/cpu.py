@@ -5,6 +5,7 @@ Knows the encoder and ONNX. Axes are dynamic, so one session serves every batch.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,6 +129,8 @@ class CPUEmbeddingBackend:
 
     def load(self) -> None:
         """Builds the graph and the session; raises `BackendUnavailableError` without ONNX Runtime."""
+        # ONNX Runtime (seen in 1.32, on Linux too) reports its use to its makers unless it is told not to before it is imported.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
             import onnx
             import onnxruntime
