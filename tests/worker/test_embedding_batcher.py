@@ -57,9 +57,9 @@ def words(count: int, word: int = 7) -> str:
     return " ".join([str(word)] * count)
 
 
-def run(work: EmbeddingWork) -> Embedded:
+def run(work: EmbeddingWork, device_s: float = 0.001) -> Embedded:
     """A device whose vector is the row's length, its first token, and zeros."""
-    return Embedded(work.id, np.array([[len(row), row[0], 0, 0] for row in work.rows], np.float32), 0.001)
+    return Embedded(work.id, np.array([[len(row), row[0], 0, 0] for row in work.rows], np.float32), device_s)
 
 
 def drain(batcher: EmbeddingBatcher, now: float = 1000.0) -> tuple[list[EmbeddingWork], list[Outcome]]:
@@ -112,10 +112,20 @@ def test_a_full_batch_does_not_wait_for_the_window() -> None:
 def test_after_a_window_the_next_text_opens_another() -> None:
     batcher = make_batcher(max_wait_s=1.0)
     batcher.add([job("1")], now=0.0)
-    drain(batcher, 1.0)
+    work = batcher.next_work(1.0)
+    assert work is not None
+    batcher.absorb(run(work, device_s=2.0))
     batcher.add([job("1")], now=5.0)
     assert batcher.next_work(5.5) is None
     assert batcher.wakes_at() == 6.0
+
+
+def test_there_is_no_window_once_the_device_is_known_to_be_quick_enough() -> None:
+    batcher = make_batcher(max_wait_s=1.0)
+    batcher.add([job("1")], now=0.0)
+    drain(batcher, 1.0)
+    batcher.add([job("1")], now=5.0)
+    assert batcher.next_work(5.0) is not None
 
 
 def test_batches_keep_to_the_padded_budget_and_a_job_may_span_several() -> None:

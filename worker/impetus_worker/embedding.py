@@ -1,7 +1,8 @@
 """Micro-batching: the texts of many embedding jobs, in batches that suit the device.
 
 Two lanes, one for jobs whose caller waits and one for bulk. The first text in an empty lane opens a window; when it
-closes, or a batch is full, what is there goes out; texts that come later never extend it. Within a lane, texts of
+closes, or a batch is full, what is there goes out; texts that come later never extend it. Where the device's measured
+cost says that waiting does not pay, there is no window. Within a lane, texts of
 several batches' worth are sorted by length together (Infinity, `inference/queue.py`), so that little is padding. One
 batch runs and one waits behind it, so the device never waits; a batch of the interactive lane passes the waiting one.
 """
@@ -22,6 +23,7 @@ from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
 from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest, parse_request
 
 from .batching import Failed, Finished, Outcome, Room
+from .cost import CostModel
 from .errors import InferenceError, InvalidRequestError, PoisonedJobError
 from .packing import pack
 from .payload import read_payload
@@ -87,7 +89,7 @@ class _Lane:
     tokens: int = 0
     """Of all rows in the pool and planned."""
     rows: int = 0
-    opened_at: float = 0.0
+    closes_at: float = 0.0
     in_engine: int = 0
 
 
@@ -133,6 +135,7 @@ class EmbeddingBatcher:
         self._quarantine: Quarantine[_Row] = Quarantine()
         self._batches_a_job = 1.0
         self._seconds_a_batch = _LOOKAHEAD_S / 8
+        self._cost = CostModel()
 
     # -- taking in ---------------------------------------------------------------------------------------------------
 
@@ -197,8 +200,9 @@ class EmbeddingBatcher:
         owner = _OpenJob(job, request, len(texts), tokens, len(truncated), vectors)
         self._jobs[job.id] = owner
         lane = self._lanes[0 if job.queue == EMBEDDING_QUEUE else 1]
+        self._cost.arrived(len(texts), now)
         if not lane.rows:
-            lane.opened_at = now
+            lane.closes_at = now + self._max_wait_s if self._cost.waiting_pays(now) else now
         lane.pool.extend(_Row(owner, index, text.ids) for index, text in enumerate(texts))
         lane.rows += len(texts)
         lane.tokens += tokens
@@ -220,7 +224,7 @@ class EmbeddingBatcher:
         if not lane.rows or lane.in_engine >= 2 or (len(self._running) >= 2 and not lane.urgent):
             return False
         full = lane.tokens >= self._max_tokens or lane.rows >= self._max_rows
-        return full or (lane.in_engine == 0 and now >= lane.opened_at + self._max_wait_s)
+        return full or (lane.in_engine == 0 and now >= lane.closes_at)
 
     def _next_batch(self, lane: _Lane) -> list[_Row]:
         if lane.pool and len(lane.planned) <= 1:
@@ -243,7 +247,7 @@ class EmbeddingBatcher:
         return work
 
     def wakes_at(self) -> float | None:
-        waiting = [lane.opened_at + self._max_wait_s for lane in self._lanes if lane.rows and not lane.in_engine]
+        waiting = [lane.closes_at for lane in self._lanes if lane.rows and not lane.in_engine]
         return min(waiting, default=None)
 
     # -- what came of it ---------------------------------------------------------------------------------------------
@@ -274,6 +278,7 @@ class EmbeddingBatcher:
                 f"the engine returned {len(event.vectors)} vectors for {len(batch.rows)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
+        self._cost.observe(max(map(_length, batch.rows)) * len(batch.rows), event.device_s)
         self._seconds_a_batch += _LEARNING_RATE * (event.device_s - self._seconds_a_batch)
         done: list[Outcome] = []
         for row, vector in zip(batch.rows, event.vectors, strict=True):
