@@ -186,7 +186,7 @@ def test_a_worker_whose_lease_ran_out_writes_nothing(claims: Claims, connection:
     assert claims.finish([Ending(job, Verb.FINISH, b"1", 100)]) == [Ended.LEASE_LOST]
     assert claims.finish([Ending(job, Verb.FAIL, b"x", 100)]) == [Ended.LEASE_LOST]
     assert claims.finish([Ending(job, Verb.RETURN)]) == [Ended.LEASE_LOST]
-    assert not claims.holds(job)
+    assert not claims.seal(job)
     assert fetch(job, connection).get_status() == JobStatus.QUEUED
     assert connection.lrange("rq:queue:embedding", 0, -1) == [job.id.encode()]
     again = claims.claim(["embedding"], 1, 10**9).jobs[0]
@@ -200,7 +200,7 @@ def test_a_job_with_dependents_is_left_to_rq_unless_it_must_end(claims: Claims, 
     enqueue(connection, 1, depends_on=parent)
     job = claims.claim(["embedding"], 1, 10**9).jobs[0]
     assert claims.finish([Ending(job, Verb.FINISH, b"1", 100)]) == [Ended.HAS_DEPENDENTS]
-    assert claims.holds(job)
+    assert claims.seal(job)
     assert claims.finish([Ending(job, Verb.ABORT, b"x", 100)]) == [Ended.DONE]
 
 
@@ -222,7 +222,7 @@ def test_recovery_leaves_living_jobs_and_other_peoples_alone(claims: Claims, con
     connection.delete(execution.key)  # nobody extends a SimpleWorker's lease while it runs
     connection.delete("rq:queue:embedding")
     assert claims.recover("embedding") == []
-    assert claims.holds(living)
+    assert claims.seal(living)
     assert len(connection.zrange("rq:wip:embedding", 0, -1)) == 2
 
 

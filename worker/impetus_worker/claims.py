@@ -1,4 +1,4 @@
-"""The four things a worker does to jobs in Redis, one script each: claim, finish, renew, recover.
+"""What a worker does to jobs in Redis, one script each: claim, finish, seal, renew, recover.
 
 Every script touches just the fields needed and is one round trip, however many jobs. RQ's keys and fields are those
 of rq 3.0; `tests/worker/test_claims.py` compares them with what RQ itself writes. Knows Redis and the layout of RQ's
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+SEAL_S = 180
+"""Longer than RQ's ending of a job takes, callbacks of 60 s among it."""
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _DEFAULT_TIMEOUT_S = 180
 """RQ's own, for jobs that name none (`Queue.DEFAULT_TIMEOUT`)."""
@@ -93,6 +95,7 @@ class Claims:
         self._claim = connection.register_script(_source("claim"))
         self._finish = connection.register_script(_source("finish"))
         self._renew = connection.register_script(_source("renew"))
+        self._seal = connection.register_script(_source("seal"))
         self._recover = connection.register_script(_source("recover"))
 
     def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int) -> Claim:
@@ -136,13 +139,9 @@ class Claims:
         lost: Any = self._renew(args=arguments)
         return [job_id.decode() for job_id in lost]
 
-    def holds(self, job: ClaimedJob) -> bool:
-        """Whether the lease on this job still holds."""
-        with self._connection.pipeline(transaction=True) as pipeline:
-            pipeline.exists(f"rq:execution:{job.id}:{job.execution_id}")
-            pipeline.hmget(f"rq:job:{job.id}", "status", "impetus_execution")
-            lease, state = pipeline.execute()
-        return bool(lease) and state == [b"started", job.execution_id.encode()]
+    def seal(self, job: ClaimedJob) -> bool:
+        """Whether the lease on this job holds; if so it now does for `SEAL_S`, for an ending of many round trips."""
+        return bool(self._seal(args=[job.id, job.execution_id, SEAL_S]))
 
     def recover(self, queue: str) -> list[str]:
         """Puts the queue's jobs that dead workers held back at its front; returns their ids."""

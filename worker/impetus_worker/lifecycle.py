@@ -18,13 +18,13 @@ from redis.exceptions import RedisError
 from rq.callbacks import execute_stopped_callback
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.executions import Execution
-from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from .batching import Failed, Finished, Outcome, Returned, Stopped
 from .claims import ClaimedJob, Claims, Ended, Ending, Verb
 from .errors import InvalidRequestError
+from .webhooks import HookedJob, WebhookSender
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +47,7 @@ class Lifecycle:
         self._connection: Redis = worker.connection
         self._claims = claims
         self._default_result_ttl_s = default_result_ttl_s
+        self._webhooks = WebhookSender()
         self._log = logging.getLogger(__name__)
 
     def settle(self, outcomes: Sequence[Outcome]) -> bool:
@@ -75,6 +76,10 @@ class Lifecycle:
             self._settle_by_rq(outcome)
         return bool(for_rq)
 
+    def close(self, patience_s: float) -> None:
+        """Gives the webhooks that still wait so long to be sent."""
+        self._webhooks.close(patience_s)
+
     def _ending(self, outcome: Outcome) -> Ending | None:
         """How the job ends on the short path, or None where RQ has more to do."""
         job = outcome.job
@@ -100,10 +105,12 @@ class Lifecycle:
 
     def _settle_by_rq(self, outcome: Outcome) -> None:
         claimed = outcome.job
-        if not self._claims.holds(claimed):
+        # RQ takes several round trips, so the fence is a lease that outlasts them all.
+        if not self._claims.seal(claimed):
             self._log.warning("job %s: its lease was lost, so its result is not written", claimed.id)
             return
-        job = Job(claimed.id, connection=self._connection, serializer=JSONSerializer)
+        job = HookedJob(claimed.id, connection=self._connection, serializer=JSONSerializer)
+        job.sender = self._webhooks
         try:
             job.restore(claimed.fields)
         except Exception as unreadable:  # noqa: BLE001 - whatever bytes lie in the hash, they fail this job alone

@@ -48,6 +48,7 @@ _WORKER_KEY_TTL_S = 60
 _MAX_BACKOFF_S = 5.0
 _UNRESPONSIVE_S = 5.0
 """An engine that is told to drop a timed-out job and says nothing for so long is stuck in the device."""
+_FAREWELL_S = 10.0
 _HUNG_S = 300.0
 """An engine with work that says nothing for so long keeps no lease alive."""
 _MAX_DEATHS_IN_A_ROW = 30
@@ -170,6 +171,7 @@ class QueueWorker(BaseWorker):
                 back = [Returned(job) for job in reversed(self._unended().values())]
                 self.log.info("putting %d unfinished jobs back", len(back))
                 self._lifecycle.settle([*self._unsettled, *back])
+            self._lifecycle.close(patience_s=0.0 if self._stopping == COLD else _FAREWELL_S)
             for bell in self._bells:
                 bell.close()
             if registered:

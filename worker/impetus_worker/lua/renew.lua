@@ -9,7 +9,7 @@ for at = 6, #ARGV, 3 do
   local execution = 'rq:execution:' .. composite
   if redis.call('EXISTS', execution) == 1 then
     redis.call('HSET', execution, 'last_heartbeat', ARGV[3])
-    redis.call('EXPIRE', execution, lease)
+    if redis.call('TTL', execution) < lease then redis.call('EXPIRE', execution, lease) end
     redis.call('EXPIRE', 'rq:executions:' .. id, lease + 60)
     redis.call('ZADD', 'rq:wip:' .. ARGV[at + 2], 'XX', score, composite)
     if redis.call('EXISTS', 'rq:job:' .. id) == 1 then
