@@ -226,6 +226,41 @@ def test_recovery_leaves_living_jobs_and_other_peoples_alone(claims: Claims, con
     assert len(connection.zrange("rq:wip:embedding", 0, -1)) == 2
 
 
+def test_a_job_in_flight_at_a_death_is_claimed_alone_next_and_only_by_an_idle_worker(
+    claims: Claims, connection: Redis
+) -> None:
+    enqueue(connection, 2)
+    doomed = claims.claim(["embedding"], 2, 10**9).jobs
+    for job in doomed:
+        connection.delete(f"rq:execution:{job.id}:{job.execution_id}")
+    back = claims.recover("embedding")
+    innocent = enqueue(connection)[0]
+    busy = claims.claim(["embedding"], 10, 10**9, idle=False)
+    assert (busy.drain, busy.jobs) == (True, [])
+    for job_id in back:
+        claim = claims.claim(["embedding"], 10, 10**9, idle=True)
+        assert [job.id for job in claim.jobs] == [job_id]
+        assert claim.jobs[0].suspect
+        assert claim.jobs[0].deaths_alone == 0
+        claims.finish([Ending(claim.jobs[0], Verb.FINISH, b"1", 100)])
+        assert not {name for name in connection.hgetall(f"rq:job:{job_id}") if name.startswith(b"impetus")}
+    last = claims.claim(["embedding"], 10, 10**9, idle=False)
+    assert [job.id for job in last.jobs] == [innocent.id]
+    assert not last.jobs[0].suspect
+
+
+def test_only_deaths_met_alone_are_counted(claims: Claims, connection: Redis) -> None:
+    claim_one(claims, connection)
+    counts = []
+    for _ in range(4):
+        (execution,) = connection.keys("rq:execution:*")
+        connection.delete(execution)
+        claims.recover("embedding")
+        (job,) = claims.claim(["embedding"], 1, 10**9).jobs
+        counts.append(job.deaths_alone)
+    assert counts == [0, 1, 2, 3]
+
+
 def test_rqs_own_cleanup_does_not_fail_a_job_before_it_is_recovered(claims: Claims, connection: Redis) -> None:
     job = claim_one(claims, connection)
     connection.delete(f"rq:execution:{job.id}:{job.execution_id}")

@@ -44,6 +44,16 @@ class ClaimedJob:
     """Epoch seconds."""
 
     @property
+    def suspect(self) -> bool:
+        """Whether it was in flight when a worker died, so that nothing may run beside it."""
+        return self.fields.get(b"impetus_alone") == b"1"
+
+    @property
+    def deaths_alone(self) -> int:
+        """How many workers died with this job and nothing else in flight."""
+        return int(self.fields.get(b"impetus_deaths") or 0)
+
+    @property
     def timeout_s(self) -> int | None:
         """RQ's time limit, counted here from when the engine first ran any of it; None for none."""
         try:
@@ -82,6 +92,8 @@ class Ending:
 @dataclass(frozen=True, slots=True)
 class Claim:
     suspended: bool
+    drain: bool
+    """A suspect comes next, and waits for a worker with nothing in flight."""
     jobs: list[ClaimedJob]
 
 
@@ -98,11 +110,15 @@ class Claims:
         self._seal = connection.register_script(_source("seal"))
         self._recover = connection.register_script(_source("recover"))
 
-    def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int) -> Claim:
-        """Takes up to `max_jobs` jobs, from the first queue while it has any; at most about `max_bytes` of payload."""
+    def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int, *, idle: bool = True) -> Claim:
+        """Takes up to `max_jobs` jobs, from the first queue while it has any; at most about `max_bytes` of payload.
+
+        A suspect is taken only by an `idle` worker, one that has no job in flight, and alone.
+        """
         now = time.time()
         arguments: list[Any] = [
             self._worker, _iso(now), repr(now), self._lease_s, self._score(now), max_jobs, max_bytes, uuid4().hex[:20],
+            int(idle),
         ]  # fmt: skip
         reply: Any = self._claim(keys=[f"rq:queue:{queue}" for queue in queues], args=[*arguments, *queues])
         jobs = [
@@ -115,7 +131,7 @@ class Claims:
             )
             for job_id, execution, position, fields in reply[1:]
         ]
-        return Claim(suspended=bool(reply[0]), jobs=jobs)
+        return Claim(suspended=reply[0] == 1, drain=reply[0] == 2, jobs=jobs)
 
     def finish(self, endings: Iterable[Ending]) -> list[Ended]:
         """Ends jobs in one transaction, each only while its lease holds."""

@@ -23,7 +23,7 @@ from rq.utils import now
 
 from .batching import Failed, Finished, Outcome, Returned, Stopped
 from .claims import ClaimedJob, Claims, Ended, Ending, Verb
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, PoisonedJobError
 from .webhooks import HookedJob, WebhookSender
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Lifecycle:
                     except Exception:  # noqa: BLE001 - as RQ has it: a success callback that raises fails its job
                         self._worker._finalize_failure(job, queue, execution, sys.exc_info())
                 case Failed(error=error):
-                    if isinstance(error, InvalidRequestError):
+                    if isinstance(error, InvalidRequestError | PoisonedJobError):
                         # It would fail again, and a callback that is not allowed is what may be wrong with it.
                         job.retries_left = None
                         for name in _CALLBACK_ATTRIBUTES:

@@ -26,13 +26,14 @@ from rq.worker.base import BaseWorker, WorkerStatus
 from impetus_producer.contract import ROLE_QUEUES
 
 from . import presence
-from .batching import Batcher, Failed, Outcome, Returned, Stopped
+from .batching import Batcher, Failed, Outcome, Returned, Room, Stopped
 from .claims import ClaimedJob, Claims
 from .doorbell import Doorbell
 from .engine_process import EngineProcess
-from .errors import EngineDiedError, JobTimeoutError
+from .errors import EngineDiedError, JobTimeoutError, PoisonedJobError
 from .lease import LeaseKeeper
 from .lifecycle import Lifecycle
+from .quarantine import DEATHS_ALONE
 from .roles import engine_config, make_batcher
 from .settings import RECOVERY_INTERVAL_S, WorkerSettings
 
@@ -52,6 +53,8 @@ _FAREWELL_S = 10.0
 _HUNG_S = 300.0
 """An engine with work that says nothing for so long keeps no lease alive."""
 _MAX_DEATHS_IN_A_ROW = 30
+
+_POISON = f"{DEATHS_ALONE} workers died with this job in flight, and nothing beside it"
 
 WARM, COLD = "warm", "cold"
 
@@ -86,6 +89,7 @@ class QueueWorker(BaseWorker):
         self._bells = [Doorbell(connection, queue) for queue in queues]
         self._may_have_jobs = dict.fromkeys(queues, True)
         self._suspended_until = 0.0
+        self._drain = False
         self._commands: deque[dict[str, Any]] = deque()
         self._stopping: str | None = None
         self._waker, self._wake_socket = socket.socketpair()
@@ -252,23 +256,33 @@ class QueueWorker(BaseWorker):
         now = time.monotonic()
         if self._stopping or self._engine.info is None or now < self._suspended_until:
             return
-        room = self._batcher.room()
+        room = self._room()
         queues, jobs = (self._all_queues, room.bulk) if room.bulk else (self._interactive, room.interactive)
         if not jobs or not any(self._may_have_jobs[queue] for queue in queues):
             return
-        claim = self._claims.claim(queues, jobs, _MAX_CLAIM_BYTES)
+        claim = self._claims.claim(queues, jobs, _MAX_CLAIM_BYTES, idle=not self._in_flight)
+        self._drain = claim.drain
         if claim.suspended:
             self._suspended_until = now + _SUSPENDED_WAIT_S
             self._show_state(WorkerStatus.SUSPENDED)
             return
         if self._state == WorkerStatus.SUSPENDED:
             self._show_state(WorkerStatus.IDLE)
-        if len(claim.jobs) < jobs:
+        if len(claim.jobs) < jobs and not claim.drain and not any(job.suspect for job in claim.jobs):
             self._may_have_jobs.update(dict.fromkeys(queues, False))
         if claim.jobs:
             self._state = WorkerStatus.BUSY
             self._in_flight.update((job.id, job) for job in claim.jobs)
-            self._unsettled += self._batcher.add(claim.jobs, now)
+            poison = [job for job in claim.jobs if job.deaths_alone >= DEATHS_ALONE]
+            self._unsettled += [Failed(job, PoisonedJobError(_POISON)) for job in poison]
+            self._unsettled += self._batcher.add([job for job in claim.jobs if job not in poison], now)
+
+    def _room(self) -> Room:
+        """How many jobs to claim: none while a suspect runs, which has nothing beside it, or waits for that."""
+        assert self._batcher is not None
+        if self._in_flight and (self._drain or any(job.suspect for job in self._in_flight.values())):
+            return Room(0, 0)
+        return self._batcher.room()
 
     def _dispatch(self) -> None:
         if self._engine.info is None:
@@ -288,7 +302,7 @@ class QueueWorker(BaseWorker):
             deadlines.append(wakes_at)
         bells: list[Doorbell] = []
         if not self._stopping and self._engine.info is not None and now >= self._suspended_until:
-            room = self._batcher.room()
+            room = self._room()
             for bell, places in zip(self._bells, (room.interactive, room.bulk), strict=True):
                 if places and self._may_have_jobs[bell.queue]:
                     return

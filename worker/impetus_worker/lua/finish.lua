@@ -39,6 +39,7 @@ for at = 5, #ARGV, 7 do
       worked = worked + now - started
     end
     redis.call('HDEL', key, 'impetus_execution')
+    if verb ~= 'return' then redis.call('HDEL', key, 'impetus_alone', 'impetus_suspect', 'impetus_deaths') end
     redis.call('DEL', 'rq:execution:' .. composite, 'rq:executions:' .. id)
     redis.call('ZREM', 'rq:wip:' .. queue, composite)
     reply[#reply + 1] = 1

@@ -1,5 +1,6 @@
 -- Puts the jobs of dead workers back at the front of their queue: those in the started registry that an Impetus
--- worker claimed and whose lease ran out. A retry is not used up and no callback runs.
+-- worker claimed and whose lease ran out. A retry is not used up and no callback runs. They are suspects now: each
+-- runs alone next, and every death that it meets alone is counted.
 --
 -- ARGV: queue
 -- Returns the ids put back, the first of the queue first.
@@ -12,13 +13,14 @@ for at = #entries, 1, -1 do
   if id and redis.call('EXISTS', 'rq:execution:' .. composite) == 0 then
     local key = 'rq:job:' .. id
     local old = redis.call('TYPE', key).ok == 'hash'
-        and redis.call('HMGET', key, 'status', 'impetus_execution') or {false, false}
+        and redis.call('HMGET', key, 'status', 'impetus_execution', 'impetus_alone') or {}
     if old[2] == execution then
       redis.call('ZREM', registry, composite)
       redis.call('DEL', 'rq:executions:' .. id)
       redis.call('HDEL', key, 'impetus_execution')
       if old[1] == 'started' then
-        redis.call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '')
+        redis.call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '', 'impetus_suspect', 1)
+        if old[3] == '1' then redis.call('HINCRBY', key, 'impetus_deaths', 1) end
         redis.call('LPUSH', 'rq:queue:' .. queue, id)
         table.insert(back, 1, id)
       end
