@@ -14,6 +14,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
+from rq.utils import as_text
 
 from impetus_worker.claims import ClaimedJob, Claims, Ended, Ending, Verb
 
@@ -243,7 +244,7 @@ def test_a_job_in_flight_at_a_death_is_claimed_alone_next_and_only_by_an_idle_wo
         assert claim.jobs[0].suspect
         assert claim.jobs[0].deaths_alone == 0
         claims.finish([Ending(claim.jobs[0], Verb.FINISH, b"1", 100)])
-        assert not {name for name in connection.hgetall(f"rq:job:{job_id}") if name.startswith(b"impetus")}
+        assert not [name for name in connection.hkeys(f"rq:job:{job_id}") if as_text(name).startswith("impetus")]
     last = claims.claim(["embedding"], 10, 10**9, idle=False)
     assert [job.id for job in last.jobs] == [innocent.id]
     assert not last.jobs[0].suspect

@@ -192,7 +192,7 @@ def test_a_job_past_its_timeout_fails_and_a_stuck_engine_is_replaced(fleet: Flee
 def test_a_warm_stop_finishes_what_runs_and_puts_the_rest_back(fleet: Fleet) -> None:
     worker = fleet.start("--simulated-a-ms", "300", "--max-batch-texts", "1")
     handles = [Producer(connection=fleet.connection).embed(str(number), bulk=True) for number in range(20)]
-    eventually(lambda: fleet.connection.zcard("rq:wip:embedding-bulk") == 20)
+    eventually(lambda: fleet.connection.zcard("rq:wip:embedding-bulk") >= 6)
     assert worker.stop() == 0
     statuses = [handle.status() for handle in handles]
     finished = statuses.count("finished")
