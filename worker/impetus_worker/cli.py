@@ -13,6 +13,7 @@ import click
 
 from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
 from impetus_producer.errors import ImpetusError, MissingExtraError
+from impetus_producer.server import without_password
 
 from .settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, ROLES, Role, WorkerSettings
 from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
@@ -105,7 +106,7 @@ def run(
         url, server = redis_url or find_redis_url(), None
         if url is None:
             url, server = EmbeddedServer.start_or_join()
-        click.echo(f"server: {url}" + (" (embedded, stops with this program)" if server else ""))
+        click.echo(f"server: {without_password(url)}" + (" (embedded, stops with this program)" if server else ""))
         workers = [_worker_settings(role, url, allow_callbacks, options) for role in roles]
         status = Supervisor(workers, server, lifeline=sys.stdin.fileno() if until_stdin_closes else None).run()
     except ImpetusError as error:
