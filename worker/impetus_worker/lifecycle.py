@@ -17,17 +17,21 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 from rq.callbacks import execute_stopped_callback
 from rq.defaults import DEFAULT_FAILURE_TTL
+from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
+from rq.job import Job
+from rq.rate_limit import release_slot
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from .batching import Failed, Finished, Outcome, Returned, Stopped
 from .claims import ClaimedJob, Claims, Ended, Ending, Verb
 from .errors import InvalidRequestError, PoisonedJobError
-from .webhooks import HookedJob, WebhookSender
+from .rq_job import GuardedJob
+from .webhooks import WebhookSender
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from redis import Redis
     from rq.worker.base import BaseWorker
@@ -35,18 +39,20 @@ if TYPE_CHECKING:
 _ASKS_MORE_ALWAYS = (b"repeats_left", b"rate_limit_key", b"webhooks")
 _ASKS_MORE_ON_SUCCESS = (*_ASKS_MORE_ALWAYS, b"success_callback_name")
 _ASKS_MORE_ON_FAILURE = (*_ASKS_MORE_ALWAYS, b"failure_callback_name", b"retries_left")
-_CALLBACK_ATTRIBUTES = ("_success_callback_name", "_failure_callback_name", "_stopped_callback_name")
 _MAX_REASON_CHARACTERS = 4000
 
 
 class Lifecycle:
     """Ends the jobs that `worker` claimed. Call it from one thread."""
 
-    def __init__(self, worker: BaseWorker, claims: Claims, default_result_ttl_s: int) -> None:
+    def __init__(
+        self, worker: BaseWorker, claims: Claims, default_result_ttl_s: int, allowed_callbacks: Collection[str]
+    ) -> None:
         self._worker = worker
         self._connection: Redis = worker.connection
         self._claims = claims
         self._default_result_ttl_s = default_result_ttl_s
+        self._allowed_callbacks = allowed_callbacks
         self._webhooks = WebhookSender()
         self._log = logging.getLogger(__name__)
 
@@ -107,10 +113,9 @@ class Lifecycle:
         claimed = outcome.job
         # RQ takes several round trips, so the fence is a lease that outlasts them all.
         if not self._claims.seal(claimed):
-            self._log.warning("job %s: its lease was lost, so its result is not written", claimed.id)
+            self._leave(claimed)
             return
-        job = HookedJob(claimed.id, connection=self._connection, serializer=JSONSerializer)
-        job.sender = self._webhooks
+        job = GuardedJob(claimed.id, self._connection, self._allowed_callbacks, self._webhooks)
         try:
             job.restore(claimed.fields)
         except Exception as unreadable:  # noqa: BLE001 - whatever bytes lie in the hash, they fail this job alone
@@ -128,10 +133,7 @@ class Lifecycle:
                         self._worker._finalize_failure(job, queue, execution, sys.exc_info())
                 case Failed(error=error):
                     if isinstance(error, InvalidRequestError | PoisonedJobError):
-                        # It would fail again, and a callback that is not allowed is what may be wrong with it.
-                        job.retries_left = None
-                        for name in _CALLBACK_ATTRIBUTES:
-                            setattr(job, name, None)
+                        job.retries_left = None  # it would fail again
                     self._worker._finalize_failure(job, queue, execution, (type(error), error, error.__traceback__))
                 case Stopped():
                     job.ended_at = now()
@@ -146,6 +148,16 @@ class Lifecycle:
         except Exception as failure:  # noqa: BLE001 - RQ gave up half-way, and the job must end all the same
             self._log.error("job %s: RQ could not end it", claimed.id, exc_info=True)
             self._claims.finish([self._failing(claimed, failure, Verb.ABORT)])
+
+    def _leave(self, claimed: ClaimedJob) -> None:
+        """Takes a job that is no longer this worker's out of its books, and gives back the slot it may have held."""
+        self._log.warning("job %s: its lease was lost, so its result is not written", claimed.id)
+        self._claims.finish([Ending(claimed, Verb.RETURN)])
+        if claimed.fields.get(b"rate_limit_key"):
+            try:
+                release_slot(Job.fetch(claimed.id, connection=self._connection, serializer=JSONSerializer))
+            except NoSuchJobError:
+                self._log.debug("job %s was deleted while it ran; RQ's maintenance frees its slot", claimed.id)
 
 
 def _sentence(error: Exception) -> str:

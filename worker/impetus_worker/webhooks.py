@@ -51,13 +51,3 @@ class WebhookSender:
                 self._waiting.all_tasks_done.wait(left_s)
         if self._waiting.unfinished_tasks:
             self._log.warning("%d webhooks were not sent", self._waiting.unfinished_tasks)
-
-
-class HookedJob(Job):
-    """A job whose webhooks go through a sender."""
-
-    sender: WebhookSender
-
-    def send_webhooks(self, status: str | JobStatus, *, exc_string: str | None = None) -> None:
-        if self.webhooks:
-            self.sender.submit(self, status, exc_string)

@@ -73,7 +73,7 @@ class QueueWorker(BaseWorker):
         self.log_result_lifespan = False
         self._interactive, self._all_queues = queues[:1], queues
         self._claims = Claims(connection, self.name, settings.lease_s)
-        self._lifecycle = Lifecycle(self, self._claims, self.default_result_ttl)
+        self._lifecycle = Lifecycle(self, self._claims, self.default_result_ttl, settings.allow_callbacks)
         self._chores = presence.Chores(connection, self._claims, queues, RECOVERY_INTERVAL_S)
         self._engine = EngineProcess(engine_config(settings))
         self._batcher: Batcher | None = None
@@ -246,8 +246,6 @@ class QueueWorker(BaseWorker):
         started_at = self._batcher.started_at(job.id)
         if timeout_s is None or started_at is None or now - started_at <= timeout_s:
             return
-        if self._batcher.in_engine(job.id):
-            self._answer_by = now + _UNRESPONSIVE_S
         self._drop(job.id)
         self._unsettled.append(Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s")))
 
@@ -363,7 +361,10 @@ class QueueWorker(BaseWorker):
                     self._unsettled.append(Returned(job))
 
     def _drop(self, job_id: str) -> None:
+        """Forgets the job. If the engine is at it, and gives no sign of life, it is stuck."""
         assert self._batcher is not None
+        if self._batcher.in_engine(job_id):
+            self._answer_by = time.monotonic() + _UNRESPONSIVE_S
         for work_id in self._batcher.drop(job_id):
             self._engine.cancel(work_id)
 

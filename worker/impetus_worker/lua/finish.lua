@@ -17,6 +17,10 @@ for at = 5, #ARGV, 7 do
   local held = redis.call('EXISTS', 'rq:execution:' .. composite) == 1
   local state = redis.call('HMGET', key, 'status', 'impetus_execution')
   if not held or state[1] ~= 'started' or state[2] ~= execution then
+    -- Another's, or cancelled or deleted while it ran: of this run nothing is kept.
+    redis.call('DEL', 'rq:execution:' .. composite)
+    redis.call('ZREM', 'rq:executions:' .. id, execution)
+    redis.call('ZREM', 'rq:wip:' .. queue, composite)
     reply[#reply + 1] = 0
   elseif (verb == 'finish' or verb == 'fail') and redis.call('EXISTS', key .. ':dependents') == 1 then
     reply[#reply + 1] = 2
@@ -24,6 +28,8 @@ for at = 5, #ARGV, 7 do
     if verb == 'return' then
       redis.call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '')
       redis.call('LPUSH', 'rq:queue:' .. queue, id)
+      local waits = redis.call('HGET', key, 'ttl')
+      if waits and tonumber(waits) then redis.call('EXPIRE', key, waits) end
     else
       local ok = verb == 'finish'
       redis.call('HSET', key, 'status', ok and 'finished' or 'failed', 'ended_at', now_iso, 'last_heartbeat', now_iso)
@@ -33,6 +39,9 @@ for at = 5, #ARGV, 7 do
       if ttl >= 0 then
         redis.call('EXPIRE', results, ttl)
         redis.call('EXPIRE', key, ttl)
+        redis.call('EXPIRE', key .. ':dependencies', ttl)
+      else
+        redis.call('PERSIST', results)
       end
       redis.call('ZADD', (ok and 'rq:finished:' or 'rq:failed:') .. queue, ttl < 0 and '+inf' or now_s + ttl, id)
       if ok then finished = finished + 1 else failed = failed + 1 end

@@ -22,6 +22,8 @@ for at = #entries, 1, -1 do
         redis.call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '', 'impetus_suspect', 1)
         if old[3] == '1' then redis.call('HINCRBY', key, 'impetus_deaths', 1) end
         redis.call('LPUSH', 'rq:queue:' .. queue, id)
+        local waits = redis.call('HGET', key, 'ttl')
+        if waits and tonumber(waits) then redis.call('EXPIRE', key, waits) end
         table.insert(back, 1, id)
       end
     elseif not old[1] then
