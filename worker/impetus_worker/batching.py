@@ -64,11 +64,15 @@ class Batcher(Protocol):
         """Takes jobs in; returns the outcomes of those that end at once, such as a `Failed` for a bad request."""
         ...
 
+    def prepare(self, now: float) -> list[Outcome]:
+        """Goes on with what taking in left to do, for a moment; returns the outcomes of jobs that end by it."""
+        ...
+
     def next_work(self, now: float) -> Work | None:
         """What the engine should be given now, if anything. Ask again until there is nothing."""
 
     def wakes_at(self) -> float | None:
-        """When `next_work` will have something though nothing else happens: a batching window ends."""
+        """When there will be something to prepare or to run though nothing else happens; a time long past for now."""
 
     def absorb(self, event: Event) -> list[Outcome]:
         """Takes what the engine says; returns the jobs that ended by it."""

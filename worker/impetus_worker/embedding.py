@@ -12,9 +12,10 @@ from __future__ import annotations
 import base64
 import json
 import math
+import time
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 _LOOKAHEAD_S = 4.0
 """Texts for so much of the device's time are taken in ahead, to be sorted together."""
+_READING_S = 0.01
+"""So long the loop tokenises before it looks at the device and the queues again."""
+_TEXTS_A_READING = 64
 _LOOKAHEAD_BATCHES = (4, 64)
 """But no fewer batches than this, and no more."""
 _LEARNING_RATE = 0.2
@@ -81,9 +85,19 @@ class _Row:
     ids: np.ndarray
 
 
+@dataclass(eq=False, slots=True)
+class _Reading:
+    """A job whose texts are being tokenised."""
+
+    job: ClaimedJob
+    request: EmbeddingRequest
+    texts: list[EncodedText] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class _Lane:
     urgent: bool
+    unread: deque[_Reading] = field(default_factory=deque)
     pool: list[_Row] = field(default_factory=list)
     planned: deque[list[_Row]] = field(default_factory=deque)
     tokens: int = 0
@@ -140,10 +154,11 @@ class EmbeddingBatcher:
     # -- taking in ---------------------------------------------------------------------------------------------------
 
     def room(self) -> Room:
-        held = len(self._jobs)
+        unread = sum(len(lane.unread) for lane in self._lanes)
+        held = len(self._jobs) + unread
         interactive = max(0, min(_MAX_JOBS_A_CLAIM, 2 * _MAX_JOBS_HELD - held))
         target = min(max(_LOOKAHEAD_S / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
-        pooled = sum(self._batches(lane.rows, lane.tokens) for lane in self._lanes)
+        pooled = sum(self._batches(lane.rows, lane.tokens) for lane in self._lanes) + unread * self._batches_a_job
         # Refilled in quarters, so that a claim is worth its round trip.
         if held >= _MAX_JOBS_HELD or pooled > 0.75 * target or self._quarantine:
             return Room(interactive=interactive, bulk=0)
@@ -156,23 +171,48 @@ class EmbeddingBatcher:
 
     def add(self, jobs: Sequence[ClaimedJob], now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        accepted: list[tuple[ClaimedJob, EmbeddingRequest]] = []
         for job in jobs:
             try:
-                accepted.append((job, self._read(job)))
+                self._lane(job).unread.append(_Reading(job, self._read(job)))
             except InvalidRequestError as error:
                 outcomes.append(Failed(job, error))
-        for input_type in ("query", "document", None):
-            group = [(job, request) for job, request in accepted if request.input_type == input_type]
-            # One call for the texts of all jobs: the tokenizer uses every core, and its own errors are rare.
-            texts = [text for _, request in group for text in request.input]
-            encoded = iter(self._encoder.encode(texts, input_type=input_type) if texts else ())
-            for job, request in group:
-                try:
-                    self._open(job, request, [next(encoded) for _ in request.input], now)
-                except InvalidRequestError as error:
-                    outcomes.append(Failed(job, error))
+        return outcomes + self.prepare(now)
+
+    def prepare(self, now: float) -> list[Outcome]:
+        """Tokenises for a moment; texts that somebody waits for come first."""
+        outcomes: list[Outcome] = []
+        stop_at = time.monotonic() + _READING_S
+        for lane in self._lanes:
+            while lane.unread and time.monotonic() < stop_at:
+                outcomes += self._read_some(lane, now)
         return outcomes
+
+    def _read_some(self, lane: _Lane, now: float) -> list[Outcome]:
+        """Tokenises the next few texts in one call, of as many jobs as they come from."""
+        input_type = lane.unread[0].request.input_type
+        texts: list[str] = []
+        shares: list[tuple[_Reading, int]] = []
+        for reading in lane.unread:
+            if reading.request.input_type != input_type or len(texts) >= _TEXTS_A_READING:
+                break
+            done = len(reading.texts)
+            share = reading.request.input[done : done + _TEXTS_A_READING - len(texts)]
+            shares.append((reading, len(share)))
+            texts += share
+        encoded = iter(self._encoder.encode(texts, input_type=input_type))
+        outcomes: list[Outcome] = []
+        for reading, share_size in shares:
+            reading.texts += islice(encoded, share_size)
+            if len(reading.texts) == len(reading.request.input):
+                lane.unread.popleft()
+                try:
+                    self._open(reading.job, reading.request, reading.texts, now)
+                except InvalidRequestError as error:
+                    outcomes.append(Failed(reading.job, error))
+        return outcomes
+
+    def _lane(self, job: ClaimedJob) -> _Lane:
+        return self._lanes[0 if job.queue == EMBEDDING_QUEUE else 1]
 
     def _read(self, job: ClaimedJob) -> EmbeddingRequest:
         request = parse_request(EmbeddingRequest, read_payload(job.fields, EMBED_FUNCTION, self._allowed_callbacks))
@@ -199,14 +239,15 @@ class EmbeddingBatcher:
         vectors = np.empty((len(texts), self._info.dimensions), dtype=np.float32)
         owner = _OpenJob(job, request, len(texts), tokens, len(truncated), vectors)
         self._jobs[job.id] = owner
-        lane = self._lanes[0 if job.queue == EMBEDDING_QUEUE else 1]
+        lane = self._lane(job)
         self._cost.arrived(len(texts), now)
         if not lane.rows:
             lane.closes_at = now + self._max_wait_s if self._cost.waiting_pays(now) else now
         lane.pool.extend(_Row(owner, index, text.ids) for index, text in enumerate(texts))
         lane.rows += len(texts)
         lane.tokens += tokens
-        self._batches_a_job += _LEARNING_RATE * (self._batches(len(texts), tokens) - self._batches_a_job)
+        if not lane.urgent:
+            self._batches_a_job += _LEARNING_RATE * (self._batches(len(texts), tokens) - self._batches_a_job)
 
     # -- giving out --------------------------------------------------------------------------------------------------
 
@@ -247,6 +288,8 @@ class EmbeddingBatcher:
         return work
 
     def wakes_at(self) -> float | None:
+        if any(lane.unread for lane in self._lanes):
+            return 0.0
         waiting = [lane.closes_at for lane in self._lanes if lane.rows and not lane.in_engine]
         return min(waiting, default=None)
 
@@ -298,8 +341,10 @@ class EmbeddingBatcher:
         if owner.request.dimensions is not None:
             vectors = vectors[:, : owner.request.dimensions]
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        data: Any = vectors.tolist()
-        if owner.request.encoding_format == "base64":
+        data: Any
+        if owner.request.encoding_format == "float":
+            data = vectors.tolist()
+        else:
             data = base64.b64encode(vectors.astype("<f4", copy=False).tobytes()).decode("ascii")
         result = {
             "object": "embedding",
@@ -318,6 +363,8 @@ class EmbeddingBatcher:
     # -- when things end otherwise -----------------------------------------------------------------------------------
 
     def drop(self, job_id: str) -> list[int]:
+        for lane in self._lanes:
+            lane.unread = deque(reading for reading in lane.unread if reading.job.id != job_id)
         owner = self._jobs.pop(job_id, None)
         if owner is None:
             return []

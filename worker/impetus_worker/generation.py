@@ -79,6 +79,9 @@ class GenerationBatcher:
                 self._waiting.append(_OpenJob(job, request))
         return outcomes
 
+    def prepare(self, now: float) -> list[Outcome]:
+        return []
+
     def next_work(self, now: float) -> GenerationWork | None:
         if self._suspects is not None and not self._suspects and not self._running:
             self._suspects = None

@@ -42,6 +42,7 @@ def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
     job = ClaimedJob("inline", "inline", queue, {b"data": data}, time.time())
     outcomes = batcher.add([job], time.monotonic())
     while not outcomes:
+        outcomes += batcher.prepare(time.monotonic())
         while (work := batcher.next_work(float("inf"))) is not None:
             engine.admit(work)
         for event in engine.step():

@@ -1,4 +1,4 @@
-"""An RQ job as this worker ends one: it imports only callbacks that were allowed, and its webhooks leave by a thread."""
+"""An RQ job as this worker ends one: it imports only allowed callbacks, and its webhooks leave by a thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class GuardedJob(Job):
-    """RQ's job, restored from the hash as it was claimed. A callback that is not in `allowed` is as if there were none."""
+    """RQ's job, restored from the hash as it was claimed. A callback not in `allowed` is as if there were none."""
 
     def __init__(self, job_id: str, connection: Redis, allowed: Collection[str], webhooks: WebhookSender) -> None:
         super().__init__(job_id, connection=connection, serializer=JSONSerializer)

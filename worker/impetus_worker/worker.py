@@ -286,7 +286,12 @@ class QueueWorker(BaseWorker):
         if self._engine.info is None:
             return
         assert self._batcher is not None
-        while (work := self._batcher.next_work(time.monotonic())) is not None:
+        self._admit_work(self._batcher)  # the device first: what is ready does not wait for what is not
+        self._unsettled += self._batcher.prepare(time.monotonic())
+        self._admit_work(self._batcher)
+
+    def _admit_work(self, batcher: Batcher) -> None:
+        while (work := batcher.next_work(time.monotonic())) is not None:
             self._engine.admit(work)
 
     def _wait(self) -> None:

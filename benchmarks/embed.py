@@ -1,0 +1,206 @@
+"""Documents a second: `impetus embed`'s way through Redis, beside the bare backend on the same machine.
+
+Sides, run in turn in every round, the first to go changing from round to round:
+
+- bare: the CPU backend in the bench's own process: all texts tokenised in one call, sorted by length over the whole
+  corpus and packed under the worker's padded-token budget, the batches run one after another. No queue, no second
+  process, nothing overlapped.
+- impetus: `embed_documents`, which is what `impetus embed` runs, against `impetus-worker run` with the same backend,
+  its model loaded and warm. Counted from before the first job is enqueued until the last vector is read.
+- sentence-transformers, infinity (`--peers`): see `peer_programs/embedders.py`.
+
+All get the same texts, distinct docstrings of Python's standard library in random order, and every side's vectors are
+compared with the bare side's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from scripts.corpus import docstrings
+
+from impetus_backends import models
+from impetus_backends.embedding.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.tokens import TextEncoder
+from impetus_producer import Producer
+from impetus_producer.bulk import EmbeddedDocument, embed_documents
+from impetus_producer.documents import Document
+from impetus_worker.embedding import DEFAULT_BATCH_TOKENS
+from impetus_worker.packing import pack
+
+from . import peers
+from .report import Report, json_option, median, progress, spread
+from .servers import Server, await_true, child, server, worker
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+_MAX_ROWS = 256
+_LEAST_COSINE = 0.99999
+_WARM_UP = 64
+_PEER_LIMIT_S = 600.0
+
+
+@dataclass(slots=True)
+class Side:
+    run: Callable[[Sequence[str]], tuple[float, np.ndarray]]
+    """Texts to (seconds, vectors)."""
+    per_s: list[float] = field(default_factory=list)
+    least_cosine: float = 1.0
+
+
+class Bare:
+    """The backend and nothing else."""
+
+    def __init__(self, folder: Path, backend: str) -> None:
+        self._encoder = TextEncoder.load(folder)
+        self._backend: EmbeddingBackend = make_backend(backend, folder)
+        self._backend.load()
+        self._max_tokens = DEFAULT_BATCH_TOKENS[backend]
+        self.real_tokens = self.padded_tokens = 0
+
+    def __call__(self, texts: Sequence[str]) -> tuple[float, np.ndarray]:
+        started = time.perf_counter()
+        rows = [text.ids for text in self._encoder.encode(texts)]
+        batches = pack(range(len(rows)), lambda at: len(rows[at]), max_tokens=self._max_tokens, max_rows=_MAX_ROWS)
+        parts = [self._backend.embed([rows[at] for at in batch]) for batch in batches]
+        vectors = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
+        for batch, part in zip(batches, parts, strict=True):
+            vectors[batch] = part
+        seconds = time.perf_counter() - started
+        self.real_tokens = sum(map(len, rows))
+        self.padded_tokens = sum(max(len(rows[at]) for at in batch) * len(batch) for batch in batches)
+        return seconds, vectors
+
+
+def through_redis(on: Server, texts: Sequence[str]) -> tuple[float, np.ndarray]:
+    documents = [Document(str(index), text) for index, text in enumerate(texts)]
+    started = time.perf_counter()
+    results = list(embed_documents(Producer(connection=on.connection), documents))
+    seconds = time.perf_counter() - started
+    failed = [result for result in results if not isinstance(result, EmbeddedDocument)]
+    if failed:
+        raise click.ClickException(f"{len(failed)} documents failed, the first with: {failed[0]}")
+    return seconds, np.asarray([result.vector for result in results if isinstance(result, EmbeddedDocument)])
+
+
+class Peer:
+    """A peer's program, its model loaded."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path, folder: Path) -> None:
+        self._process, self._log = process, log
+        self._texts, self._vectors = folder / f"{name}.json", folder / f"{name}.npy"
+        self._answers = 0
+        self._answer()
+
+    def __call__(self, texts: Sequence[str]) -> tuple[float, np.ndarray]:
+        self._texts.write_text(json.dumps(list(texts)))
+        assert self._process.stdin is not None
+        order = {"texts": str(self._texts), "vectors": str(self._vectors)}
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        return float(self._answer()["seconds"]), np.load(self._vectors)
+
+    def _answer(self) -> dict[str, Any]:
+        """The next line of JSON in what the program says."""
+        self._answers += 1
+        await_true(lambda: len(self._said()) >= self._answers, self._process, self._log, _PEER_LIMIT_S)
+        answer: dict[str, Any] = json.loads(self._said()[-1])
+        return answer
+
+    def _said(self) -> list[str]:
+        lines = self._log.read_text(errors="replace").splitlines(keepends=True)
+        return [line for line in lines if line.startswith("{") and line.endswith("}\n")]
+
+
+@contextlib.contextmanager
+def peer(name: str, environment: str, model: Path, folder: Path) -> Iterator[Peer]:
+    log = folder / f"{name}.log"
+    command: list[str | Path] = [peers.python_of(environment), peers.PROGRAMS / "embedders.py", name, model]
+    with child(command, log) as process:
+        yield Peer(name, process, log, folder)
+
+
+@click.command("embed")
+@click.option("--documents", default=1000, show_default=True, help="How many docstrings.")
+@click.option("--rounds", default=3, show_default=True, help="How often each side runs.")
+@click.option("--seed", default=1, show_default=True, help="Which docstrings, and in which order.")
+@click.option("--backend", default="cpu", show_default=True, type=click.Choice(["cpu", "mlx", "numpy"]))
+@click.option("--peers", "with_peers", is_flag=True, help="Also sentence-transformers and Infinity (torch, minutes).")
+@json_option("embed")
+def command(documents: int, rounds: int, seed: int, backend: str, with_peers: bool, json_path: Path) -> None:
+    """Docs/s through Redis against the bare backend, and against peers."""
+    corpus = docstrings()
+    random.Random(seed).shuffle(corpus)
+    texts = [docstring.text for docstring in corpus[:documents]]
+    report = Report("embed", documents=len(texts), rounds=rounds, seed=seed, backend=backend)
+    model = models.resolve(models.DEFAULT_EMBEDDING_MODEL).folder
+    bare = Bare(model, backend)
+    with contextlib.ExitStack() as stack:
+        on = stack.enter_context(server())
+        stack.enter_context(worker(on, "--embedding-backend", backend))
+        sides = {"bare": Side(bare), "impetus": Side(lambda texts: through_redis(on, texts))}
+        if with_peers:
+            for name, environment in (("sentence-transformers", "peers"), ("infinity", "peers-infinity")):
+                try:
+                    sides[name] = Side(stack.enter_context(peer(name, environment, model, on.folder)))
+                except click.ClickException as error:
+                    click.echo(f"{name} is left out: {error.message}", err=True)
+        for side in sides.values():
+            side.run(texts[:_WARM_UP])
+        _, reference = bare(texts)
+        for number in range(rounds):
+            names = list(sides)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                seconds, vectors = sides[name].run(texts)
+                sides[name].per_s.append(len(texts) / seconds)
+                sides[name].least_cosine = min(sides[name].least_cosine, least_cosine(vectors, reference))
+                progress(f"round {number + 1}: {name} {len(texts) / seconds:.1f} docs/s")
+    tell(report, sides, bare)
+    report.write(json_path)
+    wrong = [name for name in ("bare", "impetus") if sides[name].least_cosine < _LEAST_COSINE]
+    if wrong:
+        raise click.ClickException(f"the vectors of {', '.join(wrong)} are not the bare backend's")
+
+
+def tell(report: Report, sides: dict[str, Side], bare: Bare) -> None:
+    rows = []
+    for name, side in sides.items():
+        against = [mine / theirs for mine, theirs in zip(side.per_s, sides["bare"].per_s, strict=True)]
+        rows.append(
+            {
+                "side": name,
+                "docs/s": median(side.per_s),
+                "range": spread(side.per_s),
+                "of bare": median(against),
+                "range of that": spread(against),
+                "least cosine": f"{side.least_cosine:.7f}",
+            }
+        )
+    notes = [
+        "'of bare' is the median over rounds of the ratio within a round",
+        f"the corpus has {bare.real_tokens:,} tokens; the bare side's "
+        f"batches pad it by {bare.padded_tokens / bare.real_tokens - 1:.1%}",
+    ]
+    others = [median(side.per_s) for name, side in sides.items() if name not in ("bare", "impetus")]
+    if others:
+        notes.append(
+            f"impetus against the better peer: {median(sides['impetus'].per_s) / max(others):.2f} (asked: 1.5)"
+        )
+    notes.append("asked of impetus: 0.95 of bare, and cosine 0.99999 with it")
+    report.add("rounds", {name: side.per_s for name, side in sides.items()})
+    report.table("docs_per_s", "Documents embedded a second", rows, notes)
+
+
+def least_cosine(vectors: np.ndarray, reference: np.ndarray) -> float:
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
+    return float((np.einsum("ij,ij->i", vectors, reference, dtype=np.float64) / norms).min())
