@@ -12,10 +12,12 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.protocol import Rejected
 from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, GENERATE_FUNCTION, GENERATION_QUEUE
 
 from .batching import Failed, Finished
 from .claims import ClaimedJob
+from .errors import InferenceError
 from .roles import engine_config, make_batcher
 from .settings import Role, WorkerSettings
 
@@ -46,6 +48,10 @@ def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
         while (work := batcher.next_work(float("inf"))) is not None:
             engine.admit(work)
         for event in engine.step():
+            if isinstance(event, Rejected) and not event.permanent:
+                # RQ's timeout is raised inside the engine, which takes it for an error of the device.
+                batcher.drop(job.id)
+                raise InferenceError(event.message)
             outcomes += batcher.absorb(event)
     outcome = outcomes[0]
     if isinstance(outcome, Failed):

@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from redis.exceptions import RedisError
 from rq import worker_registration
+from rq.group import Group
+from rq.rate_limit import RateLimitRegistry
 from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from redis import Redis
     from rq.worker.base import BaseWorker
@@ -54,25 +57,37 @@ class Chores:
         self._log = logging.getLogger(__name__)
 
     def run(self, monotonic_s: float) -> None:
-        if self._is_due("recover", monotonic_s, self._recovery_interval_s):
-            for queue in self._queues:
-                if back := self._claims.recover(queue):
-                    self._log.warning("%d jobs of dead workers are back at the front of %s", len(back), queue)
-        if self._is_due("lock", monotonic_s, _SCHEDULER_LOCK_INTERVAL_S):
-            self._scheduler.acquire_locks()
-        if self._scheduler.acquired_locks and self._is_due("schedule", monotonic_s, _SCHEDULER_INTERVAL_S):
-            self._scheduler.enqueue_scheduled_jobs()
-        if self._is_due("registries", monotonic_s, _REGISTRIES_INTERVAL_S):
-            for queue in self._queues:
-                for registry in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry, ReadyJobRegistry):
-                    registry(queue, connection=self._connection, serializer=JSONSerializer).cleanup()
+        self._when_due("recover", self._recover, monotonic_s, self._recovery_interval_s)
+        self._when_due("lock", self._scheduler.acquire_locks, monotonic_s, _SCHEDULER_LOCK_INTERVAL_S)
+        if self._scheduler.acquired_locks:
+            self._when_due("schedule", self._scheduler.enqueue_scheduled_jobs, monotonic_s, _SCHEDULER_INTERVAL_S)
+        self._when_due("registries", self._clean_registries, monotonic_s, _REGISTRIES_INTERVAL_S)
+
+    def _recover(self) -> None:
+        for queue in self._queues:
+            if back := self._claims.recover(queue):
+                self._log.warning("%d jobs of dead workers are back at the front of %s", len(back), queue)
+
+    def _clean_registries(self) -> None:
+        for queue in self._queues:
+            for registry in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry, ReadyJobRegistry):
+                registry(queue, connection=self._connection, serializer=JSONSerializer).cleanup()
+        for limit in RateLimitRegistry.all(self._connection):
+            limit.cleanup()
+        if Group.acquire_maintenance_lock(self._connection, int(_REGISTRIES_INTERVAL_S) - 1):
+            Group.clean_registries(connection=self._connection)
 
     def stop(self) -> None:
         if self._scheduler.acquired_locks:
             self._scheduler.release_locks()
 
-    def _is_due(self, chore: str, monotonic_s: float, interval_s: float) -> bool:
-        if monotonic_s < self._due[chore]:
-            return False
-        self._due[chore] = monotonic_s + interval_s
-        return True
+    def _when_due(self, name: str, chore: Callable[[], object], monotonic_s: float, interval_s: float) -> None:
+        if monotonic_s < self._due[name]:
+            return
+        self._due[name] = monotonic_s + interval_s
+        try:
+            chore()
+        except RedisError:
+            raise
+        except Exception:  # noqa: BLE001 - RQ's chores raise on a hash they cannot read; the worker's work goes on
+            self._log.error("the chore %r failed; it is tried again in %.0f s", name, interval_s, exc_info=True)

@@ -39,7 +39,7 @@ for at = 5, #ARGV, 7 do
       if ttl >= 0 then
         redis.call('EXPIRE', results, ttl)
         redis.call('EXPIRE', key, ttl)
-        redis.call('EXPIRE', key .. ':dependencies', ttl)
+        redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)  -- two colons, as RQ has it
       else
         redis.call('PERSIST', results)
       end
