@@ -23,6 +23,10 @@ class NoServerError(ImpetusError):
     """No Redis or Valkey server answers where one was expected."""
 
 
+class ServerFullError(ImpetusError):
+    """The server is out of memory. Nothing was enqueued."""
+
+
 class JobFailedError(ImpetusError):
     """The job ended as failed; `str(error)` is the worker's sentence, `reason` its type."""
 

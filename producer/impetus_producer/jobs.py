@@ -30,6 +30,27 @@ _FAILED, _RETRIED, _SUCCESSFUL = 2, 4, 1
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
+_ENQUEUE = """
+-- One step, and the same when it is sent again because its answer was lost: a job that is there is not touched.
+-- ARGV: queue, number of common fields, their names and values, then id and data of each job
+local queue, common, at = 'rq:queue:' .. ARGV[1], {}, 3
+for _ = 1, ARGV[2] do
+  common[#common + 1], common[#common + 2] = ARGV[at], ARGV[at + 1]
+  at = at + 2
+end
+redis.call('SADD', 'rq:queues', queue)
+while at < #ARGV do
+  local id = ARGV[at]
+  if redis.call('HSETNX', 'rq:job:' .. id, 'data', ARGV[at + 1]) == 1 then
+    redis.call('HSET', 'rq:job:' .. id, unpack(common))
+    redis.call('RPUSH', queue, id)
+  end
+  at = at + 2
+end
+return redis.call('LLEN', queue)
+"""
+
+
 def job_key(job_id: str) -> str:
     return f"rq:job:{job_id}"
 
@@ -74,13 +95,13 @@ def enqueue(
         "result_ttl": options.result_ttl_s,
         "failure_ttl": options.failure_ttl_s,
     }
-    with connection.pipeline(transaction=True) as pipeline:
-        pipeline.sadd("rq:queues", queue_key(queue))
-        for job_id, payload in zip(ids, payloads, strict=True):
-            pipeline.hset(job_key(job_id), mapping={**common, "data": encode_payload(function, payload)})
-        pipeline.rpush(queue_key(queue), *ids)
-        length = int(pipeline.execute()[-1])
-    return ids, length
+    arguments: list[Any] = [queue, len(common)]
+    for name, value in common.items():
+        arguments += (name, value)
+    for job_id, payload in zip(ids, payloads, strict=True):
+        arguments += (job_id, encode_payload(function, payload))
+    length: Any = connection.register_script(_ENQUEUE)(args=arguments)
+    return ids, int(length)
 
 
 @dataclass(frozen=True, slots=True)

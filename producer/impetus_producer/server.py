@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
-from .errors import NoServerError
+from .errors import NoServerError, ServerFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,5 +60,10 @@ def server_errors() -> Iterator[None]:
         yield
     except exceptions.AuthenticationError as error:
         raise NoServerError(f"the Redis server refused the user or password in its URL: {error}") from error
+    except exceptions.OutOfMemoryError as error:
+        raise ServerFullError(
+            "the Redis server is out of memory and takes no more jobs: raise its maxmemory, or wait until results "
+            "are fetched or expire"
+        ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
         raise NoServerError(f"the Redis server does not answer ({error}): is it running?") from error

@@ -25,6 +25,8 @@ from impetus_producer.server import without_password
 from .stock_worker import StockWorker, generation_of, honest_work, working
 from .test_outputs import read_back
 
+pytestmark = pytest.mark.system
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path

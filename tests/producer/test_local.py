@@ -27,6 +27,8 @@ sys.stdin.read()
 open(sys.argv[1], "w").write("ended in order")
 """
 FAILS = "import sys; print('\\n'.join(f'line {n}' for n in range(9))); sys.exit('Error: there is no model x')"
+pytestmark = pytest.mark.system
+
 HANGS = "import sys; print('busy', flush=True); sys.stdin.read()"
 STUBBORN = """
 import os, signal, threading

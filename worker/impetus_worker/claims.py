@@ -51,7 +51,8 @@ class ClaimedJob:
     @property
     def deaths_alone(self) -> int:
         """How many workers died with this job and nothing else in flight."""
-        return int(self.fields.get(b"impetus_deaths") or 0)
+        deaths = self.fields.get(b"impetus_deaths", b"")
+        return int(deaths) if deaths.isdigit() else 0
 
     @property
     def timeout_s(self) -> int | None:

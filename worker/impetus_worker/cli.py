@@ -143,6 +143,8 @@ def work() -> None:
             return
         line += part
     settings = WorkerSettings.from_json(line.decode())
+    from redis.exceptions import RedisError
+
     from impetus_backends.errors import BackendError
     from impetus_producer import connect
 
@@ -154,7 +156,7 @@ def work() -> None:
     except (ConfigurationError, BackendError) as error:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
         status = EXIT_CONFIGURATION
-    except ImpetusError as error:
+    except (ImpetusError, RedisError) as error:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
         status = 1
     sys.exit(status)

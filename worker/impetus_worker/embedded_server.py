@@ -14,6 +14,8 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from impetus_producer.discovery import ServerNote, state_dir
@@ -34,6 +36,7 @@ class EmbeddedServer:
         self._guard: subprocess.Popen[str] | None = None
         self.url = ""
         self._port: int | None = None
+        self._server_pid = 0
 
     @classmethod
     def start_or_join(cls, folder: Path | None = None) -> tuple[str, EmbeddedServer | None]:
@@ -52,6 +55,7 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Starts the guard and its server; raises `ConfigurationError` with the server's own words."""
+        self._end_orphan()
         command = [sys.executable, "-c", f"from {__name__} import guard; guard()", str(self._folder / "valkey")]
         self._guard = subprocess.Popen(
             [*command, str(self._port or "")],
@@ -67,7 +71,7 @@ class EmbeddedServer:
             if answer.get("missing"):
                 raise MissingExtraError("A server of its own", "worker")
             raise ConfigurationError(f"the embedded server could not start: {answer['error']}")
-        self._port = answer["port"]
+        self._port, self._server_pid = answer["port"], answer["pid"]
         self.url = f"redis://127.0.0.1:{self._port}/0"
 
     def is_alive(self) -> bool:
@@ -87,9 +91,22 @@ class EmbeddedServer:
             self._guard.kill()
             self._guard.wait()
         self._guard.stdout.close()
+        self._end_orphan()
         self._guard = None
         if (note := ServerNote.read(self._folder)) and note.pid == os.getpid():
             ServerNote.remove(self._folder)
+
+    def _end_orphan(self) -> None:
+        """A guard that was killed left its server behind, on our port and in our folder."""
+        if self._guard is None or (self._guard.poll() or 0) >= 0:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self._server_pid, signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_S
+            while time.monotonic() < deadline:
+                os.kill(self._server_pid, 0)
+                time.sleep(0.05)
+            os.kill(self._server_pid, signal.SIGKILL)
 
 
 def guard() -> None:
@@ -115,7 +132,7 @@ def guard() -> None:
         print(json.dumps({"error": str(error)}), flush=True)
         return
     try:
-        print(json.dumps({"port": server.port}), flush=True)
+        print(json.dumps({"port": server.port, "pid": server._process.pid}), flush=True)
         process = server._process  # its public is_running() takes a server that is busy for a second for dead
         while process is not None and process.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
             pass

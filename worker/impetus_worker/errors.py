@@ -11,6 +11,7 @@ __all__ = [
     "InferenceError",
     "InvalidRequestError",
     "JobTimeoutError",
+    "LeaseLostError",
     "MissingExtraError",
     "PoisonedJobError",
 ]
@@ -30,6 +31,10 @@ class EngineDiedError(ImpetusError):
 
 class PoisonedJobError(ImpetusError):
     """The engine died every time it ran this job and nothing else."""
+
+
+class LeaseLostError(ImpetusError):
+    """The job is another worker's by now."""
 
 
 class JobTimeoutError(ImpetusError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -38,7 +39,7 @@ class LeaseKeeper:
         self._interval_s = interval_s
         self._stopped = threading.Event()
         self._error: Exception | None = None
-        self._lost: list[str] = []
+        self._lost: SimpleQueue[ClaimedJob] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
         self._log = logging.getLogger(__name__)
 
@@ -50,20 +51,26 @@ class LeaseKeeper:
         if self._thread.ident is not None:
             self._thread.join(timeout=5)
 
-    def check(self) -> list[str]:
+    def check(self) -> list[ClaimedJob]:
         """The jobs whose lease was found lost since the last call. Raises what the thread met."""
         if self._error is not None:
             raise self._error
-        lost, self._lost = self._lost, []
+        lost = []
+        while not self._lost.empty():
+            lost.append(self._lost.get())
         return lost
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):
             try:
-                self._heartbeat()
+                # Leases first: a server out of memory refuses heartbeats.
                 jobs = list(self._jobs())
                 if jobs and self._is_alive():
-                    self._lost += self._claims.renew(jobs)
+                    lost = set(self._claims.renew(jobs))
+                    for job in jobs:
+                        if job.id in lost:
+                            self._lost.put(job)
+                self._heartbeat()
             except RedisError as error:
                 # The server may be back before the leases are over; the loop reports what it meets itself.
                 self._log.warning("the leases could not be renewed: %s", error)

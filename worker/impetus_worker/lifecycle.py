@@ -26,7 +26,7 @@ from rq.utils import now
 
 from .batching import Failed, Finished, Outcome, Returned, Stopped
 from .claims import ClaimedJob, Claims, Ended, Ending, Verb
-from .errors import InvalidRequestError, PoisonedJobError
+from .errors import InvalidRequestError, LeaseLostError, PoisonedJobError
 from .rq_job import GuardedJob
 from .webhooks import WebhookSender
 
@@ -40,6 +40,8 @@ _ASKS_MORE_ALWAYS = (b"repeats_left", b"rate_limit_key", b"webhooks")
 _ASKS_MORE_ON_SUCCESS = (*_ASKS_MORE_ALWAYS, b"success_callback_name")
 _ASKS_MORE_ON_FAILURE = (*_ASKS_MORE_ALWAYS, b"failure_callback_name", b"retries_left")
 _MAX_REASON_CHARACTERS = 4000
+_MAX_TTL_S = 10**9
+"""Redis refuses times to live that overflow, in the middle of a script."""
 
 
 class Lifecycle:
@@ -129,6 +131,8 @@ class Lifecycle:
                 case Finished(result=result):
                     try:
                         self._worker._finalize_success(job, queue, execution, json.loads(result))
+                    except (RedisError, LeaseLostError):
+                        raise
                     except Exception:  # noqa: BLE001 - as RQ has it: a success callback that raises fails its job
                         self._worker._finalize_failure(job, queue, execution, sys.exc_info())
                 case Failed(error=error):
@@ -145,6 +149,8 @@ class Lifecycle:
                     self._worker.handle_job_failure(job, queue, exc_string="stopped by its user", execution=execution)
         except RedisError:
             raise
+        except LeaseLostError:
+            self._log.warning("job %s: its lease was lost, so its result is not written", claimed.id)
         except Exception as failure:  # noqa: BLE001 - RQ gave up half-way, and the job must end all the same
             self._log.error("job %s: RQ could not end it", claimed.id, exc_info=True)
             self._claims.finish([self._failing(claimed, failure, Verb.ABORT)])
@@ -166,6 +172,6 @@ def _sentence(error: Exception) -> str:
 
 def _seconds(value: bytes | None, default: int) -> int:
     try:
-        return int(value) if value else default
+        return min(int(value), _MAX_TTL_S) if value else default
     except ValueError:
         return default

@@ -34,6 +34,8 @@ _SCHEDULER_LOCK_INTERVAL_S = 30.0
 def heartbeat(worker: BaseWorker, key_ttl_s: int) -> None:
     """Renews the worker's record whole, so that it comes back after a server lost it."""
     worker.last_heartbeat = now()
+    # Also when the server is out of memory and takes nothing more.
+    worker.connection.expire(worker.key, key_ttl_s)
     with worker.connection.pipeline(transaction=True) as pipeline:
         pipeline.hset(worker.key, mapping=worker.serialize())
         pipeline.hsetnx(worker.key, "state", worker.get_state())

@@ -30,17 +30,21 @@ from .batching import Batcher, Failed, Outcome, Returned, Room, Stopped
 from .claims import ClaimedJob, Claims
 from .doorbell import Doorbell
 from .engine_process import EngineProcess
-from .errors import EngineDiedError, JobTimeoutError, PoisonedJobError
+from .errors import EngineDiedError, JobTimeoutError, LeaseLostError, PoisonedJobError
 from .lease import LeaseKeeper
 from .lifecycle import Lifecycle
 from .quarantine import DEATHS_ALONE
 from .roles import engine_config, make_batcher
-from .settings import RECOVERY_INTERVAL_S, WorkerSettings
+from .settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
+    from rq import Queue
+    from rq.executions import Execution
+    from rq.job import Job
+    from rq.registry import StartedJobRegistry
 
 _MAX_CLAIM_BYTES = 32_000_000
 _IDLE_WAIT_S = 1.0
@@ -74,7 +78,7 @@ class QueueWorker(BaseWorker):
         self._interactive, self._all_queues = queues[:1], queues
         self._claims = Claims(connection, self.name, settings.lease_s)
         self._lifecycle = Lifecycle(self, self._claims, self.default_result_ttl, settings.allow_callbacks)
-        self._chores = presence.Chores(connection, self._claims, queues, RECOVERY_INTERVAL_S)
+        self._chores = presence.Chores(connection, self._claims, queues, settings.lease_s / 4)
         self._engine = EngineProcess(engine_config(settings))
         self._batcher: Batcher | None = None
         self._in_flight: dict[str, ClaimedJob] = {}
@@ -216,7 +220,7 @@ class QueueWorker(BaseWorker):
         if self._unsettled:
             by_rq = self._lifecycle.settle(self._unsettled)
             for outcome in self._unsettled:
-                self._in_flight.pop(outcome.job.id, None)
+                self._forget(outcome.job)
             self._unsettled = []
             if not self._in_flight:
                 self._state = WorkerStatus.IDLE
@@ -226,11 +230,11 @@ class QueueWorker(BaseWorker):
     def _look_after(self) -> None:
         now = time.monotonic()
         self._chores.run(now)
-        for job_id in self._lease.check():
-            if job_id in self._in_flight:
-                self.log.warning("job %s: its lease ran out; another worker has it", job_id)
-                self._drop(job_id)
-                del self._in_flight[job_id]
+        for job in self._lease.check():
+            if self._in_flight.get(job.id) is job:
+                self.log.warning("job %s: its lease ran out; another worker has it", job.id)
+                self._drop(job.id)
+                self._forget(job)
         for job in self._unended().values():
             self._enforce_timeout(job, now)
         if self._answer_by is not None and now > self._answer_by:
@@ -270,6 +274,10 @@ class QueueWorker(BaseWorker):
             self._may_have_jobs.update(dict.fromkeys(queues, False))
         if claim.jobs:
             self._state = WorkerStatus.BUSY
+            for job in claim.jobs:
+                if job.id in self._in_flight:
+                    # Its lease ran out, it went back to the queue, and it is ours again: the earlier run is over.
+                    self._drop(job.id)
             self._in_flight.update((job.id, job) for job in claim.jobs)
             poison = [job for job in claim.jobs if job.deaths_alone >= DEATHS_ALONE]
             self._unsettled += [Failed(job, PoisonedJobError(_POISON)) for job in poison]
@@ -333,9 +341,32 @@ class QueueWorker(BaseWorker):
     def _on_signal(self, number: int, frame: object) -> None:
         self._commands.append({"command": "shutdown"})
 
+    def handle_job_success(
+        self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
+    ) -> None:
+        self._assert_ours(execution)
+        super().handle_job_success(job, queue, started_job_registry, execution)  # type: ignore[no-untyped-call]
+
+    def handle_job_failure(self, job: Job, queue: Queue, *rest: Any, execution: Execution, **named: Any) -> None:
+        self._assert_ours(execution)
+        super().handle_job_failure(job, queue, *rest, execution=execution, **named)
+
+    def _assert_ours(self, execution: Execution) -> None:
+        """Called after a job's callback, which may have outlasted any lease, and before RQ's own transaction."""
+        claimed = self._in_flight.get(execution.job_id)
+        if claimed is None or claimed.execution_id != execution.id or not self._claims.seal(claimed):
+            raise LeaseLostError(f"job {execution.job_id}: its lease was lost")
+
     def handle_payload(self, message: dict[str, Any]) -> None:
         """RQ's commands arrive in a thread of redis-py's; the loop obeys them."""
-        self._commands.append(parse_payload(message))
+        try:
+            command: object = parse_payload(message)
+        except ValueError:
+            command = None
+        if not isinstance(command, dict) or not isinstance(command.get("job_id", ""), str):
+            self.log.warning("ignoring a command that is none: %.200r", message.get("data"))
+            return
+        self._commands.append(command)
         with contextlib.suppress(OSError):
             self._wake_socket.send(b"\0")
 
@@ -375,8 +406,13 @@ class QueueWorker(BaseWorker):
 
     def _unended(self) -> dict[str, ClaimedJob]:
         """The jobs in flight that no outcome waits to be written for."""
-        ended = {outcome.job.id for outcome in self._unsettled}
-        return {job_id: job for job_id, job in self._in_flight.items() if job_id not in ended}
+        ended = {outcome.job.execution_id for outcome in self._unsettled}
+        return {job_id: job for job_id, job in self._in_flight.items() if job.execution_id not in ended}
+
+    def _forget(self, job: ClaimedJob) -> None:
+        """This run of the job is over; another one of the same job may be in flight."""
+        if self._in_flight.get(job.id) is job:
+            del self._in_flight[job.id]
 
     # -- small things ------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ local max_jobs, max_bytes, prefix, idle = tonumber(ARGV[6]), tonumber(ARGV[7]), 
 
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {1} end
 
+-- Its id was in the queue twice, as after an enqueueing that was sent again: it ran, and RQ's requeue sets 'queued'.
+local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local reply, bytes, done = {0}, 0, false
 local running = 'rq:worker:' .. worker .. ':executions'
 for position, queue_key in ipairs(KEYS) do
@@ -20,12 +22,13 @@ for position, queue_key in ipairs(KEYS) do
     if not id then break end
     local key = 'rq:job:' .. id
     local is_hash = redis.call('TYPE', key).ok == 'hash'
-    local old = is_hash and redis.call('HMGET', key, 'status', 'impetus_execution', 'impetus_suspect') or {}
+    local old = is_hash and redis.call('HMGET', key, 'status', 'impetus_execution', 'impetus_suspect', 'worker_name') or {}
     -- RQ's keys join ids with a colon, so an id that holds one would spoil the registries.
     if is_hash and not string.find(id, '^[%w_%-]+$') then
       redis.call('HSET', key, 'status', 'failed')
-      redis.call('ZADD', 'rq:failed:' .. queue, score, id)
-    elseif is_hash and old[1] ~= 'canceled'
+      -- RQ reads a registry's ids as UTF-8, all of them or none.
+      if not string.find(id, '[\128-\255]') then redis.call('ZADD', 'rq:failed:' .. queue, score, id) end
+    elseif is_hash and not ENDED[old[1]]
         -- Enqueued twice and running now: the run under way is the one that counts.
         and not (old[1] == 'started' and old[2]
                  and redis.call('EXISTS', 'rq:execution:' .. id .. ':' .. old[2]) == 1) then
@@ -37,6 +40,11 @@ for position, queue_key in ipairs(KEYS) do
         break
       end
       done = suspect
+      if old[2] then
+        -- Enqueued again while a dead worker held it: that run is over.
+        redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. old[2])
+        if old[4] then redis.call('SREM', 'rq:worker:' .. old[4] .. ':executions', id .. ':' .. old[2]) end
+      end
       local execution = prefix .. #reply
       local composite = id .. ':' .. execution
       redis.call('HSET', key, 'status', 'started', 'started_at', now_iso, 'last_heartbeat', now_iso,
@@ -46,6 +54,7 @@ for position, queue_key in ipairs(KEYS) do
       redis.call('HSET', 'rq:execution:' .. composite, 'id', execution, 'job_id', id, 'created_at', now,
                  'last_heartbeat', now, 'worker_name', worker)
       redis.call('EXPIRE', 'rq:execution:' .. composite, lease)
+      redis.call('DEL', 'rq:executions:' .. id)
       redis.call('ZADD', 'rq:executions:' .. id, score, execution)
       redis.call('EXPIRE', 'rq:executions:' .. id, lease + 60)
       redis.call('ZADD', 'rq:wip:' .. queue, score, composite)

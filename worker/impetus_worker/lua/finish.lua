@@ -15,12 +15,14 @@ for at = 5, #ARGV, 7 do
   local ttl, started = tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
   local key, composite, results = 'rq:job:' .. id, id .. ':' .. execution, 'rq:results:' .. id
   local held = redis.call('EXISTS', 'rq:execution:' .. composite) == 1
-  local state = redis.call('HMGET', key, 'status', 'impetus_execution')
+  local state = redis.call('TYPE', key).ok == 'hash' and redis.call('HMGET', key, 'status', 'impetus_execution') or {}
   if not held or state[1] ~= 'started' or state[2] ~= execution then
-    -- Another's, or cancelled or deleted while it ran: of this run nothing is kept.
-    redis.call('DEL', 'rq:execution:' .. composite)
-    redis.call('ZREM', 'rq:executions:' .. id, execution)
-    redis.call('ZREM', 'rq:wip:' .. queue, composite)
+    if state[1] ~= 'started' or state[2] ~= execution then
+      -- Another's, or cancelled or deleted while it ran: of this run nothing is kept.
+      redis.call('DEL', 'rq:execution:' .. composite)
+      redis.call('ZREM', 'rq:executions:' .. id, execution)
+      redis.call('ZREM', 'rq:wip:' .. queue, composite)
+    end  -- Else its lease ran out and nobody has put it back yet: recover.lua finds it by its place in the registry.
     reply[#reply + 1] = 0
   elseif (verb == 'finish' or verb == 'fail') and redis.call('EXISTS', key .. ':dependents') == 1 then
     reply[#reply + 1] = 2
@@ -33,6 +35,7 @@ for at = 5, #ARGV, 7 do
     else
       local ok = verb == 'finish'
       redis.call('HSET', key, 'status', ok and 'finished' or 'failed', 'ended_at', now_iso, 'last_heartbeat', now_iso)
+      if redis.call('TYPE', results).ok ~= 'stream' then redis.call('DEL', results) end
       redis.call('XADD', results, 'MAXLEN', '10', '*', 'type', ok and 1 or 2, 'worker_name', worker,
                  ok and 'return_value' or 'exc_string', payload, 'execution_id', execution,
                  'execution_started_at', ARGV[at + 6], 'execution_ended_at', ARGV[3])

@@ -13,20 +13,32 @@ for at = #entries, 1, -1 do
   if id and redis.call('EXISTS', 'rq:execution:' .. composite) == 0 then
     local key = 'rq:job:' .. id
     local old = redis.call('TYPE', key).ok == 'hash'
-        and redis.call('HMGET', key, 'status', 'impetus_execution', 'impetus_alone') or {}
+        and redis.call('HMGET', key, 'status', 'impetus_execution', 'impetus_alone', 'worker_name') or {}
     if old[2] == execution then
       redis.call('ZREM', registry, composite)
       redis.call('DEL', 'rq:executions:' .. id)
+      -- The worker may live: it never heard that it had claimed this.
+      if old[4] then
+        local worker_key = 'rq:worker:' .. old[4]
+        redis.call('SREM', worker_key .. ':executions', composite)
+        if redis.call('EXISTS', worker_key .. ':executions') == 0 and redis.call('HGET', worker_key, 'state') == 'busy' then
+          redis.call('HSET', worker_key, 'state', 'idle')
+        end
+      end
       redis.call('HDEL', key, 'impetus_execution')
       if old[1] == 'started' then
         redis.call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '', 'impetus_suspect', 1)
-        if old[3] == '1' then redis.call('HINCRBY', key, 'impetus_deaths', 1) end
+        if old[3] == '1' then
+          local deaths = tonumber(redis.call('HGET', key, 'impetus_deaths')) or 0
+          redis.call('HSET', key, 'impetus_deaths', string.format('%d', deaths + 1))
+        end
         redis.call('LPUSH', 'rq:queue:' .. queue, id)
         local waits = redis.call('HGET', key, 'ttl')
         if waits and tonumber(waits) then redis.call('EXPIRE', key, waits) end
         table.insert(back, 1, id)
       end
-    elseif not old[1] then
+    elseif old[1] ~= 'started' or old[2] then
+      -- The job was deleted, ended otherwise or runs elsewhere; what is left are those that stock workers started.
       redis.call('ZREM', registry, composite)
     end
   end
