@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from corpus import docstrings
-from make_tiny_model import make_tiny_model
+from scripts.corpus import docstrings
+from scripts.make_tiny_model import make_tiny_model
 
 from impetus_producer import JobFailedError, Producer
 from impetus_producer.discovery import STATE_DIR_VARIABLE, ServerNote
 
 if TYPE_CHECKING:
-    from corpus import Docstring
+    from scripts.corpus import Docstring
 
 QUERIES = ("parse command line arguments", "compress a file", "wait until several threads are done")
 PROMPTS = tuple(f"Tell me about {name}." for name in ("json", "re", "csv", "ssl", "zlib", "heapq", "ctypes", "asyncio"))

@@ -132,9 +132,10 @@ def guard() -> None:
         print(json.dumps({"error": str(error)}), flush=True)
         return
     try:
-        print(json.dumps({"port": server.port, "pid": server._process.pid}), flush=True)
         process = server._process  # its public is_running() takes a server that is busy for a second for dead
-        while process is not None and process.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
+        assert process is not None
+        print(json.dumps({"port": server.port, "pid": process.pid}), flush=True)
+        while process.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
             pass
     except BrokenPipeError:
         pass

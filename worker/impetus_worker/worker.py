@@ -35,7 +35,6 @@ from .lease import LeaseKeeper
 from .lifecycle import Lifecycle
 from .quarantine import DEATHS_ALONE
 from .roles import engine_config, make_batcher
-from .settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
     from rq.executions import Execution
     from rq.job import Job
     from rq.registry import StartedJobRegistry
+
+    from .settings import WorkerSettings
 
 _MAX_CLAIM_BYTES = 32_000_000
 _IDLE_WAIT_S = 1.0
@@ -345,11 +346,19 @@ class QueueWorker(BaseWorker):
         self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
     ) -> None:
         self._assert_ours(execution)
-        super().handle_job_success(job, queue, started_job_registry, execution)  # type: ignore[no-untyped-call]
+        super().handle_job_success(job, queue, started_job_registry, execution)
 
-    def handle_job_failure(self, job: Job, queue: Queue, *rest: Any, execution: Execution, **named: Any) -> None:
+    def handle_job_failure(
+        self,
+        job: Job,
+        queue: Queue,
+        started_job_registry: StartedJobRegistry | None = None,
+        exc_string: str = "",
+        execution: Execution | None = None,
+    ) -> None:
+        assert execution is not None
         self._assert_ours(execution)
-        super().handle_job_failure(job, queue, *rest, execution=execution, **named)
+        super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
 
     def _assert_ours(self, execution: Execution) -> None:
         """Called after a job's callback, which may have outlasted any lease, and before RQ's own transaction."""

@@ -129,7 +129,7 @@ class CPUEmbeddingBackend:
 
     def load(self) -> None:
         """Builds the graph and the session; raises `BackendUnavailableError` without ONNX Runtime."""
-        # ONNX Runtime (seen in 1.32, on Linux too) reports its use to its makers unless it is told not to before it is imported.
+        # ONNX Runtime reports its use to its makers (1.32, on Linux too) unless told not to before it is imported.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
             import onnx
