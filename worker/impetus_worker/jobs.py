@@ -48,11 +48,12 @@ def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
         while (work := batcher.next_work(float("inf"))) is not None:
             engine.admit(work)
         for event in engine.step():
-            if isinstance(event, Rejected) and not event.permanent:
-                # RQ's timeout is raised inside the engine, which takes it for an error of the device.
-                batcher.drop(job.id)
-                raise InferenceError(event.message)
             outcomes += batcher.absorb(event)
+            if isinstance(event, Rejected) and not event.permanent and not outcomes:
+                # RQ's timeout is raised inside the engine, which takes it for an error of the device.
+                for work_id in batcher.drop(job.id):
+                    engine.cancel(work_id)
+                raise InferenceError(event.message)
     outcome = outcomes[0]
     if isinstance(outcome, Failed):
         raise outcome.error

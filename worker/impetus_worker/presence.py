@@ -7,13 +7,24 @@ out; `recover.lua` takes its place.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 from rq import worker_registration
+from rq.defaults import DEFAULT_FAILURE_TTL
+from rq.exceptions import NoSuchJobError
 from rq.group import Group
+from rq.job import Job
 from rq.rate_limit import RateLimitRegistry
-from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
+from rq.registry import (
+    BaseRegistry,
+    DeferredJobRegistry,
+    FailedJobRegistry,
+    FinishedJobRegistry,
+    ReadyJobRegistry,
+    ScheduledJobRegistry,
+)
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.utils import now
@@ -62,7 +73,7 @@ class Chores:
         self._when_due("recover", self._recover, monotonic_s, self._recovery_interval_s)
         self._when_due("lock", self._scheduler.acquire_locks, monotonic_s, _SCHEDULER_LOCK_INTERVAL_S)
         if self._scheduler.acquired_locks:
-            self._when_due("schedule", self._scheduler.enqueue_scheduled_jobs, monotonic_s, _SCHEDULER_INTERVAL_S)
+            self._when_due("schedule", self._schedule, monotonic_s, _SCHEDULER_INTERVAL_S)
         self._when_due("registries", self._clean_registries, monotonic_s, _REGISTRIES_INTERVAL_S)
 
     def _recover(self) -> None:
@@ -70,14 +81,53 @@ class Chores:
             if back := self._claims.recover(queue):
                 self._log.warning("%d jobs of dead workers are back at the front of %s", len(back), queue)
 
+    def _schedule(self) -> None:
+        try:
+            self._scheduler.enqueue_scheduled_jobs()
+        except RedisError:
+            raise
+        except Exception:  # noqa: BLE001 - RQ reads many at once, and stops at one that it cannot read
+            self._fail_unreadable(ScheduledJobRegistry)
+            self._scheduler.enqueue_scheduled_jobs()
+
     def _clean_registries(self) -> None:
         for queue in self._queues:
-            for registry in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry, ReadyJobRegistry):
+            for registry in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry):
                 registry(queue, connection=self._connection, serializer=JSONSerializer).cleanup()
+            self._enqueue_ready(queue)
         for limit in RateLimitRegistry.all(self._connection):
             limit.cleanup()
         if Group.acquire_maintenance_lock(self._connection, int(_REGISTRIES_INTERVAL_S) - 1):
             Group.clean_registries(connection=self._connection)
+
+    def _enqueue_ready(self, queue: str) -> None:
+        registry = ReadyJobRegistry(queue, connection=self._connection, serializer=JSONSerializer)
+        try:
+            registry.cleanup()
+        except RedisError:
+            raise
+        except Exception:  # noqa: BLE001 - as above
+            self._fail_unreadable(ReadyJobRegistry)
+            registry.cleanup()
+
+    def _fail_unreadable(self, registry_class: type[BaseRegistry]) -> None:
+        """Moves the jobs that RQ cannot read from this registry to that of the failed."""
+        for queue in self._queues:
+            key = registry_class(queue, connection=self._connection, serializer=JSONSerializer).key
+            members: Any = self._connection.zrange(key, 0, -1)  # not get_job_ids(), which cleans, and so reads
+            for member in members:
+                job_id = member.decode(errors="replace")
+                try:
+                    Job.fetch(job_id, connection=self._connection, serializer=JSONSerializer)
+                except (RedisError, NoSuchJobError):
+                    continue
+                except Exception as error:  # noqa: BLE001 - whatever bytes lie in the hash
+                    self._log.error("job %s in %s cannot be read, and is failed: %s", job_id, key, error)
+                    with self._connection.pipeline(transaction=True) as pipeline:
+                        pipeline.zrem(key, member)
+                        pipeline.hset(f"rq:job:{job_id}", "status", "failed")
+                        pipeline.zadd(f"rq:failed:{queue}", {member: time.time() + DEFAULT_FAILURE_TTL})
+                        pipeline.execute()
 
     def stop(self) -> None:
         if self._scheduler.acquired_locks:
