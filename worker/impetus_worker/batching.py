@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from .errors import InvalidRequestError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from impetus_backends.protocol import Event, Work
+    from impetus_backends.protocol import EngineInfo, Event, Work
 
     from .claims import ClaimedJob
 
@@ -92,3 +94,23 @@ class Batcher(Protocol):
     def engine_died(self, *, suspect: bool) -> list[Outcome]:
         """All that the engine held is to run again, alone if it is suspect; returns the jobs now known to be poison."""
         ...
+
+
+def check_model(asked: str | None, info: EngineInfo) -> None:
+    """Raises `InvalidRequestError` when a request asks for a model that this engine does not serve."""
+    if asked is not None and asked not in info.model_aliases:
+        raise InvalidRequestError(
+            f"model: this worker serves {info.model} and not {asked!r:.200}; start one with "
+            f"`impetus-worker run --{info.kind}-model …`"
+        )
+
+
+def provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:
+    """The contract's `Provenance`, the same for every result of an engine."""
+    return {
+        "worker": worker,
+        "backend": info.backend,
+        "device": info.device,
+        "fingerprint": info.fingerprint,
+        "note": info.note,
+    }

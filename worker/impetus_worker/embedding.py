@@ -2,9 +2,9 @@
 
 Two lanes, one for jobs whose caller waits and one for bulk. The first text in an empty lane opens a window; when it
 closes, or a batch is full, what is there goes out; texts that come later never extend it. Where the device's measured
-cost says that waiting does not pay, there is no window. Within a lane, texts of
-several batches' worth are sorted by length together (Infinity, `inference/queue.py`), so that little is padding. One
-batch runs and one waits behind it, so the device never waits; a batch of the interactive lane passes the waiting one.
+cost says that waiting does not pay, there is no window. Within a lane, texts of several batches' worth are sorted by
+length together (Infinity, `inference/queue.py`), so that little is padding. One batch runs and one waits behind it, so
+the device never waits; a batch of the interactive lane passes the waiting one.
 """
 
 from __future__ import annotations
@@ -12,36 +12,35 @@ from __future__ import annotations
 import base64
 import json
 import math
-import time
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import count, islice
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
-from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest, parse_request
 
-from .batching import Failed, Finished, Outcome, Room
+from .batching import Failed, Finished, Outcome, Room, provenance
 from .cost import CostModel
 from .errors import InferenceError, InvalidRequestError, PoisonedJobError
 from .packing import pack
-from .payload import read_payload
 from .quarantine import Quarantine
+from .reading import JobReader
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from impetus_backends.protocol import EngineInfo, Event
+    from impetus_producer.contract import EmbeddingRequest
 
     from .claims import ClaimedJob
+    from .reading import ReadJob, TextEncoder
 
 _LOOKAHEAD_S = 4.0
 """Texts for so much of the device's time are taken in ahead, to be sorted together."""
 _READING_S = 0.01
 """So long the loop tokenises before it looks at the device and the queues again."""
-_TEXTS_A_READING = 64
 _LOOKAHEAD_BATCHES = (4, 64)
 """But no fewer batches than this, and no more."""
 _LEARNING_RATE = 0.2
@@ -49,19 +48,6 @@ _LEARNING_RATE = 0.2
 _MAX_JOBS_HELD = 2048
 _MAX_JOBS_A_CLAIM = 256
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "numpy": 1024, "mlx": 4096, "coreml": 4096, "simulated": 4096}
-
-
-class EncodedText(Protocol):
-    @property
-    def ids(self) -> np.ndarray: ...
-    @property
-    def truncated(self) -> bool: ...
-
-
-class TextEncoder(Protocol):
-    def encode(
-        self, texts: Sequence[str], *, input_type: Literal["query", "document"] | None = None
-    ) -> Sequence[EncodedText]: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -85,19 +71,9 @@ class _Row:
     ids: np.ndarray
 
 
-@dataclass(eq=False, slots=True)
-class _Reading:
-    """A job whose texts are being tokenised."""
-
-    job: ClaimedJob
-    request: EmbeddingRequest
-    texts: list[EncodedText] = field(default_factory=list)
-
-
 @dataclass(slots=True)
 class _Lane:
     urgent: bool
-    unread: deque[_Reading] = field(default_factory=deque)
     pool: list[_Row] = field(default_factory=list)
     planned: deque[list[_Row]] = field(default_factory=deque)
     tokens: int = 0
@@ -130,18 +106,11 @@ class EmbeddingBatcher:
         allowed_callbacks: Collection[str] = (),
     ) -> None:
         self._info = info
-        self._encoder = encoder
-        self._provenance = {
-            "worker": worker,
-            "backend": info.backend,
-            "device": info.device,
-            "fingerprint": info.fingerprint,
-            "note": info.note,
-        }
+        self._reader = JobReader(info, encoder, allowed_callbacks)
+        self._provenance = provenance(info, worker)
         self._max_rows = max_batch_texts
         self._max_tokens = max_batch_tokens
         self._max_wait_s = max_wait_s
-        self._allowed_callbacks = allowed_callbacks
         self._jobs: dict[str, _OpenJob] = {}
         self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
         self._running: dict[int, _Batch] = {}
@@ -154,7 +123,7 @@ class EmbeddingBatcher:
     # -- taking in ---------------------------------------------------------------------------------------------------
 
     def room(self) -> Room:
-        unread = sum(len(lane.unread) for lane in self._lanes)
+        unread = len(self._reader)
         held = len(self._jobs) + unread
         interactive = max(0, min(_MAX_JOBS_A_CLAIM, 2 * _MAX_JOBS_HELD - held))
         target = min(max(_LOOKAHEAD_S / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
@@ -173,81 +142,36 @@ class EmbeddingBatcher:
         outcomes: list[Outcome] = []
         for job in jobs:
             try:
-                self._lane(job).unread.append(_Reading(job, self._read(job)))
+                self._reader.add(job)
             except InvalidRequestError as error:
                 outcomes.append(Failed(job, error))
         return outcomes + self.prepare(now)
 
     def prepare(self, now: float) -> list[Outcome]:
-        """Tokenises for a moment; texts that somebody waits for come first."""
+        """Tokenises for a moment."""
         outcomes: list[Outcome] = []
-        stop_at = time.monotonic() + _READING_S
-        for lane in self._lanes:
-            while lane.unread and time.monotonic() < stop_at:
-                outcomes += self._read_some(lane, now)
+        for read in self._reader.read(_READING_S):
+            if isinstance(read, Failed):
+                outcomes.append(read)
+            else:
+                self._open(read, now)
         return outcomes
 
-    def _read_some(self, lane: _Lane, now: float) -> list[Outcome]:
-        """Tokenises the next few texts in one call, of as many jobs as they come from."""
-        input_type = lane.unread[0].request.input_type
-        texts: list[str] = []
-        shares: list[tuple[_Reading, int]] = []
-        for reading in lane.unread:
-            if reading.request.input_type != input_type or len(texts) >= _TEXTS_A_READING:
-                break
-            done = len(reading.texts)
-            share = reading.request.input[done : done + _TEXTS_A_READING - len(texts)]
-            shares.append((reading, len(share)))
-            texts += share
-        encoded = iter(self._encoder.encode(texts, input_type=input_type))
-        outcomes: list[Outcome] = []
-        for reading, share_size in shares:
-            reading.texts += islice(encoded, share_size)
-            if len(reading.texts) == len(reading.request.input):
-                lane.unread.popleft()
-                try:
-                    self._open(reading.job, reading.request, reading.texts, now)
-                except InvalidRequestError as error:
-                    outcomes.append(Failed(reading.job, error))
-        return outcomes
-
-    def _lane(self, job: ClaimedJob) -> _Lane:
-        return self._lanes[0 if job.queue == EMBEDDING_QUEUE else 1]
-
-    def _read(self, job: ClaimedJob) -> EmbeddingRequest:
-        request = parse_request(EmbeddingRequest, read_payload(job.fields, EMBED_FUNCTION, self._allowed_callbacks))
-        if request.model is not None and request.model not in self._info.model_aliases:
-            raise InvalidRequestError(
-                f"model: this worker serves {self._info.model} and not {request.model!r:.200}; start one with "
-                f"`impetus-worker run --embedding-model …`"
-            )
-        if request.dimensions is not None and request.dimensions > self._info.dimensions:
-            raise InvalidRequestError(
-                f"dimensions: {self._info.model} makes vectors of {self._info.dimensions}, "
-                f"and {request.dimensions} were asked for"
-            )
-        return request
-
-    def _open(self, job: ClaimedJob, request: EmbeddingRequest, texts: list[EncodedText], now: float) -> None:
-        truncated = [index for index, text in enumerate(texts) if text.truncated]
-        if truncated and not request.truncate:
-            raise InvalidRequestError(
-                f"input: item {truncated[0]} is longer than the {self._info.max_tokens} tokens that "
-                f"{self._info.model} reads, and 'truncate' is false"
-            )
-        tokens = sum(len(text.ids) for text in texts)
-        vectors = np.empty((len(texts), self._info.dimensions), dtype=np.float32)
-        owner = _OpenJob(job, request, len(texts), tokens, len(truncated), vectors)
-        self._jobs[job.id] = owner
-        lane = self._lane(job)
-        self._cost.arrived(len(texts), now)
+    def _open(self, read: ReadJob, now: float) -> None:
+        size = len(read.texts)
+        tokens = sum(len(text.ids) for text in read.texts)
+        truncated = sum(text.truncated for text in read.texts)
+        vectors = np.empty((size, self._info.dimensions), dtype=np.float32)
+        owner = self._jobs[read.job.id] = _OpenJob(read.job, read.request, size, tokens, truncated, vectors)
+        lane = self._lanes[0 if read.urgent else 1]
+        self._cost.arrived(size, now)
         if not lane.rows:
             lane.closes_at = now + self._max_wait_s if self._cost.waiting_pays(now) else now
-        lane.pool.extend(_Row(owner, index, text.ids) for index, text in enumerate(texts))
-        lane.rows += len(texts)
+        lane.pool.extend(_Row(owner, index, text.ids) for index, text in enumerate(read.texts))
+        lane.rows += size
         lane.tokens += tokens
         if not lane.urgent:
-            self._batches_a_job += _LEARNING_RATE * (self._batches(len(texts), tokens) - self._batches_a_job)
+            self._batches_a_job += _LEARNING_RATE * (self._batches(size, tokens) - self._batches_a_job)
 
     # -- giving out --------------------------------------------------------------------------------------------------
 
@@ -288,7 +212,7 @@ class EmbeddingBatcher:
         return work
 
     def wakes_at(self) -> float | None:
-        if any(lane.unread for lane in self._lanes):
+        if self._reader:
             return 0.0
         waiting = [lane.closes_at for lane in self._lanes if lane.rows and not lane.in_engine]
         return min(waiting, default=None)
@@ -363,8 +287,7 @@ class EmbeddingBatcher:
     # -- when things end otherwise -----------------------------------------------------------------------------------
 
     def drop(self, job_id: str) -> list[int]:
-        for lane in self._lanes:
-            lane.unread = deque(reading for reading in lane.unread if reading.job.id != job_id)
+        self._reader.drop(job_id)
         owner = self._jobs.pop(job_id, None)
         if owner is None:
             return []

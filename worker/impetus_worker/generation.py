@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from impetus_backends.protocol import Generated, GenerationWork, Rejected
 from impetus_producer.contract import GENERATE_FUNCTION, GENERATION_QUEUE, GenerationRequest, parse_request
 
-from .batching import Failed, Finished, Outcome, Room
+from .batching import Failed, Finished, Outcome, Room, check_model, provenance
 from .errors import InferenceError, InvalidRequestError, PoisonedJobError
 from .payload import read_payload
 from .quarantine import Quarantine
@@ -41,13 +41,7 @@ class GenerationBatcher:
         self, info: EngineInfo, *, worker: str, max_concurrent: int, allowed_callbacks: Collection[str] = ()
     ) -> None:
         self._info = info
-        self._provenance = {
-            "worker": worker,
-            "backend": info.backend,
-            "device": info.device,
-            "fingerprint": info.fingerprint,
-            "note": info.note,
-        }
+        self._provenance = provenance(info, worker)
         self._max_concurrent = max_concurrent
         self._allowed_callbacks = allowed_callbacks
         self._waiting: deque[_OpenJob] = deque()
@@ -68,11 +62,7 @@ class GenerationBatcher:
             try:
                 payload = read_payload(job.fields, GENERATE_FUNCTION, self._allowed_callbacks)
                 request = parse_request(GenerationRequest, payload)
-                if request.model is not None and request.model not in self._info.model_aliases:
-                    raise InvalidRequestError(
-                        f"model: this worker serves {self._info.model} and not {request.model!r:.200}; start one with "
-                        "`impetus-worker run --generation-model …`"
-                    )
+                check_model(request.model, self._info)
             except InvalidRequestError as error:
                 outcomes.append(Failed(job, error))
             else:

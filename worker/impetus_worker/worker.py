@@ -7,25 +7,19 @@ a doorbell a queue, signals and RQ's commands.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
-import socket
 import time
-from collections import deque
-from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from rq.command import parse_payload
 from rq.serializers import JSONSerializer
 from rq.worker.base import BaseWorker, WorkerStatus
 
 from impetus_producer.contract import ROLE_QUEUES
 
-from . import presence
+from . import inbox, presence
 from .batching import Batcher, Failed, Outcome, Returned, Room, Stopped
 from .claims import ClaimedJob, Claims
 from .doorbell import Doorbell
@@ -37,8 +31,6 @@ from .quarantine import DEATHS_ALONE
 from .roles import engine_config, make_batcher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from redis import Redis
     from rq import Queue
     from rq.executions import Execution
@@ -95,10 +87,8 @@ class QueueWorker(BaseWorker):
         self._may_have_jobs = dict.fromkeys(queues, True)
         self._suspended_until = 0.0
         self._drain = False
-        self._commands: deque[dict[str, Any]] = deque()
+        self._inbox = inbox.Inbox(lifeline)
         self._stopping: str | None = None
-        self._waker, self._wake_socket = socket.socketpair()
-        self._lifeline = lifeline
         self._deaths_in_a_row = 0
         self._answer_by: float | None = None
         self._backoff_s = 0.0
@@ -110,11 +100,7 @@ class QueueWorker(BaseWorker):
 
         Raises `ConfigurationError` when the model cannot be loaded as told.
         """
-        self._wake_socket.setblocking(False)
-        self._waker.setblocking(False)
-        signal.set_wakeup_fd(self._wake_socket.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        self._inbox.open()
         if self._settings.predecessor:
             self._claims.abandon(self._settings.predecessor)
         registered = False
@@ -137,7 +123,8 @@ class QueueWorker(BaseWorker):
     def _await_engine(self) -> None:
         """Waits until the engine has loaded: a worker claims nothing before its backend has earned it."""
         while self._engine.info is None and not self._stopping:
-            self._wait_for([self._engine], None)
+            self._inbox.wait([self._engine], None)
+            self._obey()
             self._engine.receive()
         if (info := self._engine.info) is not None and self._batcher is None:
             for reason in info.reasons:
@@ -174,7 +161,7 @@ class QueueWorker(BaseWorker):
         """Puts back what is still in flight and says goodbye. Every step is tried, whatever happened to the others."""
         self._lease.stop()
         self._engine.kill()
-        signal.set_wakeup_fd(-1)
+        self._inbox.close()
         try:
             if self._in_flight or self._unsettled:
                 back = [Returned(job) for job in reversed(self._unended().values())]
@@ -321,26 +308,11 @@ class QueueWorker(BaseWorker):
                 if places or bell.armed:
                     bell.arm()
                     bells.append(bell)
-        for ready in self._wait_for([self._engine, *bells], min(deadlines) - now):
+        for ready in self._inbox.wait([self._engine, *bells], min(deadlines) - now):
             if isinstance(ready, Doorbell):
                 self._may_have_jobs[ready.queue] |= ready.rang()
 
-    def _wait_for(self, sources: Sequence[Any], timeout_s: float | None) -> list[Any]:
-        """Waits for any of the sources, a signal, a command or the end of the lifeline."""
-        lifeline = [] if self._lifeline is None or self._stopping else [self._lifeline]
-        ready = wait([*sources, self._waker, *lifeline], None if timeout_s is None else max(0.0, timeout_s))
-        if self._waker in ready:
-            with contextlib.suppress(BlockingIOError):
-                self._waker.recv(4096)
-        if lifeline and self._lifeline in ready:
-            self.log.info("the supervisor is gone: stopping")
-            self._stop(WARM)
-        return [source for source in sources if source in ready]
-
-    # -- being told --------------------------------------------------------------------------------------------------
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self._commands.append({"command": "shutdown"})
+    # -- RQ's own endings --------------------------------------------------------------------------------------------
 
     def handle_job_success(
         self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
@@ -366,34 +338,27 @@ class QueueWorker(BaseWorker):
         if claimed is None or claimed.execution_id != execution.id or not self._claims.seal(claimed):
             raise LeaseLostError(f"job {execution.job_id}: its lease was lost")
 
+    # -- being told --------------------------------------------------------------------------------------------------
+
     def handle_payload(self, message: dict[str, Any]) -> None:
         """RQ's commands arrive in a thread of redis-py's; the loop obeys them."""
-        try:
-            command: object = parse_payload(message)
-        except ValueError:
-            command = None
-        if not isinstance(command, dict) or not isinstance(command.get("job_id", ""), str):
-            self.log.warning("ignoring a command that is none: %.200r", message.get("data"))
-            return
-        self._commands.append(command)
-        with contextlib.suppress(OSError):
-            self._wake_socket.send(b"\0")
+        self._inbox.receive(message)
 
     def _obey(self) -> None:
-        while self._commands:
-            command = self._commands.popleft()
-            job_id = command.get("job_id", "")
-            match command.get("command"):
-                case "shutdown":
+        for command in self._inbox.commands():
+            match command.name:
+                case inbox.SHUTDOWN:
                     self._stop(COLD if self._stopping else WARM)
-                case "stop-job" | "stop-execution" if job_id in self._unended():
-                    self.log.info("job %s: stopped by its user", job_id)
-                    self._drop(job_id)
-                    self._unsettled.append(Stopped(self._in_flight[job_id]))
+                case inbox.SUPERVISOR_GONE if not self._stopping:
+                    self._stop(WARM)
+                case "stop-job" | "stop-execution" if command.job_id in self._unended():
+                    self.log.info("job %s: stopped by its user", command.job_id)
+                    self._drop(command.job_id)
+                    self._unsettled.append(Stopped(self._in_flight[command.job_id]))
                 case "kill-horse" if self._batcher is not None:
                     self._restart_engine(suspect=False)
                 case other:
-                    self.log.warning("ignoring the command %r for job %r", other, job_id)
+                    self.log.warning("ignoring the command %r for job %r", other, command.job_id)
 
     def _stop(self, manner: str) -> None:
         """Warm: what the engine has begun is finished, the rest goes back. Cold: everything goes back at once."""
@@ -446,4 +411,4 @@ class QueueWorker(BaseWorker):
         for bell in self._bells:
             bell.close()
         self._may_have_jobs = dict.fromkeys(self._all_queues, True)
-        self._wait_for([], self._backoff_s)
+        self._inbox.wait([], self._backoff_s)
