@@ -74,10 +74,10 @@ class Lifecycle:
             else:
                 endings.append(ending)
         if endings:
-            by_job = {outcome.job.id: outcome for outcome in outcomes}
+            by_run = {outcome.job.execution_id: outcome for outcome in outcomes}
             for ending, ended in zip(endings, self._claims.finish(endings), strict=True):
                 if ended is Ended.HAS_DEPENDENTS:
-                    for_rq.append(by_job[ending.job.id])
+                    for_rq.append(by_run[ending.job.execution_id])
                 elif ended is Ended.LEASE_LOST:
                     self._log.warning("job %s: its lease was lost, so its result is not written", ending.job.id)
         for outcome in for_rq:
