@@ -1285,9 +1285,6 @@ def test_stock_rq_can_time_out_a_job_of_ours_of_many_texts(both: Both) -> None:
             process.kill()
 
 
-# -- REAL DEFECTS: these fail now (267c8fe); `jobs.embed` too, which hangs stock RQ after a failed job ----------------
-
-
 @pytest.mark.parametrize("registry", ["scheduled", "ready"])
 def test_a_job_that_rq_cannot_read_holds_up_no_worker_and_no_other_job(
     redis_server: RedisServer, tmp_path: Path, registry: str
