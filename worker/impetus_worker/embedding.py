@@ -87,7 +87,6 @@ class _Lane:
 class _Batch:
     rows: list[_Row]
     lane: _Lane
-    sent_at: float
     suspect: bool
 
 
@@ -208,7 +207,7 @@ class EmbeddingBatcher:
             if row.owner.started_at is None:
                 row.owner.started_at = now
         lane.in_engine += 1
-        self._running[work.id] = _Batch(rows, lane, now, suspect)
+        self._running[work.id] = _Batch(rows, lane, suspect)
         return work
 
     def wakes_at(self) -> float | None:

@@ -1,7 +1,8 @@
 """The two functions that jobs name. Our workers run their batches instead; any other RQ worker can call these.
 
 Called by stock `rq.SimpleWorker` they load the model in its process, once, and serve one job at a time, at whatever
-speed that gives. Settings come from the `IMPETUS_*` environment variables, as for `impetus-worker run`.
+speed that gives. Model and backend come from `IMPETUS_EMBEDDING_MODEL`, `IMPETUS_EMBEDDING_BACKEND` and their likes for
+generation, as for `impetus-worker run`.
 """
 
 from __future__ import annotations

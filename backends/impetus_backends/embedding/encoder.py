@@ -83,16 +83,7 @@ def _bert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     types = ops.row("embeddings.token_type_embeddings.weight", 0)
     places = ops.embed("embeddings.position_embeddings.weight", inputs.positions)
     x = ops.layer_norm(ops.add(ops.add(words, types), places), "embeddings.LayerNorm", config.layer_norm_eps)
-    for index in range(config.layers):
-        layer = f"encoder.layer.{index}"
-        q, k, v = (ops.linear(x, f"{layer}.attention.self.{part}") for part in ("query", "key", "value"))
-        mixed = ops.linear(ops.attention(q, k, v, inputs.mask, config.heads), f"{layer}.attention.output.dense")
-        x = ops.layer_norm(ops.add(mixed, x), f"{layer}.attention.output.LayerNorm", config.layer_norm_eps)
-        wide = ops.gelu(ops.linear(x, f"{layer}.intermediate.dense"))
-        x = ops.layer_norm(
-            ops.add(ops.linear(wide, f"{layer}.output.dense"), x), f"{layer}.output.LayerNorm", config.layer_norm_eps
-        )
-    return x
+    return _layers(ops, config, x, inputs.mask, "encoder.layer", _BERT)
 
 
 def _distilbert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
@@ -100,15 +91,55 @@ def _distilbert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     words = ops.embed("embeddings.word_embeddings.weight", inputs.ids)
     places = ops.embed("embeddings.position_embeddings.weight", inputs.positions)
     x = ops.layer_norm(ops.add(words, places), "embeddings.LayerNorm", config.layer_norm_eps)
+    return _layers(ops, config, x, inputs.mask, "transformer.layer", _DISTILBERT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What an architecture calls the parts of its layers."""
+
+    query: str
+    key: str
+    value: str
+    mixed: str
+    mixed_norm: str
+    wide: str
+    narrow: str
+    narrow_norm: str
+
+
+_BERT = _Names(
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    mixed="attention.output.dense",
+    mixed_norm="attention.output.LayerNorm",
+    wide="intermediate.dense",
+    narrow="output.dense",
+    narrow_norm="output.LayerNorm",
+)
+_DISTILBERT = _Names(
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    mixed="attention.out_lin",
+    mixed_norm="sa_layer_norm",
+    wide="ffn.lin1",
+    narrow="ffn.lin2",
+    narrow_norm="output_layer_norm",
+)
+
+
+def _layers(ops: Ops[T], config: EncoderConfig, x: T, mask: T, prefix: str, names: _Names) -> T:
+    """The stack of post-norm transformer layers that all of these share."""
     for index in range(config.layers):
-        layer = f"transformer.layer.{index}"
-        q, k, v = (ops.linear(x, f"{layer}.attention.{part}") for part in ("q_lin", "k_lin", "v_lin"))
-        mixed = ops.linear(ops.attention(q, k, v, inputs.mask, config.heads), f"{layer}.attention.out_lin")
-        x = ops.layer_norm(ops.add(mixed, x), f"{layer}.sa_layer_norm", config.layer_norm_eps)
-        wide = ops.gelu(ops.linear(x, f"{layer}.ffn.lin1"))
-        x = ops.layer_norm(
-            ops.add(ops.linear(wide, f"{layer}.ffn.lin2"), x), f"{layer}.output_layer_norm", config.layer_norm_eps
-        )
+        layer = f"{prefix}.{index}"
+        q, k, v = (ops.linear(x, f"{layer}.{part}") for part in (names.query, names.key, names.value))
+        mixed = ops.linear(ops.attention(q, k, v, mask, config.heads), f"{layer}.{names.mixed}")
+        x = ops.layer_norm(ops.add(mixed, x), f"{layer}.{names.mixed_norm}", config.layer_norm_eps)
+        wide = ops.gelu(ops.linear(x, f"{layer}.{names.wide}"))
+        narrow = ops.linear(wide, f"{layer}.{names.narrow}")
+        x = ops.layer_norm(ops.add(narrow, x), f"{layer}.{names.narrow_norm}", config.layer_norm_eps)
     return x
 
 
