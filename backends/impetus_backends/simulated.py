@@ -9,6 +9,7 @@ import hashlib
 import os
 import signal
 import time
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +28,7 @@ MAX_TOKENS = 256
 DIMENSIONS = 384
 FAULTS = {"simulate:crash": 3, "simulate:hang": 4, "simulate:error": 5}
 """Words that kill the engine, hang it, or fail their batch: how a worker's recovery is tested."""
+_FAULT_TOKENS = {word.encode(): token for word, token in FAULTS.items()}
 _VOCABULARY = 30_000
 _WORDS = ("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "islet", "jetty", "knoll", "lagoon")
 
@@ -46,8 +48,8 @@ class SimulatedTextEncoder:
     def _row(self, text: str) -> EncodedText:
         room = self.max_tokens - 2
         # One split beyond the room tells that there is more, without splitting 10 MB.
-        words = text.split(maxsplit=room)
-        ids = [1, *(FAULTS.get(word) or 6 + _hash(word) % (_VOCABULARY - 6) for word in words[:room]), 2]
+        words = text.encode("utf-8", "surrogatepass").split(maxsplit=room)
+        ids = [1, *(_FAULT_TOKENS.get(word) or 6 + zlib.crc32(word) % (_VOCABULARY - 6) for word in words[:room]), 2]
         return EncodedText(np.array(ids, dtype=np.int32), len(words) > room)
 
 
@@ -76,8 +78,8 @@ class SimulatedEmbeddingBackend:
         self._sleep(self._a_s + self._b_s * len(rows) * max(map(len, rows)))
         vectors = np.empty((len(rows), self._dimensions), dtype=np.float32)
         for vector, row in zip(vectors, rows, strict=True):
-            digest = hashlib.blake2b(np.asarray(row, dtype="<i4").tobytes(), digest_size=8).digest()
-            vector[:] = np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(self._dimensions)
+            bits = hashlib.shake_128(np.asarray(row, dtype="<i4").tobytes()).digest(2 * self._dimensions)
+            vector[:] = np.frombuffer(bits, dtype="<i2")
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
@@ -234,4 +236,4 @@ def _info(config: EngineConfig, kind: str, dimensions: int, max_tokens: int) -> 
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))

@@ -114,7 +114,7 @@ class _Options:
     truncate: bool
 
     def payload(self, texts: list[str]) -> dict[str, Any]:
-        return embedding_payload(texts, self.model, self.dimensions, self.input_type, self.truncate)
+        return embedding_payload(texts, self.model, self.dimensions, self.input_type, self.truncate, "raw")
 
 
 @dataclass(slots=True, eq=False)
@@ -182,12 +182,15 @@ class _Window:
     def _enqueue(self, wanted: Sequence[_Job]) -> None:
         if not wanted:
             return
-        payloads = [self.options.payload([_text(job.batch, index) for index in job.indices]) for job in wanted]
+        by_id = {jobs.new_id(): job for job in wanted}
+        payloads = {
+            job_id: self.options.payload([_text(job.batch, index) for index in job.indices])
+            for job_id, job in by_id.items()
+        }
+        # Noted first: who presses Ctrl-C meanwhile leaves no job behind.
+        self.sent.update(by_id)
         with server_errors():
-            ids, _ = jobs.enqueue(
-                self.producer.connection, _QUEUE, contract.EMBED_FUNCTION, payloads, self.producer.options
-            )
-        self.sent.update(zip(ids, wanted, strict=True))
+            jobs.enqueue(self.producer.connection, _QUEUE, contract.EMBED_FUNCTION, payloads, self.producer.options)
 
     def finished(self) -> Iterator[Embedded]:
         """What is known of the oldest batches, up to the first that is not complete."""

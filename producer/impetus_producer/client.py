@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT", EmbeddingResult, GenerationResult)
 
 InputType = Literal["query", "document"]
+EncodingFormat = Literal["base64", "float", "raw"]
 _JOBS_PER_ROUND_TRIP = 32
 _POLL_S = 1.0
 _BACKLOG_POLL_S = 0.05
@@ -146,6 +147,7 @@ class Producer:
         dimensions: int | None = None,
         input_type: InputType | None = None,
         truncate: bool = True,
+        encoding_format: EncodingFormat = "base64",
         bulk: bool = False,
     ) -> EmbeddingHandle:
         """Enqueues one job that embeds a text, or up to 2,048 texts. `bulk`: nobody is waiting for it.
@@ -153,7 +155,7 @@ class Producer:
         Raises `InvalidRequestError` at once for what a worker would refuse.
         """
         texts = input if isinstance(input, str) else list(input)
-        payload = embedding_payload(texts, model, dimensions, input_type, truncate)
+        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format)
         return self._enqueue_embeddings([payload], bulk)[0][0]
 
     def embed_many(
@@ -166,9 +168,13 @@ class Producer:
         dimensions: int | None = None,
         input_type: InputType | None = None,
         truncate: bool = True,
+        encoding_format: EncodingFormat = "raw",
         bulk: bool = True,
     ) -> Iterator[EmbeddingHandle]:
         """Splits texts into jobs, and yields the jobs' handles in the order of the texts.
+
+        Results lie in Redis as `raw` vectors, which take the least room; RQ itself does not show those: ask for
+        `base64` where results are read by other means than these handles.
 
         Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs on the queue, so that it may be endless:
         it goes on enqueueing as you take handles, and waits while workers are behind.
@@ -176,7 +182,7 @@ class Producer:
         queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
         ahead: deque[EmbeddingHandle] = deque()
         payloads = (
-            embedding_payload(part, model, dimensions, input_type, truncate)
+            embedding_payload(part, model, dimensions, input_type, truncate, encoding_format)
             for part in _parts(texts, texts_per_job, contract.MAX_TEXT_BYTES)
         )
         for group in _parts(payloads, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs)):
@@ -226,8 +232,9 @@ class Producer:
         parse_request(GenerationRequest, payload)
         queue = contract.GENERATION_BULK_QUEUE if bulk else contract.GENERATION_QUEUE
         with server_errors():
-            ids, _ = jobs.enqueue(self.connection, queue, contract.GENERATE_FUNCTION, [payload], self.options)
-        return GenerationHandle(ids[0], self.connection)
+            job_id = jobs.new_id()
+            jobs.enqueue(self.connection, queue, contract.GENERATE_FUNCTION, {job_id: payload}, self.options)
+        return GenerationHandle(job_id, self.connection)
 
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
@@ -243,8 +250,9 @@ class Producer:
     ) -> tuple[list[EmbeddingHandle], int]:
         queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
         with server_errors():
-            ids, queued = jobs.enqueue(self.connection, queue, contract.EMBED_FUNCTION, payloads, self.options)
-        return [EmbeddingHandle(job_id, self.connection) for job_id in ids], queued
+            by_id = {jobs.new_id(): payload for payload in payloads}
+            queued = jobs.enqueue(self.connection, queue, contract.EMBED_FUNCTION, by_id, self.options)
+        return [EmbeddingHandle(job_id, self.connection) for job_id in by_id], queued
 
 
 def embedding_payload(
@@ -253,12 +261,15 @@ def embedding_payload(
     dimensions: int | None,
     input_type: InputType | None,
     truncate: bool,
+    encoding_format: EncodingFormat = "base64",
 ) -> dict[str, Any]:
     """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
     fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
     payload = {name: value for name, value in fields.items() if value is not None}
     if not truncate:
         payload["truncate"] = False
+    if encoding_format != "base64":
+        payload["encoding_format"] = encoding_format
     parse_request(EmbeddingRequest, payload)
     return payload
 

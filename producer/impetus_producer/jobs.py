@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
+from .contract import VECTORS_FIELD
 from .errors import JobFailedError
 
 if TYPE_CHECKING:
@@ -79,11 +80,14 @@ def encode_payload(function: str, payload: Mapping[str, Any]) -> bytes:
     return zlib.compress(data, 1) if len(data) >= _COMPRESS_FROM_BYTES else data
 
 
+def new_id() -> str:
+    return uuid4().hex
+
+
 def enqueue(
-    connection: Redis, queue: str, function: str, payloads: Sequence[Mapping[str, Any]], options: JobOptions
-) -> tuple[list[str], int]:
-    """Enqueues one job a payload in one round trip; returns their ids and the queue's new length."""
-    ids = [uuid4().hex for _ in payloads]
+    connection: Redis, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]], options: JobOptions
+) -> int:
+    """Enqueues one job a payload, by its id, in one round trip; returns the queue's new length."""
     now = datetime.now(UTC).strftime(_TIME_FORMAT)
     common: dict[Any, Any] = {
         "status": "queued",
@@ -98,10 +102,10 @@ def enqueue(
     arguments: list[Any] = [queue, len(common)]
     for name, value in common.items():
         arguments += (name, value)
-    for job_id, payload in zip(ids, payloads, strict=True):
+    for job_id, payload in payloads.items():
         arguments += (job_id, encode_payload(function, payload))
     length: Any = connection.register_script(_ENQUEUE)(args=arguments)
-    return ids, int(length)
+    return int(length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,11 @@ def decode_outcome(job_id: str, entry: Mapping[bytes, bytes]) -> Outcome:
     """Reads an entry of the stream `rq:results:<id>`."""
     kind = int(entry[b"type"])
     if kind == _SUCCESSFUL:
-        value = entry.get(b"return_value")
-        return Outcome(True, json.loads(base64.b64decode(value)) if value else None, None)
+        encoded = entry.get(b"return_value")
+        value: Any = json.loads(base64.b64decode(encoded)) if encoded else None
+        if (vectors := entry.get(VECTORS_FIELD.encode())) is not None:
+            value["embeddings"]["data"] = vectors
+        return Outcome(True, value, None)
     if kind == _RETRIED:
         return Outcome(False, None, None)
     trace = zlib.decompress(base64.b64decode(entry[b"exc_string"])).decode() if entry.get(b"exc_string") else ""

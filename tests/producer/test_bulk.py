@@ -108,7 +108,8 @@ def test_every_option_reaches_the_worker(producer: Producer, redis_url: str) -> 
 
     with working(redis_url, note):
         list(embed_documents(producer, documents(1), model="m", dimensions=4, input_type="query", truncate=False))
-    assert requests == [{"input": ["text 0"], "model": "m", "dimensions": 4, "input_type": "query", "truncate": False}]
+    options = {"model": "m", "dimensions": 4, "input_type": "query", "truncate": False, "encoding_format": "raw"}
+    assert requests == [{"input": ["text 0"], **options}]
 
 
 def test_a_worker_that_sends_too_few_vectors_or_numbers_not_finite_fails_documents_not_the_run(

@@ -54,7 +54,8 @@ def test_a_job_of_ours_reads_like_one_that_plain_rq_enqueued(connection: Redis, 
     payload = {"input": [text], "model": "m"}
     queue = Queue("embedding", connection=connection, serializer=JSONSerializer)
     theirs = queue.enqueue(FUNCTION, payload, job_timeout=123, result_ttl=456, failure_ttl=789)
-    (ours_id,), length = jobs.enqueue(connection, "embedding", FUNCTION, [payload], OPTIONS)
+    ours_id = jobs.new_id()
+    length = jobs.enqueue(connection, "embedding", FUNCTION, {ours_id: payload}, OPTIONS)
 
     ours = Job.fetch(ours_id, connection, serializer=JSONSerializer)
     assert _fields(ours) == _fields(Job.fetch(theirs.id, connection, serializer=JSONSerializer))
@@ -67,14 +68,17 @@ def test_a_job_of_ours_reads_like_one_that_plain_rq_enqueued(connection: Redis, 
 
 
 def test_many_jobs_are_enqueued_in_order_and_the_queue_is_known_to_rq(connection: Redis) -> None:
-    ids, length = jobs.enqueue(connection, "embedding", FUNCTION, [{"input": str(n)} for n in range(50)], OPTIONS)
+    payloads = {jobs.new_id(): {"input": str(n)} for n in range(50)}
+    length = jobs.enqueue(connection, "embedding", FUNCTION, payloads, OPTIONS)
+    ids = list(payloads)
     assert length == 50
     assert Queue("embedding", connection=connection, serializer=JSONSerializer).job_ids == ids
     assert [queue.name for queue in Queue.all(connection)] == ["embedding"]
 
 
 def test_discarding_ended_jobs_leaves_nothing_of_them(connection: Redis) -> None:
-    ids, _ = jobs.enqueue(connection, "embedding", FUNCTION, [{"input": "a"}, {"input": "b"}], OPTIONS)
+    ids = [jobs.new_id(), jobs.new_id()]
+    jobs.enqueue(connection, "embedding", FUNCTION, {job_id: {"input": "a"} for job_id in ids}, OPTIONS)
     connection.delete("rq:queue:embedding")
     for job_id in ids:
         finish(connection, job_id, embedding_of(["a"]))

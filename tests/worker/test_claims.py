@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 from rq.utils import as_text
 
+from impetus_producer.contract import VECTORS_FIELD
 from impetus_worker.claims import ClaimedJob, Claims, Ended, Ending, Verb
 
 if TYPE_CHECKING:
@@ -144,6 +145,18 @@ def test_a_finished_job_reads_as_rqs_own_does(claims: Claims, connection: Redis)
     assert job.id in FinishedJobRegistry("embedding", connection=connection)
     assert 0 < connection.ttl(f"rq:job:{job.id}") <= 100
     assert 0 < connection.ttl(f"rq:results:{job.id}") <= 100
+
+
+def test_vectors_lie_beside_the_result_where_they_are_given(claims: Claims, connection: Redis) -> None:
+    enqueue(connection, 3)
+    jobs = claims.claim(["embedding"], 3, 10**9).jobs
+    blocks = [b"\x00\xff", None, b""]
+    claims.finish([Ending(job, Verb.FINISH, b"1", 100, block) for job, block in zip(jobs, blocks, strict=True)])
+    for job, block in zip(jobs, blocks, strict=True):
+        stream: Any = connection.xrange(f"rq:results:{job.id}")
+        ((_, entry),) = stream
+        assert entry.get(VECTORS_FIELD.encode()) == block
+        assert fetch(job, connection).return_value() == 1
 
 
 def test_a_failed_job_reads_as_rqs_own_does(claims: Claims, connection: Redis) -> None:

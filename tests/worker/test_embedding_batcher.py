@@ -57,6 +57,12 @@ def words(count: int, word: int = 7) -> str:
     return " ".join([str(word)] * count)
 
 
+def take(batcher: EmbeddingBatcher, jobs: list[ClaimedJob], now: float) -> list[Outcome]:
+    """Gives it jobs, and has it read them."""
+    batcher.add(jobs)
+    return batcher.prepare(now)
+
+
 def run(work: EmbeddingWork, device_s: float = 0.001) -> Embedded:
     """A device whose vector is the row's length, its first token, and zeros."""
     return Embedded(work.id, np.array([[len(row), row[0], 0, 0] for row in work.rows], np.float32), device_s)
@@ -84,7 +90,7 @@ def error(outcome: Outcome) -> Exception:
 def test_texts_of_several_jobs_share_a_batch_and_each_job_gets_its_own_vectors() -> None:
     batcher = make_batcher()
     jobs = [job(words(2, 5), words(3, 6)), job(words(2, 8))]
-    assert batcher.add(jobs, 0.0) == []
+    assert take(batcher, jobs, 0.0) == []
     works, outcomes = drain(batcher)
     assert len(works) == 1
     by_job = {outcome.job.id: vectors(outcome) for outcome in outcomes}
@@ -93,9 +99,9 @@ def test_texts_of_several_jobs_share_a_batch_and_each_job_gets_its_own_vectors()
 
 def test_the_first_text_opens_a_window_and_later_ones_do_not_extend_it() -> None:
     batcher = make_batcher(max_wait_s=1.0)
-    batcher.add([job("1")], now=10.0)
+    take(batcher, [job("1")], now=10.0)
     assert batcher.wakes_at() == 11.0
-    batcher.add([job("2")], now=10.9)
+    take(batcher, [job("2")], now=10.9)
     assert batcher.wakes_at() == 11.0
     assert batcher.next_work(10.99) is None
     work = batcher.next_work(11.0)
@@ -105,33 +111,33 @@ def test_the_first_text_opens_a_window_and_later_ones_do_not_extend_it() -> None
 
 def test_a_full_batch_does_not_wait_for_the_window() -> None:
     batcher = make_batcher(max_wait_s=100.0, max_tokens=20)
-    batcher.add([job(words(10), words(10))], now=0.0)
+    take(batcher, [job(words(10), words(10))], now=0.0)
     assert batcher.next_work(0.0) is not None
 
 
 def test_after_a_window_the_next_text_opens_another() -> None:
     batcher = make_batcher(max_wait_s=1.0)
-    batcher.add([job("1")], now=0.0)
+    take(batcher, [job("1")], now=0.0)
     work = batcher.next_work(1.0)
     assert work is not None
     batcher.absorb(run(work, device_s=2.0))
-    batcher.add([job("1")], now=5.0)
+    take(batcher, [job("1")], now=5.0)
     assert batcher.next_work(5.5) is None
     assert batcher.wakes_at() == 6.0
 
 
 def test_there_is_no_window_once_the_device_is_known_to_be_quick_enough() -> None:
     batcher = make_batcher(max_wait_s=1.0)
-    batcher.add([job("1")], now=0.0)
+    take(batcher, [job("1")], now=0.0)
     drain(batcher, 1.0)
-    batcher.add([job("1")], now=5.0)
+    take(batcher, [job("1")], now=5.0)
     assert batcher.next_work(5.0) is not None
 
 
 def test_batches_keep_to_the_padded_budget_and_a_job_may_span_several() -> None:
     batcher = make_batcher(max_tokens=20)
     many = job(*[words(length) for length in (9, 1, 5, 10, 2, 7, 3, 8, 4, 6)])
-    batcher.add([many], 0.0)
+    take(batcher, [many], 0.0)
     works, outcomes = drain(batcher)
     assert len(works) > 1
     for work in works:
@@ -142,7 +148,7 @@ def test_batches_keep_to_the_padded_budget_and_a_job_may_span_several() -> None:
 
 def test_an_oversize_text_keeps_no_other_back() -> None:
     batcher = make_batcher(max_tokens=20)
-    batcher.add([job(words(40)), job(words(2)), job(words(2))], 0.0)
+    take(batcher, [job(words(40)), job(words(2)), job(words(2))], 0.0)
     works, outcomes = drain(batcher)
     assert [[len(row) for row in work.rows] for work in works] == [[2, 2], [40]]
     assert len(outcomes) == 3
@@ -150,7 +156,7 @@ def test_an_oversize_text_keeps_no_other_back() -> None:
 
 def test_one_batch_waits_behind_the_one_that_runs_and_no_more() -> None:
     batcher = make_batcher(max_tokens=20)
-    batcher.add([job(*[words(10)] * 12, queue="embedding-bulk")], 0.0)
+    take(batcher, [job(*[words(10)] * 12, queue="embedding-bulk")], 0.0)
     assert batcher.next_work(1.0) is not None
     assert batcher.next_work(1.0) is not None
     assert batcher.next_work(1.0) is None
@@ -158,9 +164,9 @@ def test_one_batch_waits_behind_the_one_that_runs_and_no_more() -> None:
 
 def test_an_interactive_text_passes_a_bulk_backlog() -> None:
     batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
-    batcher.add([job(*[words(10)] * 100, queue="embedding-bulk")], 0.0)
+    take(batcher, [job(*[words(10)] * 100, queue="embedding-bulk")], 0.0)
     first, second = batcher.next_work(1.0), batcher.next_work(1.0)
-    batcher.add([job("3", queue="embedding")], 1.0)
+    take(batcher, [job("3", queue="embedding")], 1.0)
     urgent = batcher.next_work(1.0)
     assert first is not None
     assert second is not None
@@ -179,7 +185,7 @@ def test_a_bad_request_fails_alone_and_is_told_which_field() -> None:
         job(),
     ]
     good = job("1")
-    outcomes = batcher.add([*bad, good], 0.0)
+    outcomes = take(batcher, [*bad, good], 0.0)
     sentences = {outcome.job.id: str(error(outcome)) for outcome in outcomes}
     expected = [
         "model: this worker serves m",
@@ -194,24 +200,35 @@ def test_a_bad_request_fails_alone_and_is_told_which_field() -> None:
 
 def test_fewer_dimensions_are_the_first_ones_normalised_again() -> None:
     batcher = make_batcher()
-    batcher.add([job(words(3, 4), dimensions=2)], 0.0)
+    take(batcher, [job(words(3, 4), dimensions=2)], 0.0)
     _, outcomes = drain(batcher)
     assert vectors(outcomes[0])[0] == pytest.approx([0.6, 0.8])
 
 
 def test_vectors_come_as_numbers_where_that_is_asked_for() -> None:
     batcher = make_batcher()
-    batcher.add([job(words(3, 4), encoding_format="float")], 0.0)
+    take(batcher, [job(words(3, 4), encoding_format="float")], 0.0)
     _, outcomes = drain(batcher)
     assert isinstance(outcomes[0], Finished)
     assert json.loads(outcomes[0].result)["embeddings"]["data"] == [[3, 4, 0, 0]]
     assert vectors(outcomes[0]) == [[3, 4, 0, 0]]
 
 
+def test_raw_vectors_lie_beside_the_result_and_inside_it_where_there_is_no_beside() -> None:
+    batcher = make_batcher()
+    take(batcher, [job(words(3, 4), encoding_format="raw")], 0.0)
+    (outcome,) = drain(batcher)[1]
+    assert isinstance(outcome, Finished)
+    assert outcome.vectors == np.array([3, 4, 0, 0], "<f4").tobytes()
+    assert json.loads(outcome.result)["embeddings"] | {"data": ""} == json.loads(outcome.result)["embeddings"]
+    whole = EmbeddingResult.model_validate(outcome.whole(), strict=False)
+    assert np.array_equal(whole.vectors, [[3, 4, 0, 0]])
+
+
 def test_a_batch_that_the_device_rejects_is_halved_until_the_culprit_stands_alone() -> None:
     batcher = make_batcher(max_tokens=1000)
     jobs = [job(str(number)) for number in range(8)]
-    batcher.add(jobs, 0.0)
+    take(batcher, jobs, 0.0)
     outcomes: list[Outcome] = []
     while (work := batcher.next_work(1000.0)) is not None:
         culprit = any(row[0] == 5 for row in work.rows)
@@ -224,7 +241,7 @@ def test_a_batch_that_the_device_rejects_is_halved_until_the_culprit_stands_alon
 
 def test_a_device_that_loses_a_row_is_found_out() -> None:
     batcher = make_batcher()
-    batcher.add([job("1", "2")], 0.0)
+    take(batcher, [job("1", "2")], 0.0)
     work = batcher.next_work(10.0)
     assert work is not None
     answer = run(work)
@@ -235,7 +252,7 @@ def test_a_device_that_loses_a_row_is_found_out() -> None:
 def test_a_dropped_job_is_forgotten_and_its_neighbours_are_not() -> None:
     batcher = make_batcher(max_tokens=20)
     doomed, neighbour = job(*[words(5)] * 8), job(words(5))
-    batcher.add([doomed, neighbour], 0.0)
+    take(batcher, [doomed, neighbour], 0.0)
     work = batcher.next_work(10.0)
     assert work is not None
     assert batcher.in_engine(doomed.id)
@@ -248,7 +265,7 @@ def test_a_dropped_job_is_forgotten_and_its_neighbours_are_not() -> None:
 def test_after_a_death_suspects_run_alone_and_the_poison_is_found() -> None:
     batcher = make_batcher(max_tokens=1000)
     jobs = [job(str(number)) for number in range(8)]
-    batcher.add(jobs, 0.0)
+    take(batcher, jobs, 0.0)
     outcomes: list[Outcome] = []
     deaths = 0
     while (work := batcher.next_work(1000.0)) is not None:
@@ -266,7 +283,7 @@ def test_after_a_death_suspects_run_alone_and_the_poison_is_found() -> None:
 
 def test_when_the_engine_was_ended_on_purpose_its_work_runs_again_as_it_was() -> None:
     batcher = make_batcher(max_tokens=20)
-    batcher.add([job(*[words(10)] * 6, queue="embedding-bulk")], 0.0)
+    take(batcher, [job(*[words(10)] * 6, queue="embedding-bulk")], 0.0)
     first, second = batcher.next_work(1.0), batcher.next_work(1.0)
     assert first is not None
     assert second is not None
@@ -280,7 +297,7 @@ def test_room_shrinks_as_texts_come_in_and_interactive_jobs_always_have_some() -
     batcher = make_batcher(max_tokens=20)
     before = batcher.room()
     assert before.bulk > 0
-    batcher.add([job(*[words(10)] * 200, queue="embedding-bulk")], 0.0)
+    take(batcher, [job(*[words(10)] * 200, queue="embedding-bulk")], 0.0)
     after = batcher.room()
     assert after.bulk == 0
     assert after.interactive > 0

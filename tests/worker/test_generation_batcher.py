@@ -28,6 +28,12 @@ def job(prompt: str = "p", queue: str = "generation", **fields: object) -> Claim
     return ClaimedJob(f"job{next(IDS)}", "e", queue, {b"data": zlib.compress(data)}, 0.0)
 
 
+def take(batcher: GenerationBatcher, jobs: list[ClaimedJob], now: float) -> list[Outcome]:
+    """Gives it jobs, and has it read them."""
+    batcher.add(jobs)
+    return batcher.prepare(now)
+
+
 def done(work: GenerationWork) -> Generated:
     return Generated(work.id, f"after {work.prompt}", "stop", 3, 4, 0.1, 0.2)
 
@@ -39,7 +45,7 @@ def admitted(batcher: GenerationBatcher) -> list[GenerationWork]:
 def test_jobs_are_claimed_only_for_free_places() -> None:
     batcher = make_batcher(4)
     assert batcher.room().interactive == 4
-    batcher.add([job(), job(), job()], 0.0)
+    take(batcher, [job(), job(), job()], 0.0)
     works = admitted(batcher)
     assert len(works) == 3
     assert batcher.room().bulk == 1
@@ -49,7 +55,8 @@ def test_jobs_are_claimed_only_for_free_places() -> None:
 
 def test_a_request_reaches_the_engine_whole_and_its_result_reads_by_the_contract() -> None:
     batcher = make_batcher()
-    batcher.add([job("x", max_tokens=9, temperature=0.5, top_p=0.9, stop=["a"], seed=7, queue="generation-bulk")], 0.0)
+    asked = job("x", max_tokens=9, temperature=0.5, top_p=0.9, stop=["a"], seed=7, queue="generation-bulk")
+    take(batcher, [asked], 0.0)
     (work,) = admitted(batcher)
     assert (work.max_tokens, work.temperature, work.top_p, work.stop, work.seed) == (9, 0.5, 0.9, ("a",), 7)
     assert not work.urgent
@@ -61,7 +68,7 @@ def test_a_request_reaches_the_engine_whole_and_its_result_reads_by_the_contract
 
 def test_what_the_engine_rejects_fails_alone() -> None:
     batcher = make_batcher()
-    batcher.add([job("a"), job("b"), job("c")], 0.0)
+    take(batcher, [job("a"), job("b"), job("c")], 0.0)
     first, second, third = admitted(batcher)
     outcomes = [
         *batcher.absorb(Rejected(first.id, "too long")),
@@ -75,7 +82,7 @@ def test_what_the_engine_rejects_fails_alone() -> None:
 
 
 def test_a_model_it_does_not_serve_is_refused_by_name() -> None:
-    (outcome,) = make_batcher().add([job(model="other")], 0.0)
+    (outcome,) = take(make_batcher(), [job(model="other")], 0.0)
     assert isinstance(outcome, Failed)
     assert "serves m and not 'other'" in str(outcome.error)
 
@@ -83,7 +90,7 @@ def test_a_model_it_does_not_serve_is_refused_by_name() -> None:
 def test_after_deaths_the_poison_is_found_and_the_others_finish() -> None:
     batcher = make_batcher(8)
     jobs = [job(str(number)) for number in range(8)]
-    batcher.add(jobs, 0.0)
+    take(batcher, jobs, 0.0)
     outcomes: list[Outcome] = []
     for _ in range(100):
         works = admitted(batcher)
@@ -101,9 +108,9 @@ def test_after_deaths_the_poison_is_found_and_the_others_finish() -> None:
 def test_a_dropped_job_is_cancelled_in_the_engine() -> None:
     batcher = make_batcher()
     running, waiting = job("a"), job("b")
-    batcher.add([running], 0.0)
+    take(batcher, [running], 0.0)
     (work,) = admitted(batcher)
-    batcher.add([waiting], 0.0)
+    take(batcher, [waiting], 0.0)
     assert batcher.in_engine(running.id)
     assert batcher.drop(running.id) == [work.id]
     assert batcher.drop(waiting.id) == []
@@ -113,7 +120,7 @@ def test_a_dropped_job_is_cancelled_in_the_engine() -> None:
 
 def test_an_engine_ended_on_purpose_gets_its_work_again() -> None:
     batcher = make_batcher()
-    batcher.add([job("a"), job("b")], 0.0)
+    take(batcher, [job("a"), job("b")], 0.0)
     admitted(batcher)
     assert batcher.engine_died(suspect=False) == []
     assert [work.prompt for work in admitted(batcher)] == ["a", "b"]

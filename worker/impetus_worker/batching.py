@@ -6,8 +6,10 @@ jobs join the running batch one by one. Neither knows Redis or processes.
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .errors import InvalidRequestError
 
@@ -24,6 +26,16 @@ class Finished:
     job: ClaimedJob
     result: bytes
     """The result as JSON."""
+    vectors: bytes | None = None
+    """The vectors of a request for `raw` ones, which its JSON then leaves out."""
+
+    def whole(self) -> dict[str, Any]:
+        """The result in one piece, for whoever can store no more than a return value."""
+        result: dict[str, Any] = json.loads(self.result)
+        if self.vectors is not None:
+            data = base64.b64encode(self.vectors).decode("ascii")
+            result["embeddings"] |= {"encoding": "base64", "data": data}
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +74,12 @@ class Batcher(Protocol):
         """How many jobs there is room for, beside those taken in."""
         ...
 
-    def add(self, jobs: Sequence[ClaimedJob], now: float) -> list[Outcome]:
-        """Takes jobs in; returns the outcomes of those that end at once, such as a `Failed` for a bad request."""
-        ...
+    def add(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Takes jobs in, and does not look at them yet."""
 
     def prepare(self, now: float) -> list[Outcome]:
-        """Goes on with what taking in left to do, for a moment; returns the outcomes of jobs that end by it."""
+        """Reads what was taken in, for a moment; returns the outcomes of jobs that end by it, such as a `Failed` for a
+        bad request."""
         ...
 
     def next_work(self, now: float) -> Work | None:

@@ -17,6 +17,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
+from impetus_producer.contract import VECTORS_FIELD
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -91,6 +93,8 @@ class Ending:
     verb: Verb
     payload: bytes = b""
     ttl_s: int = -1
+    vectors: bytes | None = None
+    """Stored beside the result, as the field `VECTORS_FIELD` of its entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +172,14 @@ class Claims:
         payloads: list[bytes] = []
         arguments: list[Any] = []
         for ending in endings:
-            job = ending.job
-            payloads.append(_payload(ending))
+            job, payload, vectors = ending.job, _payload(ending), ending.vectors
+            payloads += (payload, vectors or b"")
             arguments += (
-                job.id, job.execution_id, job.queue, ending.verb.value, len(payloads[-1]), ending.ttl_s,
-                repr(job.claimed_at),
+                job.id, job.execution_id, job.queue, ending.verb.value, len(payload),
+                -1 if vectors is None else len(vectors), ending.ttl_s, repr(job.claimed_at),
             )  # fmt: skip
         # Joined, because the client sends each large argument on its own.
-        head = [self._worker, _iso(now), repr(now), int(now), b"".join(payloads)]
+        head = [self._worker, _iso(now), repr(now), int(now), VECTORS_FIELD, b"".join(payloads)]
         return Call(self._finish, [], [*head, *arguments], lambda codes: [Ended(str(code)) for code in codes])
 
     def renew(self, jobs: Iterable[ClaimedJob]) -> list[str]:

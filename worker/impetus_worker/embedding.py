@@ -15,7 +15,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
 
 from .batching import Failed, Finished, Outcome, Room, provenance
 from .cost import CostModel
-from .errors import InferenceError, InvalidRequestError, PoisonedJobError
+from .errors import InferenceError, PoisonedJobError
 from .packing import pack
 from .quarantine import Quarantine
 from .reading import JobReader
@@ -46,7 +46,7 @@ _LOOKAHEAD_BATCHES = (4, 64)
 _LEARNING_RATE = 0.2
 """Of the moving averages that say how much that is."""
 _MAX_JOBS_HELD = 2048
-_MAX_JOBS_A_CLAIM = 256
+_MAX_JOBS_A_CLAIM = 128
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "numpy": 1024, "mlx": 4096, "coreml": 4096, "simulated": 4096}
 
 
@@ -106,7 +106,8 @@ class EmbeddingBatcher:
     ) -> None:
         self._info = info
         self._reader = JobReader(info, encoder, allowed_callbacks)
-        self._provenance = provenance(info, worker)
+        same = {"model": info.model, "provenance": provenance(info, worker)}
+        self._same_for_all = json.dumps(same, separators=(",", ":"))[1:-1]
         self._max_rows = max_batch_texts
         self._max_tokens = max_batch_tokens
         self._max_wait_s = max_wait_s
@@ -137,17 +138,11 @@ class EmbeddingBatcher:
         """How many full batches these would make, padding aside."""
         return max(rows / self._max_rows, tokens / self._max_tokens)
 
-    def add(self, jobs: Sequence[ClaimedJob], now: float) -> list[Outcome]:
-        outcomes: list[Outcome] = []
+    def add(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:
-            try:
-                self._reader.add(job)
-            except InvalidRequestError as error:
-                outcomes.append(Failed(job, error))
-        return outcomes + self.prepare(now)
+            self._reader.add(job)
 
     def prepare(self, now: float) -> list[Outcome]:
-        """Tokenises for a moment."""
         outcomes: list[Outcome] = []
         for read in self._reader.read(_READING_S):
             if isinstance(read, Failed):
@@ -256,32 +251,26 @@ class EmbeddingBatcher:
             owner.rows_left -= 1
             if owner.rows_left == 0:
                 del self._jobs[owner.job.id]
-                done.append(Finished(owner.job, self._result(owner)))
+                done.append(self._finished(owner))
         return done
 
-    def _result(self, owner: _OpenJob) -> bytes:
-        vectors = owner.vectors
+    def _finished(self, owner: _OpenJob) -> Finished:
+        vectors, encoding = owner.vectors, owner.request.encoding_format
         if owner.request.dimensions is not None:
             vectors = vectors[:, : owner.request.dimensions]
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        data: Any
-        if owner.request.encoding_format == "float":
-            data = vectors.tolist()
+        raw = vectors.astype("<f4", copy=False).tobytes()
+        if encoding == "float":
+            data = json.dumps(vectors.tolist(), separators=(",", ":"))
         else:
-            data = base64.b64encode(vectors.astype("<f4", copy=False).tobytes()).decode("ascii")
-        result = {
-            "object": "embedding",
-            "embeddings": {
-                "dtype": "float32",
-                "shape": vectors.shape,
-                "encoding": owner.request.encoding_format,
-                "data": data,
-            },
-            "model": self._info.model,
-            "usage": {"prompt_tokens": owner.tokens, "truncated_texts": owner.truncated},
-            "provenance": self._provenance,
-        }
-        return json.dumps(result, separators=(",", ":")).encode()
+            data = '""' if encoding == "raw" else f'"{base64.b64encode(raw).decode("ascii")}"'
+        # Written by hand: json.dumps would look through every character of the block for one to escape.
+        result = (
+            f'{{"object":"embedding","embeddings":{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
+            f'"encoding":"{encoding}","data":{data}}},'
+            f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated}}},{self._same_for_all}}}'
+        )
+        return Finished(owner.job, result.encode(), raw if encoding == "raw" else None)
 
     # -- when things end otherwise -----------------------------------------------------------------------------------
 

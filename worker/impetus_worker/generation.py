@@ -44,6 +44,7 @@ class GenerationBatcher:
         self._provenance = provenance(info, worker)
         self._max_concurrent = max_concurrent
         self._allowed_callbacks = allowed_callbacks
+        self._unread: deque[ClaimedJob] = deque()
         self._waiting: deque[_OpenJob] = deque()
         self._running: dict[int, _OpenJob] = {}
         self._suspects: deque[_OpenJob] | None = None
@@ -52,13 +53,17 @@ class GenerationBatcher:
         self._quarantine: Quarantine[_OpenJob] = Quarantine()
 
     def room(self) -> Room:
-        held = sum(1 for _ in self._open())
+        held = len(self._unread) + sum(1 for _ in self._open())
         places = max(0, self._max_concurrent - held)
         return Room(interactive=places, bulk=places)
 
-    def add(self, jobs: Sequence[ClaimedJob], now: float) -> list[Outcome]:
+    def add(self, jobs: Sequence[ClaimedJob]) -> None:
+        self._unread.extend(jobs)
+
+    def prepare(self, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        for job in jobs:
+        while self._unread:
+            job = self._unread.popleft()
             try:
                 payload = read_payload(job.fields, GENERATE_FUNCTION, self._allowed_callbacks)
                 request = parse_request(GenerationRequest, payload)
@@ -68,9 +73,6 @@ class GenerationBatcher:
             else:
                 self._waiting.append(_OpenJob(job, request))
         return outcomes
-
-    def prepare(self, now: float) -> list[Outcome]:
-        return []
 
     def next_work(self, now: float) -> GenerationWork | None:
         if self._suspects is not None and not self._suspects and not self._running:
@@ -99,7 +101,7 @@ class GenerationBatcher:
         )
 
     def wakes_at(self) -> float | None:
-        return None
+        return 0.0 if self._unread else None
 
     def absorb(self, event: Event) -> list[Outcome]:
         owner = self._running.pop(event.id, None)
@@ -125,6 +127,7 @@ class GenerationBatcher:
         return json.dumps(result, separators=(",", ":")).encode()
 
     def drop(self, job_id: str) -> list[int]:
+        self._unread = deque(job for job in self._unread if job.id != job_id)
         self._waiting = deque(owner for owner in self._waiting if owner.job.id != job_id)
         if self._suspects is not None:
             self._suspects = deque(owner for owner in self._suspects if owner.job.id != job_id)

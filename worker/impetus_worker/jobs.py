@@ -25,7 +25,7 @@ from .settings import Role, WorkerSettings
 if TYPE_CHECKING:
     from impetus_backends.protocol import Engine
 
-    from .batching import Batcher
+    from .batching import Batcher, Outcome
 
 
 def embed(request: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
     engine, batcher = _engine(role)
     data = json.dumps([function, None, [request], {}]).encode()
     job = ClaimedJob("inline", "inline", queue, {b"data": data}, time.time())
-    outcomes = batcher.add([job], time.monotonic())
+    batcher.add([job])
+    outcomes: list[Outcome] = []
     while not outcomes:
         outcomes += batcher.prepare(time.monotonic())
         while (work := batcher.next_work(float("inf"))) is not None:
@@ -59,8 +60,7 @@ def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
     if isinstance(outcome, Failed):
         raise outcome.error
     assert isinstance(outcome, Finished)
-    result: dict[str, Any] = json.loads(outcome.result)
-    return result
+    return outcome.whole()
 
 
 @cache

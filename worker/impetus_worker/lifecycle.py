@@ -9,7 +9,6 @@ lease holds: a worker that was thought dead writes nothing.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -113,11 +112,11 @@ class Lifecycle:
         match outcome:
             case Returned():
                 return Ending(job, Verb.RETURN)
-            case Finished(result=result):
+            case Finished(result=result, vectors=vectors):
                 ttl_s = _seconds(job.fields.get(b"result_ttl"), self._default_result_ttl_s)
                 if ttl_s == 0 or any(job.fields.get(name) for name in _ASKS_MORE_ON_SUCCESS):
                     return None
-                return Ending(job, Verb.FINISH, result, ttl_s)
+                return Ending(job, Verb.FINISH, result, ttl_s, vectors)
             case Failed(error=error):
                 if any(job.fields.get(name) for name in _ASKS_MORE_ON_FAILURE):
                     return None
@@ -149,9 +148,9 @@ class Lifecycle:
         queue = self._worker.queue_class(claimed.queue, connection=self._connection, serializer=JSONSerializer)
         try:
             match outcome:
-                case Finished(result=result):
+                case Finished():
                     try:
-                        self._worker._finalize_success(job, queue, execution, json.loads(result))
+                        self._worker._finalize_success(job, queue, execution, outcome.whole())
                     except (RedisError, LeaseLostError):
                         raise
                     except Exception:  # noqa: BLE001 - as RQ has it: a success callback that raises fails its job

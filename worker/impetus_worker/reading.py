@@ -55,6 +55,21 @@ class ReadJob:
         return self.job.queue == EMBEDDING_QUEUE
 
 
+@dataclass(slots=True)
+class _Lane:
+    claimed: deque[ClaimedJob] = field(default_factory=deque)
+    """Not yet looked at."""
+    parsed: deque[ReadJob] = field(default_factory=deque)
+    """Not yet tokenised to their end."""
+
+    def __len__(self) -> int:
+        return len(self.claimed) + len(self.parsed)
+
+    def drop(self, job_id: str) -> None:
+        self.claimed = deque(job for job in self.claimed if job.id != job_id)
+        self.parsed = deque(read for read in self.parsed if read.job.id != job_id)
+
+
 class JobReader:
     """Reads jobs in the order in which they came, those that somebody waits for first."""
 
@@ -62,15 +77,47 @@ class JobReader:
         self._info = info
         self._encoder = encoder
         self._allowed_callbacks = allowed_callbacks
-        self._urgent: deque[ReadJob] = deque()
-        self._patient: deque[ReadJob] = deque()
+        self._urgent, self._patient = _Lane(), _Lane()
 
     def __len__(self) -> int:
         """How many jobs are not yet read to their end."""
         return len(self._urgent) + len(self._patient)
 
     def add(self, job: ClaimedJob) -> None:
-        """Takes a job in; raises `InvalidRequestError`."""
+        """Takes a job in, and does not look at it yet."""
+        (self._urgent if job.queue == EMBEDDING_QUEUE else self._patient).claimed.append(job)
+
+    def drop(self, job_id: str) -> None:
+        self._urgent.drop(job_id)
+        self._patient.drop(job_id)
+
+    def read(self, seconds: float) -> list[ReadJob | Failed]:
+        """Parses and tokenises for about so long; returns the jobs that it read to their end, and those that end so."""
+        done: list[ReadJob | Failed] = []
+        stop_at = time.monotonic() + seconds
+        for lane in (self._urgent, self._patient):
+            while lane and time.monotonic() < stop_at:
+                done += self._parse_some(lane)
+                if lane.parsed:
+                    done += self._tokenise_some(lane.parsed)
+        return done
+
+    def _parse_some(self, lane: _Lane) -> list[Failed]:
+        """Looks at jobs until there are texts enough to tokenise; returns those whose request is refused."""
+        refused: list[Failed] = []
+        texts = sum(len(read.request.input) - len(read.texts) for read in lane.parsed)
+        while lane.claimed and texts < _TEXTS_AT_ONCE:
+            job = lane.claimed.popleft()
+            try:
+                request = self._parse(job)
+            except InvalidRequestError as error:
+                refused.append(Failed(job, error))
+            else:
+                texts += len(request.input)
+                lane.parsed.append(ReadJob(job, request))
+        return refused
+
+    def _parse(self, job: ClaimedJob) -> EmbeddingRequest:
         request = parse_request(EmbeddingRequest, read_payload(job.fields, EMBED_FUNCTION, self._allowed_callbacks))
         check_model(request.model, self._info)
         if request.dimensions is not None and request.dimensions > self._info.dimensions:
@@ -78,23 +125,9 @@ class JobReader:
                 f"dimensions: {self._info.model} makes vectors of {self._info.dimensions}, "
                 f"and {request.dimensions} were asked for"
             )
-        read = ReadJob(job, request)
-        (self._urgent if read.urgent else self._patient).append(read)
+        return request
 
-    def drop(self, job_id: str) -> None:
-        self._urgent = deque(read for read in self._urgent if read.job.id != job_id)
-        self._patient = deque(read for read in self._patient if read.job.id != job_id)
-
-    def read(self, seconds: float) -> list[ReadJob | Failed]:
-        """Tokenises for about so long; returns the jobs that it read to their end, and those that end by it."""
-        done: list[ReadJob | Failed] = []
-        stop_at = time.monotonic() + seconds
-        for queue in (self._urgent, self._patient):
-            while queue and time.monotonic() < stop_at:
-                done += self._read_some(queue)
-        return done
-
-    def _read_some(self, queue: deque[ReadJob]) -> list[ReadJob | Failed]:
+    def _tokenise_some(self, queue: deque[ReadJob]) -> list[ReadJob | Failed]:
         """The next few texts in one call of the tokenizer, of as many jobs as they come from."""
         input_type = queue[0].request.input_type
         texts: list[str] = []

@@ -157,9 +157,9 @@ class QueueWorker(BaseWorker):
                 self._obey()
                 if self._stopping == COLD or (self._stopping and self._is_idle()):
                     return
+                self._talk_to_redis()  # first, so that the server works while the worker does
                 self._hear_engine()
                 self._look_after()
-                self._talk_to_redis()
                 self._dispatch()
                 if self._settings.burst and self._is_drained():
                     self.log.info("the queues are empty and --burst was given: done")
@@ -301,7 +301,7 @@ class QueueWorker(BaseWorker):
             return
         poison = [job for job in claim.jobs if job.deaths_alone >= DEATHS_ALONE]
         self._end(Failed(job, PoisonedJobError(_POISON)) for job in poison)
-        self._end(self._batcher.add([job for job in claim.jobs if job not in poison], _now()))
+        self._batcher.add([job for job in claim.jobs if job not in poison])
 
     def _look_after(self) -> None:
         now = _now()

@@ -45,6 +45,7 @@ end
 local function end_earlier_run(id, job, queue)
   local composite = id .. ':' .. job.impetus_execution
   call('ZREM', 'rq:wip:' .. queue, composite)
+  call('DEL', 'rq:executions:' .. id)
   if job.worker_name then call('SREM', 'rq:worker:' .. job.worker_name .. ':executions', composite) end
 end
 
@@ -58,8 +59,10 @@ local function start(id, key, execution, suspect)
   call('HSET', lease_key, 'id', execution, 'job_id', id, 'created_at', now, 'last_heartbeat', now,
        'worker_name', worker)
   call('EXPIRE', lease_key, lease)
-  call('DEL', runs_key)
-  call('ZADD', runs_key, score, execution)
+  if type(redis.pcall('ZADD', runs_key, score, execution)) == 'table' then  -- an error: it is no sorted set
+    call('DEL', runs_key)
+    call('ZADD', runs_key, score, execution)
+  end
   call('EXPIRE', runs_key, lease + 60)
 end
 

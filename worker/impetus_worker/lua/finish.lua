@@ -1,12 +1,14 @@
 -- Ends many jobs of one worker in one step, each only while its lease holds (the fence: its execution hash exists).
 --
--- ARGV: worker, now (ISO 8601), now (epoch s), now (whole epoch s), all payloads joined, then for each job:
---       id, execution id, queue, verb, bytes of its payload, time to live (s, -1 for ever), started (epoch s)
+-- ARGV: worker, now (ISO 8601), now (epoch s), now (whole epoch s), name of the field for vectors, the payloads and
+--       vectors of all jobs joined, then for each job: id, execution id, queue, verb, bytes of its payload, bytes of
+--       its vectors (-1 for none), time to live (s, -1 for ever), started (epoch s)
 --   verb: 'finish' with the base64 return value, 'fail' with the base64 reason, 'abort' the same, dependents or
 --         not, 'return' puts the job back at the front of its queue as if it had never been claimed
 -- Returns one number a job: 1 done, 0 the lease was lost and nothing was written, 2 has dependents: RQ's own path.
 local call = redis.call
-local worker, now_iso, now, now_s, payloads = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local worker, now_iso, now, now_s = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local vectors_field, payloads, offset = ARGV[5], ARGV[6], 1
 local worker_key, running = 'rq:worker:' .. worker, 'rq:worker:' .. worker .. ':executions'
 local DONE, LOST, HAS_DEPENDENTS = 1, 0, 2
 
@@ -30,6 +32,12 @@ local function send_collected()
   for _, batch in pairs(batches) do call(unpack(batch)) end
 end
 
+-- The next so many bytes of what was sent joined.
+local function cut(size)
+  offset = offset + size
+  return string.sub(payloads, offset - size, offset - 1)
+end
+
 local function put_back(id, key, queue)
   call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '')
   call('HDEL', key, 'impetus_execution')
@@ -38,21 +46,24 @@ local function put_back(id, key, queue)
   if waits and tonumber(waits) then call('EXPIRE', key, waits) end
 end
 
-local function write_result(results, ok, payload, execution, started)
-  local added = redis.pcall(
-    'XADD', results, 'MAXLEN', '10', '*', 'type', ok and 1 or 2, 'worker_name', worker,
-    ok and 'return_value' or 'exc_string', payload, 'execution_id', execution,
-    'execution_started_at', started, 'execution_ended_at', ARGV[3])
+local function write_result(results, ok, payload, vectors, execution, started)
+  local entry = {'type', ok and 1 or 2, 'worker_name', worker, ok and 'return_value' or 'exc_string', payload,
+                 'execution_id', execution, 'execution_started_at', started, 'execution_ended_at', ARGV[3]}
+  if vectors then
+    entry[#entry + 1] = vectors_field
+    entry[#entry + 1] = vectors
+  end
+  local added = redis.pcall('XADD', results, 'MAXLEN', '10', '*', unpack(entry))
   return not (type(added) == 'table' and added.err)
 end
 
-local function end_job(id, key, queue, execution, ok, payload, ttl, started)
+local function end_job(id, key, queue, execution, ok, payload, vectors, ttl, started)
   call('HSET', key, 'status', ok and 'finished' or 'failed', 'ended_at', now_iso, 'last_heartbeat', now_iso)
   call('HDEL', key, 'impetus_execution', 'impetus_alone', 'impetus_suspect', 'impetus_deaths')
   local results = 'rq:results:' .. id
-  if not write_result(results, ok, payload, execution, started) then
+  if not write_result(results, ok, payload, vectors, execution, started) then
     call('DEL', results)  -- it was no stream
-    write_result(results, ok, payload, execution, started)
+    write_result(results, ok, payload, vectors, execution, started)
   end
   if ttl >= 0 then
     call('EXPIRE', results, ttl)
@@ -63,12 +74,27 @@ local function end_job(id, key, queue, execution, ok, payload, ttl, started)
   collect('ZADD', (ok and 'rq:finished:' or 'rq:failed:') .. queue, ttl < 0 and '+inf' or now_s + ttl, id)
 end
 
-local reply, offset, finished, failed, worked = {}, 1, 0, 0, 0
-for at = 6, #ARGV, 7 do
+local function how_many_exist(keys)
+  local sum = 0
+  for from = 1, #keys, 1000 do sum = sum + call('EXISTS', unpack(keys, from, math.min(from + 999, #keys))) end
+  return sum
+end
+
+-- Asked for all jobs at once, because mostly all leases hold and no job has dependents.
+local lease_keys, dependents_keys = {}, {}
+for at = 7, #ARGV, 8 do
+  lease_keys[#lease_keys + 1] = 'rq:execution:' .. ARGV[at] .. ':' .. ARGV[at + 1]
+  dependents_keys[#dependents_keys + 1] = 'rq:job:' .. ARGV[at] .. ':dependents'
+end
+local all_held = how_many_exist(lease_keys) == #lease_keys
+local any_dependents = how_many_exist(dependents_keys) > 0
+
+local reply, finished, failed, worked = {}, 0, 0, 0
+for at = 7, #ARGV, 8 do
   local id, execution, queue, verb = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local size, ttl, started = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), ARGV[at + 6]
-  local payload = string.sub(payloads, offset, offset + size - 1)
-  offset = offset + size
+  local payload = cut(tonumber(ARGV[at + 4]))
+  local vectors = ARGV[at + 5] ~= '-1' and cut(tonumber(ARGV[at + 5]))
+  local ttl, started = tonumber(ARGV[at + 6]), ARGV[at + 7]
   local key, composite = 'rq:job:' .. id, id .. ':' .. execution
   local lease_key, runs_key = 'rq:execution:' .. composite, 'rq:executions:' .. id
   local state = redis.pcall('HMGET', key, 'status', 'impetus_execution', 'dependency_ids')
@@ -79,17 +105,17 @@ for at = 6, #ARGV, 7 do
     call('ZREM', runs_key, execution)
     collect('ZREM', 'rq:wip:' .. queue, composite)
     outcome = LOST
-  elseif call('EXISTS', lease_key) == 0 then
+  elseif not all_held and call('EXISTS', lease_key) == 0 then
     -- Its lease ran out and nobody has put it back yet: recover.lua finds it by its place in the registry.
     outcome = LOST
-  elseif (verb == 'finish' or verb == 'fail') and call('EXISTS', key .. ':dependents') == 1 then
+  elseif any_dependents and (verb == 'finish' or verb == 'fail') and call('EXISTS', key .. ':dependents') == 1 then
     outcome = HAS_DEPENDENTS
   else
     if verb == 'return' then
       put_back(id, key, queue)
     else
       local ok = verb == 'finish'
-      end_job(id, key, queue, execution, ok, payload, ttl, started)
+      end_job(id, key, queue, execution, ok, payload, vectors, ttl, started)
       if state[3] and ttl >= 0 then call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end  -- RQ's two colons
       if ok then finished = finished + 1 else failed = failed + 1 end
       worked = worked + now - tonumber(started)
