@@ -157,9 +157,9 @@ class QueueWorker(BaseWorker):
                 self._obey()
                 if self._stopping == COLD or (self._stopping and self._is_idle()):
                     return
-                self._talk_to_redis()  # first, so that the server works while the worker does
-                self._hear_engine()
                 self._look_after()
+                self._talk_to_redis()  # before the rest, so that the server works while the worker does
+                self._hear_engine()
                 self._dispatch()
                 if self._settings.burst and self._is_drained():
                     self.log.info("the queues are empty and --burst was given: done")
