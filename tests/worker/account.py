@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impetus_producer.contract import ROLE_QUEUES
+from impetus_producer.contract import ROLE_QUEUES, VECTORS_FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -143,7 +143,7 @@ def _wrong_result(request: dict[str, Any], entry: dict[bytes, bytes]) -> str | N
     texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
     embeddings = result["embeddings"]
     shape = [len(texts), request.get("dimensions", 384)]
-    size = len(base64.b64decode(embeddings["data"]))
+    size = len(entry.get(VECTORS_FIELD.encode()) or base64.b64decode(embeddings["data"]))
     if embeddings["shape"] != shape or size != 4 * shape[0] * shape[1]:
         return f"{embeddings['shape']} and {size} bytes for {shape}"
     return None
