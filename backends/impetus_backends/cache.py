@@ -28,7 +28,10 @@ def cache_folder(environment: Mapping[str, str] | None = None, system: str = sys
 
 
 def write_whole(file: Path, content: str) -> None:
-    """Writes the file so that a reader sees the old content or the new, and nothing between; raises `OSError`."""
+    """Writes the file so that a reader sees the old content or the new, and nothing between; raises `OSError`.
+
+    Only its owner may read it.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:

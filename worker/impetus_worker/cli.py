@@ -15,6 +15,7 @@ from impetus_producer.server import without_password
 
 from .cli_doctor import doctor
 from .cli_options import check_installed, with_engine_options
+from .cli_service import service
 from .settings import Role, WorkerSettings
 from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 
@@ -27,10 +28,12 @@ def main() -> None:
     \b
     impetus-worker doctor     what this machine would do, and why
     impetus-worker run        do it
+    impetus-worker service    do it whenever you are logged in
     """
 
 
 main.add_command(doctor)
+main.add_command(service)
 
 
 @main.command()
