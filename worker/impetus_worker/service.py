@@ -145,12 +145,13 @@ class LaunchAgent:
         write_whole(self.file, self.text(program))
         self._run(["launchctl", "bootout", f"{self._domain}/{LABEL}"])
         self._run(["launchctl", "enable", f"{self._domain}/{LABEL}"])
-        for attempt in range(_BOOTSTRAP_ATTEMPTS):
-            if attempt:
-                self._sleep(1.0)  # the one before is still on its way out
-            answer = self._run(["launchctl", "bootstrap", self._domain, str(self.file)])
-            if answer.status == 0:
-                return
+        bootstrap = ["launchctl", "bootstrap", self._domain, str(self.file)]
+        attempts, answer = 1, self._run(bootstrap)
+        while answer.status != 0 and attempts < _BOOTSTRAP_ATTEMPTS:
+            self._sleep(1.0)  # the one before is still on its way out
+            attempts, answer = attempts + 1, self._run(bootstrap)
+        if answer.status == 0:
+            return
         raise ServiceError(
             f"launchd refused {self.file}: {answer.text}. Log in at the Mac's own screen and run `launchctl bootstrap "
             f"{self._domain} '{self.file}'` there; over ssh alone there is no session for it to live in"
