@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from redis import Redis
+    from redis.commands.core import Script
+
+T = TypeVar("T")
 
 SEAL_S = 180
 """Longer than RQ's ending of a job takes, callbacks of 60 s among it."""
@@ -34,7 +37,7 @@ back as soon as its lease has run out, so the score leaves it a day to do so."""
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job that is this worker's for as long as it renews the lease. `fields` is RQ's hash, undecoded."""
+    """A job that is this worker's for as long as it renews the lease. `fields` is RQ's hash before, undecoded."""
 
     id: str
     execution_id: str
@@ -46,7 +49,7 @@ class ClaimedJob:
     @property
     def suspect(self) -> bool:
         """Whether it was in flight when a worker died, so that nothing may run beside it."""
-        return self.fields.get(b"impetus_alone") == b"1"
+        return self.fields.get(b"impetus_suspect") == b"1"
 
     @property
     def deaths_alone(self) -> int:
@@ -98,6 +101,20 @@ class Claim:
     jobs: list[ClaimedJob]
 
 
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One run of a script: what to send, and what its answer means."""
+
+    script: Script
+    keys: list[str]
+    arguments: list[Any]
+    read: Callable[[Any], T]
+
+    def run(self) -> T:
+        """Sends it and waits."""
+        return self.read(self.script(keys=self.keys, args=self.arguments))
+
+
 class Claims:
     """One worker's hold on its jobs. Safe to share between threads, as the client is."""
 
@@ -116,36 +133,50 @@ class Claims:
 
         A suspect is taken only by an `idle` worker, one that has no job in flight, and alone.
         """
+        return self.claiming(queues, max_jobs, max_bytes, idle=idle).run()
+
+    def claiming(self, queues: Sequence[str], max_jobs: int, max_bytes: int, *, idle: bool) -> Call[Claim]:
+        """`claim`, not yet sent."""
         now = time.time()
         arguments: list[Any] = [
             self._worker, _iso(now), repr(now), self._lease_s, self._score(now), max_jobs, max_bytes, uuid4().hex[:20],
-            int(idle),
+            int(idle), *queues,
         ]  # fmt: skip
-        reply: Any = self._claim(keys=[f"rq:queue:{queue}" for queue in queues], args=[*arguments, *queues])
-        jobs = [
-            ClaimedJob(
-                id=job_id.decode(),
-                execution_id=execution.decode(),
-                queue=queues[int(position) - 1],
-                fields=dict(zip(fields[::2], fields[1::2], strict=True)),
-                claimed_at=now,
-            )
-            for job_id, execution, position, fields in reply[1:]
-        ]
-        return Claim(suspended=reply[0] == 1, drain=reply[0] == 2, jobs=jobs)
+
+        def read(reply: Any) -> Claim:
+            jobs = [
+                ClaimedJob(
+                    id=job_id.decode(),
+                    execution_id=execution.decode(),
+                    queue=queues[int(position) - 1],
+                    fields=dict(zip(fields[::2], fields[1::2], strict=True)),
+                    claimed_at=now,
+                )
+                for job_id, execution, position, fields in reply[1:]
+            ]
+            return Claim(suspended=reply[0] == 1, drain=reply[0] == 2, jobs=jobs)
+
+        return Call(self._claim, [f"rq:queue:{queue}" for queue in queues], arguments, read)
 
     def finish(self, endings: Iterable[Ending]) -> list[Ended]:
         """Ends jobs in one transaction, each only while its lease holds."""
+        return self.finishing(endings).run()
+
+    def finishing(self, endings: Iterable[Ending]) -> Call[list[Ended]]:
+        """`finish`, not yet sent."""
         now = time.time()
-        arguments: list[Any] = [self._worker, _iso(now), repr(now), int(now)]
+        payloads: list[bytes] = []
+        arguments: list[Any] = []
         for ending in endings:
             job = ending.job
-            payload = _payload(ending)
+            payloads.append(_payload(ending))
             arguments += (
-                job.id, job.execution_id, job.queue, ending.verb.value, payload, ending.ttl_s, repr(job.claimed_at),
+                job.id, job.execution_id, job.queue, ending.verb.value, len(payloads[-1]), ending.ttl_s,
+                repr(job.claimed_at),
             )  # fmt: skip
-        codes: Any = self._finish(args=arguments)
-        return [Ended(str(code)) for code in codes]
+        # Joined, because the client sends each large argument on its own.
+        head = [self._worker, _iso(now), repr(now), int(now), b"".join(payloads)]
+        return Call(self._finish, [], [*head, *arguments], lambda codes: [Ended(str(code)) for code in codes])
 
     def renew(self, jobs: Iterable[ClaimedJob]) -> list[str]:
         """Extends the leases; returns the ids of jobs that are no longer this worker's."""

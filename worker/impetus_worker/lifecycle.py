@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -44,6 +45,19 @@ _MAX_TTL_S = 10**9
 """Redis refuses times to live that overflow, in the middle of a script."""
 
 
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Jobs that are about to end, and how: those without an ending here end by RQ's own means."""
+
+    outcomes: tuple[Outcome, ...]
+    by_run: dict[str, Ending]
+    """By the id of the execution."""
+
+    @property
+    def endings(self) -> list[Ending]:
+        return list(self.by_run.values())
+
+
 class Lifecycle:
     """Ends the jobs that `worker` claimed. Call it from one thread."""
 
@@ -63,26 +77,31 @@ class Lifecycle:
 
         A job whose lease was lost is another worker's by now, and is left alone.
         """
-        endings: list[Ending] = []
-        for_rq: list[Outcome] = []
+        settlement = self.prepare(outcomes)
+        return self.conclude(settlement, self._claims.finish(settlement.endings) if settlement.endings else [])
+
+    def prepare(self, outcomes: Sequence[Outcome]) -> Settlement:
+        """What `settle` would write; whoever sends it then says with `conclude` what came of it."""
+        endings: dict[str, Ending] = {}
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 self._log.warning("job %s failed: %s", outcome.job.id, _sentence(outcome.error))
-            ending = self._ending(outcome)
-            if ending is None:
-                for_rq.append(outcome)
-            else:
-                endings.append(ending)
-        if endings:
-            by_run = {outcome.job.execution_id: outcome for outcome in outcomes}
-            for ending, ended in zip(endings, self._claims.finish(endings), strict=True):
-                if ended is Ended.HAS_DEPENDENTS:
-                    for_rq.append(by_run[ending.job.execution_id])
-                elif ended is Ended.LEASE_LOST:
-                    self._log.warning("job %s: its lease was lost, so its result is not written", ending.job.id)
-        for outcome in for_rq:
-            self._settle_by_rq(outcome)
-        return bool(for_rq)
+            if ending := self._ending(outcome):
+                endings[outcome.job.execution_id] = ending
+        return Settlement(tuple(outcomes), endings)
+
+    def conclude(self, settlement: Settlement, ended: Sequence[Ended]) -> bool:
+        """Ends by RQ's own means what the script did not; says whether there was any."""
+        codes = dict(zip(settlement.by_run, ended, strict=True))
+        by_rq = False
+        for outcome in settlement.outcomes:
+            code = codes.get(outcome.job.execution_id, Ended.HAS_DEPENDENTS)
+            if code is Ended.LEASE_LOST:
+                self._log.warning("job %s: its lease was lost, so its result is not written", outcome.job.id)
+            elif code is Ended.HAS_DEPENDENTS:
+                self._settle_by_rq(outcome)
+                by_rq = True
+        return by_rq
 
     def close(self, patience_s: float) -> None:
         """Gives the webhooks that still wait so long to be sent."""
@@ -119,7 +138,9 @@ class Lifecycle:
             return
         job = GuardedJob(claimed.id, self._connection, self._allowed_callbacks, self._webhooks)
         try:
-            job.restore(claimed.fields)
+            job.refresh()  # type: ignore[no-untyped-call]
+        except RedisError:
+            raise
         except Exception as unreadable:  # noqa: BLE001 - whatever bytes lie in the hash, they fail this job alone
             reason = outcome.error if isinstance(outcome, Failed) else unreadable
             self._claims.finish([self._failing(claimed, reason, Verb.ABORT)])

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.serializers import JSONSerializer
 from rq.worker.base import BaseWorker, WorkerStatus
@@ -21,27 +21,34 @@ from impetus_producer.contract import ROLE_QUEUES
 
 from . import inbox, presence
 from .batching import Batcher, Failed, Outcome, Returned, Room, Stopped
-from .claims import ClaimedJob, Claims
+from .claims import Claim, Claims
 from .doorbell import Doorbell
 from .engine_process import EngineProcess
 from .errors import EngineDiedError, JobTimeoutError, LeaseLostError, PoisonedJobError
+from .exchange import Exchange
+from .intake import Intake
 from .lease import LeaseKeeper
 from .lifecycle import Lifecycle
 from .quarantine import DEATHS_ALONE
 from .roles import engine_config, make_batcher
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from redis import Redis
     from rq import Queue
     from rq.executions import Execution
     from rq.job import Job
     from rq.registry import StartedJobRegistry
 
+    from .claims import Call, ClaimedJob, Ended
+    from .intake import Wanted
+    from .lifecycle import Settlement
     from .settings import WorkerSettings
 
 _MAX_CLAIM_BYTES = 32_000_000
 _IDLE_WAIT_S = 1.0
-_SUSPENDED_WAIT_S = 1.0
+_TIMEOUTS_INTERVAL_S = 0.1
 _WORKER_KEY_TTL_S = 60
 _MAX_BACKOFF_S = 5.0
 _UNRESPONSIVE_S = 5.0
@@ -54,6 +61,9 @@ _MAX_DEATHS_IN_A_ROW = 30
 _POISON = f"{DEATHS_ALONE} workers died with this job in flight, and nothing beside it"
 
 WARM, COLD = "warm", "cold"
+
+_PASSING = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError, NoScriptError)
+"""What the server answers when it cannot serve now; the worker tries again."""
 
 
 class QueueWorker(BaseWorker):
@@ -68,14 +78,17 @@ class QueueWorker(BaseWorker):
         )
         self.log = logging.getLogger(__name__)
         self.log_result_lifespan = False
-        self._interactive, self._all_queues = queues[:1], queues
         self._claims = Claims(connection, self.name, settings.lease_s)
         self._lifecycle = Lifecycle(self, self._claims, self.default_result_ttl, settings.allow_callbacks)
         self._chores = presence.Chores(connection, self._claims, queues, settings.lease_s / 4)
         self._engine = EngineProcess(engine_config(settings))
         self._batcher: Batcher | None = None
         self._in_flight: dict[str, ClaimedJob] = {}
+        """By id: all that this worker holds a lease on."""
+        self._open: dict[str, ClaimedJob] = {}
+        """Those of them that have not ended yet."""
         self._unsettled: list[Outcome] = []
+        """How the others ended, to be written."""
         self._lease = LeaseKeeper(
             self._claims,
             jobs=lambda: list(self._in_flight.values()),
@@ -83,10 +96,13 @@ class QueueWorker(BaseWorker):
             heartbeat=lambda: presence.heartbeat(self, _WORKER_KEY_TTL_S),
             interval_s=settings.lease_s / 4,
         )
-        self._bells = [Doorbell(connection, queue) for queue in queues]
-        self._may_have_jobs = dict.fromkeys(queues, True)
-        self._suspended_until = 0.0
-        self._drain = False
+        self._intake = Intake(connection, queues)
+        self._exchange = Exchange(connection)
+        self._wanted: Wanted | None = None
+        """What the exchange under way asks for."""
+        self._settlement: Settlement | None = None
+        """What it ends."""
+        self._timeouts_due_at = 0.0
         self._inbox = inbox.Inbox(lifeline)
         self._stopping: str | None = None
         self._deaths_in_a_row = 0
@@ -114,7 +130,7 @@ class QueueWorker(BaseWorker):
             self.subscribe()  # type: ignore[no-untyped-call]
             self.set_state(WorkerStatus.IDLE)
             self._lease.start()
-            self.log.info("worker %s serves %s", self.name, ", ".join(self._all_queues))
+            self.log.info("worker %s serves %s", self.name, ", ".join(self.queue_names()))
             self._serve()
         finally:
             self._leave(registered)
@@ -139,19 +155,19 @@ class QueueWorker(BaseWorker):
         while True:
             try:
                 self._obey()
-                if self._stopping == COLD or (self._stopping and not self._in_flight and not self._unsettled):
+                if self._stopping == COLD or (self._stopping and self._is_idle()):
                     return
                 self._hear_engine()
-                self._settle()
                 self._look_after()
-                self._claim()
+                self._talk_to_redis()
                 self._dispatch()
                 if self._settings.burst and self._is_drained():
                     self.log.info("the queues are empty and --burst was given: done")
                     return
                 self._wait()
                 self._backoff_s = 0.0
-            except (RedisConnectionError, RedisTimeoutError, OutOfMemoryError) as error:
+            except _PASSING as error:
+                self._recall()
                 if self._stopping:
                     self.log.error("Redis: %s; stopping without it", error)
                     return
@@ -163,19 +179,28 @@ class QueueWorker(BaseWorker):
         self._engine.kill()
         self._inbox.close()
         try:
-            if self._in_flight or self._unsettled:
-                back = [Returned(job) for job in reversed(self._unended().values())]
-                self.log.info("putting %d unfinished jobs back", len(back))
-                self._lifecycle.settle([*self._unsettled, *back])
+            self._give_up()
             self._lifecycle.close(patience_s=0.0 if self._stopping == COLD else _FAREWELL_S)
-            for bell in self._bells:
-                bell.close()
             if registered:
                 self._chores.stop()
                 self.register_death()  # type: ignore[no-untyped-call]
                 self.unsubscribe()  # type: ignore[no-untyped-call]
         except RedisError as error:
             self.log.warning("could not say goodbye to Redis: %s; leases run out by themselves", error)
+
+    def _give_up(self) -> None:
+        """Ends what is to end, and puts back the rest."""
+        try:
+            if self._exchange.pending:
+                self._hear_redis()
+        except RedisError as error:
+            self.log.warning("Redis: %s; what was sent last is sent again", error)
+        self._recall()
+        if self._open:
+            self.log.info("putting %d unfinished jobs back", len(self._open))
+            self._end([Returned(job) for job in reversed(self._open.values())])
+        if self._unsettled:
+            self._lifecycle.settle(self._unsettled)
 
     # -- the steps of the loop ---------------------------------------------------------------------------------------
 
@@ -194,37 +219,102 @@ class QueueWorker(BaseWorker):
             self._deaths_in_a_row = 0
             assert self._batcher is not None
             for event in events:
-                self._unsettled += self._batcher.absorb(event)
+                self._end(self._batcher.absorb(event))
 
     def _restart_engine(self, *, suspect: bool) -> None:
         assert self._batcher is not None
         self._engine.kill()
         self._answer_by = None
-        self._unsettled += self._batcher.engine_died(suspect=suspect)
+        self._end(self._batcher.engine_died(suspect=suspect))
         self._engine.start()
 
-    def _settle(self) -> None:
-        """Ends jobs in Redis. What could not be written is tried again."""
-        if self._unsettled:
-            by_rq = self._lifecycle.settle(self._unsettled)
-            for outcome in self._unsettled:
-                self._forget(outcome.job)
-            self._unsettled = []
-            if not self._in_flight:
-                self._state = WorkerStatus.IDLE
-                if by_rq:  # the script says that the worker is idle again, RQ does not
-                    self.set_state(WorkerStatus.IDLE)
+    def _talk_to_redis(self) -> None:
+        """Sends how jobs ended together with a claim for more, unless the last of these awaits its answer yet."""
+        if self._exchange.pending:
+            self._exchange.check()
+            return
+        wanted = None if self._stopping or self._engine.info is None else self._intake.wanted(self._room(), _now())
+        if not self._unsettled and wanted is None:
+            return
+        self._settlement, self._unsettled = self._lifecycle.prepare(self._unsettled), []
+        calls: list[Call[Any]] = []
+        if self._settlement.by_run:
+            calls.append(self._claims.finishing(self._settlement.endings))
+        if wanted is not None:
+            calls.append(self._claims.claiming(wanted.queues, wanted.jobs, _MAX_CLAIM_BYTES, idle=not self._open))
+        if calls:
+            self._wanted = wanted
+            self._exchange.send(calls)
+        else:
+            self._conclude([])
+
+    def _hear_redis(self) -> None:
+        """Takes in the answer to what was sent last. Waits for it, if it is not there."""
+        assert self._settlement is not None
+        answers = iter(self._exchange.receive())
+        ended = next(answers) if self._settlement.by_run else []
+        claim = next(answers) if self._wanted is not None else None
+        if isinstance(claim, Claim):
+            assert self._wanted is not None
+            self._intake.learn(self._wanted, claim, _now())
+            self._take_in(claim)
+        for answer in (ended, claim):
+            if isinstance(answer, RedisError):
+                raise answer
+        self._conclude(ended)
+
+    def _conclude(self, ended: Sequence[Ended]) -> None:
+        """What was to be written is written, or was another's to write."""
+        assert self._settlement is not None
+        by_rq = self._lifecycle.conclude(self._settlement, ended)
+        for outcome in self._settlement.outcomes:
+            self._forget(outcome.job)
+        self._settlement = None
+        if not self._in_flight and self._state == WorkerStatus.BUSY:
+            self._state = WorkerStatus.IDLE
+            if by_rq:  # the script says that the worker is idle again, RQ does not
+                self.set_state(WorkerStatus.IDLE)
+
+    def _recall(self) -> None:
+        """It is unknown what the server has run of what was sent: how jobs ended is sent again, and fenced."""
+        self._exchange.close()
+        self._intake.hang_up()
+        if self._settlement is not None:
+            self._unsettled = [*self._settlement.outcomes, *self._unsettled]
+            self._settlement = None
+
+    def _take_in(self, claim: Claim) -> None:
+        assert self._batcher is not None
+        if claim.suspended:
+            self._show_state(WorkerStatus.SUSPENDED)
+        elif claim.jobs:
+            self._state = WorkerStatus.BUSY
+        elif self._state == WorkerStatus.SUSPENDED:
+            self._show_state(WorkerStatus.IDLE)
+        for job in claim.jobs:
+            if job.id in self._in_flight:
+                # Its lease ran out, it went back to the queue, and it is ours again: the earlier run is over.
+                self._drop(job.id)
+            self._in_flight[job.id] = self._open[job.id] = job
+        if self._stopping:
+            self._end(Returned(job) for job in reversed(claim.jobs))
+            return
+        poison = [job for job in claim.jobs if job.deaths_alone >= DEATHS_ALONE]
+        self._end(Failed(job, PoisonedJobError(_POISON)) for job in poison)
+        self._end(self._batcher.add([job for job in claim.jobs if job not in poison], _now()))
 
     def _look_after(self) -> None:
-        now = time.monotonic()
+        now = _now()
         self._chores.run(now)
         for job in self._lease.check():
             if self._in_flight.get(job.id) is job:
                 self.log.warning("job %s: its lease ran out; another worker has it", job.id)
                 self._drop(job.id)
                 self._forget(job)
-        for job in self._unended().values():
-            self._enforce_timeout(job, now)
+        if now >= self._timeouts_due_at:
+            self._timeouts_due_at = now + _TIMEOUTS_INTERVAL_S
+            for job in list(self._open.values()):
+                self._enforce_timeout(job, now)
         if self._answer_by is not None and now > self._answer_by:
             silent_s = self._engine.silent_s()
             if silent_s >= _UNRESPONSIVE_S:
@@ -239,42 +329,13 @@ class QueueWorker(BaseWorker):
         if timeout_s is None or started_at is None or now - started_at <= timeout_s:
             return
         self._drop(job.id)
-        self._unsettled.append(Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s")))
-
-    def _claim(self) -> None:
-        assert self._batcher is not None
-        now = time.monotonic()
-        if self._stopping or self._engine.info is None or now < self._suspended_until:
-            return
-        room = self._room()
-        queues, jobs = (self._all_queues, room.bulk) if room.bulk else (self._interactive, room.interactive)
-        if not jobs or not any(self._may_have_jobs[queue] for queue in queues):
-            return
-        claim = self._claims.claim(queues, jobs, _MAX_CLAIM_BYTES, idle=not self._in_flight)
-        self._drain = claim.drain
-        if claim.suspended:
-            self._suspended_until = now + _SUSPENDED_WAIT_S
-            self._show_state(WorkerStatus.SUSPENDED)
-            return
-        if self._state == WorkerStatus.SUSPENDED:
-            self._show_state(WorkerStatus.IDLE)
-        if len(claim.jobs) < jobs and not claim.drain and not any(job.suspect for job in claim.jobs):
-            self._may_have_jobs.update(dict.fromkeys(queues, False))
-        if claim.jobs:
-            self._state = WorkerStatus.BUSY
-            for job in claim.jobs:
-                if job.id in self._in_flight:
-                    # Its lease ran out, it went back to the queue, and it is ours again: the earlier run is over.
-                    self._drop(job.id)
-            self._in_flight.update((job.id, job) for job in claim.jobs)
-            poison = [job for job in claim.jobs if job.deaths_alone >= DEATHS_ALONE]
-            self._unsettled += [Failed(job, PoisonedJobError(_POISON)) for job in poison]
-            self._unsettled += self._batcher.add([job for job in claim.jobs if job not in poison], now)
+        self._end([Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s"))])
 
     def _room(self) -> Room:
         """How many jobs to claim: none while a suspect runs, which has nothing beside it, or waits for that."""
         assert self._batcher is not None
-        if self._in_flight and (self._drain or any(job.suspect for job in self._in_flight.values())):
+        # A suspect is claimed when nothing is open, and nothing beside it: so it is the first.
+        if self._open and (self._intake.drain or next(iter(self._open.values())).suspect):
             return Room(0, 0)
         return self._batcher.room()
 
@@ -283,34 +344,35 @@ class QueueWorker(BaseWorker):
             return
         assert self._batcher is not None
         self._admit_work(self._batcher)  # the device first: what is ready does not wait for what is not
-        self._unsettled += self._batcher.prepare(time.monotonic())
+        self._end(self._batcher.prepare(_now()))
         self._admit_work(self._batcher)
 
     def _admit_work(self, batcher: Batcher) -> None:
-        while (work := batcher.next_work(time.monotonic())) is not None:
+        while (work := batcher.next_work(_now())) is not None:
             self._engine.admit(work)
 
     def _wait(self) -> None:
         """The one place where the loop blocks."""
         assert self._batcher is not None
-        now = time.monotonic()
-        if self._unsettled:
-            return
+        now = _now()
+        sources: list[Any] = [self._engine]
         deadlines = [now + _IDLE_WAIT_S]
         if self._engine.info is not None and (wakes_at := self._batcher.wakes_at()) is not None:
             deadlines.append(wakes_at)
-        bells: list[Doorbell] = []
-        if not self._stopping and self._engine.info is not None and now >= self._suspended_until:
+        if self._exchange.pending:
+            sources.append(self._exchange)
+        elif self._unsettled:
+            deadlines.append(now)
+        if not self._stopping and self._engine.info is not None:
             room = self._room()
-            for bell, places in zip(self._bells, (room.interactive, room.bulk), strict=True):
-                if places and self._may_have_jobs[bell.queue]:
-                    return
-                if places or bell.armed:
-                    bell.arm()
-                    bells.append(bell)
-        for ready in self._inbox.wait([self._engine, *bells], min(deadlines) - now):
-            if isinstance(ready, Doorbell):
-                self._may_have_jobs[ready.queue] |= ready.rang()
+            if not self._exchange.pending and self._intake.wanted(room, now) is not None:
+                deadlines.append(now)
+            sources += self._intake.bells(room, now)
+        for ready in self._inbox.wait(sources, min(deadlines) - now):
+            if ready is self._exchange:
+                self._hear_redis()
+            elif isinstance(ready, Doorbell):
+                self._intake.hear(ready)
 
     # -- RQ's own endings --------------------------------------------------------------------------------------------
 
@@ -351,10 +413,10 @@ class QueueWorker(BaseWorker):
                     self._stop(COLD if self._stopping else WARM)
                 case inbox.SUPERVISOR_GONE if not self._stopping:
                     self._stop(WARM)
-                case "stop-job" | "stop-execution" if command.job_id in self._unended():
+                case "stop-job" | "stop-execution" if command.job_id in self._open:
                     self.log.info("job %s: stopped by its user", command.job_id)
                     self._drop(command.job_id)
-                    self._unsettled.append(Stopped(self._in_flight[command.job_id]))
+                    self._end([Stopped(self._open[command.job_id])])
                 case "kill-horse" if self._batcher is not None:
                     self._restart_engine(suspect=False)
                 case other:
@@ -365,28 +427,31 @@ class QueueWorker(BaseWorker):
         self._stopping = manner
         self.log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
         if manner == WARM and self._batcher is not None:
-            for job in reversed(self._unended().values()):
+            for job in reversed(list(self._open.values())):
                 if self._batcher.started_at(job.id) is None:
                     self._drop(job.id)
-                    self._unsettled.append(Returned(job))
+                    self._end([Returned(job)])
 
     def _drop(self, job_id: str) -> None:
         """Forgets the job. If the engine is at it, and gives no sign of life, it is stuck."""
         assert self._batcher is not None
         if self._batcher.in_engine(job_id):
-            self._answer_by = time.monotonic() + _UNRESPONSIVE_S
+            self._answer_by = _now() + _UNRESPONSIVE_S
         for work_id in self._batcher.drop(job_id):
             self._engine.cancel(work_id)
 
-    def _unended(self) -> dict[str, ClaimedJob]:
-        """The jobs in flight that no outcome waits to be written for."""
-        ended = {outcome.job.execution_id for outcome in self._unsettled}
-        return {job_id: job for job_id, job in self._in_flight.items() if job.execution_id not in ended}
+    def _end(self, outcomes: Iterable[Outcome]) -> None:
+        """These jobs are over but for the writing of it; until then their leases are kept."""
+        for outcome in outcomes:
+            self._unsettled.append(outcome)
+            if self._open.get(outcome.job.id) is outcome.job:
+                del self._open[outcome.job.id]
 
     def _forget(self, job: ClaimedJob) -> None:
         """This run of the job is over; another one of the same job may be in flight."""
-        if self._in_flight.get(job.id) is job:
-            del self._in_flight[job.id]
+        for jobs in (self._in_flight, self._open):
+            if jobs.get(job.id) is job:
+                del jobs[job.id]
 
     # -- small things ------------------------------------------------------------------------------------------------
 
@@ -394,13 +459,11 @@ class QueueWorker(BaseWorker):
         if self._state != state:
             self.set_state(state)
 
+    def _is_idle(self) -> bool:
+        return not self._in_flight and not self._unsettled and not self._exchange.pending
+
     def _is_drained(self) -> bool:
-        return (
-            not self._in_flight
-            and not self._unsettled
-            and self._engine.info is not None
-            and (not any(self._may_have_jobs.values()) or time.monotonic() < self._suspended_until)
-        )
+        return self._is_idle() and self._engine.info is not None and self._intake.is_dry(_now())
 
     def _engine_moves(self) -> bool:
         return self._engine.silent_s() < _HUNG_S
@@ -408,7 +471,8 @@ class QueueWorker(BaseWorker):
     def _back_off(self, error: RedisError) -> None:
         self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 or 0.1)
         self.log.error("Redis: %s; trying again in %.1f s", error, self._backoff_s)
-        for bell in self._bells:
-            bell.close()
-        self._may_have_jobs = dict.fromkeys(self._all_queues, True)
         self._inbox.wait([], self._backoff_s)
+
+
+def _now() -> float:
+    return time.monotonic()
