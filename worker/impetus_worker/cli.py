@@ -16,7 +16,7 @@ from impetus_producer.server import without_password
 from .cli_doctor import doctor
 from .cli_options import check_installed, with_engine_options
 from .cli_service import service
-from .settings import Role, WorkerSettings
+from .settings import RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
 from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 
 
@@ -53,6 +53,10 @@ main.add_command(service)
 @click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
 @click.option("--simulated-a-ms", default=4.0, hidden=True, type=float)
 @click.option("--simulated-b-us", default=20.0, hidden=True, type=float)
+@click.option("--hardware", hidden=True, type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+              help="Run as the machine that this file describes.")  # fmt: skip
+@click.option("--record-ttl-s", default=RECORD_TTL_S, hidden=True, type=float)
+@click.option("--record-renew-s", default=RECORD_RENEW_S, hidden=True, type=float)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop at the end of standard input.")
 def run(
     redis_url: str | None,
@@ -103,6 +107,9 @@ def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[s
         allow_callbacks=tuple(name.strip() for name in allow_callbacks.split(",") if name.strip()),
         simulated_a_ms=options["simulated_a_ms"],
         simulated_b_us=options["simulated_b_us"],
+        hardware=options["hardware"],
+        record_ttl_s=options["record_ttl_s"],
+        record_renew_s=options["record_renew_s"],
     )
 
 
