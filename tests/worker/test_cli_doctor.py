@@ -47,6 +47,7 @@ def test_doctor_speaks_json_and_leaves_out_the_role_that_was_not_asked_for() -> 
         "claims": [],
         "backend": None,
         "then": [],
+        "gives_way": False,
         "profile": None,
         "model": "mlx-community/Qwen2.5-0.5B-Instruct-4bit",
         "reasons": ["left out by --roles"],
@@ -89,6 +90,7 @@ def test_doctor_answers_for_a_machine_that_is_not_this_one(
     roles = answer["roles"]
     assert roles["embedding"]["claims"] == EMBEDDING
     assert (roles["embedding"]["backend"], roles["embedding"]["then"]) == (embedding, then)
+    assert roles["embedding"]["gives_way"] is (embedding != "coreml")
     assert roles["generation"]["claims"] == generation
     assert sentence in " ".join(roles["embedding"]["reasons"] + roles["generation"]["reasons"])
     assert answer["installed"].startswith("assumed")
@@ -96,6 +98,7 @@ def test_doctor_answers_for_a_machine_that_is_not_this_one(
     said = ask("--hardware", file)
     assert f"would claim embedding and embedding-bulk with the {embedding} backend" in said
     assert sentence in said
+    assert ("not while a Neural Engine's worker serves the same model" in said) is (embedding != "coreml")
     assert answer["machine"]["chip"] in said
     assert "taken to have installed all that this platform can install" in said
     assert "None" not in said

@@ -110,6 +110,7 @@ def _report(
             "claims": list(ROLE_QUEUES[role]) if claims else [],
             "backend": choice.first if claims else None,
             "then": list(choice.candidates[1:]) if claims else [],
+            "gives_way": claims and role == "embedding" and choice.first != "coreml",
             "profile": choice.profile if claims else None,
             "model": models[role],
             "reasons": list(choice.reasons) if role in roles else ["left out by --roles"],
@@ -129,6 +130,8 @@ def _in_words(report: dict[str, Any], machine: Hardware) -> str:
         lines.append("")
         if plan["claims"]:
             lines.append(f"{role:<11} would claim {' and '.join(plan['claims'])} with the {plan['backend']} backend")
+            if plan["gives_way"]:
+                lines.append("            but not while a Neural Engine's worker serves the same model")
             lines.append(f"            model {plan['model']}")
             if plan["then"]:
                 lines.append(f"            should that fail to serve: {', then '.join(plan['then'])}")
