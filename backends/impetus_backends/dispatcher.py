@@ -1,22 +1,31 @@
 """Which backend serves here, and why: the one place that knows them all.
 
-Policy: embeddings go to Core ML, then MLX, then ONNX Runtime on Apple silicon, and to ONNX Runtime elsewhere, with
-numpy as the last resort; generation goes to MLX. The first that loads and passes its golden check serves. The
-simulated backends serve only when asked for by name.
+`policy` gives the order; the first that loads, fits the memory and passes its golden check serves, and `candidates`
+lets Core ML serve only where it is the faster one. The simulated backends serve only when asked for by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import models
 from .errors import BackendUnavailableError
 from .hardware import Hardware, detect
+from .policy import (
+    Absence,
+    Choice,
+    check_memory,
+    embedding_choice,
+    generation_choice,
+    memory_limit_bytes,
+    not_installed,
+)
 
 if TYPE_CHECKING:
+    from .candidates import Means
+    from .measurements import Measurement
     from .protocol import Engine, EngineConfig, EngineInfo
 
 DEFAULT_MODELS = {
@@ -25,66 +34,45 @@ DEFAULT_MODELS = {
 }
 
 SIMULATED = "simulated"
-_PACKAGES = {"coreml": ("coremltools",), "mlx": ("mlx",), "cpu": ("onnxruntime", "onnx"), "numpy": ("numpy",)}
-_LM_PACKAGES = ("mlx", "mlx_lm")
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The backends of one kind, in the order in which they are tried, and what speaks for or against each."""
-
-    candidates: tuple[str, ...]
-    reasons: tuple[str, ...]
-
-    @property
-    def first(self) -> str | None:
-        return self.candidates[0] if self.candidates else None
+_SIMULATED_DEVICES = {"coreml": "ane", "mlx": "gpu", "cpu": "cpu", "numpy": "cpu"}
 
 
 @dataclass(frozen=True, slots=True)
 class HybridDispatcher:
-    """What this machine would serve embeddings and generations with."""
+    """What a machine would serve embeddings and generations with."""
 
     hardware: Hardware
     embedding_backend: Choice
     lm_backend: Choice
 
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """The most that a model may need: three quarters of the memory."""
+        return memory_limit_bytes(self.hardware)
+
 
 def get_compute_dispatcher(
-    hardware: Hardware | None = None, *, embedding: str = "auto", generation: str = "auto"
+    hardware: Hardware | None = None,
+    *,
+    embedding: str = "auto",
+    generation: str = "auto",
+    absence: Absence = not_installed,
+    measured: Measurement | None = None,
 ) -> HybridDispatcher:
-    """Looks at the machine and at what is installed. Loads no model: a candidate may still fail its golden check."""
+    """Looks at the machine and at what is installed. Loads no model: a candidate may still fail its golden check.
+
+    `absence` tells what a machine lacks, for asking about another one; `measured` is what was measured on it.
+    """
     hardware = hardware or detect()
-    return HybridDispatcher(hardware, _embedding_choice(hardware, embedding), _generation_choice(generation))
+    return HybridDispatcher(
+        hardware,
+        embedding_choice(hardware, absence, measured) if embedding == "auto" else _by_name(embedding),
+        generation_choice(hardware, absence) if generation == "auto" else _by_name(generation),
+    )
 
 
-def _embedding_choice(hardware: Hardware, wanted: str) -> Choice:
-    if wanted != "auto":
-        return Choice((wanted,), (f"{wanted}: asked for by name",))
-    order: tuple[str, ...]
-    if hardware.apple_silicon:
-        order = ("coreml", "mlx", "cpu", "numpy")
-        reasons = ["Apple silicon: Core ML, then the GPU through MLX, then the CPU"]
-    else:
-        order = ("cpu", "numpy")
-        why = "runs under Rosetta" if hardware.rosetta else "is not Apple silicon"
-        reasons = [f"this machine {why}: embeddings run on its CPU"]
-    candidates = []
-    for name in order:
-        missing = [package for package in _PACKAGES[name] if find_spec(package) is None]
-        if missing:
-            reasons.append(f"{name}: not installed (pip install 'impetus-batch[{name}]')")
-        else:
-            candidates.append(name)
-    return Choice(tuple(candidates), tuple(reasons))
-
-
-def _generation_choice(wanted: str) -> Choice:
-    if wanted != "auto":
-        return Choice((wanted,), (f"{wanted}: asked for by name",))
-    if any(find_spec(package) is None for package in _LM_PACKAGES):
-        return Choice((), ("mlx: not installed (pip install 'impetus-batch[mlx]')",))
-    return Choice(("mlx",), ("mlx: generation runs through MLX",))
+def _by_name(wanted: str) -> Choice:
+    return Choice((wanted,), (f"{wanted}: asked for by name",))
 
 
 def open_engine(config: EngineConfig) -> Engine:
@@ -96,39 +84,72 @@ def open_engine(config: EngineConfig) -> Engine:
     if config.model is None:
         default = SIMULATED if config.backend == SIMULATED else DEFAULT_MODELS[config.kind]
         config = replace(config, model=default)
-    dispatcher = get_compute_dispatcher(
-        embedding=config.backend if config.kind == "embedding" else "auto",
-        generation=config.backend if config.kind == "generation" else "auto",
-    )
-    choice = dispatcher.embedding_backend if config.kind == "embedding" else dispatcher.lm_backend
-    reasons = list(choice.reasons)
-    for name in choice.candidates:
-        try:
-            return _open(config, name, tuple(reasons))
-        except BackendUnavailableError as error:
-            reasons.append(f"{name}: {error}")
-    raise BackendUnavailableError(f"nothing here can serve {config.kind}: {'; '.join(reasons)}")
-
-
-def _open(config: EngineConfig, name: str, reasons: tuple[str, ...]) -> Engine:
-    assert config.model is not None
-    if name == SIMULATED:
-        from . import simulated
-
-        if config.kind == "embedding":
-            return simulated.open_simulated_embedding(config)
-        return simulated.open_simulated_generation(config)
+    if config.backend == SIMULATED:
+        return _open_simulated(config)
+    hardware = config.hardware or detect()
     if config.kind == "embedding":
-        from .embedding import backends, engine
+        return open_embedding(config, hardware)
+    return _open_generation(config, hardware)
 
-        files = models.resolve(config.model)
-        return engine.open_engine(backends.make_backend(name, files.folder), files, reasons=reasons)
+
+def _open_simulated(config: EngineConfig) -> Engine:
+    from . import simulated
+
+    if config.kind == "generation":
+        return simulated.open_simulated_generation(config)
+    if config.hardware is None:
+        return simulated.open_simulated_embedding(config)
+    # For experiments with fleets: what the policy would have tried first there.
+    choice = embedding_choice(config.hardware, absence=lambda name: None)
+    return simulated.open_simulated_embedding(config, device=f"simulated {_SIMULATED_DEVICES[choice.candidates[0]]}")
+
+
+def open_embedding(config: EngineConfig, hardware: Hardware, means: Means | None = None) -> Engine:
+    """`open_engine` for embeddings on a given machine; tests give it `means` of their own."""
+    from .candidates import EmbeddingCandidates, Means
+
+    means = means or Means()
+    choice = get_compute_dispatcher(hardware, embedding=config.backend, absence=means.absence).embedding_backend
+    if not choice.candidates:
+        raise _nothing("embedding", choice.reasons)
+    candidates = EmbeddingCandidates(config.model or DEFAULT_MODELS["embedding"], hardware, means)
+    return candidates.open_best(choice, compared=config.backend == "auto")
+
+
+def measure_embedding(
+    model: str | None = None, hardware: Hardware | None = None, means: Means | None = None
+) -> Measurement:
+    """Times Core ML against the best other backend here, and remembers it: from then on the faster one serves.
+
+    Raises `BackendUnavailableError` where there are no two to compare, `OSError` where it cannot be remembered.
+    """
+    from .candidates import EmbeddingCandidates, Means
+
+    hardware, means = hardware or detect(), means or Means()
+    choice = embedding_choice(hardware, means.absence)
+    if "coreml" not in choice.candidates:
+        raise BackendUnavailableError(f"there is no Neural Engine to measure: {'; '.join(choice.reasons)}")
+    return EmbeddingCandidates(model or DEFAULT_MODELS["embedding"], hardware, means).measure(choice)
+
+
+def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
+    choice = get_compute_dispatcher(hardware, generation=config.backend).lm_backend
+    if not choice.candidates:
+        raise _nothing("generation", choice.reasons)
+    files = models.resolve(config.model or DEFAULT_MODELS["generation"])
+    try:
+        check_memory(None, files.folder, memory_limit_bytes(hardware))
+    except BackendUnavailableError as error:
+        raise _nothing("generation", (*choice.reasons, f"{choice.first}: {error}")) from None
     from .generation.engine import open_generation_engine
 
-    files = models.resolve(config.model)
     return open_generation_engine(
         files.folder, model_name=files.name, aliases=files.aliases, max_concurrent=config.max_concurrent
     )
+
+
+def _nothing(kind: str, reasons: tuple[str, ...]) -> BackendUnavailableError:
+    return BackendUnavailableError(f"nothing here can serve {kind}: {'; '.join(reasons)}")
 
 
 def embedding_tokenizer(info: EngineInfo) -> Any:

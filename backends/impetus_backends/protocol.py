@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from impetus_backends.hardware import Hardware
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
@@ -40,6 +42,11 @@ class EngineInfo:
     """What a reader of results must know, such as that the weights are random."""
     reasons: tuple[str, ...] = ()
     """Why this backend serves and not another, in the order in which they were tried."""
+
+    @property
+    def neural_engine(self) -> bool:
+        """Whether it serves from the Neural Engine: a device is called `ane` only where it has earned that."""
+        return self.device.removeprefix("simulated ").split(" ")[0] == "ane"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +147,5 @@ class EngineConfig:
     simulated_a_s: float = 0.004
     """The simulated backend's time for a batch: a + b * padded tokens, in seconds."""
     simulated_b_s: float = 0.000_02
+    hardware: Hardware | None = None
+    """The machine to choose for; none means this one."""

@@ -57,12 +57,18 @@ class SimulatedEmbeddingBackend:
     """Sleeps `a_s + b_s * padded tokens` seconds and returns unit vectors drawn from a hash of each row."""
 
     name = "simulated"
-    device = "simulated"
     precision = "fp32"
 
     def __init__(
-        self, a_s: float, b_s: float, *, dimensions: int = DIMENSIONS, sleep: Callable[[float], None] = time.sleep
+        self,
+        a_s: float,
+        b_s: float,
+        *,
+        dimensions: int = DIMENSIONS,
+        sleep: Callable[[float], None] = time.sleep,
+        device: str = "simulated",
     ) -> None:
+        self.device = device
         self._a_s = a_s
         self._b_s = b_s
         self._dimensions = dimensions
@@ -198,11 +204,20 @@ def _advance(running: _Running, now: float) -> Generated | None:
 
 
 def open_simulated_embedding(
-    config: EngineConfig, *, sleep: Callable[[float], None] = time.sleep, dimensions: int = DIMENSIONS
+    config: EngineConfig,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    dimensions: int = DIMENSIONS,
+    device: str = "simulated",
 ) -> EmbeddingEngine:
-    """An embedding engine that answers to any model name it is given, with the times that the configuration states."""
-    backend = SimulatedEmbeddingBackend(config.simulated_a_s, config.simulated_b_s, dimensions=dimensions, sleep=sleep)
-    return EmbeddingEngine(backend, _info(config, "embedding", dimensions, MAX_TOKENS))
+    """An embedding engine that answers to any model name it is given, with the times that the configuration states.
+
+    `device`: what it imitates, `simulated ane` for one, as far as a worker's place in the fleet goes.
+    """
+    backend = SimulatedEmbeddingBackend(
+        config.simulated_a_s, config.simulated_b_s, dimensions=dimensions, sleep=sleep, device=device
+    )
+    return EmbeddingEngine(backend, _info(config, "embedding", dimensions, MAX_TOKENS, device))
 
 
 def open_simulated_generation(
@@ -218,13 +233,13 @@ def open_simulated_generation(
     )
 
 
-def _info(config: EngineConfig, kind: str, dimensions: int, max_tokens: int) -> EngineInfo:
+def _info(config: EngineConfig, kind: str, dimensions: int, max_tokens: int, device: str = "simulated") -> EngineInfo:
     model = config.model or "simulated"
     aliases = dict.fromkeys((model, model.rpartition("/")[2], "simulated"))
     return EngineInfo(
         kind=kind,
         backend="simulated",
-        device="simulated",
+        device=device,
         model=model,
         model_aliases=tuple(aliases),
         fingerprint="simulated",

@@ -47,8 +47,8 @@ def _print(fleet: Fleet, url: str) -> None:
     _table(("Queue", "waiting", "running", "finished", "failed"), counts, numbers_from=1)
     click.echo()
     if fleet.workers:
-        rows = [(w.name, w.state, w.jobs, _seen(w), ", ".join(w.queues)) for w in fleet.workers]
-        _table(("Worker", "state", "jobs", "last seen", "listens to"), rows, numbers_from=5)
+        rows = [(w.name, w.state, w.jobs, _seen(w), w.device or "?", ", ".join(w.queues)) for w in fleet.workers]
+        _table(("Worker", "state", "jobs", "last seen", "device", "listens to"), rows, numbers_from=6)
         click.echo()
     if fleet.suspended:
         click.echo("The workers are suspended: they take no jobs until `rq resume`.")

@@ -32,6 +32,10 @@ EMBEDDING_QUEUE = "embedding"
 EMBEDDING_BULK_QUEUE = "embedding-bulk"
 GENERATION_QUEUE = "generation"
 GENERATION_BULK_QUEUE = "generation-bulk"
+STANDBY_QUEUE = "embedding-standby"
+"""Where `rq info` shows the workers that would serve embeddings, and let a Neural Engine do it. Nothing goes there."""
+WORKER_RECORD_KEY = "impetus:worker:"
+"""Before a worker's name: the key of its `WorkerRecord`, which lives for some seconds unless renewed."""
 #: A role's queues, the one whose caller is waiting first.
 ROLE_QUEUES = {
     "embedding": (EMBEDDING_QUEUE, EMBEDDING_BULK_QUEUE),
@@ -254,6 +258,29 @@ class GenerationResult(_Wire):
     usage: GenerationUsage
     timings: GenerationTimings
     provenance: Provenance
+
+
+class WorkerRecord(_Wire):
+    """What a worker says of itself to the others, and to whoever looks. Fields of later versions are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    """In RQ."""
+    role: Literal["embedding", "generation"]
+    model: str
+    aliases: tuple[str, ...] = ()
+    """Every name by which a request may ask for the model."""
+    backend: str
+    device: str
+    neural_engine: bool = False
+    """Whether it embeds on a Neural Engine, and so goes before all that do not."""
+    serving: bool = True
+    """False while its engine loads, or is stuck."""
+    machine: str = ""
+    """The chip."""
+    since: str = ""
+    """When it started, ISO 8601, UTC."""
 
 
 Request: TypeAlias = EmbeddingRequest | GenerationRequest

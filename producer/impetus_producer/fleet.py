@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from . import contract, jobs
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _SILENT_AFTER_S = 60.0
+_WORKER_KEY = "rq:worker:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,10 @@ class WorkerState:
     """How many it runs now."""
     silent_s: float | None
     """Since its last sign of life."""
+    device: str = ""
+    """Where it runs its model, such as `ane (coreml)`; empty if it does not say."""
+    machine: str = ""
+    """The chip."""
 
     @property
     def alive(self) -> bool:
@@ -72,7 +79,8 @@ def read_fleet(connection: Redis) -> Fleet:
         pipeline.exists("rq:suspended")
         queue_keys, worker_keys, suspended = pipeline.execute()
     ours = [name for names in contract.ROLE_QUEUES.values() for name in names]
-    others = sorted({_text(key).removeprefix(jobs.queue_key("")) for key in queue_keys} - set(ours))
+    known = {_text(key).removeprefix(jobs.queue_key("")) for key in queue_keys}
+    others = sorted(known - {*ours, contract.STANDBY_QUEUE})
     return Fleet(
         queues=_read_queues(connection, ours + others),
         workers=_read_workers(connection, sorted(_text(key) for key in worker_keys)),
@@ -102,22 +110,37 @@ def _read_workers(connection: Redis, keys: Sequence[str]) -> tuple[WorkerState, 
         for key in keys:
             pipeline.hgetall(key)
             pipeline.scard(f"{key}:executions")
+            pipeline.get(contract.WORKER_RECORD_KEY + key.removeprefix(_WORKER_KEY))
         answers = pipeline.execute()
     now = datetime.now(UTC)
     return tuple(
         _worker(
-            key.removeprefix("rq:worker:"), {_text(name): _text(value) for name, value in record.items()}, jobs, now
+            key.removeprefix(_WORKER_KEY),
+            {_text(name): _text(value) for name, value in record.items()},
+            jobs,
+            said,
+            now,
         )
-        for key, record, jobs in zip(keys, answers[::2], answers[1::2], strict=True)
+        for key, record, jobs, said in zip(keys, answers[::3], answers[1::3], answers[2::3], strict=True)
         # The set may name a worker whose record ran out; a worker that said goodbye leaves its record for a minute.
         if record and b"death" not in record and "death" not in record
     )
 
 
-def _worker(name: str, record: Mapping[str, str], running: int, now: datetime) -> WorkerState:
-    queues = tuple(queue for queue in record.get("queues", "").split(",") if queue)
+def _worker(name: str, record: Mapping[str, str], running: int, said: Any, now: datetime) -> WorkerState:
+    try:
+        own = contract.WorkerRecord.model_validate_json(said or b"")
+        device, machine = f"{own.device} ({own.backend})", own.machine
+    except ValidationError:  # a stock RQ worker's, or one that is just starting
+        device = machine = ""
     return WorkerState(
-        name, record.get("state", "?"), queues, running, _seconds_since(record.get("last_heartbeat"), now)
+        name=name,
+        state=record.get("state", "?"),
+        queues=tuple(queue for queue in record.get("queues", "").split(",") if queue),
+        jobs=running,
+        silent_s=_seconds_since(record.get("last_heartbeat"), now),
+        device=device,
+        machine=machine,
     )
 
 

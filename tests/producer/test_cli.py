@@ -19,6 +19,7 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
 from impetus_producer.cli import cli
+from impetus_producer.contract import STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
 from impetus_producer.local import LocalServer
 from impetus_producer.server import without_password
 
@@ -265,6 +266,31 @@ def test_status_tells_queues_and_workers_and_changes_nothing(redis_url: str, con
     connection.set("rq:suspended", 1)
     assert "suspended" in run("status", url=redis_url).stdout
     stock.register_death()
+
+
+def test_status_tells_where_each_worker_runs_its_model_and_who_stands_by(redis_url: str, connection: Redis) -> None:
+    queues = {"fast": ["embedding"], "standing-by": [STANDBY_QUEUE], "stock": ["embedding"]}
+    workers = [SimpleWorker(names, connection=connection, name=name) for name, names in queues.items()]
+    for worker in workers:
+        worker.register_birth()
+    connection.sadd("rq:queues", f"rq:queue:{STANDBY_QUEUE}")
+    for name, device, backend in (("fast", "ane", "coreml"), ("standing-by", "gpu", "mlx")):
+        record = WorkerRecord(
+            name=name, role="embedding", model="m", backend=backend, device=device, machine="Apple M4"
+        )
+        connection.set(WORKER_RECORD_KEY + name, record.model_dump_json())
+    connection.set(f"{WORKER_RECORD_KEY}stock", "no record")
+    state = json.loads(run("status", "--json", url=redis_url).stdout)
+    assert [(seen["name"], seen["device"], seen["machine"]) for seen in state["workers"]] == [
+        ("fast", "ane (coreml)", "Apple M4"),
+        ("standing-by", "gpu (mlx)", "Apple M4"),
+        ("stock", "", ""),
+    ]
+    assert STANDBY_QUEUE not in {queue["name"] for queue in state["queues"]}  # nothing ever waits there
+    lines = run("status", url=redis_url).stdout.splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith("standing-by")] == [STANDBY_QUEUE]
+    for worker in workers:
+        worker.register_death()
 
 
 def test_a_server_without_a_worker_is_said_and_waited_for(folder: Path, redis_url: str) -> None:

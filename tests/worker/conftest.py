@@ -86,12 +86,7 @@ class Fleet:
         self.running.append(worker)
         if wait:
             expected = len(roles.split(","))
-            eventually(
-                lambda: (
-                    len(self.connection.smembers("rq:workers") - before) >= expected
-                    or worker.process.poll() is not None
-                )
-            )
+            eventually(lambda: len(self._names() - before) >= expected or worker.process.poll() is not None)
             assert worker.process.poll() is None, worker.log
         return worker
 

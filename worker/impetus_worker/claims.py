@@ -126,11 +126,11 @@ class Claims:
         self._connection = connection
         self._worker = worker
         self._lease_s = lease_s
-        self._claim = connection.register_script(_source("claim"))
-        self._finish = connection.register_script(_source("finish"))
-        self._renew = connection.register_script(_source("renew"))
-        self._seal = connection.register_script(_source("seal"))
-        self._recover = connection.register_script(_source("recover"))
+        self._claim = connection.register_script(lua_source("claim"))
+        self._finish = connection.register_script(lua_source("finish"))
+        self._renew = connection.register_script(lua_source("renew"))
+        self._seal = connection.register_script(lua_source("seal"))
+        self._recover = connection.register_script(lua_source("recover"))
 
     def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int, *, idle: bool = True) -> Claim:
         """Takes up to `max_jobs` jobs, from the first queue while it has any; at most about `max_bytes` of payload.
@@ -229,5 +229,6 @@ def _iso(epoch_s: float) -> str:
     return datetime.fromtimestamp(epoch_s, UTC).strftime(_TIME_FORMAT)
 
 
-def _source(name: str) -> str:
+def lua_source(name: str) -> str:
+    """One of the scripts in `lua/`."""
     return (resources.files("impetus_worker") / "lua" / f"{name}.lua").read_text()

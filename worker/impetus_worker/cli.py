@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
-from impetus_producer.errors import ImpetusError, MissingExtraError
+from impetus_producer.errors import ImpetusError
 from impetus_producer.server import without_password
 
-from .settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, ROLES, Role, WorkerSettings
+from .cli_doctor import doctor
+from .cli_options import check_installed, with_engine_options
+from .cli_service import service
+from .settings import RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
 from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
-
-if TYPE_CHECKING:
-    from impetus_backends.dispatcher import HybridDispatcher
-
-_NEEDED = ("numpy", "tokenizers", "safetensors", "huggingface_hub")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -32,40 +28,18 @@ def main() -> None:
     \b
     impetus-worker doctor     what this machine would do, and why
     impetus-worker run        do it
+    impetus-worker service    do it whenever you are logged in
     """
 
 
-def _roles(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Role, ...]:
-    wanted = [role.strip() for role in value.split(",") if role.strip()]
-    if not wanted or any(role not in ROLES for role in wanted):
-        raise click.BadParameter(f"give one or both of {', '.join(ROLES)}, separated by a comma")
-    return tuple(role for role in ROLES if role in wanted)
-
-
-_engine_options = [
-    click.option("--roles", envvar="IMPETUS_ROLES", default=",".join(ROLES), show_default=True, callback=_roles,
-                 show_envvar=True, help="What to work on."),
-    click.option("--embedding-model", envvar="IMPETUS_EMBEDDING_MODEL", metavar="FOLDER|ID", show_envvar=True,
-                 help="A folder or a Hugging Face id.  [default: sentence-transformers/all-MiniLM-L6-v2]"),
-    click.option("--generation-model", envvar="IMPETUS_GENERATION_MODEL", metavar="FOLDER|ID", show_envvar=True,
-                 help="A folder or a Hugging Face id.  [default: mlx-community/Qwen2.5-0.5B-Instruct-4bit]"),
-    click.option("--embedding-backend", envvar="IMPETUS_EMBEDDING_BACKEND", default="auto", show_default=True,
-                 type=click.Choice(EMBEDDING_BACKENDS), show_envvar=True, help="'auto' takes the first that serves."),
-    click.option("--generation-backend", envvar="IMPETUS_GENERATION_BACKEND", default="auto", show_default=True,
-                 type=click.Choice(GENERATION_BACKENDS), show_envvar=True),
-]  # fmt: skip
-
-
-def _with_engine_options(command: Any) -> Any:
-    for option in reversed(_engine_options):
-        command = option(command)
-    return command
+main.add_command(doctor)
+main.add_command(service)
 
 
 @main.command()
 @click.option("--redis-url", envvar=REDIS_URL_VARIABLE, show_envvar=True, metavar="URL",
               help="The server.  [default: one of its own, kept in this user's state folder]")  # fmt: skip
-@_with_engine_options
+@with_engine_options
 @click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", default=256, show_default=True, show_envvar=True,
               type=click.IntRange(1), help="The most texts in a batch.")  # fmt: skip
 @click.option("--max-batch-tokens", envvar="IMPETUS_MAX_BATCH_TOKENS", type=click.IntRange(1), show_envvar=True,
@@ -79,6 +53,10 @@ def _with_engine_options(command: Any) -> Any:
 @click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
 @click.option("--simulated-a-ms", default=4.0, hidden=True, type=float)
 @click.option("--simulated-b-us", default=20.0, hidden=True, type=float)
+@click.option("--hardware", hidden=True, type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+              help="Run as the machine that this file describes.")  # fmt: skip
+@click.option("--record-ttl-s", default=RECORD_TTL_S, hidden=True, type=float)
+@click.option("--record-renew-s", default=RECORD_RENEW_S, hidden=True, type=float)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop at the end of standard input.")
 def run(
     redis_url: str | None,
@@ -100,7 +78,7 @@ def run(
     """
     _set_up_logging()
     try:
-        _check_installed("impetus-worker run")
+        check_installed("impetus-worker run")
         from .embedded_server import EmbeddedServer
 
         url, server = redis_url or find_redis_url(), None
@@ -129,6 +107,9 @@ def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[s
         allow_callbacks=tuple(name.strip() for name in allow_callbacks.split(",") if name.strip()),
         simulated_a_ms=options["simulated_a_ms"],
         simulated_b_us=options["simulated_b_us"],
+        hardware=options["hardware"],
+        record_ttl_s=options["record_ttl_s"],
+        record_renew_s=options["record_renew_s"],
     )
 
 
@@ -160,76 +141,6 @@ def work() -> None:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
         status = 1
     sys.exit(status)
-
-
-@main.command()
-@_with_engine_options
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def doctor(
-    roles: tuple[Role, ...],
-    embedding_model: str | None,
-    generation_model: str | None,
-    embedding_backend: str,
-    generation_backend: str,
-    as_json: bool,
-) -> None:
-    """Say what this machine is, which queues it would claim, with which backend, and why. Loads no model."""
-    try:
-        _check_installed("impetus-worker doctor")
-    except ImpetusError as error:
-        raise click.ClickException(str(error)) from None
-    from impetus_backends.dispatcher import get_compute_dispatcher
-
-    dispatcher = get_compute_dispatcher(embedding=embedding_backend, generation=generation_backend)
-    report = _report(dispatcher, roles, {"embedding": embedding_model, "generation": generation_model})
-    click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
-
-
-def _report(dispatcher: HybridDispatcher, roles: tuple[Role, ...], models: dict[str, str | None]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from impetus_backends.dispatcher import DEFAULT_MODELS
-    from impetus_producer.contract import ROLE_QUEUES
-
-    choices = {"embedding": dispatcher.embedding_backend, "generation": dispatcher.lm_backend}
-    report: dict[str, Any] = {"machine": asdict(dispatcher.hardware), "roles": {}}
-    for role in ROLES:
-        choice = choices[role]
-        claims = role in roles and choice.first is not None
-        report["roles"][role] = {
-            "claims": list(ROLE_QUEUES[role]) if claims else [],
-            "backend": choice.first if claims else None,
-            "then": list(choice.candidates[1:]) if claims else [],
-            "model": models[role] or DEFAULT_MODELS[role],
-            "reasons": list(choice.reasons) if role in roles else ["left out by --roles"],
-        }
-    return report
-
-
-def _in_words(report: dict[str, Any]) -> str:
-    machine = report["machine"]
-    traits = [name for name in ("rosetta", "virtual") if machine[name]]
-    lines = [
-        f"machine     {machine['chip']} ({machine['system']} {machine['machine']}"
-        f"{''.join(', ' + trait for trait in traits)}), {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB"
-    ]
-    for role, plan in report["roles"].items():
-        lines.append("")
-        if plan["claims"]:
-            lines.append(f"{role:<11} would claim {' and '.join(plan['claims'])} with the {plan['backend']} backend")
-            lines.append(f"            model {plan['model']}")
-            if plan["then"]:
-                lines.append(f"            should that fail its golden check: {', then '.join(plan['then'])}")
-        else:
-            lines.append(f"{role:<11} would claim nothing")
-        lines += [f"            - {reason}" for reason in plan["reasons"]]
-    return "\n".join(lines)
-
-
-def _check_installed(what: str) -> None:
-    if any(find_spec(package) is None for package in _NEEDED):
-        raise MissingExtraError(what, "worker")
 
 
 def _set_up_logging() -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "LeaseLostError",
     "MissingExtraError",
     "PoisonedJobError",
+    "ServiceError",
 ]
 
 
@@ -35,6 +36,10 @@ class PoisonedJobError(ImpetusError):
 
 class LeaseLostError(ImpetusError):
     """The job is another worker's by now."""
+
+
+class ServiceError(ImpetusError):
+    """The system did not take the worker as a service; the sentence says what to do instead."""
 
 
 class JobTimeoutError(ImpetusError):

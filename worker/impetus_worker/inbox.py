@@ -56,6 +56,10 @@ class Inbox:
             _log.warning("ignoring a command that is none: %.200r", message.get("data"))
             return
         self._commands.append(Command(str(payload.get("command")), payload.get("job_id", "")))
+        self.wake()
+
+    def wake(self) -> None:
+        """Ends a wait, from any thread."""
         with contextlib.suppress(OSError):
             self._wake_socket.send(b"\0")
 

@@ -38,12 +38,13 @@ class Intake:
         self._bells = [Doorbell(connection, queue) for queue in queues]
         self._may_have_jobs = dict.fromkeys(queues, True)
         self._suspended_until = 0.0
+        self._paused = False
         self.drain = False
         """A suspect comes next, and waits until nothing is in flight."""
 
     def wanted(self, room: Room, now: float) -> Wanted | None:
         """What to claim now, if anything: bulk only where there is room for it too."""
-        if now < self._suspended_until:
+        if self._paused or now < self._suspended_until:
             return None
         queues, jobs = (self._queues, room.bulk) if room.bulk else (self._queues[:1], room.interactive)
         return Wanted(queues, jobs) if jobs and any(self._may_have_jobs[queue] for queue in queues) else None
@@ -58,7 +59,7 @@ class Intake:
 
     def bells(self, room: Room, now: float) -> list[Doorbell]:
         """The doorbells to wait for: of queues that were found empty, and for whose jobs there is room."""
-        if now < self._suspended_until:
+        if self._paused or now < self._suspended_until:
             return []
         armed = []
         for bell, places in zip(self._bells, (room.interactive, room.bulk), strict=True):
@@ -73,7 +74,12 @@ class Intake:
 
     def is_dry(self, now: float) -> bool:
         """Whether no queue is known to have anything that may be claimed."""
-        return not any(self._may_have_jobs.values()) or now < self._suspended_until
+        return self._paused or not any(self._may_have_jobs.values()) or now < self._suspended_until
+
+    def pause(self, paused: bool) -> None:
+        """Claims nothing from now on, or claims again."""
+        self._paused = paused
+        self.hang_up()
 
     def hang_up(self) -> None:
         """The connection was lost, or is about to be: nothing that was heard holds any more."""

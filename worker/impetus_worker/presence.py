@@ -7,6 +7,7 @@ out; `recover.lua` takes its place.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,10 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
+from impetus_producer.contract import STANDBY_QUEUE
+
+from .claims import lua_source
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -42,17 +47,42 @@ _SCHEDULER_INTERVAL_S = 1.0
 _SCHEDULER_LOCK_INTERVAL_S = 30.0
 
 
-def heartbeat(worker: BaseWorker, key_ttl_s: int) -> None:
-    """Renews the worker's record whole, so that it comes back after a server lost it."""
-    worker.last_heartbeat = now()
-    # Also when the server is out of memory and takes nothing more.
-    worker.connection.expire(worker.key, key_ttl_s)
-    with worker.connection.pipeline(transaction=True) as pipeline:
-        pipeline.hset(worker.key, mapping=worker.serialize())
-        pipeline.hsetnx(worker.key, "state", worker.get_state())
-        pipeline.expire(worker.key, key_ttl_s)
-        worker_registration.register(worker, pipeline)
-        pipeline.execute()
+class Registration:
+    """What RQ's records say of a worker: that it lives, and which queues it listens to. For threads to share."""
+
+    def __init__(self, worker: BaseWorker, key_ttl_s: int) -> None:
+        self._worker = worker
+        self._key_ttl_s = key_ttl_s
+        self._all_queues = (*worker.queue_names(), STANDBY_QUEUE)
+        self._listen = worker.connection.register_script(lua_source("listen"))
+        self._changing = threading.Lock()
+
+    def heartbeat(self) -> None:
+        """Renews the worker's record whole, so that it comes back after a server lost it."""
+        worker = self._worker
+        with self._changing:
+            worker.last_heartbeat = now()
+            # Also when the server is out of memory and takes nothing more.
+            worker.connection.expire(worker.key, self._key_ttl_s)
+            with worker.connection.pipeline(transaction=True) as pipeline:
+                pipeline.hset(worker.key, mapping=worker.serialize())
+                pipeline.hsetnx(worker.key, "state", worker.get_state())
+                pipeline.expire(worker.key, self._key_ttl_s)
+                worker_registration.register(worker, pipeline)
+                for queue in set(self._all_queues).difference(worker.queue_names()):
+                    pipeline.srem(f"rq:workers:{queue}", worker.key)
+                pipeline.execute()
+
+    def listen_to(self, queues: Sequence[str]) -> None:
+        """From now on the worker is one of these queues', for RQ and whoever asks it."""
+        worker = self._worker
+        with self._changing:
+            # First, so that a heartbeat after a failure says what is meant to be.
+            worker.queues = [
+                worker.queue_class(name, connection=worker.connection, serializer=JSONSerializer) for name in queues
+            ]
+            worker._ordered_queues = worker.queues[:]
+            self._listen(args=[worker.name, STANDBY_QUEUE, len(queues), *queues, *self._all_queues])
 
 
 class Chores:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impetus_backends.dispatcher import embedding_tokenizer
+from impetus_backends.hardware import identify, read_machine
 from impetus_backends.protocol import EngineConfig
+from impetus_producer.contract import WorkerRecord
 
 from .embedding import DEFAULT_BATCH_TOKENS, EmbeddingBatcher
 from .generation import GenerationBatcher
@@ -25,6 +29,23 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_concurrent=settings.max_concurrent_generations,
         simulated_a_s=settings.simulated_a_ms / 1e3,
         simulated_b_s=settings.simulated_b_us / 1e6,
+        hardware=read_machine(Path(settings.hardware)) if settings.hardware else None,
+    )
+
+
+def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
+    """What a worker says of itself to the others, once its engine has loaded."""
+    machine = read_machine(Path(settings.hardware)) if settings.hardware else identify()
+    return WorkerRecord(
+        name=settings.name,
+        role=settings.role,
+        model=info.model,
+        aliases=info.model_aliases,
+        backend=info.backend,
+        device=info.device,
+        neural_engine=info.neural_engine,
+        machine=machine.chip,
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

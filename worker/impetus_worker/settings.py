@@ -14,6 +14,11 @@ GENERATION_BACKENDS = ("auto", "mlx", "simulated")
 DEFAULT_LEASE_S = 20
 """A dead worker's jobs are back on the queue within this and a quarter of it."""
 
+RECORD_TTL_S = 10.0
+"""The others believe a dead worker to be alive for so long."""
+RECORD_RENEW_S = 2.0
+"""So often a worker says that it lives, and looks whether others do."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
@@ -38,6 +43,10 @@ class WorkerSettings:
     lease_s: int = DEFAULT_LEASE_S
     simulated_a_ms: float = 4.0
     simulated_b_us: float = 20.0
+    hardware: str | None = None
+    """A file that describes the machine to run as; none means this one."""
+    record_ttl_s: float = RECORD_TTL_S
+    record_renew_s: float = RECORD_RENEW_S
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -17,9 +17,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.serializers import JSONSerializer
 from rq.worker.base import BaseWorker, WorkerStatus
 
-from impetus_producer.contract import ROLE_QUEUES
+from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE
 
-from . import inbox, presence
+from . import inbox, presence, routing
 from .batching import Batcher, Failed, Outcome, Returned, Room, Stopped
 from .claims import Claim, Claims
 from .doorbell import Doorbell
@@ -30,7 +30,8 @@ from .intake import Intake
 from .lease import LeaseKeeper
 from .lifecycle import Lifecycle
 from .quarantine import DEATHS_ALONE
-from .roles import engine_config, make_batcher
+from .roles import engine_config, make_batcher, worker_record
+from .routing import Routing, withdraw
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,11 +90,13 @@ class QueueWorker(BaseWorker):
         """Those of them that have not ended yet."""
         self._unsettled: list[Outcome] = []
         """How the others ended, to be written."""
+        self._registration = presence.Registration(self, _WORKER_KEY_TTL_S)
+        self._routing: Routing | None = None
         self._lease = LeaseKeeper(
             self._claims,
             jobs=lambda: list(self._in_flight.values()),
             is_alive=self._engine_moves,
-            heartbeat=lambda: presence.heartbeat(self, _WORKER_KEY_TTL_S),
+            heartbeat=self._registration.heartbeat,
             interval_s=settings.lease_s / 4,
         )
         self._intake = Intake(connection, queues)
@@ -119,18 +122,20 @@ class QueueWorker(BaseWorker):
         self._inbox.open()
         if self._settings.predecessor:
             self._claims.abandon(self._settings.predecessor)
+            withdraw(self.connection, self._settings.predecessor)
         registered = False
         try:
             self._engine.start()
             self._await_engine()
             if self._stopping:
                 return 0
+            self._routing = self._find_place()
             self.register_birth()  # type: ignore[no-untyped-call]
             registered = True
             self.subscribe()  # type: ignore[no-untyped-call]
             self.set_state(WorkerStatus.IDLE)
             self._lease.start()
-            self.log.info("worker %s serves %s", self.name, ", ".join(self.queue_names()))
+            self._routing.start()
             self._serve()
         finally:
             self._leave(registered)
@@ -150,6 +155,27 @@ class QueueWorker(BaseWorker):
             if info.note:
                 self.log.warning("%s", info.note)
             self._batcher = make_batcher(self._settings, info)
+
+    def _find_place(self) -> Routing:
+        """Says what this worker is, and listens to what it should serve beside the others, from its first moment."""
+        assert self._engine.info is not None
+        settings = self._settings
+        place = Routing(
+            self.connection,
+            worker_record(settings, self._engine.info),
+            is_serving=lambda: self._engine.info is not None and self._engine_moves(),
+            on_change=self._inbox.wake,
+            ttl_s=settings.record_ttl_s,
+            renew_s=settings.record_renew_s,
+        )
+        place.look()
+        self._listen_to(place.queues)
+        return place
+
+    def _listen_to(self, queues: Sequence[str]) -> None:
+        self.log.info("worker %s serves %s", self.name, ", ".join(queues))
+        self._intake.pause(STANDBY_QUEUE in queues)
+        self._registration.listen_to(queues)
 
     def _serve(self) -> None:
         while True:
@@ -176,6 +202,9 @@ class QueueWorker(BaseWorker):
     def _leave(self, registered: bool) -> None:
         """Puts back what is still in flight and says goodbye. Every step is tried, whatever happened to the others."""
         self._lease.stop()
+        if self._routing is not None:
+            self._routing.stop()
+            self._routing.leave()
         self._engine.kill()
         self._inbox.close()
         try:
@@ -183,6 +212,7 @@ class QueueWorker(BaseWorker):
             self._lifecycle.close(patience_s=0.0 if self._stopping == COLD else _FAREWELL_S)
             if registered:
                 self._chores.stop()
+                self._registration.listen_to(())
                 self.register_death()  # type: ignore[no-untyped-call]
                 self.unsubscribe()  # type: ignore[no-untyped-call]
         except RedisError as error:
@@ -305,6 +335,9 @@ class QueueWorker(BaseWorker):
 
     def _look_after(self) -> None:
         now = _now()
+        assert self._routing is not None
+        if list(self._routing.queues) != self.queue_names():
+            self._listen_to(self._routing.queues)
         self._chores.run(now)
         for job in self._lease.check():
             if self._in_flight.get(job.id) is job:
@@ -417,6 +450,9 @@ class QueueWorker(BaseWorker):
                     self.log.info("job %s: stopped by its user", command.job_id)
                     self._drop(command.job_id)
                     self._end([Stopped(self._open[command.job_id])])
+                case routing.LOOK:
+                    if self._routing is not None:
+                        self._routing.look()
                 case "kill-horse" if self._batcher is not None:
                     self._restart_engine(suspect=False)
                 case other:
@@ -426,6 +462,8 @@ class QueueWorker(BaseWorker):
         """Warm: what the engine has begun is finished, the rest goes back. Cold: everything goes back at once."""
         self._stopping = manner
         self.log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
+        if self._routing is not None:
+            self._routing.leave()
         if manner == WARM and self._batcher is not None:
             for job in reversed(list(self._open.values())):
                 if self._batcher.started_at(job.id) is None:

@@ -1,0 +1,131 @@
+"""The candidates for embeddings, opened one by one until one serves; what became of each is said.
+
+Where Core ML opens and nothing was measured yet, it is timed against the next candidate that can serve, and the faster
+of the two serves: the label "ane" is earned here, and before that in the backend, which refuses where too little of the
+model's cost is placed on the Neural Engine.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from impetus_backends import models
+from impetus_backends.embedding import backends, engine
+from impetus_backends.embedding.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.engine import EmbeddingEngine
+from impetus_backends.embedding.weights import fingerprint
+from impetus_backends.errors import BackendUnavailableError, ModelError
+from impetus_backends.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
+from impetus_backends.policy import Absence, Choice, check_memory, embedding_choice, memory_limit_bytes, not_installed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from impetus_backends.embedding.backends import EmbeddingBackend
+    from impetus_backends.hardware import Hardware
+
+Opened: TypeAlias = "tuple[EmbeddingBackend, EmbeddingEngine]"
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What candidates are opened and timed with; tests bring their own."""
+
+    cache: MeasurementCache = field(default_factory=MeasurementCache)
+    make: Callable[[str, EmbeddingConfig], EmbeddingBackend] = backends.make_backend
+    absence: Absence = not_installed
+    clock: Callable[[], float] = time.perf_counter
+
+
+class EmbeddingCandidates:
+    """The backends that may serve one model on one machine. `reasons` grows as they are tried."""
+
+    def __init__(self, model_name: str, hardware: Hardware, means: Means | None = None) -> None:
+        """Raises `ModelError` where the model cannot be had."""
+        self.reasons: list[str] = []
+        self._hardware = hardware
+        self._means = means or Means()
+        self._files = models.resolve(model_name)
+        self._model = read_config(self._files.folder)
+
+    def open_best(self, choice: Choice, *, compared: bool) -> EmbeddingEngine:
+        """The engine that serves; raises `BackendUnavailableError` with every reason where there is none.
+
+        `compared`: what was measured here changes the order, and Core ML must prove itself where nothing was.
+        """
+        measured = None
+        if compared and "coreml" in choice.candidates:
+            measured = self._means.cache.find(self._conditions())
+            choice = embedding_choice(self._hardware, self._means.absence, measured)
+        self.reasons += choice.reasons
+        opened = self._open(choice.candidates)
+        first = next(opened, None)
+        if first is None:
+            raise BackendUnavailableError(f"nothing here can serve embedding: {'; '.join(self.reasons)}")
+        if compared and measured is None and first[0].name == "coreml":
+            first = self._faster(first, next(opened, None))
+        backend, opened_engine = first
+        return EmbeddingEngine(backend, replace(opened_engine.info, reasons=tuple(self.reasons)))
+
+    def measure(self, choice: Choice) -> Measurement:
+        """Core ML timed against the best other candidate, and remembered.
+
+        Raises `BackendUnavailableError` where there are no two to compare, `OSError` where it cannot be remembered.
+        """
+        order = ("coreml", *(name for name in choice.candidates if name != "coreml"))
+        opened = self._open(order)
+        found = [each for each in (next(opened, None), next(opened, None)) if each is not None]
+        if len(found) < 2 or found[0][0].name != "coreml":
+            raise BackendUnavailableError(f"Core ML and another backend are needed: {'; '.join(self.reasons)}")
+        try:
+            made = self._compare([backend for backend, _ in found])
+        except Exception as error:
+            raise BackendUnavailableError(f"the measurement failed: {type(error).__name__}: {error}") from error
+        self._means.cache.keep(made)
+        return made
+
+    def _open(self, order: Sequence[str]) -> Iterator[Opened]:
+        """Those that load, fit the memory and pass the golden check, as they are asked for."""
+        limit_bytes = memory_limit_bytes(self._hardware)
+        for name in order:
+            try:
+                backend = self._means.make(name, self._model)
+                check_memory(getattr(backend, "memory_bytes", None), self._model.transformer, limit_bytes)
+                opened = engine.open_engine(backend, self._files)
+            except BackendUnavailableError as error:
+                self.reasons.append(f"{name}: {error}")
+            except ModelError:
+                raise  # every backend reads the same files
+            except Exception as error:  # noqa: BLE001 - whatever a device's library raises, the next may serve
+                self.reasons.append(f"{name}: {type(error).__name__}: {error}")
+            else:
+                self.reasons += opened.info.reasons
+                yield backend, opened
+
+    def _faster(self, coreml: Opened, other: Opened | None) -> Opened:
+        if other is None:
+            self.reasons.append("coreml: no other backend can serve here, and there is nothing to measure it against")
+            return coreml
+        rival = other[0].name
+        try:
+            made = self._compare([coreml[0], other[0]])
+        except Exception as error:  # noqa: BLE001 - it passed its golden check a moment ago; whatever it is, it is no proof
+            self.reasons.append(f"coreml: the timed probe against {rival} failed: {type(error).__name__}: {error}")
+            coreml[1].close()
+            return other
+        try:
+            self._means.cache.keep(made)
+        except OSError as error:
+            self.reasons.append(f"the measurement could not be kept, and will be made again: {error}")
+        winner, loser = (coreml, other) if made.faster("coreml", rival) else (other, coreml)
+        self.reasons += [str(made), f"{winner[0].name}: faster than {loser[0].name} here, and so it serves"]
+        loser[1].close()
+        return winner
+
+    def _compare(self, loaded: Sequence[EmbeddingBackend]) -> Measurement:
+        return compare(loaded, self._model, under=self._conditions(), model=self._files.name, clock=self._means.clock)
+
+    def _conditions(self) -> Conditions:
+        return conditions(self._hardware, fingerprint(self._model))

@@ -1,0 +1,18 @@
+"""Machines whose raw answers are in tests/data/machines, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from impetus_backends.hardware import Hardware, read_machine
+
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "machines"
+NAMES = ("m1", "m1-ultra", "m2-pro", "m3-max", "m4", "m4-max", "m5", "intel", "vm", "rosetta", "linux")
+
+
+def machine_file(name: str) -> Path:
+    return FOLDER / f"{name}.json"
+
+
+def machine(name: str) -> Hardware:
+    return read_machine(machine_file(name))

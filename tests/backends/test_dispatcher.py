@@ -1,0 +1,368 @@
+"""The policy for every machine, and the engine that comes of it: what says no, what is next, what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from impetus_backends.candidates import Means
+from impetus_backends.dispatcher import get_compute_dispatcher, measure_embedding, open_embedding, open_engine
+from impetus_backends.embedding.config import read_config
+from impetus_backends.embedding.reference import NumpyEmbeddingBackend
+from impetus_backends.errors import BackendUnavailableError, ModelError
+from impetus_backends.measurements import Measurement, MeasurementCache, conditions, standard_batch
+from impetus_backends.policy import not_installable
+from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
+from tests.backends.conftest import small_model
+from tests.backends.machines import NAMES, machine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.hardware import Hardware
+
+MODEL = str(small_model("bge"))
+AUTO = EngineConfig("embedding", MODEL)
+
+
+def nothing_missing(backend: str) -> None:
+    return None
+
+
+# -- what is tried, in which order -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "generation", "profile"),
+    [
+        ("m1", ("mlx", "coreml", "cpu", "numpy"), ("mlx",), "standard"),
+        ("m1-ultra", ("mlx", "coreml", "cpu", "numpy"), ("mlx",), "standard"),
+        ("m2-pro", ("mlx", "coreml", "cpu", "numpy"), ("mlx",), "standard"),
+        ("m3-max", ("mlx", "coreml", "cpu", "numpy"), ("mlx",), "standard"),
+        ("m4", ("coreml", "mlx", "cpu", "numpy"), ("mlx",), "standard"),
+        ("m4-max", ("coreml", "mlx", "cpu", "numpy"), ("mlx",), "standard"),
+        ("m5", ("coreml", "mlx", "cpu", "numpy"), ("mlx",), "m5"),
+        ("intel", ("cpu", "numpy"), (), None),
+        ("vm", ("mlx", "cpu", "numpy"), ("mlx",), "standard"),
+        ("rosetta", ("cpu", "numpy"), (), None),
+        ("linux", ("cpu", "numpy"), ("mlx",), "standard"),
+    ],
+)
+def test_each_machine_has_its_order(
+    name: str, embedding: tuple[str, ...], generation: tuple[str, ...], profile: str | None
+) -> None:
+    hardware = machine(name)
+    chosen = get_compute_dispatcher(hardware, absence=not_installable(hardware))
+    assert chosen.embedding_backend.candidates == embedding
+    assert chosen.lm_backend.candidates == generation
+    assert chosen.lm_backend.profile == profile
+    assert chosen.memory_limit_bytes == hardware.memory_bytes * 3 // 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_reason_is_a_sentence_about_this_machine(name: str) -> None:
+    hardware = machine(name)
+    chosen = get_compute_dispatcher(hardware, absence=not_installable(hardware))
+    for choice in (chosen.embedding_backend, chosen.lm_backend):
+        assert choice.reasons
+        for reason in choice.reasons:
+            assert len(reason.split()) >= 4
+            assert "None" not in reason
+            assert "  " not in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("m1", "M1 to M3"),
+        ("m4", "M4 or later"),
+        ("m5", "from the M5 on"),
+        ("intel", "Intel processor"),
+        ("vm", "a virtual machine"),
+        ("rosetta", "install a native one"),
+        ("linux", "not Apple silicon"),
+    ],
+)
+def test_the_reason_names_what_decided(name: str, word: str) -> None:
+    assert word in " ".join(get_compute_dispatcher(machine(name)).embedding_backend.reasons)
+
+
+@pytest.mark.parametrize(("chip", "first"), [(9, "coreml"), (None, "mlx")])
+def test_chips_of_the_future_get_the_neural_engine_and_unknown_ones_the_gpu(chip: int | None, first: str) -> None:
+    hardware = dataclasses.replace(machine("m4"), generation=chip, tier=None, chip="Apple Whatever")
+    assert get_compute_dispatcher(hardware, absence=nothing_missing).embedding_backend.first == first
+
+
+def test_the_neural_engine_is_left_out_where_core_ml_lists_none() -> None:
+    hardware = dataclasses.replace(machine("m4"), neural_engine=False)
+    assert get_compute_dispatcher(hardware, absence=nothing_missing).embedding_backend.candidates[0] == "mlx"
+    unknown = dataclasses.replace(machine("m4"), neural_engine=None)
+    assert get_compute_dispatcher(unknown, absence=nothing_missing).embedding_backend.candidates[0] == "coreml"
+
+
+def test_mlx_is_not_to_be_had_before_macos_14() -> None:
+    hardware = dataclasses.replace(machine("m4"), macos="13.6")
+    chosen = get_compute_dispatcher(hardware, absence=not_installable(hardware))
+    assert chosen.embedding_backend.candidates == ("coreml", "cpu", "numpy")
+    assert "mlx: MLX needs macOS 14, and this machine runs 13.6" in chosen.embedding_backend.reasons
+
+
+def test_an_m5_without_the_right_system_or_wheel_gets_the_standard_loader_and_hears_why() -> None:
+    hardware = dataclasses.replace(machine("m5"), neural_accelerators_likely=False)
+    choice = get_compute_dispatcher(hardware, absence=nothing_missing).lm_backend
+    assert choice.profile == "standard"
+    assert "macOS 26.2" in choice.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "coreml_s", "mlx_s", "order"),
+    [
+        ("m1", 0.010, 0.020, ("coreml", "mlx", "cpu", "numpy")),
+        ("m1", 0.020, 0.010, ("mlx", "coreml", "cpu", "numpy")),
+        ("m4", 0.020, 0.010, ("mlx", "coreml", "cpu", "numpy")),
+        ("m4", 0.010, 0.020, ("coreml", "mlx", "cpu", "numpy")),
+        ("vm", 0.010, 0.020, ("mlx", "cpu", "numpy")),
+    ],
+)
+def test_a_measurement_made_on_the_machine_overrules_the_default_in_both_directions(
+    name: str, coreml_s: float, mlx_s: float, order: tuple[str, ...]
+) -> None:
+    hardware = machine(name)
+    measured = Measurement(
+        conditions(hardware, "f"), "m", (("coreml", coreml_s), ("mlx", mlx_s)), "2026-11-23T10:00:00+00:00"
+    )
+    choice = get_compute_dispatcher(hardware, absence=nothing_missing, measured=measured).embedding_backend
+    assert choice.candidates == order
+    if name != "vm":
+        figures = f"measured here on 2026-11-23, a batch of 32 texts: coreml {coreml_s * 1e3:.1f} ms, "
+        assert choice.reasons[-1].startswith(figures)
+
+
+# -- what serves -----------------------------------------------------------------------------------------------------
+
+
+class Imitation(NumpyEmbeddingBackend):
+    """The reference under another name, with a fault or a delay: a device as the dispatcher sees it."""
+
+    def __init__(self, config: EmbeddingConfig, name: str, clock: Clock, fault: Exception | str | None) -> None:
+        super().__init__(config)
+        self.name = name
+        self.device = "ane" if name == "coreml" else name
+        self._clock = clock
+        self._fault = fault
+
+    def load(self) -> None:
+        if isinstance(self._fault, Exception):
+            raise self._fault
+        super().load()
+
+    def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        self._clock.embedded.append(self.name)
+        if self._fault == "dies when timed" and len(rows) == 32:
+            raise RuntimeError("the device went away")
+        vectors = super().embed(rows)
+        return -vectors if self._fault == "wrong" else vectors
+
+
+class Clock:
+    """Stands in for the devices' speed."""
+
+    def __init__(self, **seconds: float) -> None:
+        self._seconds = seconds
+        self._now = 0.0
+        self.embedded: list[str] = []
+
+    def __call__(self) -> float:
+        if self.embedded:
+            self._now += self._seconds.get(self.embedded.pop(), 1.0)
+            self.embedded.clear()
+        return self._now
+
+
+class Bench:
+    """A machine whose devices are imitations."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.faults: dict[str, Exception | str] = {}
+        self.clock = Clock(coreml=0.010, mlx=0.020, cpu=0.5)
+        self.memory_bytes: dict[str, int] = {}
+
+    @property
+    def means(self) -> Means:
+        return Means(MeasurementCache(self.folder), self._make, nothing_missing, self.clock)
+
+    def _make(self, name: str, config: EmbeddingConfig) -> Imitation:
+        backend = Imitation(config, name, self.clock, self.faults.get(name))
+        if name in self.memory_bytes:
+            backend.memory_bytes = self.memory_bytes[name]  # type: ignore[attr-defined]
+        return backend
+
+    def open(self, hardware: Hardware, config: EngineConfig = AUTO) -> tuple[str, str]:
+        """Who serves, and why."""
+        engine = open_embedding(config, hardware, self.means)
+        engine.admit(EmbeddingWork(1, self._rows()))
+        (event,) = engine.step()
+        assert isinstance(event, Embedded)
+        return engine.info.backend, "\n".join(engine.info.reasons)
+
+    def _rows(self) -> list[np.ndarray]:
+        return standard_batch(read_config(small_model("bge")).encoder.vocab_size, 32)[:3]
+
+    def measurements(self) -> int:
+        return len(list(self.folder.glob("*.json")))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "measurements")
+
+
+def test_on_an_m4_the_neural_engine_serves_once_it_beat_the_gpu_and_the_figures_are_kept(bench: Bench) -> None:
+    backend, reasons = bench.open(machine("m4"))
+    assert backend == "coreml"
+    assert "a batch of 32 texts: coreml 10.0 ms, mlx 20.0 ms" in reasons
+    assert "coreml: faster than mlx here, and so it serves" in reasons
+    assert bench.measurements() == 1
+    bench.clock = Clock(coreml=9.0, mlx=0.001)  # and is not asked again
+    backend, reasons = bench.open(machine("m4"))
+    assert backend == "coreml"
+    assert "coreml 10.0 ms, mlx 20.0 ms: the Neural Engine is faster" in reasons
+
+
+def test_on_an_m5_whose_gpu_wins_the_gpu_serves_and_goes_first_from_then_on(bench: Bench) -> None:
+    bench.clock = Clock(coreml=0.020, mlx=0.005)
+    assert bench.open(machine("m5"))[0] == "mlx"
+    backend, reasons = bench.open(machine("m5"))
+    assert backend == "mlx"
+    assert "mlx is faster than the Neural Engine" in reasons
+    assert "coreml: golden check" not in reasons  # it was not even opened
+
+
+def test_on_an_m1_the_gpu_serves_until_somebody_has_measured(bench: Bench) -> None:
+    assert bench.open(machine("m1"))[0] == "mlx"
+    assert bench.measurements() == 0
+    made = measure_embedding(MODEL, machine("m1"), means=bench.means)
+    assert dict(made.seconds) == pytest.approx({"coreml": 0.010, "mlx": 0.020})
+    backend, reasons = bench.open(machine("m1"))
+    assert backend == "coreml"
+    assert "the Neural Engine is faster" in reasons
+
+
+@pytest.mark.parametrize("name", ["vm", "intel", "rosetta", "linux"])
+def test_where_there_is_no_neural_engine_there_is_nothing_to_measure(bench: Bench, name: str) -> None:
+    with pytest.raises(BackendUnavailableError, match="there is no Neural Engine to measure: "):
+        measure_embedding(MODEL, machine(name), means=bench.means)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (BackendUnavailableError("conversion: no such operation"), "coreml: conversion: no such operation"),
+        (BackendUnavailableError("71 % of the cost placed there"), "coreml: 71 % of the cost placed there"),
+        (RuntimeError("Error compiling model"), "coreml: RuntimeError: Error compiling model"),
+        ("wrong", "coreml: coreml on ane disagrees with the reference"),
+    ],
+)
+def test_whatever_says_no_to_core_ml_the_gpu_is_next(bench: Bench, fault: Exception | str, reason: str) -> None:
+    bench.faults["coreml"] = fault
+    backend, reasons = bench.open(machine("m4"))
+    assert backend == "mlx"
+    assert reason in reasons
+    assert bench.measurements() == 0
+
+
+def test_down_to_numpy_and_no_further(bench: Bench) -> None:
+    no = BackendUnavailableError("not here")
+    bench.faults = {"coreml": no, "mlx": no, "cpu": no}
+    assert bench.open(machine("m4"))[0] == "numpy"
+    bench.faults["numpy"] = no
+    with pytest.raises(BackendUnavailableError, match=r"nothing here can serve embedding: .*numpy: not here"):
+        bench.open(machine("m4"))
+
+
+def test_core_ml_is_measured_against_the_best_that_can_serve(bench: Bench) -> None:
+    bench.faults["mlx"] = BackendUnavailableError("no Metal")
+    backend, reasons = bench.open(machine("m4"))
+    assert backend == "coreml"
+    assert "coreml 10.0 ms, cpu 500.0 ms" in reasons
+
+
+def test_without_an_alternative_core_ml_serves_unmeasured_and_says_so(bench: Bench) -> None:
+    no = BackendUnavailableError("not here")
+    bench.faults = {"mlx": no, "cpu": no, "numpy": no}
+    backend, reasons = bench.open(machine("m4"))
+    assert backend == "coreml"
+    assert "nothing to measure it against" in reasons
+
+
+def test_a_device_that_fails_its_timed_probe_does_not_serve(bench: Bench) -> None:
+    bench.faults["coreml"] = "dies when timed"
+    backend, reasons = bench.open(machine("m4"))
+    assert backend == "mlx"
+    assert "coreml: the timed probe against mlx failed: RuntimeError: the device went away" in reasons
+
+
+def test_a_measurement_that_cannot_be_kept_is_used_all_the_same(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "measurements").write_text("a file where the folder should be")
+    backend, reasons = bench.open(machine("m4"))
+    assert backend == "coreml"
+    assert "the measurement could not be kept" in reasons
+
+
+def test_another_system_build_is_measured_anew(bench: Bench) -> None:
+    bench.open(machine("m4"))
+    bench.clock = Clock(coreml=0.9, mlx=0.1)
+    assert bench.open(dataclasses.replace(machine("m4"), build="24E1"))[0] == "mlx"
+    assert bench.open(machine("m4"))[0] == "coreml"
+    assert bench.measurements() == 2
+
+
+def test_a_backend_asked_for_by_name_is_not_measured(bench: Bench) -> None:
+    backend, reasons = bench.open(machine("m1"), dataclasses.replace(AUTO, backend="coreml"))
+    assert backend == "coreml"
+    assert reasons.startswith("coreml: asked for by name")
+    assert bench.measurements() == 0
+
+
+def test_a_model_beyond_three_quarters_of_the_memory_goes_to_the_next_backend(bench: Bench) -> None:
+    bench.memory_bytes = {"coreml": 25 * 2**30, "mlx": 24 * 2**30}
+    backend, reasons = bench.open(machine("m4"))
+    assert backend == "mlx"
+    assert "coreml: the model needs 25.0 GiB, and 75% of this machine's memory are 24.0 GiB" in reasons
+
+
+def test_weights_alone_may_be_beyond_the_memory() -> None:
+    tiny = dataclasses.replace(machine("linux"), memory_bytes=1000)
+    for kind in ("embedding", "generation"):
+        with pytest.raises(BackendUnavailableError, match="75% of this machine's memory"):
+            open_engine(EngineConfig(kind, MODEL, hardware=tiny))
+
+
+def test_files_that_are_bad_for_one_backend_are_bad_for_all(bench: Bench) -> None:
+    bench.faults["coreml"] = ModelError("no weights")
+    with pytest.raises(ModelError, match="no weights"):
+        bench.open(machine("m4"))
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "neural_engine"),
+    [
+        ("m4", "simulated ane", True),
+        ("m1", "simulated gpu", False),
+        ("vm", "simulated gpu", False),
+        ("linux", "simulated cpu", False),
+    ],
+)
+def test_the_simulated_backend_imitates_the_device_of_the_machine_it_is_told(
+    name: str, device: str, neural_engine: bool
+) -> None:
+    info = open_engine(EngineConfig("embedding", backend="simulated", hardware=machine(name))).info
+    assert (info.backend, info.device, info.neural_engine) == ("simulated", device, neural_engine)
+    assert open_engine(EngineConfig("embedding", backend="simulated")).info.device == "simulated"

@@ -1,0 +1,261 @@
+"""Who serves the queues of embeddings: a Neural Engine's worker where one lives, another where none does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+from rq.cli.cli import main as rq_commands
+from rq.command import send_shutdown_command
+
+from impetus_producer import Producer
+from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
+from impetus_producer.fleet import read_fleet
+from impetus_worker import worker as worker_module
+from impetus_worker.routing import Routing, queues_for, withdraw
+from impetus_worker.settings import RECORD_RENEW_S, RECORD_TTL_S
+from tests.backends.machines import machine_file
+from tests.worker.conftest import Fleet, RunningWorker, eventually
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+BOTH = ("embedding", "embedding-bulk")
+STANDBY = (STANDBY_QUEUE,)
+MODEL = "some/model"
+
+# -- the decision ----------------------------------------------------------------------------------------------------
+
+GPU = WorkerRecord(name="gpu", role="embedding", model=MODEL, aliases=(MODEL, "model"), backend="mlx", device="gpu")
+ANE = GPU.model_copy(update={"name": "ane", "backend": "coreml", "device": "ane", "neural_engine": True})
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "queues"),
+    [
+        (GPU, [], BOTH),
+        (GPU, [ANE], STANDBY),
+        (GPU, [GPU], BOTH),
+        (ANE, [ANE, GPU], BOTH),
+        (GPU, [ANE.model_copy(update={"serving": False})], BOTH),
+        (GPU, [ANE.model_copy(update={"serving": False}), ANE], STANDBY),
+        (GPU, [ANE.model_copy(update={"model": "another", "aliases": ("another",)})], BOTH),
+        (GPU, [ANE.model_copy(update={"model": "folder", "aliases": ("folder", MODEL)})], STANDBY),
+        (GPU.model_copy(update={"role": "generation"}), [ANE], ("generation", "generation-bulk")),
+        (GPU, [ANE.model_copy(update={"role": "generation"})], BOTH),
+    ],
+)
+def test_who_serves_beside_whom(own: WorkerRecord, others: list[WorkerRecord], queues: tuple[str, ...]) -> None:
+    assert queues_for(own, others) == queues
+
+
+def test_at_the_default_pace_queues_are_given_up_within_5_s_and_taken_over_within_15_s() -> None:
+    # A look every so often; the loop hears of a change at once, and looks by itself at the latest when it wakes.
+    assert RECORD_RENEW_S + worker_module._IDLE_WAIT_S < 5
+    assert RECORD_TTL_S + RECORD_RENEW_S + worker_module._IDLE_WAIT_S < 15
+    assert RECORD_TTL_S > 3 * RECORD_RENEW_S  # two looks may fail
+
+
+def place(connection: Redis, record: WorkerRecord, serving: bool = True) -> Routing:
+    connection.sadd("rq:workers", f"rq:worker:{record.name}")
+    return Routing(connection, record, is_serving=lambda: serving, on_change=lambda: None)
+
+
+def test_a_record_that_cannot_be_read_blocks_nobody(connection: Redis) -> None:
+    for name, content in (("a", "{"), ("b", "[1]"), ("c", '{"role": "embedding"}')):
+        connection.sadd("rq:workers", f"rq:worker:{name}")
+        connection.set(WORKER_RECORD_KEY + name, content)
+    connection.sadd("rq:workers", "rq:worker:d")
+    connection.hset(f"{WORKER_RECORD_KEY}d", "not", "a string")
+    own = place(connection, GPU)
+    own.look()
+    assert own.queues == BOTH
+
+
+def test_a_record_of_a_later_version_is_read(connection: Redis) -> None:
+    connection.sadd("rq:workers", "rq:worker:ane")
+    connection.set(f"{WORKER_RECORD_KEY}ane", ANE.model_dump_json()[:-1] + ', "colour": "blue"}')
+    own = place(connection, GPU)
+    own.look()
+    assert own.queues == STANDBY
+
+
+def test_a_record_runs_out_unless_it_is_renewed(connection: Redis) -> None:
+    place(connection, ANE).look()
+    assert 0 < connection.pttl(f"{WORKER_RECORD_KEY}ane") <= RECORD_TTL_S * 1000
+
+
+def test_who_left_says_no_more(connection: Redis) -> None:
+    ane, gpu = place(connection, ANE), place(connection, GPU)
+    seen = []
+    for act in (ane.look, ane.leave, ane.look):  # its thread may be about to look as it leaves
+        act()
+        gpu.look()
+        seen.append(gpu.queues)
+    assert seen == [STANDBY, BOTH, BOTH]
+    assert not connection.exists(f"{WORKER_RECORD_KEY}ane")
+    withdraw(connection, "ane")  # again, as when its successor clears up
+
+
+def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(connection: Redis) -> None:
+    bell = connection.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+    bell.subscribe("rq:pubsub:gpu")
+    bell.get_message(timeout=5)
+
+    def rings() -> int:
+        connection.publish("rq:pubsub:gpu", "end")
+        heard = 0
+        while (message := bell.get_message(timeout=5)) is None or message["data"] != b"end":
+            heard += message is not None
+        return heard
+
+    serving = True
+    gpu = place(connection, GPU)
+    gpu.look()
+    connection.sadd("rq:workers", "rq:worker:ane")
+    ane = Routing(connection, ANE, is_serving=lambda: serving, on_change=lambda: None)
+    ane.look()
+    assert rings() == 1
+    ane.look()
+    assert rings() == 0
+    serving = False
+    ane.look()
+    assert rings() == 1
+    ane.leave()
+    assert rings() == 1
+    bell.close()
+
+
+# -- real workers, whose hardware is that of a file ------------------------------------------------------------------
+
+QUICK = ("--record-ttl-s", "1", "--record-renew-s", "0.25")
+QUICK_LIMIT_S = 1 + 0.25 + worker_module._IDLE_WAIT_S + 1.5
+"""Record, look, loop, and what a busy machine takes."""
+
+
+def start(fleet: Fleet, machine: str, *options: str, wait: bool = True) -> RunningWorker:
+    return fleet.start("--hardware", str(machine_file(machine)), *QUICK, *options, wait=wait)
+
+
+def serving(fleet: Fleet) -> dict[str, tuple[str, ...]]:
+    """The queues of each live worker, by its chip: as Redis has them."""
+    return {worker.machine: worker.queues for worker in read_fleet(fleet.connection).workers if worker.machine}
+
+
+def rq_info(fleet: Fleet) -> str:
+    """What an operator sees."""
+    said = CliRunner().invoke(rq_commands, ["info", "--url", fleet.url, "--raw"])
+    assert said.exit_code == 0, said.output
+    return said.output
+
+
+def listed(info: str, fleet: Fleet) -> dict[str, str]:
+    """From `rq info`: the queues of each worker, by its chip."""
+    chips = {worker.name: worker.machine for worker in read_fleet(fleet.connection).workers}
+    lines = [line.split() for line in info.splitlines() if line.startswith("worker ")]
+    return {chips[words[1]]: " ".join(words[6:]).split(".")[0] for words in lines}
+
+
+def kill_all(worker: RunningWorker, pid: int) -> None:
+    """As when the machine loses its power: worker and supervisor, and nobody says goodbye."""
+    worker.process.send_signal(signal.SIGSTOP)  # it would start another
+    os.kill(pid, signal.SIGKILL)
+    worker.process.kill()
+    worker.process.wait()
+
+
+def pid_of(fleet: Fleet, chip: str) -> int:
+    (name,) = [worker.name for worker in read_fleet(fleet.connection).workers if worker.machine == chip]
+    pid: Any = fleet.connection.hget(f"rq:worker:{name}", "pid")
+    return int(pid)
+
+
+@pytest.mark.system
+def test_a_gpu_gives_way_to_a_neural_engine_and_takes_over_however_that_ends_and_no_job_is_lost(fleet: Fleet) -> None:
+    producer = Producer(connection=fleet.connection)
+    backlog = [producer.embed(str(number), bulk=True) for number in range(100)]
+
+    def embed_on() -> str:
+        """Where a text is embedded now, beside ten for which nobody waits."""
+        backlog.extend(producer.embed(str(number), bulk=True) for number in range(10))
+        return producer.embed("hello").result(timeout_s=20).provenance.device
+
+    start(fleet, "m1")
+    assert serving(fleet) == {"Apple M1": BOTH}
+    assert embed_on() == "simulated gpu"
+    assert listed(rq_info(fleet), fleet) == {"Apple M1": "embedding, embedding-bulk"}
+
+    # One appears: rung at, the other gives way at once.
+    ane = start(fleet, "m4")
+    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH}, limit_s=5)
+    assert embed_on() == "simulated ane"
+    assert listed(rq_info(fleet), fleet) == {"Apple M1": STANDBY_QUEUE, "Apple M4": "embedding, embedding-bulk"}
+
+    # It leaves politely: the other takes over at once, without waiting for anything to run out.
+    assert ane.stop() == 0
+    eventually(lambda: serving(fleet) == {"Apple M1": BOTH}, limit_s=2)
+    assert embed_on() == "simulated gpu"
+    info = rq_info(fleet)
+    assert listed(info, fleet) == {"Apple M1": "embedding, embedding-bulk"}
+    assert STANDBY_QUEUE not in info
+
+    # It freezes, and comes back: a worker that says nothing serves nothing.
+    ane = start(fleet, "m4")
+    eventually(lambda: serving(fleet)["Apple M1"] == STANDBY, limit_s=5)
+    pid = pid_of(fleet, "Apple M4")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: serving(fleet) == {"Apple M1": BOTH}, limit_s=QUICK_LIMIT_S)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH}, limit_s=5)
+    assert embed_on() == "simulated ane"
+
+    # It dies: the other misses it when its record has run out.
+    eventually(lambda: fleet.connection.zcard("rq:finished:embedding-bulk") == len(backlog))  # or leases must run out
+    died_at = time.monotonic()
+    kill_all(ane, pid)
+    eventually(lambda: serving(fleet) == {"Apple M1": BOTH}, limit_s=QUICK_LIMIT_S)
+    assert time.monotonic() - died_at > 0.4, "nobody can have known so soon"
+    assert embed_on() == "simulated gpu"
+
+    for handle in backlog:
+        handle.result(timeout_s=30)
+    assert fleet.connection.zcard("rq:finished:embedding-bulk") == len(backlog) == 150
+    assert fleet.connection.zcard("rq:wip:embedding-bulk") == 0
+
+
+@pytest.mark.system
+def test_who_stands_by_does_its_chores_answers_commands_and_knows_its_place_from_the_start(fleet: Fleet) -> None:
+    start(fleet, "m1")  # the first has the scheduler's locks
+    start(fleet, "m4")
+    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH}, limit_s=5)
+    job = fleet.queue().enqueue_in(timedelta(0), EMBED_FUNCTION, {"input": "later"})
+    assert fleet.await_status(job, "finished") == "finished"
+    result: Any = fleet.job(job.id).return_value()
+    assert result["provenance"]["device"] == "simulated ane"
+
+    # One that comes later listens to nothing that is another's, not for a moment.
+    later = start(fleet, "m2-pro")
+    assert serving(fleet)["Apple M2 Pro"] == STANDBY
+    assert "serves embedding, embedding-bulk" not in later.log
+    (state,) = [worker for worker in read_fleet(fleet.connection).workers if worker.machine == "Apple M2 Pro"]
+    assert state.device == "simulated gpu (simulated)"
+
+    # It is told to stop as any worker of RQ's is.
+    send_shutdown_command(fleet.connection, state.name)
+    assert later.process.wait(timeout=20) == 0
+    assert serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH}
+
+    # A Neural Engine's worker that dies alone is started again, and its predecessor's record is in nobody's way.
+    first = pid_of(fleet, "Apple M4")
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: serving(fleet).get("Apple M1") == BOTH, limit_s=QUICK_LIMIT_S)
+    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH})
+    assert pid_of(fleet, "Apple M4") != first
+    assert len(list(fleet.connection.scan_iter(f"{WORKER_RECORD_KEY}*"))) == 2

@@ -1,0 +1,344 @@
+"""The files that launchd and systemd are given, and what is said to them; both are played by a fake runner."""
+
+from __future__ import annotations
+
+import os
+import plistlib
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from impetus_worker.cli import main
+from impetus_worker.cli_service import make_program
+from impetus_worker.errors import ServiceError
+from impetus_worker.service import (
+    LABEL,
+    UNIT,
+    Answer,
+    LaunchAgent,
+    Program,
+    SystemdUnit,
+    run_command,
+    service_manager,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PYTHON = Path("/opt/impetus/bin/python")
+ODD = 'a "quoted" \\ 50 % of $HOME, it\'s <&>'
+PROGRAM = Program(
+    (str(PYTHON), "-m", "impetus_worker", "run", "--embedding-model", ODD),
+    {"IMPETUS_REDIS_URL": "redis://:s3cret@queue.example/0", "IMPETUS_ODD": ODD},
+)
+
+
+class System:
+    """Plays launchctl and systemctl: notes what it is told, and answers as told."""
+
+    def __init__(self, answers: Callable[[str], Answer | None] = lambda told: None) -> None:
+        self.told: list[str] = []
+        self._answers = answers
+
+    def __call__(self, command: Sequence[str]) -> Answer:
+        self.told.append(shlex.join(command))
+        return self._answers(self.told[-1]) or Answer(0, "")
+
+
+def agent(home: Path, system: System) -> LaunchAgent:
+    return LaunchAgent(home, 501, system, sleep=lambda seconds: None)
+
+
+def read_unit(text: str) -> dict[str, list[str]]:
+    """A unit's settings; systemd allows names twice, which configparser does not."""
+    settings: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if "=" in line:
+            name, _, value = line.partition("=")
+            settings.setdefault(name, []).append(value)
+    return settings
+
+
+def unescaped(text: str) -> list[str]:
+    """The words of a line as systemd reads them."""
+    return [word.replace("%%", "%") for word in shlex.split(text, posix=True)]
+
+
+# -- launchd ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_launch_agent_runs_what_it_was_told_restarts_on_a_crash_and_keeps_a_log(tmp_path: Path) -> None:
+    plist: dict[str, Any] = plistlib.loads(agent(tmp_path, System()).text(PROGRAM).encode())
+    assert plist["Label"] == LABEL
+    assert tuple(plist["ProgramArguments"]) == PROGRAM.command
+    assert plist["EnvironmentVariables"] == PROGRAM.environment
+    assert plist["RunAtLoad"] is True
+    assert plist["KeepAlive"] == {"SuccessfulExit": False}
+    assert plist["StandardOutPath"] == plist["StandardErrorPath"] == f"{tmp_path}/Library/Logs/impetus/worker.log"
+    assert plist["Umask"] == 0o077
+    assert Path(plist["ProgramArguments"][0]).is_absolute()
+
+
+def test_installing_a_launch_agent_replaces_the_one_that_runs(tmp_path: Path) -> None:
+    system = System()
+    agent(tmp_path, system).install(PROGRAM)
+    file = tmp_path / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+    assert plistlib.loads(file.read_bytes())["EnvironmentVariables"] == PROGRAM.environment
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert (tmp_path / "Library" / "Logs" / "impetus").is_dir()
+    assert system.told == [
+        f"launchctl bootout gui/501/{LABEL}",
+        f"launchctl enable gui/501/{LABEL}",
+        f"launchctl bootstrap gui/501 {file}",
+    ]
+
+
+def test_a_launch_agent_still_on_its_way_out_is_waited_for(tmp_path: Path) -> None:
+    refusals = iter([Answer(5, "Bootstrap failed: 5: Input/output error")] * 3)
+    system = System(lambda told: next(refusals, None) if "bootstrap" in told else None)
+    agent(tmp_path, system).install(PROGRAM)
+    assert sum("bootstrap" in told for told in system.told) == 4
+
+
+def test_where_launchd_refuses_the_error_says_what_to_do(tmp_path: Path) -> None:
+    refusal = Answer(125, "Bootstrap failed: 125: Domain does not support specified action")
+    system = System(lambda told: refusal if "bootstrap" in told else None)
+    with pytest.raises(ServiceError, match=r"125: Domain does not .*Log in at the Mac's own screen"):
+        agent(tmp_path, system).install(PROGRAM)
+
+
+def test_uninstalling_a_launch_agent_stops_it_and_removes_the_file(tmp_path: Path) -> None:
+    system = System()
+    one = agent(tmp_path, system)
+    assert one.uninstall() is False
+    one.install(PROGRAM)
+    system.told.clear()
+    assert one.uninstall() is True
+    assert system.told == [f"launchctl bootout gui/501/{LABEL}"]
+    assert not one.file.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "running", "words"),
+    [
+        # The form of `launchctl print`: the service's own lines come first, those of its endpoints later.
+        (
+            Answer(0, "x = {\n\tstate = running\n\tpid = 4711\n\tlast exit code = 0\n\tsub = {\n\t\tstate = idle"),
+            True,
+            "state running, pid 4711, last exit code 0",
+        ),
+        (Answer(0, "gui/501/x = {\n\tstate = not running\n\tlast exit code = 3\n}"), False,
+         "state not running, last exit code 3"),
+        (Answer(113, "Could not find service"), False, "not loaded"),
+    ],
+)  # fmt: skip
+def test_the_state_of_a_launch_agent_is_what_launchctl_prints(
+    tmp_path: Path, answer: Answer, running: bool, words: str
+) -> None:
+    state = agent(tmp_path, System(lambda told: answer)).state()
+    assert (state.installed, state.running, state.words) == (False, running, words)
+
+
+# -- systemd ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_runs_what_it_was_told_and_restarts_on_a_crash(tmp_path: Path) -> None:
+    settings = read_unit(SystemdUnit(tmp_path, System()).text(PROGRAM))
+    assert settings["Restart"] == ["on-failure"]
+    assert settings["RestartPreventExitStatus"] == ["3"]
+    assert settings["UMask"] == ["0077"]
+    assert settings["WantedBy"] == ["default.target"]
+    (command,) = settings["ExecStart"]
+    assert [word.replace("$$", "$") for word in unescaped(command)] == list(PROGRAM.command)
+    assert [unescaped(line) for line in settings["Environment"]] == [
+        [f"{name}={value}"] for name, value in PROGRAM.environment.items()
+    ]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    def verify(text: str) -> str:
+        file = tmp_path / UNIT
+        file.write_text(text)
+        return subprocess.run(
+            ["systemd-analyze", "--user", "verify", str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        ).stderr
+
+    program = Program((sys.executable, *PROGRAM.command[1:]), PROGRAM.environment)
+    text = SystemdUnit(tmp_path, System()).text(program)
+    assert verify(text) == ""
+    assert "Unknown key" in verify(text.replace("Restart=", "Restrat="))  # it does look
+
+
+def test_installing_a_unit_enables_and_starts_it(tmp_path: Path) -> None:
+    system = System()
+    unit = SystemdUnit(tmp_path, system)
+    unit.install(PROGRAM)
+    assert unit.file == tmp_path / "systemd" / "user" / UNIT
+    assert "s3cret" in unit.file.read_text()
+    assert stat.S_IMODE(unit.file.stat().st_mode) == 0o600
+    assert [told.removeprefix("systemctl --user ") for told in system.told] == [
+        "daemon-reload",
+        "daemon-reload",
+        f"enable {UNIT}",
+        f"restart {UNIT}",
+    ]
+
+
+def test_without_a_systemd_nothing_is_written_and_the_error_says_how_to_do_without(tmp_path: Path) -> None:
+    unit = SystemdUnit(tmp_path, System(lambda told: Answer(1, "Failed to connect to bus: No medium found")))
+    with pytest.raises(ServiceError, match=r"Failed to connect to bus.*nohup impetus-worker run"):
+        unit.install(PROGRAM)
+    assert not unit.file.exists()
+
+
+def test_uninstalling_a_unit_stops_it_and_removes_the_file(tmp_path: Path) -> None:
+    system = System()
+    unit = SystemdUnit(tmp_path, system)
+    assert unit.uninstall() is False
+    assert system.told == []
+    unit.install(PROGRAM)
+    assert unit.uninstall() is True
+    assert system.told[-2:] == [f"systemctl --user disable --now {UNIT}", "systemctl --user daemon-reload"]
+    assert not unit.file.exists()
+
+
+def test_the_state_of_a_unit_is_what_systemctl_shows(tmp_path: Path) -> None:
+    shown = "ActiveState=active\nSubState=running\nMainPID=4711\nNRestarts=2\nExecMainStatus=0"
+    state = SystemdUnit(tmp_path, System(lambda told: Answer(0, shown))).state()
+    assert state.running
+    assert state.words == "active (running), pid 4711, restarts 2, last exit status 0"
+
+
+# -- what the service runs -------------------------------------------------------------------------------------------
+
+
+def test_the_server_is_told_in_the_environment_because_everybody_sees_a_command_line() -> None:
+    for options in (["--redis-url", "redis://:pw@h/0", "--burst"], ["--redis-url=redis://:pw@h/0", "--burst"]):
+        program = make_program(PYTHON, options, {"redis_url": "redis://:pw@h/0"}, {})
+        assert program.command == (str(PYTHON), "-m", "impetus_worker", "run", "--burst")
+        assert program.environment == {"IMPETUS_REDIS_URL": "redis://:pw@h/0"}
+
+
+def test_what_run_reads_of_the_environment_is_kept_and_nothing_else() -> None:
+    here = {"IMPETUS_ROLES": "embedding", "HF_TOKEN": "t", "XDG_STATE_HOME": "/s", "https_proxy": "p", "PATH": "/bin",
+            "AWS_SECRET": "x"}  # fmt: skip
+    kept = make_program(PYTHON, [], {}, here).environment
+    assert kept == {"IMPETUS_ROLES": "embedding", "HF_TOKEN": "t", "XDG_STATE_HOME": "/s", "https_proxy": "p"}
+
+
+def test_a_models_folder_becomes_absolute_and_a_name_on_the_hub_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    parsed = {"embedding_model": "./mine", "generation_model": "org/model"}
+    for options in (["--embedding-model", "./mine"], ["--embedding-model=./mine"]):
+        command = make_program(PYTHON, [*options, "--generation-model", "org/model"], parsed, {}).command
+        assert f"{tmp_path}/mine" in " ".join(command)
+        assert "org/model" in command
+    program = make_program(PYTHON, [], parsed, {"IMPETUS_EMBEDDING_MODEL": "./mine"})
+    assert program.environment == {"IMPETUS_EMBEDDING_MODEL": f"{tmp_path}/mine"}
+
+
+def test_a_text_that_would_break_out_of_its_line_is_refused() -> None:
+    with pytest.raises(ServiceError, match="control character"):
+        Program(("python", "--model", "x\nExecStartPre=/bin/rm"))
+    with pytest.raises(ServiceError, match="control character"):
+        Program(("python",), {"A": "x\ny"})
+
+
+# -- the commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> System:
+    system = System(lambda told: Answer(0, "ActiveState=active\nMainPID=12") if " show " in told else None)
+    monkeypatch.setattr(
+        "impetus_worker.cli_service.service_manager",
+        lambda platform, home, uid, environment: service_manager("linux", home, uid, environment, system),
+    )
+    return system
+
+
+def say(*arguments: str) -> tuple[int, str]:
+    said = CliRunner().invoke(main, ["service", *arguments])
+    return said.exit_code, said.output
+
+
+def test_a_service_is_installed_shown_and_removed(home: Path, system: System) -> None:
+    assert say("status") == (1, "no service is installed; `impetus-worker service install` installs one\n")
+    status, output = say("install", "--roles", "embedding", "--redis-url", "redis://:pw@queue.example/0")
+    assert status == 0
+    file = home / ".config" / "systemd" / "user" / UNIT
+    assert f"installed and started: {file}" in output
+    assert "pw@" not in output
+    (command,) = read_unit(file.read_text())["ExecStart"]
+    assert unescaped(command)[1:] == ["-m", "impetus_worker", "run", "--roles", "embedding"]
+    assert unescaped(command)[0] == str(Path(sys.executable).absolute())
+    assert 'Environment="IMPETUS_REDIS_URL=redis://:pw@queue.example/0"' in file.read_text()
+    status, output = say("status")
+    assert status == 0
+    assert output.startswith("running: active")
+    assert say("uninstall") == (0, f"stopped and removed: {file}\n")
+    assert say("uninstall") == (0, "no service is installed\n")
+
+
+def test_print_shows_the_file_without_its_secrets_and_changes_nothing(
+    home: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_private")
+    status, output = say("install", "--print", "--redis-url", "redis://:pw@queue.example/0")
+    assert status == 0
+    assert "ExecStart=" in output
+    assert "redis://:***@queue.example/0" in output
+    assert "hf_private" not in output
+    assert ":pw@" not in output
+    assert system.told == []
+    assert not (home / ".config").exists()
+
+
+def test_what_run_would_refuse_is_refused_when_installing(home: Path, system: System) -> None:
+    for options in (["--roles", "cooking"], ["--no-such-option"], ["--max-wait-ms", "soon"]):
+        status, _ = say("install", *options)
+        assert status == 2
+    assert system.told == []
+
+
+def test_where_no_service_can_be_kept_the_command_says_what_to_do() -> None:
+    with pytest.raises(ServiceError, match="no services are known for win32"):
+        service_manager("win32", Path("/"), 1, {})
+    with pytest.raises(ServiceError, match="without sudo"):
+        service_manager("darwin", Path("/"), 0, {})
+    assert isinstance(service_manager("darwin", Path("/"), 501, {}), LaunchAgent)
+
+
+def test_a_command_that_does_not_exist_has_failed() -> None:
+    assert run_command(["no-such-command"]) == Answer(127, "no-such-command: No such file or directory")
+    assert run_command([sys.executable, "-c", "print('said'); raise SystemExit(4)"]) == Answer(4, "said")
+
+
+@pytest.mark.macos
+@pytest.mark.skipif(sys.platform != "darwin", reason="needs a Mac")
+def test_a_macs_own_checker_finds_nothing_wrong_with_the_agent(tmp_path: Path) -> None:
+    file = tmp_path / "agent.plist"
+    file.write_text(agent(tmp_path, System()).text(PROGRAM))
+    assert run_command(["plutil", "-lint", str(file)]).status == 0

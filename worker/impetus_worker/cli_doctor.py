@@ -1,0 +1,177 @@
+"""`impetus-worker doctor`: what a machine is, which queues it would claim, with which backend, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from impetus_producer.contract import ROLE_QUEUES
+from impetus_producer.errors import ImpetusError
+
+from .cli_options import check_installed, with_engine_options
+from .settings import ROLES, Role
+
+if TYPE_CHECKING:
+    from impetus_backends.dispatcher import HybridDispatcher
+    from impetus_backends.hardware import Hardware
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@with_engine_options
+@click.option("--hardware", type=_FILE, metavar="FILE", help="Ask about another machine, which wrote FILE.")
+@click.option("--record", type=_FILE, metavar="FILE", help="Write this machine's raw answers to FILE, and no more.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(
+    roles: tuple[Role, ...],
+    embedding_model: str | None,
+    generation_model: str | None,
+    embedding_backend: str,
+    generation_backend: str,
+    hardware: Path | None,
+    record: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what this machine is, which queues it would claim, with which backend, and why. Loads no model.
+
+    On a Mac it asks MLX and Core ML which devices they see, which takes a few seconds. With --hardware it answers for
+    the machine that wrote the file, as if all was installed there that can be.
+
+    \b
+    impetus-worker doctor
+    impetus-worker doctor --record my-mac.json
+    impetus-worker doctor --hardware my-mac.json --json
+    """
+    try:
+        check_installed("impetus-worker doctor")
+    except ImpetusError as error:
+        raise click.ClickException(str(error)) from None
+    if record is not None:
+        _record(record)
+        return
+    from impetus_backends.dispatcher import DEFAULT_MODELS, get_compute_dispatcher
+    from impetus_backends.hardware import detect, read_machine
+    from impetus_backends.measurements import MeasurementCache
+    from impetus_backends.policy import not_installable, not_installed
+    from impetus_backends.probes import ProbeError
+
+    models: dict[Role, str] = {
+        "embedding": embedding_model or DEFAULT_MODELS["embedding"],
+        "generation": generation_model or DEFAULT_MODELS["generation"],
+    }
+    try:
+        machine = detect() if hardware is None else read_machine(hardware)
+    except ProbeError as error:
+        raise click.ClickException(str(error)) from None
+    measured = MeasurementCache().latest(machine, [models["embedding"]]) if hardware is None else None
+    dispatcher = get_compute_dispatcher(
+        machine,
+        embedding=embedding_backend,
+        generation=generation_backend,
+        absence=not_installed if hardware is None else not_installable(machine),
+        measured=measured,
+    )
+    report = _report(dispatcher, roles, models, elsewhere=hardware is not None)
+    click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, dispatcher.hardware))
+
+
+def _record(file: Path) -> None:
+    from impetus_backends.probes import all_probes, record
+
+    answers = record(all_probes())
+    try:
+        file.write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from None
+    click.echo(f"{file}: what this machine says of its chip, memory, system and devices; no name, no serial number")
+    for name, problem in answers["problems"].items():
+        click.echo(f"problem: {name}: {problem}")
+
+
+def _report(
+    dispatcher: HybridDispatcher, roles: tuple[Role, ...], models: dict[Role, str], *, elsewhere: bool
+) -> dict[str, Any]:
+    choices = {"embedding": dispatcher.embedding_backend, "generation": dispatcher.lm_backend}
+    report: dict[str, Any] = {
+        "machine": asdict(dispatcher.hardware),
+        "installed": "assumed: all that this platform can install" if elsewhere else "seen here",
+        "memory_limit_bytes": dispatcher.memory_limit_bytes,
+        "roles": {},
+    }
+    for role in ROLES:
+        choice = choices[role]
+        claims = role in roles and choice.first is not None
+        report["roles"][role] = {
+            "claims": list(ROLE_QUEUES[role]) if claims else [],
+            "backend": choice.first if claims else None,
+            "then": list(choice.candidates[1:]) if claims else [],
+            "gives_way": claims and role == "embedding" and choice.first != "coreml",
+            "profile": choice.profile if claims else None,
+            "model": models[role],
+            "reasons": list(choice.reasons) if role in roles else ["left out by --roles"],
+        }
+    return report
+
+
+def _in_words(report: dict[str, Any], machine: Hardware) -> str:
+    lines = [f"machine     {machine.chip} ({', '.join(_traits(machine))})"]
+    lines.append(f"            {_cores(machine)}, {machine.memory_bytes / 2**30:.0f} GiB" + _limit(report))
+    if machine.apple_silicon:
+        lines.append(f"            {_neural_engine(machine)}; GPU {machine.gpu_architecture or 'not known'}")
+    lines += [f"            problem: {problem}" for problem in machine.problems]
+    if report["installed"].startswith("assumed"):
+        lines.append("            taken to have installed all that this platform can install")
+    for role, plan in report["roles"].items():
+        lines.append("")
+        if plan["claims"]:
+            lines.append(f"{role:<11} would claim {' and '.join(plan['claims'])} with the {plan['backend']} backend")
+            if plan["gives_way"]:
+                lines.append("            but not while a Neural Engine's worker serves the same model")
+            lines.append(f"            model {plan['model']}")
+            if plan["then"]:
+                lines.append(f"            should that fail to serve: {', then '.join(plan['then'])}")
+            if plan["profile"]:
+                lines.append(f"            loader profile {plan['profile']}")
+        else:
+            lines.append(f"{role:<11} would claim nothing")
+        lines += [f"            - {reason}" for reason in plan["reasons"]]
+    return "\n".join(lines)
+
+
+def _traits(machine: Hardware) -> list[str]:
+    system = f"macOS {machine.macos} {machine.build}".rstrip() if machine.system == "Darwin" else machine.system
+    return [
+        trait
+        for trait in (
+            machine.model,
+            f"{system}, {machine.machine}",
+            "under Rosetta" if machine.rosetta else "",
+            "virtual" if machine.virtual else "",
+        )
+        if trait
+    ]
+
+
+def _cores(machine: Hardware) -> str:
+    if machine.performance_cores and machine.efficiency_cores:
+        return f"{machine.cores} cores ({machine.performance_cores} fast, {machine.efficiency_cores} thrifty)"
+    return f"{machine.cores} cores"
+
+
+def _limit(report: dict[str, Any]) -> str:
+    limit: int | None = report["memory_limit_bytes"]
+    return f", of which a model may need {limit / 2**30:.0f}" if limit else ""
+
+
+def _neural_engine(machine: Hardware) -> str:
+    if machine.neural_engine is None:
+        return "Neural Engine not asked about (Core ML did not answer)"
+    if not machine.neural_engine:
+        return "Core ML lists no Neural Engine"
+    cores = f" of {machine.neural_engine_cores} cores" if machine.neural_engine_cores else ""
+    return f"Core ML lists a Neural Engine{cores}"

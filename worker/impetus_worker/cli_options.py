@@ -1,0 +1,47 @@
+"""What more than one command of `impetus-worker` asks for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from impetus_producer.errors import MissingExtraError
+
+from .settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, ROLES, Role
+
+_NEEDED = ("numpy", "tokenizers", "safetensors", "huggingface_hub")
+
+
+def _roles(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Role, ...]:
+    wanted = [role.strip() for role in value.split(",") if role.strip()]
+    if not wanted or any(role not in ROLES for role in wanted):
+        raise click.BadParameter(f"give one or both of {', '.join(ROLES)}, separated by a comma")
+    return tuple(role for role in ROLES if role in wanted)
+
+
+_engine_options = [
+    click.option("--roles", envvar="IMPETUS_ROLES", default=",".join(ROLES), show_default=True, callback=_roles,
+                 show_envvar=True, help="What to work on."),
+    click.option("--embedding-model", envvar="IMPETUS_EMBEDDING_MODEL", metavar="FOLDER|ID", show_envvar=True,
+                 help="A folder or a Hugging Face id.  [default: sentence-transformers/all-MiniLM-L6-v2]"),
+    click.option("--generation-model", envvar="IMPETUS_GENERATION_MODEL", metavar="FOLDER|ID", show_envvar=True,
+                 help="A folder or a Hugging Face id.  [default: mlx-community/Qwen2.5-0.5B-Instruct-4bit]"),
+    click.option("--embedding-backend", envvar="IMPETUS_EMBEDDING_BACKEND", default="auto", show_default=True,
+                 type=click.Choice(EMBEDDING_BACKENDS), show_envvar=True, help="'auto' takes the first that serves."),
+    click.option("--generation-backend", envvar="IMPETUS_GENERATION_BACKEND", default="auto", show_default=True,
+                 type=click.Choice(GENERATION_BACKENDS), show_envvar=True),
+]  # fmt: skip
+
+
+def with_engine_options(command: Any) -> Any:
+    for option in reversed(_engine_options):
+        command = option(command)
+    return command
+
+
+def check_installed(what: str) -> None:
+    """Raises `MissingExtraError` where the packages of a worker are missing."""
+    if any(find_spec(package) is None for package in _NEEDED):
+        raise MissingExtraError(what, "worker")
