@@ -9,8 +9,10 @@ import pytest
 from impetus_backends.embedding.backends import EmbeddingBackend, make_backend
 from impetus_backends.embedding.coreml import package
 from impetus_backends.embedding.coreml.buckets import Bucket, choose
+from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe
 from impetus_backends.embedding.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.weights import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +32,17 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_package(packages: Path, minilm_config: EmbeddingConfig) -> Path:
-    path = packages / "minilm.mlpackage"
-    package.build(minilm_config, DEFAULT_BUCKETS, path)
+def minilm_cache(packages: Path, minilm_config: EmbeddingConfig) -> Path:
+    """A cache folder that holds MiniLM as backends convert it by default."""
+    folder = packages / "minilm"
+    recipe = Recipe(fingerprint(minilm_config), "none", DEFAULT_BUCKETS)
+    PackageCache(folder).add(recipe, lambda made: package.build(minilm_config, DEFAULT_BUCKETS, made / PACKAGE))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_package(minilm_cache: Path) -> Path:
+    (path,) = minilm_cache.glob(f"coreml/*/{PACKAGE}")
     return path
 
 

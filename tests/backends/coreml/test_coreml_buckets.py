@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impetus_backends.embedding.coreml.buckets import (
@@ -66,6 +66,7 @@ def test_rows_that_fit_no_bucket_are_refused_with_the_longest_that_would() -> No
         plan([3, 0], [Bucket(1, 32)])
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 2048), st.lists(st.integers(0, 1000), min_size=1, max_size=16), st.integers(1, 8))
 def test_chosen_buckets_take_the_longest_row_and_keep_to_the_steps(longest: int, counts: list[int], count: int) -> None:
     chosen = choose(longest, counts, count=count)
