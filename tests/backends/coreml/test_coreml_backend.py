@@ -12,12 +12,13 @@ from impetus_backends import dispatcher
 from impetus_backends.embedding import backends
 from impetus_backends.embedding.backends import make_backend
 from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.coreml.backend import CoreMLEmbeddingBackend, Timing, needed_bytes
+from impetus_backends.embedding.coreml.backend import CoreMLEmbeddingBackend, needed_bytes
 from impetus_backends.embedding.coreml.buckets import Bucket, choose
 from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache
 from impetus_backends.embedding.coreml.device import Placement
 from impetus_backends.embedding.coreml.emulated import EmulatedDevice
 from impetus_backends.embedding.coreml.macos import CoreMLDevice
+from impetus_backends.embedding.coreml.runner import Timing
 from impetus_backends.embedding.tokens import TextEncoder
 from impetus_backends.errors import BackendError, BackendUnavailableError, ModelError, RequestError
 from impetus_backends.hardware import detect
@@ -214,7 +215,7 @@ class Refusing(PlacedDevice):
         (lambda: Refusing("compile"), "could not compile the package: RuntimeError: Error compiling model: E5RT 11"),
         (lambda: Refusing("plan"), "could not read the compute plan of 1x32: RuntimeError: no plan"),
         (lambda: Refusing("load"), "could not load the function batch1_length32: RuntimeError: Unable to load"),
-        (lambda: Refusing("predict"), "could not run the bucket 4x32: RuntimeError: ANE timeout"),
+        (lambda: Refusing("predict"), "could not run the package: RuntimeError: ANE timeout"),
         (lambda: Refusing("drop"), r"bucket 4x32 returned \(1, 16\) and not \(4, 16\)"),
         (lambda: Refusing("merge"), "the buckets 4x32 and 1x40 disagree on the same text: cosine"),
         (lambda: Refusing("wrong"), "the buckets 4x32 and 1x40 disagree on the same text: cosine -"),

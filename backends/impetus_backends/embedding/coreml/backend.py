@@ -10,68 +10,29 @@ import contextlib
 import json
 import logging
 import os
-import time
-from dataclasses import asdict, dataclass
-from itertools import cycle
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from impetus_backends.embedding.coreml import package
-from impetus_backends.embedding.coreml.buckets import Bucket, Call, choose, plan
+from impetus_backends.embedding.coreml.buckets import Bucket, choose
 from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe, make_whole
 from impetus_backends.embedding.coreml.device import Placement
-from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.coreml.runner import Runner, Timing
 from impetus_backends.embedding.weights import fingerprint
-from impetus_backends.errors import BackendError, BackendUnavailableError, ModelError
+from impetus_backends.errors import BackendUnavailableError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+
     from impetus_backends.embedding.config import EmbeddingConfig
-    from impetus_backends.embedding.coreml.device import Device, Predictor
+    from impetus_backends.embedding.coreml.device import Device
 
 LEAST_ON_THE_NEURAL_ENGINE = 0.9
-_LEAST_AGREEMENT = 0.999
-_RING = 4
-"""Core ML has been seen to read its input after predict returned: so many calls lie between two uses."""
 _PREPARED = "prepared.json"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """What the calls of one bucket took so far."""
-
-    calls: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-
-    def after(self, rows: int, seconds: float) -> Timing:
-        return Timing(self.calls + 1, self.rows + rows, self.seconds + seconds)
-
-
-class _Loaded:
-    """One bucket, ready to run."""
-
-    def __init__(self, bucket: Bucket, predict: Predictor) -> None:
-        shape = (bucket.batch, bucket.length)
-        self.predict = predict
-        self.timing = Timing()
-        self._ring: Iterator[dict[str, np.ndarray]] = cycle(
-            [
-                {
-                    "ids": np.zeros(shape, np.int32),
-                    "positions": np.zeros(shape, np.int32),
-                    "mask": np.ones(shape, np.float32),
-                }
-                for _ in range(_RING)
-            ]
-        )
-
-    def next_inputs(self) -> dict[str, np.ndarray]:
-        return next(self._ring)
 
 
 class CoreMLEmbeddingBackend:
@@ -98,11 +59,11 @@ class CoreMLEmbeddingBackend:
         self._make_device = device
         self._cache = cache or PackageCache()
         self._buckets = tuple(buckets or ())
-        self._loaded: dict[Bucket, _Loaded] = {}
+        self._runner: Runner | None = None
 
     @property
     def timings(self) -> dict[Bucket, Timing]:
-        return {bucket: loaded.timing for bucket, loaded in self._loaded.items()}
+        return self._runner.timings if self._runner else {}
 
     def load(self) -> None:
         """Converts, compiles and loads what is not in the cache; raises `BackendUnavailableError`, with figures, where
@@ -113,44 +74,24 @@ class CoreMLEmbeddingBackend:
         with _or_unavailable(f"use the package in {entry}"):
             compiled, self.placement = self._prepare(device, entry, recipe.buckets)
         self._check_placement()
+        functions = {}
         for bucket in recipe.buckets:
             with _or_unavailable(f"load the function {bucket.function}"):
-                self._loaded[bucket] = _Loaded(bucket, device.load(compiled, bucket.function))
-        self._buckets = recipe.buckets
+                functions[bucket] = device.load(compiled, bucket.function)
+        runner = Runner(self._config, functions)
         self.device, self.note = device.label, device.note
         self.precision = "fp16" if recipe.mode == "none" else recipe.mode
         if self.placement:
             least = min(each.neural_engine for each in self.placement.values())
             self.note = f"the compute plan places {least:.0%} of the cost on the Neural Engine"
-            self._check_buckets()
+            with _or_unavailable("run the package"):
+                runner.check()
+        self._runner = runner
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
-        assert self._loaded, "load() comes first"
-        if not rows:
-            pad(self._config.encoder, rows)
-        vectors = np.empty((len(rows), self._config.encoder.hidden_size), dtype=np.float32)
-        for call in plan([len(row) for row in rows], self._buckets):
-            vectors[list(call.rows)] = self._run(call, rows)
-        return vectors
-
-    def _run(self, call: Call, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """The vectors of the rows that the call takes, in its order."""
-        bucket, loaded = call.bucket, self._loaded[call.bucket]
-        chosen = [rows[row] for row in call.rows]
-        batch = pad(self._config.encoder, chosen, batch=bucket.batch, length=bucket.length)
-        inputs = loaded.next_inputs()
-        for name in inputs:
-            np.copyto(inputs[name], getattr(batch, name))
-        started = time.perf_counter()
-        made = loaded.predict(inputs)
-        loaded.timing = loaded.timing.after(len(chosen), time.perf_counter() - started)
-        if made.shape != (bucket.batch, self._config.encoder.hidden_size):
-            raise BackendError(
-                f"the bucket {bucket} returned {made.shape} and not ({bucket.batch}, "
-                f"{self._config.encoder.hidden_size}): Core ML has dropped or merged rows"
-            )
-        return made[: len(chosen)]
+        assert self._runner is not None, "load() comes first"
+        return self._runner.embed(rows)
 
     def _recipe(self) -> Recipe:
         model = fingerprint(self._config)
@@ -209,30 +150,6 @@ class CoreMLEmbeddingBackend:
                 f"Core ML places too little of the cost on the Neural Engine, and "
                 f"{LEAST_ON_THE_NEURAL_ENGINE:.0%} is needed: {shares}"
             )
-
-    def _check_buckets(self) -> None:
-        """Runs every bucket, full: row by row it must agree with the longest, which the golden check has compared.
-
-        Core ML has been seen to make one row of a batch. And a first call is slow, so none should be left to a job.
-        """
-        longest = max(self._loaded, key=lambda bucket: (bucket.length, -bucket.batch))
-        random = np.random.default_rng(1)
-        for bucket in self._loaded:
-            sizes = np.linspace(bucket.length, min(3, bucket.length), bucket.batch).astype(int)
-            rows = [random.integers(0, self._config.encoder.vocab_size, size, dtype=np.int32) for size in sizes]
-            with _or_unavailable(f"run the bucket {bucket}"):
-                together = self._run(Call(bucket, tuple(range(len(rows)))), rows)
-                for row in {0, len(rows) // 2, len(rows) - 1}:
-                    alone = self._run(Call(longest, (row,)), rows)[0]
-                    lengths = np.linalg.norm(alone) * np.linalg.norm(together[row])
-                    cosine = float(alone @ together[row] / max(lengths, 1e-12))
-                    if not cosine >= _LEAST_AGREEMENT:
-                        raise BackendUnavailableError(
-                            f"the buckets {bucket} and {longest} disagree on the same text: cosine {cosine:.6f}, and "
-                            f"{_LEAST_AGREEMENT} is needed"
-                        )
-        for loaded in self._loaded.values():
-            loaded.timing = Timing()
 
 
 def _earned(placement: Placement) -> bool:
