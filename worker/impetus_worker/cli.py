@@ -15,6 +15,7 @@ from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
 from impetus_producer.errors import ImpetusError, MissingExtraError
 from impetus_producer.server import without_password
 
+from .cli_convert import convert
 from .settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, ROLES, Role, WorkerSettings
 from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 
@@ -32,7 +33,11 @@ def main() -> None:
     \b
     impetus-worker doctor     what this machine would do, and why
     impetus-worker run        do it
+    impetus-worker convert    make a Core ML package beforehand, and measure it
     """
+
+
+main.add_command(convert)
 
 
 def _roles(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Role, ...]:

@@ -32,9 +32,12 @@ def build(
     path: Path,
     *,
     mode: str = "none",
+    multifunction: bool = True,
     progress: Callable[[str, float], None] = lambda step, share: None,
 ) -> None:
     """Writes the package to `path`, which must not exist. `progress` is told each step and the share then done.
+
+    Not `multifunction`, it holds one bucket, whose function is `main`: what coremltools' own compression works on.
 
     Raises `BackendUnavailableError` where coremltools is missing or refuses the program, `ModelError` for bad files.
     """
@@ -43,12 +46,14 @@ def build(
 
     parameters = Parameters(Weights(config.transformer), mode)
     program = Program()
-    program.export_as_multifunction = True
-    program.default_function_name = buckets[0].function
+    program.export_as_multifunction = multifunction
+    program.default_function_name = buckets[0].function if multifunction else "main"
     try:
         for done, bucket in enumerate(buckets):
             progress(f"function {bucket.function}", 0.7 * done / len(buckets))
-            program.add_function(bucket.function, _function(ct, config, parameters, bucket))
+            program.add_function(
+                bucket.function if multifunction else "main", _function(ct, config, parameters, bucket)
+            )
         progress("writing the package", 0.7)
         with quietly():
             ct.convert(
