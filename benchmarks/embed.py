@@ -134,7 +134,9 @@ def peer(name: str, environment: str, model: Path, folder: Path) -> Iterator[Pee
 @click.option("--documents", default=1000, show_default=True, help="How many docstrings.")
 @click.option("--rounds", default=3, show_default=True, help="How often each side runs.")
 @click.option("--seed", default=1, show_default=True, help="Which docstrings, and in which order.")
-@click.option("--backend", default="cpu", show_default=True, type=click.Choice(["cpu", "mlx", "numpy"]))
+@click.option(
+    "--backend", default="cpu", show_default=True, type=click.Choice(["cpu", "mlx", "numpy", "coreml-emulated"])
+)
 @click.option("--peers", "with_peers", is_flag=True, help="Also sentence-transformers and Infinity (torch, minutes).")
 @json_option("embed")
 def command(documents: int, rounds: int, seed: int, backend: str, with_peers: bool, json_path: Path) -> None:

@@ -279,6 +279,8 @@ class WorkerRecord(_Wire):
     """False while its engine loads, or is stuck."""
     machine: str = ""
     """The chip."""
+    note: str | None = None
+    """What there is to know of the backend, such as how much of the model its compute plan places on what."""
     since: str = ""
     """When it started, ISO 8601, UTC."""
 

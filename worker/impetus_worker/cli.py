@@ -13,6 +13,7 @@ from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
 from impetus_producer.errors import ImpetusError
 from impetus_producer.server import without_password
 
+from .cli_convert import convert
 from .cli_doctor import doctor
 from .cli_options import check_installed, with_engine_options
 from .cli_service import service
@@ -29,11 +30,12 @@ def main() -> None:
     impetus-worker doctor     what this machine would do, and why
     impetus-worker run        do it
     impetus-worker service    do it whenever you are logged in
+    impetus-worker convert    make a Core ML package beforehand, and measure it
     """
 
 
-main.add_command(doctor)
-main.add_command(service)
+for _command in (doctor, service, convert):
+    main.add_command(_command)
 
 
 @main.command()

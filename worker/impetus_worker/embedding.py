@@ -47,7 +47,14 @@ _LEARNING_RATE = 0.2
 """Of the moving averages that say how much that is."""
 _MAX_JOBS_HELD = 2048
 _MAX_JOBS_A_CLAIM = 128
-DEFAULT_BATCH_TOKENS = {"cpu": 1024, "numpy": 1024, "mlx": 4096, "coreml": 4096, "simulated": 4096}
+DEFAULT_BATCH_TOKENS = {
+    "cpu": 1024,
+    "numpy": 1024,
+    "mlx": 4096,
+    "coreml": 4096,
+    "coreml-emulated": 1024,
+    "simulated": 4096,
+}
 
 
 @dataclass(eq=False, slots=True)

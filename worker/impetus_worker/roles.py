@@ -45,6 +45,7 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
         device=info.device,
         neural_engine=info.neural_engine,
         machine=machine.chip,
+        note=info.note,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

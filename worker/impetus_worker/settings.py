@@ -8,7 +8,7 @@ from typing import Literal
 
 Role = Literal["embedding", "generation"]
 ROLES: tuple[Role, ...] = ("embedding", "generation")
-EMBEDDING_BACKENDS = ("auto", "coreml", "mlx", "cpu", "numpy", "simulated")
+EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "mlx", "cpu", "numpy", "simulated")
 GENERATION_BACKENDS = ("auto", "mlx", "simulated")
 
 DEFAULT_LEASE_S = 20

@@ -1,10 +1,13 @@
-"""What a device for embeddings is, and the four there are, by name."""
+"""What a device for embeddings is, and the ones there are, by name."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 from impetus_backends.embedding.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.coreml.backend import CoreMLEmbeddingBackend
+from impetus_backends.embedding.coreml.emulated import EmulatedDevice
+from impetus_backends.embedding.coreml.macos import CoreMLDevice
 from impetus_backends.embedding.cpu import CPUEmbeddingBackend
 from impetus_backends.embedding.mlx import MLXEmbeddingBackend
 from impetus_backends.embedding.reference import NumpyEmbeddingBackend
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-NAMES = ("coreml", "mlx", "cpu", "numpy")
+NAMES = ("coreml", "coreml-emulated", "mlx", "cpu", "numpy")
 
 
 class EmbeddingBackend(Protocol):
@@ -44,11 +47,13 @@ def make_backend(name: str, model: EmbeddingConfig | Path, *, threads: int | Non
 
     `threads` is for `cpu` alone. Raises `BackendUnavailableError` for an unknown name, `ModelError` for bad files.
     """
-    if name == "coreml":
-        raise BackendUnavailableError("Core ML conversion is not built yet")
     if name not in NAMES:
         raise BackendUnavailableError(f"there is no embedding backend {name!r}; there are {', '.join(NAMES)}")
     config = model if isinstance(model, EmbeddingConfig) else read_config(model)
+    if name == "coreml":
+        return CoreMLEmbeddingBackend(config, CoreMLDevice)
+    if name == "coreml-emulated":
+        return CoreMLEmbeddingBackend(config, EmulatedDevice, name=name)
     if name == "mlx":
         return MLXEmbeddingBackend(config)
     if name == "cpu":

@@ -103,12 +103,12 @@ def open_engine(
     """
     config = read_config(files.folder)
     backend.load()
-    note = None
+    notes = [getattr(backend, "note", None)]  # most have nothing to add to their device's name
     if check:
         report = golden.check(backend, config, files.folder)
         reasons = (*reasons, f"{backend.name}: golden check passed, least cosine {report.least_cosine:.7f}")
     else:
-        note = "not compared with the reference before serving"
+        notes.append("not compared with the reference before serving")
     info = EngineInfo(
         kind="embedding",
         backend=backend.name,
@@ -120,7 +120,7 @@ def open_engine(
         precision=backend.precision,
         dimensions=config.encoder.hidden_size,
         max_tokens=config.text.max_tokens,
-        note=note,
+        note="; ".join(note for note in notes if note) or None,
         reasons=reasons,
     )
     return EmbeddingEngine(backend, info)

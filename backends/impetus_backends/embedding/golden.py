@@ -31,7 +31,9 @@ GOLDEN_TEXTS = (
     "A batch holds texts of many lengths, and padding must change none of them. " * 4,
     "Longer than any model reads. " * 200,
 )
-_LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999}
+# What is stored smaller is held to a wider bar: its accuracy was measured when it was converted, and here a device is
+# caught that computes something else.
+_LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "palette6": 0.95, "w8a8": 0.95}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ def check(
     backend: EmbeddingBackend, config: EmbeddingConfig, folder: Path, texts: Sequence[str] = GOLDEN_TEXTS
 ) -> GoldenReport:
     """Compares a loaded backend with the reference; raises `BackendUnavailableError` with the figures if it is worse
-    than a cosine of 0.9999 (fp32) or 0.999 (fp16), or returns anything but finite vectors of the right shape and norm.
+    than a cosine of 0.9999 (fp32), 0.999 (fp16) or less (weights stored smaller), or returns anything but finite
+    vectors of the right shape and norm.
     """
     rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
     reference = NumpyEmbeddingBackend(config)

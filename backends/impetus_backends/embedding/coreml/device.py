@@ -1,0 +1,53 @@
+"""What the backend asks of whatever runs a package: the Mac's Core ML, or numpy in its stead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    Predictor = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+    """ids, positions and mask of one bucket to its vectors, float32 (batch, dimensions)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where Core ML means to run one function: shares of its estimated cost, 0 to 1."""
+
+    neural_engine: float
+    gpu: float
+    cpu: float
+
+
+class Device(Protocol):
+    """Runs packages. Any method may raise anything: the backend makes sense of it."""
+
+    @property
+    def label(self) -> str:
+        """What results carry as their device."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Of the system that compiles; what it compiled is not used by another."""
+        ...
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of results must know."""
+        ...
+
+    def compile(self, package: Path, folder: Path) -> Path:
+        """The package made ready to load, somewhere in `folder`. Done once."""
+        ...
+
+    def load(self, compiled: Path, function: str) -> Predictor: ...
+
+    def placement(self, package: Path, compiled: Path, function: str) -> Placement | None:
+        """None where there is no compute plan to ask; such a device is taken at its word."""
+        ...

@@ -1,0 +1,88 @@
+"""The model as one multifunction `.mlpackage`: a function for every bucket, and every weight once.
+
+Runs wherever coremltools does. The package needs macOS 15, the first that knows multifunction packages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.embedding.coreml.library import coremltools, quietly
+from impetus_backends.embedding.coreml.ops import MilOps, Parameters
+from impetus_backends.embedding.encoder import Inputs, embed
+from impetus_backends.embedding.weights import Weights
+from impetus_backends.errors import BackendUnavailableError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.embedding.coreml.buckets import Bucket
+
+OUTPUT = "vectors"
+# Everything is written as it shall be, in float16 and with its weights named: coremltools' ninety passes find nothing
+# to improve, and check the whole program after each.
+_PASSES = ("common::dead_code_elimination",)
+
+
+def build(
+    config: EmbeddingConfig,
+    buckets: Sequence[Bucket],
+    path: Path,
+    *,
+    mode: str = "none",
+    multifunction: bool = True,
+    progress: Callable[[str, float], None] = lambda step, share: None,
+) -> None:
+    """Writes the package to `path`, which must not exist. `progress` is told each step and the share then done.
+
+    Not `multifunction`, it holds one bucket, whose function is `main`: what coremltools' own compression works on.
+
+    Raises `BackendUnavailableError` where coremltools is missing or refuses the program, `ModelError` for bad files.
+    """
+    ct = coremltools()
+    from coremltools.converters.mil.mil import Program
+
+    parameters = Parameters(Weights(config.transformer), mode)
+    program = Program()
+    program.export_as_multifunction = multifunction
+    program.default_function_name = buckets[0].function if multifunction else "main"
+    try:
+        for done, bucket in enumerate(buckets):
+            progress(f"function {bucket.function}", 0.7 * done / len(buckets))
+            program.add_function(
+                bucket.function if multifunction else "main", _function(ct, config, parameters, bucket)
+            )
+        progress("writing the package", 0.7)
+        with quietly():
+            ct.convert(
+                program,
+                convert_to="mlprogram",
+                # Float16 is written out already: this leaves every type as it is.
+                compute_precision=ct.precision.FLOAT32,
+                minimum_deployment_target=ct.target.macOS15,
+                pass_pipeline=ct.PassPipeline(pass_names=list(_PASSES)),
+                skip_model_load=True,
+                package_dir=str(path),
+            )
+    except ModelError:
+        raise
+    except Exception as error:
+        raise BackendUnavailableError(f"coremltools could not convert the model: {error}") from error
+    progress("converted", 1.0)
+
+
+def _function(ct: Any, config: EmbeddingConfig, parameters: Parameters, bucket: Bucket) -> Any:
+    from coremltools.converters.mil.mil import Builder, Function, types
+
+    # Its operations are attached when it is imported, which no type checker sees.
+    mb: Any = Builder
+    shape = (bucket.batch, bucket.length)
+    kinds = {"ids": types.int32, "positions": types.int32, "mask": types.fp32}
+    inputs = {name: mb.placeholder(shape=shape, dtype=kind, name=name) for name, kind in kinds.items()}
+    with Function(inputs, opset_version=ct.target.macOS15) as function:
+        variables = Inputs(*(function.inputs[name] for name in kinds))
+        vectors = embed(MilOps(parameters, mb, types), config, variables)
+        function.set_outputs([mb.identity(x=vectors, name=OUTPUT)])
+    return function

@@ -1,0 +1,70 @@
+"""One package of MiniLM for all tests: coremltools takes seconds to import and to write it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from impetus_backends.embedding.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.coreml import package
+from impetus_backends.embedding.coreml.buckets import Bucket, choose
+from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe
+from impetus_backends.embedding.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.weights import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from impetus_backends.embedding.config import EmbeddingConfig
+
+DEFAULT_BUCKETS = choose(256)
+"""Of a model that reads 256 tokens, as MiniLM does."""
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("packages")
+
+
+@pytest.fixture(scope="session")
+def minilm_cache(packages: Path, minilm_config: EmbeddingConfig) -> Path:
+    """A cache folder that holds MiniLM as backends convert it by default."""
+    folder = packages / "minilm"
+    recipe = Recipe(fingerprint(minilm_config), "none", DEFAULT_BUCKETS)
+    PackageCache(folder).add(recipe, lambda made: package.build(minilm_config, DEFAULT_BUCKETS, made / PACKAGE))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_package(minilm_cache: Path) -> Path:
+    (path,) = minilm_cache.glob(f"coreml/*/{PACKAGE}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm_saved(minilm_package: Path) -> SavedPackage:
+    return SavedPackage(minilm_package)
+
+
+@pytest.fixture(scope="session")
+def minilm_reference(minilm_config: EmbeddingConfig) -> EmbeddingBackend:
+    """ONNX Runtime, which other tests hold to sentence-transformers: numpy would take minutes."""
+    backend = make_backend("cpu", minilm_config, threads=2)
+    backend.load()
+    return backend
+
+
+def evaluate(saved: SavedPackage, config: EmbeddingConfig, bucket: Bucket, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """The vectors of up to a bucket full of rows, by the function of that bucket."""
+    batch = pad(config.encoder, rows, batch=bucket.batch, length=bucket.length)
+    inputs = {"ids": batch.ids, "positions": batch.positions, "mask": batch.mask}
+    return saved.function(bucket.function)(inputs)[: len(rows)]
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

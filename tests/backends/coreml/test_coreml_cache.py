@@ -1,0 +1,118 @@
+"""A package is in the cache whole or not at all, under a name that changes with all that decides it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from impetus_backends.embedding.coreml import quantize
+from impetus_backends.embedding.coreml.buckets import Bucket
+from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe
+from impetus_backends.embedding.coreml.library import coremltools
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECIPE = Recipe("0123456789abcdef", "none", (Bucket(1, 32), Bucket(8, 64)))
+
+
+def write(folder: Path) -> None:
+    (folder / PACKAGE).mkdir()
+    (folder / PACKAGE / "weights").write_bytes(b"weights")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "coreml").iterdir())
+
+
+def test_what_was_added_is_found_again_and_nothing_else_is(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path)
+    assert cache.find(RECIPE) is None
+    entry = cache.add(RECIPE, write)
+    assert (entry / PACKAGE / "weights").read_bytes() == b"weights"
+    assert cache.find(RECIPE) == entry
+    assert cache.find(replace(RECIPE, mode="int8")) is None
+    cache.remove(RECIPE)
+    assert cache.find(RECIPE) is None
+    assert names(tmp_path) == []
+
+
+def test_the_name_changes_with_all_that_decides_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipes = [
+        RECIPE,
+        replace(RECIPE, fingerprint="f" * 16),
+        replace(RECIPE, mode="int8"),
+        replace(RECIPE, buckets=(Bucket(1, 32), Bucket(8, 96))),
+        replace(RECIPE, calibration="texts"),
+    ]
+    found = {recipe.name for recipe in recipes}
+    monkeypatch.setattr(coremltools(), "__version__", "99.0")
+    found.add(RECIPE.name)
+    changed = tmp_path / "quantize.py"
+    changed.write_text("COLOURS = 32")
+    monkeypatch.setattr(quantize, "__file__", str(changed))
+    found.add(RECIPE.name)
+    assert len(found) == len(recipes) + 2
+
+
+def test_a_conversion_that_fails_leaves_nothing_and_may_be_tried_again(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path)
+
+    def fail(folder: Path) -> None:
+        write(folder)
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        cache.add(RECIPE, fail)
+    assert cache.find(RECIPE) is None
+    assert names(tmp_path) == []
+    assert cache.add(RECIPE, write) == cache.find(RECIPE)
+
+
+def test_what_a_killed_process_left_is_never_used_and_goes_after_a_day(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path)
+    seen: list[Path] = []
+
+    def watch(folder: Path) -> None:
+        write(folder)
+        # As it is at every moment before the end.
+        assert cache.find(RECIPE) is None
+        seen.append(folder)
+
+    cache.add(RECIPE, watch)
+    fresh, old = seen[0].with_name(".unfinished-fresh"), seen[0].with_name(".unfinished-old")
+    for folder in (fresh, old):
+        folder.mkdir()
+        write(folder)
+    os.utime(old, (0, 0))
+    cache.add(replace(RECIPE, mode="int8"), write)
+    assert fresh.is_dir()
+    assert not old.exists()
+
+
+def test_of_two_that_convert_at_once_the_first_wins_and_both_use_it(tmp_path: Path) -> None:
+    ours, theirs = PackageCache(tmp_path), PackageCache(tmp_path)
+    found: list[Path] = []
+
+    def overtaken(folder: Path) -> None:
+        write(folder)
+        (folder / "slow").touch()
+        found.append(theirs.add(RECIPE, write))
+
+    entry = ours.add(RECIPE, overtaken)
+    assert found == [entry]
+    assert not (entry / "slow").exists()
+    assert names(tmp_path) == [entry.name]
+
+
+def test_the_preferred_package_of_a_model_is_remembered(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path)
+    assert cache.preferred(RECIPE.fingerprint) is None
+    cache.prefer(RECIPE)
+    cache.prefer(replace(RECIPE, mode="int8"))
+    assert PackageCache(tmp_path).preferred(RECIPE.fingerprint) == replace(RECIPE, mode="int8")
+    (tmp_path / "coreml" / f"{RECIPE.fingerprint}.json").write_text('{"mode": "int8"}')
+    assert cache.preferred(RECIPE.fingerprint) is None

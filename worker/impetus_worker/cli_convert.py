@@ -1,0 +1,219 @@
+"""`impetus-worker convert`: a model as a Core ML package, smaller if wanted, and measured before it is kept."""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from impetus_backends.embedding.coreml.buckets import Bucket
+    from impetus_backends.embedding.coreml.convert import Report
+
+_MODES = ("none", "int8", "palette6", "w8a8")
+_CALIBRATION_TEXTS = 64
+
+
+@click.command()
+@click.argument("model")
+@click.option("--quantize", default="none", show_default=True, type=click.Choice(_MODES),
+              help="int8 weights; palettes of 64 values (6 bits); or int8 weights and activations (M4 and later, and "
+              "only on a Mac).")  # fmt: skip
+@click.option("--buckets", metavar="COUNT|LIST", help="How many shapes to choose for texts like docstrings, or the "
+              "shapes themselves, as texts x tokens: 1x32,8x96,1x256.  [default: 6]")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR",
+              help="Also put a copy of the package and its report there, into a new folder.")  # fmt: skip
+@click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help='What to calibrate w8a8 on: lines, or .jsonl with a "text".  [default: docstrings]')  # fmt: skip
+@click.option("--documents", default=200, show_default=True, type=click.IntRange(11),
+              help="How many docstrings of Python's standard library to measure with.")  # fmt: skip
+@click.option("--limit", "limit_percent", default=1.0, show_default=True, type=click.FloatRange(0, 100),
+              help="The most a package may lose, in per cent.")  # fmt: skip
+@click.option("--accept-loss", is_flag=True, help="Keep the package whatever it loses.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def convert(
+    model: str,
+    quantize: str,
+    buckets: str | None,
+    output: Path | None,
+    calibration: Path | None,
+    documents: int,
+    limit_percent: float,
+    accept_loss: bool,
+    as_json: bool,
+) -> None:
+    """Make a Core ML package of MODEL (a folder or a Hugging Face id), and measure what it loses.
+
+    Workers do this by themselves for plain float16. Convert by hand to have it done beforehand, to choose other
+    shapes, or to have the weights smaller; from then on workers here serve the model with that package.
+
+    The report compares the float16 package (A) and the one asked for (B) with the float32 reference. The loss is the
+    larger of two: 1 minus the mean cosine, and what a search over the documents would give away, in similarity to the
+    query, by taking B's ten nearest for the true ten. Beyond the limit nothing is kept, and the exit status is 1.
+
+    \b
+    impetus-worker convert all-MiniLM-L6-v2
+    impetus-worker convert all-MiniLM-L6-v2 --quantize int8 --output ./packages
+    impetus-worker convert ./my-model --buckets 1x64,16x64,1x512
+    """
+    from impetus_backends import models
+    from impetus_backends.embedding.backends import make_backend
+    from impetus_backends.embedding.config import read_config
+    from impetus_backends.embedding.coreml.cache import PackageCache
+    from impetus_backends.embedding.coreml.convert import AccuracyError, Order, export
+    from impetus_backends.embedding.coreml.convert import convert as run
+    from impetus_backends.embedding.coreml.emulated import EmulatedDevice
+    from impetus_backends.embedding.coreml.macos import CoreMLDevice
+    from impetus_backends.embedding.tokens import TextEncoder
+    from impetus_backends.errors import BackendError, BackendUnavailableError
+
+    on_mac = platform.system() == "Darwin"
+    if quantize == "w8a8" and not on_mac:
+        raise click.ClickException("w8a8 needs a Mac: its activations are calibrated by running the model on it")
+    tell = _Progress()
+    try:
+        files = models.resolve(model)
+        config, encoder = read_config(files.folder), TextEncoder.load(files.folder)
+        shapes = _buckets(buckets, config.text.max_tokens)
+        target = output / f"{files.name.rpartition('/')[2]}-{quantize}" if output else None
+        if target is not None and target.exists():
+            raise click.ClickException(f"{target} exists already")
+        tell("reading docstrings", 0)
+        texts = _docstrings(documents + _CALIBRATION_TEXTS)
+        measured, others = texts[:documents], texts[documents:]
+        calibrate_on = _texts(calibration) if calibration else others
+        order = Order(
+            model=files.name,
+            config=config,
+            mode=quantize,
+            buckets=shapes,
+            rows=[text.ids for text in encoder.encode(measured)],
+            calibration=[text.ids for text in encoder.encode(calibrate_on)] if quantize == "w8a8" else (),
+            limit=limit_percent / 100,
+            accept_loss=accept_loss,
+        )
+        device = CoreMLDevice() if on_mac else EmulatedDevice()
+        try:
+            reference = make_backend("cpu", config)
+            reference.load()
+        except BackendUnavailableError:
+            reference = make_backend("numpy", config)
+            reference.load()
+        entry, report = run(order, device, reference, PackageCache(), tell)
+        if target is not None:
+            export(entry, target)
+            entry = target
+    except AccuracyError as error:
+        tell.done()
+        click.echo(error.report.to_json() if as_json else _in_words(error.report))
+        raise click.ClickException(str(error)) from None
+    except BackendError as error:
+        tell.done()
+        raise click.ClickException(str(error)) from None
+    tell.done()
+    if as_json:
+        click.echo(json.dumps({**json.loads(report.to_json()), "folder": str(entry)}, indent=2))
+    else:
+        click.echo(_in_words(report))
+        if not report.passed:
+            click.echo(f"kept although it loses more than {report.limit:.2%}")
+        click.echo(f"package     {entry}")
+
+
+def _buckets(wanted: str | None, longest: int) -> tuple[Bucket, ...]:
+    from impetus_backends.embedding.coreml.buckets import DEFAULT_COUNT, Bucket, choose
+
+    if wanted is None or wanted.strip().isdecimal():
+        count = int(wanted or DEFAULT_COUNT)
+        if count < 1:
+            raise click.BadParameter("at least one bucket is needed", param_hint="--buckets")
+        return choose(longest, count=count)
+    try:
+        pairs = [tuple(map(int, part.lower().split("x"))) for part in wanted.split(",")]
+        found = tuple(dict.fromkeys(Bucket(batch, length) for batch, length in pairs))
+    except ValueError:
+        raise click.BadParameter("write 1x32,8x96,1x256: texts x tokens", param_hint="--buckets") from None
+    if any(bucket.batch < 1 or not 1 <= bucket.length <= longest for bucket in found):
+        raise click.BadParameter(f"lengths are from 1 to {longest}, as this model reads", param_hint="--buckets")
+    if max(bucket.length for bucket in found) < longest:
+        raise click.BadParameter(
+            f"one must take the longest text that the model reads: add 1x{longest}", param_hint="--buckets"
+        )
+    return found
+
+
+def _docstrings(count: int) -> list[str]:
+    from impetus_backends.embedding.docstrings import docstrings
+
+    texts = [docstring.text for docstring in docstrings()]
+    if len(texts) < count:
+        raise click.ClickException(
+            f"this Python has the sources of only {len(texts)} docstrings, and {count} are needed: see --documents"
+        )
+    return random.Random(1).sample(texts, count)
+
+
+def _texts(file: Path) -> list[str]:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if file.suffix == ".jsonl":
+        try:
+            lines = [str(json.loads(line)["text"]) for line in lines]
+        except (ValueError, KeyError, TypeError):
+            raise click.ClickException(f'{file}: every line must be a JSON object with a "text"') from None
+    if not lines:
+        raise click.ClickException(f"{file} holds no texts")
+    return lines
+
+
+def _in_words(report: Report) -> str:
+    shapes = ", ".join(map(str, report.buckets))
+    rows = [
+        ("", "A", "B"),
+        ("form", report.a.mode.replace("none", "float16"), report.b.mode.replace("none", "float16")),
+    ]
+    figures: list[tuple[str, Callable[[Any], str]]] = [
+        ("size", lambda side: f"{side.size_bytes / 1e6:.1f} MB"),
+        ("least cosine", lambda side: f"{side.agreement.least_cosine:.6f}"),
+        ("mean cosine", lambda side: f"{side.agreement.mean_cosine:.6f}"),
+        ("top-10 kept", lambda side: f"{side.agreement.top10:.1%}"),
+        ("given away", lambda side: f"{side.agreement.given_away:.3%}"),
+        ("loss", lambda side: f"{side.agreement.loss:.3%}"),
+    ]
+    rows += [(name, tell(report.a), tell(report.b)) for name, tell in figures]
+    lines = [
+        f"model       {report.model}",
+        f"buckets     {shapes} (texts x tokens)",
+        f"padding     {report.padding.in_bulk:.0%} more tokens in bulk, {report.padding.alone:.0%} one text at a time",
+        f"measured    on {report.a.agreement.texts} docstrings against the float32 reference, "
+        + ("emulated in numpy with float16 rounding" if report.device == "emulated" else f"on {report.device}"),
+        "",
+        *(f"{name:<12}{a:>12}{b:>12}".rstrip() for name, a, b in rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+class _Progress:
+    """One line on standard error that is written over, or a line a step where nobody watches."""
+
+    def __init__(self) -> None:
+        self._step = ""
+        self._live = sys.stderr.isatty()
+
+    def __call__(self, step: str, share: float) -> None:
+        if self._live:
+            click.echo(f"\r\033[K{share:4.0%}  {step}", nl=False, err=True)
+        elif step != self._step:
+            click.echo(step, err=True)
+        self._step = step
+
+    def done(self) -> None:
+        if self._live:
+            click.echo("\r\033[K", nl=False, err=True)
