@@ -17,6 +17,7 @@ from .cli_convert import convert
 from .cli_doctor import doctor
 from .cli_options import check_installed, with_engine_options
 from .cli_service import service
+from .cli_verify import verify
 from .settings import RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
 from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 
@@ -31,10 +32,11 @@ def main() -> None:
     impetus-worker run        do it
     impetus-worker service    do it whenever you are logged in
     impetus-worker convert    make a Core ML package beforehand, and measure it
+    impetus-worker verify     check on a Mac what was built without one
     """
 
 
-for _command in (doctor, service, convert):
+for _command in (doctor, service, convert, verify):
     main.add_command(_command)
 
 

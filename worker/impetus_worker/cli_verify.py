@@ -1,0 +1,88 @@
+"""`impetus-worker verify`: what only this machine can tell, checked and told line by line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from impetus_producer.errors import ImpetusError
+
+from .cli_options import check_installed
+
+_MARKS = {"pass": "ok  ", "fail": "FAIL", "not applicable": "n/a "}
+
+
+@click.command()
+@click.option("--embedding-model", "model", envvar="IMPETUS_EMBEDDING_MODEL", metavar="FOLDER|ID", show_envvar=True,
+              help="A folder or a Hugging Face id.  [default: sentence-transformers/all-MiniLM-L6-v2]")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="For programs, and for sending to us.")
+def verify(model: str | None, as_json: bool) -> None:
+    """Check on this machine what was built without it: conversion, placement, accuracy, speed.
+
+    On a Mac it converts and compiles the embedding model, asks Core ML where it would run, compares its vectors with
+    the reference and its speed with the targets, the GPU and the CPU, and remembers which was faster: workers go by
+    it. It takes some minutes the first time. Elsewhere the package is run by numpy, and what needs a Mac is told to be
+    not applicable. The exit status is 1 if any line fails.
+
+    \b
+    impetus-worker verify
+    impetus-worker verify --json > my-mac-verified.json
+    """
+    try:
+        check_installed("impetus-worker verify")
+    except ImpetusError as error:
+        raise click.ClickException(str(error)) from None
+    from impetus_backends import models
+    from impetus_backends.errors import BackendError
+    from impetus_backends.hardware import detect
+    from impetus_backends.verify import Check, Verdict, Verifier
+
+    machine = detect()
+    checks: list[Check] = []
+    try:
+        for check in Verifier(machine, model or models.DEFAULT_EMBEDDING_MODEL).checks():
+            checks.append(check)
+            # As they come, for the whole takes minutes; on standard error where the report goes to a program.
+            click.echo(_in_words(check), err=as_json)
+    except BackendError as error:
+        raise click.ClickException(str(error)) from None
+    checks.append(remembered := _remember(model, mac=machine.system == "Darwin"))
+    click.echo(_in_words(remembered), err=as_json)
+    if as_json:
+        click.echo(json.dumps(_report(machine, checks), indent=2))
+    sys.exit(any(check.verdict is Verdict.FAIL for check in checks))
+
+
+def _remember(model: str | None, *, mac: bool) -> Any:
+    """The measurement by which workers here choose from now on."""
+    from impetus_backends.dispatcher import measure_embedding
+    from impetus_backends.errors import BackendError
+    from impetus_backends.verify import Check, Verdict
+
+    name = "measurement for workers"
+    if not mac:
+        return Check(name, Verdict.NOT_APPLICABLE, "nothing is to be chosen here: embeddings run on the CPU")
+    try:
+        return Check(name, Verdict.PASS, str(measure_embedding(model)))
+    except (BackendError, OSError) as error:
+        return Check(name, Verdict.FAIL, str(error))
+
+
+def _report(machine: Any, checks: list[Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+    from importlib import metadata
+
+    versions = {}
+    for package in ("impetus-batch", "coremltools", "mlx", "mlx-lm", "onnxruntime", "numpy"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"machine": asdict(machine), "versions": versions, "checks": [asdict(check) for check in checks]}
+
+
+def _in_words(check: Any) -> str:
+    return f"{_MARKS[check.verdict]}  {check.name:<28} {check.detail}"
