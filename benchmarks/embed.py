@@ -67,6 +67,7 @@ class Bare:
         self._backend.load()
         self._max_tokens = DEFAULT_BATCH_TOKENS[backend]
         self.real_tokens = self.padded_tokens = 0
+        self.note: str | None = getattr(self._backend, "note", None)
 
     def __call__(self, texts: Sequence[str]) -> tuple[float, np.ndarray]:
         started = time.perf_counter()
@@ -198,6 +199,8 @@ def tell(report: Report, sides: dict[str, Side], bare: Bare) -> None:
         notes.append(
             f"impetus against the better peer: {median(sides['impetus'].per_s) / max(others):.2f} (asked: 1.5)"
         )
+    if bare.note:
+        notes.append(bare.note)
     notes.append("asked of impetus: 0.95 of bare, and cosine 0.99999 with it")
     report.add("rounds", {name: side.per_s for name, side in sides.items()})
     report.table("docs_per_s", "Documents embedded a second", rows, notes)

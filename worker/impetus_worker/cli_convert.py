@@ -31,7 +31,7 @@ _CALIBRATION_TEXTS = 64
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR",
               help="Also put a copy of the package and its report there, into a new folder.")  # fmt: skip
 @click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help='What to calibrate w8a8 on: lines, or .jsonl with a "text".  [default: docstrings]')  # fmt: skip
+              help='Texts to calibrate w8a8 on, one a line, or .jsonl with "text".  [default: docstrings]')  # fmt: skip
 @click.option("--documents", default=200, show_default=True, type=click.IntRange(11),
               help="How many docstrings of Python's standard library to measure with.")  # fmt: skip
 @click.option("--limit", "limit_percent", default=1.0, show_default=True, type=click.FloatRange(0, 100),

@@ -41,7 +41,7 @@ def compare(vectors: np.ndarray, expected: np.ndarray) -> Agreement:
         least_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
         top10=float(np.mean(common)) / NEIGHBOURS,
-        given_away=float(1 - kept / possible),
+        given_away=float(np.clip(1 - kept / possible, 0, 1)),
     )
 
 
