@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from impetus_backends.embedding.backends import EmbeddingBackend
+    from impetus_backends.embedding.config import EmbeddingConfig
     from impetus_backends.embedding.coreml.buckets import Bucket
     from impetus_backends.embedding.coreml.device import Device
     from impetus_backends.hardware import Hardware
@@ -97,7 +98,7 @@ class Verifier:
             yield self._accuracy(bucket, backend, reference, vocabulary)
         for bucket in backend.timings:
             yield self._latency(bucket, backend, vocabulary)
-        yield self._comparison(backend, {each: make_backend(each, config) for each in self.others}, vocabulary)
+        yield self._comparison(backend, config)
         yield self._matmul()
         yield Check(
             "prefill with the M5 loader",
@@ -149,22 +150,21 @@ class Verifier:
         detail = f"{median:.2f} ms, {min(took):.2f} to {max(took):.2f} (target: {target_ms:g} ms)"
         return Check(name, _verdict(median <= target_ms), detail)
 
-    def _comparison(
-        self, backend: CoreMLEmbeddingBackend, others: dict[str, EmbeddingBackend], vocabulary: int
-    ) -> Check:
+    def _comparison(self, backend: CoreMLEmbeddingBackend, config: EmbeddingConfig) -> Check:
         name = "Neural Engine against GPU and CPU"
         if not self.on_mac:
             return Check(name, Verdict.NOT_APPLICABLE, "there is neither a Neural Engine nor an Apple GPU here")
         loaded: list[EmbeddingBackend] = [backend]
         missing = []
-        for other, rival in others.items():
+        for other in self.others:
             try:
+                rival = make_backend(other, config)
                 rival.load()
             except BackendError as error:
                 missing.append(f"{other} left out: {error}")
             else:
                 loaded.append(rival)
-        rows = standard_batch(vocabulary, max(bucket.length for bucket in backend.timings))
+        rows = standard_batch(config.encoder.vocab_size, config.text.max_tokens)
         seconds = dict(measure(loaded, rows, clock=self.clock))
         figures = [f"{each} {took * 1e3:.1f} ms" for each, took in seconds.items()]
         fastest = min(seconds, key=lambda each: seconds[each])
