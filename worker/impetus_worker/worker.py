@@ -20,21 +20,21 @@ from rq.worker.base import BaseWorker, WorkerStatus
 from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE
 
 from . import inbox, presence, routing
-from .batching import Batcher, Failed, Outcome, Returned, Room, Stopped
+from .batching import Batcher, Failed, Returned, Room, Stopped
 from .claims import Claim, Claims
 from .doorbell import Doorbell
 from .engine_process import EngineProcess
 from .errors import EngineDiedError, JobTimeoutError, LeaseLostError, PoisonedJobError
-from .exchange import Exchange
 from .intake import Intake
 from .lease import LeaseKeeper
+from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .quarantine import DEATHS_ALONE
 from .roles import engine_config, make_batcher, worker_record
 from .routing import Routing, withdraw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from redis import Redis
     from rq import Queue
@@ -42,12 +42,10 @@ if TYPE_CHECKING:
     from rq.job import Job
     from rq.registry import StartedJobRegistry
 
-    from .claims import Call, ClaimedJob, Ended
+    from .claims import ClaimedJob
     from .intake import Wanted
-    from .lifecycle import Settlement
     from .settings import WorkerSettings
 
-_MAX_CLAIM_BYTES = 32_000_000
 _IDLE_WAIT_S = 1.0
 _TIMEOUTS_INTERVAL_S = 0.1
 _WORKER_KEY_TTL_S = 60
@@ -84,27 +82,17 @@ class QueueWorker(BaseWorker):
         self._chores = presence.Chores(connection, self._claims, queues, settings.lease_s / 4)
         self._engine = EngineProcess(engine_config(settings))
         self._batcher: Batcher | None = None
-        self._in_flight: dict[str, ClaimedJob] = {}
-        """By id: all that this worker holds a lease on."""
-        self._open: dict[str, ClaimedJob] = {}
-        """Those of them that have not ended yet."""
-        self._unsettled: list[Outcome] = []
-        """How the others ended, to be written."""
+        self._ledger = Ledger(connection, self._claims, self._lifecycle, on_claim=self._take_in)
         self._registration = presence.Registration(self, _WORKER_KEY_TTL_S)
         self._routing: Routing | None = None
         self._lease = LeaseKeeper(
             self._claims,
-            jobs=lambda: list(self._in_flight.values()),
+            jobs=lambda: list(self._ledger.held.values()),
             is_alive=self._engine_moves,
             heartbeat=self._registration.heartbeat,
             interval_s=settings.lease_s / 4,
         )
         self._intake = Intake(connection, queues)
-        self._exchange = Exchange(connection)
-        self._wanted: Wanted | None = None
-        """What the exchange under way asks for."""
-        self._settlement: Settlement | None = None
-        """What it ends."""
         self._timeouts_due_at = 0.0
         self._inbox = inbox.Inbox(lifeline)
         self._stopping: str | None = None
@@ -181,7 +169,7 @@ class QueueWorker(BaseWorker):
         while True:
             try:
                 self._obey()
-                if self._stopping == COLD or (self._stopping and self._is_idle()):
+                if self._stopping == COLD or (self._stopping and self._ledger.is_empty):
                     return
                 self._look_after()
                 self._talk_to_redis()  # before the rest, so that the server works while the worker does
@@ -221,16 +209,15 @@ class QueueWorker(BaseWorker):
     def _give_up(self) -> None:
         """Ends what is to end, and puts back the rest."""
         try:
-            if self._exchange.pending:
-                self._hear_redis()
+            if self._ledger.exchange.pending:
+                self._ledger.receive()
         except RedisError as error:
             self.log.warning("Redis: %s; what was sent last is sent again", error)
         self._recall()
-        if self._open:
-            self.log.info("putting %d unfinished jobs back", len(self._open))
-            self._end([Returned(job) for job in reversed(self._open.values())])
-        if self._unsettled:
-            self._lifecycle.settle(self._unsettled)
+        if self._ledger.open:
+            self.log.info("putting %d unfinished jobs back", len(self._ledger.open))
+            self._ledger.end([Returned(job) for job in reversed(self._ledger.open.values())])
+        self._ledger.settle()
 
     # -- the steps of the loop ---------------------------------------------------------------------------------------
 
@@ -249,72 +236,38 @@ class QueueWorker(BaseWorker):
             self._deaths_in_a_row = 0
             assert self._batcher is not None
             for event in events:
-                self._end(self._batcher.absorb(event))
+                self._ledger.end(self._batcher.absorb(event))
 
     def _restart_engine(self, *, suspect: bool) -> None:
         assert self._batcher is not None
         self._engine.kill()
         self._answer_by = None
-        self._end(self._batcher.engine_died(suspect=suspect))
+        self._ledger.end(self._batcher.engine_died(suspect=suspect))
         self._engine.start()
 
     def _talk_to_redis(self) -> None:
         """Sends how jobs ended together with a claim for more, unless the last of these awaits its answer yet."""
-        if self._exchange.pending:
-            self._exchange.check()
+        if self._ledger.exchange.pending:
+            self._ledger.exchange.check()
             return
         wanted = None if self._stopping or self._engine.info is None else self._intake.wanted(self._room(), _now())
-        if not self._unsettled and wanted is None:
-            return
-        self._settlement, self._unsettled = self._lifecycle.prepare(self._unsettled), []
-        calls: list[Call[Any]] = []
-        if self._settlement.by_run:
-            calls.append(self._claims.finishing(self._settlement.endings))
-        if wanted is not None:
-            calls.append(self._claims.claiming(wanted.queues, wanted.jobs, _MAX_CLAIM_BYTES, idle=not self._open))
-        if calls:
-            self._wanted = wanted
-            self._exchange.send(calls)
-        else:
-            self._conclude([])
+        if wanted is not None or self._ledger.has_endings:
+            self._rest(by_rq=self._ledger.send(wanted))
 
-    def _hear_redis(self) -> None:
-        """Takes in the answer to what was sent last. Waits for it, if it is not there."""
-        assert self._settlement is not None
-        answers = iter(self._exchange.receive())
-        ended = next(answers) if self._settlement.by_run else []
-        claim = next(answers) if self._wanted is not None else None
-        if isinstance(claim, Claim):
-            assert self._wanted is not None
-            self._intake.learn(self._wanted, claim, _now())
-            self._take_in(claim)
-        for answer in (ended, claim):
-            if isinstance(answer, RedisError):
-                raise answer
-        self._conclude(ended)
-
-    def _conclude(self, ended: Sequence[Ended]) -> None:
-        """What was to be written is written, or was another's to write."""
-        assert self._settlement is not None
-        by_rq = self._lifecycle.conclude(self._settlement, ended)
-        for outcome in self._settlement.outcomes:
-            self._forget(outcome.job)
-        self._settlement = None
-        if not self._in_flight and self._state == WorkerStatus.BUSY:
+    def _rest(self, *, by_rq: bool) -> None:
+        """Shows that there is nothing to do, where that is so."""
+        if not self._ledger.held and self._state == WorkerStatus.BUSY:
             self._state = WorkerStatus.IDLE
             if by_rq:  # the script says that the worker is idle again, RQ does not
                 self.set_state(WorkerStatus.IDLE)
 
     def _recall(self) -> None:
-        """It is unknown what the server has run of what was sent: how jobs ended is sent again, and fenced."""
-        self._exchange.close()
+        self._ledger.recall()
         self._intake.hang_up()
-        if self._settlement is not None:
-            self._unsettled = [*self._settlement.outcomes, *self._unsettled]
-            self._settlement = None
 
-    def _take_in(self, claim: Claim) -> None:
+    def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         assert self._batcher is not None
+        self._intake.learn(wanted, claim, _now())
         if claim.suspended:
             self._show_state(WorkerStatus.SUSPENDED)
         elif claim.jobs:
@@ -322,15 +275,15 @@ class QueueWorker(BaseWorker):
         elif self._state == WorkerStatus.SUSPENDED:
             self._show_state(WorkerStatus.IDLE)
         for job in claim.jobs:
-            if job.id in self._in_flight:
+            if job.id in self._ledger.held:
                 # Its lease ran out, it went back to the queue, and it is ours again: the earlier run is over.
                 self._drop(job.id)
-            self._in_flight[job.id] = self._open[job.id] = job
+        self._ledger.take(claim.jobs)
         if self._stopping:
-            self._end(Returned(job) for job in reversed(claim.jobs))
+            self._ledger.end(Returned(job) for job in reversed(claim.jobs))
             return
         poison = [job for job in claim.jobs if job.deaths_alone >= DEATHS_ALONE]
-        self._end(Failed(job, PoisonedJobError(_POISON)) for job in poison)
+        self._ledger.end(Failed(job, PoisonedJobError(_POISON)) for job in poison)
         self._batcher.add([job for job in claim.jobs if job not in poison])
 
     def _look_after(self) -> None:
@@ -340,13 +293,13 @@ class QueueWorker(BaseWorker):
             self._listen_to(self._routing.queues)
         self._chores.run(now)
         for job in self._lease.check():
-            if self._in_flight.get(job.id) is job:
+            if self._ledger.held.get(job.id) is job:
                 self.log.warning("job %s: its lease ran out; another worker has it", job.id)
                 self._drop(job.id)
-                self._forget(job)
+                self._ledger.forget(job)
         if now >= self._timeouts_due_at:
             self._timeouts_due_at = now + _TIMEOUTS_INTERVAL_S
-            for job in list(self._open.values()):
+            for job in list(self._ledger.open.values()):
                 self._enforce_timeout(job, now)
         if self._answer_by is not None and now > self._answer_by:
             silent_s = self._engine.silent_s()
@@ -362,13 +315,13 @@ class QueueWorker(BaseWorker):
         if timeout_s is None or started_at is None or now - started_at <= timeout_s:
             return
         self._drop(job.id)
-        self._end([Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s"))])
+        self._ledger.end([Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s"))])
 
     def _room(self) -> Room:
         """How many jobs to claim: none while a suspect runs, which has nothing beside it, or waits for that."""
         assert self._batcher is not None
         # A suspect is claimed when nothing is open, and nothing beside it: so it is the first.
-        if self._open and (self._intake.drain or next(iter(self._open.values())).suspect):
+        if self._ledger.open and (self._intake.drain or next(iter(self._ledger.open.values())).suspect):
             return Room(0, 0)
         return self._batcher.room()
 
@@ -377,7 +330,7 @@ class QueueWorker(BaseWorker):
             return
         assert self._batcher is not None
         self._admit_work(self._batcher)  # the device first: what is ready does not wait for what is not
-        self._end(self._batcher.prepare(_now()))
+        self._ledger.end(self._batcher.prepare(_now()))
         self._admit_work(self._batcher)
 
     def _admit_work(self, batcher: Batcher) -> None:
@@ -392,18 +345,18 @@ class QueueWorker(BaseWorker):
         deadlines = [now + _IDLE_WAIT_S]
         if self._engine.info is not None and (wakes_at := self._batcher.wakes_at()) is not None:
             deadlines.append(wakes_at)
-        if self._exchange.pending:
-            sources.append(self._exchange)
-        elif self._unsettled:
+        if self._ledger.exchange.pending:
+            sources.append(self._ledger.exchange)
+        elif self._ledger.has_endings:
             deadlines.append(now)
         if not self._stopping and self._engine.info is not None:
             room = self._room()
-            if not self._exchange.pending and self._intake.wanted(room, now) is not None:
+            if not self._ledger.exchange.pending and self._intake.wanted(room, now) is not None:
                 deadlines.append(now)
             sources += self._intake.bells(room, now)
         for ready in self._inbox.wait(sources, min(deadlines) - now):
-            if ready is self._exchange:
-                self._hear_redis()
+            if ready is self._ledger.exchange:
+                self._rest(by_rq=self._ledger.receive())
             elif isinstance(ready, Doorbell):
                 self._intake.hear(ready)
 
@@ -429,7 +382,7 @@ class QueueWorker(BaseWorker):
 
     def _assert_ours(self, execution: Execution) -> None:
         """Called after a job's callback, which may have outlasted any lease, and before RQ's own transaction."""
-        claimed = self._in_flight.get(execution.job_id)
+        claimed = self._ledger.held.get(execution.job_id)
         if claimed is None or claimed.execution_id != execution.id or not self._claims.seal(claimed):
             raise LeaseLostError(f"job {execution.job_id}: its lease was lost")
 
@@ -446,10 +399,10 @@ class QueueWorker(BaseWorker):
                     self._stop(COLD if self._stopping else WARM)
                 case inbox.SUPERVISOR_GONE if not self._stopping:
                     self._stop(WARM)
-                case "stop-job" | "stop-execution" if command.job_id in self._open:
+                case "stop-job" | "stop-execution" if command.job_id in self._ledger.open:
                     self.log.info("job %s: stopped by its user", command.job_id)
                     self._drop(command.job_id)
-                    self._end([Stopped(self._open[command.job_id])])
+                    self._ledger.end([Stopped(self._ledger.open[command.job_id])])
                 case routing.LOOK:
                     if self._routing is not None:
                         self._routing.look()
@@ -465,10 +418,10 @@ class QueueWorker(BaseWorker):
         if self._routing is not None:
             self._routing.leave()
         if manner == WARM and self._batcher is not None:
-            for job in reversed(list(self._open.values())):
+            for job in reversed(list(self._ledger.open.values())):
                 if self._batcher.started_at(job.id) is None:
                     self._drop(job.id)
-                    self._end([Returned(job)])
+                    self._ledger.end([Returned(job)])
 
     def _drop(self, job_id: str) -> None:
         """Forgets the job. If the engine is at it, and gives no sign of life, it is stuck."""
@@ -478,30 +431,14 @@ class QueueWorker(BaseWorker):
         for work_id in self._batcher.drop(job_id):
             self._engine.cancel(work_id)
 
-    def _end(self, outcomes: Iterable[Outcome]) -> None:
-        """These jobs are over but for the writing of it; until then their leases are kept."""
-        for outcome in outcomes:
-            self._unsettled.append(outcome)
-            if self._open.get(outcome.job.id) is outcome.job:
-                del self._open[outcome.job.id]
-
-    def _forget(self, job: ClaimedJob) -> None:
-        """This run of the job is over; another one of the same job may be in flight."""
-        for jobs in (self._in_flight, self._open):
-            if jobs.get(job.id) is job:
-                del jobs[job.id]
-
     # -- small things ------------------------------------------------------------------------------------------------
 
     def _show_state(self, state: WorkerStatus) -> None:
         if self._state != state:
             self.set_state(state)
 
-    def _is_idle(self) -> bool:
-        return not self._in_flight and not self._unsettled and not self._exchange.pending
-
     def _is_drained(self) -> bool:
-        return self._is_idle() and self._engine.info is not None and self._intake.is_dry(_now())
+        return self._ledger.is_empty and self._engine.info is not None and self._intake.is_dry(_now())
 
     def _engine_moves(self) -> bool:
         return self._engine.silent_s() < _HUNG_S

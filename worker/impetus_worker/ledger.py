@@ -1,0 +1,129 @@
+"""The jobs that are this worker's, how each ended, and the talk with Redis by which they begin and end.
+
+How jobs ended and a claim for more go to Redis together, and the loop does not wait for the answer. Knows nothing of
+batches and engines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from .claims import Claim
+from .exchange import Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from redis import Redis
+
+    from .batching import Outcome
+    from .claims import Call, ClaimedJob, Claims, Ended
+    from .intake import Wanted
+    from .lifecycle import Lifecycle, Settlement
+
+_MAX_CLAIM_BYTES = 32_000_000
+
+
+class Ledger:
+    """`on_claim`: called with what was wanted and what came of it, while an answer is received."""
+
+    def __init__(
+        self, connection: Redis, claims: Claims, lifecycle: Lifecycle, on_claim: Callable[[Wanted, Claim], None]
+    ) -> None:
+        self.exchange = Exchange(connection)
+        """To be waited for while it is `pending`."""
+        self.held: dict[str, ClaimedJob] = {}
+        """By id: all that this worker holds a lease on."""
+        self.open: dict[str, ClaimedJob] = {}
+        """Those of them that have not ended yet."""
+        self._claims = claims
+        self._lifecycle = lifecycle
+        self._on_claim = on_claim
+        self._ended: list[Outcome] = []
+        """How the others ended, not yet sent."""
+        self._settlement: Settlement | None = None
+        """How those ended that the exchange under way tells of."""
+        self._wanted: Wanted | None = None
+        """What it asks for."""
+
+    @property
+    def has_endings(self) -> bool:
+        """Whether there are endings to send."""
+        return bool(self._ended)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.held and not self._ended and not self.exchange.pending
+
+    def take(self, jobs: Iterable[ClaimedJob]) -> None:
+        """These are this worker's now."""
+        for job in jobs:
+            self.held[job.id] = self.open[job.id] = job
+
+    def end(self, outcomes: Iterable[Outcome]) -> None:
+        """These jobs are over but for the writing of it; until then their leases are kept."""
+        for outcome in outcomes:
+            self._ended.append(outcome)
+            if self.open.get(outcome.job.id) is outcome.job:
+                del self.open[outcome.job.id]
+
+    def forget(self, job: ClaimedJob) -> None:
+        """This run of the job is over; another one of the same job may be held."""
+        for jobs in (self.held, self.open):
+            if jobs.get(job.id) is job:
+                del jobs[job.id]
+
+    def send(self, wanted: Wanted | None) -> bool:
+        """Sends the endings, and asks for what is wanted; nothing else may be under way.
+
+        Says whether any job was ended by RQ's own means. Raises `RedisError`: `recall()` then.
+        """
+        self._settlement, self._ended = self._lifecycle.prepare(self._ended), []
+        calls: list[Call[Any]] = []
+        if self._settlement.by_run:
+            calls.append(self._claims.finishing(self._settlement.endings))
+        if wanted is not None:
+            calls.append(self._claims.claiming(wanted.queues, wanted.jobs, _MAX_CLAIM_BYTES, idle=not self.open))
+        if not calls:
+            return self._conclude([])
+        self._wanted = wanted
+        self.exchange.send(calls)
+        return False
+
+    def receive(self) -> bool:
+        """Takes in the answer to what was sent; waits for it if it is not there. Otherwise like `send`."""
+        assert self._settlement is not None
+        answers = iter(self.exchange.receive())
+        ended = next(answers) if self._settlement.by_run else []
+        claim = next(answers) if self._wanted is not None else None
+        if isinstance(claim, Claim):
+            # Whatever became of the endings: these jobs are this worker's.
+            assert self._wanted is not None
+            self._on_claim(self._wanted, claim)
+        for answer in (ended, claim):
+            if isinstance(answer, RedisError):
+                raise answer
+        return self._conclude(ended)
+
+    def _conclude(self, ended: Sequence[Ended]) -> bool:
+        """What was to be written is written, or was another's to write."""
+        assert self._settlement is not None
+        by_rq = self._lifecycle.conclude(self._settlement, ended)
+        for outcome in self._settlement.outcomes:
+            self.forget(outcome.job)
+        self._settlement = None
+        return by_rq
+
+    def recall(self) -> None:
+        """It is unknown what the server has run of what was sent: endings are sent again, and are fenced."""
+        self.exchange.close()
+        if self._settlement is not None:
+            self._ended = [*self._settlement.outcomes, *self._ended]
+            self._settlement = None
+
+    def settle(self) -> None:
+        """Writes all endings, and waits for it."""
+        if self._ended:
+            self._lifecycle.settle(self._ended)
