@@ -147,9 +147,9 @@ def serve(pipe: Connection) -> None:
     try:
         engine = open_engine(config)
     except BackendError as error:
-        pipe.send(LoadFailure(str(error)))
+        _say(pipe, LoadFailure(str(error)))
         return
-    pipe.send(engine.info)
+    _say(pipe, engine.info)
     heard_at = time.monotonic()
     while True:
         while not (engine.pending() and inbox.empty()):
@@ -161,8 +161,15 @@ def serve(pipe: Connection) -> None:
         events = engine.step()
         # A generation may take minutes: an empty list now and then says that the device still moves.
         if events or time.monotonic() - heard_at > _SIGN_OF_LIFE_S:
-            pipe.send(events)
+            _say(pipe, events)
             heard_at = time.monotonic()
+
+
+def _say(pipe: Connection, message: object) -> None:
+    try:
+        pipe.send(message)
+    except OSError:
+        os._exit(0)  # the worker is gone, and nobody wants what was made: as in `_listen`, whichever finds it first
 
 
 def _listen(pipe: Connection, inbox: queue.SimpleQueue[object]) -> None:
