@@ -42,17 +42,21 @@ Zürich, café, naïve, jalapeño, Ærø, Łódź, ελληνικά, русск�
 
 def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     """Writes the model into `folder`, made if need be, and returns it. About 119,000 parameters, half a megabyte."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
-    vocabulary = tokenizer.get_vocab_size()
-    ids = tokenizer.get_vocab()
-    end_ids = [ids[END_OF_TURN], ids[END_OF_TEXT]]
+    tokenizer = train_tokenizer(TEXT.splitlines(), MAX_VOCABULARY)
+    config = llama_config(tokenizer) | {"torch_dtype": "float32", "impetus_note": NOTE}
+    return write_model_folder(folder, tokenizer, _weights(tokenizer, seed), config)
 
+
+def write_model_folder(
+    folder: Path, tokenizer: Tokenizer, weights: dict[str, np.ndarray], config: dict[str, object]
+) -> Path:
+    """Writes all files of a model that mlx-lm loads and that ends its turns by itself. Returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    save_file(_weights(tokenizer, seed), folder / "model.safetensors", metadata={"format": "mlx"})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "mlx"})
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    _write_json(folder / "config.json", _config(vocabulary, end_ids))
-    _write_json(folder / "generation_config.json", {"eos_token_id": end_ids})
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", {"eos_token_id": config["eos_token_id"]})
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -66,17 +70,18 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _tokenizer() -> Tokenizer:
+def train_tokenizer(lines: list[str], max_vocabulary: int) -> Tokenizer:
+    """A byte-level BPE that reads any UTF-8 and has merges for what comes often in `lines`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=MAX_VOCABULARY,
+        vocab_size=max_vocabulary,
         special_tokens=[AddedToken(token, special=True) for token in (END_OF_TEXT, START_OF_TURN, END_OF_TURN)],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    tokenizer.train_from_iterator(lines, trainer)
     return tokenizer
 
 
@@ -116,7 +121,9 @@ def _weights(tokenizer: Tokenizer, seed: int) -> dict[str, np.ndarray]:
     return weights
 
 
-def _config(vocabulary: int, end_ids: list[int]) -> dict[str, object]:
+def llama_config(tokenizer: Tokenizer) -> dict[str, object]:
+    """The `config.json` of a Llama model of this script's sizes."""
+    vocabulary = tokenizer.get_vocab()
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -126,14 +133,12 @@ def _config(vocabulary: int, end_ids: list[int]) -> dict[str, object]:
         "num_key_value_heads": KEY_VALUE_HEADS,
         "head_dim": HIDDEN // HEADS,
         "intermediate_size": MLP,
-        "vocab_size": vocabulary,
+        "vocab_size": len(vocabulary),
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10_000.0,
         "tie_word_embeddings": False,
-        "eos_token_id": end_ids,
-        "torch_dtype": "float32",
-        "impetus_note": NOTE,
+        "eos_token_id": [vocabulary[END_OF_TURN], vocabulary[END_OF_TEXT]],
     }
 
 
