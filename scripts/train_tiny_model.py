@@ -2,9 +2,9 @@
 """Trains the tiny language model in tests/data/models/tiny-says, which knows tests/data/questions.txt by heart.
 
 Unlike the model that make_tiny_model.py makes, it says something, so tests and demonstrations can check text. It
-answers the questions of the file, asked as messages or as a prompt of the form "Q: ...\\nA:", and nothing else. Training
-takes a minute or two on two CPU cores; on one machine and one version of MLX, the same seed gives the same weights.
-Needs the `mlx` and `worker` extras. Run it as a module from the repository's root.
+answers the questions of the file, asked as messages or as a prompt of the form "Q: ...\\nA:", and nothing else.
+Training takes about a minute on a CPU. On one kind of machine with one version of MLX, the same seed gives the same
+weights. Needs the `mlx` and `worker` extras. Run it as a module from the repository's root.
 """
 
 from __future__ import annotations
