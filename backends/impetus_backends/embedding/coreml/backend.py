@@ -88,9 +88,10 @@ class CoreMLEmbeddingBackend:
         self.precision = "fp16" if recipe.mode == "none" else recipe.mode
         if self.placement:
             least = min(each.neural_engine for each in self.placement.values())
-            self.note = f"the compute plan places {least:.0%} of the cost on the Neural Engine"
             with _or_unavailable("run the package"):
-                runner.check()
+                took = runner.check()
+            calls = ", ".join(f"{bucket} {1e3 * seconds:.1f} ms" for bucket, seconds in took.items())
+            self.note = f"the compute plan places {least:.0%} of the cost on the Neural Engine; a call takes {calls}"
         self._runner = runner
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:

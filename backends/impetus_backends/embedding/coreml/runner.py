@@ -72,18 +72,23 @@ class Runner:
             )
         return made[: len(chosen)]
 
-    def check(self) -> None:
+    def check(self) -> dict[Bucket, float]:
         """Runs every bucket, full: row by row it must agree with the longest, which the golden check has compared.
 
         Core ML has been seen to make one row of a batch. And a first call is slow, so none should be left to a job.
-        Raises `BackendError` with the figures.
+        Returns the seconds of a later call, by bucket. Raises `BackendError` with the figures.
         """
         longest = max(self._functions, key=lambda bucket: (bucket.length, -bucket.batch))
         random = np.random.default_rng(1)
+        took = {}
         for bucket in self._functions:
             sizes = np.linspace(bucket.length, min(3, bucket.length), bucket.batch).astype(int)
             rows = [random.integers(0, self._config.encoder.vocab_size, size, dtype=np.int32) for size in sizes]
-            together = self._run(Call(bucket, tuple(range(len(rows)))), rows)
+            whole = Call(bucket, tuple(range(len(rows))))
+            together = self._run(whole, rows)
+            started = time.perf_counter()
+            self._run(whole, rows)
+            took[bucket] = time.perf_counter() - started
             for row in {0, len(rows) // 2, len(rows) - 1}:
                 alone = self._run(Call(longest, (row,)), rows)[0]
                 lengths = np.linalg.norm(alone) * np.linalg.norm(together[row])
@@ -94,6 +99,7 @@ class Runner:
                         f"{_LEAST_AGREEMENT} is needed"
                     )
         self.timings = {bucket: Timing() for bucket in self._functions}
+        return took
 
 
 def _inputs(bucket: Bucket) -> dict[str, np.ndarray]:
