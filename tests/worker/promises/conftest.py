@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,9 @@ def slow_side(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
         yield ours
 
 
-@pytest.fixture
-def both(our_side: Ours, stock_url: str) -> Iterator[Both]:
-    both = Both(our_side, Stock(stock_url))
+@contextmanager
+def a_test_of(ours: Ours, stock_url: str) -> Iterator[Both]:
+    both = Both(ours, Stock(stock_url))
     prefix = f"test{next(_test_numbers)}-"
     both.ours.start_test(prefix)
     both.stock.start_test(prefix)
@@ -58,10 +59,12 @@ def both(our_side: Ours, stock_url: str) -> Iterator[Both]:
 
 
 @pytest.fixture
+def both(our_side: Ours, stock_url: str) -> Iterator[Both]:
+    with a_test_of(our_side, stock_url) as both:
+        yield both
+
+
+@pytest.fixture
 def slow(slow_side: Ours, stock_url: str) -> Iterator[Both]:
-    slow = Both(slow_side, Stock(stock_url))
-    prefix = f"test{next(_test_numbers)}-"
-    slow.ours.start_test(prefix)
-    slow.stock.start_test(prefix)
-    yield slow
-    slow.stock.connection.close()
+    with a_test_of(slow_side, stock_url) as slow:
+        yield slow
