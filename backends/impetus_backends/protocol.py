@@ -40,6 +40,8 @@ class EngineInfo:
     """The longest input the model reads, in tokens."""
     note: str | None = None
     """What a reader of results must know, such as that the weights are random."""
+    max_concurrent: int = 0
+    """Of a generation engine: how many requests it decodes together."""
     reasons: tuple[str, ...] = ()
     """Why this backend serves and not another, in the order in which they were tried."""
 
@@ -68,11 +70,20 @@ class GenerationWork:
     messages: tuple[tuple[str, str], ...] | None
     """(role, content) pairs."""
     max_tokens: int
-    temperature: float
-    top_p: float
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
-    urgent: bool = False
+    logprobs: bool = False
+    schema: str | None = None
+    """The JSON schema that the answer keeps to, as JSON."""
+    model: str | None = None
+    """One of the engine's aliases; none means its default."""
+    stream: bool = False
+    """Whether its text is wanted while it is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +96,52 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """A generation has begun, or has begun anew: what `Progress` said of it before is void."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The next piece of a streamed generation's text: whole characters, that nothing later takes back."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A generation for which there is no memory as long as others run. The engine has forgotten it."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A generation waits in the engine until its model is loaded."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
+    """A generation is over. Times count from `admit`."""
+
     id: int
     text: str
     finish_reason: str
-    """`stop` or `length`."""
+    """`stop`, `length` or `cancelled`."""
     prompt_tokens: int
     completion_tokens: int
     first_token_s: float
     total_s: float
+    model: str
+    fingerprint: str
+    cached_tokens: int = 0
+    """Prompt tokens that an earlier prompt's memory spared it."""
+    logprobs: tuple[tuple[str, float], ...] | None = None
+    """For a request that asked: each token as text, and the natural logarithm of its probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +155,7 @@ class Rejected:
 
 
 Work = EmbeddingWork | GenerationWork
-Event = Embedded | Generated | Rejected
+Event = Embedded | Started | Progress | Deferred | Parked | Generated | Rejected
 
 
 class Engine(Protocol):
@@ -120,7 +168,10 @@ class Engine(Protocol):
         """Takes work in. Whatever is wrong with it comes back as a `Rejected` from a later step."""
 
     def cancel(self, work_id: int) -> None:
-        """Forgets work not yet done; an unknown id is no error."""
+        """Ends work not yet done; an unknown id is no error.
+
+        A generation then comes back from the next step, as a `Generated` that holds what it had made.
+        """
 
     def pending(self) -> int:
         """How much work is admitted and not done."""
@@ -141,9 +192,15 @@ class EngineConfig:
     kind: str
     model: str | None = None
     """A folder or a Hugging Face id; none means the default."""
+    more_models: tuple[str, ...] = ()
+    """Other models that requests may ask for by name, loaded when one does."""
     backend: str = "auto"
     max_concurrent: int = 16
     """Generations decoding together."""
+    memory_limit_bytes: int | None = None
+    """The most that models and what they work on may take; none means 75 % of the machine's memory."""
+    prefix_cache_bytes: int = 512 * 2**20
+    """How much of that may be kept of prompts, for later ones that begin alike."""
     simulated_a_s: float = 0.004
     """The simulated backend's time for a batch: a + b * padded tokens, in seconds."""
     simulated_b_s: float = 0.000_02

@@ -11,8 +11,10 @@ have them (https://platform.openai.com/docs/api-reference).
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from array import array
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -36,6 +38,14 @@ STANDBY_QUEUE = "embedding-standby"
 """Where `rq info` shows the workers that would serve embeddings, and let a Neural Engine do it. Nothing goes there."""
 WORKER_RECORD_KEY = "impetus:worker:"
 """Before a worker's name: the key of its `WorkerRecord`, which lives for some seconds unless renewed."""
+STREAM_KEY = "impetus:stream:"
+"""Before a job's id: the Redis stream of what a generation says while it runs, entries of `StreamField`s."""
+STREAM_TTL_S = 3600
+"""How long a stream stays after its last entry."""
+AWAITED_KEY = "impetus:awaited:"
+"""Before a job's id: there for as long as somebody waits for a job that asked for `cancel_if_abandoned`."""
+ABANDONED_AFTER_S = 30
+"""Whoever waits for such a job sets that key to expire after this, and sets it again well before it does."""
 #: A role's queues, the one whose caller is waiting first.
 ROLE_QUEUES = {
     "embedding": (EMBEDDING_QUEUE, EMBEDDING_BULK_QUEUE),
@@ -48,6 +58,9 @@ MAX_TEXTS_PER_JOB = 2048
 """The most texts one embedding job may carry (OpenAI's limit)."""
 MAX_PAYLOAD_BYTES = 64_000_000
 """The largest job payload a worker reads, after decompression."""
+
+MAX_SCHEMA_BYTES = 100_000
+"""The largest JSON schema that a request may ask its answer to keep to."""
 
 DEFAULT_RESULT_TTL_S = 3600
 """How long a result waits in Redis to be fetched."""
@@ -200,30 +213,74 @@ def _checked_stop(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+class JsonSchema(_Wire):
+    """A named JSON schema, as in OpenAI's structured outputs."""
+
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    name: str = ""
+    description: str = ""
+    strict: bool | None = None
+    """Taken for OpenAI's sake: an answer keeps to the schema in any case."""
+
+    @field_validator("json_schema")
+    @classmethod
+    def _small_enough(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if (size := len(json.dumps(value))) > MAX_SCHEMA_BYTES:
+            raise _invalid(f"the schema's {size:,} bytes are more than the {MAX_SCHEMA_BYTES:,} allowed")
+        return value
+
+
+class ResponseFormat(_Wire):
+    """What an answer has to be: any text, some JSON object, or JSON that keeps to a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise _invalid("'json_schema' goes with the type json_schema, and with no other")
+        return self
+
+    def schema_text(self) -> str | None:
+        """The JSON schema of the answer, as JSON; None where any text will do."""
+        if self.type == "text":
+            return None
+        return json.dumps(self.json_schema.json_schema if self.json_schema is not None else {"type": "object"})
+
+
 class GenerationRequest(_Wire):
     """A text to continue (`prompt`) or a conversation to answer (`messages`), one of the two."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
     prompt: str | None = None
     model: str | None = None
+    """One of those the worker serves; none means its default."""
     max_tokens: Annotated[int, Field(gt=0, le=1_000_000)] = 256
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """0 always takes the likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens that together make up this probability."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw from so many of the likeliest tokens; 0 from all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Draw from tokens at least so probable, as a share of the likeliest one's probability."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Divides the odds of tokens that stand in the prompt or the answer (https://arxiv.org/abs/1909.05858)."""
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_checked_stop), Field(max_length=16)] = (
         Field(default_factory=list)
     )
     """Text ends before the first of these; it never holds one."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The same seed draws the same tokens, alone or beside strangers."""
+    logprobs: bool = False
+    """Also return each token with the logarithm of its probability."""
+    response_format: ResponseFormat | None = None
     stream: bool = False
-    """Not served yet: true fails the job."""
-
-    @field_validator("stream")
-    @classmethod
-    def _no_stream(cls, value: bool) -> bool:
-        if value:
-            raise _invalid("streaming is not served yet; leave it out and wait for the result")
-        return value
+    """Also write the text to the Redis stream `STREAM_KEY` + job id while it is made."""
+    cancel_if_abandoned: bool = False
+    """Stop it once nobody has waited for it for `ABANDONED_AFTER_S`. Handles say that they wait; whoever enqueues with
+    plain RQ sets the key `AWAITED_KEY` + job id."""
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -240,6 +297,8 @@ class GenerationRequest(_Wire):
 class GenerationUsage(_Wire):
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """How many of the prompt's tokens were not read again, because an earlier prompt began with them."""
 
 
 class GenerationTimings(_Wire):
@@ -250,14 +309,51 @@ class GenerationTimings(_Wire):
     total_s: float
 
 
+class TokenLogprob(_Wire):
+    """One token of an answer, as text; a token that holds only part of a character is \ufffd."""
+
+    token: str
+    logprob: float
+    """The natural logarithm of its probability, before temperature and the cuts of top_p, top_k and min_p."""
+
+
 class GenerationResult(_Wire):
     object: Literal["generation"] = "generation"
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "cancelled"]
+    """`stop`: it ended by itself or at a stop string; `length`: `max_tokens` ended it; `cancelled`: something else did
+    (the user, the timeout, nobody waiting), and this is the text made until then."""
     model: str
     usage: GenerationUsage
     timings: GenerationTimings
     provenance: Provenance
+    logprobs: list[TokenLogprob] | None = None
+
+
+class StreamEvent(StrEnum):
+    """What an entry of a token stream is about."""
+
+    START = "start"
+    """A run begins. Not the first one: whatever earlier runs said is void."""
+    TEXT = "text"
+    END = "end"
+    """The job is over, and nothing comes after it."""
+
+
+class StreamField(StrEnum):
+    """The fields of an entry in a token stream."""
+
+    EVENT = "event"
+    """A `StreamEvent`."""
+    RUN = "run"
+    """Which run of the job this belongs to: any text, new for each run."""
+    AT = "at"
+    """With `text`: how many characters of this run's text come before it. An entry may be written twice."""
+    TEXT = "text"
+    STATUS = "status"
+    """With `end`: finished, failed or stopped."""
+    RESULT = "result"
+    """With `end`, of a job that failed or was stopped: what it had made, a `GenerationResult` as JSON."""
 
 
 class WorkerRecord(_Wire):

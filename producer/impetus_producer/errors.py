@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .contract import GenerationResult
+
 
 class ImpetusError(Exception):
     """The base of every error that Impetus raises on purpose."""
@@ -28,16 +33,29 @@ class ServerFullError(ImpetusError):
 
 
 class JobFailedError(ImpetusError):
-    """The job ended as failed; `str(error)` is the worker's sentence, `reason` its type."""
+    """The job ended as failed; `str(error)` is the worker's sentence, `reason` its type.
+
+    `partial`: what a generation had made until then, where it had made anything.
+    """
 
     def __init__(self, job_id: str, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.job_id = job_id
         self.reason = reason
+        self.partial: GenerationResult | None = None
 
 
 class JobCancelledError(ImpetusError):
-    """The job was cancelled or stopped before it had a result."""
+    """The job was cancelled or stopped before it had a result.
+
+    `partial`: what a generation had made until then, where it had made anything.
+    """
+
+    partial: GenerationResult | None = None
+
+
+class StreamRestartedError(ImpetusError):
+    """The worker died, or had to begin anew: the text streamed so far is void. `stream()` again reads the new one."""
 
 
 class JobNotFoundError(ImpetusError):
