@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import ModelError
+from .prefixes import PrefixCache
+from .running import Row, RunningBatch
+from .sampling import Draws, Sampling
 
 if TYPE_CHECKING:
     from .loader import LoadedModel
@@ -19,6 +24,8 @@ TOLERANCE = 0.1
 _TEXT = "A queue holds the work that services hand in, and a worker takes as much as its machine does well at once. "
 _LENGTHS = (3, 19, 47)
 _STEPS = 4
+_PIECE_TOKENS = 256
+"""Enough to read all three prompts together."""
 
 
 def batching_fault(loaded: LoadedModel) -> str | None:
@@ -32,13 +39,13 @@ def batching_fault(loaded: LoadedModel) -> str | None:
     tokens = list(loaded.tokenizer.encode(_TEXT * 8))
     rows = [tokens[:length] for length in _LENGTHS if length + _STEPS <= loaded.context_tokens]
     try:
-        alone = [_decode(loaded.model, [row])[0] for row in rows]
+        alone = [_decode(loaded, [row])[0] for row in rows]
     except Exception as error:  # whatever the model raises, it cannot serve
         raise ModelError(f"the model loads and cannot generate: {error}") from error
     if any(bool(mx.isnan(probabilities).any()) for row in alone for _, probabilities in row):
         raise ModelError("the model loads, and its probabilities are not numbers (NaN)")
     try:
-        together = _decode(loaded.model, rows)
+        together = _decode(loaded, rows)
     except Exception as error:  # noqa: BLE001  # alone it works, so it serves that way
         return f"requests run one at a time: this model cannot decode a batch ({error})"
     moved = max((_distance(mx, one, other) for one, other in zip(alone, together, strict=True)), default=0.0)
@@ -47,22 +54,23 @@ def batching_fault(loaded: LoadedModel) -> str | None:
     return f"requests run one at a time: in a padded batch this model's probabilities move by {moved:.2f}"
 
 
-def _decode(model: Any, rows: list[list[int]]) -> list[list[tuple[int, Any]]]:
-    """For each row its greedy continuation, as (token, probabilities over the vocabulary)."""
+def _decode(loaded: LoadedModel, prompts: list[list[int]]) -> list[list[tuple[int, Any]]]:
+    """For each prompt its greedy continuation, as (token, probabilities over the vocabulary)."""
     import mlx.core as mx
-    from mlx_lm.generate import BatchGenerator
 
-    generator = BatchGenerator(model, max_tokens=_STEPS)
+    batch = RunningBatch(
+        loaded.model, (), prefill_tokens=_PIECE_TOKENS, prefixes=PrefixCache(0), solo=len(prompts) == 1
+    )
+    steps: list[list[tuple[int, Any]]] = [[] for _ in prompts]
+    for at, prompt in enumerate(prompts):
+        batch.add(Row(at, np.asarray(prompt, dtype=np.int64), _STEPS, Draws(Sampling(temperature=0))))
     try:
-        uids = generator.insert(rows)
-        steps: dict[int, list[tuple[int, Any]]] = {uid: [] for uid in uids}
-        while responses := generator.next_generated():
-            for response in responses:
-                probabilities = mx.exp(response.logprobs.astype(mx.float32))
-                steps[response.uid].append((response.token, probabilities))
-        return [steps[uid] for uid in uids]
+        while len(batch):
+            for made in batch.step():
+                steps[made.id].append((made.token, mx.exp(made.logprobs.astype(mx.float32))))
     finally:
-        generator.close()
+        batch.close()
+    return steps
 
 
 def _distance(mx: Any, one: list[tuple[int, Any]], other: list[tuple[int, Any]]) -> float:

@@ -1,11 +1,12 @@
 """The generation engine: admits requests, decodes them together, and keeps one's failure from the others.
 
-It drives mlx-lm's `BatchGenerator`, one `next()` a step. Requests beyond `max_concurrent` wait here, not in mlx-lm,
-so that urgent ones can pass and any can be cancelled.
+Each step is one step of the running batch (see `running`). A request starts when there is a place and, in the worst
+case of its length, memory for it; if there is none as long as others run it is handed back.
 
-`next()` cannot tell whose fault an exception is, and leaves its batch half advanced. So after one the batch is thrown
-away and its requests run again from their prompts, one at a time: one that raises alone as well is rejected, the
-others finish as if nothing had been. A request's own sampler never raises into the batch at all (see `sampling`).
+A failing step cannot tell whose fault it was. Prompts that could not be read are read again, each alone; the rows that
+decode have lost nothing. When decoding fails the batch is thrown away and its requests run again from their prompts,
+one at a time: one that fails alone as well is rejected, the others finish as if nothing had been. A request's own
+logits processors never raise into the batch at all (see `sampling`).
 """
 
 from __future__ import annotations
@@ -13,32 +14,50 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
-from ..protocol import EngineInfo, Event, Generated, GenerationWork, Rejected, Work
+import numpy as np
+
+from ..errors import ModelError, RequestError
+from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
 from .batching import batching_fault
 from .loader import load
+from .memory import Budget, RowCost, measure_row_cost, weights_bytes
+from .prefixes import PrefixCache
 from .prompts import prompt_tokens
-from .sampling import OwnSampler, Samplers
+from .running import ReadingError, Row, RunningBatch
+from .sampling import Draws, OwnProcessor, Sampling, repetition_penalty
+from .structured import Grammars
 from .text import TextBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from .loader import LoadedModel
-    from .sampling import Sampler
+    from .running import Token
 
 PREFILL_TOKENS = 512
-"""Prompt tokens of one row read in one step. While they are read the others wait, so this bounds their pause."""
-PREFILL_ROWS = 8
-"""Prompts read together, at most."""
+"""Prompt tokens read in one step, padding included. While they are read the others wait, so this bounds their pause."""
+
+_PREFIX_SHARE = 4
+"""Remembered prompts get a quarter of what the weights leave, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What an engine may take."""
+
+    max_concurrent: int = 16
+    memory_bytes: int | None = None
+    """For weights, keys and values, and remembered prompts together; none: no limit."""
+    prefix_cache_bytes: int = 512 * 2**20
+    prefill_tokens: int = PREFILL_TOKENS
 
 
 def open_generation_engine(
-    folder: Path, *, model_name: str, aliases: tuple[str, ...], max_concurrent: int
+    folder: Path, *, model_name: str, aliases: tuple[str, ...], limits: EngineLimits
 ) -> GenerationEngine:
     """Loads the model in `folder`, checks that it batches correctly, and returns its engine.
 
@@ -46,7 +65,9 @@ def open_generation_engine(
     thread must be the one that drives the engine. Raises `BackendUnavailableError` and `ModelError`.
     """
     loaded = load(folder)
-    fault = batching_fault(loaded) if max_concurrent > 1 else None
+    fault = batching_fault(loaded) if limits.max_concurrent > 1 else None
+    if fault is not None:
+        limits = replace(limits, max_concurrent=1)
     info = EngineInfo(
         kind="generation",
         backend="mlx",
@@ -57,26 +78,40 @@ def open_generation_engine(
         precision=loaded.precision,
         max_tokens=loaded.context_tokens,
         note=loaded.note,
+        max_concurrent=limits.max_concurrent,
         reasons=(fault,) if fault else (),
     )
-    return GenerationEngine(loaded, info, max_concurrent=1 if fault else max_concurrent)
+    return GenerationEngine(loaded, info, limits)
 
 
 @dataclass(slots=True, eq=False)
-class _Row:
-    """One request on its way. What a run fills in is cleared when the request has to run again."""
+class _Request:
+    """One request on its way. What a run fills in is made anew when the request has to run again."""
 
     work: GenerationWork
-    tokens: list[int]
+    prompt: np.ndarray
     admitted_at: float
-    sampler: Sampler = field(init=False, repr=False)
+    row: Row | None = None
+    constraint: Any = None
+    """What keeps its answer to a JSON schema."""
     text: TextBuilder = field(init=False, repr=False)
     completion_tokens: int = 0
     first_token_at: float = 0.0
+    logprobs: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def longest_tokens(self) -> int:
+        """The most tokens it may come to, prompt and answer."""
+        return len(self.prompt) + self.work.max_tokens
+
+    def failure(self) -> Exception | None:
+        """What its own processors met."""
+        processors = self.row.processors if self.row is not None else ()
+        return next((each.error for each in processors if each.error is not None), None)
 
 
 class GenerationEngine:
-    """Implements `protocol.Engine` for `GenerationWork`. At most `max_concurrent` requests decode together.
+    """Implements `protocol.Engine` for `GenerationWork`. At most `max_concurrent` requests run together.
 
     `completion_tokens` counts every token the model was run for: the end-of-text token that ended an answer, and the
     tokens of the stop string that did, though neither is in the text. Times count from `admit`.
@@ -86,181 +121,239 @@ class GenerationEngine:
         self,
         loaded: LoadedModel,
         info: EngineInfo,
+        limits: EngineLimits | None = None,
         *,
-        max_concurrent: int,
-        samplers: Samplers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if max_concurrent < 1:
-            raise ValueError(f"max_concurrent is {max_concurrent}, and must be at least 1")
+        self._limits = limits or EngineLimits()
+        if self._limits.max_concurrent < 1:
+            raise ValueError(f"max_concurrent is {self._limits.max_concurrent}, and must be at least 1")
         self._loaded = loaded
         self._info = info
-        self._max_concurrent = max_concurrent
-        self._samplers = samplers or Samplers()
         self._clock = clock
-        self._urgent: deque[_Row] = deque()
-        self._waiting: deque[_Row] = deque()
-        self._suspects: deque[_Row] = deque()
-        """Requests that were decoding when `next()` raised: each runs alone before anything else does."""
+        for_prefixes, self._budget = _shares(loaded, self._limits)
+        self._prefixes = PrefixCache(for_prefixes)
+        self._grammars = Grammars(loaded.tokenizer)
+        self._waiting: deque[_Request] = deque()
+        self._suspects: deque[_Request] = deque()
+        """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""
         self._on_trial = False
-        self._decoding: dict[int, _Row] = {}
-        """By mlx-lm's uid."""
+        self._running: dict[int, _Request] = {}
+        """In the batch, by the id of their work."""
         self._events: list[Event] = []
-        self._generator: Any = self._new_generator()
+        self._batch: RunningBatch | None = self._new_batch()
 
     @property
     def info(self) -> EngineInfo:
         return self._info
 
     def admit(self, work: Work) -> None:
-        """Takes a request in; urgent ones start before all that are not. What is wrong with it comes from `step`."""
+        """Takes a request in. What is wrong with it comes from `step`."""
         if not isinstance(work, GenerationWork):
             self._reject(work.id, "this engine generates text and makes no embeddings")
             return
         try:
             tokens = prompt_tokens(self._loaded.tokenizer, work, self._loaded.context_tokens)
+            request = _Request(work, np.asarray(tokens, dtype=np.int64), self._clock())
+            if work.schema is not None:
+                request.constraint = self._grammars.constraint(work.schema)  # refused now, or never
+            self._check_memory(request)
         except RequestError as error:
             self._reject(work.id, str(error))
             return
-        (self._urgent if work.urgent else self._waiting).append(_Row(work, tokens, self._clock()))
+        self._waiting.append(request)
+
+    def _check_memory(self, request: _Request) -> None:
+        if not self._budget.allows([request.longest_tokens]):
+            needed, limit = self._budget.needed_bytes([request.longest_tokens]), self._budget.limit_bytes or 0
+            raise RequestError(
+                f"{request.longest_tokens:,} tokens, prompt and max_tokens together, need {needed / 2**30:.2f} GiB of "
+                f"memory for keys and values, and this worker has {limit / 2**30:.2f} GiB for them"
+            )
 
     def cancel(self, work_id: int) -> None:
-        """Forgets a request wherever it is; its place is free for the next step. An unknown id is no error."""
-        self._events = [event for event in self._events if event.id != work_id]
-        for queue in (self._urgent, self._waiting, self._suspects):
-            for row in [row for row in queue if row.work.id == work_id]:
-                queue.remove(row)
-        for uid in [uid for uid, row in self._decoding.items() if row.work.id == work_id]:
-            del self._decoding[uid]
+        """Ends a request wherever it is; its place is free for the next step. An unknown id is no error."""
+        for queue in (self._waiting, self._suspects):
+            for request in [request for request in queue if request.work.id == work_id]:
+                queue.remove(request)
+                self._end(request, "", "cancelled")
+        if (running := self._running.pop(work_id, None)) is not None:
+            assert self._batch is not None
             with self._isolated():
-                self._generator.remove([uid])
+                self._batch.remove([work_id])
+            self._end(running, running.text.finish(), "cancelled")
 
     def pending(self) -> int:
-        """Requests not done, and rejections that no `step` has handed over yet."""
-        queued = len(self._urgent) + len(self._waiting) + len(self._suspects)
-        return queued + len(self._decoding) + len(self._events)
+        """Requests not done, and events that no `step` has handed over yet."""
+        return len(self._waiting) + len(self._suspects) + len(self._running) + len(self._events)
 
     def step(self) -> list[Event]:
-        """One decoding step of all that decode (and a piece of the prompts that have not begun)."""
+        """One decoding step of all that decode (and a piece of the prompts that are not read yet)."""
+        assert self._batch is not None
         self._fill()
-        if self._decoding:
+        if self._running:
             with self._isolated():
-                self._take(self._generator.next()[1])
+                self._take(self._batch.step())
         events, self._events = self._events, []
         return events
 
     def close(self) -> None:
         """Drops all work and gives the batch's memory back. The engine cannot be used afterwards."""
-        import mlx.core as mx
-
-        for queue in (self._urgent, self._waiting, self._suspects):
-            queue.clear()
-        self._decoding.clear()
-        self._events.clear()
-        if self._generator is not None:
-            self._generator.close()
-            self._generator = None
-            mx.clear_cache()
+        for collection in (self._waiting, self._suspects, self._running, self._events):
+            collection.clear()
+        self._prefixes.clear()
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
 
     def _fill(self) -> None:
-        """Starts waiting requests while there is room: suspects one at a time and first, then the urgent ones."""
-        if self._on_trial and not self._decoding:
+        """Starts waiting requests while there is room: suspects first, and with nothing beside them."""
+        if not self._running:
             self._on_trial = False
-        while self._suspects and not self._decoding:
-            self._on_trial = True
-            self._start(self._suspects.popleft())
-        if self._on_trial:
+        if self._suspects or self._on_trial:
+            if not self._running:
+                self._on_trial = True
+                self._start(self._suspects.popleft())
             return
-        while (self._urgent or self._waiting) and len(self._decoding) < self._max_concurrent:
-            self._start((self._urgent or self._waiting).popleft())
+        while self._waiting and len(self._running) < self._limits.max_concurrent:
+            request = self._waiting.popleft()
+            if self._budget.allows([request.longest_tokens, *(each.longest_tokens for each in self._running.values())]):
+                self._start(request)
+            else:
+                self._events.append(Deferred(request.work.id))
 
-    def _start(self, row: _Row) -> None:
-        work = row.work
+    def _start(self, request: _Request, *, alone: bool = False) -> None:
+        work = request.work
+        assert self._batch is not None
         try:
-            row.sampler = self._samplers.get(work.temperature, work.top_p, work.seed)
-            row.text = TextBuilder(self._loaded.tokenizer.detokenizer, work.stop)
-            row.completion_tokens = 0
-            (uid,) = self._generator.insert([row.tokens], [work.max_tokens], samplers=[row.sampler])
-        except Exception as error:  # noqa: BLE001  # nothing else has run: whatever it is, it is this request's
+            processors: list[Any] = []
+            if work.repetition_penalty != 1:
+                processors.append(OwnProcessor(repetition_penalty(work.repetition_penalty)))
+            if work.schema is not None:
+                # Fresh for every run, because it goes along with the answer; the first was made to check the schema.
+                processors.append(request.constraint or self._grammars.constraint(work.schema))
+                request.constraint = None
+            sampling = Sampling(work.temperature, work.top_p, work.top_k, work.min_p, work.seed)
+            request.text = TextBuilder(self._loaded.tokenizer.detokenizer, work.stop)
+            request.completion_tokens = 0
+            request.logprobs.clear()
+            request.row = Row(work.id, request.prompt, work.max_tokens, Draws(sampling), tuple(processors), alone)
+        except Exception as error:  # noqa: BLE001 - nothing else has run: whatever it is, it is this request's
             self._reject(work.id, f"the request cannot be started: {error}")
-        else:
-            self._decoding[uid] = row
+            return
+        self._batch.add(request.row)
+        self._running[work.id] = request
+        self._events.append(Started(work.id))
 
-    def _take(self, responses: list[Any]) -> None:
+    def _take(self, tokens: list[Token]) -> None:
         """Reads one step's tokens, and ends the requests that are done or at fault."""
         now = self._clock()
         ended: list[int] = []
-        for uid, row in list(self._decoding.items()):
-            if isinstance(row.sampler, OwnSampler) and row.sampler.error is not None:
-                self._reject(row.work.id, f"choosing a token failed for this request: {row.sampler.error}")
-                del self._decoding[uid]
-                ended.append(uid)
-        for response in responses:
-            uid, reason = response.uid, response.finish_reason
-            if (found := self._decoding.get(uid)) is None:
+        for token in tokens:
+            if (request := self._running.get(token.id)) is None:
                 continue
             try:
-                done = self._advance(found, response.token, reason, now)
-            except Exception as error:  # noqa: BLE001  # a detokenizer's trouble with this row's tokens
-                self._reject(found.work.id, f"the model's tokens cannot be turned into text: {error}")
+                done = self._advance(request, token, now)
+            except Exception as error:  # noqa: BLE001 - a detokenizer's trouble with this row's tokens
+                self._reject(token.id, f"the model's tokens cannot be turned into text: {error}")
                 done = True
             if done:
-                del self._decoding[uid]
-                if reason is None:
-                    ended.append(uid)
+                del self._running[token.id]
+                if token.finish_reason is None:
+                    ended.append(token.id)
         if ended:
-            self._generator.remove(ended)
+            assert self._batch is not None
+            self._batch.remove(ended)
 
-    def _advance(self, row: _Row, token: int, reason: str | None, now: float) -> bool:
-        """Takes one token into a row; when that was its last, appends its result and returns True."""
-        row.completion_tokens += 1
-        if row.completion_tokens == 1:
-            row.first_token_at = now
-        if reason != "stop":  # else it is the end-of-text token, which is no text
-            row.text.add(token)
-        if reason is None and not row.text.stopped:
+    def _advance(self, request: _Request, token: Token, now: float) -> bool:
+        """Takes one token into a request; when that was its last, ends it and returns True."""
+        if (error := request.failure()) is not None:
+            self._reject(request.work.id, f"choosing a token failed for this request: {error}")
+            return True
+        request.completion_tokens += 1
+        if request.completion_tokens == 1:
+            request.first_token_at = now
+        if token.finish_reason != "stop":  # else it is the end-of-text token, which is no text
+            request.text.add(token.token)
+            if request.work.logprobs:
+                piece = self._loaded.tokenizer.decode([token.token])
+                request.logprobs.append((piece, float(token.logprobs[token.token].item())))
+        if token.finish_reason is None and not request.text.stopped:
+            if request.work.stream and (piece := request.text.take()):
+                self._events.append(Progress(request.work.id, piece))
             return False
-        text = row.text.finish()
-        self._events.append(
-            Generated(
-                id=row.work.id,
-                text=text,
-                finish_reason="stop" if reason == "stop" or row.text.stopped else "length",
-                prompt_tokens=len(row.tokens),
-                completion_tokens=row.completion_tokens,
-                first_token_s=row.first_token_at - row.admitted_at,
-                total_s=now - row.admitted_at,
-            )
-        )
+        stopped = token.finish_reason == "stop" or request.text.stopped
+        self._end(request, request.text.finish(), "stop" if stopped or request.text.stopped else "length")
         return True
 
+    def _end(self, request: _Request, text: str, reason: str) -> None:
+        now = self._clock()
+        self._events.append(
+            Generated(
+                id=request.work.id,
+                text=text,
+                finish_reason=reason,
+                prompt_tokens=len(request.prompt),
+                completion_tokens=request.completion_tokens,
+                first_token_s=request.first_token_at - request.admitted_at if request.completion_tokens else 0.0,
+                total_s=now - request.admitted_at,
+                model=self._info.model,
+                fingerprint=self._info.fingerprint,
+                cached_tokens=request.row.cached_tokens if request.row is not None else 0,
+                logprobs=tuple(request.logprobs) if request.work.logprobs else None,
+            )
+        )
+
     @contextlib.contextmanager
-    def _isolated(self) -> Iterator[None]:
-        """Runs the batch generator; on an exception replaces it, and rejects or retries what it held."""
+    def _isolated(self) -> Any:
+        """Runs the batch; what it fails on is put where it runs again, or rejected if it has failed alone."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001  # the device, the model or mlx-lm: the trial tells whose fault it is
-            rows = list(self._decoding.values())
-            self._decoding.clear()
+        except ReadingError as error:
+            for row in error.rows:
+                if (request := self._running.pop(row.id, None)) is None:
+                    continue
+                if row.alone or self._on_trial:
+                    self._reject(row.id, f"the model failed on this request, alone as well: {error}")
+                else:
+                    self._start(request, alone=True)
+        except Exception as error:  # noqa: BLE001 - the device, the model or mlx-lm: the trial tells whose fault it is
+            requests = list(self._running.values())
+            self._running.clear()
+            assert self._batch is not None
             with contextlib.suppress(Exception):
-                self._generator.close()  # it is broken already, and what it still says does not matter
-            self._generator = self._new_generator()
+                self._batch.close()  # it is broken already, and what it still says does not matter
+            self._prefixes.clear()
+            self._batch = self._new_batch()
             if self._on_trial:
-                for row in rows:
-                    self._reject(row.work.id, f"the model failed on this request, alone as well: {error}")
+                for request in requests:
+                    self._reject(request.work.id, f"the model failed on this request, alone as well: {error}")
             else:
-                self._suspects.extend(rows)
+                self._suspects.extend(requests)
 
-    def _new_generator(self) -> Any:
-        from mlx_lm.generate import BatchGenerator
-
-        return BatchGenerator(
+    def _new_batch(self) -> RunningBatch:
+        return RunningBatch(
             self._loaded.model,
-            stop_tokens=[[token] for token in sorted(self._loaded.tokenizer.eos_token_ids)],
-            completion_batch_size=self._max_concurrent,
-            prefill_batch_size=min(PREFILL_ROWS, self._max_concurrent),
-            prefill_step_size=PREFILL_TOKENS,
+            self._loaded.tokenizer.eos_token_ids,
+            prefill_tokens=self._limits.prefill_tokens,
+            prefixes=self._prefixes,
+            solo=self._limits.max_concurrent == 1,
         )
 
     def _reject(self, work_id: int, message: str) -> None:
         self._events.append(Rejected(work_id, message))
+
+
+def _shares(loaded: LoadedModel, limits: EngineLimits) -> tuple[int, Budget]:
+    """(the most that remembered prompts may take, what running requests may): what the weights leave of the limit."""
+    if limits.memory_bytes is None:
+        return limits.prefix_cache_bytes, Budget(RowCost(0, 0), None)
+    weights = weights_bytes(loaded.model)
+    left = limits.memory_bytes - weights
+    if left <= 0:
+        raise ModelError(
+            f"the model's weights take {weights / 2**30:.2f} GiB of the {limits.memory_bytes / 2**30:.2f} GiB allowed, "
+            "and nothing is left to run it with"
+        )
+    for_prefixes = min(limits.prefix_cache_bytes, left // _PREFIX_SHARE)
+    return for_prefixes, Budget(measure_row_cost(loaded.model), left - for_prefixes)

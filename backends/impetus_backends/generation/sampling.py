@@ -1,107 +1,161 @@
-"""Choosing the next token: greedy, at random, or at random from a request's own seed.
+"""Choosing the next token of every row of a batch in one call, whatever each row asks for.
 
-A sampler takes log-probabilities, (rows, vocabulary), and returns token ids, (rows,). mlx-lm calls it once for the
-whole batch when all rows share one object, else once a row; so requests with equal parameters get the same object.
+mlx-lm samples row by row as soon as two rows differ in their sampler. So all rows share one here, which is told before
+each step whose rows they are, and does for all at once what their parameters say.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import mlx.core as mx
-
-Sampler: TypeAlias = "Callable[[mx.array], mx.array]"
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this count as 0: the likeliest token wins anyway, and dividing by them overflows."""
-
-_CACHED_SAMPLERS = 256
-
-
-class OwnSampler:
-    """One request's sampler, shared with no other. What it raises stays in `error`, and the batch goes on.
-
-    After an error the row takes the likeliest token, which nobody will read: the engine looks at `error` after every
-    step and ends that request.
-    """
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self.error: Exception | None = None
-
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        if self.error is None:
-            try:
-                tokens = self._sampler(logprobs)
-                if tokens.shape != (logprobs.shape[0],):
-                    raise ValueError(f"the sampler returned {tokens.shape} tokens for {logprobs.shape[0]} rows")
-                return tokens
-            except Exception as error:  # noqa: BLE001  # whatever it is, the neighbours' step must go on
-                self.error = error
-        return logprobs.argmax(axis=-1)
+PENALISED_TOKENS = 1024
+"""How far back a repetition penalty looks, the prompt included."""
 
 
-class Samplers:
-    """Makes samplers, and hands out the same one for the same parameters as long as it is remembered."""
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What a request says of how its tokens are to be chosen."""
 
-    def __init__(self) -> None:
-        self._shared: Callable[[float, float], Sampler] = lru_cache(maxsize=_CACHED_SAMPLERS)(self.make_shared)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
 
-    def get(self, temperature: float, top_p: float, seed: int | None) -> Sampler:
-        """The sampler for a request. With a seed it is a fresh `OwnSampler`, so that no stranger's draw moves it.
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
 
-        Below a temperature of `GREEDY_BELOW` the seed has no say and the sampler is the shared greedy one.
-        """
-        if temperature < GREEDY_BELOW:
-            return self._shared(0.0, 1.0)
-        if seed is None:
-            return self._shared(temperature, top_p)
-        return OwnSampler(self.make_seeded(temperature, top_p, seed))
+    @property
+    def cuts(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return not self.greedy and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
 
-    def make_shared(self, temperature: float, top_p: float) -> Sampler:
-        """A sampler that draws from MLX's global random state, or takes the likeliest token at temperature 0."""
-        if temperature == 0:
-            from mlx_lm.sample_utils import greedy_sampler
 
-            greedy: Sampler = greedy_sampler
-            return greedy
-        draw = _drawing(temperature, top_p)
-        return lambda logprobs: draw(logprobs, None)
+class Draws:
+    """One row's source of chance: its seed's, whose n-th draw is the same wherever and beside whomever it runs."""
 
-    def make_seeded(self, temperature: float, top_p: float, seed: int) -> Sampler:
-        """A sampler that draws from `seed` alone: its n-th draw is the same wherever and with whomever it runs."""
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._key: Any = None
+
+    def noise(self, width: int) -> mx.array:
+        """The next (1, width) draw of a row that has a seed."""
         import mlx.core as mx
 
-        draw = _drawing(temperature, top_p)
-        key: Any = mx.random.key(seed)
-
-        def sample(logprobs: mx.array) -> mx.array:
-            nonlocal key
-            key, drawn = mx.random.split(key)
-            return draw(logprobs, drawn)
-
-        return sample
+        if self._key is None:
+            self._key = mx.random.key(self.sampling.seed or 0)
+        self._key, drawn = mx.random.split(self._key)
+        return mx.random.gumbel((1, width), key=drawn)
 
 
-def _drawing(temperature: float, top_p: float) -> Callable[[mx.array, mx.array | None], mx.array]:
-    """Draws one token a row with a key, or with none from the global state. As in mlx-lm, `top_p` cuts first.
+class BatchSampler:
+    """Takes log-probabilities, (rows, vocabulary), and returns token ids, (rows,): a sampler as mlx-lm calls it.
 
-    mlx-lm's own `make_sampler` compiles the temperature and `top_p` into a kernel, which costs a second for every new
-    pair of values a stranger sends; here neither is a constant of any compiled function.
+    Drawing is by the Gumbel-max trick: the largest of logprob / temperature + noise is a sample of the distribution
+    (https://arxiv.org/abs/1611.01144). A greedy row's noise is 0. The cuts of `top_p`, `top_k` and `min_p` are each
+    made on the model's own distribution, before the temperature, and what one of them drops is dropped.
     """
-    import mlx.core as mx
-    from mlx_lm.sample_utils import apply_top_p
 
-    mass: Any = mx.array(top_p)
+    def __init__(self) -> None:
+        self._rows: list[Draws] = []
+        self._parameters: _Parameters | None = None
 
-    def draw(logprobs: mx.array, key: mx.array | None) -> mx.array:
-        logprobs = logprobs.astype(mx.float32)
-        if top_p < 1:
-            logprobs = apply_top_p(logprobs, mass)
-        return mx.random.categorical(logprobs * (1 / temperature), key=key)
+    def use(self, rows: Sequence[Draws]) -> None:
+        """Whose rows the next calls are about, in their order."""
+        if self._rows != list(rows):
+            self._rows, self._parameters = list(rows), None
 
-    return draw
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        import mlx.core as mx
+
+        if len(self._rows) != logprobs.shape[0]:
+            raise ValueError(f"the sampler was told of {len(self._rows)} rows, and is given {logprobs.shape[0]}")
+        if all(row.sampling.greedy for row in self._rows):
+            return mx.argmax(logprobs, axis=-1)
+        if self._parameters is None:
+            self._parameters = _Parameters([row.sampling for row in self._rows])
+        logits = logprobs.astype(mx.float32)
+        if self._parameters.cut:
+            logits = mx.where(logits < self._parameters.thresholds(logits), -math.inf, logits)
+        noise = mx.where(self._parameters.greedy, 0.0, self._noise(logits.shape))
+        return mx.argmax(logits * self._parameters.inverse_temperatures + noise, axis=-1)
+
+    def _noise(self, shape: tuple[int, ...]) -> mx.array:
+        import mlx.core as mx
+
+        if all(row.sampling.seed is None for row in self._rows):
+            return mx.random.gumbel(shape)
+        unseeded = mx.random.gumbel(shape) if any(row.sampling.seed is None for row in self._rows) else None
+        drawn: list[mx.array] = []
+        for at, row in enumerate(self._rows):
+            if row.sampling.seed is not None and not row.sampling.greedy:
+                drawn.append(row.noise(shape[1]))
+            else:
+                drawn.append(mx.zeros((1, shape[1])) if unseeded is None else unseeded[at : at + 1])
+        return mx.concatenate(drawn)
+
+
+class _Parameters:
+    """The rows' parameters as columns, (rows, 1)."""
+
+    def __init__(self, rows: list[Sampling]) -> None:
+        import mlx.core as mx
+
+        def column(of: Callable[[Sampling], Any]) -> mx.array:
+            return mx.array([of(row) for row in rows])[:, None]
+
+        self.cut = any(row.cuts for row in rows)
+        self.greedy = column(lambda row: row.greedy)
+        self.inverse_temperatures = column(lambda row: 1.0 if row.greedy else 1.0 / row.temperature)
+        # Rows that do not cut by something get the value that cuts nothing.
+        self._top_p = column(lambda row: row.top_p if row.top_p < 1 else 2.0)
+        self._top_k = column(lambda row: row.top_k)
+        self._log_min_p = column(lambda row: math.log(row.min_p) if row.min_p > 0 else -math.inf)
+
+    def thresholds(self, logits: mx.array) -> mx.array:
+        """(rows, 1): a token less likely than this is dropped."""
+        import mlx.core as mx
+
+        width = logits.shape[-1]
+        ordered = -mx.sort(-logits, axis=-1)
+        probabilities = mx.exp(ordered)
+        # Of the likeliest tokens as many are kept as it takes for those before each to make up less than top_p.
+        mass_before = mx.cumsum(probabilities, axis=-1) - probabilities
+        kept = mx.maximum((mass_before < self._top_p).sum(axis=-1, keepdims=True), 1)
+        kept = mx.where((self._top_k > 0) & (self._top_k < kept), self._top_k, kept)
+        by_rank = mx.take_along_axis(ordered, mx.minimum(kept, width) - 1, axis=-1)
+        return mx.maximum(by_rank, ordered[:, :1] + self._log_min_p)
+
+
+class OwnProcessor:
+    """One request's change to its own logits. What it raises stays in `error`, and the batch goes on without it."""
+
+    def __init__(self, processor: Callable[[mx.array, mx.array], mx.array]) -> None:
+        self._processor = processor
+        self.error: Exception | None = None
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        if self.error is None:
+            try:
+                return self._processor(tokens, logits)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the neighbours' step must go on
+                self.error = error
+        return logits
+
+
+def repetition_penalty(penalty: float) -> Callable[[mx.array, mx.array], mx.array]:
+    """mlx-lm's, which divides positive logits of tokens seen before by `penalty` and multiplies negative ones."""
+    from mlx_lm.sample_utils import make_repetition_penalty
+
+    processor: Callable[[mx.array, mx.array], mx.array] = make_repetition_penalty(penalty, PENALISED_TOKENS)
+    return processor

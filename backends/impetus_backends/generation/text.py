@@ -21,6 +21,9 @@ class TextBuilder:
         self._longest_stop = max(map(len, stop), default=0)
         self._searched = 0
         self._end: int | None = None
+        self._taken = 0
+        # Such a detokenizer takes the space out of "do n't" when it sees the rest of the word.
+        self._revises_words = bool(getattr(detokenizer, "_clean_spaces", False))
 
     @property
     def stopped(self) -> bool:
@@ -34,6 +37,14 @@ class TextBuilder:
             if self._stop:
                 self._find_stop(self._detokenizer.text)
 
+    def take(self) -> str:
+        """What has come to the text since the last `take`, less what later tokens may still change."""
+        text: str = self._detokenizer.text
+        end = self._end if self._end is not None else len(text) - self._held_back(text)
+        piece = text[self._taken : end].rstrip(_REPLACEMENT)
+        self._taken += len(piece)
+        return piece
+
     def finish(self) -> str:
         """The whole text. Bytes at its end that make no character are dropped; elsewhere they are U+FFFD."""
         if not self.stopped:
@@ -43,6 +54,19 @@ class TextBuilder:
                 self._find_stop(self._detokenizer.text)
         text: str = self._detokenizer.text
         return text[: self._end].rstrip(_REPLACEMENT)
+
+    def _held_back(self, text: str) -> int:
+        """How many characters at the end may be part of a stop string, or may yet be revised."""
+        longest = min(self._longest_stop - 1, len(text))
+        for length in range(longest, 0, -1):
+            tail = text[-length:]
+            if any(stop.startswith(tail) for stop in self._stop):
+                break
+        else:
+            length = 0
+        if self._revises_words:
+            length = max(length, len(text) - max(text.rfind(" "), 0))
+        return length
 
     def _find_stop(self, text: str) -> None:
         # A detokenizer may take back a trailing space, so the search overlaps by one character more than it must.
