@@ -141,11 +141,14 @@ def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
         check_memory(None, files.folder, memory_limit_bytes(hardware))
     except BackendUnavailableError as error:
         raise _nothing("generation", (*choice.reasons, f"{choice.first}: {error}")) from None
-    from .generation.engine import open_generation_engine
+    from .generation.engine import EngineLimits, open_generation_engine
 
-    return open_generation_engine(
-        files.folder, model_name=files.name, aliases=files.aliases, max_concurrent=config.max_concurrent
+    limits = EngineLimits(
+        max_concurrent=config.max_concurrent,
+        memory_bytes=config.memory_limit_bytes or memory_limit_bytes(hardware),
+        prefix_cache_bytes=config.prefix_cache_bytes,
     )
+    return open_generation_engine(files.folder, model_name=files.name, aliases=files.aliases, limits=limits)
 
 
 def _nothing(kind: str, reasons: tuple[str, ...]) -> BackendUnavailableError:

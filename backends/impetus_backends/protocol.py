@@ -192,9 +192,9 @@ class EngineConfig:
     kind: str
     model: str | None = None
     """A folder or a Hugging Face id; none means the default."""
+    backend: str = "auto"
     more_models: tuple[str, ...] = ()
     """Other models that requests may ask for by name, loaded when one does."""
-    backend: str = "auto"
     max_concurrent: int = 16
     """Generations decoding together."""
     memory_limit_bytes: int | None = None

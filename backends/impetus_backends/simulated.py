@@ -18,7 +18,17 @@ import numpy as np
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.tokens import EncodedText
 from impetus_backends.errors import RequestError
-from impetus_backends.protocol import EngineConfig, EngineInfo, Event, Generated, GenerationWork, Rejected, Work
+from impetus_backends.protocol import (
+    EngineConfig,
+    EngineInfo,
+    Event,
+    Generated,
+    GenerationWork,
+    Progress,
+    Rejected,
+    Started,
+    Work,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,6 +117,7 @@ class _Running:
     length: int
     words: list[str] = field(default_factory=list)
     first_token_s: float | None = None
+    streamed: int = 0
 
 
 class SimulatedGenerationEngine:
@@ -131,7 +142,7 @@ class SimulatedGenerationEngine:
         self._clock = clock
         self._waiting: list[_Running] = []
         self._running: list[_Running] = []
-        self._refused: list[Rejected] = []
+        self._events: list[Event] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -139,68 +150,76 @@ class SimulatedGenerationEngine:
 
     def admit(self, work: Work) -> None:
         if not isinstance(work, GenerationWork):
-            self._refused.append(Rejected(work.id, f"{self._info.model} generates text and makes no embeddings"))
+            self._events.append(Rejected(work.id, f"{self._info.model} generates text and makes no embeddings"))
             return
         prompt = work.prompt if work.prompt is not None else " ".join(text for _, text in work.messages or ())
         seed = f"{prompt}\0{work.seed}"
-        running = _Running(work, self._clock(), len(prompt.split()), seed, 24 + _hash(seed) % 40)
-        # Behind the last urgent one, or at the end: urgent work overtakes only what nobody waits for.
-        urgent = sum(waiting.work.urgent for waiting in self._waiting)
-        self._waiting.insert(urgent if work.urgent else len(self._waiting), running)
+        if work.schema is not None:
+            self._events.append(Rejected(work.id, f"{self._info.model} cannot keep to a schema"))
+            return
+        self._waiting.append(_Running(work, self._clock(), len(prompt.split()), seed, 24 + _hash(seed) % 40))
 
     def cancel(self, work_id: int) -> None:
-        self._waiting = [running for running in self._waiting if running.work.id != work_id]
-        self._running = [running for running in self._running if running.work.id != work_id]
+        for queue in (self._waiting, self._running):
+            for running in [running for running in queue if running.work.id == work_id]:
+                queue.remove(running)
+                self._events.append(self._ended(running, " ".join(running.words), "cancelled"))
 
     def pending(self) -> int:
-        return len(self._waiting) + len(self._running) + len(self._refused)
+        return len(self._waiting) + len(self._running) + len(self._events)
 
     def step(self) -> list[Event]:
-        events: list[Event] = list(self._refused)
-        self._refused.clear()
+        events, self._events = self._events, []
         while self._waiting and len(self._running) < self._max_concurrent:
             self._running.append(self._waiting.pop(0))
+            events.append(Started(self._running[-1].work.id))
         if not self._running:
             return events
         self._sleep(self._a_s)
-        now = self._clock()
         for running in list(self._running):
-            done = _advance(running, now)
-            if done is not None:
+            if running.first_token_s is None:
+                running.first_token_s = self._clock() - running.admitted_s
+            text, reason = _advance(running)
+            if reason is not None:
                 self._running.remove(running)
-                events.append(done)
+                events.append(self._ended(running, text, reason))
+            elif running.work.stream and not running.work.stop:
+                # With stop strings all of it is held back until the end: that much caution is enough here.
+                events.append(Progress(running.work.id, text[running.streamed :]))
+                running.streamed = len(text)
         return events
 
     def close(self) -> None:
         self._waiting.clear()
         self._running.clear()
-        self._refused.clear()
+        self._events.clear()
+
+    def _ended(self, running: _Running, text: str, reason: str) -> Generated:
+        return Generated(
+            id=running.work.id,
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=running.prompt_tokens,
+            completion_tokens=len(running.words),
+            first_token_s=running.first_token_s or 0.0,
+            total_s=self._clock() - running.admitted_s,
+            model=self._info.model,
+            fingerprint=self._info.fingerprint,
+            logprobs=tuple((word, 0.0) for word in running.words) if running.work.logprobs else None,
+        )
 
 
-def _advance(running: _Running, now: float) -> Generated | None:
+def _advance(running: _Running) -> tuple[str, str | None]:
+    """One more word: (the text so far, why it ends if it does)."""
     count = len(running.words)
     running.words.append(_WORDS[_hash(f"{running.seed}\0{count}") % len(_WORDS)] if count else "[simulated]")
-    if running.first_token_s is None:
-        running.first_token_s = now - running.admitted_s
-    text, reason = " ".join(running.words), None
+    text = " ".join(running.words)
     stops = [found for stop in running.work.stop if stop and (found := text.find(stop)) >= 0]
     if stops:
-        text, reason = text[: min(stops)], "stop"
-    elif len(running.words) >= running.length:
-        reason = "stop"
-    elif len(running.words) >= running.work.max_tokens:
-        reason = "length"
-    if reason is None:
-        return None
-    return Generated(
-        id=running.work.id,
-        text=text,
-        finish_reason=reason,
-        prompt_tokens=running.prompt_tokens,
-        completion_tokens=len(running.words),
-        first_token_s=running.first_token_s,
-        total_s=now - running.admitted_s,
-    )
+        return text[: min(stops)], "stop"
+    if len(running.words) >= running.length:
+        return text, "stop"
+    return text, "length" if len(running.words) >= running.work.max_tokens else None
 
 
 def open_simulated_embedding(
@@ -239,6 +258,7 @@ def _info(config: EngineConfig, kind: str, dimensions: int, max_tokens: int, dev
     return EngineInfo(
         kind=kind,
         backend="simulated",
+        max_concurrent=config.max_concurrent,
         device=device,
         model=model,
         model_aliases=tuple(aliases),

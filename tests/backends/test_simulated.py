@@ -13,7 +13,9 @@ from impetus_backends.protocol import (
     EngineConfig,
     Generated,
     GenerationWork,
+    Progress,
     Rejected,
+    Started,
 )
 from impetus_backends.simulated import (
     NOTE,
@@ -41,7 +43,7 @@ def ask(number: int, prompt: str = "hello there", max_tokens: int = 100, **optio
 def drain(engine: SimulatedGenerationEngine) -> list[Event]:
     events = []
     while engine.pending():
-        events += engine.step()
+        events += [event for event in engine.step() if not isinstance(event, Started)]
     return events
 
 
@@ -114,29 +116,43 @@ def test_generation_honours_max_tokens_and_stop() -> None:
     assert whole.text.startswith(stopped.text)
 
 
-def test_requests_decode_together_up_to_the_limit_and_urgent_ones_first() -> None:
+def test_requests_decode_together_up_to_the_limit() -> None:
     sleeps: list[float] = []
     engine = generation(sleeps)
     for number in range(3):
         engine.admit(ask(number, max_tokens=2))
-    engine.admit(ask(3, max_tokens=2, urgent=True))
-    assert engine.pending() == 4
+    assert engine.pending() == 3
     events = drain(engine)
-    assert [event.id for event in events] == [3, 0, 1, 2]
+    assert [event.id for event in events] == [0, 1, 2]
     assert sleeps == [0.5] * 4
     first = events[0]
     assert isinstance(first, Generated)
     assert (first.first_token_s, first.total_s, first.prompt_tokens) == (0.5, 1.0, 2)
 
 
-def test_cancelled_generations_are_forgotten_waiting_or_running() -> None:
+def test_cancelled_generations_come_back_with_what_they_had_made() -> None:
     engine = generation([], max_concurrent=1)
     for number in range(3):
         engine.admit(ask(number, max_tokens=5))
     engine.step()
     engine.cancel(0)
     engine.cancel(2)
-    assert [event.id for event in drain(engine)] == [1]
+    events = [event for event in drain(engine) if isinstance(event, Generated)]
+    assert [(event.id, event.finish_reason, event.completion_tokens) for event in events] == [
+        (0, "cancelled", 1),
+        (2, "cancelled", 0),
+        (1, "length", 5),
+    ]
+
+
+def test_a_streamed_generation_is_told_word_by_word() -> None:
+    engine = generation([])
+    engine.admit(ask(1, max_tokens=4, stream=True))
+    events = drain(engine)
+    pieces = [event.text for event in events if isinstance(event, Progress)]
+    assert len(pieces) == 3
+    assert isinstance(events[-1], Generated)
+    assert events[-1].text.startswith("".join(pieces))
 
 
 @pytest.mark.parametrize("urgent", [False, True])

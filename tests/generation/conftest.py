@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from impetus_backends.generation.engine import GenerationEngine, open_generation_engine
+from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
 from impetus_backends.generation.loader import LoadedModel, load
-from impetus_backends.protocol import EngineInfo, Event, GenerationWork
+from impetus_backends.protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,10 +21,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class MakeEngine(Protocol):
-    """Makes an engine around the tiny model, or around `loaded`; closed when the test ends."""
+    """Makes an engine around the tiny model, or around `loaded`, with these `EngineLimits` (and `clock`); closed when
+    the test ends."""
 
     def __call__(
-        self, max_concurrent: int = 16, loaded: LoadedModel | None = None, **options: Any
+        self, max_concurrent: int = 16, loaded: LoadedModel | None = None, **limits_of_memory: Any
     ) -> GenerationEngine: ...
 
 
@@ -52,7 +54,9 @@ def loaded(tiny_folder: Path) -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def info(loaded: LoadedModel, tiny_folder: Path) -> EngineInfo:
-    engine = open_generation_engine(tiny_folder, model_name="tiny", aliases=("tiny", "org/tiny"), max_concurrent=4)
+    engine = open_generation_engine(
+        tiny_folder, model_name="tiny", aliases=("tiny", "org/tiny"), limits=EngineLimits(4)
+    )
     engine.close()
     return engine.info
 
@@ -62,8 +66,10 @@ def make_engine(loaded: LoadedModel, info: EngineInfo) -> Iterator[MakeEngine]:
     engines: list[GenerationEngine] = []
     the_tiny_one = loaded
 
-    def make(max_concurrent: int = 16, loaded: LoadedModel | None = None, **options: Any) -> GenerationEngine:
-        engine = GenerationEngine(loaded or the_tiny_one, info, max_concurrent=max_concurrent, **options)
+    def make(max_concurrent: int = 16, loaded: LoadedModel | None = None, **limits_of_memory: Any) -> GenerationEngine:
+        clock = limits_of_memory.pop("clock", time.monotonic)
+        limits = EngineLimits(max_concurrent, **limits_of_memory)
+        engine = GenerationEngine(loaded or the_tiny_one, info, limits, clock=clock)
         engines.append(engine)
         return engine
 
@@ -85,7 +91,7 @@ def work() -> Callable[..., GenerationWork]:
 
 @pytest.fixture(scope="session")
 def drive() -> Callable[..., dict[int, Event]]:
-    """Admits work and steps until nothing is pending. Each piece of work must end in exactly one event."""
+    """Admits work and steps until nothing is pending. Each piece of work must end in exactly one `ending`."""
 
     def run(engine: GenerationEngine, *works: GenerationWork) -> dict[int, Event]:
         for item in works:
@@ -93,6 +99,8 @@ def drive() -> Callable[..., dict[int, Event]]:
         ended: dict[int, Event] = {}
         while engine.pending():
             for event in engine.step():
+                if not isinstance(event, Generated | Rejected | Deferred):
+                    continue
                 assert event.id not in ended
                 ended[event.id] = event
         assert {item.id for item in works} <= set(ended)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_backends.generation.engine import GenerationEngine, open_generation_engine
+from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
 from impetus_backends.generation.loader import load
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def asked(work: Any, number: int, question: str, **changes: Any) -> GenerationWo
 @pytest.fixture(scope="module")
 def engine(loaded: LoadedModel) -> Iterator[GenerationEngine]:
     """`loaded` only so that these tests are skipped where MLX is not installed."""
-    engine = open_generation_engine(FOLDER, model_name="tiny-says", aliases=("tiny-says",), max_concurrent=16)
+    engine = open_generation_engine(FOLDER, model_name="tiny-says", aliases=("tiny-says",), limits=EngineLimits())
     yield engine
     engine.close()
 

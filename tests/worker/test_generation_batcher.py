@@ -8,7 +8,7 @@ import zlib
 
 from impetus_backends.protocol import EngineInfo, Generated, GenerationWork, Rejected
 from impetus_producer.contract import GENERATE_FUNCTION, GenerationResult
-from impetus_worker.batching import Failed, Finished, Outcome
+from impetus_worker.batching import Failed, Finished, News, Outcome
 from impetus_worker.claims import ClaimedJob
 from impetus_worker.errors import InferenceError, InvalidRequestError, PoisonedJobError
 from impetus_worker.generation import GenerationBatcher
@@ -35,7 +35,7 @@ def take(batcher: GenerationBatcher, jobs: list[ClaimedJob], now: float) -> list
 
 
 def done(work: GenerationWork) -> Generated:
-    return Generated(work.id, f"after {work.prompt}", "stop", 3, 4, 0.1, 0.2)
+    return Generated(work.id, f"after {work.prompt}", "stop", 3, 4, 0.1, 0.2, "m", "f")
 
 
 def admitted(batcher: GenerationBatcher) -> list[GenerationWork]:
@@ -59,7 +59,6 @@ def test_a_request_reaches_the_engine_whole_and_its_result_reads_by_the_contract
     take(batcher, [asked], 0.0)
     (work,) = admitted(batcher)
     assert (work.max_tokens, work.temperature, work.top_p, work.stop, work.seed) == (9, 0.5, 0.9, ("a",), 7)
-    assert not work.urgent
     (outcome,) = batcher.absorb(done(work))
     assert isinstance(outcome, Finished)
     result = GenerationResult.model_validate(json.loads(outcome.result), strict=False)
@@ -91,7 +90,7 @@ def test_after_deaths_the_poison_is_found_and_the_others_finish() -> None:
     batcher = make_batcher(8)
     jobs = [job(str(number)) for number in range(8)]
     take(batcher, jobs, 0.0)
-    outcomes: list[Outcome] = []
+    outcomes: list[News] = []
     for _ in range(100):
         works = admitted(batcher)
         if any(work.prompt == "3" for work in works):
@@ -102,7 +101,7 @@ def test_after_deaths_the_poison_is_found_and_the_others_finish() -> None:
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     assert [(outcome.job, type(outcome.error)) for outcome in failed] == [(jobs[3], PoisonedJobError)]
     assert len(outcomes) == 8
-    assert batcher.room().bulk == 8
+    assert batcher.room().interactive == 8
 
 
 def test_a_dropped_job_is_cancelled_in_the_engine() -> None:

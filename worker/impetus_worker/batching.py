@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from impetus_backends.protocol import EngineInfo, Event, Work
+    from impetus_producer.contract import StreamEvent
 
     from .claims import ClaimedJob
 
@@ -46,9 +47,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Somebody asked for it to be stopped."""
+    """Ends without a result, because nobody wants it any more."""
 
     job: ClaimedJob
+    reason: str = "stopped by its user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,34 @@ class Returned:
 
 
 Outcome: TypeAlias = Finished | Failed | Stopped | Returned
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a running generation says to whoever reads its token stream; the job goes on."""
+
+    job: ClaimedJob
+    event: StreamEvent
+    run: str
+    """Names this run of the job, and no other."""
+    at: int = 0
+    """With text: how many characters of this run came before it."""
+    text: str = ""
+    status: str = ""
+    """With the end: how the job ends."""
+    result: bytes = b""
+    """With the end, where there is no other result: what was made until then, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine has begun with the job. `awaited`: it is to run only as long as somebody waits for it."""
+
+    job: ClaimedJob
+    awaited: bool = False
+
+
+News: TypeAlias = Outcome | Said | Started
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +118,19 @@ class Batcher(Protocol):
     def wakes_at(self) -> float | None:
         """When there will be something to prepare or to run though nothing else happens; a time long past for now."""
 
-    def absorb(self, event: Event) -> list[Outcome]:
-        """Takes what the engine says; returns the jobs that ended by it."""
+    def absorb(self, event: Event) -> Sequence[News]:
+        """Takes what the engine says; returns what there is to tell of jobs, their outcomes last."""
         ...
 
     def drop(self, job_id: str) -> list[int]:
         """Forgets a job, wherever it is; returns the work to cancel in the engine."""
+        ...
+
+    def interrupt(self, outcome: Failed | Stopped) -> tuple[list[int], Sequence[News]]:
+        """Ends a job so, wherever it is: (the work to cancel in the engine, what there is to tell now).
+
+        What the engine has made of it until then is kept if it can be: then the outcome comes from a later `absorb`.
+        """
         ...
 
     def in_engine(self, job_id: str) -> bool:
@@ -103,7 +140,7 @@ class Batcher(Protocol):
     def started_at(self, job_id: str) -> float | None:
         """When the engine was first given part of this job."""
 
-    def engine_died(self, *, suspect: bool) -> list[Outcome]:
+    def engine_died(self, *, suspect: bool) -> Sequence[News]:
         """All that the engine held is to run again, alone if it is suspect; returns the jobs now known to be poison."""
         ...
 

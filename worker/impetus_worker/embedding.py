@@ -21,7 +21,7 @@ import numpy as np
 
 from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
 
-from .batching import Failed, Finished, Outcome, Room, provenance
+from .batching import Failed, Finished, Outcome, Room, Stopped, provenance
 from .cost import CostModel
 from .errors import InferenceError, PoisonedJobError
 from .packing import pack
@@ -296,6 +296,9 @@ class EmbeddingBatcher:
         self._quarantine.discard([row for row in self._quarantine.items() if row.owner is owner])
         # Where its rows have neighbours in the engine they run on, and what comes of them is not used.
         return [work for work, batch in self._running.items() if all(row.owner.dropped for row in batch.rows)]
+
+    def interrupt(self, outcome: Failed | Stopped) -> tuple[list[int], list[Outcome]]:
+        return self.drop(outcome.job.id), [outcome]
 
     def in_engine(self, job_id: str) -> bool:
         return any(row.owner.job.id == job_id for batch in self._running.values() for row in batch.rows)

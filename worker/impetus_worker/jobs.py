@@ -23,9 +23,11 @@ from .roles import engine_config, make_batcher
 from .settings import Role, WorkerSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from impetus_backends.protocol import Engine
 
-    from .batching import Batcher, Outcome
+    from .batching import Batcher, News
 
 
 def embed(request: dict[str, Any]) -> dict[str, Any]:
@@ -44,13 +46,13 @@ def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
     data = json.dumps([function, None, [request], {}]).encode()
     job = ClaimedJob("inline", "inline", queue, {b"data": data}, time.time())
     batcher.add([job])
-    outcomes: list[Outcome] = []
+    outcomes: list[Finished | Failed] = []
     while not outcomes:
-        outcomes += batcher.prepare(time.monotonic())
+        outcomes += _endings(batcher.prepare(time.monotonic()))
         while (work := batcher.next_work(float("inf"))) is not None:
             engine.admit(work)
         for event in engine.step():
-            outcomes += batcher.absorb(event)
+            outcomes += _endings(batcher.absorb(event))
             if isinstance(event, Rejected) and not event.permanent and not outcomes:
                 # RQ's timeout is raised inside the engine, which takes it for an error of the device.
                 for work_id in batcher.drop(job.id):
@@ -59,8 +61,11 @@ def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
     outcome = outcomes[0]
     if isinstance(outcome, Failed):
         raise outcome.error
-    assert isinstance(outcome, Finished)
     return outcome.whole()
+
+
+def _endings(news: Sequence[News]) -> list[Finished | Failed]:
+    return [each for each in news if isinstance(each, Finished | Failed)]
 
 
 @cache

@@ -159,14 +159,14 @@ class Lifecycle:
                     if isinstance(error, InvalidRequestError | PoisonedJobError):
                         job.retries_left = None  # it would fail again
                     self._worker._finalize_failure(job, queue, execution, (type(error), error, error.__traceback__))
-                case Stopped():
+                case Stopped(reason=said):
                     job.ended_at = now()
                     self._worker._stopped_job_id = job.id
                     try:
                         execute_stopped_callback(job, self._worker.death_penalty_class)
                     except Exception:  # noqa: BLE001 - as RQ has it: the job is stopped all the same
                         self._log.error("job %s: its stopped callback raised", claimed.id, exc_info=True)
-                    self._worker.handle_job_failure(job, queue, exc_string="stopped by its user", execution=execution)
+                    self._worker.handle_job_failure(job, queue, exc_string=said, execution=execution)
         except RedisError:
             raise
         except LeaseLostError:

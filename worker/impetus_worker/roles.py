@@ -56,7 +56,7 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo) -> Batcher:
         return GenerationBatcher(
             info,
             worker=settings.name,
-            max_concurrent=settings.max_concurrent_generations,
+            max_concurrent=info.max_concurrent or settings.max_concurrent_generations,
             allowed_callbacks=settings.allow_callbacks,
         )
     return EmbeddingBatcher(

@@ -82,7 +82,9 @@ class QueueWorker(BaseWorker):
         self._chores = presence.Chores(connection, self._claims, queues, settings.lease_s / 4)
         self._engine = EngineProcess(engine_config(settings))
         self._batcher: Batcher | None = None
-        self._ledger = Ledger(connection, self._claims, self._lifecycle, on_claim=self._take_in)
+        self._ledger = Ledger(
+            connection, self._claims, self._lifecycle, on_claim=self._take_in, on_abandoned=self._abandon
+        )
         self._registration = presence.Registration(self, _WORKER_KEY_TTL_S)
         self._routing: Routing | None = None
         self._lease = LeaseKeeper(
@@ -216,8 +218,8 @@ class QueueWorker(BaseWorker):
         self._recall()
         if self._ledger.open:
             self.log.info("putting %d unfinished jobs back", len(self._ledger.open))
-            self._ledger.end([Returned(job) for job in reversed(self._ledger.open.values())])
-        self._ledger.settle()
+            self._ledger.note([Returned(job) for job in reversed(self._ledger.open.values())])
+        self._ledger.settle(_now())
 
     # -- the steps of the loop ---------------------------------------------------------------------------------------
 
@@ -235,14 +237,16 @@ class QueueWorker(BaseWorker):
         if events:
             self._deaths_in_a_row = 0
             assert self._batcher is not None
-            for event in events:
-                self._ledger.end(self._batcher.absorb(event))
+            news = [each for event in events for each in self._batcher.absorb(event)]
+            # Each goes to the front of its queue, so the last one first.
+            returned = [each for each in reversed(news) if isinstance(each, Returned)]
+            self._ledger.note([*(each for each in news if not isinstance(each, Returned)), *returned])
 
     def _restart_engine(self, *, suspect: bool) -> None:
         assert self._batcher is not None
         self._engine.kill()
         self._answer_by = None
-        self._ledger.end(self._batcher.engine_died(suspect=suspect))
+        self._ledger.note(self._batcher.engine_died(suspect=suspect))
         self._engine.start()
 
     def _talk_to_redis(self) -> None:
@@ -250,9 +254,10 @@ class QueueWorker(BaseWorker):
         if self._ledger.exchange.pending:
             self._ledger.exchange.check()
             return
-        wanted = None if self._stopping or self._engine.info is None else self._intake.wanted(self._room(), _now())
-        if wanted is not None or self._ledger.has_endings:
-            self._rest(by_rq=self._ledger.send(wanted))
+        now = _now()
+        wanted = None if self._stopping or self._engine.info is None else self._intake.wanted(self._room(), now)
+        if wanted is not None or self._ledger.has_news(now):
+            self._rest(by_rq=self._ledger.send(wanted, now))
 
     def _rest(self, *, by_rq: bool) -> None:
         """Shows that there is nothing to do, where that is so."""
@@ -280,11 +285,17 @@ class QueueWorker(BaseWorker):
                 self._drop(job.id)
         self._ledger.take(claim.jobs)
         if self._stopping:
-            self._ledger.end(Returned(job) for job in reversed(claim.jobs))
+            self._ledger.note(Returned(job) for job in reversed(claim.jobs))
             return
         poison = [job for job in claim.jobs if job.deaths_alone >= DEATHS_ALONE]
-        self._ledger.end(Failed(job, PoisonedJobError(_POISON)) for job in poison)
+        self._ledger.note(Failed(job, PoisonedJobError(_POISON)) for job in poison)
         self._batcher.add([job for job in claim.jobs if job not in poison])
+
+    def _abandon(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            if (job := self._ledger.open.get(job_id)) is not None:
+                self.log.info("job %s: nobody waits for it any more", job_id)
+                self._interrupt(Stopped(job, "nobody waits for it any more, and it asked to be dropped then"))
 
     def _look_after(self) -> None:
         now = _now()
@@ -314,8 +325,7 @@ class QueueWorker(BaseWorker):
         started_at = self._batcher.started_at(job.id)
         if timeout_s is None or started_at is None or now - started_at <= timeout_s:
             return
-        self._drop(job.id)
-        self._ledger.end([Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s"))])
+        self._interrupt(Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s")))
 
     def _room(self) -> Room:
         """How many jobs to claim: none while a suspect runs, which has nothing beside it, or waits for that."""
@@ -330,7 +340,7 @@ class QueueWorker(BaseWorker):
             return
         assert self._batcher is not None
         self._admit_work(self._batcher)  # the device first: what is ready does not wait for what is not
-        self._ledger.end(self._batcher.prepare(_now()))
+        self._ledger.note(self._batcher.prepare(_now()))
         self._admit_work(self._batcher)
 
     def _admit_work(self, batcher: Batcher) -> None:
@@ -347,7 +357,7 @@ class QueueWorker(BaseWorker):
             deadlines.append(wakes_at)
         if self._ledger.exchange.pending:
             sources.append(self._ledger.exchange)
-        elif self._ledger.has_endings:
+        elif self._ledger.has_news(now):
             deadlines.append(now)
         if not self._stopping and self._engine.info is not None:
             room = self._room()
@@ -401,8 +411,7 @@ class QueueWorker(BaseWorker):
                     self._stop(WARM)
                 case "stop-job" | "stop-execution" if command.job_id in self._ledger.open:
                     self.log.info("job %s: stopped by its user", command.job_id)
-                    self._drop(command.job_id)
-                    self._ledger.end([Stopped(self._ledger.open[command.job_id])])
+                    self._interrupt(Stopped(self._ledger.open[command.job_id]))
                 case routing.LOOK:
                     if self._routing is not None:
                         self._routing.look()
@@ -421,15 +430,29 @@ class QueueWorker(BaseWorker):
             for job in reversed(list(self._ledger.open.values())):
                 if self._batcher.started_at(job.id) is None:
                     self._drop(job.id)
-                    self._ledger.end([Returned(job)])
+                    self._ledger.note([Returned(job)])
+
+    def _interrupt(self, outcome: Failed | Stopped) -> None:
+        """Ends the job so; what the engine has made of it is kept."""
+        assert self._batcher is not None
+        self._expect_answer(outcome.job.id)
+        works, news = self._batcher.interrupt(outcome)
+        for work_id in works:
+            self._engine.cancel(work_id)
+        self._ledger.note(news)
 
     def _drop(self, job_id: str) -> None:
-        """Forgets the job. If the engine is at it, and gives no sign of life, it is stuck."""
+        """Forgets the job."""
         assert self._batcher is not None
-        if self._batcher.in_engine(job_id):
-            self._answer_by = _now() + _UNRESPONSIVE_S
+        self._expect_answer(job_id)
         for work_id in self._batcher.drop(job_id):
             self._engine.cancel(work_id)
+
+    def _expect_answer(self, job_id: str) -> None:
+        """If the engine is at this job, and gives no sign of life for a while, it is stuck."""
+        assert self._batcher is not None
+        if self._answer_by is None and self._batcher.in_engine(job_id):
+            self._answer_by = _now() + _UNRESPONSIVE_S
 
     # -- small things ------------------------------------------------------------------------------------------------
 

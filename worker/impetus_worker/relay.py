@@ -1,0 +1,79 @@
+"""What running generations say, on its way to the token streams that clients read; and whether anybody waits for them.
+
+Collected here until the worker's next exchange with Redis: pieces that come faster than Redis answers go together, so a
+reader never slows the worker. Each entry is written only while the job's lease holds, so none of an earlier run comes
+after one of a later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from impetus_producer.contract import AWAITED_KEY, STREAM_KEY, STREAM_TTL_S, StreamEvent
+
+from .batching import Said
+from .claims import Call, lua_source
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from .claims import ClaimedJob
+
+_ASK_EVERY_S = 5.0
+_ASK = "ask"
+
+
+class Relay:
+    """Called from one thread. Times are of `time.monotonic()`, in seconds."""
+
+    def __init__(self, connection: Redis) -> None:
+        self._script = connection.register_script(lua_source("relay"))
+        self._said: list[Said] = []
+        self._sent: list[Said] = []
+        """Under way, and sent again if the answer is lost: readers know what they have by its place in the text."""
+        self._watched: dict[str, ClaimedJob] = {}
+        """Jobs that are to run only while somebody waits for them."""
+        self._ask_at = 0.0
+
+    def say(self, said: Said) -> None:
+        last = self._said[-1] if self._said else None
+        if last and last.event == said.event == StreamEvent.TEXT and last.run == said.run:
+            self._said[-1] = Said(said.job, said.event, said.run, at=last.at, text=last.text + said.text)
+        else:
+            self._said.append(said)
+
+    def watch(self, job: ClaimedJob) -> None:
+        """From now on it is asked whether anybody waits for this job, for the first time at once."""
+        self._watched[job.id] = job
+        self._ask_at = 0.0
+
+    def forget(self, job: ClaimedJob) -> None:
+        if self._watched.get(job.id) is job:
+            del self._watched[job.id]
+
+    def has_news(self, now: float) -> bool:
+        return bool(self._said) or (bool(self._watched) and now >= self._ask_at)
+
+    def relaying(self, now: float) -> Call[list[str]]:
+        """Writes what was said, and asks what is to be asked; the answer is the ids of jobs nobody waits for."""
+        arguments: list[Any] = [STREAM_KEY, STREAM_TTL_S, AWAITED_KEY]
+        self._sent, self._said = self._said, []
+        for said in self._sent:
+            job = said.job
+            arguments += (job.id, job.execution_id, said.event.value, said.run, said.at, said.text.encode(),
+                          said.status, said.result)  # fmt: skip
+        if now >= self._ask_at:
+            self._ask_at = now + _ASK_EVERY_S
+            for job in self._watched.values():
+                arguments += (job.id, job.execution_id, _ASK, "", 0, "", "", "")
+        return Call(self._script, [], arguments, lambda ids: [job_id.decode() for job_id in ids])
+
+    def sent(self) -> None:
+        """What was sent last is written."""
+        self._sent = []
+
+    def recall(self) -> None:
+        """It is unknown whether what was sent last is written."""
+        self._said = [*self._sent, *self._said]
+        self._sent = []
+        self._ask_at = 0.0
