@@ -25,6 +25,7 @@ from .policy import (
 
 if TYPE_CHECKING:
     from .candidates import Means
+    from .generation.engine import GenerationEngine
     from .measurements import Measurement
     from .protocol import Engine, EngineConfig, EngineInfo
 
@@ -137,18 +138,23 @@ def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
     if not choice.candidates:
         raise _nothing("generation", choice.reasons)
     files = models.resolve(config.model or DEFAULT_MODELS["generation"])
+    more = [models.resolve(name) for name in config.more_models]
+    memory_bytes = config.memory_limit_bytes or memory_limit_bytes(hardware)
     try:
-        check_memory(None, files.folder, memory_limit_bytes(hardware))
+        check_memory(None, files.folder, memory_bytes)
     except BackendUnavailableError as error:
         raise _nothing("generation", (*choice.reasons, f"{choice.first}: {error}")) from None
     from .generation.engine import EngineLimits, open_generation_engine
 
-    limits = EngineLimits(
-        max_concurrent=config.max_concurrent,
-        memory_bytes=config.memory_limit_bytes or memory_limit_bytes(hardware),
-        prefix_cache_bytes=config.prefix_cache_bytes,
-    )
-    return open_generation_engine(files.folder, model_name=files.name, aliases=files.aliases, limits=limits)
+    def open_one(files: models.ModelFiles, memory_bytes: int | None) -> GenerationEngine:
+        limits = EngineLimits(config.max_concurrent, memory_bytes, config.prefix_cache_bytes)
+        return open_generation_engine(files.folder, model_name=files.name, aliases=files.aliases, limits=limits)
+
+    if not more:
+        return open_one(files, memory_bytes)
+    from .generation.pool import ModelPool
+
+    return ModelPool([files, *more], open_one, memory_bytes=memory_bytes, max_concurrent=config.max_concurrent)
 
 
 def _nothing(kind: str, reasons: tuple[str, ...]) -> BackendUnavailableError:

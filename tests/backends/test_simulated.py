@@ -41,7 +41,7 @@ def ask(number: int, prompt: str = "hello there", max_tokens: int = 100, **optio
 
 
 def drain(engine: SimulatedGenerationEngine) -> list[Event]:
-    events = []
+    events: list[Event] = []
     while engine.pending():
         events += [event for event in engine.step() if not isinstance(event, Started)]
     return events

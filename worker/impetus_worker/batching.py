@@ -133,6 +133,11 @@ class Batcher(Protocol):
         """
         ...
 
+    @property
+    def loading(self) -> bool:
+        """Whether the engine may be silent for long because it loads another model."""
+        ...
+
     def in_engine(self, job_id: str) -> bool:
         """Whether the engine may be running part of this job now."""
         ...

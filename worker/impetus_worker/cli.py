@@ -52,6 +52,12 @@ for _command in (doctor, service, convert, verify):
               type=click.FloatRange(0), help="How long the first text waits for others to join it.")  # fmt: skip
 @click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default=16, show_envvar=True,
               show_default=True, type=click.IntRange(1), help="How many generations decode together.")  # fmt: skip
+@click.option("--more-generation-models", envvar="IMPETUS_MORE_GENERATION_MODELS", default="", metavar="NAME,…",
+              show_envvar=True, help="Models that jobs may name besides; each is loaded when one does.")  # fmt: skip
+@click.option("--memory-limit-gb", envvar="IMPETUS_MEMORY_LIMIT_GB", type=click.FloatRange(0, min_open=True),
+              show_envvar=True, help="What generation may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
+@click.option("--prefix-cache-mb", envvar="IMPETUS_PREFIX_CACHE_MB", default=512, show_default=True, show_envvar=True,
+              type=click.IntRange(0), help="Of that, for the beginnings of prompts that later ones share.")  # fmt: skip
 @click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
               help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
 @click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
@@ -102,19 +108,26 @@ def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[s
         role=role,
         name=worker_name(role),
         model=options[f"{role}_model"],
+        more_models=_names(options["more_generation_models"]),
         backend=options[f"{role}_backend"],
+        memory_limit_gb=options["memory_limit_gb"],
+        prefix_cache_mb=options["prefix_cache_mb"],
         max_batch_texts=options["max_batch_texts"],
         max_batch_tokens=options["max_batch_tokens"],
         max_wait_ms=options["max_wait_ms"],
         max_concurrent_generations=options["max_concurrent_generations"],
         burst=options["burst"],
-        allow_callbacks=tuple(name.strip() for name in allow_callbacks.split(",") if name.strip()),
+        allow_callbacks=_names(allow_callbacks),
         simulated_a_ms=options["simulated_a_ms"],
         simulated_b_us=options["simulated_b_us"],
         hardware=options["hardware"],
         record_ttl_s=options["record_ttl_s"],
         record_renew_s=options["record_renew_s"],
     )
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
 @main.command(hidden=True)

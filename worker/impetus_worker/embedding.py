@@ -300,6 +300,10 @@ class EmbeddingBatcher:
     def interrupt(self, outcome: Failed | Stopped) -> tuple[list[int], list[Outcome]]:
         return self.drop(outcome.job.id), [outcome]
 
+    @property
+    def loading(self) -> bool:
+        return False
+
     def in_engine(self, job_id: str) -> bool:
         return any(row.owner.job.id == job_id for batch in self._running.values() for row in batch.rows)
 

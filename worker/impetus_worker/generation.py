@@ -236,6 +236,10 @@ class GenerationBatcher:
         self.drop(outcome.job.id)
         return [], self._end(owners[0], outcome) if owners else [outcome]
 
+    @property
+    def loading(self) -> bool:
+        return any(owner.parked for owner in self._running.values())
+
     def in_engine(self, job_id: str) -> bool:
         return any(owner.job.id == job_id for owner in self._running.values())
 

@@ -32,7 +32,12 @@ class WorkerSettings:
     """A worker that is known to be dead, whose jobs this one puts back when it starts."""
     model: str | None = None
     """A folder or a Hugging Face id; none means the default for this machine."""
+    more_models: tuple[str, ...] = ()
+    """Of generation: models besides that jobs may name."""
     backend: str = "auto"
+    memory_limit_gb: float | None = None
+    """What models and their work may take; none means 75 % of the machine's memory."""
+    prefix_cache_mb: int = 512
     max_batch_texts: int = 256
     max_batch_tokens: int | None = None
     """Padded tokens a batch may cost; none means what suits the backend."""
@@ -54,5 +59,6 @@ class WorkerSettings:
     @classmethod
     def from_json(cls, text: str) -> WorkerSettings:
         values = json.loads(text)
-        values["allow_callbacks"] = tuple(values["allow_callbacks"])
+        for name in ("allow_callbacks", "more_models"):
+            values[name] = tuple(values[name])
         return cls(**{field.name: values[field.name] for field in fields(cls)})

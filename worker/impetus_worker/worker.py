@@ -312,7 +312,8 @@ class QueueWorker(BaseWorker):
             self._timeouts_due_at = now + _TIMEOUTS_INTERVAL_S
             for job in list(self._ledger.open.values()):
                 self._enforce_timeout(job, now)
-        if self._answer_by is not None and now > self._answer_by:
+        assert self._batcher is not None
+        if self._answer_by is not None and now > self._answer_by and not self._batcher.loading:
             silent_s = self._engine.silent_s()
             if silent_s >= _UNRESPONSIVE_S:
                 self.log.error("the engine has been stuck for %.0f s: restarting it", silent_s)

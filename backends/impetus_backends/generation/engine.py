@@ -131,7 +131,8 @@ class GenerationEngine:
         self._loaded = loaded
         self._info = info
         self._clock = clock
-        for_prefixes, self._budget = _shares(loaded, self._limits)
+        left = _left_by_weights(loaded, self._limits)
+        for_prefixes, self._budget = _divide(left, measure_row_cost(loaded.model), self._limits)
         self._prefixes = PrefixCache(for_prefixes)
         self._grammars = Grammars(loaded.tokenizer)
         self._waiting: deque[_Request] = deque()
@@ -170,6 +171,12 @@ class GenerationEngine:
                 f"{request.longest_tokens:,} tokens, prompt and max_tokens together, need {needed / 2**30:.2f} GiB of "
                 f"memory for keys and values, and this worker has {limit / 2**30:.2f} GiB for them"
             )
+
+    def resize(self, memory_bytes: int | None) -> bool:
+        """Changes what requests and remembered prompts may take together; says whether those that run take no more."""
+        for_prefixes, self._budget = _divide(memory_bytes, self._budget.cost, self._limits)
+        self._prefixes.resize(for_prefixes)
+        return self._budget.allows(each.longest_tokens for each in self._running.values())
 
     def cancel(self, work_id: int) -> None:
         """Ends a request wherever it is; its place is free for the next step. An unknown id is no error."""
@@ -344,16 +351,21 @@ class GenerationEngine:
         self._events.append(Rejected(work_id, message))
 
 
-def _shares(loaded: LoadedModel, limits: EngineLimits) -> tuple[int, Budget]:
-    """(the most that remembered prompts may take, what running requests may): what the weights leave of the limit."""
+def _divide(memory_bytes: int | None, cost: RowCost, limits: EngineLimits) -> tuple[int, Budget]:
+    """(the most that remembered prompts may take, what running requests may), of what the weights leave."""
+    if memory_bytes is None:
+        return limits.prefix_cache_bytes, Budget(cost, None)
+    for_prefixes = min(limits.prefix_cache_bytes, memory_bytes // _PREFIX_SHARE)
+    return for_prefixes, Budget(cost, memory_bytes - for_prefixes)
+
+
+def _left_by_weights(loaded: LoadedModel, limits: EngineLimits) -> int | None:
     if limits.memory_bytes is None:
-        return limits.prefix_cache_bytes, Budget(RowCost(0, 0), None)
+        return None
     weights = weights_bytes(loaded.model)
-    left = limits.memory_bytes - weights
-    if left <= 0:
+    if weights >= limits.memory_bytes:
         raise ModelError(
             f"the model's weights take {weights / 2**30:.2f} GiB of the {limits.memory_bytes / 2**30:.2f} GiB allowed, "
             "and nothing is left to run it with"
         )
-    for_prefixes = min(limits.prefix_cache_bytes, left // _PREFIX_SHARE)
-    return for_prefixes, Budget(measure_row_cost(loaded.model), left - for_prefixes)
+    return limits.memory_bytes - weights

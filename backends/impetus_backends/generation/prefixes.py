@@ -80,6 +80,11 @@ class PrefixCache:
         trimmable = all(layer.is_trimmable() for layer in cache)
         self._entries.append(_Entry(tokens, cache, nbytes, trimmable))
         self.nbytes += nbytes
+        self.resize(self._limit_bytes)
+
+    def resize(self, limit_bytes: int) -> None:
+        """Changes the limit; the least recently used go first."""
+        self._limit_bytes = limit_bytes
         while self.nbytes > self._limit_bytes:
             self.nbytes -= self._entries.pop(0).nbytes
 

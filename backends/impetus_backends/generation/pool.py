@@ -1,0 +1,235 @@
+"""Several models in one engine: each loaded when a request asks for it, and unloaded when another needs its memory.
+
+The rule. Loaded models run side by side, each its own batch, one step each in turn. A model that is wanted and not
+loaded is loaded as soon as there is memory for it; for that, idle models are unloaded, the least recently used one
+first. Where all that are loaded are busy, the one loaded longest takes nothing new once it has had its turn of `turn_s`
+since it was loaded; when what it runs is done it is unloaded, and its own requests wait for their next turn. So a
+request waits for its model no longer than a turn, what runs in it, and the loading, for each model wanted before it.
+
+Memory: of the limit, each loaded model gets its weights and an equal part of what all weights leave. There is memory
+for one more if that leaves each at least `_LEAST_SHARE` of the limit, and if none uses more than its new part now.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..errors import BackendError, ModelError
+from ..protocol import Deferred, Event, Generated, GenerationWork, Parked, Rejected, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..models import ModelFiles
+    from ..protocol import EngineInfo
+    from .engine import GenerationEngine
+
+TURN_S = 30.0
+_LEAST_SHARE = 1 / 8
+
+
+@dataclass(slots=True, eq=False)
+class _Model:
+    files: ModelFiles
+    weights_bytes: int
+    engine: GenerationEngine | None = None
+    loaded_at: float = 0.0
+    used_at: float = 0.0
+    waiting: deque[GenerationWork] = field(default_factory=deque)
+    """Requests that its engine has not been given, the oldest first."""
+    wanted_at: float = 0.0
+    """When the oldest of them came."""
+
+    @property
+    def busy(self) -> bool:
+        return self.engine is not None and self.engine.pending() > 0
+
+
+class ModelPool:
+    """Implements `protocol.Engine` for `GenerationWork` of any of `models`; the first is the default, and loaded first.
+
+    `open_one`: makes the engine of a model that may take so many bytes, weights included (None: any number).
+    Raises what it raises for the default model, and `ModelError` for a model that could never be loaded.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelFiles],
+        open_one: Callable[[ModelFiles, int | None], GenerationEngine],
+        *,
+        memory_bytes: int | None,
+        max_concurrent: int,
+        turn_s: float = TURN_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_one = open_one
+        self._memory_bytes = memory_bytes
+        self._turn_s = turn_s
+        self._clock = clock
+        self._models = [_Model(files, files.weights_bytes) for files in models]
+        self._by_name = {alias: model for model in reversed(self._models) for alias in model.files.aliases}
+        self._works: dict[int, _Model] = {}
+        self._events: list[Event] = []
+        for model in self._models:
+            if not self._fits([model]):
+                raise ModelError(
+                    f"{model.files.name} needs {model.weights_bytes / 2**30:.2f} GiB for its weights alone, of the "
+                    f"{(memory_bytes or 0) / 2**30:.2f} GiB allowed"
+                )
+        default = self._models[0]
+        self._load(default)
+        assert default.engine is not None
+        names = [model.files.name for model in self._models]
+        self._info = replace(
+            default.engine.info,
+            model_aliases=tuple(self._by_name),
+            max_concurrent=max_concurrent,
+            reasons=(*default.engine.info.reasons, f"models that jobs may name: {', '.join(names)}"),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def admit(self, work: Work) -> None:
+        """Takes a request in. What is wrong with it comes from `step`."""
+        if not isinstance(work, GenerationWork):
+            self._events.append(Rejected(work.id, "this engine generates text and makes no embeddings"))
+            return
+        model = self._models[0] if work.model is None else self._by_name.get(work.model)
+        if model is None:
+            self._events.append(Rejected(work.id, f"there is no model {work.model!r:.200} here"))
+            return
+        if not model.waiting:
+            model.wanted_at = self._clock()
+        model.waiting.append(work)
+        self._works[work.id] = model
+        if model.engine is None or self._makes_way(model):
+            self._events.append(Parked(work.id))
+
+    def cancel(self, work_id: int) -> None:
+        """Ends a request wherever it is. An unknown id is no error."""
+        if (model := self._works.get(work_id)) is None:
+            return
+        if work := next((work for work in model.waiting if work.id == work_id), None):
+            model.waiting.remove(work)
+            del self._works[work_id]
+            self._events.append(Generated(work_id, "", "cancelled", 0, 0, 0.0, 0.0, model.files.name, ""))
+            self._reshare()  # room may have been made for what is no longer wanted
+        elif model.engine is not None:
+            model.engine.cancel(work_id)
+
+    def pending(self) -> int:
+        """Requests not done, and events that no `step` has handed over yet."""
+        waiting = sum(len(model.waiting) for model in self._models)
+        running = sum(model.engine.pending() for model in self._models if model.engine is not None)
+        return waiting + running + len(self._events)
+
+    def step(self) -> list[Event]:
+        """One step of every loaded model that has work, and before it the loading of one that is wanted."""
+        events, self._events = self._events, []
+        if events:
+            return events  # before a model is loaded, which takes a while, it is told who waits for it
+        if wanted := min((model for model in self._models if self._is_wanted(model)), key=_since, default=None):
+            events += self._make_room_and_load(wanted)
+        now = self._clock()
+        for model in self._loaded():
+            assert model.engine is not None
+            if not self._makes_way(model):
+                while model.waiting:
+                    model.engine.admit(model.waiting.popleft())
+            if model.busy:
+                model.used_at = now
+                events += model.engine.step()
+        for event in events:
+            if isinstance(event, Generated | Rejected | Deferred):
+                self._works.pop(event.id, None)
+        return events
+
+    def close(self) -> None:
+        """Drops all work and unloads all models."""
+        for model in self._models:
+            model.waiting.clear()
+            self._unload(model)
+        self._works.clear()
+        self._events.clear()
+
+    # -- who is loaded -----------------------------------------------------------------------------------------------
+
+    def _loaded(self) -> list[_Model]:
+        return [model for model in self._models if model.engine is not None]
+
+    def _is_wanted(self, model: _Model) -> bool:
+        return model.engine is None and bool(model.waiting)
+
+    def _fits(self, models: Sequence[_Model]) -> bool:
+        """Whether these may be loaded together; one alone may take all but a sixteenth."""
+        if self._memory_bytes is None:
+            return True
+        weights = sum(model.weights_bytes for model in models)
+        least = _LEAST_SHARE * self._memory_bytes * (len(models) if len(models) > 1 else 0.5)
+        return weights + least <= self._memory_bytes
+
+    def _share(self, models: Sequence[_Model]) -> int | None:
+        """What each of these may take besides its weights."""
+        if self._memory_bytes is None:
+            return None
+        return (self._memory_bytes - sum(model.weights_bytes for model in models)) // max(1, len(models))
+
+    def _makes_way(self, model: _Model) -> bool:
+        """Whether a loaded model takes nothing new, because another has waited long enough for its memory."""
+        others = [other for other in self._models if self._is_wanted(other)]
+        if model.engine is None or not others or self._fits([*self._loaded(), min(others, key=_since)]):
+            return False
+        longest_loaded = min(self._loaded(), key=lambda each: each.loaded_at)
+        return model is longest_loaded and self._clock() - model.loaded_at >= self._turn_s
+
+    def _make_room_and_load(self, wanted: _Model) -> list[Event]:
+        idle = sorted((each for each in self._loaded() if not each.busy), key=lambda each: each.used_at)
+        while not self._fits([*self._loaded(), wanted]):
+            gone = next((each for each in idle if not each.waiting or self._makes_way(each)), None)
+            if gone is None:
+                return []
+            idle.remove(gone)
+            self._unload(gone)
+        share = self._share([*self._loaded(), wanted])
+        if not self._resize(share):
+            return []  # they take nothing that does not fit from now on, and soon will
+        try:
+            self._load(wanted)
+        except BackendError as error:
+            rejected: list[Event] = [
+                Rejected(work.id, f"{wanted.files.name} cannot be loaded: {error}") for work in wanted.waiting
+            ]
+            wanted.waiting.clear()
+            self._reshare()
+            return rejected
+        return []
+
+    def _load(self, model: _Model) -> None:
+        share = self._share([*self._loaded(), model])
+        model.engine = self._open_one(model.files, None if share is None else share + model.weights_bytes)
+        model.loaded_at = model.used_at = self._clock()
+
+    def _unload(self, model: _Model) -> None:
+        if model.engine is None:
+            return
+        model.engine.close()
+        model.engine = None
+        gc.collect()  # a model is a graph of modules that point at each other
+        self._reshare()
+
+    def _reshare(self) -> None:
+        self._resize(self._share(self._loaded()))
+
+    def _resize(self, share: int | None) -> bool:
+        """Gives each loaded model this much for its work; says whether none uses more."""
+        return all([model.engine.resize(share) for model in self._models if model.engine is not None])
+
+
+def _since(model: _Model) -> float:
+    return model.wanted_at
