@@ -168,8 +168,8 @@ class GenerationEngine:
         if not self._budget.allows([request.longest_tokens]):
             needed, limit = self._budget.needed_bytes([request.longest_tokens]), self._budget.limit_bytes or 0
             raise RequestError(
-                f"{request.longest_tokens:,} tokens, prompt and max_tokens together, need {needed / 2**30:.2f} GiB of "
-                f"memory for keys and values, and this worker has {limit / 2**30:.2f} GiB for them"
+                f"{request.longest_tokens:,} tokens, prompt and max_tokens together, need {needed / 2**20:,.1f} MiB of "
+                f"memory for keys and values, and this worker has {limit / 2**20:,.1f} MiB for them"
             )
 
     def resize(self, memory_bytes: int | None) -> bool:

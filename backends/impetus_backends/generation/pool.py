@@ -228,7 +228,8 @@ class ModelPool:
 
     def _resize(self, share: int | None) -> bool:
         """Gives each loaded model this much for its work; says whether none uses more."""
-        return all([model.engine.resize(share) for model in self._models if model.engine is not None])
+        enough = [model.engine.resize(share) for model in self._models if model.engine is not None]
+        return all(enough)
 
 
 def _since(model: _Model) -> float:
