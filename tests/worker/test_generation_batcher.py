@@ -5,13 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
+from typing import TYPE_CHECKING
 
-from impetus_backends.protocol import EngineInfo, Generated, GenerationWork, Rejected
-from impetus_producer.contract import GENERATE_FUNCTION, GenerationResult
-from impetus_worker.batching import Failed, Finished, News, Outcome
+import pytest
+
+from impetus_backends import protocol
+from impetus_backends.protocol import Deferred, EngineInfo, Generated, GenerationWork, Parked, Progress, Rejected
+from impetus_producer.contract import GENERATE_FUNCTION, GenerationResult, StreamEvent
+from impetus_worker.batching import Failed, Finished, News, Outcome, Returned, Room, Said, Stopped
 from impetus_worker.claims import ClaimedJob
 from impetus_worker.errors import InferenceError, InvalidRequestError, PoisonedJobError
 from impetus_worker.generation import GenerationBatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from impetus_backends.protocol import Event
 
 INFO = EngineInfo(
     kind="generation", backend="fake", device="fake", model="m", model_aliases=("m",), fingerprint="f", precision="4bit"
@@ -123,3 +132,157 @@ def test_an_engine_ended_on_purpose_gets_its_work_again() -> None:
     admitted(batcher)
     assert batcher.engine_died(suspect=False) == []
     assert [work.prompt for work in admitted(batcher)] == ["a", "b"]
+
+
+def events_of(batcher: GenerationBatcher, *events: Event) -> list[News]:
+    return [news for event in events for news in batcher.absorb(event)]
+
+
+def cut(work: GenerationWork, text: str) -> Generated:
+    return Generated(work.id, text, "cancelled", 3, 4, 0.1, 0.2, "m", "f")
+
+
+def said(news: Sequence[News]) -> list[tuple[str, int, str]]:
+    return [(each.event.value, each.at, each.text) for each in news if isinstance(each, Said)]
+
+
+def test_a_streamed_job_tells_its_text_piece_by_piece_and_then_its_end() -> None:
+    batcher = make_batcher()
+    take(batcher, [job("x", stream=True)], 0.0)
+    (work,) = admitted(batcher)
+    assert work.stream
+    news = events_of(batcher, protocol.Started(work.id), Progress(work.id, "aft"), Progress(work.id, "er "), done(work))
+    assert said(news) == [("start", 0, ""), ("text", 0, "aft"), ("text", 3, "er "), ("text", 6, "x"), ("end", 0, "")]
+    assert isinstance(news[-1], Finished)
+    assert len({each.run for each in news if isinstance(each, Said)}) == 1
+
+
+def test_a_job_that_did_not_ask_for_a_stream_tells_nothing() -> None:
+    batcher = make_batcher()
+    take(batcher, [job("x")], 0.0)
+    (work,) = admitted(batcher)
+    assert said(events_of(batcher, protocol.Started(work.id), done(work))) == []
+
+
+def test_a_run_that_begins_anew_is_another_run_and_counts_its_text_from_the_start() -> None:
+    batcher = make_batcher()
+    take(batcher, [job("x", stream=True)], 0.0)
+    (work,) = admitted(batcher)
+    first = events_of(batcher, protocol.Started(work.id), Progress(work.id, "aft"))
+    batcher.engine_died(suspect=True)
+    (again,) = admitted(batcher)
+    second = events_of(batcher, protocol.Started(again.id), Progress(again.id, "after"))
+    assert said(second) == [("start", 0, ""), ("text", 0, "after")]
+    assert {each.run for each in first if isinstance(each, Said)}.isdisjoint(
+        each.run for each in second if isinstance(each, Said)
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stopped_job_keeps_the_text_it_had_made(stream: bool) -> None:
+    batcher = make_batcher()
+    stopped = job("x", stream=stream)
+    take(batcher, [stopped], 0.0)
+    (work,) = admitted(batcher)
+    events_of(batcher, protocol.Started(work.id))
+    assert batcher.interrupt(Stopped(stopped)) == ([work.id], [])
+    assert batcher.interrupt(Failed(stopped, ValueError("later"))) == ([], []), "the first one counts"
+    news = batcher.absorb(cut(work, "half a"))
+    assert news[-1] == Stopped(stopped)
+    end = news[-2]
+    assert isinstance(end, Said)
+    assert (end.event, end.status) == (StreamEvent.END, "stopped")
+    kept = GenerationResult.model_validate(json.loads(end.result), strict=False)
+    assert (kept.text, kept.finish_reason) == ("half a", "cancelled")
+
+
+def test_a_job_that_has_not_reached_the_engine_is_stopped_at_once() -> None:
+    batcher = make_batcher()
+    waiting = job("x", stream=True)
+    take(batcher, [waiting], 0.0)
+    works, news = batcher.interrupt(Stopped(waiting))
+    assert works == []
+    assert said(news) == [("end", 0, "")]
+    assert news[-1] == Stopped(waiting)
+    assert admitted(batcher) == []
+
+
+def test_a_job_that_ends_by_itself_before_it_can_be_stopped_is_finished() -> None:
+    batcher = make_batcher()
+    late = job("x")
+    take(batcher, [late], 0.0)
+    (work,) = admitted(batcher)
+    batcher.interrupt(Stopped(late))
+    assert isinstance(batcher.absorb(done(work))[-1], Finished)
+
+
+def test_a_job_whose_engine_dies_while_it_is_being_stopped_is_stopped_and_not_run_again() -> None:
+    batcher = make_batcher()
+    stopped = job("x")
+    take(batcher, [stopped], 0.0)
+    admitted(batcher)
+    batcher.interrupt(Stopped(stopped))
+    assert batcher.engine_died(suspect=True)[-1] == Stopped(stopped)
+    assert admitted(batcher) == []
+
+
+def test_a_failed_job_that_rq_will_try_again_does_not_end_its_stream() -> None:
+    batcher = make_batcher()
+    first, second = job("a", stream=True), job("b", stream=True)
+    first.fields[b"retries_left"] = b"2"  # type: ignore[index]
+    take(batcher, [first, second], 0.0)
+    one, two = admitted(batcher)
+    assert said(batcher.absorb(Rejected(one.id, "device", permanent=False))) == []
+    assert said(batcher.absorb(Rejected(two.id, "device", permanent=False))) == [("end", 0, "")]
+
+
+def test_a_job_without_memory_goes_back_and_no_more_are_claimed_until_one_ends() -> None:
+    batcher = make_batcher(8)
+    jobs = [job(str(number)) for number in range(8)]
+    take(batcher, jobs, 0.0)
+    works = admitted(batcher)
+    events_of(batcher, *(protocol.Started(work.id) for work in works[:5]))
+    returned = events_of(batcher, *(Deferred(work.id) for work in works[5:]))
+    assert returned == [Returned(each) for each in jobs[5:]]
+    assert batcher.room() == Room(0, 0)
+    batcher.absorb(done(works[0]))
+    assert batcher.room().interactive == 1, "one at a time, until it is seen that there is memory"
+    take(batcher, [jobs[5]], 0.0)
+    assert batcher.room().interactive == 0
+    (again,) = admitted(batcher)
+    events_of(batcher, protocol.Started(again.id))
+    assert batcher.room().interactive == 2
+
+
+def test_a_job_that_waits_for_its_model_takes_no_place_and_such_jobs_are_not_hoarded() -> None:
+    batcher = make_batcher(4)
+    take(batcher, [job(str(number)) for number in range(4)], 0.0)
+    works = admitted(batcher)
+    events_of(batcher, *(Parked(work.id) for work in works[:3]))
+    assert batcher.room().interactive == 3
+    assert batcher.loading
+    take(batcher, [job(str(number)) for number in range(3)], 0.0)
+    events_of(batcher, *(Parked(work.id) for work in admitted(batcher)))
+    assert batcher.room().interactive == 0
+
+
+def test_some_places_are_kept_for_jobs_whose_callers_wait() -> None:
+    batcher = make_batcher(16)
+    assert batcher.room() == Room(interactive=16, bulk=14)
+    take(batcher, [job(str(number), queue="generation-bulk") for number in range(14)], 0.0)
+    assert batcher.room() == Room(interactive=2, bulk=0)
+
+
+def test_what_the_engine_had_not_begun_is_no_suspect_when_it_dies() -> None:
+    batcher = make_batcher(4)
+    take(batcher, [job("begun"), job("not begun")], 0.0)
+    begun, _ = admitted(batcher)
+    batcher.absorb(protocol.Started(begun.id))
+    for _ in range(2):
+        assert batcher.engine_died(suspect=True) == []
+        (alone,) = admitted(batcher)
+        assert alone.prompt == "begun"
+        batcher.absorb(protocol.Started(alone.id))
+    (poisoned,) = [news for news in batcher.engine_died(suspect=True) if isinstance(news, Failed)]
+    assert isinstance(poisoned.error, PoisonedJobError)
+    assert [work.prompt for work in admitted(batcher)] == ["not begun"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .claims import ClaimedJob
 
-_ASK_EVERY_S = 5.0
+_ASK_EVERY_S = 2.0
 _ASK = "ask"
 
 
