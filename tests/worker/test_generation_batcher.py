@@ -229,7 +229,7 @@ def test_a_job_whose_engine_dies_while_it_is_being_stopped_is_stopped_and_not_ru
 def test_a_failed_job_that_rq_will_try_again_does_not_end_its_stream() -> None:
     batcher = make_batcher()
     first, second = job("a", stream=True), job("b", stream=True)
-    first.fields[b"retries_left"] = b"2"  # type: ignore[index]
+    first.fields[b"retries_left"] = b"2"
     take(batcher, [first, second], 0.0)
     one, two = admitted(batcher)
     assert said(batcher.absorb(Rejected(one.id, "device", permanent=False))) == []

@@ -50,6 +50,11 @@ def text_of(entries: list[dict[str, str]], run: str) -> str:
     return "".join(each.get("text", "") for each in entries if each["run"] == run)
 
 
+def result_text(fleet: Fleet, job: Job) -> str:
+    result: Any = fleet.job(job.id).return_value()
+    return str(result["text"])
+
+
 def test_a_stream_holds_the_whole_text_in_pieces_and_ends_and_expires(fleet: Fleet) -> None:
     fleet.start(roles="generation")
     job = ask(fleet, stream=True)
@@ -58,7 +63,7 @@ def test_a_stream_holds_the_whole_text_in_pieces_and_ends_and_expires(fleet: Fle
     assert [each["event"] for each in said][:1] == ["start"]
     assert (said[-1]["event"], said[-1]["status"]) == ("end", "finished")
     assert len(said) > 4
-    assert text_of(said, said[0]["run"]) == fleet.job(job.id).return_value()["text"]
+    assert text_of(said, said[0]["run"]) == result_text(fleet, job)
     assert 0 < int(fleet.connection.ttl(STREAM_KEY + job.id)) <= STREAM_TTL_S
 
 
@@ -124,7 +129,7 @@ def test_a_run_after_a_death_is_another_run_in_the_stream(fleet: Fleet, victim: 
     first, *others = [each["run"] for each in said if each["event"] == "start"]
     assert others
     assert first not in others
-    assert text_of(said, others[-1]) == fleet.job(job.id).return_value()["text"]
+    assert text_of(said, others[-1]) == result_text(fleet, job)
     runs = [each["run"] for each in said]
     assert runs == sorted(runs, key=runs.index), "entries of an earlier run come after a later one's"
 
