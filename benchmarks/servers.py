@@ -22,7 +22,7 @@ from impetus_producer import connect
 from impetus_worker.embedded_server import EmbeddedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from redis import Redis
 
@@ -64,16 +64,27 @@ def server() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def child(command: Sequence[str | Path], log: Path, *, first_line: bytes = b"") -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends when its standard input does; by signals if it will not."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("IMPETUS_")}
+def child(
+    command: Sequence[str | Path],
+    log: Path,
+    *,
+    first_line: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+    answers: bool = False,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends when its standard input does; by signals if it will not.
+
+    `environment` is added to this process's own. `answers`: its standard output is a pipe, and only what it says on
+    standard error goes to the log.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("IMPETUS_")}
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
+            stdout=subprocess.PIPE if answers else output,
+            stderr=output,
+            env=inherited | dict(environment or {}),
             start_new_session=True,  # Ctrl-C is for the bench, which then ends its children in order
         )
     assert process.stdin is not None
@@ -106,12 +117,14 @@ def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 @contextlib.contextmanager
-def worker(on: Server, *options: str) -> Iterator[None]:
-    """`impetus-worker run --roles embedding OPTIONS`, from when it serves its queues."""
+def worker(
+    on: Server, *options: str, role: str = "embedding", environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """`impetus-worker run --roles ROLE OPTIONS`, from when it serves its queues."""
     before = int(on.connection.scard("rq:workers"))
     log = on.folder / "worker.log"
-    command = [sys.executable, "-m", "impetus_worker", "run", "--redis-url", on.url, "--roles", "embedding"]
-    with child([*command, "--until-stdin-closes", *options], log) as process:
+    command = [sys.executable, "-m", "impetus_worker", "run", "--redis-url", on.url, "--roles", role]
+    with child([*command, "--until-stdin-closes", *options], log, environment=environment) as process:
         await_true(lambda: int(on.connection.scard("rq:workers")) > before, process, log)
         yield
 

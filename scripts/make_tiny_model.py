@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes a tiny language model with random weights, for tests and demonstrations: what it writes means nothing.
+"""Makes a small language model with random weights, for tests and measurements: what it writes means nothing.
 
 The folder has the Hugging Face layout of a Llama model (config, safetensors, byte-level BPE tokenizer, chat template),
 so everything around a real model is exercised, in a few seconds and with no download. The same seed gives the same
@@ -11,15 +11,30 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 NOTE = "random weights, made for tests: its text means nothing"
-HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, MLP, CONTEXT = 64, 2, 4, 2, 96, 1024
 MAX_VOCABULARY = 448
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+
+class Sizes(NamedTuple):
+    """Of a Llama model. `context`: the most tokens it reads, which costs no weights."""
+
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    key_value_heads: int = 2
+    mlp: int = 96
+    context: int = 1024
+
+
+#: About 119,000 parameters, half a megabyte; and 30 million, 120 MB.
+SIZES = {"tiny": Sizes(), "30m": Sizes(hidden=512, layers=10, heads=8, key_value_heads=4, mlp=1408, context=4096)}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -40,11 +55,11 @@ Zürich, café, naïve, jalapeño, Ærø, Łódź, ελληνικά, русск�
 """
 
 
-def make_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Writes the model into `folder`, made if need be, and returns it. About 119,000 parameters, half a megabyte."""
+def make_tiny_model(folder: Path, seed: int = 0, sizes: Sizes = SIZES["tiny"]) -> Path:
+    """Writes the model into `folder`, made if need be, and returns it."""
     tokenizer = train_tokenizer(TEXT.splitlines(), MAX_VOCABULARY)
-    config = llama_config(tokenizer) | {"torch_dtype": "float32", "impetus_note": NOTE}
-    return write_model_folder(folder, tokenizer, _weights(tokenizer, seed), config)
+    config = llama_config(tokenizer, sizes) | {"torch_dtype": "float32", "impetus_note": NOTE}
+    return write_model_folder(folder, tokenizer, _weights(tokenizer, seed, sizes), config)
 
 
 def write_model_folder(
@@ -64,7 +79,7 @@ def write_model_folder(
             "eos_token": END_OF_TURN,
             "pad_token": END_OF_TEXT,
             "clean_up_tokenization_spaces": False,
-            "model_max_length": CONTEXT,
+            "model_max_length": config["max_position_embeddings"],
         },
     )
     return folder
@@ -85,34 +100,34 @@ def train_tokenizer(lines: list[str], max_vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def _weights(tokenizer: Tokenizer, seed: int) -> dict[str, np.ndarray]:
+def _weights(tokenizer: Tokenizer, seed: int, sizes: Sizes) -> dict[str, np.ndarray]:
     """Random float32 weights, large enough that the likeliest token leads by more than rounding."""
     rng = np.random.default_rng(seed)
-    vocabulary = tokenizer.get_vocab_size()
+    vocabulary, hidden = tokenizer.get_vocab_size(), sizes.hidden
 
     def matrix(rows: int, columns: int, gain: float = 1.5) -> np.ndarray:
         values: np.ndarray = rng.standard_normal((rows, columns)) * (gain / np.sqrt(columns))
         return values.astype(np.float32)
 
-    head_size = HIDDEN // HEADS
+    head_size = hidden // sizes.heads
     weights = {
-        "model.embed_tokens.weight": rng.standard_normal((vocabulary, HIDDEN)).astype(np.float32),
-        "model.norm.weight": np.ones(HIDDEN, np.float32),
+        "model.embed_tokens.weight": rng.standard_normal((vocabulary, hidden)).astype(np.float32),
+        "model.norm.weight": np.ones(hidden, np.float32),
     }
-    for layer in range(LAYERS):
+    for layer in range(sizes.layers):
         name = f"model.layers.{layer}"
         weights |= {
-            f"{name}.input_layernorm.weight": np.ones(HIDDEN, np.float32),
-            f"{name}.post_attention_layernorm.weight": np.ones(HIDDEN, np.float32),
-            f"{name}.self_attn.q_proj.weight": matrix(HEADS * head_size, HIDDEN),
-            f"{name}.self_attn.k_proj.weight": matrix(KEY_VALUE_HEADS * head_size, HIDDEN),
-            f"{name}.self_attn.v_proj.weight": matrix(KEY_VALUE_HEADS * head_size, HIDDEN),
-            f"{name}.self_attn.o_proj.weight": matrix(HIDDEN, HEADS * head_size),
-            f"{name}.mlp.gate_proj.weight": matrix(MLP, HIDDEN),
-            f"{name}.mlp.up_proj.weight": matrix(MLP, HIDDEN),
-            f"{name}.mlp.down_proj.weight": matrix(HIDDEN, MLP),
+            f"{name}.input_layernorm.weight": np.ones(hidden, np.float32),
+            f"{name}.post_attention_layernorm.weight": np.ones(hidden, np.float32),
+            f"{name}.self_attn.q_proj.weight": matrix(sizes.heads * head_size, hidden),
+            f"{name}.self_attn.k_proj.weight": matrix(sizes.key_value_heads * head_size, hidden),
+            f"{name}.self_attn.v_proj.weight": matrix(sizes.key_value_heads * head_size, hidden),
+            f"{name}.self_attn.o_proj.weight": matrix(hidden, sizes.heads * head_size),
+            f"{name}.mlp.gate_proj.weight": matrix(sizes.mlp, hidden),
+            f"{name}.mlp.up_proj.weight": matrix(sizes.mlp, hidden),
+            f"{name}.mlp.down_proj.weight": matrix(hidden, sizes.mlp),
         }
-    head = matrix(vocabulary, HIDDEN, gain=2.0)
+    head = matrix(vocabulary, hidden, gain=2.0)
     for token, token_id in tokenizer.get_vocab().items():
         if len(token) == 1 and not token.isascii():
             # A byte that is no character alone. Made rarer, so that a reader sees words and not a page of U+FFFD.
@@ -121,20 +136,20 @@ def _weights(tokenizer: Tokenizer, seed: int) -> dict[str, np.ndarray]:
     return weights
 
 
-def llama_config(tokenizer: Tokenizer) -> dict[str, object]:
-    """The `config.json` of a Llama model of this script's sizes."""
+def llama_config(tokenizer: Tokenizer, sizes: Sizes = SIZES["tiny"]) -> dict[str, object]:
+    """The `config.json` of a Llama model of these sizes."""
     vocabulary = tokenizer.get_vocab()
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KEY_VALUE_HEADS,
-        "head_dim": HIDDEN // HEADS,
-        "intermediate_size": MLP,
+        "hidden_size": sizes.hidden,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.key_value_heads,
+        "head_dim": sizes.hidden // sizes.heads,
+        "intermediate_size": sizes.mlp,
         "vocab_size": len(vocabulary),
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": sizes.context,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10_000.0,
         "tie_word_embeddings": False,
@@ -155,10 +170,14 @@ def main() -> None:
     )
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="the folder to write, made if it is not there")
     parser.add_argument("--seed", type=int, default=0, help="which random weights (default: %(default)s)")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="of the model (default: %(default)s)")
+    parser.add_argument("--context", type=int, metavar="TOKENS", help="the most it reads (default: 1024; 30m: 4096)")
     arguments = parser.parse_args()
-    folder = make_tiny_model(arguments.out_dir, arguments.seed)
+    sizes = SIZES[arguments.size]
+    sizes = sizes._replace(context=arguments.context or sizes.context)
+    folder = make_tiny_model(arguments.out_dir, arguments.seed, sizes)
     kilobytes = sum(file.stat().st_size for file in folder.iterdir()) // 1000
-    print(f"Wrote a tiny model to {folder} ({kilobytes} KB): {NOTE}.")
+    print(f"Wrote a model to {folder} ({kilobytes} KB): {NOTE}.")
 
 
 if __name__ == "__main__":
