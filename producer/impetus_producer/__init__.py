@@ -19,6 +19,7 @@ from .errors import (
     MissingExtraError,
     NoServerError,
     ResultTimeoutError,
+    StreamRestartedError,
 )
 from .server import connect
 
@@ -39,5 +40,6 @@ __all__ = [
     "NoServerError",
     "Producer",
     "ResultTimeoutError",
+    "StreamRestartedError",
     "connect",
 ]

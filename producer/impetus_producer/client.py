@@ -11,21 +11,27 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from . import contract, jobs
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult, parse_request
-from .errors import JobCancelledError, JobNotFoundError, ResultTimeoutError
+from .errors import JobCancelledError, JobFailedError, JobNotFoundError, ResultTimeoutError
 from .server import connect, server_errors
+from .streams import StreamText, partial_result, stream_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from redis import Redis
 
 ResultT = TypeVar("ResultT", EmbeddingResult, GenerationResult)
+
+_EndT = TypeVar("_EndT", JobFailedError, JobCancelledError)
 
 InputType = Literal["query", "document"]
 EncodingFormat = Literal["base64", "float", "raw"]
 _JOBS_PER_ROUND_TRIP = 32
 _POLL_S = 1.0
 _BACKLOG_POLL_S = 0.05
+_RENEW_S = 5.0
+_END_AMONG_LAST = 16
+"""The `end` is the last entry of a stream, but for what a worker that was taken for dead may still write."""
 
 
 class JobHandle(Generic[ResultT]):
@@ -53,31 +59,54 @@ class JobHandle(Generic[ResultT]):
         Raises `ResultTimeoutError` when the time is over (the job goes on), `JobFailedError` with the worker's
         sentence, `JobCancelledError`, or `JobNotFoundError` when Redis no longer knows the job.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         key = jobs.results_key(self.job_id)
-        seen: Any = "0-0"
+        seen: Any = {key: "0-0"}
         with server_errors():
             while True:
-                left_s = _POLL_S if deadline is None else deadline - time.monotonic()
-                # Redis takes a block of 0 as "for ever", and the status has to be looked at now and then.
-                block_ms = max(1, int(min(left_s, _POLL_S) * 1000))
-                streams: Any = self._connection.xread({key: seen}, block=block_ms)
-                if streams:
-                    # The last one counts: a job that was requeued keeps the entries of its earlier runs.
-                    seen, fields = next(iter(dict(streams).values()))[-1]
-                    outcome = jobs.decode_outcome(self.job_id, fields)
-                    if outcome.error is not None:
-                        if self.status() == "stopped":
-                            raise JobCancelledError(f"job {self.job_id} was stopped while it ran")
-                        raise outcome.error
-                    if outcome.final:
-                        return jobs.read_result(self._result_type, outcome.return_value)
-                if (status := self.status()) in ("canceled", "stopped"):
-                    raise JobCancelledError(f"job {self.job_id} was cancelled")
-                if status in ("finished", "failed") and not self._connection.exists(key):
-                    raise JobNotFoundError(f"the result of job {self.job_id} was discarded: its time to live ran out")
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise ResultTimeoutError(f"job {self.job_id} is {status}: no result within {timeout_s:g} s")
+                entries = self._read(seen, deadline).get(key)
+                if entries and (answer := self._answer(entries[-1])) is not None:
+                    return answer
+                self._look(deadline, timeout_s)
+
+    def _read(self, seen: dict[Any, Any], deadline: float | None) -> dict[str, list[dict[bytes, bytes]]]:
+        """New entries of the streams in `seen`, by key, moving it on; waits for `_POLL_S` at most."""
+        left_s = _POLL_S if deadline is None else deadline - time.monotonic()
+        # Redis takes a block of 0 as "for ever", and the status has to be looked at now and then.
+        block_ms = max(1, int(min(left_s, _POLL_S) * 1000))
+        self._say_that_somebody_waits()
+        streams: Any = self._connection.xread(seen, block=block_ms)
+        read: dict[str, list[dict[bytes, bytes]]] = {}
+        for key, entries in dict(streams or {}).items():
+            seen[_text(key)] = entries[-1][0]
+            read[_text(key)] = [fields for _, fields in entries]
+        return read
+
+    def _answer(self, entry: Mapping[bytes, bytes]) -> ResultT | None:
+        """The result in the last entry of the job's results, as that one counts: a job that was requeued keeps those of
+        its earlier runs. None when it will be tried again; raises what it failed with.
+        """
+        outcome = jobs.decode_outcome(self.job_id, entry)
+        if outcome.error is not None:
+            if self.status() == "stopped":
+                raise self._with_partial(JobCancelledError(f"job {self.job_id} was stopped while it ran"))
+            raise self._with_partial(outcome.error)
+        return jobs.read_result(self._result_type, outcome.return_value) if outcome.final else None
+
+    def _look(self, deadline: float | None, timeout_s: float | None) -> None:
+        """Raises why it is of no use to wait any longer, if so it is."""
+        if (status := self.status()) in ("canceled", "stopped"):
+            raise self._with_partial(JobCancelledError(f"job {self.job_id} was cancelled"))
+        if status in ("finished", "failed") and not self._connection.exists(jobs.results_key(self.job_id)):
+            raise JobNotFoundError(f"the result of job {self.job_id} was discarded: its time to live ran out")
+        if deadline is not None and time.monotonic() >= deadline:
+            raise ResultTimeoutError(f"job {self.job_id} is {status}: no result within {timeout_s:g} s")
+
+    def _with_partial(self, error: _EndT) -> _EndT:
+        return error
+
+    def _say_that_somebody_waits(self) -> None:
+        """Called before every wait, which takes `_POLL_S` at most."""
 
     def cancel(self) -> bool:
         """Withdraws a job that waits, stops one that runs. False when it had ended before."""
@@ -114,10 +143,65 @@ class EmbeddingHandle(JobHandle[EmbeddingResult]):
 
 
 class GenerationHandle(JobHandle[GenerationResult]):
-    """A generation job. `result().text` is what the model wrote."""
+    """A generation job. `result().text` is what the model wrote, `stream()` the same while it is written.
 
-    def __init__(self, job_id: str, connection: Redis) -> None:
+    `awaited`: whether to say in Redis that somebody waits, for as long as `result()` or `stream()` does: for jobs that
+    asked for `cancel_if_abandoned`. A handle made again from the id does so for any job, as it does not know; to those
+    that did not ask it means nothing. It is said anew, and not only prolonged: whoever comes back after the time ran
+    out may still be in time, as the worker looks only now and then.
+    """
+
+    def __init__(self, job_id: str, connection: Redis, *, awaited: bool = True) -> None:
         super().__init__(job_id, connection, GenerationResult)
+        self._awaited = awaited
+        self._renew_at = 0.0
+
+    def stream(self, timeout_s: float | None = None, *, on_wait: Callable[[], None] | None = None) -> Iterator[str]:
+        """Yields the text in pieces as it is made; together they are exactly `result().text`.
+
+        May be called late (it begins with all that is there), more than once, and for a job that was not enqueued with
+        `stream=True`, whose text comes in one piece. `on_wait` is called about once a second while nothing comes; what
+        it raises ends the stream. Do not take longer over a piece than `ABANDONED_AFTER_S` where the job asked for
+        `cancel_if_abandoned`.
+
+        Raises `StreamRestartedError` when the worker had to begin anew after text was yielded: that text is void, and
+        `stream()` again reads the new one. Else raises as `result()` does.
+        """
+        deadline = _deadline(timeout_s)
+        key, results_key = stream_key(self.job_id), jobs.results_key(self.job_id)
+        seen: Any = {key: "0-0", results_key: "0-0"}
+        text = StreamText(self.job_id)
+        look_at = 0.0
+        while True:
+            with server_errors():
+                read = self._read(seen, deadline)
+            yield from text.read(read.get(key, ()))
+            if text.ended and results_key not in read:
+                # Should the job not be over after all, it is soon, and the result is what counts.
+                answer: GenerationResult | None = self.result(_left_s(deadline))
+            else:
+                with server_errors():
+                    answer = self._answer(read[results_key][-1]) if results_key in read else None
+            if answer is not None:
+                if rest := text.rest(answer.text):
+                    yield rest
+                return
+            if not read or time.monotonic() >= look_at:
+                look_at = time.monotonic() + _POLL_S
+                with server_errors():
+                    self._look(deadline, timeout_s)
+                if on_wait is not None:
+                    on_wait()
+
+    def _with_partial(self, error: _EndT) -> _EndT:
+        last: Any = self._connection.xrevrange(stream_key(self.job_id), count=_END_AMONG_LAST)
+        error.partial = partial_result(fields for _, fields in last)
+        return error
+
+    def _say_that_somebody_waits(self) -> None:
+        if self._awaited and time.monotonic() >= self._renew_at:
+            self._renew_at = time.monotonic() + _RENEW_S
+            self._connection.set(jobs.awaited_key(self.job_id), 1, ex=contract.ABANDONED_AFTER_S)
 
 
 class Producer:
@@ -209,11 +293,23 @@ class Producer:
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        logprobs: bool = False,
+        response_format: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        cancel_if_abandoned: bool = False,
         bulk: bool = False,
     ) -> GenerationHandle:
         """Enqueues one job that continues `prompt` or answers `messages`.
+
+        `response_format`: `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`.
+        `stream`: so that the handle's `stream()` has the text while it is made. `cancel_if_abandoned`: the job ends
+        `ABANDONED_AFTER_S` (30 s) after the last `result()` or `stream()` that waited for it, the first of which has
+        to come within that time.
 
         What is not given takes the contract's default. Raises `InvalidRequestError` at once for what a worker would
         refuse.
@@ -225,16 +321,26 @@ class Producer:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
             "stop": stop if stop is None or isinstance(stop, str) else list(stop),
             "seed": seed,
+            "logprobs": logprobs or None,
+            "response_format": None if response_format is None else dict(response_format),
+            "stream": stream or None,
+            "cancel_if_abandoned": cancel_if_abandoned or None,
         }
         payload = {name: value for name, value in fields.items() if value is not None}
         parse_request(GenerationRequest, payload)
         queue = contract.GENERATION_BULK_QUEUE if bulk else contract.GENERATION_QUEUE
         with server_errors():
             job_id = jobs.new_id()
+            if cancel_if_abandoned:
+                # Before there is a job that a worker could find abandoned.
+                self.connection.set(jobs.awaited_key(job_id), 1, ex=contract.ABANDONED_AFTER_S)
             jobs.enqueue(self.connection, queue, contract.GENERATE_FUNCTION, {job_id: payload}, self.options)
-        return GenerationHandle(job_id, self.connection)
+        return GenerationHandle(job_id, self.connection, awaited=cancel_if_abandoned)
 
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
@@ -290,6 +396,14 @@ def _parts(items: Iterable[ItemT], size: int, characters: float = float("inf")) 
         held += length
     if part:
         yield part
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _left_s(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _text(value: bytes | str) -> str:

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from .contract import VECTORS_FIELD
+from .contract import AWAITED_KEY, VECTORS_FIELD
 from .errors import JobFailedError
+from .streams import stream_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,6 +63,10 @@ def queue_key(queue: str) -> str:
 
 def results_key(job_id: str) -> str:
     return f"rq:results:{job_id}"
+
+
+def awaited_key(job_id: str) -> str:
+    return f"{AWAITED_KEY}{job_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,7 @@ def failure_from(job_id: str, trace: str) -> JobFailedError:
 
 
 def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None) -> None:
-    """Deletes ended jobs, their results and their places in the registries of `queue`, or of whichever was theirs."""
+    """Deletes ended jobs, all that is kept by their id, and their places in the registries of `queue`, or of theirs."""
     with connection.pipeline(transaction=False) as pipeline:
         if queue is None:
             for job_id in job_ids:
@@ -157,7 +162,7 @@ def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None)
         else:
             origins = [queue] * len(job_ids)
         for job_id, origin in zip(job_ids, origins, strict=True):
-            pipeline.delete(job_key(job_id), results_key(job_id))
+            pipeline.delete(job_key(job_id), results_key(job_id), stream_key(job_id), awaited_key(job_id))
             pipeline.zrem(f"rq:finished:{origin}", job_id)
             pipeline.zrem(f"rq:failed:{origin}", job_id)
         pipeline.execute()
