@@ -19,12 +19,14 @@ from .policy import (
     check_memory,
     embedding_choice,
     generation_choice,
+    loader_profile,
     memory_limit_bytes,
     not_installed,
 )
 
 if TYPE_CHECKING:
     from .candidates import Means
+    from .generation.profiles import ModelLoader
     from .measurements import Measurement
     from .protocol import Engine, EngineConfig, EngineInfo
 
@@ -67,12 +69,20 @@ def get_compute_dispatcher(
     return HybridDispatcher(
         hardware,
         embedding_choice(hardware, absence, measured) if embedding == "auto" else _by_name(embedding),
-        generation_choice(hardware, absence) if generation == "auto" else _by_name(generation),
+        generation_choice(hardware, absence) if generation == "auto" else _generation_by_name(generation, hardware),
     )
 
 
 def _by_name(wanted: str) -> Choice:
     return Choice((wanted,), (f"{wanted}: asked for by name",))
+
+
+def _generation_by_name(wanted: str, hardware: Hardware) -> Choice:
+    choice = _by_name(wanted)
+    if wanted == SIMULATED:
+        return choice
+    profile, why = loader_profile(hardware)
+    return replace(choice, reasons=(*choice.reasons, *why), profile=profile)
 
 
 def open_engine(config: EngineConfig) -> Engine:
@@ -137,8 +147,9 @@ def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
     if not choice.candidates:
         raise _nothing("generation", choice.reasons)
     files = models.resolve(config.model or DEFAULT_MODELS["generation"])
+    loader = generation_loader(config, hardware, choice)
     try:
-        check_memory(None, files.folder, memory_limit_bytes(hardware))
+        check_memory(loader.needed_bytes(files.folder), files.folder, memory_limit_bytes(hardware))
     except BackendUnavailableError as error:
         raise _nothing("generation", (*choice.reasons, f"{choice.first}: {error}")) from None
     from .generation.engine import open_generation_engine
@@ -146,6 +157,13 @@ def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
     return open_generation_engine(
         files.folder, model_name=files.name, aliases=files.aliases, max_concurrent=config.max_concurrent
     )
+
+
+def generation_loader(config: EngineConfig, hardware: Hardware, choice: Choice) -> ModelLoader:
+    """What loads generation models as this machine's profile and the configuration say."""
+    from .generation.profiles import ModelLoader, profile_of
+
+    return ModelLoader(hardware, profile_of(choice.profile), config.quantize, config.memory_limit_bytes)
 
 
 def _nothing(kind: str, reasons: tuple[str, ...]) -> BackendUnavailableError:

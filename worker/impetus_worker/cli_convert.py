@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from . import cli_quantize
+from .settings import GENERATION_RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,7 @@ _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 @click.command()
 @click.argument("model")
 @click.option("--generation", is_flag=True, help="MODEL generates text, and becomes a smaller model folder for MLX.")
-@click.option("--quantize", default="none", show_default=True, type=click.Choice((*_MODES, *cli_quantize.RECIPES)),
+@click.option("--quantize", default="none", show_default=True, type=click.Choice((*_MODES, *GENERATION_RECIPES)),
               metavar="FORM", help="See the forms below.")  # fmt: skip
 @click.option("--output", "--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Of embeddings: also put a copy of the package and its report there, into a new folder. Of "
@@ -110,8 +111,8 @@ def convert(
     _check_options(context, quantize, generation=generation)
     if generation:
         limit = cli_quantize.DEFAULT_LIMIT_PERCENT if limit_percent is None else limit_percent
-        measured = cli_quantize.Measured(text, tokens, limit / 100, accept_loss=accept_loss, wanted=not no_measure)
-        cli_quantize.convert(model, quantize, output, measured, _Progress(), force=force, as_json=as_json)
+        terms = cli_quantize.Measured(text, tokens, limit / 100, accept_loss=accept_loss, wanted=not no_measure)
+        cli_quantize.convert(model, quantize, output, terms, _Progress(), force=force, as_json=as_json)
         return
     limit_percent = 1.0 if limit_percent is None else limit_percent
     from impetus_backends import models
@@ -180,7 +181,7 @@ def convert(
 
 def _check_options(context: click.Context, quantize: str, *, generation: bool) -> None:
     """Refuses what belongs to the other kind of model, rather than leave it out in silence."""
-    kind, forms = ("generation", tuple(cli_quantize.RECIPES)) if generation else ("embeddings", _MODES)
+    kind, forms = ("generation", tuple(GENERATION_RECIPES)) if generation else ("embeddings", _MODES)
     if quantize not in forms:
         hint = "" if generation else ", or say --generation"
         if quantize == "none":

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from impetus_backends.generation.conversion import Report
     from impetus_backends.generation.perplexity import Comparison
 
-RECIPES = ("4bit", "8bit", "mixed_4_6", "mxfp4", "nvfp4")
 DEFAULT_LIMIT_PERCENT = 2.0
 
 
@@ -45,7 +44,7 @@ def convert(
     from impetus_backends.errors import BackendError
     from impetus_backends.generation.conversion import Order, PerplexityError
     from impetus_backends.generation.conversion import convert as run
-    from impetus_backends.generation.quantize import RECIPES as KNOWN
+    from impetus_backends.generation.quantize import RECIPES
 
     try:
         files = models.resolve(model)
@@ -55,7 +54,7 @@ def convert(
             model=files.name,
             source=files.folder,
             target=target,
-            recipe=KNOWN[recipe],
+            recipe=RECIPES[recipe],
             text=_read(measured.text) if measured.wanted else None,
             max_tokens=measured.tokens,
             limit=measured.limit,
@@ -65,7 +64,7 @@ def convert(
         report = run(order, tell)
     except PerplexityError as error:
         tell.done()
-        click.echo(error.report.to_json() if as_json else in_words(error.report, own_text=measured.text is None))
+        click.echo(error.report.to_json() if as_json else in_words(error.report, text=measured.text))
         raise click.ClickException(str(error)) from None
     except BackendError as error:
         tell.done()
@@ -77,12 +76,12 @@ def convert(
     if as_json:
         click.echo(report.to_json())
         return
-    click.echo(in_words(report, own_text=measured.text is None))
+    click.echo(in_words(report, text=measured.text))
     click.echo(f"folder      {target}")
     click.echo(f"serve it    impetus-worker run --generation-model {shlex.quote(_typed(target))}")
 
 
-def in_words(report: Report, *, own_text: bool) -> str:
+def in_words(report: Report, *, text: Path | None) -> str:
     """The table, and the verdict under it."""
     rows = [
         ("", "A", "B"),
@@ -99,7 +98,7 @@ def in_words(report: Report, *, own_text: bool) -> str:
         f"made        {report.recipe}: {report.layers} layers packed"
         + (f" ({extra})" if extra else "")
         + (f", {len(report.left)} left as they were, for their width" if report.left else ""),
-        *([_measured_on(comparison, own_text)] if comparison else ["measured    not at all: --no-measure"]),
+        *([_measured_on(comparison, text)] if comparison else ["measured    not at all: --no-measure"]),
         "",
         *(f"{name:<12}{a:>{width}}{b:>{width}}".rstrip() for name, a, b in rows),
     ]
@@ -113,10 +112,8 @@ def in_words(report: Report, *, own_text: bool) -> str:
     return "\n".join([*lines, ""])
 
 
-def _measured_on(comparison: Comparison, own_text: bool) -> str:
-    what = (
-        "the small text that comes with Impetus (one of your own kind tells more: --text)" if own_text else "the text"
-    )
+def _measured_on(comparison: Comparison, text: Path | None) -> str:
+    what = text or "the small text that comes with Impetus (one of your own kind tells more: --text FILE)"
     return f"measured    on {comparison.tokens} tokens of {what}"
 
 

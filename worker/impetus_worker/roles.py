@@ -27,6 +27,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         model=settings.model,
         backend=settings.backend,
         max_concurrent=settings.max_concurrent_generations,
+        quantize=settings.generation_quantize,
         simulated_a_s=settings.simulated_a_ms / 1e3,
         simulated_b_s=settings.simulated_b_us / 1e6,
         hardware=read_machine(Path(settings.hardware)) if settings.hardware else None,

@@ -116,13 +116,13 @@ def score(
     choices: list[np.ndarray] = []
     vocabulary = 0
     for begin, scored, end in windows(len(tokens), length):
-        logits = loaded.model(mx.array([tokens[begin:end]]))[0]
+        logits = loaded.model(mx.array([list(tokens[begin:end])]))[0]
         vocabulary = logits.shape[-1]
         marks = [*range(scored, end, _ROWS), end]
         for first, last in pairwise(marks):
             # The logits at one place are of the token at the next.
             rows = logits[first - 1 - begin : last - 1 - begin].astype(mx.float32)
-            came = mx.array(tokens[first:last])[:, None]
+            came = mx.array(list(tokens[first:last]))[:, None]
             loss = mx.logsumexp(rows, axis=-1) - mx.take_along_axis(rows, came, axis=-1)[:, 0]
             losses.append(np.array(loss, np.float64))
             choices.append(np.array(mx.argmax(rows, axis=-1), np.int64))
