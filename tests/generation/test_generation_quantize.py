@@ -167,7 +167,7 @@ def test_beyond_the_limit_nothing_is_kept_unless_the_loss_is_accepted(
 ) -> None:
     monkeypatch.setattr("impetus_backends.generation.perplexity.Comparison.telling", True)
     text = QUESTIONS.read_text(encoding="utf-8")
-    strict = {"limit": -0.99, "max_tokens": 60, "text": text}
+    strict: dict[str, Any] = {"limit": -0.99, "max_tokens": 60, "text": text}
     with pytest.raises(
         PerplexityError, match=r"mxfp4 makes the perplexity -?\d+\.\d\d% worse.*nothing was kept"
     ) as told:

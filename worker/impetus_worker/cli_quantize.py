@@ -71,7 +71,9 @@ def convert(
         raise click.ClickException(str(error)) from None
     except OSError as error:
         tell.done()
-        raise click.ClickException(f"{error.filename or target} cannot be written: {error.strerror}") from None
+        raise click.ClickException(
+            f"{error.filename or output or 'the new folder'} cannot be written: {error.strerror}"
+        ) from None
     tell.done()
     if as_json:
         click.echo(report.to_json())

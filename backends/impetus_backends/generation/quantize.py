@@ -35,7 +35,7 @@ class Recipe:
     groups: tuple[int, ...]
     mode: str
     most_bits: float
-    """A weight with its share of the scales takes at most so many."""
+    """A weight takes at most so many, with its share of the scales if those are float16."""
     about: str
     mixed: bool = False
     """Whether some layers get more bits, by mlx-lm's rule of this name."""
@@ -88,9 +88,13 @@ def described(quantization: Mapping[str, Any]) -> str | None:
 
 
 def packed_bytes(weights_bytes: int, config: Mapping[str, Any], recipe: Recipe) -> int:
-    """At most how much memory the weights take once packed, if `weights_bytes` is what they take in their files."""
+    """About the most that weights take once packed, if `weights_bytes` is what they take in their files.
+
+    Affine scales are of the type that the weights come in. What stays unpacked (norms, odd widths) is not counted.
+    """
     stored = _STORED_BITS.get(str(config.get("torch_dtype") or config.get("dtype")), 16)
-    return int(weights_bytes * min(1.0, recipe.most_bits / stored))
+    bits = recipe.bits + (recipe.most_bits - recipe.bits) * stored / 16
+    return int(weights_bytes * min(1.0, bits / stored))
 
 
 def quantize(model: Any, config: Mapping[str, Any], recipe: Recipe) -> Packed:
@@ -157,7 +161,7 @@ def _wanted(model: Any, recipe: Recipe) -> Callable[[str, Any], bool | dict[str,
     from mlx_lm.convert import mixed_quant_predicate_builder
 
     try:
-        mixed = mixed_quant_predicate_builder(recipe.name, model, recipe.groups[0])
+        mixed: Any = mixed_quant_predicate_builder(recipe.name, model, recipe.groups[0])
     except (ValueError, AttributeError) as error:
         raise QuantizationError(
             f"{recipe.name} does not know this model's layers ({one_line(error)}); 4bit and 8bit take any model"
