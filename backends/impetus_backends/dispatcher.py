@@ -19,6 +19,7 @@ from .policy import (
     check_memory,
     embedding_choice,
     generation_choice,
+    loader_profile,
     memory_limit_bytes,
     not_installed,
 )
@@ -26,6 +27,7 @@ from .policy import (
 if TYPE_CHECKING:
     from .candidates import Means
     from .generation.engine import GenerationEngine
+    from .generation.profiles import ModelLoader
     from .measurements import Measurement
     from .protocol import Engine, EngineConfig, EngineInfo
 
@@ -68,12 +70,20 @@ def get_compute_dispatcher(
     return HybridDispatcher(
         hardware,
         embedding_choice(hardware, absence, measured) if embedding == "auto" else _by_name(embedding),
-        generation_choice(hardware, absence) if generation == "auto" else _by_name(generation),
+        generation_choice(hardware, absence) if generation == "auto" else _generation_by_name(generation, hardware),
     )
 
 
 def _by_name(wanted: str) -> Choice:
     return Choice((wanted,), (f"{wanted}: asked for by name",))
+
+
+def _generation_by_name(wanted: str, hardware: Hardware) -> Choice:
+    choice = _by_name(wanted)
+    if wanted == SIMULATED:
+        return choice
+    profile, why = loader_profile(hardware)
+    return replace(choice, reasons=(*choice.reasons, *why), profile=profile)
 
 
 def open_engine(config: EngineConfig) -> Engine:
@@ -137,24 +147,36 @@ def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
     choice = get_compute_dispatcher(hardware, generation=config.backend).lm_backend
     if not choice.candidates:
         raise _nothing("generation", choice.reasons)
-    files = models.resolve(config.model or DEFAULT_MODELS["generation"])
-    more = [models.resolve(name) for name in config.more_models]
+    files = [models.resolve(name) for name in (config.model or DEFAULT_MODELS["generation"], *config.more_models)]
+    loader = generation_loader(config, hardware, choice)
     memory_bytes = config.memory_limit_bytes or memory_limit_bytes(hardware)
     try:
-        check_memory(None, files.folder, memory_bytes)
+        check_memory(loader.needed_bytes(files[0].folder), files[0].folder, memory_bytes)
     except BackendUnavailableError as error:
         raise _nothing("generation", (*choice.reasons, f"{choice.first}: {error}")) from None
     from .generation.engine import EngineLimits, open_generation_engine
 
     def open_one(files: models.ModelFiles, memory_bytes: int | None) -> GenerationEngine:
-        limits = EngineLimits(config.max_concurrent, memory_bytes, config.prefix_cache_bytes)
-        return open_generation_engine(files.folder, model_name=files.name, aliases=files.aliases, limits=limits)
+        limits = EngineLimits(
+            config.max_concurrent, memory_bytes, config.prefix_cache_bytes, loader.profile.prefill_tokens
+        )
+        return open_generation_engine(
+            files.folder, model_name=files.name, aliases=files.aliases, limits=limits, load=loader.load
+        )
 
-    if not more:
-        return open_one(files, memory_bytes)
+    if len(files) == 1:
+        return open_one(files[0], memory_bytes)
     from .generation.pool import ModelPool
 
-    return ModelPool([files, *more], open_one, memory_bytes=memory_bytes, max_concurrent=config.max_concurrent)
+    weights = [loader.needed_bytes(each.folder) for each in files]
+    return ModelPool(files, weights, open_one, memory_bytes=memory_bytes, max_concurrent=config.max_concurrent)
+
+
+def generation_loader(config: EngineConfig, hardware: Hardware, choice: Choice) -> ModelLoader:
+    """What loads generation models as this machine's profile and the configuration say."""
+    from .generation.profiles import ModelLoader, profile_of
+
+    return ModelLoader(hardware, profile_of(choice.profile), config.quantize, config.memory_limit_bytes)
 
 
 def _nothing(kind: str, reasons: tuple[str, ...]) -> BackendUnavailableError:

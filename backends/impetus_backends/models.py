@@ -30,11 +30,6 @@ class ModelFiles:
     folder: Path
     aliases: tuple[str, ...]
 
-    @property
-    def weights_bytes(self) -> int:
-        """The size of the weights as they lie on the disk."""
-        return sum(file.stat().st_size for file in self.folder.glob("model*.safetensors"))
-
 
 def resolve(name: str) -> ModelFiles:
     """The files of a model named by a folder or a Hugging Face id, fetched from the hub if they are nowhere here.

@@ -160,16 +160,17 @@ def generation_choice(hardware: Hardware, absence: Absence = not_installed) -> C
         where = "on the GPU" + (", if this virtual machine passes one on" if hardware.virtual else "")
     else:
         where = "on the CPU: slow, and good for trials"
-    profile, why_profile = _loader_profile(hardware)
+    profile, why_profile = loader_profile(hardware)
     return Choice(("mlx",), (f"mlx: generation runs {where}", *why_profile), profile)
 
 
-def _loader_profile(hardware: Hardware) -> tuple[str, list[str]]:
+def loader_profile(hardware: Hardware) -> tuple[str, list[str]]:
+    """The profile of generation through MLX that suits the GPU, and why where there was something to decide."""
     if hardware.neural_accelerators_likely:
         return "m5", [
             f"loader profile m5: {hardware.gpu_architecture} under macOS {hardware.macos} likely has neural "
-            "accelerators that MLX uses (unverified: no call of MLX's tells); its mixed-precision loader is not built "
-            "yet, and the standard one loads"
+            "accelerators that MLX uses (unverified: no call of MLX's tells); it reads prompts in longer steps, and "
+            "what comes unquantised is loaded in 4 and 6 bits (unverified until `impetus-worker verify` has run on one)"
         ]
     if hardware.apple_silicon and (hardware.generation or 0) > NEURAL_ENGINE_GENERATION:
         return "standard", [

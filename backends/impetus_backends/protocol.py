@@ -201,6 +201,8 @@ class EngineConfig:
     """The most that models and what they work on may take; none means 75 % of the machine's memory."""
     prefix_cache_bytes: int = 512 * 2**20
     """How much of that may be kept of prompts, for later ones that begin alike."""
+    quantize: str = "auto"
+    """Of generation: `generation.profiles.CHOICES`, for models that come unquantised."""
     simulated_a_s: float = 0.004
     """The simulated backend's time for a batch: a + b * padded tokens, in seconds."""
     simulated_b_s: float = 0.000_02

@@ -13,14 +13,20 @@ from click.testing import CliRunner
 from impetus_backends.embedding.coreml.cache import PackageCache
 from impetus_backends.embedding.coreml.device import Placement
 from impetus_backends.embedding.coreml.emulated import EmulatedDevice
+from impetus_backends.generation.prefill import Shape, prefill_seconds
+from impetus_backends.generation.profiles import M5, STANDARD
 from impetus_backends.hardware import detect
 from impetus_backends.verify import Check, Verdict, Verifier
 from impetus_worker.cli import main
 
 from .conftest import small_model
+from .machines import machine
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from impetus_backends.generation.profiles import Profile
+    from impetus_backends.hardware import Hardware
 
 MODEL = str(small_model("bge"))
 
@@ -83,6 +89,60 @@ def test_a_model_placed_elsewhere_fails_with_its_share_bucket_by_bucket(cache: P
     assert lines(checks, "convert") == {Verdict.FAIL}
     assert any("Neural Engine 42%" in check.detail for check in checks.values())
     assert not lines(checks, "latency")
+
+
+def prefill_check(hardware: Hardware, seconds: dict[str, float] | Exception) -> Check:
+    """What is said of the M5 loader on a machine on which each loader takes so long."""
+
+    def take(profile: Profile) -> float:
+        if isinstance(seconds, Exception):
+            raise seconds
+        return seconds[profile.name]
+
+    return Verifier(hardware, prefill=take)._prefill()
+
+
+@pytest.mark.parametrize(("m5_s", "verdict", "gain"), [(0.25, Verdict.PASS, "4.0x"), (0.9, Verdict.FAIL, "1.1x")])
+def test_on_an_m5_its_loader_must_read_a_prompt_four_times_as_fast_as_the_standard_one(
+    m5_s: float, verdict: Verdict, gain: str
+) -> None:
+    check = prefill_check(machine("m5"), {"standard": 1.0, "m5": m5_s})
+    assert check.verdict is verdict
+    assert check.detail == (
+        f"2048 tokens: standard (4bit, 512 a step) 1.00 s, m5 (mixed_4_6, 2048 a step) {m5_s:.2f} s, {gain} "
+        "(target: 4x, which nobody has met yet); a model of random weights"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("m1", "no neural accelerators"),
+        ("m4-max", "no neural accelerators"),
+        ("vm", "no neural accelerators"),
+        ("intel", "no Apple GPU"),
+        ("rosetta", "no Apple GPU"),
+        ("linux", "no Apple GPU"),
+    ],
+)
+def test_no_other_machine_is_asked_how_fast_the_m5_loader_is(name: str, reason: str) -> None:
+    check = prefill_check(machine(name), AssertionError("not to be timed"))
+    assert check.verdict is Verdict.NOT_APPLICABLE
+    assert reason in check.detail
+
+
+def test_an_m5_on_which_mlx_does_not_run_says_so() -> None:
+    check = prefill_check(machine("m5"), RuntimeError("no Metal device"))
+    assert (check.verdict, check.detail) == (Verdict.NOT_APPLICABLE, "MLX does not run: no Metal device")
+
+
+@pytest.mark.parametrize("profile", [STANDARD, M5])
+def test_of_the_rounds_in_which_a_loader_reads_a_prompt_the_first_does_not_count(profile: Profile) -> None:
+    pytest.importorskip("mlx_lm")
+    small = Shape(hidden=64, layers=1, heads=2, key_value_heads=1, mlp=128, vocabulary=128)
+    readings = iter([0.0, 100.0, 0.0, 3.0, 0.0, 1.0, 0.0, 2.0])
+    assert prefill_seconds(profile, clock=lambda: next(readings), prompt_tokens=600, shape=small) == 2.0
+    assert not list(readings)
 
 
 def test_off_a_mac_no_line_claims_what_only_a_mac_can_tell(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

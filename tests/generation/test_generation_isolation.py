@@ -282,11 +282,12 @@ class LeakingModel(WatchedModel):
 
 
 def test_a_model_that_answers_otherwise_in_a_batch_is_run_one_request_at_a_time(
-    loaded: Any, work: Any, drive: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, solo: Any
+    loaded: Any, work: Any, drive: Any, tiny_folder: Path, solo: Any
 ) -> None:
     leaking = dataclasses.replace(loaded, model=LeakingModel(loaded.model, lambda tokens: None))
-    monkeypatch.setattr(engine_module, "load", lambda folder: leaking)
-    engine = engine_module.open_generation_engine(tiny_folder, model_name="tiny", aliases=(), limits=EngineLimits(8))
+    engine = engine_module.open_generation_engine(
+        tiny_folder, model_name="tiny", aliases=(), limits=EngineLimits(8), load=lambda folder: leaking
+    )
     (reason,) = engine.info.reasons
     assert "one at a time" in reason
     ended = drive(engine, work(1, "Hello world"), work(2, "x = 1"))

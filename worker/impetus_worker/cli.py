@@ -18,7 +18,7 @@ from .cli_doctor import doctor
 from .cli_options import check_installed, with_engine_options
 from .cli_service import service
 from .cli_verify import verify
-from .settings import RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
+from .settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
 from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     impetus-worker doctor     what this machine would do, and why
     impetus-worker run        do it
     impetus-worker service    do it whenever you are logged in
-    impetus-worker convert    make a Core ML package beforehand, and measure it
+    impetus-worker convert    make a model smaller, or a Core ML package of it, and measure what that costs
     impetus-worker verify     check on a Mac what was built without one
     """
 
@@ -58,6 +58,10 @@ for _command in (doctor, service, convert, verify):
               show_envvar=True, help="What generation may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
 @click.option("--prefix-cache-mb", envvar="IMPETUS_PREFIX_CACHE_MB", default=512, show_default=True, show_envvar=True,
               type=click.IntRange(0), help="Of that, for the beginnings of prompts that later ones share.")  # fmt: skip
+@click.option("--generation-quantize", envvar="IMPETUS_GENERATION_QUANTIZE", default="auto", show_default=True,
+              show_envvar=True, type=click.Choice(QUANTIZE_AT_LOAD),
+              help="What is done, when it loads, to a generation model that comes unquantised. 'auto': on an Apple GPU "
+              "4bit, or mixed_4_6 on an M5 (unverified); on a CPU nothing.")  # fmt: skip
 @click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
               help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
 @click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
@@ -116,6 +120,7 @@ def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[s
         max_batch_tokens=options["max_batch_tokens"],
         max_wait_ms=options["max_wait_ms"],
         max_concurrent_generations=options["max_concurrent_generations"],
+        generation_quantize=options["generation_quantize"],
         burst=options["burst"],
         allow_callbacks=_names(allow_callbacks),
         simulated_a_ms=options["simulated_a_ms"],

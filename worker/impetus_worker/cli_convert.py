@@ -1,4 +1,7 @@
-"""`impetus-worker convert`: a model as a Core ML package, smaller if wanted, and measured before it is kept."""
+"""`impetus-worker convert`: a model in another form, smaller if wanted, and measured before it is kept.
+
+Here an embedding model becomes a Core ML package; what becomes of a generation model is `cli_quantize`'s.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+
+from . import cli_quantize
+from .settings import GENERATION_RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,50 +26,95 @@ if TYPE_CHECKING:
 
 _MODES = ("none", "int8", "palette6", "w8a8")
 _CALIBRATION_TEXTS = 64
+_EMBEDDING_OPTIONS = ("buckets", "calibration", "documents")
+_GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 
 
 @click.command()
 @click.argument("model")
-@click.option("--quantize", default="none", show_default=True, type=click.Choice(_MODES),
-              help="int8 weights; palettes of 64 values (6 bits); or int8 weights and activations (M4 and later, and "
-              "only on a Mac).")  # fmt: skip
-@click.option("--buckets", metavar="COUNT|LIST", help="How many shapes to choose for texts like docstrings, or the "
-              "shapes themselves, as texts x tokens: 1x32,8x96,1x256.  [default: 6]")  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR",
-              help="Also put a copy of the package and its report there, into a new folder.")  # fmt: skip
-@click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-              help='Texts to calibrate w8a8 on, one a line, or .jsonl with "text".  [default: docstrings]')  # fmt: skip
-@click.option("--documents", default=200, show_default=True, type=click.IntRange(11),
-              help="How many docstrings of Python's standard library to measure with.")  # fmt: skip
-@click.option("--limit", "limit_percent", default=1.0, show_default=True, type=click.FloatRange(0, 100),
-              help="The most a package may lose, in per cent.")  # fmt: skip
-@click.option("--accept-loss", is_flag=True, help="Keep the package whatever it loses.")
+@click.option("--generation", is_flag=True, help="MODEL generates text, and becomes a smaller model folder for MLX.")
+@click.option("--quantize", default="none", show_default=True, type=click.Choice((*_MODES, *GENERATION_RECIPES)),
+              metavar="FORM", help="See the forms below.")  # fmt: skip
+@click.option("--output", "--out", type=click.Path(path_type=Path), metavar="DIR",
+              help="Of embeddings: also put a copy of the package and its report there, into a new folder. Of "
+              "generation: the new model folder.  [default: ./MODEL-FORM]")  # fmt: skip
+@click.option("--limit", "limit_percent", type=click.FloatRange(0, 100), metavar="PERCENT",
+              help="The most that may be lost.  [default: 1 of embeddings, 2 of generation]")  # fmt: skip
+@click.option("--accept-loss", is_flag=True, help="Keep the result whatever it loses.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--buckets", metavar="COUNT|LIST", help="Embeddings: how many shapes to choose for texts like "
+              "docstrings, or the shapes themselves, as texts x tokens: 1x32,8x96,1x256.  [default: 6]")  # fmt: skip
+@click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help='Embeddings: texts to calibrate w8a8 on, one a line, or .jsonl with "text".  '
+              "[default: docstrings]")  # fmt: skip
+@click.option("--documents", default=200, show_default=True, type=click.IntRange(11),
+              help="Embeddings: how many docstrings of Python's standard library to measure with.")  # fmt: skip
+@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Generation: measure on this UTF-8 text.  [default: 5 KB of English that come with Impetus: little, "
+              "and no match for a text of the kind that you generate]")  # fmt: skip
+@click.option("--tokens", default=8192, show_default=True, type=click.IntRange(32),
+              help="Generation: how many tokens of the text to measure on, at most.")  # fmt: skip
+@click.option("--no-measure", is_flag=True,
+              help="Generation: do not measure, as where the original does not fit the memory.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Generation: replace a model that lies in the new folder's place.")
+@click.pass_context
 def convert(
+    context: click.Context,
     model: str,
+    generation: bool,
     quantize: str,
-    buckets: str | None,
     output: Path | None,
-    calibration: Path | None,
-    documents: int,
-    limit_percent: float,
+    limit_percent: float | None,
     accept_loss: bool,
     as_json: bool,
+    buckets: str | None,
+    calibration: Path | None,
+    documents: int,
+    text: Path | None,
+    tokens: int,
+    no_measure: bool,
+    force: bool,
 ) -> None:
-    """Make a Core ML package of MODEL (a folder or a Hugging Face id), and measure what it loses.
+    """Make MODEL (a folder or a Hugging Face id) ready for a device, or smaller, and measure what it loses.
 
-    Workers do this by themselves for plain float16. Convert by hand to have it done beforehand, to choose other
-    shapes, or to have the weights smaller; from then on workers here serve the model with that package.
+    Beyond the limit nothing is kept, and the exit status is 1.
 
-    The report compares the float16 package (A) and the one asked for (B) with the float32 reference. The loss is the
-    larger of two: 1 minus the mean cosine, and what a search over the documents would give away, in similarity to the
-    query, by taking B's ten nearest for the true ten. Beyond the limit nothing is kept, and the exit status is 1.
+    EMBEDDINGS become a Core ML package. Workers do this by themselves for plain float16. Convert by hand to have it
+    done beforehand, to choose other shapes, or to have the weights smaller; from then on workers here serve the model
+    with that package. The report compares the float16 package (A) and the one asked for (B) with the float32
+    reference. The loss is the larger of two: 1 minus the mean cosine, and what a search over the documents would give
+    away, in similarity to the query, by taking B's ten nearest for the true ten.
+
+    \b
+    int8        int8 weights
+    palette6    palettes of 64 values (6 bits)
+    w8a8        int8 weights and activations (M4 and later, and only on a Mac)
+
+    GENERATION models (--generation) become a smaller model folder, with the same tokenizer and chat template. The
+    report compares the perplexity of the original (A) and the result (B) over a text; the loss is by how much it
+    rises. They are loaded one after the other. A worker on an Apple GPU quantises what comes unquantised by itself,
+    but anew at each start, from files of full size, and unmeasured.
+
+    \b
+    4bit        4-bit affine, groups of 64: what the standard loader does
+    8bit        8-bit affine: twice the size, nearly lossless
+    mixed_4_6   4-bit affine, and 6 bits for the layers that feel it most: what the M5 loader does (unverified)
+    mxfp4       4-bit floats with an 8-bit power of two for each 32 weights
+    nvfp4       4-bit floats with an 8-bit float for each 16 weights
 
     \b
     impetus-worker convert all-MiniLM-L6-v2
     impetus-worker convert all-MiniLM-L6-v2 --quantize int8 --output ./packages
     impetus-worker convert ./my-model --buckets 1x64,16x64,1x512
+    impetus-worker convert --generation ./my-model --quantize 4bit --text letters.txt
     """
+    _check_options(context, quantize, generation=generation)
+    if generation:
+        limit = cli_quantize.DEFAULT_LIMIT_PERCENT if limit_percent is None else limit_percent
+        terms = cli_quantize.Measured(text, tokens, limit / 100, accept_loss=accept_loss, wanted=not no_measure)
+        cli_quantize.convert(model, quantize, output, terms, _Progress(), force=force, as_json=as_json)
+        return
+    limit_percent = 1.0 if limit_percent is None else limit_percent
     from impetus_backends import models
     from impetus_backends.embedding.backends import make_backend
     from impetus_backends.embedding.config import read_config
@@ -125,6 +177,19 @@ def convert(
         if not report.passed:
             click.echo(f"kept although it loses more than {report.limit:.2%}")
         click.echo(f"package     {entry}")
+
+
+def _check_options(context: click.Context, quantize: str, *, generation: bool) -> None:
+    """Refuses what belongs to the other kind of model, rather than leave it out in silence."""
+    kind, forms = ("generation", tuple(GENERATION_RECIPES)) if generation else ("embeddings", _MODES)
+    if quantize not in forms:
+        hint = "" if generation else ", or say --generation"
+        if quantize == "none":
+            raise click.UsageError(f"say what to make of it: --quantize {'|'.join(forms)}")
+        raise click.UsageError(f"--quantize {quantize} is not for {kind}: take one of {', '.join(forms)}{hint}")
+    for name in _EMBEDDING_OPTIONS if generation else _GENERATION_OPTIONS:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} is not for {kind}")
 
 
 def _buckets(wanted: str | None, longest: int) -> tuple[Bucket, ...]:

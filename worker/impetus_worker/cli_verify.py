@@ -20,7 +20,7 @@ _MARKS = {"pass": "ok  ", "fail": "FAIL", "not applicable": "n/a "}
               help="A folder or a Hugging Face id.  [default: sentence-transformers/all-MiniLM-L6-v2]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="For programs, and for sending to us.")
 def verify(model: str | None, as_json: bool) -> None:
-    """Check on this machine what was built without it: conversion, placement, accuracy, speed.
+    """Check on this machine what was built without it: conversion, placement, accuracy, speed, and on an M5 its loader.
 
     On a Mac it converts and compiles the embedding model, asks Core ML where it would run, compares its vectors with
     the reference and its speed with the targets, the GPU and the CPU, and remembers which was faster: workers go by

@@ -10,6 +10,8 @@ Role = Literal["embedding", "generation"]
 ROLES: tuple[Role, ...] = ("embedding", "generation")
 EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "mlx", "cpu", "numpy", "simulated")
 GENERATION_BACKENDS = ("auto", "mlx", "simulated")
+GENERATION_RECIPES = ("4bit", "8bit", "mixed_4_6", "mxfp4", "nvfp4")
+QUANTIZE_AT_LOAD = ("auto", "none", *GENERATION_RECIPES)
 
 DEFAULT_LEASE_S = 20
 """A dead worker's jobs are back on the queue within this and a quarter of it."""
@@ -43,6 +45,8 @@ class WorkerSettings:
     """Padded tokens a batch may cost; none means what suits the backend."""
     max_wait_ms: float = 5.0
     max_concurrent_generations: int = 16
+    generation_quantize: str = "auto"
+    """What is done, when it loads, to a generation model that comes unquantised; `auto` goes by the machine."""
     burst: bool = False
     allow_callbacks: tuple[str, ...] = ()
     lease_s: int = DEFAULT_LEASE_S

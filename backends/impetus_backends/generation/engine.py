@@ -23,7 +23,7 @@ from ..errors import ModelError, RequestError
 from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
 from .batching import batching_fault
 from .loader import load
-from .memory import Budget, RowCost, measure_row_cost, weights_bytes
+from .memory import Budget, RowCost, measure_row_cost, vocabulary_size, weights_bytes
 from .prefixes import PrefixCache
 from .prompts import prompt_tokens
 from .running import ReadingError, Row, RunningBatch
@@ -57,9 +57,14 @@ class EngineLimits:
 
 
 def open_generation_engine(
-    folder: Path, *, model_name: str, aliases: tuple[str, ...], limits: EngineLimits
+    folder: Path,
+    *,
+    model_name: str,
+    aliases: tuple[str, ...],
+    limits: EngineLimits,
+    load: Callable[[Path], LoadedModel] = load,
 ) -> GenerationEngine:
-    """Loads the model in `folder`, checks that it batches correctly, and returns its engine.
+    """Loads the model in `folder` with `load`, checks that it batches correctly, and returns its engine.
 
     A model that answers differently in a batch is run one request at a time, and `info.reasons` says so. The calling
     thread must be the one that drives the engine. Raises `BackendUnavailableError` and `ModelError`.
@@ -79,7 +84,7 @@ def open_generation_engine(
         max_tokens=loaded.context_tokens,
         note=loaded.note,
         max_concurrent=limits.max_concurrent,
-        reasons=(fault,) if fault else (),
+        reasons=(*loaded.reasons, *([fault] if fault else [])),
     )
     return GenerationEngine(loaded, info, limits)
 
@@ -134,7 +139,7 @@ class GenerationEngine:
         left = _left_by_weights(loaded, self._limits)
         for_prefixes, self._budget = _divide(left, measure_row_cost(loaded.model), self._limits)
         self._prefixes = PrefixCache(for_prefixes)
-        self._grammars = Grammars(loaded.tokenizer)
+        self._grammars = Grammars(loaded.tokenizer, vocabulary_size(loaded.model))
         self._waiting: deque[_Request] = deque()
         self._suspects: deque[_Request] = deque()
         """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""

@@ -5,26 +5,28 @@ It knows folders and mlx-lm's loading. It does not download, and it never runs c
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import resource
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailableError, ModelError
+from ..errors import ModelError
+from .libraries import import_libraries, one_line
+from .limits import MOST_CACHE_BYTES, MemoryLimits
+from .quantize import QuantizationError, described, evaluate, quantization_of, quantize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from .quantize import Recipe
 
 DEFAULT_CONTEXT_TOKENS = 4096
 """What a model is taken to read when its files do not say."""
 
-CACHE_LIMIT_BYTES = 1 << 30
-"""The most freed memory that MLX may keep for reuse. Without a bound, ever new shapes make it grow for ever."""
+CACHE_LIMIT_BYTES = MOST_CACHE_BYTES
+"""The bound of MLX's pool of freed memory where the machine's own is not known."""
 
 # The names under which configurations state the longest sequence, the common one first.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
@@ -48,34 +50,42 @@ class LoadedModel:
     """`cpu`, or `gpu` and its architecture."""
     note: str | None
     """What the model's own configuration asks to be said with every result (`impetus_note`)."""
+    reasons: tuple[str, ...] = ()
+    """What was done to the weights when they were loaded, or was asked for and not done, and why."""
 
 
-def load(folder: Path) -> LoadedModel:
-    """Loads the model in `folder` into memory and bounds MLX's pool of freed memory to `CACHE_LIMIT_BYTES`.
+def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimits | None = None) -> LoadedModel:
+    """Loads the model in `folder` into memory, quantised on the way if asked, and sets MLX's memory limits.
 
-    Raises `BackendUnavailableError` where MLX or mlx-lm is not installed, and `ModelError` for a folder that is not a
-    model mlx-lm can run. Takes seconds: it reads the weights once to load and once to hash them.
+    Quantising makes no difference to the files; the weights are packed one by one, so the whole model is never in
+    memory as it comes. Without `limits` MLX's pool of freed memory is bounded all the same.
+
+    Raises `BackendUnavailableError` where MLX or mlx-lm is not installed, `ModelError` for a folder that is not a model
+    mlx-lm can run, and `QuantizationError` where the model cannot be quantised so. Takes seconds: it reads the weights
+    once to load and once to hash them.
     """
-    config = _config(folder)
-    try:
-        with _file_limit_kept():
-            import mlx.core as mx
-            import mlx_lm
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"generation needs MLX and mlx-lm, and {error.name or error} cannot be imported: "
-            "pip install 'impetus-batch[mlx]'"
-        ) from error
-
+    config = read_config(folder)
+    if quantization is not None and (already := quantization_of(config, folder)) is not None:
+        raise QuantizationError(f"the model in {folder} is quantised already: {already}")
+    mx, mlx_lm = import_libraries()
+    (limits or MemoryLimits()).apply(mx)
     try:
         parts: Any = mlx_lm.load(
-            str(folder), tokenizer_config={"trust_remote_code": False}, return_config=True, trust_remote_code=False
+            str(folder),
+            tokenizer_config={"trust_remote_code": False},
+            return_config=True,
+            trust_remote_code=False,
+            lazy=quantization is not None,
         )
         model, tokenizer, full_config = parts
+        if quantization is not None:
+            full_config = quantize(model, full_config, quantization).config
+            evaluate(model)
+    except QuantizationError:
+        raise
     except Exception as error:  # mlx-lm raises whatever its parsers raise; all of it means this folder
-        raise ModelError(f"mlx-lm cannot load the model in {folder}: {_one_line(error)}") from error
+        raise ModelError(f"mlx-lm cannot load the model in {folder}: {one_line(error)}") from error
 
-    mx.set_cache_limit(CACHE_LIMIT_BYTES)
     context_tokens = _context_tokens(config, tokenizer)
     # Prompts that are too long are refused here with both figures: transformers need not warn of them on stderr.
     tokenizer.model_max_length = sys.maxsize
@@ -84,41 +94,22 @@ def load(folder: Path) -> LoadedModel:
         model=model,
         tokenizer=tokenizer,
         context_tokens=context_tokens,
-        fingerprint=_fingerprint(folder),
-        precision=_precision(model, full_config),
+        fingerprint=_fingerprint(folder, quantization),
+        precision=_precision(model, full_config) + (", quantised at load" if quantization else ""),
         device=_device(mx),
         note=note if isinstance(note, str) else None,
     )
 
 
-@contextlib.contextmanager
-def _file_limit_kept() -> Iterator[None]:
-    """Shields the process's limit on open files from mlx-lm, which sets it to (2048, 4096) when imported.
-
-    Putting it back afterwards would not do: only root may raise a hard limit again. And where the hard limit is
-    below 4096, the import itself would fail.
-    """
-    original = resource.setrlimit
-
-    def shielded(kind: int, limits: tuple[int, int]) -> None:
-        if kind != resource.RLIMIT_NOFILE:
-            original(kind, limits)
-
-    resource.setrlimit = shielded
-    try:
-        yield
-    finally:
-        resource.setrlimit = original
-
-
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's own configuration. Raises `ModelError` where there is none that can be read."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"there is no model in {folder}: config.json cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {_one_line(error)}") from error
+        raise ModelError(f"{path} is not valid JSON: {one_line(error)}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} does not hold a JSON object")
     return config
@@ -135,8 +126,8 @@ def _context_tokens(config: dict[str, Any], tokenizer: Any) -> int:
     return length if isinstance(length, int) and 0 < length <= 100_000_000 else DEFAULT_CONTEXT_TOKENS
 
 
-def _fingerprint(folder: Path) -> str:
-    digest = hashlib.sha256(b"mlx")
+def _fingerprint(folder: Path, quantization: Recipe | None) -> str:
+    digest = hashlib.sha256(b"mlx" + (f" {quantization.name}".encode() if quantization else b""))
     for path in [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -145,9 +136,8 @@ def _fingerprint(folder: Path) -> str:
 
 def _precision(model: Any, config: dict[str, Any]) -> str:
     quantization = config.get("quantization")
-    if isinstance(quantization, dict) and "bits" in quantization:
-        mode, group = quantization.get("mode", "affine"), quantization.get("group_size")
-        return f"{quantization['bits']}-bit {mode}" + (f" (groups of {group})" if group else "")
+    if isinstance(quantization, dict) and (words := described(quantization)) is not None:
+        return words
     from mlx.utils import tree_flatten
 
     weights: Any = tree_flatten(model.parameters())
@@ -161,8 +151,3 @@ def _device(mx: Any) -> str:
     if mx.default_device().type == mx.DeviceType.gpu:
         return f"gpu {mx.device_info()['architecture']}" if mx.metal.is_available() else "gpu"
     return "cpu"
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:300] if text else type(error).__name__

@@ -52,13 +52,14 @@ class _Model:
 class ModelPool:
     """Implements `protocol.Engine` for `GenerationWork` of any of `models`; the first is the default, and loaded first.
 
-    `open_one`: makes the engine of a model that may take so many bytes, weights included (None: any number).
-    Raises what it raises for the default model, and `ModelError` for a model that could never be loaded.
+    `weights_bytes`: what each takes once it is loaded. `open_one`: makes the engine of a model that may take so many
+    bytes, weights included (None: any number). Raises what it raises for the default model, and `ModelError` for a model that could never be loaded.
     """
 
     def __init__(
         self,
         models: Sequence[ModelFiles],
+        weights_bytes: Sequence[int],
         open_one: Callable[[ModelFiles, int | None], GenerationEngine],
         *,
         memory_bytes: int | None,
@@ -70,7 +71,7 @@ class ModelPool:
         self._memory_bytes = memory_bytes
         self._turn_s = turn_s
         self._clock = clock
-        self._models = [_Model(files, files.weights_bytes) for files in models]
+        self._models = [_Model(files, weights) for files, weights in zip(models, weights_bytes, strict=True)]
         self._by_name = {alias: model for model in reversed(self._models) for alias in model.files.aliases}
         self._works: dict[int, _Model] = {}
         self._events: list[Event] = []
