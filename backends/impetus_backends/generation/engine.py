@@ -23,7 +23,7 @@ from ..errors import ModelError, RequestError
 from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
 from .batching import batching_fault
 from .loader import load
-from .memory import Budget, RowCost, measure_row_cost, vocabulary_size, weights_bytes
+from .memory import Budget, RowCost, measure_row_cost, weights_bytes
 from .prefixes import PrefixCache
 from .prompts import prompt_tokens
 from .running import ReadingError, Row, RunningBatch
@@ -139,7 +139,7 @@ class GenerationEngine:
         left = _left_by_weights(loaded, self._limits)
         for_prefixes, self._budget = _divide(left, measure_row_cost(loaded.model), self._limits)
         self._prefixes = PrefixCache(for_prefixes)
-        self._grammars = Grammars(loaded.tokenizer, vocabulary_size(loaded.model))
+        self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
         self._waiting: deque[_Request] = deque()
         self._suspects: deque[_Request] = deque()
         """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""

@@ -42,6 +42,8 @@ class LoadedModel:
     """mlx-lm's `TokenizerWrapper`."""
     context_tokens: int
     """The longest prompt and answer together."""
+    vocabulary_size: int
+    """How many logits the model gives for a token; some give more than the tokenizer knows tokens."""
     fingerprint: str
     """16 hex digits of a sha256 over weights, configuration and the backend's name."""
     precision: str
@@ -94,6 +96,7 @@ def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimi
         model=model,
         tokenizer=tokenizer,
         context_tokens=context_tokens,
+        vocabulary_size=int(model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]),  # a graph: nothing is computed
         fingerprint=_fingerprint(folder, quantization),
         precision=_precision(model, full_config) + (", quantised at load" if quantization else ""),
         device=_device(mx),

@@ -35,13 +35,6 @@ def weights_bytes(model: Any) -> int:
     return sum(array.nbytes for _, array in parameters)
 
 
-def vocabulary_size(model: Any) -> int:
-    """How many logits the model gives for a token; some give more than its tokenizer knows tokens."""
-    import mlx.core as mx
-
-    return int(model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1])  # a graph, and nothing is computed
-
-
 def measure_row_cost(model: Any) -> RowCost:
     """Runs one token through fresh caches of the model, and one more than fit into their first step.
 

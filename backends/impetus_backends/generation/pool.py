@@ -53,7 +53,8 @@ class ModelPool:
     """Implements `protocol.Engine` for `GenerationWork` of any of `models`; the first is the default, and loaded first.
 
     `weights_bytes`: what each takes once it is loaded. `open_one`: makes the engine of a model that may take so many
-    bytes, weights included (None: any number). Raises what it raises for the default model, and `ModelError` for a model that could never be loaded.
+    bytes, weights included (None: any number). Raises what that raises for the default model, and `ModelError` for a
+    model that could never be loaded.
     """
 
     def __init__(
