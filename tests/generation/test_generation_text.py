@@ -194,6 +194,7 @@ def revising() -> Any:
 @example(pieces=["do", " n", "'", "'t"], stop=("on",))
 @example(pieces=["do", " n", "'t"], stop=())
 @example(pieces=["a", " '", " ", "b"], stop=("'b",))
+@example(pieces=[" ", " '", " ", "m"], stop=())
 def test_words_that_are_revised_are_streamed_once_they_are_settled(
     revising: Any, pieces: list[str], stop: tuple[str, ...]
 ) -> None:

@@ -57,7 +57,10 @@ class TextBuilder:
 
     def _settled(self, text: str) -> int:
         """How many characters of the text, from the first, no later token changes."""
-        return max(text.rfind(" "), text.rfind("\n") + 1, 0) if self._revises_words else len(text)
+        if not self._revises_words:
+            return len(text)
+        before_last_word = text[: max(text.rfind(" "), 0)].rstrip(" ")
+        return max(len(before_last_word), text.rfind("\n") + 1)
 
     def _held_back(self, text: str) -> int:
         """How many characters at the end may be part of a stop string, or may yet be revised."""
