@@ -189,17 +189,21 @@ class GenerationEngine:
         for queue in (self._waiting, self._suspects):
             for request in [request for request in queue if request.work.id == work_id]:
                 queue.remove(request)
-                self._end(request, "", "cancelled")
+                self._end_cancelled(request)
         if (running := self._running.pop(work_id, None)) is not None:
             assert self._batch is not None
             with self._isolated():
                 self._batch.remove([work_id])
-            try:
-                text = running.text.finish()
-            except Exception as error:  # noqa: BLE001 - a detokenizer's trouble with this row's tokens
-                self._reject(work_id, f"the model's tokens cannot be turned into text: {error}")
-            else:
-                self._end(running, text, "cancelled")
+            self._end_cancelled(running)
+
+    def _end_cancelled(self, request: _Request) -> None:
+        """With what its last run made, which for a suspect is the one that failed."""
+        try:
+            text = request.text.finish() if request.row is not None else ""
+        except Exception as error:  # noqa: BLE001 - a detokenizer's trouble with this row's tokens
+            self._reject(request.work.id, f"the model's tokens cannot be turned into text: {error}")
+        else:
+            self._end(request, text, "cancelled")
 
     def pending(self) -> int:
         """Requests not done, and events that no `step` has handed over yet."""
