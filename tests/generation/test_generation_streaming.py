@@ -148,7 +148,7 @@ def test_two_hundred_prompts_that_join_at_random_steps_read_as_they_do_alone(
     dice = random.Random(8)
     text = " ".join(PROMPTS) * 8
     lengths = [dice.choice((1, 2, 3, 9, 20, 45, 90, 260)) + dice.randint(0, 20) for _ in range(200)]
-    starts = [dice.randint(0, len(text) // 4) for _ in lengths]
+    starts = [dice.choice((0, 0, 5, dice.randint(0, len(text) // 4))) for _ in lengths]
     tokens = [dice.randint(1, 6) for _ in lengths]
     works = [
         work(at, text[start : start + length], max_tokens=made, stream=True)
