@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 import time
@@ -50,6 +51,88 @@ def loaded(tiny_folder: Path) -> LoadedModel:
     if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx_lm") is None:
         pytest.skip("MLX is not installed (pip install 'impetus-batch[mlx]')")
     return load(tiny_folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a model: its tokens' shape, and what the caches it was given held afterwards."""
+
+    rows: int
+    length: int
+    cache_bytes: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+class RecordingModel:
+    """A model that keeps a record of its calls."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.calls: list[Call] = []
+
+    def __call__(self, tokens: Any, **options: Any) -> Any:
+        logits = self._model(tokens, **options)
+        held = sum(layer.nbytes for layer in options["cache"])
+        self.calls.append(Call(*tokens.shape, held))
+        return logits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def since_last_time(self) -> list[Call]:
+        calls, self.calls = self.calls, []
+        return calls
+
+
+@pytest.fixture
+def record() -> Callable[[LoadedModel], tuple[LoadedModel, RecordingModel]]:
+    """A model that records its calls, and its record."""
+
+    def wrap(loaded: LoadedModel) -> tuple[LoadedModel, RecordingModel]:
+        model = RecordingModel(loaded.model)
+        return dataclasses.replace(loaded, model=model), model
+
+    return wrap
+
+
+@pytest.fixture(scope="session")
+def windowed(loaded: LoadedModel) -> LoadedModel:
+    """A tiny Gemma of random weights: one layer looks back 64 tokens, and one to the beginning."""
+    import mlx.core as mx
+    from mlx_lm.models import gemma3_text
+
+    mx.random.seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    windows = {"sliding_window": 64, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16}
+    vocabulary = loaded.model.args.vocab_size
+    args = gemma3_text.ModelArgs("gemma3_text", head_dim=16, vocab_size=vocabulary, **sizes, **windows)
+    return dataclasses.replace(loaded, model=_evaluated(gemma3_text.Model(args)))
+
+
+@pytest.fixture(scope="session")
+def recurrent(loaded: LoadedModel) -> LoadedModel:
+    """A tiny LFM2 of random weights: one layer has a state in place of keys and values, which cannot go back."""
+    import mlx.core as mx
+    from mlx_lm.models import lfm2
+
+    mx.random.seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    blocks = {"block_dim": 32, "block_ff_dim": 32, "block_multiple_of": 8, "block_ffn_dim_multiplier": 1.0}
+    rest = {"conv_bias": False, "conv_L_cache": 3, "block_auto_adjust_ff_dim": False, "full_attn_idxs": [1]}
+    vocabulary, context = loaded.model.args.vocab_size, loaded.context_tokens
+    shape: Any = {"vocab_size": vocabulary, "max_position_embeddings": context, **sizes, **blocks, **rest}
+    return dataclasses.replace(loaded, model=_evaluated(lfm2.Model(lfm2.ModelArgs("lfm2", norm_eps=1e-5, **shape))))
+
+
+def _evaluated(model: Any) -> Any:
+    import mlx.core as mx
+
+    model.eval()
+    mx.eval(model.parameters())
+    return model
 
 
 @pytest.fixture(scope="session")

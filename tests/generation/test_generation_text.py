@@ -3,6 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from impetus_backends.generation.text import TextBuilder
 
@@ -88,3 +90,121 @@ def test_a_stop_string_of_characters_that_span_several_tokens_is_found(loaded: A
     for token in tokens:
         builder.add(token)
     assert builder.finish() == "before 🙂"
+
+
+class Bytes:
+    """A detokenizer whose tokens are bytes, which holds back those that are no whole character yet."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._held = b""
+
+    def add_token(self, token: int) -> None:
+        self._held += bytes([token])
+        text = self._held.decode("utf-8", "replace")
+        if not text.endswith("\ufffd"):
+            self.text, self._held = self.text + text, b""
+
+    def finalize(self) -> None:
+        self.text, self._held = self.text + self._held.decode("utf-8", "replace"), b""
+
+
+def streamed(builder: TextBuilder, tokens: list[int]) -> tuple[list[str], str]:
+    """What had been streamed after each token, and the whole text."""
+    sent, so_far = "", []
+    for token in tokens:
+        builder.add(token)
+        sent += builder.take()
+        so_far.append(sent)
+    return so_far, builder.finish()
+
+
+def never_taken_back(so_far: list[str], whole: str, stop: tuple[str, ...]) -> None:
+    for sent in so_far:
+        assert whole.startswith(sent)
+        assert not sent.endswith("\ufffd")
+        sent.encode()
+    assert not any(string in whole for string in stop)
+
+
+STOPS = st.lists(st.text("abc ", min_size=1, max_size=5), max_size=3).map(tuple)
+
+
+@given(text=st.text("abc ", max_size=40), stop=STOPS, cuts=st.lists(st.integers(1, 6), max_size=40))
+@example(text="aab", stop=("ab",), cuts=[])
+@example(text="abcabcabcc", stop=("abcabcc", "bca"), cuts=[2, 3])
+def test_what_is_streamed_is_never_taken_back_and_holds_no_part_of_a_stop_string(
+    text: str, stop: tuple[str, ...], cuts: list[int]
+) -> None:
+    detokenizer = Pieces(text, 1)
+    if cuts:
+        bounds = [sum(cuts[:at]) for at in range(len(cuts) + 1)] + [len(text)]
+        detokenizer._pieces = [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    so_far, whole = streamed(TextBuilder(detokenizer, stop), list(range(len(detokenizer))))
+    never_taken_back(so_far, whole, stop)
+    first = min(((text.find(each) + len(each), text.find(each)) for each in stop if each in text), default=None)
+    assert whole == (text if first is None else text[: first[1]])
+
+
+@given(
+    data=st.one_of(st.binary(max_size=30), st.text("é語🙂a", max_size=12).map(str.encode)),
+    stop=st.lists(st.sampled_from(["a", "語a", "🙂", "é語", "\ufffda", "\ufffd"]), max_size=2).map(tuple),
+)
+@example(data="語🙂".encode()[:-1] + b"a", stop=())
+def test_broken_bytes_are_streamed_as_they_end_up_in_the_text(data: bytes, stop: tuple[str, ...]) -> None:
+    so_far, whole = streamed(TextBuilder(Bytes(), stop), list(data))
+    never_taken_back(so_far, whole, stop)
+    if not stop:
+        assert whole == data.decode("utf-8", "replace").rstrip("\ufffd")
+
+
+@given(text=st.text("ab語", max_size=30), stop=STOPS)
+def test_no_more_is_held_back_than_may_yet_be_a_stop_string(text: str, stop: tuple[str, ...]) -> None:
+    builder = TextBuilder(Pieces(text, 1), stop)
+    so_far, whole = streamed(builder, list(range(len(text))))
+    if not builder.stopped and so_far:
+        held = whole.removeprefix(so_far[-1])
+        assert held == "" or any(string.startswith(held) for string in stop)
+
+
+REVISED = ("a", "b", "do", " ", "  ", " n", "'t", "n't", " '", " ' ", "'s", "'", " ,", ",", "\n", " not", " .", "m")
+
+
+@pytest.fixture(scope="module")
+def revising() -> Any:
+    """Makes detokenizers that take the space out of "do n't" as soon as they see the rest of the word."""
+    pytest.importorskip("mlx_lm")
+    from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({piece: at for at, piece in enumerate(REVISED)}, unk_token="a"))
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=True)
+    return lambda: NaiveStreamingDetokenizer(fast)
+
+
+@pytest.mark.system
+@settings(deadline=None, max_examples=150)
+@given(
+    pieces=st.lists(st.sampled_from(REVISED), max_size=14),
+    stop=st.lists(st.sampled_from(["don", "on", "a'", "'b", "do n", "b,", " ", "n't", "\n."]), max_size=2).map(tuple),
+)
+@example(pieces=["a", " ", "do", " n", "'t"], stop=("don",))
+@example(pieces=["do", " n", "'", "'t"], stop=("on",))
+@example(pieces=["do", " n", "'t"], stop=())
+@example(pieces=["a", " '", " ", "b"], stop=("'b",))
+@example(pieces=[" ", " '", " ", "m"], stop=())
+def test_words_that_are_revised_are_streamed_once_they_are_settled(
+    revising: Any, pieces: list[str], stop: tuple[str, ...]
+) -> None:
+    detokenizer = revising()
+    assert detokenizer._clean_spaces
+    so_far, whole = streamed(TextBuilder(detokenizer, stop), [REVISED.index(piece) for piece in pieces])
+    never_taken_back(so_far, whole, stop)
+
+
+@pytest.mark.system
+def test_lines_of_a_revising_tokenizer_are_streamed_when_they_end(revising: Any) -> None:
+    so_far, _ = streamed(TextBuilder(revising()), [REVISED.index(piece) for piece in ("a", "do", "\n", "b")])
+    assert so_far == ["", "", "ado\n", "ado\n"]

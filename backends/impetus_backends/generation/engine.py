@@ -136,9 +136,9 @@ class GenerationEngine:
         self._loaded = loaded
         self._info = info
         self._clock = clock
-        left = _left_by_weights(loaded, self._limits)
-        for_prefixes, self._budget = _divide(left, measure_row_cost(loaded.model), self._limits)
-        self._prefixes = PrefixCache(for_prefixes)
+        self._prefixes = PrefixCache(0)
+        self._cost: RowCost | None = None
+        """What a request takes in memory, measured when there first is a limit."""
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
         self._waiting: deque[_Request] = deque()
         self._suspects: deque[_Request] = deque()
@@ -147,6 +147,7 @@ class GenerationEngine:
         self._running: dict[int, _Request] = {}
         """In the batch, by the id of their work."""
         self._events: list[Event] = []
+        self.resize(_left_by_weights(loaded, self._limits))
         self._batch: RunningBatch | None = self._new_batch()
 
     @property
@@ -179,7 +180,12 @@ class GenerationEngine:
 
     def resize(self, memory_bytes: int | None) -> bool:
         """Changes what requests and remembered prompts may take together; says whether those that run take no more."""
-        for_prefixes, self._budget = _divide(memory_bytes, self._budget.cost, self._limits)
+        for_prefixes, for_requests = self._limits.prefix_cache_bytes, None
+        if memory_bytes is not None:
+            self._cost = self._cost or measure_row_cost(self._loaded.model)
+            for_prefixes = min(for_prefixes, memory_bytes // _PREFIX_SHARE)
+            for_requests = memory_bytes - for_prefixes
+        self._budget = Budget(self._cost or RowCost(0, 0), for_requests)
         self._prefixes.resize(for_prefixes)
         return self._budget.allows(each.longest_tokens for each in self._running.values())
 
@@ -188,12 +194,21 @@ class GenerationEngine:
         for queue in (self._waiting, self._suspects):
             for request in [request for request in queue if request.work.id == work_id]:
                 queue.remove(request)
-                self._end(request, "", "cancelled")
+                self._end_cancelled(request)
         if (running := self._running.pop(work_id, None)) is not None:
             assert self._batch is not None
             with self._isolated():
                 self._batch.remove([work_id])
-            self._end(running, running.text.finish(), "cancelled")
+            self._end_cancelled(running)
+
+    def _end_cancelled(self, request: _Request) -> None:
+        """With what its last run made, which for a suspect is the one that failed."""
+        try:
+            text = request.text.finish() if request.row is not None else ""
+        except Exception as error:  # noqa: BLE001 - a detokenizer's trouble with this row's tokens
+            self._reject(request.work.id, f"the model's tokens cannot be turned into text: {error}")
+        else:
+            self._end(request, text, "cancelled")
 
     def pending(self) -> int:
         """Requests not done, and events that no `step` has handed over yet."""
@@ -354,14 +369,6 @@ class GenerationEngine:
 
     def _reject(self, work_id: int, message: str) -> None:
         self._events.append(Rejected(work_id, message))
-
-
-def _divide(memory_bytes: int | None, cost: RowCost, limits: EngineLimits) -> tuple[int, Budget]:
-    """(the most that remembered prompts may take, what running requests may), of what the weights leave."""
-    if memory_bytes is None:
-        return limits.prefix_cache_bytes, Budget(cost, None)
-    for_prefixes = min(limits.prefix_cache_bytes, memory_bytes // _PREFIX_SHARE)
-    return for_prefixes, Budget(cost, memory_bytes - for_prefixes)
 
 
 def _left_by_weights(loaded: LoadedModel, limits: EngineLimits) -> int | None:

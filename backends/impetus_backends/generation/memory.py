@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ModelError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 STEP_TOKENS = 256
 """mlx-lm's caches grow by so many tokens at a time, so a row may have room for so many more than it needs."""
@@ -36,20 +38,42 @@ def weights_bytes(model: Any) -> int:
 
 
 def measure_row_cost(model: Any) -> RowCost:
-    """Runs one token through fresh caches of the model, and one more than fit into their first step.
+    """Runs a few tokens through fresh caches of the model, and then as many more as a cache grows by at a time.
 
-    A window that slides, and so stops growing, is taken to grow on: this may be too much and is never too little.
+    A window that slides counts in full for every row, however short: rows keep the window of a longer one that has
+    left. Raises `ModelError` for a model that cannot run.
     """
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 
-    sizes = []
-    for count in (1, STEP_TOKENS + 1):
-        cache = make_prompt_cache(model)
-        mx.eval(model(mx.zeros((1, count), dtype=mx.int32), cache=cache), [layer.state for layer in cache])
-        sizes.append(sum(layer.nbytes for layer in cache))
-    token_bytes = max(0, sizes[1] - sizes[0]) // STEP_TOKENS
-    return RowCost(max(0, sizes[0] - token_bytes * STEP_TOKENS), token_bytes)
+    sizes: list[list[int]] = []
+    try:
+        # Two tokens and not one: of a single token, a window makes room for many.
+        for count in (2, STEP_TOKENS + 2):
+            cache = make_prompt_cache(model)
+            mx.eval(model(mx.zeros((1, count), dtype=mx.int32), cache=cache), [layer.state for layer in cache])
+            layers = list(_layers(cache))
+            sizes.append([layer.nbytes for layer in layers])
+    except Exception as error:  # whatever the model raises, it cannot serve
+        raise ModelError(f"the model loads and cannot generate: {error}") from error
+    fixed_bytes = token_bytes = 0
+    for layer, few, more in zip(layers, *sizes, strict=True):
+        growth = -(-max(0, more - few) // STEP_TOKENS)
+        if isinstance(window := getattr(layer, "max_size", None), int):
+            fixed_bytes += window * growth
+        else:
+            fixed_bytes += max(0, few - growth * STEP_TOKENS)
+            token_bytes += growth
+    return RowCost(fixed_bytes, token_bytes)
+
+
+def _layers(cache: Iterable[Any]) -> Iterator[Any]:
+    """Each layer's cache, and those that a layer keeps several of."""
+    for layer in cache:
+        if hasattr(layer, "caches"):
+            yield from _layers(layer.caches)
+        else:
+            yield layer
 
 
 @dataclass(frozen=True, slots=True)

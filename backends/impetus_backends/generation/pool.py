@@ -134,9 +134,8 @@ class ModelPool:
     def step(self) -> list[Event]:
         """One step of every loaded model that has work, and before it the loading of one that is wanted."""
         events, self._events = self._events, []
-        if events:
-            return events  # before a model is loaded, which takes a while, it is told who waits for it
-        if wanted := min((model for model in self._models if self._is_wanted(model)), key=_since, default=None):
+        wanted = min((model for model in self._models if self._is_wanted(model)), key=_since, default=None)
+        if wanted and not events:  # before a model is loaded, which takes a while, it is told who waits for it
             events += self._make_room_and_load(wanted)
         now = self._clock()
         for model in self._loaded():

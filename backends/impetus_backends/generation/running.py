@@ -239,17 +239,16 @@ class RunningBatch:
         return True
 
     def _keep(self, reading: _Reading) -> None:
-        """Remembers what was read, where that was much: a prompt that was known but for a little adds nothing."""
+        """Remembers what was read, where that was much: a prompt that is known but for a little adds nothing."""
         for at, row in enumerate(reading.rows):
-            if len(row.prompt) - 1 - row.cached_tokens >= LEAST_TOKENS:
+            if self._unread(row) >= LEAST_TOKENS:
                 self._prefixes.add(row.prompt[:-1], reading.batch.extract_cache(at))
 
 
 def _kept_apart(cache: list[Any]) -> list[Any]:
     """A cache that mlx-lm can carry through its batches of one, though its layers do not know how to be in any."""
     for layer in cache:
-        if not hasattr(layer, "extract"):
-            layer.extract = lambda row: None
+        layer.extract = lambda row: None  # all: a list of caches has one that fails where its caches have none
     return cache
 
 

@@ -55,23 +55,24 @@ class TextBuilder:
         text: str = self._detokenizer.text
         return text[: self._end].rstrip(_REPLACEMENT)
 
+    def _settled(self, text: str) -> int:
+        """How many characters of the text, from the first, no later token changes."""
+        if not self._revises_words:
+            return len(text)
+        before_last_word = text[: max(text.rfind(" "), 0)].rstrip(" ")
+        return max(len(before_last_word), text.rfind("\n") + 1)
+
     def _held_back(self, text: str) -> int:
         """How many characters at the end may be part of a stop string, or may yet be revised."""
-        longest = min(self._longest_stop - 1, len(text))
-        for length in range(longest, 0, -1):
-            tail = text[-length:]
-            if any(stop.startswith(tail) for stop in self._stop):
-                break
-        else:
-            length = 0
-        if self._revises_words:
-            length = max(length, len(text) - max(text.rfind(" "), 0))
-        return length
+        settled = self._settled(text)
+        for length in range(min(self._longest_stop - 1, settled), 0, -1):
+            if any(stop.startswith(text[settled - length : settled]) for stop in self._stop):
+                return len(text) - settled + length
+        return len(text) - settled
 
     def _find_stop(self, text: str) -> None:
-        # A detokenizer may take back a trailing space, so the search overlaps by one character more than it must.
-        start = max(0, min(self._searched, len(text)) - self._longest_stop - 1)
+        start = max(0, self._searched - self._longest_stop + 1)
         found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop, start)) >= 0]
         if found:
             self._end = min(found)[1]
-        self._searched = len(text)
+        self._searched = self._settled(text)
