@@ -64,7 +64,8 @@ class Writer:
         self._add(event="end", run=self.run, status=status, result=json.dumps(partial))
 
     def _add(self, **fields: Any) -> None:
-        self.connection.xadd(self.key, {**fields})
+        entry: Any = fields
+        self.connection.xadd(self.key, entry)
 
 
 class Reading:
