@@ -39,12 +39,8 @@ _TRIAL_TIMEOUT_S = 15
 _MESSAGE_CHARACTERS = 300
 _OPTIONS: Any = {
     "whitespace_pattern": r"\x20|\x0A\x20{0,16}",
-    "item_separator": ",",
-    "key_separator": ":",
     "json_allowed_escapes": 'nrbtf\\"',
     "json_allow_general_unicode_escapes": False,
-    "lenient": False,
-    "coerce_one_of": False,
 }
 _OWN_OPTIONS = "x-guidance"
 """llguidance reads this key of a schema as options of its own. They are not the requester's to set."""
