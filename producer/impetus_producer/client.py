@@ -175,13 +175,17 @@ class GenerationHandle(JobHandle[GenerationResult]):
         while True:
             with server_errors():
                 read = self._read(seen, deadline)
-            yield from text.read(read.get(key, ()))
-            if text.ended and results_key not in read:
-                # Should the job not be over after all, it is soon, and the result is what counts.
-                answer: GenerationResult | None = self.result(_left_s(deadline))
-            else:
+            try:
                 with server_errors():
                     answer = self._answer(read[results_key][-1]) if results_key in read else None
+            except (JobFailedError, JobCancelledError):
+                yield from text.read(read.get(key, ()))
+                raise
+            if answer is None:
+                yield from text.read(read.get(key, ()))
+                if text.ended:
+                    # Should the job not be over after all, it is soon, and the result is what counts.
+                    answer = self.result(_left_s(deadline))
             if answer is not None:
                 if rest := text.rest(answer.text):
                     yield rest

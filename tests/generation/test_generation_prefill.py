@@ -212,9 +212,11 @@ def test_a_model_whose_caches_cannot_merge_serves_one_at_a_time_and_says_so(
         def make_cache(self) -> list[Any]:
             return [kind(KVCache()) for _ in loaded.model.layers]
 
-    monkeypatch.setattr(engine_module, "load", lambda folder: dataclasses.replace(loaded, model=Model()))
     limits = EngineLimits(8, memory_bytes=2**26, prefill_tokens=PIECE)
-    engine = open_generation_engine(tiny_folder, model_name="tiny", aliases=(), limits=limits)
+    unmergeable = dataclasses.replace(loaded, model=Model())
+    engine = open_generation_engine(
+        tiny_folder, model_name="tiny", aliases=(), limits=limits, load=lambda folder: unmergeable
+    )
     (reason,) = engine.info.reasons
     assert "one at a time" in reason
     assert "does not yet support batching" in reason

@@ -47,7 +47,12 @@ TREE = {
 SCHEMAS: dict[str, Any] = {
     "object": PERSON,
     "enum": {"enum": ["red", "grün", 3, None, True, {"a": [1]}]},
-    "array": {"type": "array", "items": {"type": "integer", "multipleOf": 7}, "minItems": 2, "maxItems": 4},
+    "array": {
+        "type": "array",
+        "items": {"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 700},
+        "minItems": 2,
+        "maxItems": 4,
+    },
     "number": {"type": "number", "minimum": -2.5, "maximum": 10},
     "string": {"type": "string", "minLength": 3, "maxLength": 8},
     "pattern": {"type": "string", "pattern": "^[A-ZÄÖÜ]{2}-[0-9]{1,4}$"},

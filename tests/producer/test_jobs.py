@@ -11,6 +11,7 @@ from rq.registry import FinishedJobRegistry
 from rq.serializers import JSONSerializer
 
 from impetus_producer import jobs
+from impetus_producer.streams import stream_key
 
 from .stock_worker import embedding_of, finish
 
@@ -82,6 +83,8 @@ def test_discarding_ended_jobs_leaves_nothing_of_them(connection: Redis) -> None
     connection.delete("rq:queue:embedding")
     for job_id in ids:
         finish(connection, job_id, embedding_of(["a"]))
+        connection.set(jobs.awaited_key(job_id), 1)
+        connection.xadd(stream_key(job_id), {"event": "end"})
     jobs.discard(connection, ids)
     assert FinishedJobRegistry("embedding", connection).get_job_count(cleanup=False) == 0
     assert connection.keys() == [b"rq:queues"]

@@ -1,9 +1,10 @@
 """Answers that are JSON of a given schema: at every step, only tokens that the schema allows can be drawn.
 
-The work is llguidance's: a parser that says which tokens may come next, in some 50 microseconds a step. It was chosen
-over xgrammar, which brings torch and triton along, and over outlines, whose cores compile a schema to an automaton
-beforehand, for seconds where it is large and not at all where it is recursive. It is MIT-licensed, a 3 MB wheel
-without dependencies for macOS and Linux, kept up by Microsoft, and what vLLM, SGLang and llama.cpp can use.
+The work is llguidance's: a parser that says which tokens may come next, in less than a millisecond of the CPU a token
+(0.7 ms of 150,000 tokens, the masking of the logits included), while the device computes the logits. It was chosen over
+xgrammar, which brings torch and triton along, and over outlines, which turns the whole schema into an automaton
+beforehand. It is MIT-licensed, a 3 MB wheel without dependencies for macOS and Linux, has been stable since 1.0, and is
+what vLLM, SGLang and llama.cpp can use as well.
 Source of the keywords it knows: https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md
 
 Choices made here:
@@ -38,12 +39,8 @@ _TRIAL_TIMEOUT_S = 15
 _MESSAGE_CHARACTERS = 300
 _OPTIONS: Any = {
     "whitespace_pattern": r"\x20|\x0A\x20{0,16}",
-    "item_separator": ",",
-    "key_separator": ":",
     "json_allowed_escapes": 'nrbtf\\"',
     "json_allow_general_unicode_escapes": False,
-    "lenient": False,
-    "coerce_one_of": False,
 }
 _OWN_OPTIONS = "x-guidance"
 """llguidance reads this key of a schema as options of its own. They are not the requester's to set."""
