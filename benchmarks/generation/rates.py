@@ -105,6 +105,12 @@ def _told(report: Report, subject: Subject, runs: dict[str, list[Run]], count: i
         for name, each in runs.items()
     ]
     notes = [f"{count} jobs of {mean} tokens on average, each exactly its `max_tokens`; prompts of 8 to 60 tokens"]
+    whole = [run.tokens for run in runs[BARE]]
+    notes += [
+        f"{name} made {[run.tokens for run in runs[name]]} tokens a round, and the bare generator {whole}"
+        for name in (BACKLOG, CALLERS, HTTP)
+        if [run.tokens for run in runs[name]] != whole
+    ]
     report.table(f"rates_{subject.name}", f"Tokens a second, greedy, {_ROWS} rows: {subject.name}", rows, notes)
     comparisons = [(BACKLOG, BARE, 0.95), (BACKLOG, SINGLE, 5.0), (CALLERS, HTTP, 1.0)]
     verdicts = []
