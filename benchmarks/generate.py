@@ -66,14 +66,15 @@ def command(
         chosen = all_subjects[:1] if quick else all_subjects
         verdicts: list[Verdict] = []
         if "rates" in parts:
-            for subject in chosen:
-                verdicts += rates.tell(report, subject, rounds=rounds, seconds=seconds)
+            for number, subject in enumerate(chosen):
+                # The larger model is slow, and its jobs so long that a round says more.
+                verdicts += rates.tell(report, subject, rounds=max(1, rounds - number), seconds=seconds)
         if "text" in parts:
             for number, subject in enumerate(chosen):
                 verdicts += _text(report, subject, quick=quick, large=number > 0)
         if "first-token" in parts:
-            for subject in chosen:
-                verdicts += first_token.tell(report, subject, times=3 if quick else 7)
+            for number, subject in enumerate(chosen):
+                verdicts += first_token.tell(report, subject, times=3 if quick or number else 7)
         if "churn" in parts:
             verdicts += churn.tell(report, chosen[0], jobs=100 if quick else 500)
         if "prefix" in parts:
@@ -84,5 +85,5 @@ def command(
 
 def _text(report: Report, subject: Subject, *, quick: bool, large: bool) -> list[Verdict]:
     if large:
-        return text.tell(report, subject, count=40, mean_tokens=16, longest=200)
+        return text.tell(report, subject, count=32, mean_tokens=16, longest=200)
     return text.tell(report, subject, count=50 if quick else 200, mean_tokens=40, longest=200)

@@ -106,7 +106,13 @@ def tell(report: Report, subject: Subject, *, jobs: int) -> list[Verdict]:
     report.add("churn_memory", {str(pid): samples for pid, samples in memory.samples.items()})
     report.table("churn", f"{jobs} jobs, cancelled and killed at random: {subject.name}", rows, notes)
     return [
-        Verdict(f"{jobs} jobs: lost", subject.name, "none", f"{len(lost)}", not lost and kills == len(_KILLS_AT)),
+        Verdict(
+            f"{jobs} jobs: lost",
+            subject.name,
+            "none",
+            f"{len(lost)}, the engine killed {kills} times",
+            not lost and kills == len(_KILLS_AT),
+        ),
         Verdict(f"{jobs} jobs: failed", subject.name, "none", f"{ends['failed']}", not ends["failed"]),
         Verdict(f"{jobs} jobs: finished twice", subject.name, "none", f"{len(twice)}", not twice),
         Verdict(f"{jobs} jobs: the engine's memory", subject.name, "flat", remembered, flat or not begun),
@@ -119,7 +125,7 @@ def _run(on: Server, subject: Subject, count: int, memory: _Memory, deadline: fl
     payloads = Prompts(subject.endless, 7).payloads(count, _MEAN_TOKENS)
     waiting, done, kills = list(payloads), list[_Job](), 0
     under_way: list[_Job] = []
-    typical_s = 1.0
+    typical_s, answering = 1.0, False
     while (waiting or under_way) and time.monotonic() < deadline:
         if (free := min(_UNDER_WAY - len(under_way), len(waiting))) > 0:
             asked_at = time.monotonic()
@@ -137,7 +143,9 @@ def _run(on: Server, subject: Subject, count: int, memory: _Memory, deadline: fl
             typical_s = 0.8 * typical_s + 0.2 * median(finished)
         done += over
         under_way = [job for job in under_way if not job.status]
-        memory.look(on, len(done) / count)
+        if answering := answering or bool(finished):
+            # Not while it loads: jobs may end by being cancelled then.
+            memory.look(on, len(done) / count)
         if kills < len(_KILLS_AT) and len(done) >= _KILLS_AT[kills] * count and memory.engine:
             # Looked up anew: the worker may have started another since.
             engines = worker_processes(on)[1]
@@ -145,7 +153,7 @@ def _run(on: Server, subject: Subject, count: int, memory: _Memory, deadline: fl
                 if engines:
                     os.kill(engines[0], signal.SIGKILL)
                     kills += 1
-                    memory.engine = 0
+                    memory.engine, answering = 0, False
                     progress(f"{len(done)} of {count} jobs over, engine {engines[0]} killed")
         time.sleep(_LOOK_S)
     for job in under_way:

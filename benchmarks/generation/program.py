@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from impetus_backends.protocol import Engine
+
 _ROWS = 16
 
 
@@ -91,6 +93,36 @@ def bare(loaded: _Model, payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {"seconds": seconds, "tokens": tokens, "cpu_s": time.process_time() - busy}
 
 
+def through_engine(engine: Engine, payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All of them through Impetus's engine, each admitted as soon as a row is free for it."""
+    from impetus_backends.protocol import Generated, GenerationWork, Rejected
+
+    busy, started = time.process_time(), time.perf_counter()
+    tokens, waiting, free = 0, list(enumerate(payloads, 1)), _ROWS
+    while waiting or engine.pending():
+        while waiting and free:
+            number, payload = waiting.pop(0)
+            engine.admit(
+                GenerationWork(
+                    number,
+                    payload["prompt"],
+                    None,
+                    payload["max_tokens"],
+                    temperature=payload["temperature"],
+                    top_p=1.0,
+                )
+            )
+            free -= 1
+        for event in engine.step():
+            if isinstance(event, Rejected):
+                raise RuntimeError(f"the engine refused the bench's request: {event.message}")
+            if isinstance(event, Generated):
+                free += 1
+                tokens += event.completion_tokens
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "tokens": tokens, "cpu_s": time.process_time() - busy}
+
+
 def solo(loaded: _Model, payloads: Sequence[Mapping[str, Any]]) -> list[str]:
     """What `mlx_lm.generate` makes of each, alone."""
     import mlx_lm
@@ -130,11 +162,11 @@ def main() -> None:
         request = json.loads(line)
         task = request.pop("task")
         answer: Any
-        if task == "first_token":
+        if task in ("first_token", "engine"):
             from .first_token import in_engine, open_engine
 
             engine = engine or open_engine(folder)
-            answer = in_engine(engine, **request)
+            answer = through_engine(engine, **request) if task == "engine" else in_engine(engine, **request)
         else:
             loaded = loaded or _Model(folder)
             answer = _TASKS[task](loaded, **request)

@@ -35,14 +35,16 @@ if TYPE_CHECKING:
     from .subjects import Subject
 
 _ROWS = 16
-_MOST_JOBS, _LEAST_JOBS, _MEAN_TOKENS = 160, 64, 132
-BARE, BACKLOG, CALLERS, HTTP, SINGLE = (
+_MOST_JOBS, _LEAST_JOBS, _MEAN_TOKENS = 160, 48, 132
+BARE, ENGINE, BACKLOG, CALLERS, HTTP, SINGLE = (
     "BatchGenerator, bare",
+    "Impetus's engine, no queue",
     "Redis, a backlog",
     "Redis, 16 callers",
     "mlx_lm.server, 16 clients",
     "Redis, one at a time",
 )
+_CONNECTS = 20
 Payloads = list[dict[str, Any]]
 
 
@@ -64,17 +66,20 @@ def tell(report: Report, subject: Subject, *, rounds: int, seconds: float) -> li
         server() as on,
         generating(on, subject.endless, subject.environment),
         program(subject.endless, on.folder / "bare.log", subject.environment) as alone,
+        program(subject.endless, on.folder / "engine.log", subject.environment) as engine,
         _http_server(on, subject) as port,
     ):
         count, mean = _sizes(subject, alone, seconds)
         sides: dict[str, Callable[[Payloads], Run]] = {
-            BARE: lambda payloads: _bare(alone, payloads),
+            BARE: lambda payloads: _alone(alone, "bare", payloads),
+            ENGINE: lambda payloads: _alone(engine, "engine", payloads),
             BACKLOG: lambda payloads: _backlog(on, payloads),
             CALLERS: lambda payloads: _callers(on, payloads),
             HTTP: lambda payloads: _clients(port, payloads),
             SINGLE: lambda payloads: _one_at_a_time(on, payloads[: max(4, count // 12)]),
         }
-        _clients(port, Prompts(subject.endless, -1).payloads(_ROWS, 16))
+        for name in (ENGINE, HTTP):
+            sides[name](Prompts(subject.endless, -1).payloads(_ROWS, 16))  # warm
         runs: dict[str, list[Run]] = {name: [] for name in sides}
         names = list(sides)
         for number in range(rounds):
@@ -105,6 +110,12 @@ def _told(report: Report, subject: Subject, runs: dict[str, list[Run]], count: i
         for name, each in runs.items()
     ]
     notes = [f"{count} jobs of {mean} tokens on average, each exactly its `max_tokens`; prompts of 8 to 60 tokens"]
+    whole = [run.tokens for run in runs[BARE]]
+    notes += [
+        f"{name} made {[run.tokens for run in runs[name]]} tokens a round, and the bare generator {whole}"
+        for name in (ENGINE, BACKLOG, CALLERS, HTTP)
+        if [run.tokens for run in runs[name]] != whole
+    ]
     report.table(f"rates_{subject.name}", f"Tokens a second, greedy, {_ROWS} rows: {subject.name}", rows, notes)
     comparisons = [(BACKLOG, BARE, 0.95), (BACKLOG, SINGLE, 5.0), (CALLERS, HTTP, 1.0)]
     verdicts = []
@@ -126,15 +137,16 @@ def _ratios(side: Sequence[Run], other: Sequence[Run]) -> list[float]:
 
 def _sizes(subject: Subject, alone: Program, seconds: float) -> tuple[int, int]:
     """(jobs, their mean answer in tokens) that keep the bare model busy for so long, within bounds."""
-    trial = Prompts(subject.endless, -2).payloads(2 * _ROWS, 16)
-    _bare(alone, trial)
-    tokens = int(seconds * _bare(alone, trial).per_s)
+    # Twice: the first is cold, and its short answers make prompts weigh too much.
+    first = _alone(alone, "bare", Prompts(subject.endless, -2).payloads(2 * _ROWS, 16))
+    mean = max(16, min(_MEAN_TOKENS, int(first.per_s) // _ROWS))
+    tokens = int(seconds * _alone(alone, "bare", Prompts(subject.endless, -3).payloads(2 * _ROWS, mean)).per_s)
     mean = max(16, min(_MEAN_TOKENS, tokens // _LEAST_JOBS))
     return max(_LEAST_JOBS, min(_MOST_JOBS, tokens // mean)), mean
 
 
-def _bare(alone: Program, payloads: Payloads) -> Run:
-    answer = alone.ask("bare", payloads=payloads)
+def _alone(process: Program, task: str, payloads: Payloads) -> Run:
+    answer = process.ask(task, payloads=payloads)
     return Run(answer["tokens"], answer["seconds"], {"all": answer["cpu_s"]})
 
 
@@ -182,14 +194,23 @@ def _clients(port: int, payloads: Payloads) -> Run:
         connection = HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
         with contextlib.closing(connection):
             while (payload := ask()) is not None:
-                body = json.dumps({"model": "default_model", **payload})
-                connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-                answer = json.loads(connection.getresponse().read())
-                done(answer["usage"]["completion_tokens"])
+                done(_posted(connection, payload)["usage"]["completion_tokens"])
 
     started = time.perf_counter()
     tokens = _together(client, payloads)
     return Run(tokens, time.perf_counter() - started, {})
+
+
+def _posted(connection: HTTPConnection, payload: dict[str, Any]) -> Any:
+    body = json.dumps({"model": "default_model", **payload})
+    for _ in range(_CONNECTS):
+        try:
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())
+        except ConnectionError:
+            # The server lets five connections wait to be accepted, and 16 clients may come at once.
+            connection.close()
+    raise click.ClickException(f"mlx_lm.server refused {_CONNECTS} connections in a row")
 
 
 def _together(

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TINY_SAYS = ROOT / "tests" / "data" / "models" / "tiny-says"
 _QUESTIONS = ROOT / "tests" / "data" / "questions.txt"
 LONG_CONTEXT = 4096
-_NO_TOKEN = 2**30
+_NO_TOKEN, _NEVER_SAID = 2**30, "<|never said|>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,15 @@ def _endless(folder: Path, work: Path) -> Path:
     """The model in `folder` with an end-of-text token that it can never choose; its weights are links."""
     made = work / f"{folder.name}-endless"
     made.mkdir()
+    # mlx-lm ends an answer at any of these three files' tokens.
+    ends = {
+        "config.json": {"eos_token_id": [_NO_TOKEN]},
+        "generation_config.json": {"eos_token_id": [_NO_TOKEN]},
+        "tokenizer_config.json": {"eos_token": _NEVER_SAID},
+    }
     for file in folder.iterdir():
-        if file.name in ("config.json", "generation_config.json"):
-            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) | {"eos_token_id": [_NO_TOKEN]}
+        if file.name in ends:
+            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) | ends[file.name]
             (made / file.name).write_text(json.dumps(config), encoding="utf-8")
         else:
             (made / file.name).symlink_to(file.resolve())

@@ -1,7 +1,7 @@
 """Whether greedy answers through the queue, batched, are those that `mlx_lm.generate` makes of each prompt alone.
 
 A batch is computed in another order than a single row, so two tokens that are about equally likely may change places:
-where an answer differs, the table says by how much the token that won alone was likelier than the next.
+where an answer differs, it is said by how much the token that won alone was ahead of the next.
 """
 
 from __future__ import annotations
@@ -42,15 +42,18 @@ def tell(report: Report, subject: Subject, *, count: int, mean_tokens: int, long
         rows = []
         for number in different:
             where = alone.ask("gap_at", payload=payloads[number], text=batched[number])
-            rows.append({"prompt": number, "differs at token": where["token"], "gap there": where["gap"]})
+            rows.append({"prompt": number, **where})
     same = count - len(different)
-    ties = sum(abs(row["gap there"]) < _NEAR_TIE for row in rows)
-    notes = [f"{same} of {count} are identical; prompts of 5 to {longest} tokens, answers of {mean_tokens} on average"]
-    if rows:
-        notes.append(f"{ties} of the {len(rows)} others part where two tokens are within {_NEAR_TIE:g} in logits")
-    report.add(f"text_{subject.name}_all", rows)
+    ties = sum(row["gap"] < _NEAR_TIE for row in rows)
+    notes = [f"prompts of 5 to {longest} tokens, answers of at most {mean_tokens // 2} to {3 * mean_tokens // 2}"]
+    notes += [
+        f"prompt {row['prompt']} parts at token {row['token']}, where the better of two was ahead by {row['gap']:.2g}"
+        for row in rows[:_SHOWN]
+    ]
+    report.add(f"text_{subject.name}_different", rows)
     title = f"Greedy text through the queue against mlx_lm.generate: {subject.name}"
-    report.table(f"text_{subject.name}", title, rows[:_SHOWN], notes)
+    summary = {"prompts": count, "identical": same, "different": len(rows), f"of them within {_NEAR_TIE:g}": ties}
+    report.table(f"text_{subject.name}", title, [summary], notes)
     seen = f"{same} of {count}" + (f", {ties} near-ties" if rows else "")
     return [Verdict("greedy text, batched through Redis = alone", subject.name, "all", seen, same == count)]
 
