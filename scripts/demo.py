@@ -1,4 +1,5 @@
-"""Embeds the docstrings of Python's standard library, searches them, generates, shows `rq info`, stops everything.
+"""Embeds the docstrings of Python's standard library, searches them, asks a tiny language model questions whose answers
+are known, shows `rq info`, stops everything.
 
 What runs is what a user runs: `impetus-worker run` with its embedded server, and `impetus embed`. The last line of
 output is one JSON object.
@@ -20,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 from scripts.corpus import docstrings
-from scripts.make_tiny_model import make_tiny_model
 
-from impetus_producer import JobFailedError, Producer
+from impetus_producer import ImpetusError, Producer
 from impetus_producer.discovery import STATE_DIR_VARIABLE, ServerNote
 
 if TYPE_CHECKING:
     from scripts.corpus import Docstring
 
 QUERIES = ("parse command line arguments", "compress a file", "wait until several threads are done")
-PROMPTS = tuple(f"Tell me about {name}." for name in ("json", "re", "csv", "ssl", "zlib", "heapq", "ctypes", "asyncio"))
+DATA = Path(__file__).parents[1] / "tests" / "data"
+MODEL = DATA / "models" / "tiny-says"
+"""A tiny language model that knows the questions of `questions.txt` by heart, and nothing else."""
 BIN = Path(sys.executable).parent
 START_LIMIT_S = 120
 
@@ -50,8 +52,7 @@ def main() -> int:
 
 def show(folder: Path, count: int) -> dict[str, Any]:
     say("1. A server and two workers: impetus-worker run")
-    model = make_tiny_model(folder / "tiny-random-llama")
-    with Workers(folder, model) as url:
+    with Workers(folder, MODEL) as url:
         say(f"2. Embedding {count} docstrings of the standard library: impetus embed")
         documents = docstrings(count)
         source, output = folder / "docs.jsonl", folder / "docs.parquet"
@@ -68,8 +69,8 @@ def show(folder: Path, count: int) -> dict[str, Any]:
         say("3. Searching them")
         search(producer, documents, vectors)
 
-        say("4. Eight generations at once, by a tiny model of random weights: the text means nothing")
-        failed += generate(producer)
+        say("4. Questions to a tiny model, all at once; the first answer is printed as it is made")
+        answers, wrong = generate(producer)
 
         say("5. What an operator sees: rq info")
         subprocess.run([BIN / "rq", "info", "--url", url], check=True)
@@ -79,8 +80,8 @@ def show(folder: Path, count: int) -> dict[str, Any]:
         "vectors": len(vectors),
         "dimensions": vectors.shape[1],
         "embed_docs_per_s": round(len(vectors) / embed_s, 1),
-        "generations": len(PROMPTS),
-        "failed": failed,
+        "generations": answers,
+        "failed": failed + wrong,
     }
 
 
@@ -94,20 +95,30 @@ def search(producer: Producer, documents: list[Docstring], vectors: np.ndarray) 
             print(f"   {row[place]:.3f}  {documents[place].id:<42.42} {first_line:.70}")
 
 
-def generate(producer: Producer) -> int:
-    handles = [
-        producer.generate(messages=[{"role": "user", "content": prompt}], max_tokens=12, seed=number)
-        for number, prompt in enumerate(PROMPTS)
+def generate(producer: Producer) -> tuple[int, int]:
+    """How many questions were asked, and how many answers are not the known ones."""
+    known = [
+        [line[3:] for line in pair.splitlines()]
+        for pair in (DATA / "questions.txt").read_text(encoding="utf-8").strip().split("\n\n")
     ]
-    failed = 0
-    for prompt, handle in zip(PROMPTS, handles, strict=True):
+    handles = [
+        producer.generate(messages=[{"role": "user", "content": question}], temperature=0, stream=True)
+        for question, _ in known
+    ]
+    print(f"   {known[0][0]} ", end="")
+    for piece in handles[0].stream(timeout_s=120):
+        print(piece, end="", flush=True)
+    print()
+    wrong = 0
+    for (question, answer), handle in zip(known, handles, strict=True):
         try:
-            result = handle.result(timeout_s=120)
-            print(f"   {prompt:<24} -> {result.usage.completion_tokens:>2} tokens  {result.text!r:.60}")
-        except JobFailedError as error:
-            failed += 1
-            print(f"   {prompt:<24} failed: {error}")
-    return failed
+            said = handle.result(timeout_s=120).text.strip()
+        except ImpetusError as error:
+            said = f"failed: {error}"
+        wrong += said != answer
+        if said != answer or handle is not handles[0]:
+            print(f"   {question} {said}" + ("" if said == answer else f"   (expected: {answer})"))
+    return len(known), wrong
 
 
 class Workers:
