@@ -30,9 +30,11 @@ class EngineInfo:
     model: str
     """The name results carry."""
     model_aliases: tuple[str, ...]
-    """Every name by which a request may ask for this model."""
+    """Every name by which a request may ask for this model, or for another that this engine serves."""
     fingerprint: str
     precision: str
+    more_models: tuple[str, ...] = ()
+    """Those others' names."""
     folder: str = ""
     """Where the model's files are, for whoever tokenises for this engine."""
     dimensions: int = 0
@@ -138,6 +140,8 @@ class Generated:
     total_s: float
     model: str
     fingerprint: str
+    note: str | None = None
+    """As in `EngineInfo`, of this model."""
     cached_tokens: int = 0
     """Prompt tokens that an earlier prompt's memory spared it."""
     logprobs: tuple[tuple[str, float], ...] | None = None

@@ -205,6 +205,7 @@ class SimulatedGenerationEngine:
             total_s=self._clock() - running.admitted_s,
             model=self._info.model,
             fingerprint=self._info.fingerprint,
+            note=self._info.note,
             logprobs=tuple((word, 0.0) for word in running.words) if running.work.logprobs else None,
         )
 

@@ -153,8 +153,9 @@ class Batcher(Protocol):
 def check_model(asked: str | None, info: EngineInfo) -> None:
     """Raises `InvalidRequestError` when a request asks for a model that this engine does not serve."""
     if asked is not None and asked not in info.model_aliases:
+        served = ", ".join((info.model, *info.more_models))
         raise InvalidRequestError(
-            f"model: this worker serves {info.model} and not {asked!r:.200}; start one with "
+            f"model: this worker serves {served} and not {asked!r:.200}; start one with "
             f"`impetus-worker run --{info.kind}-model …`"
         )
 

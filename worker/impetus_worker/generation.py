@@ -207,7 +207,7 @@ class GenerationBatcher:
             "model": event.model,
             "usage": usage | {"cached_tokens": event.cached_tokens},
             "timings": {"first_token_s": round(event.first_token_s, 6), "total_s": round(event.total_s, 6)},
-            "provenance": self._provenance | {"fingerprint": event.fingerprint},
+            "provenance": self._provenance | {"fingerprint": event.fingerprint, "note": event.note},
         }
         if event.logprobs is not None:
             result["logprobs"] = [{"token": token, "logprob": round(each, 6)} for token, each in event.logprobs]

@@ -141,7 +141,7 @@ class QueueWorker(BaseWorker):
             for reason in info.reasons:
                 self.log.info("%s", reason)
             self.log.info("%s engine: %s on %s (%s), model %s", info.kind, info.backend, info.device, info.precision,
-                          info.model)  # fmt: skip
+                          ", ".join((info.model, *info.more_models)))  # fmt: skip
             if info.note:
                 self.log.warning("%s", info.note)
             self._batcher = make_batcher(self._settings, info)

@@ -326,6 +326,7 @@ class GenerationEngine:
                 total_s=now - request.admitted_at,
                 model=self._info.model,
                 fingerprint=self._info.fingerprint,
+                note=self._info.note,
                 cached_tokens=request.row.cached_tokens if request.row is not None else 0,
                 logprobs=tuple(request.logprobs) if request.work.logprobs else None,
             )

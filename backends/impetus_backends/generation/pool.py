@@ -85,12 +85,11 @@ class ModelPool:
         default = self._models[0]
         self._load(default)
         assert default.engine is not None
-        names = [model.files.name for model in self._models]
         self._info = replace(
             default.engine.info,
             model_aliases=tuple(self._by_name),
+            more_models=tuple(model.files.name for model in self._models[1:]),
             max_concurrent=max_concurrent,
-            reasons=(*default.engine.info.reasons, f"models that jobs may name: {', '.join(names)}"),
         )
 
     @property
