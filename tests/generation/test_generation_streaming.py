@@ -132,8 +132,8 @@ def test_a_request_that_runs_again_says_that_it_starts_anew(
         event = streamed(heard[at])
         assert event.text == solo(prompt)
         assert event.logprobs is not None
-        end_tokens = event.finish_reason == "stop"
-        assert len(event.logprobs) == event.completion_tokens - end_tokens, "nothing of the first run is left in the second"
+        written = event.completion_tokens - (event.finish_reason == "stop")
+        assert len(event.logprobs) == written, "nothing of the first run is left in the second"
     starts = [sum(isinstance(event, Started) for event in events) for events in heard.values()]
     assert starts == [2] * 5
 
@@ -141,9 +141,8 @@ def test_a_request_that_runs_again_says_that_it_starts_anew(
 def test_two_hundred_prompts_that_join_at_random_steps_read_as_they_do_alone(
     make_engine: Any, work: Any, loaded: LoadedModel
 ) -> None:
-    from mlx_lm.generate import generate_step
-
     import mlx.core as mx
+    from mlx_lm.generate import generate_step
 
     dice = random.Random(8)
     text = " ".join(PROMPTS) * 8

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from impetus_backends.generation.engine import GenerationEngine
     from impetus_backends.generation.loader import LoadedModel
 
+
 @pytest.mark.system
 def test_two_real_models_take_turns_in_memory_for_one_and_unloading_frees_it(
     loaded: LoadedModel, tiny_folder: Path, work: Any, solo: Any
