@@ -76,7 +76,8 @@ class RecordingModel:
     def __call__(self, tokens: Any, **options: Any) -> Any:
         logits = self._model(tokens, **options)
         held = sum(layer.nbytes for layer in options["cache"])
-        self.calls.append(Call(*tokens.shape, held))
+        rows, length = tokens.shape
+        self.calls.append(Call(rows, length, held))
         return logits
 
     def __getattr__(self, name: str) -> Any:

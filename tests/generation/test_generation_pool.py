@@ -140,7 +140,7 @@ class House:
         return events
 
     def drain(self, most_steps: int = 1000) -> list[Any]:
-        events = []
+        events: list[Any] = []
         for _ in range(most_steps):
             if not self.pool.pending():
                 return events

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from impetus_backends.generation.engine import GenerationEngine
-    from impetus_backends.protocol import Event, GenerationWork
+    from impetus_backends.protocol import GenerationWork
 
 pytestmark = pytest.mark.system
 
@@ -32,7 +32,7 @@ def says(loaded: LoadedModel) -> LoadedModel:
 
 def watch(
     engine: GenerationEngine, *works: GenerationWork, after_step: Callable[[int], None] = lambda step: None
-) -> dict[int, list[Event]]:
+) -> dict[int, list[Any]]:
     """Every request's events, in their order."""
     for item in works:
         engine.admit(item)
