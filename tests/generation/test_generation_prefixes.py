@@ -150,6 +150,7 @@ def test_answers_are_the_same_with_and_without_what_is_remembered(
     works = [work(at, text, max_tokens=4) for at, text in enumerate(shared_prompts())]
     fresh = drive(make_engine(5, loaded=model, prefix_cache_bytes=0, prefill_tokens=128), *works)
     engine = make_engine(5, loaded=model, prefill_tokens=128)
+    ended: dict[int, Any] = {}
     for _ in range(2):
         ended = drive(engine, *works)
         assert {number: event.text for number, event in ended.items()} == {n: e.text for n, e in fresh.items()}
