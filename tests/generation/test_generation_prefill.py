@@ -101,7 +101,7 @@ def test_short_prompts_pass_a_long_one_that_is_read(make_engine: Any, work: Any,
                 waited.append(steps)
                 break
     assert waited == [1, 2, 2, 2], "each waits for one piece of the long one at most"
-    texts: dict[int, str] = {}
+    texts = {}
     while not texts:
         texts = ended(engine.step())
     assert texts == {0: solo(letters(0, 10 * PIECE), 1)}
