@@ -76,7 +76,8 @@ class RecordingModel:
     def __call__(self, tokens: Any, **options: Any) -> Any:
         logits = self._model(tokens, **options)
         held = sum(layer.nbytes for layer in options["cache"])
-        self.calls.append(Call(*tokens.shape, held))
+        rows, length = tokens.shape
+        self.calls.append(Call(rows, length, held))
         return logits
 
     def __getattr__(self, name: str) -> Any:
@@ -105,8 +106,8 @@ def windowed(loaded: LoadedModel) -> LoadedModel:
     from mlx_lm.models import gemma3_text
 
     mx.random.seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    windows = {"sliding_window": 64, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16}
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    windows: Any = {"sliding_window": 64, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16}
     vocabulary = loaded.model.args.vocab_size
     args = gemma3_text.ModelArgs("gemma3_text", head_dim=16, vocab_size=vocabulary, **sizes, **windows)
     return dataclasses.replace(loaded, model=_evaluated(gemma3_text.Model(args)))

@@ -39,7 +39,7 @@ def test_a_batch_never_holds_more_than_its_rows_were_counted_for(
     dice = random.Random(4)
     # Around the caches' steps and the window; long ones that leave short ones behind, and short ones that wait.
     sizes = [(1, 1), (1, 70), (255, 2), (256, 3), (257, 3), (130, 130), (300, 5), (3, 300), (64, 4), (63, 66), (513, 2)]
-    sizes += [(dice.randint(1, 300), dice.randint(1, 40)) for _ in range(9)]
+    sizes += [(dice.randint(1, 300), dice.randint(1, 40)) for _ in range(5)]
     works = [work(at, prompt_of(loaded, prompt), max_tokens=tokens) for at, (prompt, tokens) in enumerate(sizes)]
     for item in works:
         engine.admit(item)
@@ -58,7 +58,7 @@ def test_a_batch_never_holds_more_than_its_rows_were_counted_for(
     assert nearest > 0.4, "what is counted is far more than what is ever held"
 
 
-@pytest.mark.parametrize("tokens", [1, 255, 256, 257, 600])
+@pytest.mark.parametrize("tokens", [1, 256, 600])
 def test_one_row_costs_what_it_is_said_to_or_a_little_less(any_model: LoadedModel, record: Any, tokens: int) -> None:
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache

@@ -65,7 +65,7 @@ def test_everybody_gets_a_token_in_every_step_while_a_long_prompt_is_read(
     recorded.since_last_time()
     texts: dict[int, str] = {}
     read = [0]
-    ended_at = {}
+    ended_at: dict[int, int] = {}
     for step in count(6):
         now = ended(engine.step())
         texts |= now
@@ -101,9 +101,9 @@ def test_short_prompts_pass_a_long_one_that_is_read(make_engine: Any, work: Any,
                 waited.append(steps)
                 break
     assert waited == [1, 2, 2, 2], "each waits for one piece of the long one at most"
-    for _ in range(20):
-        if texts := ended(engine.step()):
-            break
+    texts = {}
+    while not texts:
+        texts = ended(engine.step())
     assert texts == {0: solo(letters(0, 10 * PIECE), 1)}
 
 
@@ -112,7 +112,7 @@ def test_an_endless_supply_of_short_prompts_starves_no_long_one(make_engine: Any
     engine.admit(work(0, letters(0, 10 * PIECE), max_tokens=1))
     engine.admit(work(1, letters(1, 3 * PIECE), max_tokens=1))
     numbers = count(2)
-    at = {}
+    at: dict[int, int] = {}
     for step in range(1, 40):
         engine.admit(work(next(numbers), letters(step, PIECE), max_tokens=1))
         at |= dict.fromkeys(ended(engine.step()), step)
@@ -162,7 +162,8 @@ def test_a_piece_that_fails_is_read_again_from_the_start(
     engine = make_engine(loaded=dataclasses.replace(loaded, model=FailsAtPiece()), prefill_tokens=PIECE)
     engine.admit(work(0, letters(0, 3), max_tokens=40))
     engine.admit(work(1, letters(1, 6 * PIECE), max_tokens=3))
-    starts, texts = [], {}
+    starts: list[int] = []
+    texts: dict[int, str] = {}
     while engine.pending():
         events = engine.step()
         texts |= ended(events)

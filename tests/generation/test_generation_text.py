@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_what_is_streamed_is_never_taken_back_and_holds_no_part_of_a_stop_string
     detokenizer = Pieces(text, 1)
     if cuts:
         bounds = [sum(cuts[:at]) for at in range(len(cuts) + 1)] + [len(text)]
-        detokenizer._pieces = [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        detokenizer._pieces = [text[start:end] for start, end in pairwise(bounds)]
     so_far, whole = streamed(TextBuilder(detokenizer, stop), list(range(len(detokenizer))))
     never_taken_back(so_far, whole, stop)
     first = min(((text.find(each) + len(each), text.find(each)) for each in stop if each in text), default=None)

@@ -12,7 +12,6 @@ for one more if that leaves each at least `_LEAST_SHARE` of the limit, and if no
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BackendError, ModelError
 from ..protocol import Deferred, Event, Generated, GenerationWork, Parked, Rejected, Work
+from .memory import give_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +76,8 @@ class ModelPool:
         self._by_name = {alias: model for model in reversed(self._models) for alias in model.files.aliases}
         self._works: dict[int, _Model] = {}
         self._events: list[Event] = []
+        self._told: _Model | None = None
+        """The model that is next: before it is loaded, which takes a while, one step has told who waits for it."""
         for model in self._models:
             if not self._fits([model]):
                 raise ModelError(
@@ -134,7 +136,8 @@ class ModelPool:
         """One step of every loaded model that has work, and before it the loading of one that is wanted."""
         events, self._events = self._events, []
         wanted = min((model for model in self._models if self._is_wanted(model)), key=_since, default=None)
-        if wanted and not events:  # before a model is loaded, which takes a while, it is told who waits for it
+        told, self._told = self._told, wanted
+        if wanted and (wanted is told or not events):
             events += self._make_room_and_load(wanted)
         now = self._clock()
         for model in self._loaded():
@@ -220,7 +223,7 @@ class ModelPool:
             return
         model.engine.close()
         model.engine = None
-        gc.collect()  # a model is a graph of modules that point at each other
+        give_back()
         self._reshare()
 
     def _reshare(self) -> None:

@@ -215,7 +215,7 @@ class RunningBatch:
             prefill_step_size=self._prefill_tokens,
             samplers=[self._sampler] * len(rows),
             fallback_sampler=self._sampler,
-            logits_processors=[row.processors for row in rows],
+            logits_processors=[list(row.processors) for row in rows],
             stop_sequences=[self._stops] * len(rows),
             max_tokens=[row.max_tokens for row in rows],
         )
