@@ -1,4 +1,4 @@
-"""Generation: what the queue costs, and what a neighbour does, on a tiny model and one of 30 million weights.
+"""Generation: what the queue costs, and what neighbours do to each other, on two models.
 
 \b
 rates        tokens/s through Redis with 16 rows, against mlx-lm's BatchGenerator bare, one job at a time, and
@@ -41,7 +41,7 @@ PARTS = ("rates", "text", "first-token", "churn", "prefix")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="Only this part; may be given more than once.")
 @click.option("--quick", is_flag=True, help="A look in a minute and a half: fewer jobs, one round, the tiny model.")
 @click.option("--rounds", type=click.IntRange(1), help="How often each side runs.  [default: 3; --quick: 1]")
-@click.option("--seconds", type=float, help="What a side's run should take.  [default: 5; --quick: 2]")
+@click.option("--seconds", type=float, help="What a side's run should take.  [default: 5; --quick: 1.5]")
 @click.option("--openblas", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
               help="A libopenblas.so to preload, on Linux.  [default: the one that is found]")  # fmt: skip
 @click.option("--blas-threads", default=1, show_default=True, type=click.IntRange(1))
@@ -56,7 +56,7 @@ def command(
     blas_threads: int,
     json_path: Path,
 ) -> None:
-    rounds, seconds = rounds or (1 if quick else 3), seconds or (2.0 if quick else 5.0)
+    rounds, seconds = rounds or (1 if quick else 3), seconds or (1.5 if quick else 5.0)
     parts = only or PARTS
     with tempfile.TemporaryDirectory(prefix="impetus-bench-") as folder:
         work = Path(folder)
@@ -74,11 +74,11 @@ def command(
                 verdicts += _text(report, subject, quick=quick, large=number > 0)
         if "first-token" in parts:
             for number, subject in enumerate(chosen):
-                verdicts += first_token.tell(report, subject, times=3 if quick or number else 7)
+                verdicts += first_token.tell(report, subject, times=2 if quick or number else 7)
         if "churn" in parts:
-            verdicts += churn.tell(report, chosen[0], jobs=100 if quick else 500)
+            verdicts += churn.tell(report, chosen[0], jobs=80 if quick else 500)
         if "prefix" in parts:
-            verdicts += prefix.tell(report, chosen[0], count=12 if quick else 50, rounds=min(2, rounds))
+            verdicts += prefix.tell(report, chosen[0], count=8 if quick else 50, rounds=min(2, rounds))
         report.table("asked", "What was asked for", [verdict.row() for verdict in verdicts])
         report.write(json_path)
 
@@ -86,4 +86,4 @@ def command(
 def _text(report: Report, subject: Subject, *, quick: bool, large: bool) -> list[Verdict]:
     if large:
         return text.tell(report, subject, count=32, mean_tokens=16, longest=200)
-    return text.tell(report, subject, count=50 if quick else 200, mean_tokens=40, longest=200)
+    return text.tell(report, subject, count=40 if quick else 200, mean_tokens=40, longest=200)

@@ -93,11 +93,12 @@ def tell(report: Report, subject: Subject, *, jobs: int) -> list[Verdict]:
             **{status: ends[status] for status in _OVER}, "lost": len(lost), "finished twice": len(twice),
         }
     ]  # fmt: skip
-    begun, ended, stayed = _growth(memory)
-    grown = ended - begun
-    flat = stayed and grown <= max(_FLAT_BYTES, _FLAT_SHARE * begun)
+    begun, ended = _growth(memory)
+    stayed = len(memory.samples) <= kills + 1
+    flat = stayed and ended - begun <= max(_FLAT_BYTES, _FLAT_SHARE * begun)
     remembered = (
-        f"{begun / 1e6:.0f} to {ended / 1e6:.0f} MB" + ("" if stayed else ", and was another process by then")
+        f"{begun / 1e6:.0f} to {ended / 1e6:.0f} MB"
+        + ("" if stayed else f", and it was started {len(memory.samples)} times")
         if begun
         else "not seen (this system has no /proc)"
     )
@@ -191,15 +192,12 @@ def _judged(on: Server, done: list[_Job]) -> tuple[list[_Job], list[_Job]]:
     return lost, twice
 
 
-def _growth(memory: _Memory) -> tuple[float, float, bool]:
-    """(bytes at a quarter of the jobs, at the end, whether one process lived through all that), as medians of looks.
-
-    Zeros where nothing was seen.
-    """
+def _growth(memory: _Memory) -> tuple[float, float]:
+    """(bytes at a quarter of the jobs, at the end) of the last engine, as medians of looks; zeros for no looks."""
     late = [(pid, held) for pid, samples in memory.samples.items() for share, held in samples if share >= _MEMORY_FROM]
     if not late:
-        return 0.0, 0.0, True
+        return 0.0, 0.0
     last = late[-1][0]
     held = [each for pid, each in late if pid == last]
     part = max(1, len(held) // 8)
-    return median(held[:part]), median(held[-part:]), all(pid == last for pid, _ in late)
+    return median(held[:part]), median(held[-part:])

@@ -111,10 +111,15 @@ def _told(report: Report, subject: Subject, arrivals: dict[tuple[str, int], list
     return [
         Verdict(
             f"first token, {row['prompt']}, {row['measured']}", name, f"<= {_STEPS_ASKED} steps + its own prefill",
-            f"{row['waited, steps']:.1f} steps + its own", row["waited, steps"] <= _STEPS_ASKED,
+            _seen(row), row["waited, steps"] <= _STEPS_ASKED,
         )
         for row in rows
     ]  # fmt: skip
+
+
+def _seen(row: dict[str, Any]) -> str:
+    made = f" ({row['steps made']:g} made)" if row["steps made"] else ""
+    return f"{row['waited, steps']:.1f} steps + its own{made}"
 
 
 def open_engine(folder: str) -> Engine:

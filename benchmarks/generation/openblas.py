@@ -6,12 +6,16 @@ wheel serves: it has other names and wider integers, so ten lines of C are compi
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import click
 
 _SHIM = """
 #include <stdint.h>
@@ -39,10 +43,14 @@ def find_blas(folder: Path, threads: int, library: Path | None = None) -> Blas:
     """The fastest there is, on `threads` threads. `folder`: where to put what has to be compiled."""
     if platform.system() != "Linux":
         return Blas("MLX's own")
-    if found := library or _installed():
-        return _preloaded(f"OpenBLAS ({found})", found, threads)
-    if shim := _from_numpy(folder):
-        return _preloaded("OpenBLAS (numpy's)", shim, threads)
+    if library is not None:
+        if not _loads(blas := _preloaded(f"OpenBLAS ({library})", library, threads)):
+            raise click.ClickException(f"{library} cannot be preloaded: is everything there that it needs (see ldd)?")
+        return blas
+    if (found := _installed()) and _loads(blas := _preloaded(f"OpenBLAS ({found})", found, threads)):
+        return blas
+    if (shim := _from_numpy(folder)) and _loads(blas := _preloaded("OpenBLAS (numpy's)", shim, threads)):
+        return blas
     return Blas("the reference BLAS, for want of OpenBLAS (apt-get install libopenblas0): a large model crawls")
 
 
@@ -51,6 +59,12 @@ def _preloaded(name: str, library: Path, threads: int) -> Blas:
         f"{name} on {threads} thread{'s' if threads > 1 else ''}",
         {"LD_PRELOAD": str(library), "OPENBLAS_NUM_THREADS": str(threads)},
     )
+
+
+def _loads(blas: Blas) -> bool:
+    """Whether a Python starts with it at all."""
+    environment = os.environ | blas.environment
+    return subprocess.run([sys.executable, "-c", ""], env=environment, capture_output=True, check=False).returncode == 0
 
 
 def _installed() -> Path | None:
