@@ -113,13 +113,19 @@ class House:
         def open_one(files: ModelFiles, memory_bytes: int | None) -> Any:
             if files.name == broken:
                 raise ModelError("its weights are broken")
-            share = None if memory_bytes is None else memory_bytes - files.weights_bytes
+            share = None if memory_bytes is None else memory_bytes - models[files.name]
             self.engines[files.name] = CountingEngine(files.name, share)
             self.opened.append(files.name)
             return self.engines[files.name]
 
         self.pool = ModelPool(
-            files, open_one, memory_bytes=memory_bytes, max_concurrent=8, turn_s=TURN_S, clock=lambda: self.now
+            files,
+            list(models.values()),
+            open_one,
+            memory_bytes=memory_bytes,
+            max_concurrent=8,
+            turn_s=TURN_S,
+            clock=lambda: self.now,
         )
 
     @property
@@ -199,7 +205,7 @@ def test_models_answer_to_their_names_and_the_first_to_those_they_share(house: A
     assert inn.pool.info.model == "a"
     assert set(inn.pool.info.model_aliases) == {"a", "org/a", "b", "org/b", "the same"}
     assert inn.pool.info.max_concurrent == 8
-    assert inn.pool.info.reasons == ("models that jobs may name: a, b",)
+    assert inn.pool.info.more_models == ("b",)
     names = [None, "a", "org/a", "the same", "b", "org/b", "nobody"]
     for number, name in enumerate(names):
         inn.ask(number, name)

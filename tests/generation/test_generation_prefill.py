@@ -200,7 +200,6 @@ def test_a_model_whose_caches_cannot_merge_serves_one_at_a_time_and_says_so(
 ) -> None:
     from mlx_lm.models.cache import KVCache
 
-
     class Model:
         def __call__(self, tokens: Any, **options: Any) -> Any:
             assert tokens.shape[0] == 1

@@ -25,7 +25,7 @@ def test_two_real_models_take_turns_in_memory_for_one_and_unloading_frees_it(
 
     says = Path(__file__).parents[1] / "data" / "models" / "tiny-says"
     files = [ModelFiles("tiny", tiny_folder, ("tiny",)), ModelFiles("says", says, ("says",))]
-    weights = [each.weights_bytes for each in files]
+    weights = [(each.folder / "model.safetensors").stat().st_size for each in files]
     memory_bytes = sum(weights) + 100_000
     before = mx.get_active_memory()
     most: list[int] = []
@@ -36,7 +36,7 @@ def test_two_real_models_take_turns_in_memory_for_one_and_unloading_frees_it(
         return open_generation_engine(files.folder, model_name=files.name, aliases=files.aliases, limits=limits)
 
     now = [0.0]
-    pool = ModelPool(files, open_one, memory_bytes=memory_bytes, max_concurrent=4, clock=lambda: now[0])
+    pool = ModelPool(files, weights, open_one, memory_bytes=memory_bytes, max_concurrent=4, clock=lambda: now[0])
     question = "Q: " + (says.parents[1] / "questions.txt").read_text().split("\n")[0].removeprefix("Q: ") + "\nA:"
     waiting = [work(at, ("Hello", question)[at % 2], max_tokens=20, model=("tiny", "says")[at % 2]) for at in range(6)]
     works = {item.id: item for item in waiting}
@@ -59,3 +59,28 @@ def test_two_real_models_take_turns_in_memory_for_one_and_unloading_frees_it(
     pool.close()
     assert mx.get_active_memory() - before < 50_000
     assert mx.get_cache_memory() == 0
+
+
+@pytest.mark.system
+def test_a_request_that_needs_more_than_its_part_gets_what_idle_models_had(tiny_folder: Path, work: Any) -> None:
+    says = Path(__file__).parents[1] / "data" / "models" / "tiny-says"
+    files = [ModelFiles("tiny", tiny_folder, ("tiny",)), ModelFiles("says", says, ("says",))]
+    weights = [(each.folder / "model.safetensors").stat().st_size for each in files]
+
+    def open_one(files: ModelFiles, memory_bytes: int | None) -> GenerationEngine:
+        limits = EngineLimits(4, memory_bytes=memory_bytes)
+        return open_generation_engine(files.folder, model_name=files.name, aliases=files.aliases, limits=limits)
+
+    pool = ModelPool(files, weights, open_one, memory_bytes=1_900_000, max_concurrent=4)
+    large = work(1, "Hello", max_tokens=900)
+    pool.admit(work(2, "Hello", max_tokens=2, model="says"))
+    while pool.pending():
+        pool.step()
+    pool.admit(large)
+    assert [type(event) for event in pool.step()] == [Deferred], "both are loaded, and half is not enough"
+    pool.admit(large)
+    events = []
+    while pool.pending():
+        events += pool.step()
+    assert isinstance(events[-1], Generated)
+    pool.close()

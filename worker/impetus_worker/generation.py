@@ -80,10 +80,11 @@ class GenerationBatcher:
     def room(self) -> Room:
         everyone = [*self._open()]
         parked = sum(owner.parked for owner in everyone)
-        if self._full or parked >= self._max_concurrent:
+        begun = sum(owner.started_at is not None for owner in everyone)
+        if (self._full and begun) or parked >= self._max_concurrent:
             return Room(interactive=0, bulk=0)
         held = len(self._unread) + len(everyone) - parked
-        on_their_way = held - sum(owner.started_at is not None for owner in everyone)
+        on_their_way = held - begun
         places = max(0, min(self._max_concurrent - held, self._window - on_their_way))
         kept = max(0, self._max_concurrent // _KEPT_FROM_BULK - (self._max_concurrent - held - places))
         return Room(interactive=places, bulk=max(0, places - kept))

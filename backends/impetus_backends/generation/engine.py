@@ -148,6 +148,8 @@ class GenerationEngine:
         """In the batch, by the id of their work."""
         self._events: list[Event] = []
         self.resize(_left_by_weights(loaded, self._limits))
+        self._alone = self._budget
+        """What requests may take when no other model has a part of the memory."""
         self._batch: RunningBatch | None = self._new_batch()
 
     @property
@@ -171,8 +173,8 @@ class GenerationEngine:
         self._waiting.append(request)
 
     def _check_memory(self, request: _Request) -> None:
-        if not self._budget.allows([request.longest_tokens]):
-            needed, limit = self._budget.needed_bytes([request.longest_tokens]), self._budget.limit_bytes or 0
+        if not self._alone.allows([request.longest_tokens]):
+            needed, limit = self._alone.needed_bytes([request.longest_tokens]), self._alone.limit_bytes or 0
             raise RequestError(
                 f"{request.longest_tokens:,} tokens, prompt and max_tokens together, need {needed / 2**20:,.1f} MiB of "
                 f"memory for keys and values, and this worker has {limit / 2**20:,.1f} MiB for them"

@@ -7,7 +7,8 @@ since it was loaded; when what it runs is done it is unloaded, and its own reque
 request waits for its model no longer than a turn, what runs in it, and the loading, for each model wanted before it.
 
 Memory: of the limit, each loaded model gets its weights and an equal part of what all weights leave. There is memory
-for one more if that leaves each at least `_LEAST_SHARE` of the limit, and if none uses more than its new part now.
+for one more if that leaves each at least `_LEAST_SHARE` of the limit, and if none uses more than its new part now. A
+request that needs more than its model's part sees to it that idle models are unloaded.
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ class _Model:
     engine: GenerationEngine | None = None
     loaded_at: float = 0.0
     used_at: float = 0.0
-    waiting: deque[GenerationWork] = field(default_factory=deque)
-    """Requests that its engine has not been given, the oldest first."""
-    wanted_at: float = 0.0
-    """When the oldest of them came."""
+    waiting: deque[tuple[float, GenerationWork]] = field(default_factory=deque)
+    """Requests that its engine has not been given, the oldest first, and when each came."""
+
+    @property
+    def wanted_at(self) -> float:
+        """When the oldest of those that wait came."""
+        return self.waiting[0][0]
 
     @property
     def busy(self) -> bool:
@@ -53,8 +57,8 @@ class ModelPool:
     """Implements `protocol.Engine` for `GenerationWork` of any of `models`; the first is the default, and loaded first.
 
     `weights_bytes`: what each takes once it is loaded. `open_one`: makes the engine of a model that may take so many
-    bytes, weights included (None: any number). Raises what that raises for the default model, and `ModelError` for a
-    model that could never be loaded.
+    bytes when it is the only one, weights included (None: any number). Raises what that raises for the default model,
+    and `ModelError` for a model that could never be loaded.
     """
 
     def __init__(
@@ -107,9 +111,7 @@ class ModelPool:
         if model is None:
             self._events.append(Rejected(work.id, f"there is no model {work.model!r:.200} here"))
             return
-        if not model.waiting:
-            model.wanted_at = self._clock()
-        model.waiting.append(work)
+        model.waiting.append((self._clock(), work))
         self._works[work.id] = model
         if model.engine is None or self._makes_way(model):
             self._events.append(Parked(work.id))
@@ -118,8 +120,8 @@ class ModelPool:
         """Ends a request wherever it is. An unknown id is no error."""
         if (model := self._works.get(work_id)) is None:
             return
-        if work := next((work for work in model.waiting if work.id == work_id), None):
-            model.waiting.remove(work)
+        if found := next((each for each in model.waiting if each[1].id == work_id), None):
+            model.waiting.remove(found)
             del self._works[work_id]
             self._events.append(Generated(work_id, "", "cancelled", 0, 0, 0.0, 0.0, model.files.name, ""))
             self._reshare()  # room may have been made for what is no longer wanted
@@ -144,10 +146,13 @@ class ModelPool:
             assert model.engine is not None
             if not self._makes_way(model):
                 while model.waiting:
-                    model.engine.admit(model.waiting.popleft())
+                    model.engine.admit(model.waiting.popleft()[1])
             if model.busy:
                 model.used_at = now
-                events += model.engine.step()
+                made = model.engine.step()
+                if not model.busy and any(isinstance(event, Deferred) for event in made):
+                    self._unload_idle_ones_but(model)  # it has nothing else to run, and yet not enough
+                events += made
         for event in events:
             if isinstance(event, Generated | Rejected | Deferred):
                 self._works.pop(event.id, None)
@@ -206,7 +211,7 @@ class ModelPool:
             self._load(wanted)
         except BackendError as error:
             rejected: list[Event] = [
-                Rejected(work.id, f"{wanted.files.name} cannot be loaded: {error}") for work in wanted.waiting
+                Rejected(work.id, f"{wanted.files.name} cannot be loaded: {error}") for _, work in wanted.waiting
             ]
             wanted.waiting.clear()
             self._reshare()
@@ -214,9 +219,14 @@ class ModelPool:
         return []
 
     def _load(self, model: _Model) -> None:
-        share = self._share([*self._loaded(), model])
-        model.engine = self._open_one(model.files, None if share is None else share + model.weights_bytes)
+        model.engine = self._open_one(model.files, self._memory_bytes)
         model.loaded_at = model.used_at = self._clock()
+        self._reshare()
+
+    def _unload_idle_ones_but(self, needy: _Model) -> None:
+        for model in self._loaded():
+            if model is not needy and not model.busy and not model.waiting:
+                self._unload(model)
 
     def _unload(self, model: _Model) -> None:
         if model.engine is None:
