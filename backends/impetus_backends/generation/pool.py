@@ -141,7 +141,7 @@ class ModelPool:
         told, self._told = self._told, wanted
         if wanted and (wanted is told or not events):
             events += self._make_room_and_load(wanted)
-        now = self._clock()
+        now, needy = self._clock(), None
         for model in self._loaded():
             assert model.engine is not None
             if not self._makes_way(model):
@@ -151,8 +151,10 @@ class ModelPool:
                 model.used_at = now
                 made = model.engine.step()
                 if not model.busy and any(isinstance(event, Deferred) for event in made):
-                    self._unload_idle_ones_but(model)  # it has nothing else to run, and yet not enough
+                    needy = model  # it has nothing else to run, and yet not enough
                 events += made
+        if needy is not None:
+            self._unload_idle_ones_but(needy)
         for event in events:
             if isinstance(event, Generated | Rejected | Deferred):
                 self._works.pop(event.id, None)
