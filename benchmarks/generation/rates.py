@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from .subjects import Subject
 
 _ROWS = 16
-_MOST_JOBS, _LEAST_JOBS, _MEAN_TOKENS = 160, 48, 132
+_MOST_JOBS, _LEAST_JOBS = 160, 32
+_MOST_TOKENS, _LEAST_TOKENS = 132, 48
+"""Of an answer, on average. Shorter ones would measure how prompts are read rather than how tokens are made."""
 BARE, ENGINE, BACKLOG, CALLERS, HTTP, SINGLE = (
     "BatchGenerator, bare",
     "Impetus's engine, no queue",
@@ -139,9 +141,9 @@ def _sizes(subject: Subject, alone: Program, seconds: float) -> tuple[int, int]:
     """(jobs, their mean answer in tokens) that keep the bare model busy for so long, within bounds."""
     # Twice: the first is cold, and its short answers make prompts weigh too much.
     first = _alone(alone, "bare", Prompts(subject.endless, -2).payloads(2 * _ROWS, 16))
-    mean = max(16, min(_MEAN_TOKENS, int(first.per_s) // _ROWS))
+    mean = max(16, min(_MOST_TOKENS, int(first.per_s) // _ROWS))
     tokens = int(seconds * _alone(alone, "bare", Prompts(subject.endless, -3).payloads(2 * _ROWS, mean)).per_s)
-    mean = max(16, min(_MEAN_TOKENS, tokens // _LEAST_JOBS))
+    mean = max(_LEAST_TOKENS, min(_MOST_TOKENS, tokens // _LEAST_JOBS))
     return max(_LEAST_JOBS, min(_MOST_JOBS, tokens // mean)), mean
 
 
