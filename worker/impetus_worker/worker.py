@@ -24,8 +24,9 @@ from .batching import Batcher, Failed, Returned, Room, Stopped
 from .claims import Claim, Claims
 from .doorbell import Doorbell
 from .engine_process import EngineProcess
-from .errors import EngineDiedError, JobTimeoutError, LeaseLostError, PoisonedJobError
+from .errors import EngineDiedError, LeaseLostError, PoisonedJobError
 from .intake import Intake
+from .interruptions import Interruptions
 from .lease import LeaseKeeper
 from .ledger import Ledger
 from .lifecycle import Lifecycle
@@ -42,16 +43,12 @@ if TYPE_CHECKING:
     from rq.job import Job
     from rq.registry import StartedJobRegistry
 
-    from .claims import ClaimedJob
     from .intake import Wanted
     from .settings import WorkerSettings
 
 _IDLE_WAIT_S = 1.0
-_TIMEOUTS_INTERVAL_S = 0.1
 _WORKER_KEY_TTL_S = 60
 _MAX_BACKOFF_S = 5.0
-_UNRESPONSIVE_S = 5.0
-"""An engine that is told to drop a timed-out job and says nothing for so long is stuck in the device."""
 _FAREWELL_S = 10.0
 _HUNG_S = 300.0
 """An engine with work that says nothing for so long keeps no lease alive."""
@@ -82,6 +79,7 @@ class QueueWorker(BaseWorker):
         self._chores = presence.Chores(connection, self._claims, queues, settings.lease_s / 4)
         self._engine = EngineProcess(engine_config(settings))
         self._batcher: Batcher | None = None
+        self._interruptions: Interruptions | None = None
         self._ledger = Ledger(
             connection, self._claims, self._lifecycle, on_claim=self._take_in, on_abandoned=self._abandon
         )
@@ -95,11 +93,9 @@ class QueueWorker(BaseWorker):
             interval_s=settings.lease_s / 4,
         )
         self._intake = Intake(connection, queues)
-        self._timeouts_due_at = 0.0
         self._inbox = inbox.Inbox(lifeline)
         self._stopping: str | None = None
         self._deaths_in_a_row = 0
-        self._answer_by: float | None = None
         self._backoff_s = 0.0
 
     # -- from birth to death -----------------------------------------------------------------------------------------
@@ -145,6 +141,7 @@ class QueueWorker(BaseWorker):
             if info.note:
                 self.log.warning("%s", info.note)
             self._batcher = make_batcher(self._settings, info)
+            self._interruptions = Interruptions(self._engine, self._batcher, self._ledger)
 
     def _find_place(self) -> Routing:
         """Says what this worker is, and listens to what it should serve beside the others, from its first moment."""
@@ -244,8 +241,9 @@ class QueueWorker(BaseWorker):
 
     def _restart_engine(self, *, suspect: bool) -> None:
         assert self._batcher is not None
+        assert self._interruptions is not None
         self._engine.kill()
-        self._answer_by = None
+        self._interruptions.engine_was_replaced()
         self._ledger.note(self._batcher.engine_died(suspect=suspect))
         self._engine.start()
 
@@ -272,6 +270,7 @@ class QueueWorker(BaseWorker):
 
     def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         assert self._batcher is not None
+        assert self._interruptions is not None
         self._intake.learn(wanted, claim, _now())
         if claim.suspended:
             self._show_state(WorkerStatus.SUSPENDED)
@@ -282,7 +281,7 @@ class QueueWorker(BaseWorker):
         for job in claim.jobs:
             if job.id in self._ledger.held:
                 # Its lease ran out, it went back to the queue, and it is ours again: the earlier run is over.
-                self._drop(job.id)
+                self._interruptions.drop(job.id)
         self._ledger.take(claim.jobs)
         if self._stopping:
             self._ledger.note(Returned(job) for job in reversed(claim.jobs))
@@ -292,41 +291,24 @@ class QueueWorker(BaseWorker):
         self._batcher.add([job for job in claim.jobs if job not in poison])
 
     def _abandon(self, job_ids: Sequence[str]) -> None:
-        for job_id in job_ids:
-            if (job := self._ledger.open.get(job_id)) is not None:
-                self.log.info("job %s: nobody waits for it any more", job_id)
-                self._interrupt(Stopped(job, "nobody waits for it any more, and it asked to be dropped then"))
+        assert self._interruptions is not None
+        self._interruptions.abandon(job_ids)
 
     def _look_after(self) -> None:
         now = _now()
         assert self._routing is not None
+        assert self._interruptions is not None
         if list(self._routing.queues) != self.queue_names():
             self._listen_to(self._routing.queues)
         self._chores.run(now)
         for job in self._lease.check():
             if self._ledger.held.get(job.id) is job:
                 self.log.warning("job %s: its lease ran out; another worker has it", job.id)
-                self._drop(job.id)
+                self._interruptions.drop(job.id)
                 self._ledger.forget(job)
-        if now >= self._timeouts_due_at:
-            self._timeouts_due_at = now + _TIMEOUTS_INTERVAL_S
-            for job in list(self._ledger.open.values()):
-                self._enforce_timeout(job, now)
-        assert self._batcher is not None
-        if self._answer_by is not None and now > self._answer_by and not self._batcher.loading:
-            silent_s = self._engine.silent_s()
-            if silent_s >= _UNRESPONSIVE_S:
-                self.log.error("the engine has been stuck for %.0f s: restarting it", silent_s)
-                self._restart_engine(suspect=False)
-            self._answer_by = None
-
-    def _enforce_timeout(self, job: ClaimedJob, now: float) -> None:
-        assert self._batcher is not None
-        timeout_s = job.timeout_s
-        started_at = self._batcher.started_at(job.id)
-        if timeout_s is None or started_at is None or now - started_at <= timeout_s:
-            return
-        self._interrupt(Failed(job, JobTimeoutError(f"the job ran longer than its timeout of {timeout_s} s")))
+        self._interruptions.enforce_timeouts(now)
+        if self._interruptions.finds_engine_stuck(now):
+            self._restart_engine(suspect=False)
 
     def _room(self) -> Room:
         """How many jobs to claim: none while a suspect runs, which has nothing beside it, or waits for that."""
@@ -412,7 +394,8 @@ class QueueWorker(BaseWorker):
                     self._stop(WARM)
                 case "stop-job" | "stop-execution" if command.job_id in self._ledger.open:
                     self.log.info("job %s: stopped by its user", command.job_id)
-                    self._interrupt(Stopped(self._ledger.open[command.job_id]))
+                    assert self._interruptions is not None
+                    self._interruptions.interrupt(Stopped(self._ledger.open[command.job_id]))
                 case routing.LOOK:
                     if self._routing is not None:
                         self._routing.look()
@@ -427,33 +410,11 @@ class QueueWorker(BaseWorker):
         self.log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
         if self._routing is not None:
             self._routing.leave()
-        if manner == WARM and self._batcher is not None:
+        if manner == WARM and self._batcher is not None and self._interruptions is not None:
             for job in reversed(list(self._ledger.open.values())):
                 if self._batcher.started_at(job.id) is None:
-                    self._drop(job.id)
+                    self._interruptions.drop(job.id)
                     self._ledger.note([Returned(job)])
-
-    def _interrupt(self, outcome: Failed | Stopped) -> None:
-        """Ends the job so; what the engine has made of it is kept."""
-        assert self._batcher is not None
-        self._expect_answer(outcome.job.id)
-        works, news = self._batcher.interrupt(outcome)
-        for work_id in works:
-            self._engine.cancel(work_id)
-        self._ledger.note(news)
-
-    def _drop(self, job_id: str) -> None:
-        """Forgets the job."""
-        assert self._batcher is not None
-        self._expect_answer(job_id)
-        for work_id in self._batcher.drop(job_id):
-            self._engine.cancel(work_id)
-
-    def _expect_answer(self, job_id: str) -> None:
-        """If the engine is at this job, and gives no sign of life for a while, it is stuck."""
-        assert self._batcher is not None
-        if self._answer_by is None and self._batcher.in_engine(job_id):
-            self._answer_by = _now() + _UNRESPONSIVE_S
 
     # -- small things ------------------------------------------------------------------------------------------------
 
