@@ -78,7 +78,7 @@ def tell(report: Report, subject: Subject, *, rounds: int, seconds: float) -> li
             BACKLOG: lambda payloads: _backlog(on, payloads),
             CALLERS: lambda payloads: _callers(on, payloads),
             HTTP: lambda payloads: _clients(port, payloads),
-            SINGLE: lambda payloads: _one_at_a_time(on, payloads[: max(4, count // 12)]),
+            SINGLE: lambda payloads: _one_at_a_time(on, payloads[: max(3, count // 16)]),
         }
         for name in (ENGINE, HTTP):
             sides[name](Prompts(subject.endless, -1).payloads(_ROWS, 16))  # warm
