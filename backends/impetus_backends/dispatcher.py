@@ -158,7 +158,10 @@ def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
 
     def open_one(files: models.ModelFiles, memory_bytes: int | None) -> GenerationEngine:
         limits = EngineLimits(
-            config.max_concurrent, memory_bytes, config.prefix_cache_bytes, loader.profile.prefill_tokens
+            config.max_concurrent,
+            memory_bytes,
+            config.prefix_cache_bytes,
+            config.prefill_tokens or loader.profile.prefill_tokens,
         )
         return open_generation_engine(
             files.folder, model_name=files.name, aliases=files.aliases, limits=limits, load=loader.load

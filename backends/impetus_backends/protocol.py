@@ -205,6 +205,8 @@ class EngineConfig:
     """The most that models and what they work on may take; none means 75 % of the machine's memory."""
     prefix_cache_bytes: int = 512 * 2**20
     """How much of that may be kept of prompts, for later ones that begin alike."""
+    prefill_tokens: int | None = None
+    """Prompt tokens that a generation engine reads in one step; none means what suits the machine."""
     quantize: str = "auto"
     """Of generation: `generation.profiles.CHOICES`, for models that come unquantised."""
     simulated_a_s: float = 0.004

@@ -123,6 +123,22 @@ def through_engine(engine: Engine, payloads: Sequence[Mapping[str, Any]]) -> dic
     return {"seconds": seconds, "tokens": tokens, "cpu_s": time.process_time() - busy}
 
 
+def bare_one_at_a_time(loaded: _Model, payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each alone through mlx-lm. What batching is worth here, at best, is the rate of `bare` by this one."""
+    import mlx_lm
+
+    busy, started = time.process_time(), time.perf_counter()
+    tokens = 0
+    for payload in payloads:
+        prompt = loaded.tokens(payload)
+        for response in mlx_lm.stream_generate(
+            loaded.model, loaded.tokenizer, prompt, max_tokens=payload["max_tokens"]
+        ):
+            tokens += response.finish_reason is None
+        tokens += 1
+    return {"seconds": time.perf_counter() - started, "tokens": tokens, "cpu_s": time.process_time() - busy}
+
+
 def solo(loaded: _Model, payloads: Sequence[Mapping[str, Any]]) -> list[str]:
     """What `mlx_lm.generate` makes of each, alone."""
     import mlx_lm
@@ -150,7 +166,12 @@ def gap_at(loaded: _Model, payload: Mapping[str, Any], text: str) -> dict[str, A
     return {"token": -1, "gap": float("nan")}
 
 
-_TASKS: dict[str, Callable[..., Any]] = {"bare": bare, "solo": solo, "gap_at": gap_at}
+_TASKS: dict[str, Callable[..., Any]] = {
+    "bare": bare,
+    "bare one at a time": bare_one_at_a_time,
+    "solo": solo,
+    "gap_at": gap_at,
+}
 
 
 def main() -> None:

@@ -38,13 +38,14 @@ _ROWS = 16
 _MOST_JOBS, _LEAST_JOBS = 160, 32
 _MOST_TOKENS, _LEAST_TOKENS = 132, 48
 """Of an answer, on average. Shorter ones would measure how prompts are read rather than how tokens are made."""
-BARE, ENGINE, BACKLOG, CALLERS, HTTP, SINGLE = (
+BARE, ENGINE, BACKLOG, CALLERS, HTTP, SINGLE, BARE_SINGLE = (
     "BatchGenerator, bare",
     "Impetus's engine, no queue",
     "Redis, a backlog",
     "Redis, 16 callers",
     "mlx_lm.server, 16 clients",
     "Redis, one at a time",
+    "mlx-lm, bare, one at a time",
 )
 _CONNECTS = 20
 Payloads = list[dict[str, Any]]
@@ -79,6 +80,7 @@ def tell(report: Report, subject: Subject, *, rounds: int, seconds: float) -> li
             CALLERS: lambda payloads: _callers(on, payloads),
             HTTP: lambda payloads: _clients(port, payloads),
             SINGLE: lambda payloads: _one_at_a_time(on, payloads[: max(3, count // 16)]),
+            BARE_SINGLE: lambda payloads: _alone(alone, "bare one at a time", payloads[: max(3, count // 16)]),
         }
         for name in (ENGINE, HTTP):
             sides[name](Prompts(subject.endless, -1).payloads(_ROWS, 16))  # warm
@@ -119,6 +121,7 @@ def _told(report: Report, subject: Subject, runs: dict[str, list[Run]], count: i
         if [run.tokens for run in runs[name]] != whole
     ]
     report.table(f"rates_{subject.name}", f"Tokens a second, greedy, {_ROWS} rows: {subject.name}", rows, notes)
+    ceiling = median(_ratios(runs[BARE], runs[BARE_SINGLE]))
     comparisons = [(BACKLOG, BARE, 0.95), (BACKLOG, SINGLE, 5.0), (CALLERS, HTTP, 1.0)]
     verdicts = []
     for side, other, asked in comparisons:
@@ -127,7 +130,8 @@ def _told(report: Report, subject: Subject, runs: dict[str, list[Run]], count: i
         verdicts.append(
             Verdict(
                 f"tokens/s: {side} / {other}", subject.name, "-" if only_tiny else f">= {asked:g}",
-                f"{median(ratios):.2f} ({spread(ratios)})", only_tiny or median(ratios) >= asked,
+                f"{median(ratios):.2f} ({spread(ratios)})" + (f"; bare: {ceiling:.2f}" if other == SINGLE else ""),
+                only_tiny or median(ratios) >= asked,
             )
         )  # fmt: skip
     return verdicts

@@ -50,6 +50,12 @@ def _print(fleet: Fleet, url: str) -> None:
         rows = [(w.name, w.state, w.jobs, _seen(w), w.device or "?", ", ".join(w.queues)) for w in fleet.workers]
         _table(("Worker", "state", "jobs", "last seen", "device", "listens to"), rows, numbers_from=6)
         click.echo()
+    for worker in fleet.workers:
+        if worker.alive and not worker.serving:
+            click.echo(f"{worker.name}: its engine is loading its model, or is stuck; its jobs wait.")
+        if worker.engine_deaths:
+            times = "once" if worker.engine_deaths == 1 else f"{worker.engine_deaths} times"
+            click.echo(f"{worker.name}: its engine died {times} and was started again; its log says of what.")
     if fleet.suspended:
         click.echo("The workers are suspended: they take no jobs until `rq resume`.")
     if unattended := fleet.unattended():

@@ -373,6 +373,8 @@ class WorkerRecord(_Wire):
     """Whether it embeds on a Neural Engine, and so goes before all that do not."""
     serving: bool = True
     """False while its engine loads, or is stuck."""
+    engine_deaths: int = 0
+    """How often its engine process ended though nobody had told it to; it was started again each time."""
     machine: str = ""
     """The chip."""
     note: str | None = None

@@ -49,6 +49,10 @@ class WorkerState:
     """Where it runs its model, such as `ane (coreml)`; empty if it does not say."""
     machine: str = ""
     """The chip."""
+    serving: bool = True
+    """False while its engine loads its model, or is stuck."""
+    engine_deaths: int = 0
+    """How often its engine died since the worker started."""
 
     @property
     def alive(self) -> bool:
@@ -131,8 +135,9 @@ def _worker(name: str, record: Mapping[str, str], running: int, said: Any, now: 
     try:
         own = contract.WorkerRecord.model_validate_json(said or b"")
         device, machine = f"{own.device} ({own.backend})", own.machine
+        serving, engine_deaths = own.serving, own.engine_deaths
     except ValidationError:  # a stock RQ worker's, or one that is just starting
-        device = machine = ""
+        device, machine, serving, engine_deaths = "", "", True, 0
     return WorkerState(
         name=name,
         state=record.get("state", "?"),
@@ -141,6 +146,8 @@ def _worker(name: str, record: Mapping[str, str], running: int, said: Any, now: 
         silent_s=_seconds_since(record.get("last_heartbeat"), now),
         device=device,
         machine=machine,
+        serving=serving,
+        engine_deaths=engine_deaths,
     )
 
 

@@ -8,10 +8,12 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
+from impetus_producer.cli import main
 from impetus_producer.contract import (
     AWAITED_KEY,
     GENERATE_FUNCTION,
@@ -20,6 +22,7 @@ from impetus_producer.contract import (
     GenerationResult,
     StreamEvent,
 )
+from impetus_producer.fleet import read_fleet
 from impetus_worker.batching import Said
 from impetus_worker.claims import Claims
 from impetus_worker.relay import Relay
@@ -162,3 +165,13 @@ def test_pieces_that_wait_for_redis_go_together_and_are_sent_again_when_the_answ
     assert not relay.has_news(0.0)
     found: Any = connection.xrange(STREAM_KEY + handle.job_id)
     assert [(fields[b"at"], fields[b"text"]) for _, fields in found] == [(b"0", b"one two three")] * 2
+
+
+def test_status_tells_that_an_engine_died_and_was_started_again(fleet: Fleet) -> None:
+    fleet.start(roles="generation")
+    os.kill(fleet.engine_pid("generation"), signal.SIGKILL)
+    seen = eventually(lambda: [each for each in read_fleet(fleet.connection).workers if each.engine_deaths])
+    assert [each.engine_deaths for each in seen] == [1]
+    eventually(lambda: read_fleet(fleet.connection).workers[0].serving)
+    shown = CliRunner().invoke(main, ["status", "--redis-url", fleet.url])
+    assert "its engine died once and was started again" in shown.output

@@ -63,7 +63,7 @@ def test_at_the_default_pace_queues_are_given_up_within_5_s_and_taken_over_withi
 
 def place(connection: Redis, record: WorkerRecord, serving: bool = True) -> Routing:
     connection.sadd("rq:workers", f"rq:worker:{record.name}")
-    return Routing(connection, record, is_serving=lambda: serving, on_change=lambda: None)
+    return Routing(connection, record, is_serving=lambda: serving, engine_deaths=lambda: 0, on_change=lambda: None)
 
 
 def test_a_record_that_cannot_be_read_blocks_nobody(connection: Redis) -> None:
@@ -118,7 +118,7 @@ def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(
     gpu = place(connection, GPU)
     gpu.look()
     connection.sadd("rq:workers", "rq:worker:ane")
-    ane = Routing(connection, ANE, is_serving=lambda: serving, on_change=lambda: None)
+    ane = Routing(connection, ANE, is_serving=lambda: serving, engine_deaths=lambda: 0, on_change=lambda: None)
     ane.look()
     assert rings() == 1
     ane.look()

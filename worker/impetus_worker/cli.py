@@ -58,6 +58,9 @@ for _command in (doctor, service, convert, verify):
               show_envvar=True, help="What generation may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
 @click.option("--prefix-cache-mb", envvar="IMPETUS_PREFIX_CACHE_MB", default=512, show_default=True, show_envvar=True,
               type=click.IntRange(0), help="Of that, for the beginnings of prompts that later ones share.")  # fmt: skip
+@click.option("--prefill-tokens", envvar="IMPETUS_PREFILL_TOKENS", type=click.IntRange(1), show_envvar=True,
+              help="Prompt tokens read between two steps: fewer pause running streams less, more read long prompts "
+              "faster.  [default: 512; on an M5 2048]")  # fmt: skip
 @click.option("--generation-quantize", envvar="IMPETUS_GENERATION_QUANTIZE", default="auto", show_default=True,
               show_envvar=True, type=click.Choice(QUANTIZE_AT_LOAD),
               help="What is done, when it loads, to a generation model that comes unquantised. 'auto': on an Apple GPU "
@@ -116,6 +119,7 @@ def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[s
         backend=options[f"{role}_backend"],
         memory_limit_gb=options["memory_limit_gb"],
         prefix_cache_mb=options["prefix_cache_mb"],
+        prefill_tokens=options["prefill_tokens"],
         max_batch_texts=options["max_batch_texts"],
         max_batch_tokens=options["max_batch_tokens"],
         max_wait_ms=options["max_wait_ms"],

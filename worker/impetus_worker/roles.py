@@ -30,6 +30,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_concurrent=settings.max_concurrent_generations,
         memory_limit_bytes=int(settings.memory_limit_gb * 2**30) if settings.memory_limit_gb else None,
         prefix_cache_bytes=settings.prefix_cache_mb * 2**20,
+        prefill_tokens=settings.prefill_tokens,
         quantize=settings.generation_quantize,
         simulated_a_s=settings.simulated_a_ms / 1e3,
         simulated_b_s=settings.simulated_b_us / 1e6,

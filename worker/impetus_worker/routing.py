@@ -45,7 +45,7 @@ def _same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
 class Routing:
     """One worker's place among the others. `queues` is what it should serve now; read it often.
 
-    `is_serving`: whether the engine can be given work; `on_change`: called, from a thread, when `queues` has changed.
+    `is_serving`: whether the engine can be given work; `engine_deaths`: how often it died; `on_change`: called, from a thread, when `queues` has changed.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Routing:
         record: WorkerRecord,
         *,
         is_serving: Callable[[], bool],
+        engine_deaths: Callable[[], int],
         on_change: Callable[[], None],
         ttl_s: float = RECORD_TTL_S,
         renew_s: float = RECORD_RENEW_S,
@@ -62,6 +63,7 @@ class Routing:
         self._connection = connection
         self._record = record
         self._is_serving = is_serving
+        self._engine_deaths = engine_deaths
         self._on_change = on_change
         self._ttl_ms = int(ttl_s * 1000)
         self._renew_s = renew_s
@@ -79,7 +81,9 @@ class Routing:
         with self._looking:
             if self._stopped.is_set():
                 return
-            record = self._record.model_copy(update={"serving": self._is_serving()})
+            record = self._record.model_copy(
+                update={"serving": self._is_serving(), "engine_deaths": self._engine_deaths()}
+            )
             answer: Any = self._announce(args=[record.name, self._ttl_ms, record.model_dump_json()])
             queues = queues_for(record, _readable(answer))
             changed = queues != self.queues

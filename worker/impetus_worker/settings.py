@@ -40,6 +40,8 @@ class WorkerSettings:
     memory_limit_gb: float | None = None
     """What models and their work may take; none means 75 % of the machine's memory."""
     prefix_cache_mb: int = 512
+    prefill_tokens: int | None = None
+    """Prompt tokens read in one step; none means what suits the machine."""
     max_batch_texts: int = 256
     max_batch_tokens: int | None = None
     """Padded tokens a batch may cost; none means what suits the backend."""

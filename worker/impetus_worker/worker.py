@@ -95,6 +95,7 @@ class QueueWorker(BaseWorker):
         self._intake = Intake(connection, queues)
         self._inbox = inbox.Inbox(lifeline)
         self._stopping: str | None = None
+        self._engine_deaths = 0
         self._deaths_in_a_row = 0
         self._backoff_s = 0.0
 
@@ -151,6 +152,7 @@ class QueueWorker(BaseWorker):
             self.connection,
             worker_record(settings, self._engine.info),
             is_serving=lambda: self._engine.info is not None and self._engine_moves(),
+            engine_deaths=lambda: self._engine_deaths,
             on_change=self._inbox.wake,
             ttl_s=settings.record_ttl_s,
             renew_s=settings.record_renew_s,
@@ -225,6 +227,7 @@ class QueueWorker(BaseWorker):
         try:
             events = self._engine.receive()
         except EngineDiedError as error:
+            self._engine_deaths += 1
             self._deaths_in_a_row += 1
             self.log.error("%s; what it held will run again", error)
             if self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:

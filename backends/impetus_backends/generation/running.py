@@ -132,6 +132,9 @@ class RunningBatch:
             if not self._rows:
                 return []
             self._sampler.use([self._rows[row_id].draws for row_id in self._decoding.uids])
+            # Rows that came or went left these as part of the next step's graph, and so not there before its end.
+            start: Any = mx.async_eval
+            start(self._decoding._next_tokens, self._decoding._next_logprobs)
             responses = self._decoding.next()
         self._steps += 1
         if self._steps % _CLEAR_EVERY_STEPS == 0:
