@@ -13,7 +13,7 @@ from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
-from impetus_producer.cli import main
+from impetus_producer.cli_status import status
 from impetus_producer.contract import (
     AWAITED_KEY,
     GENERATE_FUNCTION,
@@ -173,5 +173,5 @@ def test_status_tells_that_an_engine_died_and_was_started_again(fleet: Fleet) ->
     seen = eventually(lambda: [each for each in read_fleet(fleet.connection).workers if each.engine_deaths])
     assert [each.engine_deaths for each in seen] == [1]
     eventually(lambda: read_fleet(fleet.connection).workers[0].serving)
-    shown = CliRunner().invoke(main, ["status", "--redis-url", fleet.url])
+    shown = CliRunner().invoke(status, ["--redis-url", fleet.url])
     assert "its engine died once and was started again" in shown.output

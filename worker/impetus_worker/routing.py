@@ -45,7 +45,8 @@ def _same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
 class Routing:
     """One worker's place among the others. `queues` is what it should serve now; read it often.
 
-    `is_serving`: whether the engine can be given work; `engine_deaths`: how often it died; `on_change`: called, from a thread, when `queues` has changed.
+    `is_serving`: whether the engine can be given work; `engine_deaths`: how often it died; `on_change`: called, from a
+    thread, when `queues` has changed.
     """
 
     def __init__(
