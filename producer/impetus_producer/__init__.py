@@ -8,7 +8,7 @@
 Importing this loads no numpy, no Redis client and no model library.
 """
 
-from .client import EmbeddingHandle, GenerationHandle, JobHandle, Producer
+from .client import Producer
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
 from .errors import (
     ImpetusError,
@@ -21,6 +21,7 @@ from .errors import (
     ResultTimeoutError,
     StreamRestartedError,
 )
+from .handles import EmbeddingHandle, GenerationHandle, JobHandle
 from .server import connect
 
 __all__ = [

@@ -12,15 +12,16 @@ import click
 
 from . import contract
 from .cli_server import open_session, redis_url_option
-from .client import GenerationHandle, Producer
+from .client import Producer
 from .contract import EmbeddingResult, GenerationRequest, GenerationResult, parse_request
 from .errors import ImpetusError, InvalidRequestError, ResultTimeoutError, StreamRestartedError
+from .handles import GenerationHandle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
-    from .client import EmbeddingHandle
+    from .handles import EmbeddingHandle
 
 _CHECK_EVERY_S = 1.0
 
