@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,12 @@ with ValkeyServer(port=int(sys.argv[1]), save="", appendonly="no"):
     print("ready", flush=True)
     sys.stdin.read()
 """
+
+
+def pytest_configure() -> None:
+    # Where a shell starts it in the background, pytest ignores Ctrl-C, and so would all that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
