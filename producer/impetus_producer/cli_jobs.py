@@ -269,9 +269,9 @@ def _print_stream(handle: GenerationHandle, timeout_s: float | None, check: Call
         left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             for piece in handle.stream(left_s, on_wait=check):
+                line_open = not piece.endswith("\n")  # known before Ctrl-C can come in between
                 click.echo(piece, nl=False)
                 sys.stdout.flush()
-                line_open = not piece.endswith("\n")
             click.echo()
             return
         except StreamRestartedError:
