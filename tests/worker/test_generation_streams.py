@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +15,7 @@ from click.testing import CliRunner
 from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer
 
-from impetus_producer import Producer
+from impetus_producer import Producer, StreamRestartedError
 from impetus_producer.cli_status import status
 from impetus_producer.contract import (
     AWAITED_KEY,
@@ -32,6 +35,8 @@ from .conftest import eventually
 if TYPE_CHECKING:
     from redis import Redis
     from rq.job import Job
+
+    from impetus_producer import GenerationHandle
 
     from .conftest import Fleet
 
@@ -175,3 +180,26 @@ def test_status_tells_that_an_engine_died_and_was_started_again(fleet: Fleet) ->
     eventually(lambda: read_fleet(fleet.connection).workers[0].serving)
     shown = CliRunner().invoke(status, ["--redis-url", fleet.url])
     assert "its engine died once and was started again" in shown.output
+
+
+def test_readers_get_every_text_whole_though_engine_and_worker_are_killed_meanwhile(fleet: Fleet) -> None:
+    fleet.start("--simulated-a-ms", "20", roles="generation")
+    producer = Producer(fleet.url)
+    handles = [producer.generate(f"hello {number}", stream=True, seed=number) for number in range(4)]
+    keys = [STREAM_KEY + handle.job_id for handle in handles]
+    with ThreadPoolExecutor(len(handles)) as readers:
+        texts = [readers.submit(read_whole, handle) for handle in handles]
+        for find in (fleet.engine_pid, fleet.worker_pid):
+            eventually(lambda: all(int(fleet.connection.xlen(key)) > 4 for key in keys))
+            os.kill(find("generation"), signal.SIGKILL)
+        read = [text.result(60) for text in texts]
+    assert [text for text, _ in read] == [handle.result(10).text for handle in handles]
+    assert sum(restarts for _, restarts in read) > 0
+
+
+def read_whole(handle: GenerationHandle) -> tuple[str, int]:
+    """A job's text as its reader gets it, and how often it had to begin anew."""
+    for restarts in count():
+        with contextlib.suppress(StreamRestartedError):
+            return "".join(handle.stream(60)), restarts
+    raise AssertionError
