@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import resource
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +44,6 @@ def _file_limit_kept() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit = original
-
-
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Keeps what libraries print off standard output, which belongs to the command."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 def one_line(error: BaseException) -> str:
