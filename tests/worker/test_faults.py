@@ -15,10 +15,9 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Callback, Queue
 from rq.command import send_stop_job_command
@@ -27,93 +26,20 @@ from rq.serializers import JSONSerializer
 from impetus_producer import ImpetusError, Producer
 from impetus_worker.claims import Claims, Ended, Ending, Verb
 
-from .account import HANG, POISON, is_quiet, take_account
-from .breakable import Server, Workers, children
+from .account import HANG, POISON
+from .breakable import children
 from .conftest import eventually
 from .lossy import lossy
+from .site import LEASE_S, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
+
+    from redis import Redis
 
 pytestmark = pytest.mark.system
 EMBED = "impetus_worker.jobs.embed"
-LEASE_S = 2
 IMPETUS = Path(sys.executable).parent / "impetus"
-
-
-class Site:
-    """A server with an append-only file, and the workers at it. Everything ends with the test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.server = Server(folder / "server")
-        self.server.start()
-        self.url = self.server.url
-        self.connection = Redis.from_url(self.url)
-        self.producer = Producer(self.url)
-        self._workers: list[Workers] = []
-
-    def start(
-        self, *, a_ms: float = 4.0, wait: bool = True, roles: tuple[str, ...] = ("embedding",), **settings: Any
-    ) -> Workers:
-        before = len(self.names())
-        workers = Workers(
-            self.url, self.log(len(self._workers)), roles=roles, lease_s=LEASE_S, simulated_a_ms=a_ms, **settings
-        )
-        self._workers.append(workers)
-        if wait:
-            eventually(lambda: len(self.names()) >= before + len(roles))
-        return workers
-
-    def names(self) -> list[str]:
-        keys: Any = self.connection.smembers("rq:workers")
-        return [key.decode() for key in keys]
-
-    def log(self, number: int) -> Path:
-        return self.folder / f"workers-{number}.log"
-
-    def said(self, number: int = 0) -> str:
-        return self.log(number).read_text()
-
-    def status(self, job_id: str) -> str:
-        status: Any = self.connection.hget(f"rq:job:{job_id}", "status")
-        return str((status or b"").decode())
-
-    def await_ended(self, job_ids: Iterable[str], limit_s: float = 40) -> None:
-        waiting = set(job_ids)
-
-        def look() -> bool:
-            waiting.difference_update({each for each in waiting if self.status(each) in ("finished", "failed")})
-            return not waiting
-
-        eventually(look, limit_s)
-
-    def check(self, job_ids: Iterable[str], *, failed: int = 0, some_discarded: bool = False) -> None:
-        """The account: all of these ended, each once, `failed` of them for a reason of their own."""
-        job_ids = list(job_ids)
-        self.await_ended(job_ids)
-        eventually(lambda: is_quiet(self.connection))
-        # What a lost answer left in the books goes with its lease.
-        eventually(lambda: not any(self.connection.scan_iter("rq:execution:*")), LEASE_S + 10)
-        eventually(lambda: not any(self.connection.scan_iter("rq:executions:*")), 1)
-        account = take_account(self.connection, job_ids, some_discarded=some_discarded)
-        assert not account.problems, str(account)
-        assert (account.finished, sum(account.failed.values())) == (account.accepted - failed, failed)
-        assert account.accepted >= len(job_ids)
-        for number in range(len(self._workers)):
-            assert "Traceback" not in self.said(number)
-
-    def cut(self, kind: str) -> None:
-        self.connection.execute_command("CLIENT", "KILL", "TYPE", kind)  # type: ignore[no-untyped-call]
-
-    def end(self) -> None:
-        for workers in self._workers:
-            for pid in (*workers.worker_pids(), *workers.engine_pids()):
-                os.kill(pid, signal.SIGCONT)
-            workers.stop()
-        self.connection.close()
-        self.producer.connection.close()
-        self.server.kill()
 
 
 @pytest.fixture

@@ -286,3 +286,17 @@ def test_what_the_engine_had_not_begun_is_no_suspect_when_it_dies() -> None:
     (poisoned,) = [news for news in batcher.engine_died(suspect=True) if isinstance(news, Failed)]
     assert isinstance(poisoned.error, PoisonedJobError)
     assert [work.prompt for work in admitted(batcher)] == ["not begun"]
+
+
+def test_a_job_that_waits_to_run_again_is_innocent_of_a_death_that_comes_before_it_has_begun() -> None:
+    batcher = make_batcher(4)
+    take(batcher, [job("twice")], 0.0)
+    (first,) = admitted(batcher)
+    batcher.absorb(protocol.Started(first.id))
+    batcher.engine_died(suspect=False)
+    take(batcher, [job("new")], 0.0)
+    again, new = admitted(batcher)
+    batcher.absorb(protocol.Started(new.id))
+    batcher.engine_died(suspect=True)
+    assert [work.prompt for work in admitted(batcher)] == ["new"], "the one that ran goes alone, the other waits for it"
+    assert again.prompt == "twice"

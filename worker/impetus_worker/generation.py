@@ -41,6 +41,7 @@ class _OpenJob:
     parked: bool = False
     """Whether it waits in the engine for its model, and so takes no place."""
     run: str = ""
+    """Names what the engine has begun of it, and is empty until it has."""
     streamed: int = 0
     """How many characters of this run's text have been told."""
     ending: Failed | Stopped | None = None
@@ -80,7 +81,7 @@ class GenerationBatcher:
     def room(self) -> Room:
         everyone = [*self._open()]
         parked = sum(owner.parked for owner in everyone)
-        begun = sum(owner.started_at is not None for owner in everyone)
+        begun = sum(bool(owner.run) for owner in everyone)
         if (self._full and begun) or parked >= self._max_concurrent:
             return Room(interactive=0, bulk=0)
         held = len(self._unread) + len(everyone) - parked
@@ -158,7 +159,6 @@ class GenerationBatcher:
                 return [Returned(owner.job)]
         del self._running[event.id]
         self._full = False
-        self._quarantine.cleared(owner)
         if isinstance(event, Generated):
             return self._finish(owner, event)
         assert isinstance(event, Rejected)
@@ -192,6 +192,7 @@ class GenerationBatcher:
 
     def _end(self, owner: _OpenJob, outcome: Finished | Failed | Stopped, made: bytes = b"") -> list[News]:
         """The outcome, and before it the stream's end: for readers, and to keep what was made."""
+        self._quarantine.cleared(owner)
         status = {Finished: "finished", Failed: "failed", Stopped: "stopped"}[type(outcome)]
         if status == "failed" and owner.job.fields.get(b"retries_left"):
             return [outcome]  # RQ runs it again, in a run of its own
@@ -254,19 +255,13 @@ class GenerationBatcher:
         held = list(self._running.values())
         self._running.clear()
         self._full = False
-        running, news = [], []
-        for owner in held:
-            owner.parked = False
-            if owner.ending is not None:
-                self._quarantine.cleared(owner)
-                news += self._end(owner, owner.ending)
-            else:
-                running.append(owner)
+        news = [each for owner in held if owner.ending is not None for each in self._end(owner, owner.ending)]
+        running = [owner for owner in held if owner.ending is None]
         # What had not begun is innocent, unless nothing had: then it was what the engine died of.
-        begun = [owner for owner in running if owner.started_at is not None] or running
+        begun = ([owner for owner in running if owner.run] or running) if suspect else []
         unbegun = [owner for owner in running if owner not in begun]
-        if not suspect:
-            begun, unbegun = [], running
+        for owner in held:
+            owner.parked, owner.run = False, ""
         (self._waiting if self._suspects is None else self._suspects).extendleft(reversed(unbegun))
         if not suspect:
             return news

@@ -157,8 +157,10 @@ class Ledger:
 
     def settle(self, now: float) -> None:
         """Writes all that there is to write, and waits for it."""
-        if self._relay.has_news(now):
-            self._relay.relaying(now).run()
-            self._relay.sent()
-        if self._ended:
-            self._lifecycle.settle(self._ended)
+        try:
+            if self._relay.has_news(now):
+                self._relay.relaying(now).run()
+                self._relay.sent()
+        finally:  # a server without room for what jobs said may have some for how they ended
+            if self._ended:
+                self._lifecycle.settle(self._ended)

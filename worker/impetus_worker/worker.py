@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.serializers import JSONSerializer
-from rq.worker.base import BaseWorker, WorkerStatus
+from rq.worker.base import WorkerStatus
 
 from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE
 
@@ -24,7 +24,8 @@ from .batching import Batcher, Failed, Returned, Room, Stopped
 from .claims import Claim, Claims
 from .doorbell import Doorbell
 from .engine_process import EngineProcess
-from .errors import EngineDiedError, LeaseLostError, PoisonedJobError
+from .errors import EngineDiedError, PoisonedJobError
+from .fenced import FencedWorker
 from .intake import Intake
 from .interruptions import Interruptions
 from .lease import LeaseKeeper
@@ -38,10 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis import Redis
-    from rq import Queue
     from rq.executions import Execution
-    from rq.job import Job
-    from rq.registry import StartedJobRegistry
 
     from .intake import Wanted
     from .settings import WorkerSettings
@@ -62,7 +60,7 @@ _PASSING = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyE
 """What the server answers when it cannot serve now; the worker tries again."""
 
 
-class QueueWorker(BaseWorker):
+class QueueWorker(FencedWorker):
     """A worker of one role. `run()` serves until it is told to stop, and returns the exit status."""
 
     def __init__(self, settings: WorkerSettings, connection: Redis, *, lifeline: int | None = None) -> None:
@@ -356,31 +354,9 @@ class QueueWorker(BaseWorker):
             elif isinstance(ready, Doorbell):
                 self._intake.hear(ready)
 
-    # -- RQ's own endings --------------------------------------------------------------------------------------------
-
-    def handle_job_success(
-        self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
-    ) -> None:
-        self._assert_ours(execution)
-        super().handle_job_success(job, queue, started_job_registry, execution)
-
-    def handle_job_failure(
-        self,
-        job: Job,
-        queue: Queue,
-        started_job_registry: StartedJobRegistry | None = None,
-        exc_string: str = "",
-        execution: Execution | None = None,
-    ) -> None:
-        assert execution is not None
-        self._assert_ours(execution)
-        super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
-
-    def _assert_ours(self, execution: Execution) -> None:
-        """Called after a job's callback, which may have outlasted any lease, and before RQ's own transaction."""
+    def holds(self, execution: Execution) -> bool:
         claimed = self._ledger.held.get(execution.job_id)
-        if claimed is None or claimed.execution_id != execution.id or not self._claims.seal(claimed):
-            raise LeaseLostError(f"job {execution.job_id}: its lease was lost")
+        return claimed is not None and claimed.execution_id == execution.id and self._claims.seal(claimed)
 
     # -- being told --------------------------------------------------------------------------------------------------
 
