@@ -32,8 +32,8 @@ from impetus_backends.embedding.tokens import TextEncoder
 from impetus_producer import Producer
 from impetus_producer.bulk import EmbeddedDocument, embed_documents
 from impetus_producer.documents import Document
-from impetus_worker.embedding import DEFAULT_BATCH_TOKENS
-from impetus_worker.packing import pack
+from impetus_worker.batches.embedding import DEFAULT_BATCH_TOKENS
+from impetus_worker.batches.packing import pack
 
 from . import peers
 from .report import Report, json_option, median, progress, spread

@@ -30,7 +30,7 @@ from impetus_backends import models
 from impetus_backends.embedding.backends import make_backend
 from impetus_backends.embedding.tokens import TextEncoder
 from impetus_producer import Producer
-from impetus_worker.packing import pack
+from impetus_worker.batches.packing import pack
 
 from .report import Report, json_option, median, progress, quantile
 from .servers import Server, server, worker

@@ -242,7 +242,7 @@ def tell_memory(report: Report, on: Server, vectors: int) -> None:
 
 
 def _sha(script: str) -> str:
-    source = (resources.files("impetus_worker") / "lua" / f"{script}.lua").read_text()
+    source = (resources.files("impetus_worker.leases") / "lua" / f"{script}.lua").read_text()
     return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impetus_producer import connect
-from impetus_worker.embedded_server import EmbeddedServer
+from impetus_worker.host.embedded_server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

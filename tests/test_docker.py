@@ -15,9 +15,9 @@ from rq.serializers import DefaultSerializer
 
 from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.fleet import Fleet, WorkerState
-from impetus_worker.cli import run
+from impetus_worker.cli.run import run
+from impetus_worker.host.supervisor import worker_name
 from impetus_worker.settings import ROLES
-from impetus_worker.supervisor import worker_name
 
 if TYPE_CHECKING:
     from types import ModuleType

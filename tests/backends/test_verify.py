@@ -17,7 +17,7 @@ from impetus_backends.generation.prefill import Shape, prefill_seconds
 from impetus_backends.generation.profiles import M5, STANDARD
 from impetus_backends.hardware import detect
 from impetus_backends.verify import Check, Verdict, Verifier
-from impetus_worker.cli import main
+from impetus_worker.cli.main import main
 
 from .conftest import small_model
 from .machines import machine

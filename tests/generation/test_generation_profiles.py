@@ -17,7 +17,7 @@ from impetus_backends.generation.limits import MOST_CACHE_BYTES, MemoryLimits, m
 from impetus_backends.generation.profiles import CHOICES, M5, STANDARD, ModelLoader, Profile, plan
 from impetus_backends.policy import not_installable
 from impetus_backends.protocol import EngineConfig
-from impetus_worker.cli import run
+from impetus_worker.cli.run import run
 from impetus_worker.roles import engine_config
 from impetus_worker.settings import QUANTIZE_AT_LOAD, WorkerSettings
 

@@ -14,7 +14,7 @@ from impetus_backends.errors import BackendError
 from impetus_backends.generation.conversion import REPORT, Order, PerplexityError, convert
 from impetus_backends.generation.loader import load
 from impetus_backends.generation.quantize import RECIPES, QuantizationError, quantization_of, quantize
-from impetus_worker.cli import main
+from impetus_worker.cli.main import main
 from impetus_worker.settings import GENERATION_RECIPES
 
 if TYPE_CHECKING:

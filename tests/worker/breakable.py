@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from impetus_worker.host.supervisor import worker_name
 from impetus_worker.settings import ROLES, WorkerSettings
-from impetus_worker.supervisor import worker_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ class Server:
 _SUPERVISE = """
 import json, logging, sys
 from impetus_worker.settings import WorkerSettings
-from impetus_worker.supervisor import Supervisor
+from impetus_worker.host.supervisor import Supervisor
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 sys.exit(Supervisor([WorkerSettings.from_json(each) for each in json.loads(sys.argv[1])], lifeline=0).run())
 """

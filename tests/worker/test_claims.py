@@ -17,7 +17,7 @@ from rq.suspension import resume, suspend
 from rq.utils import as_text
 
 from impetus_producer.contract import VECTORS_FIELD
-from impetus_worker.claims import ClaimedJob, Claims, Ended, Ending, Verb
+from impetus_worker.leases.claims import ClaimedJob, Claims, Ended, Ending, Verb
 
 if TYPE_CHECKING:
     from redis import Redis

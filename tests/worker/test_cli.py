@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from impetus_worker.cli import main
+from impetus_worker.cli.main import main
 
 
 def test_a_role_that_does_not_exist_is_a_usage_error() -> None:
@@ -38,6 +38,6 @@ def _without(package: str, arguments: list[str]) -> subprocess.CompletedProcess[
         "import importlib.util as u, sys; find = u.find_spec; "
         f"u.find_spec = lambda name, *rest: None if name == {package!r} else find(name, *rest); "
         f"sys.modules[{package!r}] = None; "
-        f"from impetus_worker.cli import main; main({arguments!r})"
+        f"from impetus_worker.cli.main import main; main({arguments!r})"
     )
     return subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False, cwd=Path.cwd())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from impetus_worker.cli import main
+from impetus_worker.cli.main import main
 from tests.backends.machines import NAMES, machine_file
 
 if TYPE_CHECKING:

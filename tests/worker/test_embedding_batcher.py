@@ -13,10 +13,10 @@ import pytest
 
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Rejected
 from impetus_producer.contract import EMBED_FUNCTION, EmbeddingResult
-from impetus_worker.batching import Failed, Finished, Outcome
-from impetus_worker.claims import ClaimedJob
-from impetus_worker.embedding import EmbeddingBatcher
+from impetus_worker.batches.embedding import EmbeddingBatcher
 from impetus_worker.errors import InferenceError, InvalidRequestError, PoisonedJobError
+from impetus_worker.leases.claims import ClaimedJob
+from impetus_worker.leases.outcomes import Failed, Finished, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

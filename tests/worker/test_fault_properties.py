@@ -30,7 +30,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
 from impetus_producer import Producer
-from impetus_worker.claims import ClaimedJob, Claims, Ended, Ending, Verb
+from impetus_worker.leases.claims import ClaimedJob, Claims, Ended, Ending, Verb
 
 from .breakable import Workers
 from .conftest import eventually

@@ -24,7 +24,7 @@ from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer
 
 from impetus_producer import ImpetusError, Producer
-from impetus_worker.claims import Claims, Ended, Ending, Verb
+from impetus_worker.leases.claims import Claims, Ended, Ending, Verb
 
 from .account import HANG, POISON
 from .breakable import children

@@ -12,10 +12,11 @@ import pytest
 from impetus_backends import protocol
 from impetus_backends.protocol import Deferred, EngineInfo, Generated, GenerationWork, Parked, Progress, Rejected
 from impetus_producer.contract import GENERATE_FUNCTION, GenerationResult, StreamEvent
-from impetus_worker.batching import Failed, Finished, News, Outcome, Returned, Room, Said, Stopped
-from impetus_worker.claims import ClaimedJob
+from impetus_worker.batches.batcher import Room
+from impetus_worker.batches.generation import GenerationBatcher
 from impetus_worker.errors import InferenceError, InvalidRequestError, PoisonedJobError
-from impetus_worker.generation import GenerationBatcher
+from impetus_worker.leases.claims import ClaimedJob
+from impetus_worker.leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -26,9 +26,9 @@ from impetus_producer.contract import (
     StreamEvent,
 )
 from impetus_producer.fleet import read_fleet
-from impetus_worker.batching import Said
-from impetus_worker.claims import Claims
-from impetus_worker.relay import Relay
+from impetus_worker.leases.claims import Claims
+from impetus_worker.leases.outcomes import Said
+from impetus_worker.leases.relay import Relay
 
 from .conftest import eventually
 

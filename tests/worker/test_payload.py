@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impetus_producer.contract import EMBED_FUNCTION, MAX_PAYLOAD_BYTES
+from impetus_worker.batches.payload import read_payload
 from impetus_worker.errors import InvalidRequestError
-from impetus_worker.payload import read_payload
 
 
 def call(function: str = EMBED_FUNCTION, *args: object, **kwargs: object) -> dict[bytes, bytes]:

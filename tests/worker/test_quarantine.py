@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impetus_worker.quarantine import DEATHS_ALONE, Quarantine
+from impetus_worker.batches.quarantine import DEATHS_ALONE, Quarantine
 
 
 class Item:

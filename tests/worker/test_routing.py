@@ -17,7 +17,7 @@ from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
 from impetus_producer.fleet import read_fleet
 from impetus_worker import worker as worker_module
-from impetus_worker.routing import Routing, queues_for, withdraw
+from impetus_worker.fleet.routing import Routing, queues_for, withdraw
 from impetus_worker.settings import RECORD_RENEW_S, RECORD_TTL_S
 from tests.backends.machines import machine_file
 from tests.worker.conftest import Fleet, RunningWorker, eventually

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from impetus_worker.cli import main
-from impetus_worker.cli_service import make_program
+from impetus_worker.cli.main import main
+from impetus_worker.cli.service import make_program
 from impetus_worker.errors import ServiceError
-from impetus_worker.service import (
+from impetus_worker.host.service import (
     LABEL,
     UNIT,
     Answer,
@@ -273,7 +273,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def system(monkeypatch: pytest.MonkeyPatch) -> System:
     system = System(lambda told: Answer(0, "ActiveState=active\nMainPID=12") if " show " in told else None)
     monkeypatch.setattr(
-        "impetus_worker.cli_service.service_manager",
+        "impetus_worker.cli.service.service_manager",
         lambda platform, home, uid, environment: service_manager("linux", home, uid, environment, system),
     )
     return system

@@ -1,5 +1,5 @@
 """`python -m impetus_worker` is the `impetus-worker` command."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -10,16 +10,16 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from .batching import Failed, Stopped
 from .errors import JobTimeoutError
+from .leases.outcomes import Failed, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .batching import Batcher
-    from .claims import ClaimedJob
-    from .engine_process import EngineProcess
-    from .ledger import Ledger
+    from .batches.batcher import Batcher
+    from .host.engine_process import EngineProcess
+    from .leases.claims import ClaimedJob
+    from .leases.ledger import Ledger
 
 _TIMEOUTS_INTERVAL_S = 0.1
 _UNRESPONSIVE_S = 5.0

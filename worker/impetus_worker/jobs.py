@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from impetus_backends.protocol import Rejected
 from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, GENERATE_FUNCTION, GENERATION_QUEUE
 
-from .batching import Failed, Finished
-from .claims import ClaimedJob
 from .errors import InferenceError
+from .leases.claims import ClaimedJob
+from .leases.outcomes import Failed, Finished
 from .roles import engine_config, make_batcher
 from .settings import Role, WorkerSettings
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import Engine
 
-    from .batching import Batcher, News
+    from .batches.batcher import Batcher
+    from .leases.outcomes import News
 
 
 def embed(request: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from impetus_backends.hardware import identify, read_machine
 from impetus_backends.protocol import EngineConfig
 from impetus_producer.contract import WorkerRecord
 
-from .embedding import DEFAULT_BATCH_TOKENS, EmbeddingBatcher
-from .generation import GenerationBatcher
+from .batches.embedding import DEFAULT_BATCH_TOKENS, EmbeddingBatcher
+from .batches.generation import GenerationBatcher
 
 if TYPE_CHECKING:
     from impetus_backends.protocol import EngineInfo
 
-    from .batching import Batcher
+    from .batches.batcher import Batcher
     from .settings import WorkerSettings
 
 

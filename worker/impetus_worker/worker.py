@@ -19,21 +19,23 @@ from rq.worker.base import WorkerStatus
 
 from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE
 
-from . import inbox, presence, routing
-from .batching import Batcher, Failed, Returned, Room, Stopped
-from .claims import Claim, Claims
-from .doorbell import Doorbell
-from .engine_process import EngineProcess
+from . import inbox
+from .batches.batcher import Batcher, Room
+from .batches.quarantine import DEATHS_ALONE
 from .errors import EngineDiedError, PoisonedJobError
-from .fenced import FencedWorker
-from .intake import Intake
+from .fleet import presence, routing
+from .fleet.routing import Routing, withdraw
+from .host.engine_process import EngineProcess
 from .interruptions import Interruptions
-from .lease import LeaseKeeper
-from .ledger import Ledger
-from .lifecycle import Lifecycle
-from .quarantine import DEATHS_ALONE
+from .leases.claims import Claim, Claims
+from .leases.doorbell import Doorbell
+from .leases.endings import Lifecycle
+from .leases.fenced import FencedWorker
+from .leases.intake import Intake
+from .leases.keeping import LeaseKeeper
+from .leases.ledger import Ledger
+from .leases.outcomes import Failed, Returned, Stopped
 from .roles import engine_config, make_batcher, worker_record
-from .routing import Routing, withdraw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from rq.executions import Execution
 
-    from .intake import Wanted
+    from .leases.intake import Wanted
     from .settings import WorkerSettings
 
 _IDLE_WAIT_S = 1.0

@@ -20,7 +20,7 @@ from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache
 from impetus_backends.embedding.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.coreml.quantize import Int8, Palette, store
 from impetus_backends.embedding.encoder import embed
-from impetus_worker.cli import main
+from impetus_worker.cli.main import main
 
 from ..conftest import small_model
 from .conftest import evaluate, size_of

@@ -11,7 +11,7 @@ from rq.command import send_stop_execution_command, send_stop_job_command
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
-from impetus_worker.claims import Claims
+from impetus_worker.leases.claims import Claims
 from tests.worker.conftest import eventually
 from tests.worker.promises.sides import (
     HANG,

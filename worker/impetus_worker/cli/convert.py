@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from . import cli_quantize
-from .settings import GENERATION_RECIPES
+from ..settings import GENERATION_RECIPES
+from .quantize import DEFAULT_LIMIT_PERCENT, Measured
+from .quantize import convert as convert_generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,9 +111,9 @@ def convert(
     """
     _check_options(context, quantize, generation=generation)
     if generation:
-        limit = cli_quantize.DEFAULT_LIMIT_PERCENT if limit_percent is None else limit_percent
-        terms = cli_quantize.Measured(text, tokens, limit / 100, accept_loss=accept_loss, wanted=not no_measure)
-        cli_quantize.convert(model, quantize, output, terms, _Progress(), force=force, as_json=as_json)
+        limit = DEFAULT_LIMIT_PERCENT if limit_percent is None else limit_percent
+        terms = Measured(text, tokens, limit / 100, accept_loss=accept_loss, wanted=not no_measure)
+        convert_generation(model, quantize, output, terms, _Progress(), force=force, as_json=as_json)
         return
     limit_percent = 1.0 if limit_percent is None else limit_percent
     from impetus_backends import models

@@ -17,8 +17,9 @@ from impetus_backends import protocol
 from impetus_backends.protocol import Deferred, Generated, GenerationWork, Parked, Progress, Rejected
 from impetus_producer.contract import GENERATE_FUNCTION, GenerationRequest, StreamEvent, parse_request
 
-from .batching import Failed, Finished, News, Outcome, Returned, Room, Said, Started, Stopped, check_model, provenance
-from .errors import InferenceError, InvalidRequestError, PoisonedJobError
+from ..errors import InferenceError, InvalidRequestError, PoisonedJobError
+from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
+from .batcher import Room, check_model, provenance
 from .payload import read_payload
 from .quarantine import Quarantine
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import EngineInfo, Event
 
-    from .claims import ClaimedJob
+    from ..leases.claims import ClaimedJob
 
 _KEPT_FROM_BULK = 8
 """One place in so many is for jobs whose callers wait."""

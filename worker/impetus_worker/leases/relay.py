@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import AWAITED_KEY, STREAM_KEY, STREAM_TTL_S, StreamEvent
 
-from .batching import Said
 from .claims import Call, lua_source
+from .outcomes import Said
 
 if TYPE_CHECKING:
     from redis import Redis

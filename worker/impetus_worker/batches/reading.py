@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest, parse_request
 
-from .batching import Failed, check_model
-from .errors import InvalidRequestError
+from ..errors import InvalidRequestError
+from ..leases.outcomes import Failed
+from .batcher import check_model
 from .payload import read_payload
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import EngineInfo
 
-    from .claims import ClaimedJob
+    from ..leases.claims import ClaimedJob
 
 _TEXTS_AT_ONCE = 64
 

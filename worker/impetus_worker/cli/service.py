@@ -15,8 +15,8 @@ from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.errors import ImpetusError
 from impetus_producer.server import without_password
 
-from .cli_options import check_installed
-from .service import Program, ServiceManager, service_manager
+from ..host.service import Program, ServiceManager, service_manager
+from .options import check_installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ def install(only_print: bool, options: tuple[str, ...]) -> None:
     impetus-worker service install --redis-url redis://queue.example:6379/0 --roles embedding
     impetus-worker service install --print
     """
-    from .cli import run
+    from .run import run
 
     with _sentences():
         check_installed("impetus-worker service")

@@ -24,9 +24,9 @@ from rq.rate_limit import release_slot
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
-from .batching import Failed, Finished, Outcome, Returned, Stopped
+from ..errors import InvalidRequestError, LeaseLostError, PoisonedJobError
 from .claims import ClaimedJob, Claims, Ended, Ending, Verb
-from .errors import InvalidRequestError, LeaseLostError, PoisonedJobError
+from .outcomes import Failed, Finished, Outcome, Returned, Stopped
 from .rq_job import GuardedJob
 from .webhooks import WebhookSender
 

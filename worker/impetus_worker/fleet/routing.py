@@ -16,8 +16,8 @@ from redis.exceptions import RedisError
 
 from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE, WorkerRecord
 
-from .claims import lua_source
-from .settings import RECORD_RENEW_S, RECORD_TTL_S
+from ..leases.claims import lua_source
+from ..settings import RECORD_RENEW_S, RECORD_TTL_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -231,4 +231,4 @@ def _iso(epoch_s: float) -> str:
 
 def lua_source(name: str) -> str:
     """One of the scripts in `lua/`."""
-    return (resources.files("impetus_worker") / "lua" / f"{name}.lua").read_text()
+    return (resources.files(__package__) / "lua" / f"{name}.lua").read_text()

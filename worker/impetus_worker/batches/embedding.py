@@ -21,9 +21,10 @@ import numpy as np
 
 from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
 
-from .batching import Failed, Finished, Outcome, Room, Stopped, provenance
+from ..errors import InferenceError, PoisonedJobError
+from ..leases.outcomes import Failed, Finished, Outcome, Stopped
+from .batcher import Room, provenance
 from .cost import CostModel
-from .errors import InferenceError, PoisonedJobError
 from .packing import pack
 from .quarantine import Quarantine
 from .reading import JobReader
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from impetus_backends.protocol import EngineInfo, Event
     from impetus_producer.contract import EmbeddingRequest
 
-    from .claims import ClaimedJob
+    from ..leases.claims import ClaimedJob
     from .reading import ReadJob, TextEncoder
 
 _LOOKAHEAD_S = 4.0

@@ -9,7 +9,7 @@ import click
 
 from impetus_producer.errors import MissingExtraError
 
-from .settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, ROLES, Role
+from ..settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, ROLES, Role
 
 _NEEDED = ("numpy", "tokenizers", "safetensors", "huggingface_hub")
 

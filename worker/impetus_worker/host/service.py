@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from impetus_backends.cache import write_whole
 
-from .errors import ServiceError
+from ..errors import ServiceError
 from .supervisor import EXIT_CONFIGURATION
 
 if TYPE_CHECKING:

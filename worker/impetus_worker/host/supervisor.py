@@ -21,8 +21,8 @@ from uuid import uuid4
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..settings import WorkerSettings
     from .embedded_server import EmbeddedServer
-    from .settings import WorkerSettings
 
 EXIT_CONFIGURATION = 3
 """A worker that cannot start as told ends with this, and is not started again."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rq.worker.base import BaseWorker
 
-from .errors import LeaseLostError
+from ..errors import LeaseLostError
 
 if TYPE_CHECKING:
     from rq import Queue

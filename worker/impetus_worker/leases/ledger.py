@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from .batching import Said, Started
 from .claims import Claim
 from .exchange import Exchange
+from .outcomes import Said, Started
 from .relay import Relay
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from .batching import News, Outcome
     from .claims import Call, ClaimedJob, Claims, Ended
+    from .endings import Lifecycle, Settlement
     from .intake import Wanted
-    from .lifecycle import Lifecycle, Settlement
+    from .outcomes import News, Outcome
 
 _MAX_CLAIM_BYTES = 32_000_000
 

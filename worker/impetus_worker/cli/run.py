@@ -1,4 +1,4 @@
-"""`impetus-worker`: the commands of the machine that does the work. Imports nothing heavy until one needs it."""
+"""`impetus-worker run`: the supervisor and what it starts."""
 
 from __future__ import annotations
 
@@ -13,34 +13,12 @@ from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
 from impetus_producer.errors import ImpetusError
 from impetus_producer.server import without_password
 
-from .cli_convert import convert
-from .cli_doctor import doctor
-from .cli_options import check_installed, with_engine_options
-from .cli_service import service
-from .cli_verify import verify
-from .settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
-from .supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
+from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
+from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
+from .options import check_installed, with_engine_options
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="impetus-batch")
-def main() -> None:
-    """Work the Impetus queues on this machine: embeddings and generations.
-
-    \b
-    impetus-worker doctor     what this machine would do, and why
-    impetus-worker run        do it
-    impetus-worker service    do it whenever you are logged in
-    impetus-worker convert    make a model smaller, or a Core ML package of it, and measure what that costs
-    impetus-worker verify     check on a Mac what was built without one
-    """
-
-
-for _command in (doctor, service, convert, verify):
-    main.add_command(_command)
-
-
-@main.command()
+@click.command()
 @click.option("--redis-url", envvar=REDIS_URL_VARIABLE, show_envvar=True, metavar="URL",
               help="The server.  [default: one of its own, kept in this user's state folder]")  # fmt: skip
 @with_engine_options
@@ -96,7 +74,7 @@ def run(
     _set_up_logging()
     try:
         check_installed("impetus-worker run")
-        from .embedded_server import EmbeddedServer
+        from ..host.embedded_server import EmbeddedServer
 
         url, server = redis_url or find_redis_url(), None
         if url is None:
@@ -139,7 +117,7 @@ def _names(listed: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
-@main.command(hidden=True)
+@click.command(hidden=True)
 def work() -> None:
     """One worker process, as the supervisor starts it: settings are the first line of standard input, whose end is
     the end of the supervisor."""
@@ -155,8 +133,8 @@ def work() -> None:
     from impetus_backends.errors import BackendError
     from impetus_producer import connect
 
-    from .errors import ConfigurationError
-    from .worker import QueueWorker
+    from ..errors import ConfigurationError
+    from ..worker import QueueWorker
 
     try:
         status = QueueWorker(settings, connect(settings.redis_url), lifeline=0).run()

@@ -32,7 +32,7 @@ from rq.utils import now
 
 from impetus_producer.contract import STANDBY_QUEUE
 
-from .claims import lua_source
+from ..leases.claims import lua_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from rq.worker.base import BaseWorker
 
-    from .claims import Claims
+    from ..leases.claims import Claims
 
 _REGISTRIES_INTERVAL_S = 600.0
 _SCHEDULER_INTERVAL_S = 1.0

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING
 
-from .errors import ConfigurationError, EngineDiedError
+from ..errors import ConfigurationError, EngineDiedError
 
 if TYPE_CHECKING:
     from impetus_backends.protocol import EngineConfig, EngineInfo, Event, Work

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from impetus_producer.discovery import ServerNote, state_dir
 
-from .errors import ConfigurationError, MissingExtraError
+from ..errors import ConfigurationError, MissingExtraError
 
 _START_TRIES = 5
 _POLL_S = 0.5

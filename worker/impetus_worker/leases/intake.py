@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from .batching import Room
+    from ..batches.batcher import Room
     from .claims import Claim
 
 _SUSPENDED_WAIT_S = 1.0

@@ -10,7 +10,7 @@ import click
 
 from impetus_producer.errors import ImpetusError
 
-from .cli_options import check_installed
+from .options import check_installed
 
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "not applicable": "n/a "}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import MAX_PAYLOAD_BYTES
 
-from .errors import InvalidRequestError
+from ..errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

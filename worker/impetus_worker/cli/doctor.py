@@ -12,8 +12,8 @@ import click
 from impetus_producer.contract import ROLE_QUEUES
 from impetus_producer.errors import ImpetusError
 
-from .cli_options import check_installed, with_engine_options
-from .settings import ROLES, Role
+from ..settings import ROLES, Role
+from .options import check_installed, with_engine_options
 
 if TYPE_CHECKING:
     from impetus_backends.dispatcher import HybridDispatcher

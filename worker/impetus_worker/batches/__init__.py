@@ -1,0 +1,1 @@
+"""Jobs into batches for the engine, and its answers into outcomes."""

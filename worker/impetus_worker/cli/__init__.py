@@ -1,0 +1,1 @@
+"""`impetus-worker`: what is typed."""

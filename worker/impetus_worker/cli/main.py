@@ -1,0 +1,29 @@
+"""`impetus-worker`: the commands of the machine that does the work. Imports nothing heavy until one needs it."""
+
+from __future__ import annotations
+
+import click
+
+from .convert import convert
+from .doctor import doctor
+from .run import run, work
+from .service import service
+from .verify import verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="impetus-batch")
+def main() -> None:
+    """Work the Impetus queues on this machine: embeddings and generations.
+
+    \b
+    impetus-worker doctor     what this machine would do, and why
+    impetus-worker run        do it
+    impetus-worker service    do it whenever you are logged in
+    impetus-worker convert    make a model smaller, or a Core ML package of it, and measure what that costs
+    impetus-worker verify     check on a Mac what was built without one
+    """
+
+
+for _command in (run, work, doctor, service, convert, verify):
+    main.add_command(_command)

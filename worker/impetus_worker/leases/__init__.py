@@ -1,0 +1,1 @@
+"""A job in Redis: how it is claimed, held and ended."""
