@@ -24,7 +24,7 @@ from .batches.batcher import Batcher, Room
 from .batches.quarantine import DEATHS_ALONE
 from .errors import EngineDiedError, PoisonedJobError
 from .fleet import presence, routing
-from .fleet.routing import Routing, withdraw
+from .fleet.routing import Routing
 from .host.engine_process import EngineProcess
 from .interruptions import Interruptions
 from .leases.claims import Claim, Claims
@@ -107,9 +107,6 @@ class QueueWorker(FencedWorker):
         Raises `ConfigurationError` when the model cannot be loaded as told.
         """
         self._inbox.open()
-        if self._settings.predecessor:
-            self._claims.abandon(self._settings.predecessor)
-            withdraw(self.connection, self._settings.predecessor)
         registered = False
         try:
             self._engine.start()
