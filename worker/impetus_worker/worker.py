@@ -237,17 +237,15 @@ class QueueWorker(FencedWorker):
         if events:
             self._deaths_in_a_row = 0
             assert self._batcher is not None
-            news = [each for event in events for each in self._batcher.absorb(event)]
+            news = [each for event in events for each in self._batcher.absorb(event, _now())]
             # Each goes to the front of its queue, so the last one first.
             returned = [each for each in reversed(news) if isinstance(each, Returned)]
             self._ledger.note([*(each for each in news if not isinstance(each, Returned)), *returned])
 
     def _restart_engine(self, *, suspect: bool) -> None:
         assert self._batcher is not None
-        assert self._interruptions is not None
         self._engine.kill()
-        self._interruptions.engine_was_replaced()
-        self._ledger.note(self._batcher.engine_died(suspect=suspect))
+        self._ledger.note(self._batcher.engine_died(_now(), suspect=suspect))
         self._engine.start()
 
     def _talk_to_redis(self) -> None:
@@ -284,7 +282,7 @@ class QueueWorker(FencedWorker):
         for job in claim.jobs:
             if job.id in self._ledger.held:
                 # Its lease ran out, it went back to the queue, and it is ours again: the earlier run is over.
-                self._interruptions.drop(job.id)
+                self._interruptions.forget([job.id])
         self._ledger.take(claim.jobs)
         if self._stopping:
             self._ledger.note(Returned(job) for job in reversed(claim.jobs))
@@ -307,11 +305,11 @@ class QueueWorker(FencedWorker):
         for job in self._lease.check():
             if self._ledger.held.get(job.id) is job:
                 self.log.warning("job %s: its lease ran out; another worker has it", job.id)
-                self._interruptions.drop(job.id)
+                self._interruptions.forget([job.id])
                 self._ledger.forget(job)
         self._interruptions.enforce_timeouts(now)
-        if self._interruptions.finds_engine_stuck(now):
-            self._restart_engine(suspect=False)
+        if self._interruptions.engine_is_hung(now):
+            self._restart_engine(suspect=True)
 
     def _room(self) -> Room:
         """How many jobs to claim: none while a suspect runs, which has nothing beside it, or waits for that."""
@@ -326,7 +324,7 @@ class QueueWorker(FencedWorker):
             return
         assert self._batcher is not None
         self._admit_work(self._batcher)  # the device first: what is ready does not wait for what is not
-        self._ledger.note(self._batcher.prepare(_now()))
+        self._ledger.note(self._batcher.read(_now()))
         self._admit_work(self._batcher)
 
     def _admit_work(self, batcher: Batcher) -> None:
@@ -393,8 +391,8 @@ class QueueWorker(FencedWorker):
             self._routing.leave()
         if manner == WARM and self._batcher is not None and self._interruptions is not None:
             for job in reversed(list(self._ledger.open.values())):
-                if self._batcher.started_at(job.id) is None:
-                    self._interruptions.drop(job.id)
+                if not self._batcher.has_begun(job.id):
+                    self._interruptions.forget([job.id])
                     self._ledger.note([Returned(job)])
 
     # -- small things ------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Batcher(Protocol):
     # -- what the engine does ----------------------------------------------------------------------------------------
 
     def has_begun(self, job_id: str) -> bool:
-        """Whether the engine has begun any of the job, now or earlier."""
+        """Whether the engine has begun any of the job that it will not have to begin again if it lives."""
         ...
 
     def begun(self) -> Set[str]:
@@ -117,14 +117,3 @@ def check_model(asked: str | None, info: EngineInfo) -> None:
             f"model: this worker serves {served} and not {asked!r:.200}; start one with "
             f"`impetus-worker run --{info.kind}-model …`"
         )
-
-
-def provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:
-    """The contract's `Provenance`, the same for every result of an engine."""
-    return {
-        "worker": worker,
-        "backend": info.backend,
-        "device": info.device,
-        "fingerprint": info.fingerprint,
-        "note": info.note,
-    }
