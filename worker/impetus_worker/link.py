@@ -10,7 +10,10 @@ import logging
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
+from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from impetus_producer.server import Trouble, hang_up, trouble
 
@@ -18,8 +21,6 @@ from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from redis import Redis
 
     from .leases.scripts import Call
 
@@ -55,6 +56,13 @@ class Reachability:
     @property
     def is_lost(self) -> bool:
         return bool(self._failing)
+
+
+def client(url: str, answer_s: float) -> Redis:
+    """A client that tries nothing twice, and waits so long for an answer and no longer."""
+    return Redis.from_url(
+        url, socket_timeout=answer_s, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2
+    )
 
 
 class Link:
@@ -93,5 +101,3 @@ class Link:
 
     def close(self) -> None:
         self.connection.close()
-
-

@@ -1,4 +1,4 @@
-"""The one loop: claim, dispatch, absorb, send. One thread drives it, it waits for facts in its inbox and for nobody else.
+"""The one loop: claim, dispatch, absorb, send. One thread drives it, and it waits for facts in its inbox alone.
 
 It is an RQ worker to everyone who looks (`rq info`, stop-job, `rq suspend`), and runs jobs of its two names only.
 While the engine works on batch k, the loop ends k-1 and prepares k+1. Whatever may wait for others has a thread of its
@@ -104,9 +104,16 @@ class QueueWorker:
             self._link("rq-endings"), self._claims, self.name, settings.allow_callbacks, self._inbox.tell
         )
         self._ledger = Ledger(
-            self._claims, self.name, self._rq_endings, self._courier.send, on_claim=self._take_in, on_abandoned=self._abandon
-        )  # fmt: skip
-        bells = [Doorbell(self._link(f"bell {queue}", doorbell.ANSWER_S), queue, self._inbox.tell) for queue in self._queues]
+            self._claims,
+            self.name,
+            self._rq_endings,
+            self._courier.send,
+            on_claim=self._take_in,
+            on_abandoned=self._abandon,
+        )
+        bells = [
+            Doorbell(self._link(f"bell {queue}", doorbell.ANSWER_S), queue, self._inbox.tell) for queue in self._queues
+        ]
         self._intake = Intake({queue: bell.listen for queue, bell in zip(self._queues, bells, strict=True)})
         self._routing: Routing | None = None
         self._housekeeping: Housekeeping | None = None

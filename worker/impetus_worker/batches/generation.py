@@ -260,7 +260,7 @@ class GenerationBatcher:
         for each in self._in_engine.values():
             if not each.parked:
                 each.resume(now)  # the engine steps again, whatever it may have been loading
-        owner.run, owner.streamed = f"{owner.job.execution_id}:{next(self._ids)}", 0
+        owner.run, owner.streamed = f"{owner.job.token}:{next(self._ids)}", 0
         self._window = min(self._max_concurrent, 2 * self._window)
         news: list[News] = [Started(owner.job, awaited=owner.request.cancel_if_abandoned)]
         if owner.request.stream:

@@ -6,10 +6,12 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from impetus_producer.contract import ROLE_QUEUES
 from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.errors import ImpetusError
 from impetus_producer.server import without_password
@@ -20,6 +22,11 @@ from .options import check_installed, with_engine_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ..fleet.recovery import DeathReports
+
+_REPORT_S = 5.0
+"""How long a supervisor that ends tries to say which workers died."""
 
 
 @click.command()
@@ -104,7 +111,11 @@ def run(
         click.echo(f"server: {without_password(url)}" + (" (embedded, stops with this program)" if server else ""))
         workers = [_worker_settings(role, url, allow_callbacks, options) for role in roles]
         lifeline = sys.stdin.fileno() if until_stdin_closes else None
-        status = Supervisor(workers, server, lifeline, on_death=_report_death).run()
+        reports = death_reports(url, roles)
+        try:
+            status = Supervisor(workers, server, lifeline, on_death=reports.report).run()
+        finally:
+            reports.close(_REPORT_S)
     except ImpetusError as error:
         raise click.ClickException(str(error)) from None
     finally:
@@ -127,8 +138,15 @@ def _say_whether_durable(url: str) -> None:
         click.echo(f"--durable changes nothing: the server that runs already has appendfsync {promise}", err=True)
 
 
-def _report_death(name: str, begun: Sequence[str]) -> None:
-    logging.getLogger(__name__).warning("worker %s died; %d jobs had begun in its engine", name, len(begun))
+def death_reports(url: str, roles: Sequence[Role]) -> DeathReports:
+    """Through which a supervisor of these roles says in Redis which workers it saw end; started."""
+    from ..fleet.recovery import DeathReports
+    from ..link import Link, Reachability, client
+
+    link = Link("death-reports", lambda: client(url, 10.0), Reachability())
+    reports = DeathReports(link, [queue for role in roles for queue in ROLE_QUEUES[role]])
+    reports.start()
+    return reports
 
 
 def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[str, Any]) -> WorkerSettings:
@@ -180,13 +198,13 @@ def work() -> None:
     from redis.exceptions import RedisError
 
     from impetus_backends.errors import BackendError
-    from impetus_producer import connect
 
     from ..errors import ConfigurationError
+    from ..link import client
     from ..worker import QueueWorker
 
     try:
-        status = QueueWorker(settings, connect(settings.redis_url), lifeline=0).run()
+        status = QueueWorker(settings, partial(client, settings.redis_url), lifeline=0).run()
     except (ConfigurationError, BackendError) as error:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
         status = EXIT_CONFIGURATION

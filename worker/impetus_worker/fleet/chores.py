@@ -84,7 +84,8 @@ class Registries:
             for registry in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry):
                 _try(registry(queue, connection=connection, serializer=JSONSerializer).cleanup)
             _try(lambda queue=queue: _enqueue_ready(connection, queue))  # type: ignore[misc]
-        _try(lambda: [limit.cleanup() for limit in RateLimitRegistry.all(connection)])
+        for limit in RateLimitRegistry.all(connection):
+            _try(limit.cleanup)
         if Group.acquire_maintenance_lock(connection, int(REGISTRIES_INTERVAL_S) - 1):
             _try(lambda: Group.clean_registries(connection=connection))
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Renewal:
-    """Renews the leases of `jobs`, which is called in the duty's thread, while `may_renew` says that the engine moves."""
+    """Renews the leases of `jobs`, while `may_renew` says that the loop moves. Both are asked in the duty's thread."""
 
     def __init__(
         self,

@@ -183,9 +183,7 @@ class Claims:
             )  # fmt: skip
         # Joined, because the client sends each large argument on its own.
         head = [self._worker, f"{worked_s:.6f}", VECTORS_FIELD, b"".join(payloads)]
-        return Call(
-            Script.named("finish"), [*head, *arguments], lambda answer: [Answer(str(code)) for code in answer]
-        )
+        return Call(Script.named("finish"), [*head, *arguments], lambda answer: [Answer(str(code)) for code in answer])
 
     def renew(self, jobs: Iterable[ClaimedJob]) -> Call[Renewal]:
         """Extends the leases of the runs that are this worker's."""
@@ -210,9 +208,7 @@ def recover(queue: str, interval_s: float) -> Call[list[str]]:
 
 def sweep(queue: str, cursor: str) -> Call[tuple[str, list[str]]]:
     """Looks through a part of the started jobs for some that nobody has a lease on: (next cursor, ids put back)."""
-    return Call(
-        Script.named("sweep"), [queue, cursor, TOKEN_MARK], lambda answer: (answer[0].decode(), ids(answer[1]))
-    )
+    return Call(Script.named("sweep"), [queue, cursor, TOKEN_MARK], lambda answer: (answer[0].decode(), ids(answer[1])))
 
 
 def bury(worker: str, queues: Sequence[str], begun: Collection[str]) -> Call[list[str]]:

@@ -68,6 +68,7 @@ def exchange(connection: Redis, calls: Sequence[Call[Any]]) -> list[Any]:
 
 def _send(connection: Redis, calls: Sequence[Call[Any]]) -> list[Any]:
     with connection.pipeline(transaction=False) as pipeline:
+        add: Any = pipeline.execute_command
         for call in calls:
-            pipeline.execute_command(*call.command)
+            add(*call.command)
         return pipeline.execute(raise_on_error=False)

@@ -8,7 +8,7 @@ one is made.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..companion import Companion
 from ..inbox import Rang
@@ -16,6 +16,8 @@ from ..link import PASSING, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from redis import Redis
 
 WAIT_S = 10
 ANSWER_S = 15
@@ -45,10 +47,15 @@ class Doorbell(Companion):
             if self.stopped.is_set():
                 return
             try:
-                peeked = self._link.ask(lambda connection: connection.blmove(self._key, self._key, WAIT_S, "LEFT", "LEFT"))
+                peeked = self._link.ask(
+                    lambda connection: connection.blmove(self._key, self._key, WAIT_S, "LEFT", "LEFT")
+                )
             except PASSING as error:
                 self.stopped.wait(self._link.failed(error))
                 continue
             if peeked is not None:
                 self._listening.clear()
                 self.tell(Rang(self._queue))
+
+    def _peek(self, connection: Redis) -> Any:
+        return connection.blmove(self._key, self._key, WAIT_S, "LEFT", "LEFT")

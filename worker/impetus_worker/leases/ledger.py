@@ -236,4 +236,3 @@ class Ledger:
         if self._working_since is not None:
             self._worked_s += now - self._working_since
             self._working_since = now if self.held else None
-

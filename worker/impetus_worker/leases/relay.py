@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import AWAITED_KEY, STREAM_KEY, STREAM_TTL_S, StreamEvent
 
-from .scripts import Call, Script, ids
 from .outcomes import Said
+from .scripts import Call, Script, ids
 
 if TYPE_CHECKING:
     from .claims import ClaimedJob

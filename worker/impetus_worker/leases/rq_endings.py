@@ -13,9 +13,9 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
 from rq.callbacks import execute_stopped_callback
 from rq.executions import Execution
+from rq.job import JobStatus
 from rq.rate_limit import release_slot
 from rq.serializers import JSONSerializer
 from rq.timeouts import TimerDeathPenalty
@@ -163,7 +163,7 @@ class RqEndings(Companion):
             job = GuardedJob(claimed, self._link.connection, self._worker, (), self._webhooks)
             status = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
             if status not in (b"queued", b"started"):
-                job._status = None
+                job._status = JobStatus.FINISHED  # RQ asks what the job is now, and it holds no slot any more
                 release_slot(job)
 
 

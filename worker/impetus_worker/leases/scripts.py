@@ -52,11 +52,12 @@ class Call(Generic[T]):
         """Sends it and waits. A server that does not know the script is told it."""
         from redis.exceptions import NoScriptError
 
+        ask: Any = connection.execute_command
         try:
-            return self.read(connection.execute_command(*self.command))
+            return self.read(ask(*self.command))
         except NoScriptError:
             connection.script_load(self.script.text)
-            return self.read(connection.execute_command(*self.command))
+            return self.read(ask(*self.command))
 
 
 def nothing(answer: Any) -> None:
