@@ -73,10 +73,8 @@ class Site:
         """The account: all of these ended, each once, `failed` of them for a reason of their own."""
         job_ids = list(job_ids)
         self.await_ended(job_ids)
-        eventually(lambda: is_quiet(self.connection))
         # What a lost answer left in the books goes with its lease.
-        eventually(lambda: not any(self.connection.scan_iter("rq:execution:*")), LEASE_S + 10)
-        eventually(lambda: not any(self.connection.scan_iter("rq:executions:*")), 1)
+        eventually(lambda: is_quiet(self.connection), LEASE_S + 20)
         account = take_account(self.connection, job_ids, some_discarded=some_discarded)
         assert not account.problems, str(account)
         assert (account.finished, sum(account.failed.values())) == (account.accepted - failed, failed)
