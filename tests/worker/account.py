@@ -35,7 +35,7 @@ QUEUES = [queue for queues in ROLE_QUEUES.values() for queue in queues]
 POISON, HANG, BAD = "simulate:crash", "simulate:hang", "simulate:error"
 _OWN_REASONS = {"PoisonedJobError": POISON, "JobTimeoutError": HANG, "InferenceError": BAD}
 """The only failures there may be, and the word in a text that brings each about."""
-_LEFT_BY_RUNS = ("impetus:tokens:*", "impetus:leases:*", "rq:worker:*:executions")
+_LEFT_BY_RUNS = ("impetus:tokens:*", "impetus:leases:*", "impetus:deaths:*", "rq:worker:*:executions")
 """What the workers keep about jobs that run: when none does, there is nothing there."""
 _RQ = Path(sys.executable).parent / "rq"
 _EXAMPLES = 5
@@ -95,23 +95,25 @@ class Account:
         return "\n".join(lines)
 
 
-def fingerprint(function: str, request: Mapping[str, Any]) -> str:
-    """One request, whoever wrote it down."""
-    return f"{function} {json.dumps(request, sort_keys=True)}"
+def fingerprint(request: Mapping[str, Any]) -> str:
+    """What a request asks for, whoever wrote it down."""
+    texts = request.get("input")
+    texts = [texts] if isinstance(texts, str) else texts
+    return json.dumps([texts, *(request.get(name) for name in ("prompt", "max_tokens"))])
 
 
 def take_account(
     connection: Redis,
     acknowledged: Iterable[str],
     *,
-    attempted: Mapping[str, str | None] | None = None,
+    attempted: Mapping[str, str] | None = None,
     vanishing: Collection[str] = (),
     some_discarded: bool = False,
 ) -> Account:
     """Looks at every job in Redis, and at `acknowledged`, those whose enqueueing was confirmed, once all is quiet.
 
-    `attempted`: every request that was sent, by its fingerprint (all differ), with the id that was acknowledged, if
-    any; without it nothing is said about jobs that nobody enqueued. `vanishing`: those that are not kept once ended.
+    `attempted`: every request that was sent, by its fingerprint (all differ), with the id that was acknowledged, or "";
+    without it nothing is said about jobs that nobody enqueued. `vanishing`: those that are not kept once ended.
     `some_discarded`: somebody read results and deleted their jobs, so that workers count more than there are.
     """
     account = Account()
@@ -131,13 +133,13 @@ def take_account(
         fields: Any = connection.hgetall(f"rq:job:{job_id}")
         _check_job(connection, job_id, fields, places.get(job_id, []), account)
         if attempted is not None:
-            sent = fingerprint(*_call_of(fields))
+            sent = fingerprint(_request_of(fields))
             requests[sent] += 1
             if sent not in attempted:
                 account.wrong("unexpected: nobody enqueued it", job_id)
             elif requests[sent] > 1:
                 account.wrong("duplicated: enqueued twice by one call", job_id)
-            elif attempted[sent] not in (None, job_id):
+            elif attempted[sent] not in ("", job_id):
                 account.wrong("unexpected: another id was acknowledged", f"{job_id}, {attempted[sent]}")
     for job_id in set(places) - ids:
         account.wrong("in a registry, but no job", f"{job_id} in {places[job_id]}")
@@ -171,6 +173,8 @@ def _check_job(
     if status not in ("finished", "failed"):
         waits = status in ("queued", "deferred", "scheduled") and bool(here)
         what = "not ended, though there was time" if waits else "lost: neither ended nor on a queue"
+        if status in ("stopped", "canceled"):
+            what = "unexpected: withdrawn, and nobody asked for it"
         account.wrong(what, f"{job_id} is {status}, in {here or 'no registry'}")
         return
     if here != [f"{status}:{queue}"]:
@@ -181,7 +185,7 @@ def _check_job(
         word = "duplicated: more than one ending" if entries else "lost: ended, and without a result"
         account.wrong(word, f"{job_id} is {status} with {len(entries)}")
         return
-    _, request = _call_of(fields)
+    request = _request_of(fields)
     if status == "finished":
         account.finished += 1
         if entries[0][b"type"] != b"1":
@@ -198,13 +202,13 @@ def _check_job(
         account.wrong("innocent, and failed", f"{job_id}: {trace.strip()[-200:]}")
 
 
-def _call_of(fields: Mapping[bytes, bytes]) -> tuple[str, dict[str, Any]]:
-    """What a job runs, and with what."""
-    data = fields.get(b"data", b'["?", null, [{}], {}]')
+def _request_of(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """What a job asks for; nothing where its hash holds no call."""
+    data = fields.get(b"data", b"[0, 0, [{}], 0]")
     with suppress(zlib.error):
         data = zlib.decompress(data)
-    call = json.loads(data)
-    return call[0], call[2][0]
+    request: dict[str, Any] = json.loads(data)[2][0]
+    return request
 
 
 def _check_rq_info(connection: Redis, account: Account) -> None:

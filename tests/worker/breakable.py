@@ -225,10 +225,17 @@ class Workers:
         except subprocess.TimeoutExpired:
             for pid in (*self.engine_pids(), *self.worker_pids()):
                 signal_to(pid, signal.SIGKILL)
-            self.kill()
-            return self.process.returncode
+            return self.end()
         finally:
             self.process.stdin.close()
+
+    def end(self) -> int:
+        """Kills what is left of the supervisor, if anything is; returns how it ended."""
+        assert self.process.stdin is not None
+        if self.process.poll() is None:
+            self.kill()
+        self.process.stdin.close()
+        return self.process.returncode
 
 
 def children(pid: int) -> list[int]:
