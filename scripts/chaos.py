@@ -31,7 +31,7 @@ from scripts.faults.observers import Probe, StreamReader, Wait
 from scripts.faults.scene import OBSERVER, PRODUCER, Scene
 from scripts.faults.verdict import excuse_evicted, tracebacks
 from scripts.traffic import Traffic
-from tests.worker.account import Account, is_quiet, take_account
+from tests.worker.account import Account, have_ended, is_quiet, take_account
 from tests.worker.breakable import await_true
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _DRAIN_LIMIT_S = 150
 """The longest that the backlog may take when the faults are over: restarts back off up to 30 s, leases take theirs."""
+_QUIET_S = 15.0
+"""For so long a job may be in no registry: what RQ does with dependents is more than one step."""
 _MAX_GROWTH_MB = 60
 _LOOK_EVERY_S = 5.0
 _FIRST_FAULT_AT_S = 3.0
@@ -64,6 +66,7 @@ class Chaos:
         ]
         self._struck: Counter[str] = Counter()
         self._drain_s = -1.0
+        self._quiet_since: float | None = None
 
     def start(self) -> None:
         self._scene.start(self._traffic)
@@ -83,11 +86,12 @@ class Chaos:
                 self._strike(*plan.popleft())
             else:
                 time.sleep(0.02)
-        self._traffic.stop()
         for probe in self._probes:
             probe.stop()
         scene.settle()
         say("the faults are over; the backlog drains")
+        if not self._traffic.stop():
+            scene.complain("a producer can enqueue nothing any more", str(dict(self._traffic.refused)))
         return self._judge()
 
     def _judge(self) -> Account:
@@ -121,8 +125,14 @@ class Chaos:
         return account
 
     def _is_quiet(self, connection: Redis) -> bool:
+        """Nothing waits or runs, and all have ended; or they have not, and still nothing waits or runs."""
         time.sleep(0.2)
-        return is_quiet(connection)
+        if not is_quiet(connection):
+            self._quiet_since = None
+            return False
+        self._quiet_since = self._quiet_since or time.monotonic()
+        ended = have_ended(connection, set(self._history.acknowledged) - self._history.vanishing)
+        return ended or time.monotonic() - self._quiet_since > _QUIET_S
 
     def end(self) -> None:
         """Leaves nothing running."""

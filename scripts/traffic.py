@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 HANG_TIMEOUT_S = 2
 DIMENSIONS = 16
+_ONE_MORE_WITHIN_S = 45.0
+"""A connection that was forgotten in silence is found by a deadline of ours, and that takes as long."""
 
 
 class Traffic:
@@ -44,28 +47,39 @@ class Traffic:
         self.special: list[str] = []
         """Texts that are to come in one of the next jobs each."""
         self._stopped = threading.Event()
+        self._one_more = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """Enqueues one more job, now that nothing is broken any more; returns whether that was possible."""
         self._stopped.set()
-        self._thread.join(60)
+        self._thread.join(_ONE_MORE_WITHIN_S + 1)
         if self._error is not None:
             raise self._error
+        return self._one_more
 
     def _run(self) -> None:
         try:
             producer: Producer | None = None
-            while not self._stopped.wait(self._pause_s):
+            give_up_at = float("inf")
+            while not self._one_more and time.monotonic() < give_up_at:
+                self._stopped.wait(self._pause_s)
+                stopped = self._stopped.is_set()
+                if stopped and give_up_at == float("inf"):
+                    give_up_at = time.monotonic() + _ONE_MORE_WITHIN_S
                 try:
                     producer = producer or Producer(self._url, result_ttl_s=-1)
                     self._enqueue(producer)
+                    self._one_more = stopped
                 except (ImpetusError, RedisError) as error:
                     # Whether it was accepted is not known; if it was, it is found in Redis.
                     self.refused[type(error).__name__] += 1
+                    if stopped:
+                        time.sleep(self._pause_s)
         except BaseException as error:  # noqa: BLE001 - raised again by stop()
             self._error = error
 

@@ -126,9 +126,7 @@ def _refuse_writes(scene: Scene, begin: Callable[[], None]) -> bool:
 
 
 def _misconfigure(scene: Scene) -> bool:
-    return _spell(
-        scene, for_s, lambda: scene.server.refuse_writes_as_misconfigured(), lambda: scene.server.accept_writes()
-    )
+    return _refuse_writes(scene, lambda: scene.server.refuse_writes_as_misconfigured())
 
 
 def _want_replicas(scene: Scene) -> bool:

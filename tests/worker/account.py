@@ -257,3 +257,11 @@ def is_quiet(connection: Redis) -> bool:
             pipeline.hlen(f"impetus:tokens:{queue}")
             pipeline.zcard(f"impetus:leases:{queue}")
         return not any(pipeline.execute())
+
+
+def have_ended(connection: Redis, job_ids: Iterable[str]) -> bool:
+    """Finished or failed, all of them, or no longer there."""
+    with connection.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hget(f"rq:job:{job_id}", "status")
+        return all(status in (b"finished", b"failed", None) for status in pipeline.execute())
