@@ -24,6 +24,11 @@ _ONE_MORE_WITHIN_S = 45.0
 """A connection that was forgotten in silence is found by a deadline of ours, and that takes as long."""
 
 
+def lasting_producer(url: str) -> Producer:
+    """One whose jobs are kept for ever: an account is taken of all, and what has a time to live may be evicted."""
+    return Producer(url, result_ttl_s=-1, failure_ttl_s=-1)
+
+
 class Traffic:
     """Enqueues at a steady rate until it is told to stop, with one producer that is never made anew.
 
@@ -72,7 +77,7 @@ class Traffic:
                 if stopped and give_up_at == float("inf"):
                     give_up_at = time.monotonic() + _ONE_MORE_WITHIN_S
                 try:
-                    producer = producer or Producer(self._url, result_ttl_s=-1)
+                    producer = producer or lasting_producer(self._url)
                     self._enqueue(producer)
                     self._one_more = stopped
                 except (ImpetusError, RedisError) as error:
@@ -88,7 +93,9 @@ class Traffic:
         if self.special:
             text = self.special.pop()
             if text == HANG:
-                hasty = Producer(connection=producer.connection, timeout_s=HANG_TIMEOUT_S, result_ttl_s=-1)
+                hasty = Producer(
+                    connection=producer.connection, timeout_s=HANG_TIMEOUT_S, result_ttl_s=-1, failure_ttl_s=-1
+                )
                 self._embed(hasty, [self._text(3), text], bulk=draw < 0.5)
             else:
                 self._embed(producer, [*self._texts(), text], bulk=draw < 0.5)

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
+from scripts.traffic import lasting_producer
 from tests.worker.expected import text_of
 
-from impetus_producer import ImpetusError, JobCancelledError, JobFailedError, JobHandle, Producer, ResultTimeoutError
+from impetus_producer import ImpetusError, JobCancelledError, JobFailedError, JobHandle, ResultTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scripts.faults.history import History
 
-    from impetus_producer import GenerationHandle
+    from impetus_producer import GenerationHandle, Producer
 
 _PAUSE_S = 0.25
 _LOOK_AGAIN_S = 1.0
@@ -69,7 +70,7 @@ class Probe:
     def _run(self) -> None:
         while not self._stopped.wait(_PAUSE_S):
             with suppress(ImpetusError, RedisError):
-                producer = Producer(self._url, result_ttl_s=-1)
+                producer = lasting_producer(self._url)
                 try:
                     while not self._stopped.wait(_PAUSE_S):
                         self._ask(producer)

@@ -80,7 +80,7 @@ class _Endings:
         """One that is in no queue yet, and what acknowledges it."""
         self._number += 1
         request = {"input": f"{self._seed:x} {self._number:x}"}
-        options = {"result_ttl": -1, **options}
+        options = {"result_ttl": -1, "failure_ttl": -1, **options}
         return self._history.attempt(request), self._queue.create_job(_EMBED, args=(request,), **options)
 
     def _scheduled(self, count: int) -> None:
