@@ -43,13 +43,15 @@ _QUIET_S = 15.0
 """For so long a job may be in no registry: what RQ does with dependents is more than one step."""
 _MAX_GROWTH_MB = 60
 _LOOK_EVERY_S = 5.0
-_FIRST_FAULT_AT_S = 3.0
+_FIRST_FAULT_AT_S = 1.0
+_START_LIMIT_S = 90.0
 
 
 class Chaos:
     """One run. `start`, `run` and `end`, in this order; `end` also when something raised."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self._folder = folder
         self._options = options
         self._faults = [FAULTS[name] for name in options.fault] or [each for each in FAULTS.values() if each.weight]
         self._random = random.Random(options.seed)
@@ -69,7 +71,11 @@ class Chaos:
         self._quiet_since: float | None = None
 
     def start(self) -> None:
+        """Returns when the workers serve: how long that takes is the machine's matter."""
         self._scene.start(self._traffic)
+        with Redis.from_url(self._scene.networks[OBSERVER].url) as connection:
+            if not await_true(lambda: connection.scard("rq:workers") >= 2 * self._options.machines, _START_LIMIT_S):
+                raise SystemExit(f"the workers did not start within {_START_LIMIT_S:g} s: see {self._folder}")
         self._traffic.start()
         self._streams.start()
         for probe in self._probes:
