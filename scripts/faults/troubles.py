@@ -126,7 +126,7 @@ FAULTS = (
     Fault("bad", "a text with which every batch fails", lambda scene: _send(scene, BAD), 1),
     Fault(
         "rq-endings",
-        "dependents, callbacks of 2 s, result_ttl=0 and 10,000 scheduled jobs due at once (fewer beside other faults)",
+        "dependents, callbacks of 2 s, result_ttl=0 and 10,000 jobs due at once (fewer beside others)",
         _endings,
         1,
     ),
