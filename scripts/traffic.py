@@ -91,7 +91,7 @@ class Traffic:
     def _enqueue(self, producer: Producer) -> None:
         draw = self._random.random()
         if self.special:
-            text = self.special.pop()
+            text = self.special[-1]
             if text == HANG:
                 hasty = Producer(
                     connection=producer.connection, timeout_s=HANG_TIMEOUT_S, result_ttl_s=-1, failure_ttl_s=-1
@@ -99,6 +99,7 @@ class Traffic:
                 self._embed(hasty, [self._text(3), text], bulk=draw < 0.5)
             else:
                 self._embed(producer, [*self._texts(), text], bulk=draw < 0.5)
+            self.special.remove(text)  # not before: where it was refused, it comes again
         elif draw < 0.15:
             self._generate(producer, bulk=draw < 0.07, stream=draw < 0.11)
         elif draw < 0.45:
