@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
@@ -67,3 +68,16 @@ def server_errors() -> Iterator[None]:
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
         raise NoServerError(f"the Redis server does not answer ({error}): is it running?") from error
+
+
+class Trouble(StrEnum):
+    PASSING = "passing"
+    CONFIGURATION = "configuration"
+
+
+def trouble(error: BaseException) -> Trouble:
+    return Trouble.PASSING
+
+
+def hang_up(connection: Redis) -> None:
+    connection.connection_pool.disconnect()

@@ -60,7 +60,7 @@ def words(count: int, word: int = 7) -> str:
 def take(batcher: EmbeddingBatcher, jobs: list[ClaimedJob], now: float) -> list[Outcome]:
     """Gives it jobs, and has it read them."""
     batcher.add(jobs)
-    return batcher.prepare(now)
+    return batcher.read(now)
 
 
 def run(work: EmbeddingWork, device_s: float = 0.001) -> Embedded:
@@ -257,7 +257,7 @@ def test_a_dropped_job_is_forgotten_and_its_neighbours_are_not() -> None:
     assert work is not None
     assert batcher.in_engine(doomed.id)
     assert batcher.started_at(doomed.id) == 10.0
-    assert batcher.drop(doomed.id) == [work.id]
+    assert batcher.forget([doomed.id]) == [work.id]
     assert batcher.absorb(run(work)) == []
     assert [outcome.job for outcome in drain(batcher)[1]] == [neighbour]
 
@@ -272,7 +272,7 @@ def test_after_a_death_suspects_run_alone_and_the_poison_is_found() -> None:
         assert deaths == 0 or batcher.next_work(1000.0) is None, "a suspect has company"
         if any(row[0] == 5 for row in work.rows):
             deaths += 1
-            outcomes += batcher.engine_died(suspect=True)
+            outcomes += batcher.engine_died(1.0, suspect=True)
         else:
             outcomes += batcher.absorb(run(work))
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
@@ -287,7 +287,7 @@ def test_when_the_engine_was_ended_on_purpose_its_work_runs_again_as_it_was() ->
     first, second = batcher.next_work(1.0), batcher.next_work(1.0)
     assert first is not None
     assert second is not None
-    assert batcher.engine_died(suspect=False) == []
+    assert batcher.engine_died(1.0, suspect=False) == []
     works, outcomes = drain(batcher)
     assert len(works) == 3
     assert len(outcomes) == 1

@@ -41,7 +41,7 @@ def job(prompt: str = "p", queue: str = "generation", **fields: object) -> Claim
 def take(batcher: GenerationBatcher, jobs: list[ClaimedJob], now: float) -> list[Outcome]:
     """Gives it jobs, and has it read them."""
     batcher.add(jobs)
-    return batcher.prepare(now)
+    return batcher.read(now)
 
 
 def done(work: GenerationWork) -> Generated:
@@ -104,7 +104,7 @@ def test_after_deaths_the_poison_is_found_and_the_others_finish() -> None:
     for _ in range(100):
         works = admitted(batcher)
         if any(work.prompt == "3" for work in works):
-            outcomes += batcher.engine_died(suspect=True)
+            outcomes += batcher.engine_died(1.0, suspect=True)
         else:
             for work in works:
                 outcomes += batcher.absorb(done(work))
@@ -121,8 +121,8 @@ def test_a_dropped_job_is_cancelled_in_the_engine() -> None:
     (work,) = admitted(batcher)
     take(batcher, [waiting], 0.0)
     assert batcher.in_engine(running.id)
-    assert batcher.drop(running.id) == [work.id]
-    assert batcher.drop(waiting.id) == []
+    assert batcher.forget([running.id]) == [work.id]
+    assert batcher.forget([waiting.id]) == []
     assert batcher.absorb(done(work)) == []
     assert admitted(batcher) == []
 
@@ -131,7 +131,7 @@ def test_an_engine_ended_on_purpose_gets_its_work_again() -> None:
     batcher = make_batcher()
     take(batcher, [job("a"), job("b")], 0.0)
     admitted(batcher)
-    assert batcher.engine_died(suspect=False) == []
+    assert batcher.engine_died(1.0, suspect=False) == []
     assert [work.prompt for work in admitted(batcher)] == ["a", "b"]
 
 
@@ -170,7 +170,7 @@ def test_a_run_that_begins_anew_is_another_run_and_counts_its_text_from_the_star
     take(batcher, [job("x", stream=True)], 0.0)
     (work,) = admitted(batcher)
     first = events_of(batcher, protocol.Started(work.id), Progress(work.id, "aft"))
-    batcher.engine_died(suspect=True)
+    batcher.engine_died(1.0, suspect=True)
     (again,) = admitted(batcher)
     second = events_of(batcher, protocol.Started(again.id), Progress(again.id, "after"))
     assert said(second) == [("start", 0, ""), ("text", 0, "after")]
@@ -223,7 +223,7 @@ def test_a_job_whose_engine_dies_while_it_is_being_stopped_is_stopped_and_not_ru
     take(batcher, [stopped], 0.0)
     admitted(batcher)
     batcher.interrupt(Stopped(stopped))
-    assert batcher.engine_died(suspect=True)[-1] == Stopped(stopped)
+    assert batcher.engine_died(1.0, suspect=True)[-1] == Stopped(stopped)
     assert admitted(batcher) == []
 
 
@@ -280,11 +280,11 @@ def test_what_the_engine_had_not_begun_is_no_suspect_when_it_dies() -> None:
     begun, _ = admitted(batcher)
     batcher.absorb(protocol.Started(begun.id))
     for _ in range(2):
-        assert batcher.engine_died(suspect=True) == []
+        assert batcher.engine_died(1.0, suspect=True) == []
         (alone,) = admitted(batcher)
         assert alone.prompt == "begun"
         batcher.absorb(protocol.Started(alone.id))
-    (poisoned,) = [news for news in batcher.engine_died(suspect=True) if isinstance(news, Failed)]
+    (poisoned,) = [news for news in batcher.engine_died(1.0, suspect=True) if isinstance(news, Failed)]
     assert isinstance(poisoned.error, PoisonedJobError)
     assert [work.prompt for work in admitted(batcher)] == ["not begun"]
 
@@ -294,10 +294,10 @@ def test_a_job_that_waits_to_run_again_is_innocent_of_a_death_that_comes_before_
     take(batcher, [job("twice")], 0.0)
     (first,) = admitted(batcher)
     batcher.absorb(protocol.Started(first.id))
-    batcher.engine_died(suspect=False)
+    batcher.engine_died(1.0, suspect=False)
     take(batcher, [job("new")], 0.0)
     again, new = admitted(batcher)
     batcher.absorb(protocol.Started(new.id))
-    batcher.engine_died(suspect=True)
+    batcher.engine_died(1.0, suspect=True)
     assert [work.prompt for work in admitted(batcher)] == ["new"], "the one that ran goes alone, the other waits for it"
     assert again.prompt == "twice"

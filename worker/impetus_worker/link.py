@@ -1,0 +1,103 @@
+"""One thread's way to the server: a client of its own, and the one policy for what goes wrong there.
+
+Whatever a server answers is passing: the worker says so once, waits and tries again. Only what no waiting mends
+(authentication, rights, cluster mode) ends it, with one sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from impetus_producer.server import Trouble, hang_up, trouble
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .leases.scripts import Call
+
+T = TypeVar("T")
+
+FIRST_WAIT_S = 0.1
+MAX_WAIT_S = 5.0
+PASSING = (RedisError, OSError)
+"""What a call to the server may raise that is the server's or the network's affair."""
+_log = logging.getLogger(__name__)
+
+
+class Reachability:
+    """Whether the server serves, as all threads of a worker find it: said once when it stops, once when it is back."""
+
+    def __init__(self) -> None:
+        self._failing: set[str] = set()
+        self._lock = threading.Lock()
+
+    def lost(self, who: str, error: Exception) -> None:
+        with self._lock:
+            if not self._failing:
+                _log.error("Redis: %s; waiting for it", str(error) or type(error).__name__)
+            self._failing.add(who)
+
+    def found(self, who: str) -> None:
+        if who in self._failing:  # looked at without the lock, because it is asked after every call
+            with self._lock:
+                self._failing.discard(who)
+                if not self._failing:
+                    _log.info("Redis: it answers again")
+
+    @property
+    def is_lost(self) -> bool:
+        return bool(self._failing)
+
+
+def client(url: str, answer_s: float) -> Redis:
+    """A client that tries nothing twice, and waits so long for an answer and no longer."""
+    return Redis.from_url(
+        url, socket_timeout=answer_s, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2
+    )
+
+
+class Link:
+    """For one thread. `connect` makes a client that tries nothing twice and has an end to every wait."""
+
+    def __init__(self, who: str, connect: Callable[[], Redis], reachability: Reachability) -> None:
+        self.connection = connect()
+        self._who = who
+        self._reachability = reachability
+        self._wait_s = 0.0
+
+    def run(self, call: Call[T]) -> T:
+        """Runs a script once. Raises what `failed` takes."""
+        return self.ask(call.run)
+
+    def ask(self, question: Callable[[Redis], T]) -> T:
+        """Whatever `question` asks of the client, once. Raises what `failed` takes."""
+        answer = question(self.connection)
+        self.worked()
+        return answer
+
+    def worked(self) -> None:
+        """An answer came."""
+        self._wait_s = 0.0
+        self._reachability.found(self._who)
+
+    def failed(self, error: Exception) -> float:
+        """How long to wait before it is tried again. Raises `ConfigurationError` for what waiting does not mend."""
+        if trouble(error) is Trouble.CONFIGURATION:
+            raise ConfigurationError(f"the Redis server refuses this worker: {error}") from error
+        # A server that answers READONLY keeps the connection: behind the same address may be another one by now.
+        hang_up(self.connection)
+        self._reachability.lost(self._who, error)
+        self._wait_s = min(MAX_WAIT_S, self._wait_s * 2 or FIRST_WAIT_S)
+        return self._wait_s
+
+    def close(self) -> None:
+        self.connection.close()
