@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from .site import Site
+
 T = TypeVar("T")
 LIMIT_S = 30.0
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -138,3 +140,15 @@ def fleet(redis_url: str, connection: Redis, tmp_path: Path) -> Iterator[Fleet]:
         for worker in fleet.running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A server and workers that the test may break."""
+    from .site import Site
+
+    site = Site(tmp_path)
+    try:
+        yield site
+    finally:
+        site.end()

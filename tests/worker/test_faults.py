@@ -30,25 +30,16 @@ from .account import HANG, POISON
 from .breakable import children
 from .conftest import eventually
 from .lossy import lossy
-from .site import LEASE_S, Site
+from .site import LEASE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from redis import Redis
+
+    from .site import Site
 
 pytestmark = pytest.mark.system
 EMBED = "impetus_worker.jobs.embed"
 IMPETUS = Path(sys.executable).parent / "impetus"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
-    try:
-        yield site
-    finally:
-        site.end()
 
 
 def leases(connection: Redis) -> list[bytes]:

@@ -21,6 +21,7 @@ local now_iso, lease_end, score = iso(seconds, micros), seconds + micros / 10000
 -- Its id was in the queue twice, as after an enqueueing that was sent again: it ran, and RQ's requeue sets 'queued'.
 local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local bytes, looked_at, count = 0, 0, 0
+local taken = {}  -- by this claim, which may meet an id again before the tokens say so
 
 -- RQ's keys join ids with a colon, so an id that holds one would spoil the registries.
 local function fail(id, key, queue)
@@ -56,9 +57,9 @@ local function take(id, queue, position, held, deaths)
   end
   if not string.find(id, '^[%w_%-]+$') then return fail(id, key, queue) end
   -- Enqueued twice and running now: the run under way is the one that counts.
-  if ENDED[job.status] or (held and job.status == 'started') then return end
+  if ENDED[job.status] or ((held or taken[id]) and job.status == 'started') then return end
   if held then end_run(queue, id, split(held)) send_collected() end  -- enqueued again: that run is over
-  count = count + 1
+  count, taken[id] = count + 1, true
   local token = string.format('%s%04x', prefix, count)  -- in the order of the claim
   start(id, key, queue, token, job)
   local alone = deaths and read('HGET', DEATHS .. queue, id .. ':alone')
@@ -66,20 +67,20 @@ local function take(id, queue, position, held, deaths)
 end
 
 local function claim_from(queue_key, queue, position)
-  local taken, any_deaths = 0, call('EXISTS', DEATHS .. queue) == 1
+  local passed, any_deaths = 0, call('EXISTS', DEATHS .. queue) == 1
   while count < max_jobs and bytes < max_bytes and looked_at < MAX_LOOKED_AT do
-    local ids = read('LRANGE', queue_key, taken, taken + math.min(256, max_jobs - count) - 1)
+    local ids = read('LRANGE', queue_key, passed, passed + math.min(256, max_jobs - count) - 1)
     if not ids or #ids == 0 then break end
     local held = values_of(TOKENS .. queue, ids)
     local deaths = any_deaths and values_of(DEATHS .. queue, ids) or {}
     for at, id in ipairs(ids) do
       if bytes >= max_bytes then break end
-      taken, looked_at = taken + 1, looked_at + 1
+      passed, looked_at = passed + 1, looked_at + 1
       take(id, queue, position, held[at], deaths[at])
     end
   end
   send_collected()
-  if taken > 0 then call('LTRIM', queue_key, taken, -1) end
+  if passed > 0 then call('LTRIM', queue_key, passed, -1) end
 end
 
 for position, queue_key in ipairs(KEYS) do claim_from(queue_key, ARGV[6 + position], position) end
