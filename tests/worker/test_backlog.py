@@ -78,6 +78,26 @@ def test_a_standing_backlog_of_short_rows_does_not_keep_a_long_one_waiting() -> 
     assert batches <= 2 * PLAN_BATCHES
 
 
+def test_rows_beyond_a_plan_pass_none_in_it() -> None:
+    backlog = Backlog(max_rows=8, max_tokens=64, plan_batches=2)
+    (row,) = rows_of([4])
+    backlog.add([*rows_of([1, 2, 3, 5, 6, 7, 8]), row])
+    for _ in range(7):
+        backlog.add(rows_of([1, 2, 3, 4, 5, 6, 7, 8]))
+    passing = 0
+    while row not in (batch := backlog.take()):
+        passing += len(batch)
+    assert passing <= 2 * 2 * 8
+
+
+def test_rows_that_were_put_off_come_again_in_their_order() -> None:
+    backlog = make_backlog()
+    first, second = rows_of([20, 20])
+    backlog.add([*rows_of([8] * 8), first, second])
+    assert len(backlog.take()) == 8
+    assert backlog.take() == [first, second]
+
+
 def test_the_batch_with_the_oldest_row_goes_first() -> None:
     backlog = make_backlog()
     backlog.add([row for length in (60, 4, 4, 4, 4) for row in rows_of([length])])

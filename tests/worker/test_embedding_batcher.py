@@ -11,6 +11,7 @@ import pytest
 
 from impetus_backends.protocol import Rejected
 from impetus_producer.contract import EmbeddingResult
+from impetus_worker.batches.batcher import Room
 from impetus_worker.errors import InferenceError, InvalidRequestError
 from impetus_worker.leases.outcomes import Failed, Finished, Outcome
 
@@ -84,9 +85,10 @@ def test_an_oversize_text_keeps_no_other_back() -> None:
     assert len(outcomes) == 3
 
 
-def test_one_batch_waits_behind_the_one_that_runs_and_no_more() -> None:
+@pytest.mark.parametrize("queue", ["embedding", BULK])
+def test_one_batch_waits_behind_the_one_that_runs_and_no_more(queue: str) -> None:
     batcher = make_batcher(max_tokens=20)
-    take(batcher, [job(*[words(10)] * 12, queue=BULK)], 0.0)
+    take(batcher, [job(*[words(10)] * 12, queue=queue)], 0.0)
     assert batcher.next_work(1.0) is not None
     assert batcher.next_work(1.0) is not None
     assert batcher.next_work(1.0) is None
@@ -261,3 +263,41 @@ def test_a_window_that_has_closed_does_not_wake_the_loop_while_the_device_is_bus
     assert batcher.wakes_at() == 1.0
     assert batcher.next_work(2.0) is None
     assert batcher.wakes_at() is None
+
+
+def test_bulk_is_not_claimed_while_interactive_jobs_have_no_room() -> None:
+    batcher = make_batcher()
+    large = job()
+    large.fields[b"data"] = bytes(33_000_000)
+    batcher.add([large])
+    assert batcher.room() == Room(0, 0)
+    batcher.forget([large.id])
+    assert batcher.room().bulk > 0
+
+
+def test_jobs_that_ended_take_no_room() -> None:
+    batcher = make_batcher(max_tokens=1000)
+    for _ in range(20):
+        take(batcher, [job("1") for _ in range(128)])
+        drain(batcher)
+    assert batcher.room().interactive > 0
+
+
+def test_what_runs_again_waits_for_no_window() -> None:
+    batcher = make_batcher(max_wait_s=100.0, max_tokens=20)
+    take(batcher, [job(words(10), words(10))])
+    work = given(batcher, 0.0)
+    batcher.absorb(Rejected(work.id, "device", permanent=False), 1.0)
+    assert lengths(batcher.next_work(1.0)) == [10]
+
+
+def test_a_job_that_is_forgotten_while_it_is_read_is_not_run() -> None:
+    ticks = itertools.count()
+    batcher = make_batcher(clock=lambda: 0.006 * next(ticks))
+    long = job(*["1"] * 2000)
+    take(batcher, [long])
+    assert batcher.wakes_at() == 0.0
+    batcher.forget([long.id])
+    assert batcher.wakes_at() is None
+    assert batcher.read(0.0) == []
+    assert batcher.next_work(1000.0) is None

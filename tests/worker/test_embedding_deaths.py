@@ -74,7 +74,34 @@ def test_a_cancelled_suspect_does_not_run_again() -> None:
         given(batcher)
         die(batcher)
     batcher.forget([cancelled.id])
-    assert [outcome.job for outcome in drain(batcher)[1]] == [neighbour]
+    works, outcomes = drain(batcher)
+    assert [lengths(work) for work in works] == [[5]]
+    assert [outcome.job for outcome in outcomes] == [neighbour]
+
+
+def test_a_job_that_is_cancelled_while_its_batch_becomes_suspect_does_not_run_again() -> None:
+    batcher = make_batcher(max_tokens=20)
+    cancelled = job(words(5, 1))
+    take(batcher, [cancelled, job(words(5, 2)), job(words(5, 3))])
+    given(batcher)
+    die(batcher)
+    given(batcher)
+    batcher.forget([cancelled.id])
+    die(batcher)
+    assert sorted(int(row[0]) for work in drain(batcher)[0] for row in work.rows) == [2, 3]
+
+
+def test_a_suspect_that_is_cancelled_while_it_runs_does_not_run_again() -> None:
+    batcher = make_batcher(max_tokens=20)
+    cancelled = job(words(5, 1))
+    take(batcher, [cancelled, job(words(5, 2)), job(words(5, 3)), job(words(5, 4))])
+    for _ in range(2):
+        given(batcher)
+        die(batcher)
+    assert [int(row[0]) for row in given(batcher).rows] == [1, 2]
+    batcher.forget([cancelled.id])
+    batcher.engine_died(1000.0, suspect=False)
+    assert sorted(int(row[0]) for work in drain(batcher)[0] for row in work.rows) == [2, 3, 4]
 
 
 def test_a_job_claimed_again_while_its_earlier_run_is_in_the_engine_gets_vectors_of_its_own_run() -> None:
@@ -223,6 +250,27 @@ def test_a_lone_text_that_kills_the_engine_three_times_is_poison() -> None:
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, PoisonedJobError)
     assert batcher.next_work(1000.0) is None
+
+
+def test_a_text_with_a_batch_behind_it_was_not_alone() -> None:
+    batcher = make_batcher(max_tokens=20)
+    first = job(words(20, 1))
+    take(batcher, [first, job(words(20, 2))])
+    for _ in range(2):
+        given(batcher)
+        assert batcher.next_work(1000.0) is not None
+        assert die(batcher) == []
+    outcomes: list[Outcome] = []
+    deaths_alone = 0
+    while not outcomes:
+        work = given(batcher)
+        if work.rows[0][0] == 1:
+            deaths_alone += 1
+            outcomes += die(batcher)
+        else:
+            batcher.absorb(run(work), 1000.0)
+    assert deaths_alone == 3
+    assert [outcome.job for outcome in outcomes] == [first]
 
 
 def test_a_death_of_an_engine_that_held_nothing_blames_nobody() -> None:

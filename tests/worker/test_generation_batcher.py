@@ -382,16 +382,26 @@ def test_what_never_begins_is_to_blame_where_nothing_else_has() -> None:
     assert [type(each) for each in news] == [Finished, Failed], "the innocent one is not kept waiting"
 
 
-def test_a_suspect_group_that_was_ended_on_purpose_runs_alone_again() -> None:
+def test_a_suspect_whose_engine_was_ended_on_purpose_runs_alone_again() -> None:
     batcher = make_batcher(4)
-    take(batcher, [job("suspect"), job("suspect")])
+    take(batcher, [job("suspect", queue=BULK)])
     for _ in range(2):
         begin(batcher, admitted(batcher))
         batcher.engine_died(1.0, suspect=True)
-    (work,) = admitted(batcher)
-    begin(batcher, [work])
+    begin(batcher, admitted(batcher))
     batcher.engine_died(1.0, suspect=False)
-    assert prompts(admitted(batcher)) == ["suspect"], "its turn is over, or comes again: one at a time either way"
+    take(batcher, [job("other", queue=BULK)])
+    assert prompts(admitted(batcher)) == ["suspect"]
+
+
+def test_a_job_that_waited_for_its_model_when_the_engine_ended_takes_a_place_again() -> None:
+    batcher = make_batcher(4)
+    take(batcher, [job()])
+    (work,) = admitted(batcher)
+    batcher.absorb(Parked(work.id), 1.0)
+    assert batcher.room().interactive == 4
+    batcher.engine_died(1.0, suspect=False)
+    assert batcher.room().interactive == 3
 
 
 def test_a_job_that_waits_to_run_again_is_innocent_of_a_death_that_comes_before_it_has_begun() -> None:
