@@ -159,7 +159,9 @@ class Supervisor:
         sources: list[int | socket.socket] = [waker]
         if self._lifeline is not None and not self._stops:
             sources.append(self._lifeline)
-        ready, _, _ = select.select(sources, [], [], 1.0)
+        now = time.monotonic()
+        next_start_s = min((child.start_at - now for child in self._children if child.process is None), default=1.0)
+        ready, _, _ = select.select(sources, [], [], min(1.0, max(0.0, next_start_s)))
         if waker in ready:
             with contextlib.suppress(BlockingIOError):
                 waker.recv(4096)
@@ -244,7 +246,7 @@ class Supervisor:
         if pause_s is None:
             child.exit_status, child.start_at = 1, math.inf
             _log.error(
-                "the %s worker %s, the %dth time in a row within %.0f s of its start: it is given up; the log says "
+                "the %s worker %s, %d times in a row within %.0f s of its start: it is given up; the log says "
                 "above what ended it", role, what, child.in_a_row, self._patience.healthy_s
             )  # fmt: skip
             return
