@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import select
 import signal
 import socket
@@ -159,9 +160,11 @@ class Supervisor:
         sources: list[int | socket.socket] = [waker]
         if self._lifeline is not None and not self._stops:
             sources.append(self._lifeline)
-        now = time.monotonic()
-        next_start_s = min((child.start_at - now for child in self._children if child.process is None), default=1.0)
-        ready, _, _ = select.select(sources, [], [], min(1.0, max(0.0, next_start_s)))
+        timeout_s = 1.0
+        if not self._stops:
+            starts_at = min((child.start_at for child in self._children if child.process is None), default=math.inf)
+            timeout_s = max(0.0, min(timeout_s, starts_at - time.monotonic()))
+        ready, _, _ = select.select(sources, [], [], timeout_s)
         if waker in ready:
             with contextlib.suppress(BlockingIOError):
                 waker.recv(4096)
@@ -190,7 +193,11 @@ class Supervisor:
         try:
             child.note = note = BegunNote.create()
             child.process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=[note.fd]
+                self._command,
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=[note.fd],
+                env={**os.environ, "PYTHONSAFEPATH": "1"},  # as -P, also for what it starts
             )
         except OSError as error:  # no process or no descriptor is to be had now
             if note is not None:
