@@ -195,7 +195,9 @@ def test_nothing_that_an_engine_does_wires_memory_unless_asked(monkeypatch: pyte
     # As on an Apple GPU, where mlx-lm would wire all of this.
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 10 * GIB, "architecture": "x"})
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    engine = open_engine(EngineConfig("generation", str(SAYS), backend="mlx"))
+    attempts: list[str] = []
+    engine = open_engine(EngineConfig("generation", str(SAYS), backend="mlx"), attempts.append)
+    assert attempts == ["mlx", ""]
     for number, schema in enumerate((None, '{"type": "integer"}')):
         engine.admit(GenerationWork(number, "one", None, max_tokens=4, schema=schema))
     while engine.pending():

@@ -18,20 +18,10 @@ from click.testing import CliRunner
 from impetus_worker.cli.main import main
 from impetus_worker.cli.service import make_program
 from impetus_worker.errors import ServiceError
-from impetus_worker.host.service import (
-    LABEL,
-    UNIT,
-    Account,
-    Answer,
-    LaunchAgent,
-    LaunchDaemon,
-    Program,
-    SystemdUnit,
-    SystemUnit,
-    run_command,
-    service_manager,
-    system_service_manager,
-)
+from impetus_worker.host.launchd import LABEL, LaunchAgent, LaunchDaemon
+from impetus_worker.host.service import Account, Answer, Program, run_command
+from impetus_worker.host.service_manager import service_manager, system_service_manager
+from impetus_worker.host.systemd import UNIT, SystemdUnit, SystemUnit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,7 +16,8 @@ from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.errors import ImpetusError
 from impetus_producer.server import without_password
 
-from ..host.service import Account, Program, ServiceManager, service_manager, system_service_manager
+from ..host.service import Account, Program, ServiceManager
+from ..host.service_manager import service_manager, system_service_manager
 from .options import check_installed
 
 if TYPE_CHECKING:
