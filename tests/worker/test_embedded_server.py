@@ -18,6 +18,9 @@ from impetus_producer import Producer
 from impetus_producer.discovery import ServerNote
 from impetus_worker.errors import ConfigurationError
 from impetus_worker.host.embedded_server import EmbeddedServer
+from impetus_worker.host.restarts import Patience
+from impetus_worker.host.supervisor import STOP_SIGNALS, Supervisor
+from impetus_worker.settings import WorkerSettings
 
 from .breakable import children
 from .conftest import eventually
@@ -166,6 +169,38 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(folder: Path) -> No
     _, server = EmbeddedServer.start_or_join(folder)
     assert server is not None
     server.stop()
+
+
+def test_a_folder_that_cannot_be_used_is_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"cannot be used: .*IMPETUS_STATE_DIR"):
+        EmbeddedServer.start_or_join(tmp_path / "file" / "folder")
+
+
+def test_a_server_that_dies_again_and_again_is_given_up_and_its_log_is_named(tmp_path: Path) -> None:
+    class Dying(EmbeddedServer):
+        starts = 0
+
+        def start(self, **wanted: Any) -> None:
+            self.starts += 1
+
+        def is_alive(self) -> bool:
+            return False
+
+    server = Dying(tmp_path)
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGCHLD)}
+    try:
+        with pytest.raises(ConfigurationError, match=r"died, 4 times in a row .* its own log is .*valkey.log"):
+            Supervisor(
+                [WorkerSettings("", "embedding", "idle")],
+                server,
+                patience=Patience(most_in_a_row=4, longest_pause_s=0.0),
+                command=[sys.executable, "-c", "input()\ninput()"],
+            ).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert server.starts == 3
 
 
 @pytest.mark.parametrize(("durable", "promise"), [(False, "everysec"), (True, "always")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_worker.host.begun import BegunNote
-from impetus_worker.host.supervisor import EXIT_CONFIGURATION, EXIT_SHUTDOWN, Patience
+from impetus_worker.host.restarts import Patience
+from impetus_worker.host.supervisor import EXIT_CONFIGURATION, EXIT_SHUTDOWN
 
 from .conftest import eventually
 
@@ -25,7 +27,8 @@ pytestmark = pytest.mark.system
 
 _SUPERVISE = """
 import json, logging, sys
-from impetus_worker.host.supervisor import Patience, Supervisor
+from impetus_worker.host.supervisor import Supervisor
+from impetus_worker.host.restarts import Patience
 from impetus_worker.settings import WorkerSettings
 logging.basicConfig(level=logging.INFO)
 told = json.loads(sys.argv[1])
@@ -267,7 +270,7 @@ def test_a_worker_that_is_given_up_leaves_the_other_alone(supervise: Any) -> Non
 
 def test_a_healthy_life_starts_the_count_anew() -> None:
     patience = Patience()
-    assert [patience.pause_s(number) for number in range(1, 11)] == [0, 1, 2, 4, 8, 16, 30, 30, 30, None]
+    assert [patience.pause_s(number) for number in range(1, 11)] == [0, 1, 2, 4, 8, 16, 30, 30, 30, math.inf]
 
 
 def test_restarting_after_a_healthy_life_resets_the_count(supervise: Any) -> None:
