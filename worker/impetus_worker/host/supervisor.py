@@ -142,10 +142,10 @@ class Supervisor:
             sources.append(self._lifeline)
         timeout_s = 1.0
         if not self._stops:
-            starts_at = min(
-                (child.lives.start_at for child in self._children if child.process is None), default=math.inf
-            )
-            timeout_s = max(0.0, min(timeout_s, starts_at - time.monotonic()))
+            starts = [child.lives.start_at for child in self._children if child.process is None]
+            if not self._server_ran:
+                starts.append(self._server_lives.start_at)
+            timeout_s = max(0.0, min(timeout_s, min(starts, default=math.inf) - time.monotonic()))
         ready, _, _ = select.select(sources, [], [], timeout_s)
         if waker in ready:
             with contextlib.suppress(BlockingIOError):
