@@ -6,6 +6,7 @@ Knows the producer, the jobs' bytes and documents. Knows no file and no terminal
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -158,6 +159,8 @@ class _Window:
     sent: dict[str, _Job] = field(default_factory=dict)
     unsent: list[_Job] = field(default_factory=list)
     """For which the server had no room so far."""
+    full_since: float | None = None
+    """By the monotonic clock, as long as it takes nothing and no result comes."""
     ended: list[str] = field(default_factory=list)
     succeeded: bool = False
 
@@ -222,10 +225,12 @@ class _Window:
         try:
             self._ask(enqueue, never_for=ServerFullError if others else ())
         except ServerFullError:
-            if not others:
+            self.full_since = self.full_since or time.monotonic()
+            if not others or time.monotonic() - self.full_since > self.producer.patience.limit_s:
                 raise
-            for job_id in by_id:
-                self.unsent.append(self.sent.pop(job_id))
+            self.unsent += [self.sent.pop(job_id) for job_id in by_id]
+        else:
+            self.full_since = None
 
     def finished(self) -> Iterator[Embedded]:
         """What is known of the oldest batches, up to the first that is not complete."""
@@ -242,6 +247,7 @@ class _Window:
         if not answer:
             self._look_for_the_lost()
             return False
+        self.full_since = None
         again: list[_Job] = []
         prefix = len(jobs.results_key(""))
         for key, entries in answer:

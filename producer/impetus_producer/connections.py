@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 15
 """Longer than any block that is asked for here, so that a connection that a router forgot is noticed."""
-_RETRIES = 3
+_RETRIES = 1
+"""Of redis-py, for a line that was closed meanwhile. Who waits longer does so by `Patience`, or has ways of its own."""
 _SENTINEL_PORT = 26379
 _KEEPALIVE = {
     # The first two are one thing under two names: after how many seconds of silence the other side is asked.
@@ -130,7 +131,7 @@ def _waits(*, tcp: bool) -> dict[str, Any]:
         **_FIXED,
         "encoding": "utf-8",
         "health_check_interval": ANSWER_TIMEOUT_S,
-        # Not for what took too long: it has waited its time. Who waits longer does so by `Patience`.
+        # Not for what took too long: it has waited its time.
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES, (exceptions.ConnectionError,)),
         # As many as there are threads: redis-py would refuse the 101st.
         "max_connections": 2**31,
