@@ -15,7 +15,7 @@ from .errors import ServerError
 from .fleet import read_fleet
 from .local import LocalServer
 from .patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
-from .server import server_errors, without_password
+from .server import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +106,7 @@ class _NoWorkerNotice:
             return
         self._next_look = time.monotonic() + _LOOK_EVERY_S
         # Whoever waits for the server says so.
-        with suppress(ServerError), server_errors():
+        with suppress(ServerError):
             self._look()
 
     def _look(self) -> None:

@@ -385,6 +385,9 @@ class WorkerRecord(_Wire):
     """What there is to know of the backend, such as how much of the model its compute plan places on what."""
     since: str = ""
     """When it started, ISO 8601, UTC."""
+    ttl_s: float = 10.0
+    """How long this record lives unless it is renewed. What of that is gone tells when it was renewed last, by the
+    server's clock alone."""
 
 
 Request: TypeAlias = EmbeddingRequest | GenerationRequest

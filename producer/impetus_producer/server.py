@@ -74,8 +74,11 @@ def adopt(connection: Any) -> Redis:
     return own
 
 
-def check_server(connection: Redis) -> None:
-    """Raises what is wrong with a server, in one round trip; `ServerConfigurationError` if it can never hold queues."""
+def check_server(connection: Redis) -> dict[str, str]:
+    """What a server says of itself in its greeting: one round trip.
+
+    Raises what is wrong with it; `ServerConfigurationError` if it can never hold queues.
+    """
     with server_errors():
         said = _greeting(connection)
     mode, version = said.get("mode"), said.get("version", "")
@@ -92,6 +95,7 @@ def check_server(connection: Redis) -> None:
         raise ServerConfigurationError(
             f"the Redis server is version {version}, and BLMOVE needs 6.2: update it, or use Valkey"
         )
+    return said
 
 
 def _greeting(connection: Redis) -> dict[str, str]:
@@ -108,8 +112,10 @@ def _greeting(connection: Redis) -> dict[str, str]:
         if "unknown command" not in str(error):
             raise
         return {"server": "redis", "version": "older than 6.0", "mode": "standalone"}
-    words = [each.decode() if isinstance(each, bytes) else each for each in flat]
-    return {str(name): str(value) for name, value in zip(words[::2], words[1::2], strict=False)}
+    if isinstance(flat, dict):  # as RESP3 has it
+        flat = [word for pair in flat.items() for word in pair]
+    words = [each.decode() if isinstance(each, bytes) else str(each) for each in flat]
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def trouble(error: BaseException) -> Trouble:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from redis import Redis
 from rq import Queue
 from rq.job import Job, JobStatus
 from rq.rate_limit import RateLimit
@@ -23,6 +22,8 @@ from .stock_worker import embedding_of, fail, finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from redis import Redis
 
     from impetus_producer import JobHandle
 
@@ -49,7 +50,8 @@ def stop(producer: Producer, handle: JobHandle[Any]) -> None:
 def everything(connection: Redis) -> dict[str, Any]:
     """What lies in Redis but the times."""
     seen: dict[str, Any] = {}
-    for key in connection.keys():
+    keys: Any = connection.keys()
+    for key in keys:
         kind: Any = connection.type(key)
         if kind == b"hash":
             seen[key.decode()] = {
@@ -92,7 +94,7 @@ def test_a_job_that_waits_is_cancelled_as_rq_cancels_it(producer: Producer, canc
 def test_a_job_that_runs_is_told_by_a_wish_and_a_message_and_is_cancelled_once_it_stopped(producer: Producer) -> None:
     handle = producer.embed("a")
     start(producer, handle)
-    with producer.connection.pubsub() as ears:
+    with producer.connection.pubsub() as ears:  # type: ignore[no-untyped-call]
         ears.subscribe("rq:pubsub:w1")
         assert ears.get_message(timeout=5)
         answers: list[bool] = []

@@ -9,13 +9,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from redis import Redis
-from tests.test_imports import imported, sources
 
 from impetus_producer import EmbeddingHandle, JobCancelledError, Producer
+from tests.test_imports import imported, sources
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from redis import Redis
 
 _READ_AND_ENQUEUE = """
 import json, sys
