@@ -10,17 +10,19 @@ import logging
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from impetus_producer.connections import from_url
 from impetus_producer.server import Trouble, hang_up, trouble
 
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from redis import Redis
 
     from .leases.scripts import Call
 
@@ -60,9 +62,9 @@ class Reachability:
 
 def client(url: str, answer_s: float) -> Redis:
     """A client that tries nothing twice, and waits so long for an answer and no longer."""
-    return Redis.from_url(
-        url, socket_timeout=answer_s, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2
-    )
+    made = from_url(url)
+    made.connection_pool.connection_kwargs |= {"socket_timeout": answer_s, "retry": Retry(NoBackoff(), 0)}
+    return made
 
 
 class Link:
