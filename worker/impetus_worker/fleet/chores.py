@@ -80,9 +80,11 @@ class Registries:
         self._queues = queues
 
     def __call__(self, connection: Redis) -> None:
+        now: Any = connection.time()  # RQ would take this machine's clock, and throw results away that it finds too old
         for queue in self._queues:
-            for registry in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry):
-                _try(registry(queue, connection=connection, serializer=JSONSerializer).cleanup)
+            for kind in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry):
+                registry = kind(queue, connection=connection, serializer=JSONSerializer)
+                _try(lambda registry=registry: registry.cleanup(now[0]))  # type: ignore[misc]
             _try(lambda queue=queue: _enqueue_ready(connection, queue))  # type: ignore[misc]
         for limit in RateLimitRegistry.all(connection):
             _try(limit.cleanup)
