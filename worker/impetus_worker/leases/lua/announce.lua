@@ -51,7 +51,7 @@ for _, other in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
   local said = name ~= worker and read('GET', RECORD .. name)
   if said and call('PTTL', RECORD .. name) > 0 then
     others[#others + 1] = said
-    if is_new then call('PUBLISH', 'rq:pubsub:' .. name, '{"command": "impetus-look"}') end
+    if is_new then ring_at(other) end
   end
 end
 return others
