@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import socket
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -76,12 +77,17 @@ def like(client: Any) -> Redis:
     """
     pool: Any = getattr(client, "connection_pool", None)
     _refuse_what_is_none(client, pool)
-    settings: Mapping[str, Any] = pool.connection_kwargs
     if hasattr(pool, "sentinel_manager"):
         return _like_sentinel(pool)
-    if type(pool).__module__.startswith("redis.") and _FIXED.items() <= settings.items():
+    if type(pool).__module__.startswith("redis.") and _FIXED.items() <= pool.connection_kwargs.items():
         return client  # type: ignore[no-any-return]
-    return _client(*_taken(pool))
+    kind, settings = _taken(pool)
+    own = _client(kind, settings)
+    if kind is not None and kind.__module__.startswith("fakeredis") and find_spec("lupa") is None:
+        from .lualess import teach
+
+        return teach(own)
+    return own
 
 
 def _refuse_what_is_none(client: Any, pool: Any) -> None:
