@@ -35,7 +35,9 @@ _KEEPALIVE = {
 }
 _SCHEMES = re.compile(r"(?P<kind>redis|valkey)(?P<tls>s?)(?P<sentinel>\+sentinel)?$")
 _FIXED = {"protocol": 2, "decode_responses": False, "socket_timeout": ANSWER_TIMEOUT_S}
-_TAKEN = re.compile("host|port|path|db|username|password|credential_provider|client_name|redis_connect_func|ssl_.*")
+_TAKEN = re.compile(
+    "connection_class|host|port|path|db|username|password|credential_provider|client_name|redis_connect_func|ssl_.*"
+)
 """What is taken over from another client: where the server is, who we are to it, and how that is kept secret."""
 _OWN = re.compile(
     "protocol|legacy_responses|decode_responses|encoding.*|parser_class|cache.*|retry.*|socket_.*|health_check_interval"
@@ -64,10 +66,18 @@ def from_url(url: str) -> Redis:
         from redis import connection
 
         parse_url: Any = connection.parse_url
-        settings: dict[str, Any] = parse_url(url if kind is None else f"redis{kind['tls']}://{rest}")
+        settings = _known(parse_url(url if kind is None else f"redis{kind['tls']}://{rest}"))
     except ValueError:
         raise NoServerError(f"{without_password(url)!r} is no Redis URL such as redis://localhost:6379/0") from None
-    return _client(settings.pop("connection_class", None), {**settings, "db": settings.get("db", 0)})
+    return _client(settings.pop("connection_class", None), settings)
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a URL is taken; what is set here for all is passed over. `ValueError` for a name that means nothing."""
+    for name in settings:
+        if not _TAKEN.fullmatch(name) and not _OWN.fullmatch(name):
+            raise ValueError(name)
+    return {"db": 0} | {name: value for name, value in settings.items() if _TAKEN.fullmatch(name)}
 
 
 def like(client: Any) -> Redis:
@@ -161,7 +171,7 @@ def _from_sentinel_url(url: str, *, tls: bool) -> Redis:
     if db and "db" not in options:
         options["db"] = db
     name, _, password = user.partition(":")
-    settings: dict[str, Any] = {**options, "db": int(options.get("db", 0))}
+    settings = _known({**options, "db": int(options.get("db", 0))})
     settings |= {key: unquote(value) for key, value in (("username", name), ("password", password)) if value}
     return _sentinel_client(
         unquote(service), [_client(None, {**own, **_address(host)}) for host in hosts.split(",")], settings, tls

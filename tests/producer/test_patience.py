@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,6 +90,21 @@ def test_a_result_is_waited_for_through_a_restart_which_is_said_once(durable: Va
         "Waiting up to 300 s for the server",
         "The server answers again.",
     ]
+
+
+def test_many_threads_that_share_a_producer_come_back_together(durable: Valkey) -> None:
+    producer = Producer(durable.url)
+    said = Said(producer)
+    handles = [producer.embed("a") for _ in range(40)]
+    with ExitStack() as threads:
+        ended = [threads.enter_context(in_a_thread(handle.result)) for handle in handles]
+        durable.kill()
+        assert said.first.wait(20)
+        durable.start()
+        with Redis.from_url(durable.url) as client:
+            for handle in handles:
+                finish(client, handle.job_id, embedding_of(["a"]))
+    assert all(list(results[0].vectors[0]) == vector_of("a") for results in ended)
 
 
 def test_the_library_says_it_as_a_warning(durable: Valkey, caplog: pytest.LogCaptureFixture) -> None:

@@ -136,7 +136,8 @@ def test_a_server_in_cluster_mode_is_refused_in_one_sentence(valkey: MakeValkey)
         ("redis://u:p%40@h:1/2", {"host": "h", "port": 1, "db": 2, "username": "u", "password": "p@"}),
         ("valkey://h/3", {"host": "h", "db": 3}),
         ("unix:///tmp/server.sock?db=4", {"path": "/tmp/server.sock", "db": 4}),
-        ("redis://h:1/0?protocol=3&decode_responses=yes", {"protocol": 2, "decode_responses": False}),
+        ("redis://h:1/0?protocol=3&socket_timeout=60&max_connections=1", {"protocol": 2, "decode_responses": False}),
+        ("rediss://h:1/0?ssl_ca_certs=ca.pem", {"ssl_ca_certs": "ca.pem"}),
     ],
 )
 def test_urls_say_where_the_server_is_and_not_how_it_is_spoken_to(url: str, expected: dict[str, Any]) -> None:
@@ -154,7 +155,8 @@ def test_an_s_in_the_scheme_is_tls(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h", "h:6379", "redis+sentinel://h", "redis+sentinel:///service", "valkeyss://h"]
+    "url",
+    ["http://h", "h:6379", "redis://h?datbase=1", "redis+sentinel://h", "redis+sentinel:///service", "valkeyss://h"],
 )
 def test_what_is_no_url_is_one_sentence(url: str) -> None:
     with pytest.raises(NoServerError, match="no Redis URL"):
