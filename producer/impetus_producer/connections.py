@@ -146,7 +146,7 @@ def _waits(*, tcp: bool) -> dict[str, Any]:
     waits: dict[str, Any] = {
         **_FIXED,
         "encoding": "utf-8",
-        "health_check_interval": ANSWER_TIMEOUT_S,
+        "retry_on_error": [exceptions.ConnectionError],
         # Not for what took too long: it has waited its time.
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES, (exceptions.ConnectionError,)),
         # As many as there are threads: redis-py would refuse the 101st.

@@ -164,10 +164,11 @@ def test_what_is_no_url_is_one_sentence(url: str) -> None:
 
 
 def test_keepalive_is_on_for_the_line_itself(redis_url: str) -> None:
-    connection = connect(redis_url)
-    line: Any = connection.connection_pool.get_connection()._sock
-    assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+    connection: Any = connect(redis_url)
+    with connection.client() as client:
+        line = client.connection._sock
+        assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
 
 
 @pytest.mark.parametrize(
@@ -283,11 +284,9 @@ def test_hanging_up_ends_a_wait_of_another_thread_which_then_works_on(redis_url:
     thread.start()
     with Redis.from_url(redis_url) as other:
         eventually(lambda: other.info("clients")["blocked_clients"] == 1)
-        before = {client["id"] for client in other.client_list()}
+        (before,) = blocked(other)
         hang_up(connection)
-        eventually(
-            lambda: any(client["cmd"] == "blpop" and client["id"] not in before for client in other.client_list())
-        )
+        eventually(lambda: blocked(other) - {before})
         other.rpush("list", "x")
     thread.join(10)
     assert answers == [(b"list", b"x")]
