@@ -30,23 +30,23 @@ import threading
 import zlib
 from collections import deque
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import contract, jobs
 from .client import Producer
-from .contract import EmbeddingRequest, GenerationRequest, StreamEvent, StreamField, parse_request
+from .contract import EmbeddingRequest, GenerationRequest, parse_request
 from .errors import InvalidRequestError, MissingExtraError
-from .streams import stream_key
+from .fake_runs import LOOK_EVERY_S, EndedError, FakeJob, FakeRun, StoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from redis import Redis
 
+__all__ = ["FakeJob", "FakeWorker", "vector_of"]
+
 _NAME = "fake"
 _MODEL = "fake-model"
-_LOOK_EVERY_S = 0.005
 _PROVENANCE = {
     "worker": _NAME,
     "backend": "simulated",
@@ -56,26 +56,8 @@ _PROVENANCE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FakeJob:
-    """A job as it was enqueued."""
-
-    id: str
-    queue: str
-    function: str
-    request: Mapping[str, Any]
-
-
 class _FailedError(Exception):
     """The job fails with this sentence."""
-
-
-class _StoppedError(Exception):
-    """Somebody cancelled the job while it ran."""
-
-
-class _EndedError(Exception):
-    """The fake worker ends."""
 
 
 class FakeWorker:
@@ -153,7 +135,7 @@ class FakeWorker:
     def _run(self) -> None:
         while not self._ending.is_set():
             if (taken := self._take()) is None:
-                self._ending.wait(_LOOK_EVERY_S)
+                self._ending.wait(LOOK_EVERY_S)
             else:
                 self._work(taken)
 
@@ -189,7 +171,7 @@ class FakeWorker:
         return FakeJob(job_id, origin.decode(), function, arguments[0])
 
     def _work(self, job: FakeJob) -> None:
-        run = _Run(job, self._redis, self._ending)
+        run = FakeRun(job, self._redis, self._ending)
         try:
             if self._stalls:
                 run.stall(self._stalls.popleft())
@@ -203,9 +185,9 @@ class FakeWorker:
                 raise _FailedError(f"there is no function {job.function!r} here")
         except (InvalidRequestError, _FailedError) as error:
             run.fail("failed", str(error))
-        except _StoppedError:
+        except StoppedError:
             run.fail("stopped", "the job was stopped")
-        except _EndedError:
+        except EndedError:
             pass
 
     def _embed(self, request: EmbeddingRequest) -> tuple[dict[str, Any], bytes | None]:
@@ -224,7 +206,7 @@ class FakeWorker:
         }
         return result, raw if request.encoding_format == "raw" else None
 
-    def _generate(self, request: GenerationRequest, run: _Run) -> dict[str, Any]:
+    def _generate(self, request: GenerationRequest, run: FakeRun) -> dict[str, Any]:
         prompt = request.prompt if request.prompt is not None else [*(request.messages or ())][-1].content
         usual = "{}" if request.response_format is not None else f"An answer to: {prompt}"
         tokens = _tokens(self._answers.get(prompt, usual))
@@ -240,62 +222,6 @@ class FakeWorker:
             "timings": {"first_token_s": 0.0, "total_s": 0.0},
             "provenance": _PROVENANCE,
         }
-
-
-class _Run:
-    """One run of a job: what it says, and its end, as a worker writes them."""
-
-    def __init__(self, job: FakeJob, redis: Redis, ending: threading.Event) -> None:
-        self._job = job
-        self._redis = redis
-        self._ending = ending
-        self._streams = bool(job.request.get("stream"))
-        self._entry({StreamField.EVENT: StreamEvent.START})
-
-    def say(self, at: int, text: str) -> None:
-        self._check()
-        self._entry({StreamField.EVENT: StreamEvent.TEXT, StreamField.AT: at, StreamField.TEXT: text})
-
-    def stall(self, stalled: threading.Event) -> None:
-        stalled.set()
-        while not self._ending.wait(_LOOK_EVERY_S):
-            self._check()
-        raise _EndedError
-
-    def _check(self) -> None:
-        if self._redis.exists(jobs.cancel_key(self._job.id)):
-            raise _StoppedError
-
-    def _entry(self, fields: dict[Any, Any]) -> None:
-        if self._streams:
-            entry: Any = {StreamField.RUN: "run-1", **fields}
-            self._redis.xadd(stream_key(self._job.id), entry)
-            self._redis.expire(stream_key(self._job.id), contract.STREAM_TTL_S)
-
-    def finish(self, result: Mapping[str, Any], vectors: bytes | None = None) -> None:
-        written: dict[Any, Any] = {"return_value": base64.b64encode(json.dumps(result).encode())}
-        if vectors is not None:
-            written[contract.VECTORS_FIELD] = vectors
-        self._end("finished", "finished", jobs.SUCCESSFUL, written)
-
-    def fail(self, status: str, sentence: str) -> None:
-        trace = f"impetus_worker.errors.RequestError: {sentence}\n"
-        self._end(status, "failed", jobs.FAILED, {"exc_string": base64.b64encode(zlib.compress(trace.encode()))})
-
-    def _end(self, status: str, registry: str, kind: int, written: dict[Any, Any]) -> None:
-        job, job_id = self._job, self._job.id
-        self._entry({StreamField.EVENT: StreamEvent.END, StreamField.STATUS: status})
-        ttl = self._redis.hget(jobs.job_key(job_id), "result_ttl" if registry == "finished" else "failure_ttl")
-        ttl_s = int(ttl or contract.DEFAULT_RESULT_TTL_S)
-        now_s: Any = self._redis.time()
-        with self._redis.pipeline() as pipeline:
-            pipeline.hset(jobs.job_key(job_id), "status", status)
-            pipeline.xadd(jobs.results_key(job_id), {"type": kind, **written})
-            pipeline.zadd(f"rq:{registry}:{job.queue}", {job_id: now_s[0] + ttl_s if ttl_s >= 0 else "+inf"})
-            for key in (jobs.job_key(job_id), jobs.results_key(job_id)) if ttl_s >= 0 else ():
-                pipeline.expire(key, ttl_s)
-            pipeline.delete(jobs.awaited_key(job_id), jobs.cancel_key(job_id))
-            pipeline.execute()
 
 
 def vector_of(text: str, dimensions: int) -> list[float]:

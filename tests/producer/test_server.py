@@ -201,6 +201,13 @@ def test_who_we_are_and_which_database_are_taken_over(valkey: MakeValkey) -> Non
         assert adopt(client).ping()
 
 
+def test_a_client_of_valkeys_own_library_serves_too(redis_url: str) -> None:
+    import valkey
+
+    with valkey.Valkey.from_url(redis_url.replace("redis:", "valkey:"), decode_responses=True) as client:
+        assert Producer(connection=client).embed("a").status() == "queued"
+
+
 def test_a_unix_socket_is_taken_over(valkey: MakeValkey, tmp_path: Any) -> None:
     path = str(tmp_path / "s")
     valkey("--unixsocket", path)
