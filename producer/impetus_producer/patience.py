@@ -58,6 +58,11 @@ class Patience:
         self._away_since: float | None = None
         self._last_failure = 0.0
 
+    @property
+    def away(self) -> bool:
+        """Whether the server did not answer when it was asked last."""
+        return self._away_since is not None
+
     def ask(
         self,
         connection: Redis,

@@ -46,7 +46,7 @@ class Valkey:
             config = self._folder / "sentinel.conf"
             config.touch()
             arguments = [str(config), "--sentinel", *arguments]
-        elif "--appendonly" not in self._options:
+        elif not {"--appendonly", "--save"} & set(self._options):
             arguments += ["--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(
             [get_binary_path(), *arguments],

@@ -30,6 +30,7 @@ from .stock_worker import StockWorker, embedding_of, finish, vector_of, working
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     MakeValkey = Callable[..., Valkey]
 
@@ -313,3 +314,45 @@ def test_a_producer_made_before_a_failover_behind_one_address_works_after_it(
                 assert list(producer.embed("after").result(10).vectors[0]) == vector_of("after")
         finally:
             old.replicaof("NO", "ONE")
+
+
+def test_a_server_whose_disk_fails_is_there_and_waited_for(valkey: MakeValkey, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    server = valkey("--dir", str(folder), "--save", "3600 1")
+    handle = Producer(server.url).embed("a")
+    folder.rmdir()
+    server.ask("BGSAVE")
+    eventually(lambda: server.ask("INFO", "persistence")["rdb_last_bgsave_status"] == "err")
+    producer = Producer(server.url, patience_s=0)  # is made although PING itself is refused
+    assert producer.handle(handle.job_id).status() == "queued"
+    with pytest.raises(ServerNotReadyError, match="MISCONF"):
+        producer.embed("b")
+
+
+def test_a_server_that_runs_a_long_script_is_waited_for(valkey: MakeValkey) -> None:
+    server = valkey("--busy-reply-threshold", "10")
+    producer = Producer(server.url)
+    said = threading.Event()
+    producer.patience.say = lambda sentence: said.set()
+    script = threading.Thread(target=lambda: suppressed(server, "EVAL", "while true do end", 0))
+    script.start()
+    try:
+        eventually(lambda: "BUSY" in str(suppressed(server, "GET", "x")))
+        connect(server.url)
+        handles: list[Any] = []
+        waiting = threading.Thread(target=lambda: handles.append(producer.embed("a")))
+        waiting.start()
+        assert said.wait(10)
+    finally:
+        server.ask("SCRIPT", "KILL")
+        script.join(10)
+    waiting.join(10)
+    assert handles[0].status() == "queued"
+
+
+def suppressed(server: Valkey, *command: Any) -> Any:
+    try:
+        return server.ask(*command)
+    except exceptions.RedisError as error:
+        return error
