@@ -24,31 +24,22 @@ from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer
 
 from impetus_producer import ImpetusError, Producer
-from impetus_worker.leases.claims import Claims, Ended, Ending, Verb
+from impetus_worker.leases.claims import Answer, Claims, Ending, Verb, recover
 
 from .account import HANG, POISON
 from .breakable import children
 from .conftest import eventually
 from .lossy import lossy
-from .site import LEASE_S, Site
+from .site import LEASE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from redis import Redis
+
+    from .site import Site
 
 pytestmark = pytest.mark.system
 EMBED = "impetus_worker.jobs.embed"
 IMPETUS = Path(sys.executable).parent / "impetus"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
-    try:
-        yield site
-    finally:
-        site.end()
 
 
 def leases(connection: Redis) -> list[bytes]:
@@ -207,23 +198,22 @@ def test_a_job_that_ended_is_not_run_again_because_its_id_is_still_in_the_queue(
 
 def test_a_claim_whose_answer_was_lost_is_taken_back_and_leaves_no_trace(site: Site) -> None:
     client, lose = lossy(site.url, retries=0)
-    worker = Claims(client, "w1", 1)
-    site.connection.hset("rq:worker:w1", mapping={"state": "idle", "queues": "embedding"})
-    worker.claim(["embedding"], 1, 10**9)  # so that the script is known
+    worker = Claims("w1", 1)
+    site.connection.hset("rq:worker:w1", mapping={"birth": "", "state": "idle", "queues": "embedding"})
+    worker.claim(["embedding"], 1, 10**9).run(client)  # so that the script is known
     job = site.producer.embed("a")
     lose.append("EVALSHA")
     with pytest.raises(RedisConnectionError, match="lost"):
-        worker.claim(["embedding"], 1, 10**9)
+        worker.claim(["embedding"], 1, 10**9).run(client)
     assert site.status(job.job_id) == "started"
-    eventually(lambda: not leases(site.connection))
     assert site.connection.hget("rq:worker:w1", "state") == b"busy"
-    assert worker.recover("embedding") == [job.job_id]
+    assert eventually(lambda: recover("embedding", 0.01).run(site.connection)) == [job.job_id]
     assert site.connection.hget("rq:worker:w1", "state") == b"idle"
-    (again,) = worker.claim(["embedding"], 1, 10**9).jobs
+    (again,) = worker.claim(["embedding"], 1, 10**9).run(client).jobs
     lose.append("EVALSHA")
     with pytest.raises(RedisConnectionError, match="lost"):
-        worker.finish([Ending(again, Verb.FINISH, b"1", 100)])
-    assert worker.finish([Ending(again, Verb.FINISH, b"1", 100)]) == [Ended.LEASE_LOST]
+        worker.finish([Ending(again, Verb.FINISH, b"1", 100)]).run(client)
+    assert worker.finish([Ending(again, Verb.FINISH, b"1", 100)]).run(client) == [Answer.NOT_OURS]
     assert site.connection.xlen(f"rq:results:{job.job_id}") == 1
     assert site.connection.smembers("rq:worker:w1:executions") == set()
     assert site.connection.hget("rq:worker:w1", "state") == b"idle"

@@ -33,6 +33,9 @@ def doctor(
     generation_model: str | None,
     embedding_backend: str,
     generation_backend: str,
+    wired_memory: bool,
+    allow_sleep: bool,
+    stay_awake_on_battery: bool,
     hardware: Path | None,
     record: Path | None,
     as_json: bool,
@@ -55,10 +58,13 @@ def doctor(
         _record(record)
         return
     from impetus_backends.dispatcher import DEFAULT_MODELS, get_compute_dispatcher
+    from impetus_backends.generation.limits import wired_memory_policy
     from impetus_backends.hardware import detect, read_machine
     from impetus_backends.measurements import MeasurementCache
     from impetus_backends.policy import not_installable, not_installed
     from impetus_backends.probes import ProbeError
+
+    from ..host.power import sleep_policy
 
     models: dict[Role, str] = {
         "embedding": embedding_model or DEFAULT_MODELS["embedding"],
@@ -77,6 +83,12 @@ def doctor(
         measured=measured,
     )
     report = _report(dispatcher, roles, models, elsewhere=hardware is not None)
+    report["wired_memory"] = wired_memory_policy(machine, asked=wired_memory)
+    report["sleep"] = sleep_policy(
+        allow_sleep=allow_sleep,
+        stay_awake_on_battery=stay_awake_on_battery,
+        system=machine.system.lower(),
+    )
     click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, dispatcher.hardware))
 
 
@@ -140,6 +152,7 @@ def _in_words(report: dict[str, Any], machine: Hardware) -> str:
         else:
             lines.append(f"{role:<11} would claim nothing")
         lines += [f"            - {reason}" for reason in plan["reasons"]]
+    lines += ["", f"memory      {report['wired_memory']}", f"sleep       {report['sleep']}"]
     return "\n".join(lines)
 
 
