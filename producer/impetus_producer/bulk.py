@@ -6,11 +6,13 @@ Knows the producer, the jobs' bytes and documents. Knows no file and no terminal
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,7 +20,7 @@ from . import contract, jobs
 from .client import InputType, Producer, embedding_payload
 from .contract import EmbeddingRequest, EmbeddingResult, parse_request
 from .documents import Document, FailedDocument
-from .errors import ImpetusError, InvalidRequestError, JobFailedError, NoServerError
+from .errors import ImpetusError, InvalidRequestError, JobFailedError, ServerError, ServerFullError
 from .server import server_errors
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ DEFAULT_TEXTS_PER_JOB = 64
 DEFAULT_BACKLOG_JOBS = 128
 """Workers sort some thousand texts by length before they batch them, so jobs end in bursts; this is two of those."""
 _BLOCK_MS = 500
+_MOST_LOSSES = 5
+"""So often is a job sent again that Redis lost. A server that evicts loses them for ever."""
 _CHARACTERS_PER_JOB = contract.MAX_TEXT_BYTES
 """Jobs are closed early past this, far below the largest payload that a worker reads."""
 _REQUEST_FIELDS = frozenset(EmbeddingRequest.model_fields) - {"input"}
@@ -46,6 +50,7 @@ class EmbeddedDocument:
     fingerprint: str
 
 
+_AnswerT = TypeVar("_AnswerT")
 Embedded: TypeAlias = EmbeddedDocument | FailedDocument
 
 
@@ -68,14 +73,17 @@ def embed_documents(
     text, so that only the documents at fault fail. When the iteration is given up, the jobs that still wait are
     withdrawn. `while_waiting` is called about twice a second while no result comes; what it raises ends the run.
 
+    A server that goes is waited for, as long as the producer's patience lasts. What was read by then stays read, and
+    jobs that a server lost are sent again.
+
     Raises `InvalidRequestError` for options no document could be embedded with, `JobFailedError` when the worker
-    refuses them (such as a model it does not serve) before any document succeeded, `NoServerError` when Redis goes.
+    refuses them (such as a model it does not serve) before any document succeeded, a `ServerError` when patience ends.
     """
     if texts_per_job < 1 or max_backlog_jobs < 1:
         raise InvalidRequestError("texts_per_job and max_backlog_jobs must be at least 1")
     options = _Options(model, dimensions, input_type, truncate)
     options.payload(["no text in particular"])
-    return _run(_Window(producer, options), documents, texts_per_job, max_backlog_jobs, while_waiting)
+    return _run(_Window(producer, options, while_waiting), documents, texts_per_job, max_backlog_jobs, while_waiting)
 
 
 def _run(
@@ -98,7 +106,7 @@ def _run(
             yield from window.finished()
             if window.waiting and not window.collect() and while_waiting is not None:
                 while_waiting()
-    except NoServerError:
+    except ServerError:
         # Nobody is there to withdraw from, and asking again would take as long as finding that out did.
         window.forget()
         raise
@@ -137,6 +145,7 @@ class _Job:
     batch: _Batch
     indices: Sequence[int]
     seen: Any = "0-0"
+    losses: int = 0
 
 
 @dataclass(slots=True)
@@ -145,8 +154,13 @@ class _Window:
 
     producer: Producer
     options: _Options
+    while_away: Callable[[], None] | None
     batches: deque[_Batch] = field(default_factory=deque)
     sent: dict[str, _Job] = field(default_factory=dict)
+    unsent: list[_Job] = field(default_factory=list)
+    """For which the server had no room so far."""
+    full_since: float | None = None
+    """By the monotonic clock, as long as it takes nothing and no result comes."""
     ended: list[str] = field(default_factory=list)
     succeeded: bool = False
 
@@ -156,7 +170,14 @@ class _Window:
 
     @property
     def waiting(self) -> bool:
-        return bool(self.sent) and self.batches[0].missing > 0
+        return bool(self.sent or self.unsent) and self.batches[0].missing > 0
+
+    def _ask(
+        self, question: Callable[[], _AnswerT], never_for: type[ServerError] | tuple[type[ServerError], ...] = ()
+    ) -> _AnswerT:
+        return self.producer.patience.ask(
+            self.producer.connection, question, never_for=never_for, while_away=self.while_away
+        )
 
     def send(self, parts: Iterable[Sequence[Document | FailedDocument]]) -> None:
         """Enqueues a job for each part, in one round trip; settles at once what must not be sent."""
@@ -180,17 +201,36 @@ class _Window:
         return indices
 
     def _enqueue(self, wanted: Sequence[_Job]) -> None:
-        if not wanted:
+        self.unsent += wanted
+        if not self.unsent:
             return
-        by_id = {jobs.new_id(): job for job in wanted}
+        # A server that is full gets room by our reading what it has made for us, and else is waited for.
+        others = bool(self.sent)
+        by_id = {jobs.new_id(): job for job in self.unsent}
         payloads = {
             job_id: self.options.payload([_text(job.batch, index) for index in job.indices])
             for job_id, job in by_id.items()
         }
         # Noted first: who presses Ctrl-C meanwhile leaves no job behind.
         self.sent.update(by_id)
-        with server_errors():
-            jobs.enqueue(self.producer.connection, _QUEUE, contract.EMBED_FUNCTION, payloads, self.producer.options)
+        self.unsent = []
+        enqueue = partial(
+            jobs.enqueue,
+            self.producer.connection,
+            _QUEUE,
+            contract.EMBED_FUNCTION,
+            payloads,
+            self.producer.options,
+        )
+        try:
+            self._ask(enqueue, never_for=ServerFullError if others else ())
+        except ServerFullError:
+            self.full_since = self.full_since or time.monotonic()
+            if not others or time.monotonic() - self.full_since > self.producer.patience.limit_s:
+                raise
+            self.unsent += [self.sent.pop(job_id) for job_id in by_id]
+        else:
+            self.full_since = None
 
     def finished(self) -> Iterator[Embedded]:
         """What is known of the oldest batches, up to the first that is not complete."""
@@ -201,12 +241,13 @@ class _Window:
 
     def collect(self) -> bool:
         """Waits for results and takes all there are, in one round trip. False when none came."""
+        self._enqueue([])
         streams: Any = {jobs.results_key(job_id): job.seen for job_id, job in self.sent.items()}
-        with server_errors():
-            answer: Any = self.producer.connection.xread(streams, block=_BLOCK_MS)
+        answer: Any = self._ask(lambda: self.producer.connection.xread(streams, block=_BLOCK_MS))
         if not answer:
             self._look_for_the_lost()
             return False
+        self.full_since = None
         again: list[_Job] = []
         prefix = len(jobs.results_key(""))
         for key, entries in answer:
@@ -263,8 +304,7 @@ class _Window:
         return []
 
     def _was_stopped(self, job_id: str) -> bool:
-        with server_errors():
-            status: Any = self.producer.connection.hget(jobs.job_key(job_id), "status")
+        status: Any = self._ask(lambda: self.producer.connection.hget(jobs.job_key(job_id), "status"))
         return status in (b"stopped", "stopped")
 
     def _give_up(self, job: _Job, reason: str) -> None:
@@ -274,11 +314,7 @@ class _Window:
     def _look_for_the_lost(self) -> None:
         """Ends what will never have a result: jobs cancelled by others, or that Redis no longer knows."""
         waiting = list(self.sent)
-        with server_errors(), self.producer.connection.pipeline(transaction=True) as pipeline:
-            for job_id in waiting:
-                pipeline.hget(jobs.job_key(job_id), "status")
-                pipeline.exists(jobs.results_key(job_id))
-            answers = pipeline.execute()
+        answers = self._ask(partial(self._statuses, waiting))
         again: list[_Job] = []
         for job_id, status, has_result in zip(waiting, answers[::2], answers[1::2], strict=True):
             if has_result:
@@ -288,13 +324,27 @@ class _Window:
                 self._give_up(self.sent.pop(job_id), "its job was cancelled")
                 self.ended.append(job_id)
             elif word in (None, "finished", "failed"):
-                again += self._failed(self.sent.pop(job_id), ImpetusError("its job was lost from Redis"))
+                again += self._lost(self.sent.pop(job_id))
                 self.ended.append(job_id)
         self._enqueue(again)
 
+    def _statuses(self, job_ids: Sequence[str]) -> list[Any]:
+        with self.producer.connection.pipeline(transaction=True) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(jobs.job_key(job_id), "status")
+                pipeline.exists(jobs.results_key(job_id))
+            return pipeline.execute()
+
+    def _lost(self, job: _Job) -> list[_Job]:
+        job.losses += 1
+        if job.losses <= _MOST_LOSSES:
+            job.seen = "0-0"
+            return [job]
+        self._give_up(job, f"its job was lost from Redis {job.losses} times")
+        return []
+
     def _discard_ended(self) -> None:
-        with server_errors():
-            jobs.discard(self.producer.connection, self.ended, _QUEUE)
+        self._ask(lambda: jobs.discard(self.producer.connection, self.ended, _QUEUE))
         self.ended = []
 
     def forget(self) -> None:
@@ -305,16 +355,16 @@ class _Window:
     def close(self) -> None:
         """Withdraws the jobs that still wait, and deletes what was read. Jobs that run end by themselves."""
         # What ended the run must not be hidden by a server that goes now.
-        with suppress(NoServerError):
+        with suppress(ServerError), server_errors():
             waiting = list(self.sent)
-            with server_errors(), self.producer.connection.pipeline(transaction=False) as pipeline:
+            with self.producer.connection.pipeline(transaction=False) as pipeline:
                 for job_id in waiting:
                     pipeline.lrem(jobs.queue_key(_QUEUE), -1, job_id)
                 removed = pipeline.execute()
             # Whose id was still in the queue, no worker has it.
             self.ended += [job_id for job_id, count in zip(waiting, removed, strict=True) if count]
             if self.ended:
-                self._discard_ended()
+                jobs.discard(self.producer.connection, self.ended, _QUEUE)
 
 
 def _parts(documents: Iterable[Document | FailedDocument], size: int) -> Iterator[list[Document | FailedDocument]]:

@@ -46,6 +46,10 @@ AWAITED_KEY = "impetus:awaited:"
 """Before a job's id: there for as long as somebody waits for a job that asked for `cancel_if_abandoned`."""
 ABANDONED_AFTER_S = 30
 """Whoever waits for such a job sets that key to expire after this, and sets it again well before it does."""
+CANCEL_KEY = "impetus:cancel:"
+"""Before a job's id: there once somebody wished that the job, which runs, be stopped. Its worker sees to it within
+seconds and deletes it when the job ends."""
+CANCEL_TTL_S = 24 * 3600
 #: A role's queues, the one whose caller is waiting first.
 ROLE_QUEUES = {
     "embedding": (EMBEDDING_QUEUE, EMBEDDING_BULK_QUEUE),
@@ -381,6 +385,9 @@ class WorkerRecord(_Wire):
     """What there is to know of the backend, such as how much of the model its compute plan places on what."""
     since: str = ""
     """When it started, ISO 8601, UTC."""
+    ttl_s: float = 10.0
+    """How long this record lives unless it is renewed. What of that is gone tells when it was renewed last, by the
+    server's clock alone."""
 
 
 Request: TypeAlias = EmbeddingRequest | GenerationRequest

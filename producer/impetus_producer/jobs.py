@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from .contract import AWAITED_KEY, VECTORS_FIELD
+from .contract import AWAITED_KEY, CANCEL_KEY, VECTORS_FIELD
 from .errors import JobFailedError
 from .streams import stream_key
 
@@ -29,7 +29,7 @@ ModelT = TypeVar("ModelT", bound="BaseModel")
 
 _COMPRESS_FROM_BYTES = 1024
 _FAILED, _RETRIED, _SUCCESSFUL = 2, 4, 1
-_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 _ENQUEUE = """
@@ -69,6 +69,10 @@ def awaited_key(job_id: str) -> str:
     return f"{AWAITED_KEY}{job_id}"
 
 
+def cancel_key(job_id: str) -> str:
+    return f"{CANCEL_KEY}{job_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     """How long things may take and stay, in seconds."""
@@ -93,7 +97,7 @@ def enqueue(
     connection: Redis, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]], options: JobOptions
 ) -> int:
     """Enqueues one job a payload, by its id, in one round trip; returns the queue's new length."""
-    now = datetime.now(UTC).strftime(_TIME_FORMAT)
+    now = datetime.now(UTC).strftime(TIME_FORMAT)
     common: dict[Any, Any] = {
         "status": "queued",
         "origin": queue,
@@ -153,7 +157,12 @@ def failure_from(job_id: str, trace: str) -> JobFailedError:
 
 
 def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None) -> None:
-    """Deletes ended jobs, all that is kept by their id, and their places in the registries of `queue`, or of theirs."""
+    """Deletes ended jobs, all that is kept by their id, and their places in the registries of `queue`, or of theirs.
+
+    Their streams are the workers' to write; where we may not delete them their time to live does.
+    """
+    from redis.exceptions import NoPermissionError
+
     with connection.pipeline(transaction=False) as pipeline:
         if queue is None:
             for job_id in job_ids:
@@ -162,7 +171,11 @@ def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None)
         else:
             origins = [queue] * len(job_ids)
         for job_id, origin in zip(job_ids, origins, strict=True):
-            pipeline.delete(job_key(job_id), results_key(job_id), stream_key(job_id), awaited_key(job_id))
+            pipeline.delete(stream_key(job_id))
+            pipeline.delete(job_key(job_id), results_key(job_id), awaited_key(job_id), cancel_key(job_id))
             pipeline.zrem(f"rq:finished:{origin}", job_id)
             pipeline.zrem(f"rq:failed:{origin}", job_id)
-        pipeline.execute()
+        answers = pipeline.execute(raise_on_error=False)
+    for at, answer in enumerate(answers):
+        if isinstance(answer, Exception) and not (at % 4 == 0 and isinstance(answer, NoPermissionError)):
+            raise answer

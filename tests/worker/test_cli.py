@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -30,6 +31,26 @@ def test_help_needs_no_extra() -> None:
     said = _without("numpy", ["run", "--help"])
     assert said.returncode == 0
     assert "--max-wait-ms" in said.stdout
+
+
+def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from impetus_worker.cli.run import _worker_settings, run
+
+    for name in ("IMPETUS_WIRED_MEMORY", "IMPETUS_ALLOW_SLEEP", "IMPETUS_STAY_AWAKE_ON_BATTERY", "IMPETUS_DURABLE"):
+        monkeypatch.setenv(name, "1")
+    options = run.make_context("run", []).params
+    assert options["durable"] is True
+    settings = _worker_settings("generation", "redis://", "", options)
+    assert (settings.wired_memory, settings.allow_sleep, settings.stay_awake_on_battery) == (True, True, True)
+    assert type(settings).from_json(settings.to_json()) == settings
+
+
+def test_every_option_that_run_shows_can_be_given_by_a_variable() -> None:
+    from impetus_worker.cli.run import run
+
+    shown = [option for option in run.params if isinstance(option, click.Option) and not option.hidden]
+    assert len(shown) > 20
+    assert [option.name for option in shown if not option.envvar] == []
 
 
 def _without(package: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:

@@ -115,6 +115,13 @@ class Rerouted:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedRound:
+    """Housekeeping has done each of its duties for the first time."""
+
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """A thread ended by an error that nobody foresaw."""
 

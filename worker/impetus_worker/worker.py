@@ -125,6 +125,8 @@ class QueueWorker:
         ]
         self._stopping: str | None = None
         self._told_remotely = False
+        self._unlooked: set[str] = set()
+        """Housekeeping that has not yet looked for jobs to put on the queues."""
         self._suspended = False
         self._trying = ""
         self._deaths_while_loading: Counter[str] = Counter()
@@ -195,6 +197,7 @@ class QueueWorker:
             grace_s,
         )
         self._companions += [self._housekeeping, chores]
+        self._unlooked = {self._housekeeping.name, chores.name}
         for companion in self._companions:
             companion.start()
         self._power.on_sleep(lambda: self._inbox.tell(inbox.Command(inbox.HANDOVER)))
@@ -289,6 +292,9 @@ class QueueWorker:
                     self._ledger.forget(job)
                 case inbox.Renewed():
                     self._hear_of_leases(fact)
+                case inbox.LookedRound(who):
+                    self._unlooked.discard(who)
+                    self._intake.look_again()
                 case inbox.Rerouted(queues):
                     self._listen_to(queues)
                 case inbox.Command():
@@ -508,4 +514,5 @@ class QueueWorker:
     # -- small things ------------------------------------------------------------------------------------------------
 
     def _is_drained(self) -> bool:
-        return self._ledger.is_empty and self._engine.info is not None and self._intake.is_dry(self._now())
+        loaded = self._engine.info is not None and not self._unlooked
+        return loaded and self._ledger.is_empty and self._intake.is_dry(self._now())

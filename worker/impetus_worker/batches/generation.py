@@ -175,9 +175,7 @@ class GenerationBatcher:
         if self._group is not None and not self._group and not self._in_engine:
             self._group = None
         if self._group is None and self._has_suspects:
-            if self._in_engine:
-                return None
-            self._group = self._next_group()
+            self._group = self._next_group()  # the engine is empty, as the last group or a death has left it
         queue = self._waiting if self._group is None else self._group
         return self._send(queue.popleft(), now) if queue else None
 

@@ -61,8 +61,8 @@ class Quarantine(Generic[WitnessT]):
         if alone and begun[0].deaths_alone >= DEATHS_ALONE:
             return Verdict([], list(begun))
         half = (len(suspects) + 1) // 2
-        self.put_back(suspects[half:])
-        self.put_back(suspects[:half])
+        # Behind those that wait: these may be innocent, and should not wait for the engine to be started again.
+        self._groups.extend(part for part in (suspects[:half], suspects[half:]) if part)
         return Verdict(again, [])
 
     def next_group(self) -> list[WitnessT]:

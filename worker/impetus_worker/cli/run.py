@@ -34,8 +34,8 @@ _REPORT_S = 5.0
               help="The server.  [default: one of its own, in this user's state folder]")  # fmt: skip
 @click.option("--durable", is_flag=True, envvar="IMPETUS_DURABLE", show_envvar=True,
               help="Have a server of its own write every change to the disk before it answers (appendfsync always): "
-              "slower, and no acknowledged job is lost when the power fails. Else the last second's may be; a crash of "
-              "any program loses none either way.")  # fmt: skip
+              "slower, and no acknowledged job is lost to a kill -9 or when the power fails. Else the disk follows "
+              "within a second or two (everysec).")  # fmt: skip
 @with_engine_options
 @click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", default=256, show_default=True, show_envvar=True,
               type=click.IntRange(1), help="The most texts in a batch.")  # fmt: skip
@@ -195,8 +195,6 @@ def work() -> None:
             return
         line += part
     settings = WorkerSettings.from_json(line.decode())
-    from redis.exceptions import RedisError
-
     from impetus_backends.errors import BackendError
 
     from ..errors import ConfigurationError
@@ -208,8 +206,11 @@ def work() -> None:
     except (ConfigurationError, BackendError) as error:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
         status = EXIT_CONFIGURATION
-    except (ImpetusError, RedisError) as error:
+    except ImpetusError as error:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
+        status = 1
+    except Exception:
+        logging.getLogger(__name__).exception("%s: a fault of Impetus's own", settings.role)
         status = 1
     sys.exit(status)
 

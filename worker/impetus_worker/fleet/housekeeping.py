@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..awake import AwakeClock
 from ..companion import Companion
+from ..inbox import LookedRound
 from ..link import PASSING, Link
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Duty:
 
 
 class Housekeeping(Companion):
-    """`grace_s`: for how long others are not judged after a sleep."""
+    """`grace_s`: for how long others are not judged after a sleep. Tells `LookedRound` once."""
 
     def __init__(
         self, name: str, link: Link, duties: Sequence[Duty], tell: Callable[[object], None], grace_s: float
@@ -49,6 +50,7 @@ class Housekeeping(Companion):
         self._clock = AwakeClock()
         self._judge_from = 0.0
         self._asked = threading.Event()
+        self._undone = {duty.name for duty in duties}
 
     def hurry(self) -> None:
         """Every duty is due now."""
@@ -79,6 +81,12 @@ class Housekeeping(Companion):
         for duty in self._duties:
             duty.due_at = 0.0
 
+    def _did(self, duty: Duty) -> None:
+        if duty.name in self._undone:
+            self._undone.remove(duty.name)
+            if not self._undone:
+                self.tell(LookedRound(self.name))
+
     def _tick(self, now: float) -> bool:
         """Runs what is due; whether any of it has more to do."""
         busy = False
@@ -88,6 +96,7 @@ class Housekeeping(Companion):
             if now < duty.due_at or (duty.judges_others and now < self._judge_from):
                 continue
             more = self._link.ask(duty.run)
+            self._did(duty)
             duty.due_at = now if more else now + duty.interval_s
             busy = busy or bool(more)
         return busy

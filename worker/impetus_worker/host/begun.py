@@ -31,6 +31,8 @@ class BegunNote:
     @classmethod
     def create(cls) -> BegunNote:
         """An empty one, for a supervisor to hand on by `pass_fds=[note.fd]`. Raises `OSError`."""
+        if hasattr(os, "memfd_create"):  # Linux: in memory, whatever the disk is full of
+            return cls(os.memfd_create("impetus-begun"))
         with tempfile.TemporaryFile(buffering=0) as file:
             return cls(os.dup(file.fileno()))
 

@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 class EmbeddedServer:
     """A server of our own, whose data lie in `folder` and whose note lies beside them.
 
-    What it acknowledged survives its own end and any process's. `durable`: also the loss of power, because each
-    change is on the disk before it is acknowledged; else what came in the last second may be lost then.
+    `durable`: each change is on the disk before it is acknowledged, and so survives a `kill -9` and the loss of power.
+    Else the disk follows within a second, or two where it is slow, and what was acknowledged since may be lost then.
     """
 
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
@@ -52,6 +52,16 @@ class EmbeddedServer:
         Raises `ConfigurationError` where it cannot be started, or another program holds the folder and says nothing.
         """
         folder = folder or state_dir()
+        try:
+            return cls._start_or_join(folder, durable)
+        except OSError as error:
+            raise ConfigurationError(
+                f"a server of its own needs {folder}, which cannot be used: {error.strerror or error}; give another "
+                "folder by IMPETUS_STATE_DIR, or a server by --redis-url"
+            ) from error
+
+    @classmethod
+    def _start_or_join(cls, folder: Path, durable: bool) -> tuple[str, EmbeddedServer | None]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         server = cls(folder, durable=durable)
         deadline = time.monotonic() + _JOIN_S
@@ -104,6 +114,11 @@ class EmbeddedServer:
             raise ConfigurationError(f"the embedded server could not start: {answer['error']}")
         self._port = answer["port"]
         self.url = f"redis://127.0.0.1:{self._port}/0"
+
+    @property
+    def log(self) -> Path:
+        """Where the server itself says what it does."""
+        return self._folder / "valkey" / "valkey.log"
 
     def is_alive(self) -> bool:
         return self._guard is not None and self._guard.poll() is None

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -190,15 +191,49 @@ class StayAwake:
             process.wait()
 
 
+def try_power(
+    *,
+    caffeinate: Sequence[str] = ("/usr/bin/caffeinate",),
+    pmset: Sequence[str] = ("/usr/bin/pmset",),
+    iokit: Callable[[], object] = load_iokit,
+    tries: int = 20,
+) -> str:
+    """Holds off idle sleep for a moment, registers for its notices, and asks this Mac whether it sees that.
+
+    What was seen, in a sentence; raises `OSError` with what was not.
+    """
+    awake = StayAwake(on_battery=True, caffeinate=caffeinate, pmset=pmset, linger_s=0.0)
+    try:
+        awake.working(True)
+        for _ in range(tries):
+            seen = [line.strip() for line in _asked(pmset, "assertions").splitlines() if "(caffeinate)" in line]
+            if seen:
+                break
+            time.sleep(0.25)
+        else:
+            raise OSError("caffeinate was started, and `pmset -g assertions` lists none")
+    finally:
+        awake.close()
+    SleepNotices(iokit(), lambda: None).close()
+    return f"{seen[0]}; registered for notices of sleep"
+
+
 def on_battery(pmset: Sequence[str] = ("/usr/bin/pmset",)) -> bool:
     """Whether this Mac draws its power from a battery; False where `pmset` does not say."""
     try:
-        said = subprocess.run(
-            [*pmset, "-g", "batt"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return draws_from_battery(_asked(pmset, "batt"))
+    except OSError:
         return False
-    return draws_from_battery(said.stdout)
+
+
+def _asked(pmset: Sequence[str], what: str) -> str:
+    """Raises `OSError` where it does not answer."""
+    try:
+        return subprocess.run(
+            [*pmset, "-g", what], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{error}") from None
 
 
 def draws_from_battery(said: str) -> bool:

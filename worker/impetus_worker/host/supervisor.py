@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import select
 import signal
 import socket
@@ -22,6 +23,7 @@ from uuid import uuid4
 
 from ..errors import ConfigurationError
 from .begun import BegunNote
+from .restarts import Lives, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,24 +44,6 @@ _WORKER = (sys.executable, "-P", "-m", "impetus_worker", "work")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """With something that ends by itself again and again."""
-
-    healthy_s: float = 60.0
-    """Whoever lived so long starts with a clean slate."""
-    most_in_a_row: int = 10
-    longest_pause_s: float = 30.0
-    after_shutdown_s: float = 2.0
-    """The pause after a worker that somebody told to shut down."""
-
-    def pause_s(self, in_a_row: int) -> float | None:
-        """How long to wait after so many ends in a row; None: no more."""
-        if in_a_row >= self.most_in_a_row:
-            return None
-        return 0.0 if in_a_row == 1 else float(min(self.longest_pause_s, 2.0 ** (in_a_row - 2)))
-
-
 def worker_name(role: str) -> str:
     """A name that no other worker process ever had."""
     return f"impetus-{role}-{socket.gethostname().split('.')[0]}-{uuid4().hex[:8]}"
@@ -72,10 +56,7 @@ class _Child:
     note: BegunNote | None = None
     sent: set[int] = field(default_factory=set)
     """The signals by which this supervisor stopped the process."""
-    started_at: float = 0.0
-    start_at: float = 0.0
-    """When to start it next, on the monotonic clock; infinity when it is over."""
-    in_a_row: int = 0
+    lives: Lives = field(default_factory=Lives)
     exit_status: int = 0
 
 
@@ -105,8 +86,8 @@ class Supervisor:
         """`patience` and `command` are for tests."""
         self._children = [_Child(settings) for settings in workers]
         self._server = server
-        self._server_failures = 0
-        self._server_start_at = 0.0
+        self._server_lives = Lives()
+        self._server_ran = True
         self._lifeline = lifeline
         self._on_death = on_death
         self._patience = patience or Patience()
@@ -159,7 +140,13 @@ class Supervisor:
         sources: list[int | socket.socket] = [waker]
         if self._lifeline is not None and not self._stops:
             sources.append(self._lifeline)
-        ready, _, _ = select.select(sources, [], [], 1.0)
+        timeout_s = 1.0
+        if not self._stops:
+            starts = [child.lives.start_at for child in self._children if child.process is None]
+            if not self._server_ran:
+                starts.append(self._server_lives.start_at)
+            timeout_s = max(0.0, min(timeout_s, min(starts, default=math.inf) - time.monotonic()))
+        ready, _, _ = select.select(sources, [], [], timeout_s)
         if waker in ready:
             with contextlib.suppress(BlockingIOError):
                 waker.recv(4096)
@@ -177,18 +164,22 @@ class Supervisor:
 
     def _look_after(self, child: _Child, now: float) -> None:
         if child.process is None:
-            if now >= child.start_at and not self._stops:
+            if now >= child.lives.start_at and not self._stops:
                 self._start(child, now)
         elif (status := child.process.poll()) is not None:
             self._settle(child, status, now)
 
     def _start(self, child: _Child, now: float) -> None:
-        child.started_at, child.sent = now, set()
+        child.lives.started_at, child.sent = now, set()
         note = None
         try:
             child.note = note = BegunNote.create()
             child.process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=[note.fd]
+                self._command,
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=[note.fd],
+                env={**os.environ, "PYTHONSAFEPATH": "1"},  # as -P, also for what it starts
             )
         except OSError as error:  # no process or no descriptor is to be had now
             if note is not None:
@@ -205,15 +196,16 @@ class Supervisor:
         """The process has ended: says so where it died, and decides what follows."""
         name, role = child.settings.name, child.settings.role
         if self._bury(child, status):
-            child.exit_status, child.start_at = 0, math.inf
+            child.exit_status = 0
+            child.lives.end()
         elif status in (0, EXIT_CONFIGURATION) or self._stops or (status == EXIT_SHUTDOWN and child.settings.burst):
             child.exit_status = status if status == EXIT_CONFIGURATION else int(status not in _IN_ORDER)
-            child.start_at = math.inf
+            child.lives.end()
             if status == EXIT_CONFIGURATION:
                 _log.error("the %s worker cannot run as it was told; it is not started again", role)
         elif status == EXIT_SHUTDOWN:
             child.settings = replace(child.settings, name=worker_name(role))
-            child.start_at = now + self._patience.after_shutdown_s
+            child.lives.start_at = now + self._patience.after_shutdown_s
             _log.warning(
                 "worker %s was told to shut down, and another takes its place; to stop for good, stop this program "
                 "(Ctrl-C or SIGTERM), or the service that runs it: impetus-worker service uninstall", name
@@ -239,41 +231,45 @@ class Supervisor:
 
     def _fail(self, child: _Child, what: str, now: float) -> None:
         role = child.settings.role
-        child.in_a_row = 1 if now - child.started_at > self._patience.healthy_s else child.in_a_row + 1
-        pause_s = self._patience.pause_s(child.in_a_row)
-        if pause_s is None:
-            child.exit_status, child.start_at = 1, math.inf
+        pause_s = child.lives.ended(now, self._patience)
+        if child.lives.is_over:
+            child.exit_status = 1
             _log.error(
-                "the %s worker %s, the %dth time in a row within %.0f s of its start: it is given up; the log says "
-                "above what ended it", role, what, child.in_a_row, self._patience.healthy_s
+                "the %s worker %s, %d times in a row within %.0f s of its start: it is given up; the log says above "
+                "what ended it", role, what, child.lives.in_a_row, self._patience.healthy_s
             )  # fmt: skip
-            return
-        child.start_at = now + pause_s
-        _log.error("the %s worker %s; starting it again in %.0f s", role, what, pause_s)
+        else:
+            _log.error("the %s worker %s; starting it again in %.0f s", role, what, pause_s)
 
     # -- the server --------------------------------------------------------------------------------------------------
 
     def _look_after_server(self, now: float) -> None:
-        if self._server is None or self._stops or now < self._server_start_at or self._server.is_alive():
+        """Raises `ConfigurationError` when it is given up: without it there is nothing to do here."""
+        if self._server is None or self._stops or self._server.is_alive() or now < self._server_lives.start_at:
             return
-        _log.error("the embedded server died: starting it again")
-        lived_s = now - self._server_start_at
-        self._server_failures = 1 if lived_s > self._patience.healthy_s else self._server_failures + 1
-        try:
-            self._server.start(is_wanted=lambda: not self._stops)
-            self._server_start_at = time.monotonic()
-        except ConfigurationError as error:
-            pause_s = self._patience.pause_s(self._server_failures)
-            if pause_s is None:
-                raise
-            _log.error("%s; trying again in %.0f s", error, pause_s)
-            self._server_start_at = now + pause_s
+        problem = "the embedded server died"
+        if not self._server_ran:
+            self._server_lives.started_at = now
+            try:
+                self._server.start(is_wanted=lambda: not self._stops)
+                self._server_ran = True
+                return
+            except ConfigurationError as error:
+                problem = str(error)
+        self._server_ran = False
+        pause_s = self._server_lives.ended(now, self._patience)
+        if self._server_lives.is_over:
+            raise ConfigurationError(
+                f"{problem}, {self._server_lives.in_a_row} times in a row within {self._patience.healthy_s:.0f} s of "
+                f"its start; its own log is {self._server.log}"
+            )
+        _log.error("%s; starting it again in %.0f s", problem, pause_s)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _is_over(self) -> bool:
         return not any(child.process for child in self._children) and (
-            self._stops > 0 or all(child.start_at == math.inf for child in self._children)
+            self._stops > 0 or all(child.lives.is_over for child in self._children)
         )
 
     def _exit_status(self) -> int:

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from impetus_producer.contract import VECTORS_FIELD
 
-from .scripts import Call, Script, ids, nothing
+from .scripts import Call, Script, ids
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -196,9 +196,9 @@ class Claims:
         """Whether the run is this worker's; if so its lease now lasts `SEAL_S`, for an ending of many round trips."""
         return Call(Script.named("seal"), [self._worker, job.id, job.token, job.queue, SEAL_S], bool)
 
-    def forget(self, job: ClaimedJob) -> Call[None]:
-        """Closes the books on a run that was ended by RQ's means."""
-        return Call(Script.named("forget"), [self._worker, job.id, job.token, job.queue], nothing)
+    def forget(self, job: ClaimedJob) -> Call[bool]:
+        """Closes the books on a run that was ended by RQ's means; False where it was not, and is started yet."""
+        return Call(Script.named("forget"), [self._worker, job.id, job.token, job.queue], bool)
 
 
 def recover(queue: str, interval_s: float) -> Call[list[str]]:

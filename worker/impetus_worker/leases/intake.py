@@ -76,7 +76,11 @@ class Intake:
             or not any(self._may_have_jobs(queue, now) for queue in self._queues)
         )
 
+    def look_again(self) -> None:
+        """The queues may have jobs, whatever was found before."""
+        self._empty_since = dict.fromkeys(self._queues)
+
     def pause(self, paused: bool) -> None:
         """Claims nothing from now on, or claims again: the queues may have jobs then."""
         self._paused = paused
-        self._empty_since = dict.fromkeys(self._queues)
+        self.look_again()

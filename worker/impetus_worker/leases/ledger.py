@@ -80,6 +80,8 @@ class Ledger:
         """Whether it began with what jobs say."""
         self._wanted: Wanted | None = None
         """What it asks for."""
+        self._finishing = False
+        """Whether it tells how jobs ended."""
         self._working_since: float | None = None
         self._worked_s = 0.0
         """For how long it held any job, and has not told yet."""
@@ -87,7 +89,12 @@ class Ledger:
 
     def has_news(self, now: float) -> bool:
         """Whether there is anything to send, besides a claim."""
-        return bool(self._ended) or self._relay.has_news(now)
+        return bool(self._ended) or self._relay.has_news(now) or self._has_unsaid_work
+
+    @property
+    def _has_unsaid_work(self) -> bool:
+        """Whether there is time to tell of that no ending will."""
+        return not self.held and (self._worked_s > 0 or self._working_since is not None)
 
     @property
     def is_empty(self) -> bool:
@@ -151,7 +158,7 @@ class Ledger:
         self._relayed = self._relay.has_news(now)
         if self._relayed:
             calls.append(self._relay.relaying(now))
-        size = 0
+        self._finishing, size = False, 0
         while self._ended and len(self._sent) < _MAX_ENDINGS and size < _MAX_ENDINGS_BYTES:
             outcome = self._ended.popleft()
             ending = ending_of(outcome)
@@ -160,7 +167,8 @@ class Ledger:
                 continue
             self._sent.append((outcome, ending))
             size += len(ending.payload) + len(ending.vectors or b"")
-        if self._sent:
+        if self._sent or self._has_unsaid_work:
+            self._finishing = True
             self._worked_sent_s, self._worked_s = self._worked_s, 0.0
             calls.append(self._claims.finish([ending for _, ending in self._sent], self._worked_sent_s))
         return calls
@@ -170,7 +178,7 @@ class Ledger:
         self.under_way = False
         left = iter(answers)
         relayed = next(left) if self._relayed else []
-        ended = next(left) if self._sent else []
+        ended = next(left) if self._finishing else []
         claim = next(left) if self._wanted is not None else None
         if isinstance(claim, Claim):
             # Whatever became of the rest: these jobs are this worker's.

@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.callbacks import execute_stopped_callback
 from rq.executions import Execution
 from rq.job import JobStatus
@@ -121,7 +122,9 @@ class RqEndings(Companion):
         except Exception as failure:  # noqa: BLE001 - RQ gave up half-way, and the job must end all the same
             _log.error("job %s: RQ could not end it", claimed.id, exc_info=True)
             self._link.run(self._claims.finish([failing(claimed, failure, Verb.ABORT)]))
-        self._link.run(self._claims.forget(claimed))
+        if not self._link.run(self._claims.forget(claimed)):
+            # RQ logs what keeps it from writing a failure, and goes on.
+            raise RedisConnectionError(f"RQ's ending of job {claimed.id} was not written")
 
     def _end_by_rq(self, outcome: Outcome, job: GuardedJob) -> None:
         claimed, rq = outcome.job, self._rq_worker()

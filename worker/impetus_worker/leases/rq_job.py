@@ -6,11 +6,14 @@ RQ would do both without a bound.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rq.job import Job
 from rq.serializers import JSONSerializer
+
+from impetus_producer.contract import EMBED_FUNCTION, GENERATE_FUNCTION, ROLE_QUEUES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
 
     from .claims import ClaimedJob
     from .webhooks import WebhookSender
-
-_NO_DATA = b"[]"
 
 
 class GuardedJob(Job):
@@ -36,7 +37,7 @@ class GuardedJob(Job):
         self.restore(
             {
                 **{name: value for name, value in claimed.fields.items() if name not in (b"result", b"exc_info")},
-                b"data": _NO_DATA,
+                b"data": _call_of(claimed.queue),
                 b"status": b"started",
                 b"worker_name": worker.encode(),
                 b"started_at": _iso(claimed.claimed_at),
@@ -64,6 +65,12 @@ class GuardedJob(Job):
     def send_webhooks(self, status: str | JobStatus, *, exc_string: str | None = None) -> None:
         if self.webhooks:
             self._sender.submit(self, status, exc_string)
+
+
+def _call_of(queue: str) -> bytes:
+    """In place of the payload: RQ shows the function's name in its log, and to webhooks."""
+    function = GENERATE_FUNCTION if queue in ROLE_QUEUES["generation"] else EMBED_FUNCTION
+    return json.dumps([function, None, [], {}]).encode()
 
 
 def _iso(epoch_s: float) -> bytes:

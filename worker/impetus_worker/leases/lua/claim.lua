@@ -32,13 +32,18 @@ end
 
 local function start(id, key, queue, token, job)
   call('HSET', key, 'status', 'started', 'started_at', now_iso, 'last_heartbeat', now_iso, 'worker_name', worker)
-  if job.ttl then call('PERSIST', key) end
+  call('PERSIST', key)  -- it may have a time to live from an earlier ending, or from while it waited
   collect('HSET', TOKENS .. queue, id, token .. ' ' .. worker)
   collect('ZADD', LEASES .. queue, lease_end, id)
   collect('ZADD', 'rq:wip:' .. queue, score, id .. ':' .. token)
   collect('SADD', executions_of(worker), id .. ':' .. token)
-  -- By this RQ knows that a job which was cancelled while it runs holds its place under a rate limit yet.
-  if job.rate_limit_key then write('ZADD', 'rq:executions:' .. id, score, token) end
+  if job.rate_limit_key then
+    local runs, run = executions_keys(id, token)
+    write('HSET', run, 'id', token, 'job_id', id, 'created_at', seconds, 'last_heartbeat', seconds, 'worker_name', worker)
+    write('ZADD', runs, score, token)
+    call('EXPIRE', run, lease + margin)
+    call('EXPIRE', runs, lease + margin)
+  end
 end
 
 -- Looks at one id of a queue; `held` is what the tokens say of it.

@@ -106,11 +106,15 @@ local function end_run(queue, id, token, worker)
   collect('SREM', executions_of(worker), run)
 end
 
+-- RQ's keys of one run, which only jobs under a rate limit have: by them RQ knows that a job which was cancelled while
+-- it runs holds its place yet.
+local function executions_keys(id, token) return 'rq:executions:' .. id, 'rq:execution:' .. id .. ':' .. (token or '') end
+
 -- Puts a job that was started at the front of its queue, as if it had never been claimed.
-local function put_back(queue, id)
+local function put_back(queue, id, token)
   local key = 'rq:job:' .. id
   call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '')
-  call('DEL', 'rq:executions:' .. id)
+  call('DEL', executions_keys(id, token))
   write('LPUSH', 'rq:queue:' .. queue, id)
   local ttl = whole(call('HGET', key, 'ttl'), MAX_TTL_S)
   if ttl and ttl > 0 then call('EXPIRE', key, ttl) end
@@ -134,7 +138,7 @@ local function give_back(queue, ids, held)
       collect('ZREM', LEASES .. queue, id)
     end
     if read('HGET', 'rq:job:' .. id, 'status') == 'started' then
-      put_back(queue, id)
+      put_back(queue, id, token)
       table.insert(back, 1, id)
     end
   end

@@ -122,8 +122,9 @@ for at = 5, #ARGV, 8 do
   end
   if outcome == DONE then
     if verb == 'return' then
-      put_back(queue, id)
+      put_back(queue, id, token)
     else
+      if verb == 'abort' then call('DEL', executions_keys(id, token)) end
       end_job(id, queue, token, verb, payload, vectors, ttl, started)
       if any_dependents then enqueue_dependents(id, ready, left, ttl) end
       if state[2] and ttl > 0 then call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
