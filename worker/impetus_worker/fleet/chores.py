@@ -7,6 +7,7 @@ RQ's own cleanup of the started registry runs failure callbacks, so it is left o
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -80,9 +81,12 @@ class Registries:
         self._queues = queues
 
     def __call__(self, connection: Redis) -> None:
+        now: Any = connection.time()
         for queue in self._queues:
-            for registry in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry):
-                _try(registry(queue, connection=connection, serializer=JSONSerializer).cleanup)
+            for kind in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry):
+                registry = kind(queue, connection=connection, serializer=JSONSerializer)
+                # By the server's clock: by that of a machine two days ahead nothing would be left.
+                _try(partial(registry.cleanup, timestamp=now[0]))
             _try(lambda queue=queue: _enqueue_ready(connection, queue))  # type: ignore[misc]
         for limit in RateLimitRegistry.all(connection):
             _try(limit.cleanup)
