@@ -111,7 +111,11 @@ class Chaos:
         self._streams.end()
         history = self._history
         account = take_account(
-            connection, history.acknowledged, attempted=history.attempted, vanishing=history.vanishing
+            connection,
+            history.acknowledged,
+            attempted=history.attempted,
+            vanishing=history.vanishing,
+            some_discarded=bool(scene.evicted),
         )
         if not quiet:
             account.wrong("it did not drain", f"within {_DRAIN_LIMIT_S} s")
