@@ -259,9 +259,9 @@ def test_an_engine_that_stands_still_while_much_is_written_to_it_does_not_keep_a
 
 
 def test_a_terminal_that_closes_stops_workers_as_sigterm_does(site: Site) -> None:
-    workers = site.start(a_ms=1500)
-    job = site.producer.embed("a")
-    eventually(lambda: site.status(job.job_id) == "started")
+    workers = site.start(roles=("generation",), a_ms=60)
+    job = site.producer.generate(long_prompts(1)[0], max_tokens=30, stream=True)
+    eventually(lambda: events(site, job.job_id, "text"))
     workers.process.send_signal(signal.SIGHUP)
     assert workers.process.wait(20) == 0
     assert site.status(job.job_id) == "finished"
