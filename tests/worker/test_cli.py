@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from impetus_worker.cli.main import main
+from impetus_worker.settings import WorkerSettings
 
 
 def test_a_role_that_does_not_exist_is_a_usage_error() -> None:
@@ -51,6 +52,41 @@ def test_every_option_that_run_shows_can_be_given_by_a_variable() -> None:
     shown = [option for option in run.params if isinstance(option, click.Option) and not option.hidden]
     assert len(shown) > 20
     assert [option.name for option in shown if not option.envvar] == []
+
+
+_BROKEN = """
+import impetus_producer
+import impetus_worker.worker
+class Broken:
+    def __init__(self, *rest, **more): pass
+    def run(self): raise {error}
+impetus_producer.connect = lambda url: None
+impetus_worker.worker.QueueWorker = Broken
+from impetus_producer.errors import ImpetusError
+from impetus_worker.errors import ConfigurationError
+from impetus_worker.cli.main import main
+main(["work"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "traceback"),
+    [("KeyError('a bug')", 1, True), ("ImpetusError('a bug')", 1, False), ("ConfigurationError('a bug')", 3, False)],
+)
+def test_a_workers_bug_shows_by_its_traceback_and_an_error_on_purpose_by_its_sentence(
+    error: str, status: int, traceback: bool
+) -> None:
+    settings = WorkerSettings("redis://", "embedding", "name").to_json()
+    said = subprocess.run(
+        [sys.executable, "-c", _BROKEN.format(error=error)],
+        input=settings + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == status
+    assert "a bug" in said.stderr
+    assert ("Traceback" in said.stderr) is traceback
 
 
 def _without(package: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:

@@ -24,6 +24,7 @@ from impetus_worker.settings import WorkerSettings
 
 from .breakable import children
 from .conftest import eventually
+from .test_faults import documents, embed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,8 @@ class Run:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "impetus_worker", "run", *SIMULATED, *options],
                 **({"stdout": log, "stderr": log} | more),
-                env={**environment, "IMPETUS_STATE_DIR": str(state)},
+                # As services run: in no language.
+                env={**environment, "LC_ALL": "C", "IMPETUS_STATE_DIR": str(state)},
                 cwd=cwd,
             )
         self.tree: dict[int, str] = {}
@@ -109,7 +111,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
     started: list[Run] = []
 
     def begin(*options: str, state: Path | None = None, **more: Any) -> Run:
-        started.append(Run(state or tmp_path / "state", *options, **more))
+        started.append(Run(state or tmp_path / "Zustände ☃" / "state", *options, **more))
         return started[-1]
 
     yield begin
@@ -337,6 +339,21 @@ def test_the_whole_tree_but_the_supervisor_outlives_a_hangup(start: Any) -> None
     producer.connection.close()
     assert all(map(runs, others))
     assert one.stop() == 0
+
+
+def test_a_terminal_that_closes_ends_impetus_embed_and_all_that_it_started(tmp_path: Path) -> None:
+    source, folder = documents(tmp_path, 8_000), tmp_path / "out"
+    folder.mkdir()
+    command = embed(None, source, folder / "vectors.jsonl", "--texts-per-job", "16")
+    draft = folder / f".vectors.jsonl.{command.pid}.part"
+    eventually(lambda: command.poll() is not None or (draft.exists() and draft.stat().st_size > 0))
+    tree = _below(command.pid)
+    assert len(tree) == 6
+    os.killpg(command.pid, signal.SIGHUP)  # as a terminal does to what runs in its foreground
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 128 + signal.SIGHUP, said
+    eventually(lambda: not any(map(runs, tree)))
+    assert list(folder.iterdir()) == []
 
 
 # -- what is imported ------------------------------------------------------------------------------------------------

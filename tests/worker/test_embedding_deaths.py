@@ -302,6 +302,15 @@ def test_the_oldest_batch_has_begun_and_the_next_one_when_that_is_done() -> None
     assert batcher.begun() == set()
 
 
+def test_a_job_that_has_ended_is_not_to_blame_though_its_rows_run_on() -> None:
+    batcher = make_batcher(max_tokens=20)
+    ended, other = job(words(10)), job(words(10))
+    take(batcher, [ended, other])
+    given(batcher)
+    batcher.forget([ended.id])
+    assert batcher.begun() == {other.id}
+
+
 def test_an_urgent_batch_passes_the_one_that_waits() -> None:
     batcher = make_batcher(max_tokens=20)
     works = two_batches(batcher, job(words(20), queue=BULK), job(words(20), queue=BULK))

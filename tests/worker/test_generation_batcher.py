@@ -432,6 +432,16 @@ def test_time_counts_from_when_the_engine_has_a_job_even_if_it_never_begins() ->
     assert batcher.patience_s(107.0) == 15.0
 
 
+def test_time_counts_on_when_a_job_or_another_begins() -> None:
+    batcher = make_batcher()
+    first, second = job(), job()
+    take(batcher, [first, second])
+    works = [work for work in (batcher.next_work(0.0), batcher.next_work(0.0)) if work is not None]
+    begin(batcher, works[:1], 3.0)
+    begin(batcher, works[1:], 4.0)
+    assert (batcher.engine_s(first.id, 6.0), batcher.engine_s(second.id, 6.0)) == (6.0, 6.0)
+
+
 def test_time_does_not_count_while_a_job_waits_for_its_model_or_behind_the_loading_of_another() -> None:
     batcher = make_batcher()
     parked, behind = job("parked", timeout_s=5), job("behind", timeout_s=5)

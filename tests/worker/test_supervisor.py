@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
+LIMIT_S = 100.0
+"""For a machine that has other things to do."""
+
 _SUPERVISE = """
 import json, logging, sys
 from impetus_worker.host.supervisor import Supervisor
@@ -97,10 +100,10 @@ class Supervised:
         return [(line["died"], line["begun"]) for line in self.said() if "died" in line]
 
     def heard(self, word: str, times: int = 1) -> list[dict[str, Any]]:
-        return eventually(lambda: lines if len(lines := self.said(word)) >= times else [])
+        return eventually(lambda: lines if len(lines := self.said(word)) >= times else [], LIMIT_S)
 
     def status(self) -> int:
-        return self.process.wait(30)
+        return self.process.wait(LIMIT_S)
 
 
 @pytest.fixture
@@ -217,7 +220,7 @@ def test_a_supervisor_under_nohup_does_not_mind_that_its_terminal_closes(tmp_pat
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGINT)
         assert b'"SIGTERM+SIGINT"' in process.stdout.readline()
-        assert process.wait(30) == 0
+        assert process.wait(LIMIT_S) == 0
 
 
 def test_a_worker_that_obeyed_a_shutdown_command_is_followed_by_another_and_how_to_stop_is_said(

@@ -10,17 +10,19 @@ import logging
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
+from impetus_producer.connections import from_url
 from impetus_producer.server import Trouble, hang_up, trouble
 
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from redis import Redis
 
     from .leases.scripts import Call
 
@@ -38,7 +40,21 @@ class Reachability:
 
     def __init__(self) -> None:
         self._failing: set[str] = set()
+        self._clients: list[Redis] = []
         self._lock = threading.Lock()
+
+    def add(self, connection: Redis) -> None:
+        with self._lock:
+            self._clients.append(connection)
+
+    def hang_up_all(self) -> None:
+        """Every connection of the worker is made anew, also those on which somebody waits: they lead to a server that
+        has become another one's replica.
+        """
+        with self._lock:
+            connections = list(self._clients)
+        for connection in connections:
+            hang_up(connection)
 
     def lost(self, who: str, error: Exception) -> None:
         with self._lock:
@@ -58,11 +74,15 @@ class Reachability:
         return bool(self._failing)
 
 
+def _changed_its_role(error: Exception) -> bool:
+    return isinstance(error, ReadOnlyError | MasterDownError | BusyLoadingError) or str(error).startswith("UNBLOCKED")
+
+
 def client(url: str, answer_s: float) -> Redis:
     """A client that tries nothing twice, and waits so long for an answer and no longer."""
-    return Redis.from_url(
-        url, socket_timeout=answer_s, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0), protocol=2
-    )
+    made = from_url(url)
+    made.connection_pool.connection_kwargs |= {"socket_timeout": answer_s, "retry": Retry(NoBackoff(), 0)}
+    return made
 
 
 class Link:
@@ -70,6 +90,7 @@ class Link:
 
     def __init__(self, who: str, connect: Callable[[], Redis], reachability: Reachability) -> None:
         self.connection = connect()
+        reachability.add(self.connection)
         self._who = who
         self._reachability = reachability
         self._wait_s = 0.0
@@ -94,7 +115,10 @@ class Link:
         if trouble(error) is Trouble.CONFIGURATION:
             raise ConfigurationError(f"the Redis server refuses this worker: {error}") from error
         # A server that answers READONLY keeps the connection: behind the same address may be another one by now.
-        hang_up(self.connection)
+        if _changed_its_role(error):
+            self._reachability.hang_up_all()
+        else:
+            hang_up(self.connection)
         self._reachability.lost(self._who, error)
         self._wait_s = min(MAX_WAIT_S, self._wait_s * 2 or FIRST_WAIT_S)
         return self._wait_s

@@ -48,7 +48,7 @@ class OpenEmbedding:
     """How many of them are in the backlog."""
     waiting_tokens: int = 0
     engine_s: float | None = None
-    """How long the engine was at batches with rows of it, the present one aside; None if it has begun none."""
+    """How long the engine was at batches with rows of it, one that is running aside; None if it has begun none."""
     ended: bool = False
     """Whether nobody wants its rows any longer. They are left out where they come up."""
 

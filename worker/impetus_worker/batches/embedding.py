@@ -27,6 +27,7 @@ from ..leases.outcomes import Failed, Outcome, Stopped
 from .backlog import Backlog, OpenEmbedding, Row
 from .batcher import Room
 from .cost import CostModel
+from .engine_queue import Batch, EngineQueue
 from .quarantine import Quarantine
 from .reading import JobReader
 from .results import EmbeddingResults
@@ -53,13 +54,6 @@ _MAX_JOBS_HELD = 2048
 _MAX_UNREAD_BYTES = 32_000_000
 """No lane claims more while it holds so many jobs, or so much that it has not read."""
 _MAX_JOBS_A_CLAIM = 128
-_LEAST_PATIENCE_S = 60.0
-_BATCHES_OF_PATIENCE = 10
-"""So many times what its batch should cost a silent engine is waited for."""
-_UNKNOWN_PATIENCE_S = 300.0
-"""While no batch has run yet: a device may compile its kernels in the first."""
-_UNWANTED_PATIENCE_S = 5.0
-"""Beside the cost of a batch that nobody wants any more, or that has outrun the timeout of a job."""
 DEFAULT_BATCH_TOKENS = {
     "cpu": 1024,
     "numpy": 1024,
@@ -85,25 +79,10 @@ class _Lane:
     """The moving average."""
 
 
-@dataclass(eq=False, slots=True)
-class _Batch:
-    rows: list[Row]
-    jobs: set[OpenEmbedding]
-    lane: _Lane
-    suspect: bool
-    overdue: bool = False
-    """Whether a job ran out of time while the engine was at it."""
-
-    @property
-    def padded_tokens(self) -> int:
-        return max(len(row.ids) for row in self.rows) * len(self.rows)
-
-
 class EmbeddingBatcher:
     """`Batcher` for embedding jobs. `max_wait_s`: how long the first text waits for others to join its batch.
 
-    Of what it was given the engine runs the oldest urgent batch first, and the others in order: so one batch has begun,
-    and only its jobs spend the engine's time. `clock`: in seconds, by which reading is cut into slices.
+    `clock`: in seconds, by which reading is cut into slices.
     """
 
     def __init__(
@@ -126,11 +105,7 @@ class EmbeddingBatcher:
         self._urgent, self._bulk = self._lanes = tuple(
             _Lane(urgent, Backlog(max_rows=max_batch_texts, max_tokens=max_batch_tokens)) for urgent in (True, False)
         )
-        self._in_engine: dict[int, _Batch] = {}
-        """By the id of their work, in the order in which they were given to it."""
-        self._running: int | None = None
-        """The one of them that the engine has begun."""
-        self._running_since = 0.0
+        self._in_engine = EngineQueue()
         self._asked_at = -math.inf
         """When there last was no work to give."""
         self._turns: deque[tuple[_Lane, bool]] = deque(
@@ -177,7 +152,7 @@ class EmbeddingBatcher:
         return outcomes
 
     def _open(self, read: ReadJob, now: float) -> None:
-        lane, size = self._urgent if read.urgent else self._bulk, len(read.texts)
+        lane, size = self._lane(read.urgent), len(read.texts)
         owner = self._jobs[read.job.id] = OpenEmbedding(
             read.job,
             read.request,
@@ -206,7 +181,7 @@ class EmbeddingBatcher:
     def _has_suspects(self) -> bool:
         """Whether any row is suspected, in the engine or waiting."""
         waits = any(lane.quarantine for lane in self._lanes)
-        return waits or any(batch.suspect for batch in self._in_engine.values())
+        return waits or any(batch.suspect for batch in self._in_engine)
 
     def _next_beside_others(self, now: float) -> EmbeddingWork | None:
         for lane in self._lanes:
@@ -234,17 +209,9 @@ class EmbeddingBatcher:
     def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
         work = EmbeddingWork(next(self._ids), [row.ids for row in rows], urgent=lane.urgent)
         lane.in_engine += 1
-        self._in_engine[work.id] = _Batch(rows, {row.owner for row in rows}, lane, suspect)
-        self._begin_next(now)
+        batch = Batch(rows, {row.owner for row in rows}, lane.urgent, suspect)
+        self._in_engine.give(work.id, batch, now)
         return work
-
-    def _begin_next(self, now: float) -> None:
-        """If nothing runs in the engine, the next of what it was given does."""
-        if self._running is None and self._in_engine:
-            urgent = (work for work, batch in self._in_engine.items() if batch.lane.urgent)
-            self._running, self._running_since = next(urgent, next(iter(self._in_engine))), now
-            for owner in self._in_engine[self._running].jobs:
-                owner.engine_s = owner.engine_s or 0.0
 
     def wakes_at(self) -> float | None:
         if self._reader.jobs(urgent=True) or self._reader.jobs(urgent=False):
@@ -256,15 +223,10 @@ class EmbeddingBatcher:
     # -- taking back -------------------------------------------------------------------------------------------------
 
     def absorb(self, event: Event, now: float) -> list[Outcome]:
-        batch = self._in_engine.pop(event.id, None)
+        batch = self._in_engine.take_back(event.id, now)
         if batch is None:
             return []
-        batch.lane.in_engine -= 1
-        # Its time, even if another was thought to run: one that was given while the engine began with this.
-        self._spend(batch, now)
-        if event.id == self._running:
-            self._running = None
-            self._begin_next(now)
+        self._lane(batch.urgent).in_engine -= 1
         if isinstance(event, Embedded):
             return self._completed(batch, event)
         assert isinstance(event, Rejected)
@@ -280,12 +242,7 @@ class EmbeddingBatcher:
         self._end(owner)
         return [Failed(owner.job, InferenceError(event.message))]
 
-    def _spend(self, batch: _Batch, now: float) -> None:
-        for owner in batch.jobs:
-            owner.engine_s = (owner.engine_s or 0.0) + now - self._running_since
-        self._running_since = now
-
-    def _completed(self, batch: _Batch, event: Embedded) -> list[Outcome]:
+    def _completed(self, batch: Batch, event: Embedded) -> list[Outcome]:
         if len(event.vectors) != len(batch.rows):
             raise RuntimeError(
                 f"the engine returned {len(event.vectors)} vectors for {len(batch.rows)} texts: "
@@ -308,8 +265,8 @@ class EmbeddingBatcher:
     # -- when things end otherwise -----------------------------------------------------------------------------------
 
     def interrupt(self, outcome: Failed | Stopped) -> tuple[list[int], list[Outcome]]:
-        running, owner = self._batch_running(), self._jobs.get(outcome.job.id)
-        if isinstance(outcome, Failed) and running is not None and owner in running.jobs:
+        running, owner = self._in_engine.running, self._jobs.get(outcome.job.id)
+        if isinstance(outcome, Failed) and running is not None and owner in running.owners:
             running.overdue = True
         return self.forget([outcome.job.id]), [outcome]
 
@@ -324,93 +281,71 @@ class EmbeddingBatcher:
         """None of its rows is wanted any more, wherever they are."""
         del self._jobs[owner.job.id]
         owner.ended = True
-        lane = self._urgent if owner.urgent else self._bulk
+        lane = self._lane(owner.urgent)
         lane.jobs -= 1
         lane.backlog.forget(owner)
         if lane.quarantine:
             lane.quarantine.keep(lambda row: not row.owner.ended)
 
     def overdue(self, now: float) -> list[ClaimedJob]:
-        running = self._batch_running()
-        if running is None:
-            return []
-        since_s, late = now - self._running_since, []
-        for owner in running.jobs:
-            timeout_s = owner.job.timeout_s
-            if not owner.ended and timeout_s is not None and (owner.engine_s or 0.0) + since_s > timeout_s:
-                late.append(owner.job)
-        return late
+        return self._in_engine.overdue(now)
 
     def engine_s(self, job_id: str, now: float) -> float | None:
-        owner, running = self._jobs.get(job_id), self._batch_running()
-        if owner is None or owner.engine_s is None:
-            return None
-        return owner.engine_s + (now - self._running_since if running and owner in running.jobs else 0.0)
+        owner = self._jobs.get(job_id)
+        return self._in_engine.engine_s(owner, now) if owner is not None else None
 
     # -- what the engine does ----------------------------------------------------------------------------------------
-
-    def _batch_running(self) -> _Batch | None:
-        return None if self._running is None else self._in_engine[self._running]
 
     def has_begun(self, job_id: str) -> bool:
         owner = self._jobs.get(job_id)
         return owner is not None and owner.engine_s is not None
 
     def begun(self) -> Set[str]:
-        running = self._batch_running()
-        return {owner.job.id for owner in running.jobs if not owner.ended} if running is not None else set()
+        return self._in_engine.begun()
 
     @property
     def has_work(self) -> bool:
         return bool(self._in_engine)
 
     def patience_s(self, now: float) -> float:
-        batch = self._batch_running()
-        if batch is None:
-            return math.inf
-        expected_s = self._cost.expected_s(batch.padded_tokens)
-        if batch.overdue or (expected_s is not None and all(owner.ended for owner in batch.jobs)):
-            return _UNWANTED_PATIENCE_S + 2 * (expected_s or 0.0)
-        if expected_s is None:
-            return _UNKNOWN_PATIENCE_S
-        return max(_LEAST_PATIENCE_S, _BATCHES_OF_PATIENCE * expected_s)
+        return self._in_engine.patience_s(self._cost)
 
     def engine_died(self, now: float, *, suspect: bool) -> list[Outcome]:
-        batch = self._batch_running()
-        others = [each for each in self._in_engine.values() if each is not batch]
-        self._in_engine.clear()
-        self._running = None
+        running, others = self._in_engine.take_all(now)
         for lane in self._lanes:
             lane.in_engine = 0
-        for other in reversed(others):
-            self._run_again(other, other.rows)
-        if batch is None:
+        for batch in reversed(others):
+            self._run_again(batch, batch.rows)
+        if running is None:
             return []
         if suspect:
-            return self._judge(batch, alone=len(batch.rows) == 1 and not others)
-        self._spend(batch, now)
-        self._run_again(batch, batch.rows)
+            return self._judge(running, alone=len(running.rows) == 1 and not others)
+        self._run_again(running, running.rows)
         return []
 
-    def _judge(self, batch: _Batch, *, alone: bool) -> list[Outcome]:
+    def _judge(self, batch: Batch, *, alone: bool) -> list[Outcome]:
         """The batch had begun when the engine died."""
-        for owner in batch.jobs:
+        for owner in batch.owners:
             owner.engine_s = 0.0  # it runs anew
         begun = [row for row in batch.rows if not row.owner.ended]
-        again, poison = batch.lane.quarantine.after_death(begun, alone=alone and bool(begun))
+        again, poison = self._lane(batch.urgent).quarantine.after_death(begun, alone=alone and bool(begun))
         self._run_again(replace(batch, suspect=False), again)
         poisoned = {row.owner: row for row in poison}
         for owner in poisoned:
             self._end(owner)
         return [Failed(owner.job, _poison(row)) for owner, row in poisoned.items()]
 
-    def _run_again(self, batch: _Batch, rows: list[Row]) -> None:
+    def _run_again(self, batch: Batch, rows: list[Row]) -> None:
         """As the next of its lane, without waiting for more; suspects remain that."""
-        batch.lane.closes_at = 0.0
+        lane = self._lane(batch.urgent)
+        lane.closes_at = 0.0
         if batch.suspect:
-            batch.lane.quarantine.put_back([row for row in rows if not row.owner.ended])
+            lane.quarantine.put_back([row for row in rows if not row.owner.ended])
         else:
-            batch.lane.backlog.put_first(rows)
+            lane.backlog.put_first(rows)
+
+    def _lane(self, urgent: bool) -> _Lane:
+        return self._urgent if urgent else self._bulk
 
 
 def _poison(row: Row) -> PoisonedJobError:

@@ -12,31 +12,25 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
 from impetus_backends import protocol
-from impetus_backends.protocol import Deferred, Generated, GenerationWork, Parked, Progress, Rejected
-from impetus_producer.contract import (
-    GENERATE_FUNCTION,
-    GENERATION_QUEUE,
-    GenerationRequest,
-    StreamEvent,
-    parse_request,
-)
+from impetus_backends.protocol import Deferred, Generated, Parked, Progress, Rejected
+from impetus_producer.contract import GENERATE_FUNCTION, GenerationRequest, StreamEvent, parse_request
 
 from ..errors import InferenceError, InvalidRequestError, PoisonedJobError
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
 from .batcher import Room, check_model
+from .open_generation import OpenGeneration
 from .payload import read_payload
-from .quarantine import Quarantine, Witness
+from .quarantine import Quarantine
 from .results import GenerationResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
-    from impetus_backends.protocol import EngineInfo, Event
+    from impetus_backends.protocol import EngineInfo, Event, GenerationWork
 
     from ..leases.claims import ClaimedJob
 
@@ -50,44 +44,6 @@ _LOADING_PATIENCE_S = 600.0
 """While a job waits for its model, which may be loading."""
 _OVERDUE_PATIENCE_S = 15.0
 """For a step from which a job that ran out of time should have come back."""
-
-
-@dataclass(eq=False, slots=True)
-class OpenGeneration(Witness):
-    """A generation job whose request is read, and how far the engine has come with it."""
-
-    job: ClaimedJob
-    request: GenerationRequest
-    engine_s: float | None = None
-    """How long the engine had it, the time since `counted_from` aside; None if it never did."""
-    counted_from: float | None = None
-    """None while its time is not counted."""
-    parked: bool = False
-    """Whether it waits in the engine for its model, and so takes no place."""
-    run: str = ""
-    """Names what the engine has begun of it, and is empty until it has."""
-    streamed: int = 0
-    """How many characters of this run's text have been told."""
-    ending: Failed | Stopped | None = None
-    """How it is to end as soon as the engine has handed over what it made."""
-
-    @property
-    def urgent(self) -> bool:
-        return self.job.queue == GENERATION_QUEUE
-
-    def resume(self, now: float) -> None:
-        """Its time is the engine's from now on."""
-        if self.counted_from is None:
-            self.engine_s, self.counted_from = self.engine_s or 0.0, now
-
-    def pause(self, now: float) -> None:
-        """Its time is not the engine's for now."""
-        self.engine_s, self.counted_from = self.spent_s(now), None
-
-    def spent_s(self, now: float) -> float | None:
-        if self.engine_s is None or self.counted_from is None:
-            return self.engine_s
-        return self.engine_s + now - self.counted_from
 
 
 class GenerationBatcher:
@@ -201,27 +157,11 @@ class GenerationBatcher:
         return urgent
 
     def _send(self, owner: OpenGeneration, now: float) -> GenerationWork:
-        work_id, request = next(self._ids), owner.request
+        work_id = next(self._ids)
         self._in_engine[work_id] = owner
         if not self._loading:
             owner.resume(now)
-        return GenerationWork(
-            id=work_id,
-            prompt=request.prompt,
-            messages=tuple((each.role, each.content) for each in request.messages) if request.messages else None,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            repetition_penalty=request.repetition_penalty,
-            stop=tuple(request.stop),
-            seed=request.seed,
-            logprobs=request.logprobs,
-            schema=request.response_format.schema_text() if request.response_format is not None else None,
-            model=request.model,
-            stream=request.stream,
-        )
+        return owner.work(work_id)
 
     # -- taking back -------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ RQ's own cleanup of the started registry runs failure callbacks, so it is left o
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -81,12 +80,11 @@ class Registries:
         self._queues = queues
 
     def __call__(self, connection: Redis) -> None:
-        now: Any = connection.time()
+        now: Any = connection.time()  # RQ would take this machine's clock, and throw results away that it finds too old
         for queue in self._queues:
             for kind in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry):
                 registry = kind(queue, connection=connection, serializer=JSONSerializer)
-                # By the server's clock: by that of a machine two days ahead nothing would be left.
-                _try(partial(registry.cleanup, timestamp=now[0]))
+                _try(lambda registry=registry: registry.cleanup(now[0]))  # type: ignore[misc]
             _try(lambda queue=queue: _enqueue_ready(connection, queue))  # type: ignore[misc]
         for limit in RateLimitRegistry.all(connection):
             _try(limit.cleanup)

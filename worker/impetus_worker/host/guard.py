@@ -7,6 +7,7 @@ that the server keeps there, makes sure that it is that server, and ends it befo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
@@ -74,13 +75,14 @@ def main() -> None:
 
 
 def _options(folder: Path, appendfsync: str, port: int) -> list[str]:
-    """On the command line, where a folder's name may hold spaces. The title stays, by which `_is_ours` knows it."""
+    """On the command line, where a folder's name may hold spaces, and where `_is_ours` finds the mark."""
     settings = {
         "dir": folder,
         "port": port,
         "bind": _HOST,
         "pidfile": folder / "valkey.pid",
         "set-proc-title": "no",
+        "proc-title-template": _mark(folder),
         "save": "",
         "appendonly": "yes",
         "appendfsync": appendfsync,
@@ -139,12 +141,16 @@ def end_orphan(folder: Path) -> bool:
     raise RuntimeError(f"process {pid} still holds {folder} and does not end")
 
 
+def _mark(folder: Path) -> str:
+    """What stands in the command line of this folder's server; a folder's own name need not survive `ps`."""
+    return f"impetus-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
+
+
 def _is_ours(pid: int, folder: Path) -> bool:
     """Whether this process is a server of this folder: its number alone may be another program's by now."""
-    seen = subprocess.run(
-        ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, errors="replace", check=False
-    )
-    return f" --dir {folder} --port " in seen.stdout
+    shown = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
+    seen = subprocess.run(shown, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return _mark(folder).encode() in seen.stdout
 
 
 def _told_to_end(within_s: float) -> bool:

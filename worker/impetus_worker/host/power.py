@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..settings import WorkerSettings
 
+_END_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -149,7 +149,7 @@ class StayAwake:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(2 * _END_S)
 
     def _run(self) -> None:
         try:
@@ -186,9 +186,12 @@ class StayAwake:
     def _release(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            process.wait()
+            process.terminate()
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def try_power(

@@ -19,6 +19,7 @@ CAN_SLEEP, WILL_SLEEP = 0xE0000270, 0xE0000280
 _FRAMEWORKS = "/System/Library/Frameworks"
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)
 """IOServiceInterestCallback: (refcon, service, message, argument)."""
+_ANSWER_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -68,9 +69,9 @@ class SleepNotices:
         self._hear_c = _CALLBACK(self._hear)  # held: C does not
         self._thread = threading.Thread(target=self._run, name="sleep-notices", daemon=True)
         self._thread.start()
-        self._ready.wait()
+        self._ready.wait(_ANSWER_S)
         if not self._loop:
-            raise OSError("IORegisterForSystemPower refused")
+            raise OSError("IORegisterForSystemPower refused, or did not answer")
 
     def close(self) -> None:
         self._system.CFRunLoopStop(self._loop)

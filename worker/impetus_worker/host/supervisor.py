@@ -41,6 +41,8 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 """What a worker is sent at the first, the second and the third stop: warm, cold, and no more asking. The first two are
 told alike, and differ because a signal that waits to be heard swallows another of its kind."""
 _WORKER = (sys.executable, "-P", "-m", "impetus_worker", "work")
+_KILLED_S = 10.0
+"""How long a killed process may take to be gone."""
 _log = logging.getLogger(__name__)
 
 
@@ -268,9 +270,9 @@ class Supervisor:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _is_over(self) -> bool:
-        return not any(child.process for child in self._children) and (
-            self._stops > 0 or all(child.lives.is_over for child in self._children)
-        )
+        if any(child.process for child in self._children):
+            return self._stops > len(_PASSED_ON)  # once more than killing them: nobody is waited for
+        return self._stops > 0 or all(child.lives.is_over for child in self._children)
 
     def _exit_status(self) -> int:
         """1 before EXIT_CONFIGURATION: what keeps services running tries the former again, and not the latter."""
@@ -282,7 +284,12 @@ class Supervisor:
         for child in self._children:
             if child.process is not None:
                 self._send(child, signal.SIGKILL)
-                self._bury(child, child.process.wait())
+                try:
+                    status = child.process.wait(_KILLED_S)
+                except subprocess.TimeoutExpired:  # the system holds it, in a driver perhaps
+                    _log.error("process %d does not end even when it is killed; it is left behind", child.process.pid)
+                    status = -signal.SIGKILL
+                self._bury(child, status)
 
     @staticmethod
     def _send(child: _Child, number: signal.Signals) -> None:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from impetus_producer.server import hang_up
-
 from ..companion import Companion
 from ..inbox import Answered, Unanswered
 from ..link import PASSING, Link
@@ -47,9 +45,6 @@ class Courier(Companion):
             except PASSING as error:
                 self.tell(Unanswered(self._link.failed(error)))
             else:
-                if any(isinstance(answer, ResponseError) for answer in answers):
-                    # Refused by a server that was demoted, perhaps: behind the same address may be another by now.
-                    hang_up(self._link.connection)
                 self.tell(Answered(answers))
 
 
