@@ -23,7 +23,7 @@ from .batches.quarantine import DEATHS_ALONE
 from .errors import ConfigurationError, EngineDiedError, PoisonedJobError
 from .fleet.chores import REGISTRIES_INTERVAL_S, Registries, Schedule
 from .fleet.commands import Commands
-from .fleet.duties import Recovery, Renewal, Sweep
+from .fleet.duties import FITNESS_INTERVAL_S, Recovery, Renewal, ServerFitness, Sweep
 from .fleet.housekeeping import Duty, Housekeeping
 from .fleet.routing import LOOK, Routing
 from .host.begun import BegunNote
@@ -189,6 +189,7 @@ class QueueWorker:
             "chores",
             self._link("chores"),
             [
+                Duty("fitness", ServerFitness(), FITNESS_INTERVAL_S),
                 Duty("schedule", Schedule(self._queues), 1.0),
                 Duty("sweep", Sweep(self._queues), 1.0, judges_others=True),
                 Duty("registries", Registries(self._queues), REGISTRIES_INTERVAL_S),
