@@ -102,7 +102,7 @@ def like(client: Any) -> Redis:
 
 def _refuse_what_is_none(client: Any, pool: Any) -> None:
     kind = type(client)
-    if any("asyncio" in each.__module__ or "FakeAsync" in each.__name__ for each in kind.__mro__):
+    if any(each.__module__.startswith(("redis.asyncio", "valkey.asyncio")) for each in kind.__mro__):
         raise ImpetusError(
             "an asyncio client cannot serve here, as handles wait in threads: give Producer() a redis.Redis, or a URL"
         )

@@ -109,7 +109,7 @@ class Proxy:
             with suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         for line in [self._listener, *self._lines]:
             line.close()
 
@@ -147,7 +147,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(look: Callable[[], Any], limit_s: float = 20) -> Any:
+def eventually(look: Callable[[], Any], limit_s: float = 60) -> Any:
     """What `look` returns once it is true."""
     deadline = time.monotonic() + limit_s
     while not (seen := look()):

@@ -100,16 +100,16 @@ def test_a_job_that_runs_is_told_by_a_wish_and_a_message_and_is_cancelled_once_i
     start(producer, handle)
     with producer.connection.pubsub() as ears:  # type: ignore[no-untyped-call]
         ears.subscribe("rq:pubsub:w1")
-        assert ears.get_message(timeout=5)
+        assert ears.get_message(timeout=60)
         answers: list[bool] = []
-        thread = threading.Thread(target=lambda: answers.append(handle.cancel()))
+        thread = threading.Thread(target=lambda: answers.append(handle.cancel(timeout_s=60)))
         thread.start()
         message = eventually(lambda: ears.get_message(timeout=0.1))
         assert json.loads(message["data"]) == {"command": "stop-job", "job_id": handle.job_id}
         assert 0 < producer.connection.ttl(f"impetus:cancel:{handle.job_id}") <= 24 * 3600
         assert answers == []
         stop(producer, handle)
-        thread.join(10)
+        thread.join(60)
     assert answers == [True]
 
 
@@ -133,7 +133,7 @@ def test_a_job_that_ended_meanwhile_was_not_cancelled_and_one_put_back_is(
     start(producer, handle)
     wish = f"impetus:cancel:{handle.job_id}"
     answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(handle.cancel()))
+    thread = threading.Thread(target=lambda: answers.append(handle.cancel(timeout_s=60)))
     thread.start()
     eventually(lambda: producer.connection.exists(wish))
     if end == "finished":
@@ -143,7 +143,7 @@ def test_a_job_that_ended_meanwhile_was_not_cancelled_and_one_put_back_is(
     else:
         producer.connection.hset(f"rq:job:{handle.job_id}", "status", "queued")
         producer.connection.rpush("rq:queue:embedding", handle.job_id)
-    thread.join(10)
+    thread.join(60)
     assert answers == [expected]
     assert producer.connection.llen("rq:queue:embedding") == 0
 
