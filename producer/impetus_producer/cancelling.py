@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.5
 
-_CANCEL = """
+CANCEL_SCRIPT = """
 -- ARGV: the job's id, the key of the wish, its time to live in s, the time in RQ's form, a name of this cancellation
 -- Returns the status that the job had, and the worker that runs it; nothing if there is no such job. The same when it
 -- is sent again because its answer was lost: who cancelled the job is written down.
@@ -106,7 +106,7 @@ def _await_end(connection: Redis, job_id: str, limit_s: float) -> None:
 
 def _step(connection: Redis, job_id: str, name: str) -> tuple[str, str] | None:
     now = datetime.now(UTC).strftime(jobs.TIME_FORMAT)
-    script = connection.register_script(_CANCEL)
+    script = connection.register_script(CANCEL_SCRIPT)
     answer: Any = script(args=[job_id, jobs.cancel_key(job_id), CANCEL_TTL_S, now, name])
     if not answer:
         return None

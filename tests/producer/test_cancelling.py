@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from rq import Queue
 from rq.job import Job, JobStatus
 from rq.rate_limit import RateLimit
+from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from impetus_producer import JobNotFoundError, Producer, ResultTimeoutError
 from impetus_producer.cli import cli
 
 from .servers import Valkey, eventually
-from .stock_worker import embedding_of, fail, finish
+from .stock_worker import embedding_of, finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +43,12 @@ def start(producer: Producer, handle: JobHandle[Any], worker: str = "w1") -> Non
 
 
 def stop(producer: Producer, handle: JobHandle[Any]) -> None:
-    """As a worker ends a job that it was told to stop."""
-    fail(producer.connection, handle.job_id, "stopped")
-    job_of(producer, handle).set_status(JobStatus.STOPPED)
+    """As a worker ends a job that it was told to stop, in one step."""
+    job = job_of(producer, handle)
+    with producer.connection.pipeline() as pipeline:
+        job.set_status(JobStatus.STOPPED, pipeline)
+        Result.create_failure(job, 500, "stopped", pipeline=pipeline)
+        pipeline.execute()
 
 
 def everything(connection: Redis) -> dict[str, Any]:

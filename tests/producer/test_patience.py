@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +92,21 @@ def test_a_result_is_waited_for_through_a_restart_which_is_said_once(durable: Va
     ]
 
 
+def test_many_threads_that_share_a_producer_come_back_together(durable: Valkey) -> None:
+    producer = Producer(durable.url)
+    said = Said(producer)
+    handles = [producer.embed("a") for _ in range(40)]
+    with ExitStack() as threads:
+        ended = [threads.enter_context(in_a_thread(handle.result)) for handle in handles]
+        durable.kill()
+        assert said.first.wait(20)
+        durable.start()
+        with Redis.from_url(durable.url) as client:
+            for handle in handles:
+                finish(client, handle.job_id, embedding_of(["a"]))
+    assert all(list(results[0].vectors[0]) == vector_of("a") for results in ended)
+
+
 def test_the_library_says_it_as_a_warning(durable: Valkey, caplog: pytest.LogCaptureFixture) -> None:
     producer = Producer(durable.url, patience_s=0.2)
     durable.kill()
@@ -146,6 +161,37 @@ def test_the_time_given_for_a_result_ends_the_wait_for_the_server_too(durable: V
     for ask in (handle.result, handle.cancel, lambda limit_s: list(generation.stream(limit_s))):
         with pytest.raises(ResultTimeoutError, match="does not answer"):
             ask(0.2)
+
+
+def test_patience_is_counted_over_all_that_is_asked_in_one_outage(durable: Valkey) -> None:
+    producer = Producer(durable.url, patience_s=1)
+    said = Said(producer)
+    handle = producer.embed("a")
+    durable.kill()
+
+    def wait_in_pieces() -> None:
+        while True:
+            with suppress(ResultTimeoutError):
+                handle.result(timeout_s=0.1)
+
+    with pytest.raises(NoServerError):
+        wait_in_pieces()
+    assert len(said) == 1
+    durable.start()
+    assert handle.status() == "queued"
+    durable.kill()
+    with pytest.raises(ResultTimeoutError):
+        handle.result(timeout_s=0.1)
+    assert len(said) == 3
+
+
+def test_the_command_that_waits_for_an_answer_gives_up_with_patience(durable: Valkey) -> None:
+    command = ["generate", "x", "--redis-url", durable.url, "--patience", "1"]
+    with in_a_thread(lambda: CliRunner().invoke(cli, command)) as ended:
+        eventually(lambda: durable.ask("LLEN", "rq:queue:generation"))
+        durable.kill()
+    assert ended[0].exit_code == 1
+    assert ended[0].stderr.endswith("is it running?\n")
 
 
 def test_patience_is_taken_from_the_environment(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +329,9 @@ def test_the_command_waits_and_says_so_on_stderr(
     documents.write_text("".join(f"text {number}\n" for number in range(20)))
     away, went = threading.Event(), Patience._went
 
-    def note(patience: Patience, error: ServerError) -> None:
-        went(patience, error)
+    def note(patience: Patience, error: ServerError) -> float:
         away.set()
+        return went(patience, error)
 
     monkeypatch.setattr(Patience, "_went", note)
     arguments = ["embed", str(documents), "-o", str(vectors), "--texts-per-job", "2", "--redis-url", durable.url]

@@ -304,3 +304,39 @@ def test_a_job_that_is_forgotten_while_it_is_read_is_not_run() -> None:
     assert batcher.wakes_at() is None
     assert batcher.read(0.0) == []
     assert batcher.next_work(1000.0) is None
+
+
+def test_a_job_that_met_two_deaths_of_workers_runs_with_nothing_beside_it() -> None:
+    batcher = make_batcher()
+    before = job("1", queue=BULK)
+    take(batcher, [before, replace(job("2", "3", queue=BULK), deaths=2), job("4"), job("5", queue=BULK)])
+    batches = []
+    while (work := batcher.next_work(1000.0)) is not None:
+        assert batcher.next_work(1000.0) is None, "something is beside it"
+        batches.append([int(row[0]) for row in work.rows])
+        batcher.absorb(run(work), 1000.0)
+    assert batches == [[4], [2, 3], [1, 5]]
+
+
+def test_a_suspect_that_is_alone_at_one_more_death_is_cut_in_halves_and_poison_is_found_at_the_third() -> None:
+    batcher = make_batcher()
+    suspect = replace(job("2", "3"), deaths=2)
+    take(batcher, [suspect])
+    outcomes: list[Outcome] = []
+    for _ in range(20):
+        if (work := batcher.next_work(1000.0)) is None:
+            break
+        rows = [int(row[0]) for row in work.rows]
+        outcomes += batcher.engine_died(1000.0, suspect=True) if 3 in rows else batcher.absorb(run(work), 1000.0)
+    (failed,) = outcomes
+    assert isinstance(failed, Failed)
+    assert "item 1" in str(failed.error)
+
+
+def test_what_is_not_yet_read_is_at_risk_while_it_is_read() -> None:
+    batcher = make_batcher()
+    waiting = job("1")
+    batcher.add([waiting])
+    assert batcher.unread() == {waiting.id}
+    batcher.read(0.0)
+    assert batcher.unread() == set()

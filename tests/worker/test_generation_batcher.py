@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -522,3 +523,35 @@ def test_a_forgotten_suspect_does_not_run() -> None:
     for work in works:
         batcher.absorb(done(work), 1.0)
     assert prompts(admitted(batcher)) == ["2"]
+
+
+def test_a_job_that_met_two_deaths_of_workers_runs_alone_and_if_bulk_it_keeps_no_caller_waiting() -> None:
+    batcher = make_batcher()
+    take(batcher, [job("runs", queue="generation-bulk")])
+    (running,) = admitted(batcher)
+    take(
+        batcher,
+        [
+            replace(job("suspect", queue="generation-bulk"), deaths=2),
+            job("urgent"),
+            job("later", queue="generation-bulk"),
+        ],
+    )
+    (urgent,) = admitted(batcher)
+    assert urgent.prompt == "urgent"
+    for work in (running, urgent):
+        batcher.absorb(done(work), 1.0)
+    (suspect,) = admitted(batcher)
+    assert suspect.prompt == "suspect"
+    batcher.absorb(done(suspect), 1.0)
+    assert prompts(admitted(batcher)) == ["later"]
+
+
+def test_a_suspect_whose_caller_waits_is_next_as_soon_as_nothing_runs() -> None:
+    batcher = make_batcher()
+    take(batcher, [job("runs")])
+    (running,) = admitted(batcher)
+    take(batcher, [replace(job("suspect"), deaths=2), job("other")])
+    assert admitted(batcher) == []
+    batcher.absorb(done(running), 1.0)
+    assert len(admitted(batcher)) == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.backoff import NoBackoff
@@ -30,16 +31,23 @@ T = TypeVar("T")
 
 FIRST_WAIT_S = 0.1
 MAX_WAIT_S = 5.0
+_CALM_S = 3.0
+"""For so long nothing may fail before the trouble is over."""
 PASSING = (RedisError, OSError)
 """What a call to the server may raise that is the server's or the network's affair."""
 _log = logging.getLogger(__name__)
 
 
 class Reachability:
-    """Whether the server serves, as all threads of a worker find it: said once when it stops, once when it is back."""
+    """Whether the server serves, as all threads of a worker find it: said once when it stops, once when it is back.
 
-    def __init__(self) -> None:
+    A server that refuses some things and takes others, for want of memory for instance, is one trouble and not many.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._failing: set[str] = set()
+        self._trouble_until: float | None = None
         self._clients: list[Redis] = []
         self._lock = threading.Lock()
 
@@ -58,20 +66,19 @@ class Reachability:
 
     def lost(self, who: str, error: Exception) -> None:
         with self._lock:
-            if not self._failing:
+            if self._trouble_until is None:
                 _log.error("Redis: %s; waiting for it", str(error) or type(error).__name__)
+            self._trouble_until = self._clock() + _CALM_S
             self._failing.add(who)
 
     def found(self, who: str) -> None:
-        if who in self._failing:  # looked at without the lock, because it is asked after every call
-            with self._lock:
-                self._failing.discard(who)
-                if not self._failing:
-                    _log.info("Redis: it answers again")
-
-    @property
-    def is_lost(self) -> bool:
-        return bool(self._failing)
+        if self._trouble_until is None:  # looked at without the lock, because it is asked after every call
+            return
+        with self._lock:
+            self._failing.discard(who)
+            if self._trouble_until is not None and not self._failing and self._clock() > self._trouble_until:
+                self._trouble_until = None
+                _log.info("Redis: it answers again")
 
 
 def _changed_its_role(error: Exception) -> bool:

@@ -43,7 +43,7 @@ from .link import PASSING, Link, Reachability
 from .roles import engine_config, make_batcher, worker_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Sequence, Set
 
     from redis import Redis
 
@@ -444,10 +444,16 @@ class QueueWorker:
             return
         assert self._batcher is not None
         self._admit_work(self._batcher)  # the device first: what is ready does not wait for what is not
-        self._ledger.note(self._batcher.read(self._now()))
-        self._admit_work(self._batcher)
+        if unread := self._batcher.unread():
+            self._note_begun(self._batcher.begun() | unread)
+            self._ledger.note(self._batcher.read(self._now()))
+            self._admit_work(self._batcher)
+        self._note_begun(self._batcher.begun())
+
+    def _note_begun(self, job_ids: Set[str]) -> None:
+        """Where the supervisor reads it after a death of this process."""
         if self._begun is not None:
-            self._begun.write(self._batcher.begun())
+            self._begun.write(job_ids)
 
     def _admit_work(self, batcher: Batcher) -> None:
         idle = not batcher.has_work

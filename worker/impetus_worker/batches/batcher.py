@@ -43,6 +43,10 @@ class Batcher(Protocol):
         as a `Failed` for a bad request."""
         ...
 
+    def unread(self) -> Set[str]:
+        """The ids of the jobs that a `read` may look at: to blame beside `begun()` if the process dies in it."""
+        ...
+
     def next_work(self, now: float) -> Work | None:
         """What the engine should be given now, if anything. Ask again until there is nothing."""
 

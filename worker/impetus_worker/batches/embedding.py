@@ -142,6 +142,9 @@ class EmbeddingBatcher:
         for job in jobs:
             self._reader.add(job)
 
+    def unread(self) -> Set[str]:
+        return self._reader.unread()
+
     def read(self, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for read in self._reader.read(_READING_S):
@@ -165,7 +168,11 @@ class EmbeddingBatcher:
         self._cost.arrived(size, now)
         if not lane.backlog.rows:
             lane.closes_at = now + self._max_wait_s if self._cost.waiting_pays(now) else now
-        lane.backlog.add(Row(owner, index, text.ids) for index, text in enumerate(read.texts))
+        rows = [Row(owner, index, text.ids) for index, text in enumerate(read.texts)]
+        if read.job.suspect:
+            lane.quarantine.admit(rows)
+        else:
+            lane.backlog.add(rows)
         lane.jobs += 1
         lane.batches_a_job += _LEARNING_RATE * (lane.backlog.batches_of(size, owner.tokens) - lane.batches_a_job)
 

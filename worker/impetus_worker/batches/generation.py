@@ -105,6 +105,9 @@ class GenerationBatcher:
     def add(self, jobs: Sequence[ClaimedJob]) -> None:
         self._unread.extend(jobs)
 
+    def unread(self) -> Set[str]:
+        return {job.id for job in self._unread}
+
     def read(self, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
         stop_at = self._clock() + _READING_S
@@ -117,7 +120,11 @@ class GenerationBatcher:
             except InvalidRequestError as error:
                 outcomes.append(Failed(job, error))
             else:
-                self._waiting.append(OpenGeneration(job, request))
+                owner = OpenGeneration(job, request)
+                if job.suspect:
+                    (self._urgent_suspects if owner.urgent else self._bulk_suspects).admit([owner])
+                else:
+                    self._waiting.append(owner)
             if self._clock() >= stop_at:
                 break
         return outcomes
@@ -131,9 +138,19 @@ class GenerationBatcher:
         if self._group is not None and not self._group and not self._in_engine:
             self._group = None
         if self._group is None and self._has_suspects:
-            self._group = self._next_group()  # the engine is empty, as the last group or a death has left it
+            if self._in_engine:
+                return self._next_before_suspects(now)
+            self._group = self._next_group()
         queue = self._waiting if self._group is None else self._group
         return self._send(queue.popleft(), now) if queue else None
+
+    def _next_before_suspects(self, now: float) -> GenerationWork | None:
+        """Suspects came while others run: these are let end, and bulk ones hold up nobody who waits."""
+        urgent = next((owner for owner in self._waiting if owner.urgent), None)
+        if self._urgent_suspects or urgent is None:
+            return None
+        self._waiting.remove(urgent)
+        return self._send(urgent, now)
 
     @property
     def _has_suspects(self) -> bool:

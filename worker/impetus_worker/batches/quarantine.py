@@ -69,6 +69,12 @@ class Quarantine(Generic[WitnessT]):
         """The next group to run, with nothing beside it."""
         return self._groups.popleft()
 
+    def admit(self, group: list[WitnessT]) -> None:
+        """The group comes as a suspect: it was in an engine at deaths of others' workers."""
+        for item in group:
+            item.deaths = max(item.deaths, 1)  # one more, and it is judged as those that met two here
+        self._groups.append(group)
+
     def put_back(self, group: list[WitnessT]) -> None:
         """The group is the next to run, for the engine was ended before it had."""
         if group:

@@ -18,7 +18,7 @@ from .batcher import check_model
 from .payload import read_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import numpy as np
 
@@ -69,6 +69,10 @@ class _Unread:
     def __len__(self) -> int:
         return len(self.claimed) + len(self.parsed)
 
+    def jobs(self) -> Iterator[ClaimedJob]:
+        yield from (read.job for read in self.parsed)
+        yield from self.claimed
+
     def add(self, job: ClaimedJob) -> None:
         self.claimed.append(job)
         self.payload_bytes += _payload_bytes(job)
@@ -110,6 +114,10 @@ class JobReader:
     def payload_bytes(self, *, urgent: bool) -> int:
         """How large the payloads are that have not been looked at."""
         return self._lane(urgent).payload_bytes
+
+    def unread(self) -> set[str]:
+        """The ids of the jobs that are not yet read to their end."""
+        return {job.id for lane in (self._urgent, self._patient) for job in lane.jobs()}
 
     def add(self, job: ClaimedJob) -> None:
         """Takes a job in, and does not look at it yet."""
