@@ -83,9 +83,9 @@ def test_a_lone_worker_that_wakes_past_its_leases_goes_on_with_the_runs_it_has(s
     handles = list(site.producer.embed_many(map(str, range(40)), texts_per_job=2))
     eventually(lambda: site.connection.zcard("rq:finished:embedding-bulk"))
     os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: lapsed(site))
     held = tokens(site)
     assert held
-    eventually(lambda: lapsed(site))
     os.kill(pid, signal.SIGCONT)
     site.check(handle.job_id for handle in handles)
     assert {job_id: ended_by(site, job_id) for job_id in held} == held
