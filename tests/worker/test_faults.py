@@ -188,8 +188,10 @@ def test_a_server_out_of_memory_for_longer_than_a_lease_costs_no_job_and_no_leas
 
 def test_while_the_server_is_out_of_memory_a_producer_gets_a_sentence(site: Site) -> None:
     site.connection.config_set("maxmemory", "1")
+    producer = Producer(site.url, patience_s=0)
     with pytest.raises(ImpetusError, match="memory"):
-        site.producer.embed("a")
+        producer.embed("a")
+    producer.connection.close()
 
 
 @pytest.mark.parametrize("what", ["EXEC", "EVALSHA"])

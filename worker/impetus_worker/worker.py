@@ -115,6 +115,7 @@ class QueueWorker:
             Doorbell(self._link(f"bell {queue}", doorbell.ANSWER_S), queue, self._inbox.tell) for queue in self._queues
         ]
         self._intake = Intake({queue: bell.listen for queue, bell in zip(self._queues, bells, strict=True)})
+        self._intake.pause(True)  # until it is known which queues are this worker's
         self._routing: Routing | None = None
         self._housekeeping: Housekeeping | None = None
         self._companions: list[Companion] = [
@@ -202,7 +203,6 @@ class QueueWorker:
         for companion in self._companions:
             companion.start()
         self._power.on_sleep(lambda: self._inbox.tell(inbox.Command(inbox.HANDOVER)))
-        self._listen_to(self._routing.queues)
 
     def _listen_to(self, queues: Sequence[str]) -> None:
         _log.info("worker %s serves %s", self.name, ", ".join(queues))

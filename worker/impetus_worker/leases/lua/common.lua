@@ -97,6 +97,20 @@ local function show_idle(worker)
   end
 end
 
+-- What the workers say of themselves that are in RQ's books and live, this one aside, and their names. A record without
+-- an end is nobody's who lives.
+local function living_records(worker)
+  local records, names = {}, {}
+  for _, key in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
+    local name = string.sub(key, #'rq:worker:' + 1)
+    local said = name ~= worker and read('GET', RECORD .. name)
+    if said and call('PTTL', RECORD .. name) > 0 then
+      records[#records + 1], names[#names + 1] = said, name
+    end
+  end
+  return records, names
+end
+
 -- Takes a run out of all books; send_collected() writes it.
 local function end_run(queue, id, token, worker)
   local run = id .. ':' .. token
