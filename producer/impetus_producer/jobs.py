@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from .contract import AWAITED_KEY, CANCEL_KEY, VECTORS_FIELD
 from .errors import JobFailedError
+from .scripts import ENQUEUE_SCRIPT
 from .streams import stream_key
 
 if TYPE_CHECKING:
@@ -30,27 +31,6 @@ ModelT = TypeVar("ModelT", bound="BaseModel")
 _COMPRESS_FROM_BYTES = 1024
 FAILED, RETRIED, SUCCESSFUL = 2, 4, 1
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
-
-
-ENQUEUE_SCRIPT = """
--- One step, and the same when it is sent again because its answer was lost: a job that is there is not touched.
--- ARGV: queue, number of common fields, their names and values, then id and data of each job
-local queue, common, at = 'rq:queue:' .. ARGV[1], {}, 3
-for _ = 1, ARGV[2] do
-  common[#common + 1], common[#common + 2] = ARGV[at], ARGV[at + 1]
-  at = at + 2
-end
-redis.call('SADD', 'rq:queues', queue)
-while at < #ARGV do
-  local id = ARGV[at]
-  if redis.call('HSETNX', 'rq:job:' .. id, 'data', ARGV[at + 1]) == 1 then
-    redis.call('HSET', 'rq:job:' .. id, unpack(common))
-    redis.call('RPUSH', queue, id)
-  end
-  at = at + 2
-end
-return redis.call('LLEN', queue)
-"""
 
 
 def job_key(job_id: str) -> str:

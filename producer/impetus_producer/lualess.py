@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .cancelling import CANCEL_SCRIPT
-from .jobs import ENQUEUE_SCRIPT, job_key, queue_key
+from .jobs import job_key, queue_key
+from .scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -34,9 +34,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import contract, jobs
 from .client import Producer
-from .contract import EmbeddingRequest, GenerationRequest, parse_request
+from .contract import EmbeddingRequest, GenerationRequest
 from .errors import InvalidRequestError, MissingExtraError
 from .fake_runs import LOOK_EVERY_S, EndedError, FakeJob, FakeRun, StoppedError
+from .parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

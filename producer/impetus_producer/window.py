@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from . import contract, jobs
 from .client import InputType, Producer, embedding_payload
-from .contract import EmbeddingRequest, EmbeddingResult, parse_request
+from .contract import EmbeddingRequest, EmbeddingResult
 from .documents import Document, FailedDocument
 from .errors import ImpetusError, InvalidRequestError, JobFailedError, ServerError, ServerFullError
+from .parsing import parse_request
 from .server import server_errors
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The threads beside a worker's loop, each with a link of its own to the server: who they are, how they start and end."""
+"""The threads beside a worker's loop, each with its own link to the server: who they are, how they start and end."""
 
 from __future__ import annotations
 

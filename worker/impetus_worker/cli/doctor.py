@@ -115,7 +115,8 @@ def _server(redis_url: str | None) -> list[str]:
 
 
 def _record(file: Path) -> None:
-    from impetus_backends.probes import all_probes, record
+    from impetus_backends.hardware import record
+    from impetus_backends.probes import all_probes
 
     answers = record(all_probes())
     try:
