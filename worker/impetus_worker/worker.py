@@ -175,7 +175,7 @@ class QueueWorker:
         deadlines = [now + IDLE_WAIT_S]
         if self._batcher is not None and self._engine.info is not None and (at := self._batcher.wakes_at()) is not None:
             deadlines.append(at)
-        if not self._ledger.under_way and (self._ledger.has_news(now) or self._wanted(now) is not None):
+        if self._has_to_send(now):
             deadlines.append(self._send_from)
         if (at := self._intake.wakes_at(now)) is not None:
             deadlines.append(at)
@@ -192,8 +192,7 @@ class QueueWorker:
         try:
             facts = self._inbox.wait(0)
             self._absorb([fact for fact in facts if isinstance(fact, inbox.Answered | inbox.EndedByRq)])
-            if self._ledger.under_way:
-                self._ledger.recall()
+            self._ledger.recall_all()
             if unfinished := self._ledger.unfinished():
                 _log.info("putting %d unfinished jobs back", len(unfinished))
                 self._ledger.note([Returned(job) for job in reversed(unfinished)])
@@ -344,22 +343,35 @@ class QueueWorker:
     def _wanted(self, now: float) -> Wanted | None:
         if self._stopping or self._engine.info is None or now < max(self._send_from, self._claim_from):
             return None
+        if self._ledger.under_way and not self._intake.has_backlog:
+            return None
         return self._intake.wanted(self._room(), now)
 
     def _room(self) -> Room:
         assert self._batcher is not None
         room, waiting = self._batcher.room(), self._ledger.rq_waiting
         bulk, nothing = _MAX_RQ_WAITING
-        return Room(0 if waiting > nothing else room.interactive, 0 if waiting > bulk else room.bulk)
+        coming = self._ledger.wanted
+        return Room(
+            0 if waiting > nothing else max(0, room.interactive - coming),
+            0 if waiting > bulk else max(0, room.bulk - coming),
+        )
+
+    def _has_to_send(self, now: float) -> bool:
+        """Whether an exchange is due: the first at once, a second beside it only if it is worth it."""
+        match self._ledger.under_way:
+            case 0:
+                return self._ledger.has_news(now) or self._wanted(now) is not None
+            case 1:
+                return self._ledger.many_ended or (self._intake.has_backlog and self._wanted(now) is not None)
+            case _:
+                return False
 
     def _send(self) -> None:
-        """Sends how jobs ended together with a claim for more, unless the last of these awaits its answer yet."""
+        """Sends how jobs ended together with a claim for more."""
         now = self._now()
-        if self._ledger.under_way or now < self._send_from:
-            return
-        wanted = self._wanted(now)
-        if wanted is not None or self._ledger.has_news(now):
-            self._ledger.send(wanted, now)
+        if now >= self._send_from and self._has_to_send(now):
+            self._ledger.send(self._wanted(now), now)
 
     def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         """What a claim brought."""
