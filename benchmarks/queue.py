@@ -18,12 +18,10 @@ memory: what the server's `used_memory` grew by for each vector of finished jobs
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import time
 from collections import Counter
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,6 +31,7 @@ from scripts.corpus import docstrings
 
 from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION
+from impetus_worker.leases.scripts import Script
 
 from . import peers
 from .report import Report, json_option, median, progress, spread
@@ -171,7 +170,7 @@ def tell_enqueue(report: Report, on: Server, jobs: int, rounds: int) -> None:
 def tell_round_trips(report: Report, on: Server, jobs: int) -> None:
     on.connection.flushall()
     fill(on, jobs)
-    scripts = {_sha(name): name for name in ("claim", "finish", "renew", "recover")}
+    scripts = {Script.named(name).sha: name for name in ("claim", "finish", "renew", "recover", "announce", "schedule")}
     with worker(on, *ZERO_COST):
         # From here on, with the worker at work, until the backlog is nearly gone. The commands that a script calls
         # are logged, and counted, like those that clients send: hence the care.
@@ -239,11 +238,6 @@ def tell_memory(report: Report, on: Server, vectors: int) -> None:
         "they would take 1536 * 16 / 9 = 2,731 by themselves",
     ]
     report.table("memory", "Memory of Redis for each finished vector", rows, notes)
-
-
-def _sha(script: str) -> str:
-    source = (resources.files("impetus_worker.leases") / "lua" / f"{script}.lua").read_text()
-    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 @click.command("queue")

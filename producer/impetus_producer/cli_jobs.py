@@ -13,9 +13,10 @@ import click
 
 from . import contract
 from .cli_server import open_session, patience_option, patient_producer, redis_url_option
-from .contract import EmbeddingResult, GenerationRequest, GenerationResult, parse_request
+from .contract import EmbeddingResult, GenerationRequest, GenerationResult
 from .errors import ImpetusError, InvalidRequestError, ResultTimeoutError, ServerError, StreamRestartedError
 from .handles import GenerationHandle
+from .parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,8 +20,6 @@ from .server import without_password
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from redis import Redis
-
 CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 
 _LOOK_EVERY_S = 5.0
@@ -75,7 +73,7 @@ def open_session(
     url = find_redis_url(redis_url)
     if url is not None:
         producer = patient_producer(url, patience_s)
-        notice = _NoWorkerNotice(producer.connection, queue, url)
+        notice = _NoWorkerNotice(producer, queue, url)
         notice()
         yield Session(producer, notice)
         return
@@ -94,23 +92,23 @@ def open_session(
 class _NoWorkerNotice:
     """Says once, on stderr, that nobody listens to a queue."""
 
-    def __init__(self, connection: Redis, queue: str, url: str) -> None:
-        self._connection = connection
+    def __init__(self, producer: Producer, queue: str, url: str) -> None:
+        self._producer = producer
         self._queue = queue
         self._url = url
         self._next_look = 0.0
         self._said = False
 
     def __call__(self) -> None:
-        if self._said or time.monotonic() < self._next_look:
+        # Whoever waits for the server says so.
+        if self._said or self._producer.patience.away or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_EVERY_S
-        # Whoever waits for the server says so.
         with suppress(ServerError):
             self._look()
 
     def _look(self) -> None:
-        fleet = read_fleet(self._connection)
+        fleet = read_fleet(self._producer.connection)
         if fleet.suspended:
             self._say("The workers are suspended; waiting. Let them go on: rq resume")
         elif not fleet.listening_to(self._queue):

@@ -11,9 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import contract, jobs
-from .contract import EmbeddingRequest, GenerationRequest, parse_request
+from .contract import EmbeddingRequest, GenerationRequest
 from .errors import JobNotFoundError
 from .handles import EmbeddingHandle, GenerationHandle, as_text
+from .parsing import parse_request
 from .patience import Patience
 from .server import adopt, connect
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import socket
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -34,7 +35,9 @@ _KEEPALIVE = {
 }
 _SCHEMES = re.compile(r"(?P<kind>redis|valkey)(?P<tls>s?)(?P<sentinel>\+sentinel)?$")
 _FIXED = {"protocol": 2, "decode_responses": False, "socket_timeout": ANSWER_TIMEOUT_S}
-_TAKEN = re.compile("host|port|path|db|username|password|credential_provider|client_name|redis_connect_func|ssl_.*")
+_TAKEN = re.compile(
+    "connection_class|host|port|path|db|username|password|credential_provider|client_name|redis_connect_func|ssl_.*"
+)
 """What is taken over from another client: where the server is, who we are to it, and how that is kept secret."""
 _OWN = re.compile(
     "protocol|legacy_responses|decode_responses|encoding.*|parser_class|cache.*|retry.*|socket_.*|health_check_interval"
@@ -63,10 +66,18 @@ def from_url(url: str) -> Redis:
         from redis import connection
 
         parse_url: Any = connection.parse_url
-        settings: dict[str, Any] = parse_url(url if kind is None else f"redis{kind['tls']}://{rest}")
+        settings = _known(parse_url(url if kind is None else f"redis{kind['tls']}://{rest}"))
     except ValueError:
         raise NoServerError(f"{without_password(url)!r} is no Redis URL such as redis://localhost:6379/0") from None
-    return _client(settings.pop("connection_class", None), {**settings, "db": settings.get("db", 0)})
+    return _client(settings.pop("connection_class", None), settings)
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a URL is taken; what is set here for all is passed over. `ValueError` for a name that means nothing."""
+    for name in settings:
+        if not _TAKEN.fullmatch(name) and not _OWN.fullmatch(name):
+            raise ValueError(name)
+    return {"db": 0} | {name: value for name, value in settings.items() if _TAKEN.fullmatch(name)}
 
 
 def like(client: Any) -> Redis:
@@ -76,17 +87,22 @@ def like(client: Any) -> Redis:
     """
     pool: Any = getattr(client, "connection_pool", None)
     _refuse_what_is_none(client, pool)
-    settings: Mapping[str, Any] = pool.connection_kwargs
     if hasattr(pool, "sentinel_manager"):
         return _like_sentinel(pool)
-    if type(pool).__module__.startswith("redis.") and _FIXED.items() <= settings.items():
+    if type(pool).__module__.startswith("redis.") and _FIXED.items() <= pool.connection_kwargs.items():
         return client  # type: ignore[no-any-return]
-    return _client(*_taken(pool))
+    kind, settings = _taken(pool)
+    own = _client(kind, settings)
+    if kind is not None and kind.__module__.startswith("fakeredis") and find_spec("lupa") is None:
+        from .lualess import teach
+
+        return teach(own)
+    return own
 
 
 def _refuse_what_is_none(client: Any, pool: Any) -> None:
     kind = type(client)
-    if any("asyncio" in each.__module__ or "FakeAsync" in each.__name__ for each in kind.__mro__):
+    if any(each.__module__.startswith(("redis.asyncio", "valkey.asyncio")) for each in kind.__mro__):
         raise ImpetusError(
             "an asyncio client cannot serve here, as handles wait in threads: give Producer() a redis.Redis, or a URL"
         )
@@ -130,7 +146,7 @@ def _waits(*, tcp: bool) -> dict[str, Any]:
     waits: dict[str, Any] = {
         **_FIXED,
         "encoding": "utf-8",
-        "health_check_interval": ANSWER_TIMEOUT_S,
+        "retry_on_error": [exceptions.ConnectionError],
         # Not for what took too long: it has waited its time.
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES, (exceptions.ConnectionError,)),
         # As many as there are threads: redis-py would refuse the 101st.
@@ -155,7 +171,7 @@ def _from_sentinel_url(url: str, *, tls: bool) -> Redis:
     if db and "db" not in options:
         options["db"] = db
     name, _, password = user.partition(":")
-    settings: dict[str, Any] = {**options, "db": int(options.get("db", 0))}
+    settings = _known({**options, "db": int(options.get("db", 0))})
     settings |= {key: unquote(value) for key, value in (("username", name), ("password", password)) if value}
     return _sentinel_client(
         unquote(service), [_client(None, {**own, **_address(host)}) for host in hosts.split(",")], settings, tls

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from .contract import AWAITED_KEY, CANCEL_KEY, VECTORS_FIELD
 from .errors import JobFailedError
+from .scripts import ENQUEUE_SCRIPT
 from .streams import stream_key
 
 if TYPE_CHECKING:
@@ -28,29 +29,8 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound="BaseModel")
 
 _COMPRESS_FROM_BYTES = 1024
-_FAILED, _RETRIED, _SUCCESSFUL = 2, 4, 1
+FAILED, RETRIED, SUCCESSFUL = 2, 4, 1
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
-
-
-_ENQUEUE = """
--- One step, and the same when it is sent again because its answer was lost: a job that is there is not touched.
--- ARGV: queue, number of common fields, their names and values, then id and data of each job
-local queue, common, at = 'rq:queue:' .. ARGV[1], {}, 3
-for _ = 1, ARGV[2] do
-  common[#common + 1], common[#common + 2] = ARGV[at], ARGV[at + 1]
-  at = at + 2
-end
-redis.call('SADD', 'rq:queues', queue)
-while at < #ARGV do
-  local id = ARGV[at]
-  if redis.call('HSETNX', 'rq:job:' .. id, 'data', ARGV[at + 1]) == 1 then
-    redis.call('HSET', 'rq:job:' .. id, unpack(common))
-    redis.call('RPUSH', queue, id)
-  end
-  at = at + 2
-end
-return redis.call('LLEN', queue)
-"""
 
 
 def job_key(job_id: str) -> str:
@@ -113,7 +93,7 @@ def enqueue(
         arguments += (name, value)
     for job_id, payload in payloads.items():
         arguments += (job_id, encode_payload(function, payload))
-    length: Any = connection.register_script(_ENQUEUE)(args=arguments)
+    length: Any = connection.register_script(ENQUEUE_SCRIPT)(args=arguments)
     return int(length)
 
 
@@ -130,13 +110,13 @@ class Outcome:
 def decode_outcome(job_id: str, entry: Mapping[bytes, bytes]) -> Outcome:
     """Reads an entry of the stream `rq:results:<id>`."""
     kind = int(entry[b"type"])
-    if kind == _SUCCESSFUL:
+    if kind == SUCCESSFUL:
         encoded = entry.get(b"return_value")
         value: Any = json.loads(base64.b64decode(encoded)) if encoded else None
         if (vectors := entry.get(VECTORS_FIELD.encode())) is not None:
             value["embeddings"]["data"] = vectors
         return Outcome(True, value, None)
-    if kind == _RETRIED:
+    if kind == RETRIED:
         return Outcome(False, None, None)
     trace = zlib.decompress(base64.b64decode(entry[b"exc_string"])).decode() if entry.get(b"exc_string") else ""
     return Outcome(True, None, failure_from(job_id, trace))

@@ -26,6 +26,8 @@ PATIENCE_VARIABLE = "IMPETUS_PATIENCE_S"
 DEFAULT_PATIENCE_S = 300.0
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
+_SAME_OUTAGE_S = 30.0
+"""Failures less apart are of one outage, as two attempts in a row to reach a silent server may be."""
 
 _log = logging.getLogger("impetus_producer")
 
@@ -45,14 +47,21 @@ def patience_s(given: float | None = None) -> float:
 class Patience:
     """Asks again while the server is away, for `limit_s` at most each time that it goes. Shared between threads.
 
-    `say` gets one sentence when the server goes, and one when it is back, however many wait.
+    `say` gets one sentence when the server goes, and one when it is back, however many wait, and however often they
+    ask anew meanwhile.
     """
 
     def __init__(self, limit_s: float | None = None, say: Callable[[str], None] = _log.warning) -> None:
         self.limit_s = patience_s(limit_s)
         self.say = say
-        self._away = False
         self._lock = threading.Lock()
+        self._away_since: float | None = None
+        self._last_failure = 0.0
+
+    @property
+    def away(self) -> bool:
+        """Whether the server did not answer when it was asked last."""
+        return self._away_since is not None
 
     def ask(
         self,
@@ -79,13 +88,13 @@ class Patience:
             except ServerError as error:
                 if isinstance(error, never_for):
                     raise
-                now = time.monotonic()
-                given_up_at = given_up_at or now + self.limit_s
+                # Who asks the same again and again, and fails alone, has patience only once.
+                given_up_at = given_up_at or self._went(error) + self.limit_s
+                now = self._last_failure = time.monotonic()
                 if now >= given_up_at:
                     raise
                 if deadline is not None and now >= deadline:
                     raise ResultTimeoutError(f"the time given is over, and {error}") from error
-                self._went(error)
                 if while_away is not None:
                     while_away()
                 left_s = min(given_up_at, deadline or given_up_at) - now
@@ -95,18 +104,23 @@ class Patience:
                 self._came_back()
                 return answer
 
-    def _went(self, error: ServerError) -> None:
+    def _went(self, error: ServerError) -> float:
+        """Since when the server is away, which is said if nobody knew."""
         with self._lock:
-            if self._away:
-                return
-            self._away = True
-        self.say(f"Waiting up to {self.limit_s:g} s for the server: {error}")
+            now = time.monotonic()
+            if self._away_since is not None and now - self._last_failure < _SAME_OUTAGE_S:
+                return self._away_since
+            self._away_since = self._last_failure = now
+        if self.limit_s:
+            self.say(f"Waiting up to {self.limit_s:g} s for the server: {error}")
+        return now
 
     def _came_back(self) -> None:
         # Looked at without the lock first, as this is asked after each answer.
-        if self._away:
+        if self._away_since is not None:
             with self._lock:
-                if not self._away:
+                if self._away_since is None:
                     return
-                self._away = False
-            self.say("The server answers again.")
+                self._away_since = None
+            if self.limit_s:
+                self.say("The server answers again.")

@@ -19,48 +19,43 @@ if TYPE_CHECKING:
 
 _NAME = "impetus-probe"
 
-#: Commands with what they take after the key. Those marked None take no key.
-_ARGUMENTS: dict[str, tuple[Any, ...] | None] = {
+#: What each command takes after its key, as far as it takes anything.
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "BLMOVE": (f"rq:queue:{_NAME}", "LEFT", "LEFT", 0.01),
-    "DEL": (),
-    "EVALSHA": None,
-    "EXISTS": (),
     "EXPIRE": (1,),
-    "GET": (),
     "HDEL": ("f",),
+    "HEXISTS": ("f",),
     "HGET": ("f",),
-    "HGETALL": (),
     "HINCRBY": ("f", 1),
+    "HINCRBYFLOAT": ("f", 1),
     "HMGET": ("f",),
     "HSET": ("f", 1),
     "HSETNX": ("f", 1),
-    "LLEN": (),
     "LPUSH": ("e",),
     "LRANGE": (0, 0),
     "LREM": (0, "e"),
-    "PTTL": (),
+    "LTRIM": (0, 0),
+    "PEXPIRE": (1,),
     "PUBLISH": (_NAME,),
     "RPUSH": ("e",),
     "SADD": ("m",),
-    "SCARD": (),
-    "SCRIPT": None,
+    "SCRIPT": ("LOAD", "return 1"),
     "SET": (1, "EX", 1),
-    "SMEMBERS": (),
     "SREM": ("m",),
-    "TIME": None,
+    "EVALSHA": ("0" * 40, 0),
     "XADD": ("*", "f", 1),
-    "XREAD": None,
     "XREVRANGE": ("+", "-"),
     "ZADD": (1, "m"),
-    "ZCARD": (),
     "ZCOUNT": (0, 1),
+    "ZRANGE": (0, 0),
     "ZRANGEBYSCORE": (0, 1),
     "ZREM": ("m",),
+    "ZSCAN": (0,),
     "ZSCORE": ("m",),
 }
 
-#: Keys, `*` for a name, with the commands that each role uses on them. The same names as in CONTRIBUTING.
-_PRODUCER: dict[str, str] = {
+#: Keys, `*` for a name, with the commands that each role uses on them; those that take no key first.
+PRODUCER_RIGHTS: dict[str, str] = {
     "": "EVALSHA SCRIPT TIME",
     "rq:queues": "SADD SMEMBERS",
     "rq:queue:*": "RPUSH LPUSH LREM LLEN",
@@ -81,29 +76,31 @@ _PRODUCER: dict[str, str] = {
     f"{contract.STREAM_KEY}*": "XREAD XREVRANGE",
     f"{contract.WORKER_RECORD_KEY}*": "GET PTTL",
 }
-_WORKER: dict[str, str] = {
+WORKER_RIGHTS: dict[str, str] = {
     "": "EVALSHA SCRIPT TIME",
-    "rq:queues": "SADD SMEMBERS",
-    "rq:queue:*": "BLMOVE LPUSH RPUSH LRANGE LREM LLEN",
-    "rq:job:*": "HGETALL HMGET HSET HDEL HINCRBY EXPIRE DEL",
+    "rq:queues": "SADD SREM SMEMBERS",
+    "rq:queue:*": "BLMOVE LPUSH RPUSH LRANGE LTRIM LREM LLEN",
+    "rq:job:*": "HGETALL HGET HMGET HEXISTS HSET HSETNX HDEL HINCRBY EXPIRE PERSIST DEL SMEMBERS SREM",
     "rq:results:*": "XADD EXPIRE DEL",
     "rq:wip:*": "ZADD ZREM ZSCORE ZRANGEBYSCORE",
-    "rq:finished:*": "ZADD ZREM ZRANGEBYSCORE",
+    "rq:finished:*": "ZADD ZREM ZRANGE ZRANGEBYSCORE",
     "rq:failed:*": "ZADD ZREM ZRANGEBYSCORE",
-    "rq:scheduled:*": "ZADD ZREM ZRANGEBYSCORE",
+    "rq:scheduled:*": "ZADD ZREM ZRANGEBYSCORE ZSCAN",
     "rq:deferred:*": "ZADD ZREM ZRANGEBYSCORE",
+    "rq:scheduler-lock:*": "SET EXISTS DEL",
     "rq:suspended": "EXISTS",
     "rq:workers": "SADD SREM SMEMBERS",
-    "rq:worker:*": "HSET HGETALL HINCRBY EXPIRE SADD SREM DEL",
-    "rq:pubsub:*": "SUBSCRIBE",
+    "rq:workers:*": "SADD SREM SMEMBERS EXISTS",
+    "rq:worker:*": "HSET HGET HGETALL HINCRBY HINCRBYFLOAT EXPIRE PEXPIRE SADD SREM DEL",
+    "rq:pubsub:*": "SUBSCRIBE PUBLISH",
     f"{contract.AWAITED_KEY}*": "EXISTS DEL",
     f"{contract.CANCEL_KEY}*": "EXISTS DEL",
     f"{contract.STREAM_KEY}*": "XADD EXPIRE",
-    f"{contract.WORKER_RECORD_KEY}*": "SET GET PTTL DEL",
-    "impetus:tokens:*": "HSET HGET HDEL",
-    "impetus:leases:*": "ZADD ZREM ZRANGEBYSCORE",
+    f"{contract.WORKER_RECORD_KEY}*": "SET GET MGET PTTL DEL",
+    "impetus:tokens:*": "HSET HGET HMGET HDEL",
+    "impetus:leases:*": "ZADD ZREM ZSCORE ZRANGEBYSCORE",
     "impetus:deaths:*": "HINCRBY HGET HDEL",
-    "impetus:dead:*": "SET GET DEL",
+    "impetus:recovery:*": "SET",
 }
 _QUICKER = {"PUBLISH", "SUBSCRIBE"}
 """What works without these takes longer, and works."""
@@ -120,7 +117,7 @@ def missing_rights(connection: Redis, role: Literal["worker", "producer"]) -> li
     """Every command, key and channel that a role needs and our user may not use; each once."""
     from redis.exceptions import NoPermissionError, RedisError
 
-    table = _WORKER if role == "worker" else _PRODUCER
+    table = WORKER_RIGHTS if role == "worker" else PRODUCER_RIGHTS
     commands: dict[str, bool] = {}
     keys: dict[str, list[str]] = {}
     # A connection of its own, which is closed: what was begun on it ends there, whatever happens. Nothing is sent a
@@ -158,14 +155,8 @@ def _probes(table: dict[str, str]) -> Iterator[tuple[str, str, tuple[Any, ...]]]
         for name in names.split():
             if name == "XREAD":
                 yield name, pattern, (name, "COUNT", 1, "STREAMS", key, "0")
-            elif name == "EVALSHA":
-                yield name, pattern, (name, "0" * 40, 0)
-            elif name == "SCRIPT":
-                yield name, pattern, (name, "LOAD", "return 1")
-            elif name == "SUBSCRIBE":
-                yield name, pattern, (name, key)
             else:
-                yield name, pattern, (name, *([key] if key else []), *(_ARGUMENTS[name] or ()))
+                yield name, pattern, (name, *([key] if key else []), *_ARGUMENTS.get(name, ()))
 
 
 def _try(line: Any, *words: Any) -> Any:

@@ -143,14 +143,15 @@ def trouble(error: BaseException) -> Trouble:
     return Trouble.PASSING
 
 
-def hang_up(connection: Redis) -> None:
+def hang_up(connection: Redis, *, in_use: bool = True) -> None:
     """Drops all connections of a client, also those that other threads wait on; each is made anew on its next use.
 
     A server that was demoted answers READONLY and keeps the line, so that after a failover behind one address a
-    client would ask the wrong one for ever. Threads that wait on a line find it closed by the other side.
+    client would ask the wrong one for ever. Threads that wait on a line find it closed by the other side; without
+    `in_use` they are left alone, and find out by themselves.
     """
     pool: Any = connection.connection_pool
-    for each in list(getattr(pool, "_in_use_connections", ())):
+    for each in list(getattr(pool, "_in_use_connections", ())) if in_use else ():
         line = getattr(each, "_sock", None)
         if isinstance(line, socket.socket):
             # The plain one's, also of TLS: whoever waits there may go on to use what TLS's own would take away.
@@ -163,7 +164,9 @@ def hang_up(connection: Redis) -> None:
 def server_errors(connection: Redis | None = None) -> Iterator[None]:
     """Turns whatever goes wrong with the server into an `ImpetusError` of one sentence that says what to do.
 
-    `connection` is hung up where the trouble is with the lines, or with the server at their other end.
+    `connection` drops the lines that nobody uses, among them the one that had the trouble, as the server at their
+    other end may be the wrong one by now. Lines in use are left to their users: threads that hang up on each other,
+    each because another did, would never end.
     """
     from redis import exceptions
 
@@ -174,7 +177,7 @@ def server_errors(connection: Redis | None = None) -> Iterator[None]:
     except (exceptions.RedisError, OSError) as error:
         ours = _sentence(error)
         if connection is not None and not isinstance(ours, ServerConfigurationError | ServerFullError):
-            hang_up(connection)
+            hang_up(connection, in_use=False)
         raise ours from error
 
 

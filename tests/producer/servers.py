@@ -26,13 +26,20 @@ class Valkey:
     """A server on a port of its own, which keeps nothing unless options say so."""
 
     def __init__(self, folder: Path, *options: str, sentinel: bool = False) -> None:
-        self._options = options
+        # By default its bus would listen 10,000 above its port, which need not be one.
+        self._options = (*options, "--cluster-port", str(free_port())) if "--cluster-enabled" in options else options
         self._sentinel = sentinel
         self._folder = folder / f"valkey-{time.monotonic_ns()}"
         self._folder.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
-        self.start()
+        for attempts_left in (4, 3, 2, 1, 0):
+            self.port = free_port()
+            try:
+                self.start()
+                return
+            except AssertionError:  # somebody else may have taken the port in between
+                if not attempts_left:
+                    raise
 
     @property
     def url(self) -> str:
@@ -46,7 +53,7 @@ class Valkey:
             config = self._folder / "sentinel.conf"
             config.touch()
             arguments = [str(config), "--sentinel", *arguments]
-        elif "--appendonly" not in self._options:
+        elif not {"--appendonly", "--save"} & set(self._options):
             arguments += ["--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(
             [get_binary_path(), *arguments],
@@ -102,7 +109,7 @@ class Proxy:
             with suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         for line in [self._listener, *self._lines]:
             line.close()
 
@@ -140,7 +147,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(look: Callable[[], Any], limit_s: float = 20) -> Any:
+def eventually(look: Callable[[], Any], limit_s: float = 60) -> Any:
     """What `look` returns once it is true."""
     deadline = time.monotonic() + limit_s
     while not (seen := look()):

@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from rq import Queue
 from rq.job import Job, JobStatus
 from rq.rate_limit import RateLimit
+from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from impetus_producer import JobNotFoundError, Producer, ResultTimeoutError
 from impetus_producer.cli import cli
 
 from .servers import Valkey, eventually
-from .stock_worker import embedding_of, fail, finish
+from .stock_worker import embedding_of, finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +43,12 @@ def start(producer: Producer, handle: JobHandle[Any], worker: str = "w1") -> Non
 
 
 def stop(producer: Producer, handle: JobHandle[Any]) -> None:
-    """As a worker ends a job that it was told to stop."""
-    fail(producer.connection, handle.job_id, "stopped")
-    job_of(producer, handle).set_status(JobStatus.STOPPED)
+    """As a worker ends a job that it was told to stop, in one step."""
+    job = job_of(producer, handle)
+    with producer.connection.pipeline() as pipeline:
+        job.set_status(JobStatus.STOPPED, pipeline)
+        Result.create_failure(job, 500, "stopped", pipeline=pipeline)
+        pipeline.execute()
 
 
 def everything(connection: Redis) -> dict[str, Any]:
@@ -96,16 +100,16 @@ def test_a_job_that_runs_is_told_by_a_wish_and_a_message_and_is_cancelled_once_i
     start(producer, handle)
     with producer.connection.pubsub() as ears:  # type: ignore[no-untyped-call]
         ears.subscribe("rq:pubsub:w1")
-        assert ears.get_message(timeout=5)
+        assert ears.get_message(timeout=60)
         answers: list[bool] = []
-        thread = threading.Thread(target=lambda: answers.append(handle.cancel()))
+        thread = threading.Thread(target=lambda: answers.append(handle.cancel(timeout_s=60)))
         thread.start()
         message = eventually(lambda: ears.get_message(timeout=0.1))
         assert json.loads(message["data"]) == {"command": "stop-job", "job_id": handle.job_id}
         assert 0 < producer.connection.ttl(f"impetus:cancel:{handle.job_id}") <= 24 * 3600
         assert answers == []
         stop(producer, handle)
-        thread.join(10)
+        thread.join(60)
     assert answers == [True]
 
 
@@ -129,7 +133,7 @@ def test_a_job_that_ended_meanwhile_was_not_cancelled_and_one_put_back_is(
     start(producer, handle)
     wish = f"impetus:cancel:{handle.job_id}"
     answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(handle.cancel()))
+    thread = threading.Thread(target=lambda: answers.append(handle.cancel(timeout_s=60)))
     thread.start()
     eventually(lambda: producer.connection.exists(wish))
     if end == "finished":
@@ -139,7 +143,7 @@ def test_a_job_that_ended_meanwhile_was_not_cancelled_and_one_put_back_is(
     else:
         producer.connection.hset(f"rq:job:{handle.job_id}", "status", "queued")
         producer.connection.rpush("rq:queue:embedding", handle.job_id)
-    thread.join(10)
+    thread.join(60)
     assert answers == [expected]
     assert producer.connection.llen("rq:queue:embedding") == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ from redis import Redis
 
 from impetus_producer import NoServerError, ServerNotReadyError, connect
 from impetus_producer.fitness import Fitness, Level, look
-from impetus_producer.rights import missing_rights
+from impetus_producer.rights import WORKER_RIGHTS, missing_rights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,25 +121,17 @@ def test_a_producer_needs_no_more_than_its_own_keys_and_a_worker_does(valkey: Ma
     url = url_of(valkey(), *PRODUCER_KEYS, "&rq:*", "+@all", "-@dangerous")
     assert missing_rights(connect(url), "producer") == []
     missing = said(look(connect(url), "worker"), Level.REFUSE)
-    for key in ("tokens", "leases", "deaths", "dead", "worker", "stream"):
+    for key in ("tokens", "leases", "deaths", "recovery", "worker", "stream"):
         assert f"impetus:{key}:*" in missing
 
 
-@pytest.mark.parametrize("key", ["rq:queue:*", "rq:job:*", "rq:results:*", "rq:workers", "impetus:tokens:*"])
+@pytest.mark.parametrize("key", ["rq:queue:*", "rq:job:*", "rq:results:*", "rq:workers:*", "impetus:tokens:*"])
 def test_each_key_that_is_denied_is_named_with_its_commands(valkey: MakeValkey, key: str) -> None:
-    url = url_of(valkey(), *(f"~{pattern}" for pattern in ALL_KEYS if pattern != key), "&rq:*", "+@all")
+    url = url_of(valkey(), *(f"~{pattern}" for pattern in WORKER_RIGHTS if pattern not in ("", key)), "&rq:*", "+@all")
     (right,) = missing_rights(connect(url), "worker")
     assert right.needed
     assert f"may not use the keys {key} (" in right.sentence
     assert right.sentence.endswith(f"ACL SETUSER svc ~{key}")
-
-
-ALL_KEYS = (
-    *("rq:queues", "rq:queue:*", "rq:job:*", "rq:results:*", "rq:wip:*", "rq:finished:*", "rq:failed:*"),
-    *("rq:scheduled:*", "rq:deferred:*", "rq:suspended", "rq:workers", "rq:worker:*"),
-    *("impetus:awaited:*", "impetus:cancel:*", "impetus:stream:*", "impetus:worker:*"),
-    *("impetus:tokens:*", "impetus:leases:*", "impetus:deaths:*", "impetus:dead:*"),
-)
 
 
 @pytest.mark.parametrize("command", ["blmove", "evalsha", "hgetall", "xadd"])
@@ -164,3 +157,12 @@ def test_trying_rights_out_changes_nothing(valkey: MakeValkey) -> None:
     assert missing_rights(connection, "worker") == missing_rights(connection, "producer") == []
     assert server.ask("DBSIZE") == 0
     assert connection.set("a", 1)
+
+
+def test_every_command_of_the_workers_scripts_is_among_its_rights() -> None:
+    scripts = Path(__file__).parents[2] / "worker" / "impetus_worker"
+    used = set()
+    for script in scripts.rglob("*.lua"):
+        used |= set(re.findall(r"(?:call|read|write)\('([A-Z]+)'", script.read_text()))
+    assert used
+    assert used - set(" ".join(WORKER_RIGHTS.values()).split()) == set()

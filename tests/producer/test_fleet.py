@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from impetus_producer.fleet import WorkerState
 
-RECORD = {"name": "w", "role": "embedding", "model": "m", "backend": "simulated", "device": "none", "ttl_s": 10}
+RECORD = {"name": "w", "role": "embedding", "model": "m", "backend": "simulated", "device": "none", "ttl_s": 1000}
 
 
 def register(connection: Redis, heartbeat: str, left_ms: int | None = None) -> WorkerState:
@@ -43,9 +43,9 @@ def yesterday(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_that_renews_its_record_is_alive_whatever_any_clock_says(
     connection: Redis, yesterday: None, heartbeat: str
 ) -> None:
-    worker = register(connection, heartbeat, left_ms=7000)
+    worker = register(connection, heartbeat, left_ms=700_000)
     assert worker.alive
-    assert worker.silent_s == pytest.approx(3, abs=1)
+    assert worker.silent_s == pytest.approx(300, abs=60)
 
 
 def test_a_stock_worker_is_judged_by_the_servers_time(connection: Redis, yesterday: None) -> None:
@@ -54,7 +54,7 @@ def test_a_stock_worker_is_judged_by_the_servers_time(connection: Redis, yesterd
         for form in ("%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%dT%H:%M:%S.%f"):
             worker = register(connection, datetime.fromtimestamp(now[0] - age_s, UTC).strftime(form))
             assert worker.alive is alive
-            assert worker.silent_s == pytest.approx(age_s, abs=5)
+            assert worker.silent_s == pytest.approx(age_s, abs=40)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_stock_worker_is_judged_by_the_servers_time(connection: Redis, yesterd
     ],
 )
 def test_a_key_of_a_wrong_type_is_shown_as_unknown(connection: Redis, redis_url: str, key: str) -> None:
-    register(connection, "", left_ms=7000)
+    register(connection, "", left_ms=700_000)
     connection.delete(key)
     if key in ("impetus:worker:w",):
         connection.rpush(key, "x")

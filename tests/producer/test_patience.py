@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def in_a_thread(work: Callable[[], Any]) -> Iterator[list[Any]]:
     thread = threading.Thread(target=run)
     thread.start()
     yield ended
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -81,7 +81,7 @@ def test_a_result_is_waited_for_through_a_restart_which_is_said_once(durable: Va
     handle = producer.embed("a")
     with in_a_thread(handle.result) as ended:
         durable.kill()
-        assert said.first.wait(20)
+        assert said.first.wait(60)
         durable.start()
         with Redis.from_url(durable.url) as client:
             finish(client, handle.job_id, embedding_of(["a"]))
@@ -90,6 +90,21 @@ def test_a_result_is_waited_for_through_a_restart_which_is_said_once(durable: Va
         "Waiting up to 300 s for the server",
         "The server answers again.",
     ]
+
+
+def test_many_threads_that_share_a_producer_come_back_together(durable: Valkey) -> None:
+    producer = Producer(durable.url)
+    said = Said(producer)
+    handles = [producer.embed("a") for _ in range(40)]
+    with ExitStack() as threads:
+        ended = [threads.enter_context(in_a_thread(handle.result)) for handle in handles]
+        durable.kill()
+        assert said.first.wait(60)
+        durable.start()
+        with Redis.from_url(durable.url) as client:
+            for handle in handles:
+                finish(client, handle.job_id, embedding_of(["a"]))
+    assert all(list(results[0].vectors[0]) == vector_of("a") for results in ended)
 
 
 def test_the_library_says_it_as_a_warning(durable: Valkey, caplog: pytest.LogCaptureFixture) -> None:
@@ -106,7 +121,7 @@ def test_what_is_enqueued_while_the_server_is_away_is_enqueued_once(durable: Val
     said = Said(producer)
     durable.kill()
     with in_a_thread(lambda: [producer.embed("a"), producer.generate("b", cancel_if_abandoned=True)]) as ended:
-        assert said.first.wait(20)
+        assert said.first.wait(60)
         durable.start()
     embedding, generation = ended[0]
     assert producer.connection.lrange("rq:queue:embedding", 0, -1) == [embedding.job_id.encode()]
@@ -122,7 +137,7 @@ def test_a_stream_goes_on_after_a_restart_where_it_was(durable: Valkey) -> None:
         reading = Reading(handle.stream)
         reading.until("one ")
         durable.kill()
-        assert said.first.wait(20)
+        assert said.first.wait(60)
         durable.start()
         writer.write("two").finish()
     assert "".join(reading.all()) == "one two"
@@ -146,6 +161,38 @@ def test_the_time_given_for_a_result_ends_the_wait_for_the_server_too(durable: V
     for ask in (handle.result, handle.cancel, lambda limit_s: list(generation.stream(limit_s))):
         with pytest.raises(ResultTimeoutError, match="does not answer"):
             ask(0.2)
+
+
+def test_patience_is_counted_over_all_that_is_asked_in_one_outage(durable: Valkey) -> None:
+    producer = Producer(durable.url, patience_s=1)
+    said = Said(producer)
+    handle = producer.embed("a")
+    durable.kill()
+
+    def wait_in_pieces() -> None:
+        while True:
+            with suppress(ResultTimeoutError):
+                handle.result(timeout_s=0.1)
+
+    with pytest.raises(NoServerError):
+        wait_in_pieces()
+    assert len(said) == 1
+    producer.patience.limit_s = 300
+    durable.start()
+    assert handle.status() == "queued"
+    durable.kill()
+    with pytest.raises(ResultTimeoutError):
+        handle.result(timeout_s=0.1)
+    assert len(said) == 3
+
+
+def test_the_command_that_waits_for_an_answer_gives_up_with_patience(durable: Valkey) -> None:
+    command = ["generate", "x", "--redis-url", durable.url, "--patience", "1"]
+    with in_a_thread(lambda: CliRunner().invoke(cli, command)) as ended:
+        eventually(lambda: durable.ask("LLEN", "rq:queue:generation"))
+        durable.kill()
+    assert ended[0].exit_code == 1
+    assert ended[0].stderr.endswith("is it running?\n")
 
 
 def test_patience_is_taken_from_the_environment(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +224,7 @@ def test_a_server_that_refuses_for_now_is_waited_for(
     server.ask(*trouble)
     with in_a_thread(lambda: producer.embed("a")) as ended:
         if trouble[0] != "SCRIPT":
-            assert said.first.wait(20)
+            assert said.first.wait(60)
         server.ask(*cure)
     assert ended[0].status() == "queued"
 
@@ -215,7 +262,7 @@ def test_a_run_keeps_what_it_read_and_sends_again_what_a_server_lost(valkey: Mak
     queued = producer.connection.llen("rq:queue:embedding-bulk")
     with in_a_thread(lambda: list(run)) as ended:
         server.kill()
-        assert said.first.wait(20)
+        assert said.first.wait(60)
         server.start()
         with working(server.url, some):
             eventually(lambda: ended)
@@ -283,16 +330,16 @@ def test_the_command_waits_and_says_so_on_stderr(
     documents.write_text("".join(f"text {number}\n" for number in range(20)))
     away, went = threading.Event(), Patience._went
 
-    def note(patience: Patience, error: ServerError) -> None:
-        went(patience, error)
+    def note(patience: Patience, error: ServerError) -> float:
         away.set()
+        return went(patience, error)
 
     monkeypatch.setattr(Patience, "_went", note)
     arguments = ["embed", str(documents), "-o", str(vectors), "--texts-per-job", "2", "--redis-url", durable.url]
     with in_a_thread(lambda: CliRunner().invoke(cli, [*arguments, "--patience", "60"])) as ended:
         eventually(lambda: durable.ask("LLEN", "rq:queue:embedding-bulk"))
         durable.kill()
-        assert away.wait(20)
+        assert away.wait(60)
         durable.start()
         with working(durable.url):
             eventually(lambda: ended)

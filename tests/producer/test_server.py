@@ -30,6 +30,7 @@ from .stock_worker import StockWorker, embedding_of, finish, vector_of, working
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     MakeValkey = Callable[..., Valkey]
 
@@ -136,7 +137,8 @@ def test_a_server_in_cluster_mode_is_refused_in_one_sentence(valkey: MakeValkey)
         ("redis://u:p%40@h:1/2", {"host": "h", "port": 1, "db": 2, "username": "u", "password": "p@"}),
         ("valkey://h/3", {"host": "h", "db": 3}),
         ("unix:///tmp/server.sock?db=4", {"path": "/tmp/server.sock", "db": 4}),
-        ("redis://h:1/0?protocol=3&decode_responses=yes", {"protocol": 2, "decode_responses": False}),
+        ("redis://h:1/0?protocol=3&socket_timeout=60&max_connections=1", {"protocol": 2, "decode_responses": False}),
+        ("rediss://h:1/0?ssl_ca_certs=ca.pem", {"ssl_ca_certs": "ca.pem"}),
     ],
 )
 def test_urls_say_where_the_server_is_and_not_how_it_is_spoken_to(url: str, expected: dict[str, Any]) -> None:
@@ -154,7 +156,8 @@ def test_an_s_in_the_scheme_is_tls(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h", "h:6379", "redis+sentinel://h", "redis+sentinel:///service", "valkeyss://h"]
+    "url",
+    ["http://h", "h:6379", "redis://h?datbase=1", "redis+sentinel://h", "redis+sentinel:///service", "valkeyss://h"],
 )
 def test_what_is_no_url_is_one_sentence(url: str) -> None:
     with pytest.raises(NoServerError, match="no Redis URL"):
@@ -162,10 +165,11 @@ def test_what_is_no_url_is_one_sentence(url: str) -> None:
 
 
 def test_keepalive_is_on_for_the_line_itself(redis_url: str) -> None:
-    connection = connect(redis_url)
-    line: Any = connection.connection_pool.get_connection()._sock
-    assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+    connection: Any = connect(redis_url)
+    with connection.client() as client:
+        line = client.connection._sock
+        assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
 
 
 @pytest.mark.parametrize(
@@ -178,8 +182,8 @@ def test_results_are_read_whatever_the_client_given_was_made_for(
 ) -> None:
     with Redis.from_url(redis_url, **options) as client:
         producer = Producer(connection=client)
-        assert list(producer.embed("ü").result(10).vectors[0]) == vector_of("ü")
-        assert list(producer.generate("hello", stream=True).stream(10)) == ["hello"]
+        assert list(producer.embed("ü").result(60).vectors[0]) == vector_of("ü")
+        assert list(producer.generate("hello", stream=True).stream(60)) == ["hello"]
         assert options.items() <= settings(client).items()
 
 
@@ -196,6 +200,13 @@ def test_who_we_are_and_which_database_are_taken_over(valkey: MakeValkey) -> Non
     provider = redis.UsernamePasswordCredentialProvider("default", "secret")
     with Redis(port=server.port, credential_provider=provider) as client:
         assert adopt(client).ping()
+
+
+def test_a_client_of_valkeys_own_library_serves_too(redis_url: str) -> None:
+    import valkey
+
+    with valkey.Valkey.from_url(redis_url.replace("redis:", "valkey:"), decode_responses=True) as client:
+        assert Producer(connection=client).embed("a").status() == "queued"
 
 
 def test_a_unix_socket_is_taken_over(valkey: MakeValkey, tmp_path: Any) -> None:
@@ -256,7 +267,7 @@ def test_a_server_is_found_through_its_sentinel(sentinel: Valkey) -> None:
     producer = Producer(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/jobs/2", patience_s=0)
     handle = producer.embed("a")
     finish(producer.connection, handle.job_id, embedding_of(["a"]))
-    assert list(handle.result(5).vectors[0]) == vector_of("a")
+    assert list(handle.result(60).vectors[0]) == vector_of("a")
     assert settings(producer.connection)["db"] == 2
     manager: Any = Sentinel(  # type: ignore[no-untyped-call]
         [("127.0.0.1", sentinel.port)], decode_responses=True, protocol=3, db=2
@@ -277,17 +288,15 @@ def blocked(connection: Redis) -> set[str]:
 def test_hanging_up_ends_a_wait_of_another_thread_which_then_works_on(redis_url: str) -> None:
     connection = connect(redis_url)
     answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(connection.blpop(["list"], timeout=10)))
+    thread = threading.Thread(target=lambda: answers.append(connection.blpop(["list"], timeout=14)))
     thread.start()
     with Redis.from_url(redis_url) as other:
         eventually(lambda: other.info("clients")["blocked_clients"] == 1)
-        before = {client["id"] for client in other.client_list()}
+        (before,) = blocked(other)
         hang_up(connection)
-        eventually(
-            lambda: any(client["cmd"] == "blpop" and client["id"] not in before for client in other.client_list())
-        )
+        eventually(lambda: blocked(other) - {before})
         other.rpush("list", "x")
-    thread.join(10)
+    thread.join(60)
     assert answers == [(b"list", b"x")]
 
 
@@ -302,6 +311,48 @@ def test_a_producer_made_before_a_failover_behind_one_address_works_after_it(
         try:
             proxy.target = other.port  # whose name it was answers still, and keeps the line
             with working(other.url):
-                assert list(producer.embed("after").result(10).vectors[0]) == vector_of("after")
+                assert list(producer.embed("after").result(60).vectors[0]) == vector_of("after")
         finally:
             old.replicaof("NO", "ONE")
+
+
+def test_a_server_whose_disk_fails_is_there_and_waited_for(valkey: MakeValkey, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    server = valkey("--dir", str(folder), "--save", "3600 1")
+    handle = Producer(server.url).embed("a")
+    folder.rmdir()
+    server.ask("BGSAVE")
+    eventually(lambda: server.ask("INFO", "persistence")["rdb_last_bgsave_status"] == "err")
+    producer = Producer(server.url, patience_s=0)  # is made although PING itself is refused
+    assert producer.handle(handle.job_id).status() == "queued"
+    with pytest.raises(ServerNotReadyError, match="MISCONF"):
+        producer.embed("b")
+
+
+def test_a_server_that_runs_a_long_script_is_waited_for(valkey: MakeValkey) -> None:
+    server = valkey("--busy-reply-threshold", "10")
+    producer = Producer(server.url)
+    said = threading.Event()
+    producer.patience.say = lambda sentence: said.set()
+    script = threading.Thread(target=lambda: suppressed(server, "EVAL", "while true do end", 0))
+    script.start()
+    try:
+        eventually(lambda: "BUSY" in str(suppressed(server, "GET", "x")))
+        connect(server.url)
+        handles: list[Any] = []
+        waiting = threading.Thread(target=lambda: handles.append(producer.embed("a")))
+        waiting.start()
+        assert said.wait(60)
+    finally:
+        server.ask("SCRIPT", "KILL")
+        script.join(60)
+    waiting.join(60)
+    assert handles[0].status() == "queued"
+
+
+def suppressed(server: Valkey, *command: Any) -> Any:
+    try:
+        return server.ask(*command)
+    except exceptions.RedisError as error:
+        return error

@@ -78,6 +78,7 @@ class Account:
             "unexpected": self.count("unexpected"),
             "recovered": self.recovered,
             "innocents_failed": self.count("innocent"),
+            "innocents": self.problems.get("innocent, and failed", [])[:_EXAMPLES],
             "evicted_by_the_server": {what: len(which) for what, which in self.excused.items()},
             "problems": {what: len(which) for what, which in self.problems.items()},
         }

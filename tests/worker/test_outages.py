@@ -18,12 +18,14 @@ from rq.serializers import JSONSerializer
 from impetus_producer import EmbeddingHandle, ImpetusError, Producer
 from impetus_producer.contract import STREAM_KEY
 
-from .breakable import wake
+from .breakable import Server, wake
 from .conftest import eventually
 from .expected import text_of
 from .site import LEASE_S
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .breakable import Workers
     from .proxy import Proxy
     from .site import Site
@@ -116,8 +118,8 @@ def test_a_network_that_breaks_again_and_again_costs_no_job_and_no_worker(site: 
     network = site.network()
     workers = site.start(url=network.url, a_ms=20, max_batch_texts=8)
     before = processes(workers)
-    ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(400)), texts_per_job=2)]
-    for _ in range(3):
+    ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(200)), texts_per_job=2)]
+    for _ in range(2):
         ended = site.connection.zcard("rq:finished:embedding-bulk")
         eventually(lambda ended=ended: site.connection.zcard("rq:finished:embedding-bulk") > ended)  # type: ignore[misc]
         fault(network)
@@ -128,22 +130,40 @@ def test_a_network_that_breaks_again_and_again_costs_no_job_and_no_worker(site: 
 # -- servers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", ["MISCONF", "NOREPLICAS", "BUSY", "LOADING", "MASTERDOWN", "UNBLOCKED", "WHATEVER"])
-def test_whatever_a_server_answers_for_a_while_no_job_is_lost_and_no_model_loaded_anew(site: Site, answer: str) -> None:
-    network, server = site.network(), site.server
+REFUSALS: dict[str, tuple[Callable[[Server], None], Callable[[Server], None]]] = {
+    "MISCONF": (Server.refuse_writes_as_misconfigured, Server.accept_writes),
+    "NOREPLICAS": (Server.refuse_writes_for_want_of_replicas, Server.accept_writes),
+    "BUSY": (Server.be_busy, Server.be_free),
+    "nothing": (Server.freeze, Server.thaw),
+}
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_a_server_that_refuses_for_longer_than_a_lease_costs_no_job_and_no_model_is_loaded_anew(
+    site: Site, answer: str
+) -> None:
+    workers = site.start(a_ms=50, max_batch_texts=4)
+    before = processes(workers)
+    ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(100)), texts_per_job=2)]
+    eventually(lambda: site.connection.zcard("rq:finished:embedding-bulk"))
+    begin, end = REFUSALS[answer]
+    begin(site.server)
+    pass_time(1.5 * LEASE_S)
+    end(site.server)
+    site.check(ids)
+    assert processes(workers) == before
+
+
+def test_whatever_a_server_answers_is_passing(site: Site) -> None:
+    network = site.network()
     workers = site.start(url=network.url, a_ms=50, max_batch_texts=4)
     before = processes(workers)
-    ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(200)), texts_per_job=2)]
+    ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(100)), texts_per_job=2)]
     eventually(lambda: site.connection.zcard("rq:finished:embedding-bulk"))
-    {
-        "MISCONF": server.refuse_writes_as_misconfigured,
-        "NOREPLICAS": server.refuse_writes_for_want_of_replicas,
-        "BUSY": server.be_busy,
-    }.get(answer, lambda: network.answer_with(f"{answer} says the server"))()
-    pass_time(1.5 * LEASE_S)
-    {"MISCONF": server.accept_writes, "NOREPLICAS": server.accept_writes, "BUSY": server.be_free}.get(
-        answer, network.heal
-    )()
+    for answer in ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED", "TRYAGAIN", "ERR", "NEVERHEARD"):
+        network.answer_with(f"{answer} says the server")
+        pass_time(0.6)
+    network.heal()
     site.check(ids)
     assert processes(workers) == before
 
@@ -237,9 +257,9 @@ def test_an_engine_that_stands_still_while_much_is_written_to_it_does_not_keep_a
 
 
 def test_a_terminal_that_closes_stops_workers_as_sigterm_does(site: Site) -> None:
-    workers = site.start(a_ms=1500)
-    job = site.producer.embed("a")
-    eventually(lambda: site.status(job.job_id) == "started")
+    workers = site.start(roles=("generation",), a_ms=60)
+    job = site.producer.generate(long_prompts(1)[0], max_tokens=30, stream=True)
+    eventually(lambda: events(site, job.job_id, "text"))
     workers.process.send_signal(signal.SIGHUP)
     assert workers.process.wait(20) == 0
     assert site.status(job.job_id) == "finished"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import Redis as Client
+from redis.exceptions import OutOfMemoryError
 
 from impetus_producer.contract import STREAM_KEY, StreamEvent, WorkerRecord
 from impetus_worker.fleet.chores import Schedule
@@ -75,7 +77,7 @@ class World:
             return dict(zip(keys, pipeline.execute(), strict=True))
 
     def lost(self) -> list[str]:
-        """Jobs that are nowhere: neither on a queue, nor started with a token, nor to be found by the sweep, nor over."""
+        """Jobs that are nowhere: neither on a queue, nor started with a token, nor found by the sweep, nor over."""
         queued = _members(self.connection, f"rq:queue:{QUEUE}")
         scheduled = _members(self.connection, f"rq:scheduled:{QUEUE}")
         started = _members(self.connection, f"impetus:tokens:{QUEUE}")
@@ -194,10 +196,8 @@ KEYS = [
     "impetus:cancel:one",
     f"{STREAM_KEY}one",
     f"impetus:recovery:{QUEUE}",
-    f"impetus:awaited:one",
+    "impetus:awaited:one",
 ]
-BUSY = {f"rq:scheduler-lock:{QUEUE}", f"impetus:recovery:{QUEUE}"}
-"""Where they exist nothing is done at all, whatever they are."""
 
 
 def _make(connection: Redis, key: str, kind: str) -> None:
@@ -266,8 +266,7 @@ def test_without_memory_a_script_does_all_or_nothing(step: str, connection: Redi
     connection.config_set("maxmemory", 1)
     try:
         STEPS[step](world, jobs)
-    except Exception as error:  # noqa: BLE001 - whatever the client makes of it
-        assert "memory" in str(error), error
+    except OutOfMemoryError:
         refused = True
     else:
         refused = False
@@ -280,8 +279,6 @@ def test_without_memory_a_script_does_all_or_nothing(step: str, connection: Redi
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_user_who_may_not_publish_is_refused_no_script(step: str, connection: Redis, redis_url: str) -> None:
-    from redis import Redis as Client
-
     world, jobs = prepared(connection, step)
     connection.execute_command("ACL", "SETUSER", "mute", "reset", "on", ">word", "~*", "+@all")
     try:

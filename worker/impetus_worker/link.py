@@ -16,6 +16,7 @@ from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, R
 from redis.retry import Retry
 
 from impetus_producer.connections import from_url
+from impetus_producer.errors import ServerError
 from impetus_producer.server import Trouble, hang_up, trouble
 
 from .errors import ConfigurationError
@@ -33,7 +34,7 @@ FIRST_WAIT_S = 0.1
 MAX_WAIT_S = 5.0
 _CALM_S = 3.0
 """For so long nothing may fail before the trouble is over."""
-PASSING = (RedisError, OSError)
+PASSING = (RedisError, OSError, ServerError)
 """What a call to the server may raise that is the server's or the network's affair."""
 _log = logging.getLogger(__name__)
 

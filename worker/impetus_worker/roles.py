@@ -52,6 +52,7 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
         neural_engine=info.neural_engine,
         machine=machine.chip,
         note=info.note,
+        ttl_s=settings.record_ttl_s,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -14,32 +14,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from impetus_backends.protocol import Excluded
-from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE
+from impetus_producer.contract import STANDBY_QUEUE
 
 from . import inbox
 from .awake import AwakeClock, Pulse
 from .batches.batcher import Room
 from .batches.quarantine import DEATHS_ALONE
+from .crew import Crew
 from .errors import ConfigurationError, EngineDiedError, PoisonedJobError
-from .fleet.chores import REGISTRIES_INTERVAL_S, Registries, Schedule
-from .fleet.commands import Commands
-from .fleet.duties import Recovery, Renewal, Sweep
-from .fleet.housekeeping import Duty, Housekeeping
 from .fleet.routing import LOOK, Routing
 from .host.begun import BegunNote
 from .host.engine_process import EngineProcess
 from .host.power import open_power
 from .host.supervisor import EXIT_SHUTDOWN
 from .interruptions import Interruptions
-from .leases import doorbell
 from .leases.claims import Claims
-from .leases.courier import Courier
-from .leases.doorbell import Doorbell
 from .leases.intake import Intake
 from .leases.ledger import Ledger
 from .leases.outcomes import Failed, Returned, Stopped
-from .leases.rq_endings import RqEndings
-from .link import PASSING, Link, Reachability
+from .link import PASSING
 from .roles import engine_config, make_batcher, worker_record
 
 if TYPE_CHECKING:
@@ -50,7 +43,6 @@ if TYPE_CHECKING:
     from impetus_backends.protocol import EngineConfig, Event
 
     from .batches.batcher import Batcher
-    from .companion import Companion
     from .leases.claims import Claim, ClaimedJob
     from .leases.intake import Wanted
     from .leases.outcomes import News
@@ -86,45 +78,30 @@ class QueueWorker:
     ) -> None:
         self._settings = settings
         self.name = settings.name
-        self._connect = connect
         self._lifeline = lifeline
-        self._queues = ROLE_QUEUES[settings.role]
         self._inbox = inbox.Inbox()
         self._now = AwakeClock()
-        self._reachability = Reachability()
         self._claims = Claims(settings.name, settings.lease_s)
+        self._crew = Crew(settings, connect, self._claims, self._inbox.tell)
         self._engine = EngineProcess(self._inbox.tell, self._now)
         self._config: EngineConfig = engine_config(settings)
         self._batcher: Batcher | None = None
         self._interruptions: Interruptions | None = None
         self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
         self._power = open_power(settings)
-        self._courier = Courier(self._link("courier"), self._inbox.tell)
-        self._rq_endings = RqEndings(
-            self._link("rq-endings"), self._claims, self.name, settings.allow_callbacks, self._inbox.tell
-        )
         self._ledger = Ledger(
             self._claims,
             self.name,
-            self._rq_endings,
-            self._courier.send,
+            self._crew.rq_endings,
+            self._crew.courier.send,
             on_claim=self._take_in,
             on_abandoned=self._abandon,
         )
-        bells = [
-            Doorbell(self._link(f"bell {queue}", doorbell.ANSWER_S), queue, self._inbox.tell) for queue in self._queues
-        ]
-        self._intake = Intake({queue: bell.listen for queue, bell in zip(self._queues, bells, strict=True)})
+        self._intake = Intake({queue: bell.listen for queue, bell in self._crew.bells.items()})
+        self._intake.pause(True)  # until it is known which queues are this worker's
         self._routing: Routing | None = None
-        self._housekeeping: Housekeeping | None = None
-        self._companions: list[Companion] = [
-            self._courier,
-            self._rq_endings,
-            *bells,
-            Commands(self._link("commands"), self.name, self._inbox.tell),
-        ]
         self._stopping: str | None = None
-        self._told_remotely = False
+        self._exit_status = 0
         self._unlooked: set[str] = set()
         """Housekeeping that has not yet looked for jobs to put on the queues."""
         self._suspended = False
@@ -132,12 +109,11 @@ class QueueWorker:
         self._deaths_while_loading: Counter[str] = Counter()
         self._engine_deaths = 0
         self._deaths_in_a_row = 0
+        self._fingerprint = ""
+        self._answered_at = 0.0
         self._send_from = 0.0
         self._claim_from = 0.0
         self._pulse = Pulse()
-
-    def _link(self, who: str, answer_s: float = 10.0) -> Link:
-        return Link(who, lambda: self._connect(answer_s), self._reachability)
 
     # -- from birth to death -----------------------------------------------------------------------------------------
 
@@ -159,7 +135,7 @@ class QueueWorker:
                 self._serve()
         finally:
             self._leave()
-        return EXIT_SHUTDOWN if self._told_remotely else 0
+        return self._exit_status
 
     def _open_for_work(self) -> None:
         """A worker claims nothing before its backend has earned it. It says what it is, and its threads start."""
@@ -172,36 +148,8 @@ class QueueWorker:
             tell=self._inbox.tell,
             ttl_s=settings.record_ttl_s,
         )
-        renew_s = min(2.0, settings.lease_s / 4)
-        grace_s = settings.lease_s / 2
-        self._housekeeping = Housekeeping(
-            "housekeeping",
-            self._link("housekeeping", settings.lease_s / 4),
-            [
-                Duty("leases", Renewal(self._claims, self._held, self._moves, self._inbox.tell), renew_s),
-                Duty("record", self._routing.look, settings.record_renew_s),
-                Duty("recovery", Recovery(self._queues, renew_s), renew_s, judges_others=True),
-            ],
-            self._inbox.tell,
-            grace_s,
-        )
-        chores = Housekeeping(
-            "chores",
-            self._link("chores"),
-            [
-                Duty("schedule", Schedule(self._queues), 1.0),
-                Duty("sweep", Sweep(self._queues), 1.0, judges_others=True),
-                Duty("registries", Registries(self._queues), REGISTRIES_INTERVAL_S),
-            ],
-            self._inbox.tell,
-            grace_s,
-        )
-        self._companions += [self._housekeeping, chores]
-        self._unlooked = {self._housekeeping.name, chores.name}
-        for companion in self._companions:
-            companion.start()
+        self._unlooked = {each.name for each in self._crew.start(self._routing, self._held, self._moves)}
         self._power.on_sleep(lambda: self._inbox.tell(inbox.Command(inbox.HANDOVER)))
-        self._listen_to(self._routing.queues)
 
     def _listen_to(self, queues: Sequence[str]) -> None:
         _log.info("worker %s serves %s", self.name, ", ".join(queues))
@@ -227,7 +175,7 @@ class QueueWorker:
         deadlines = [now + IDLE_WAIT_S]
         if self._batcher is not None and self._engine.info is not None and (at := self._batcher.wakes_at()) is not None:
             deadlines.append(at)
-        if not self._ledger.under_way and (self._ledger.has_news(now) or self._wanted(now) is not None):
+        if self._has_to_send(now):
             deadlines.append(self._send_from)
         if (at := self._intake.wakes_at(now)) is not None:
             deadlines.append(at)
@@ -237,20 +185,14 @@ class QueueWorker:
         """Puts back what is still in flight and says goodbye. Every step is tried, whatever happened to the others."""
         self._engine.kill()
         self._power.close()
-        for companion in self._companions:
-            companion.stop()
         if self._routing is None:
             return
-        if self._stopping != COLD:
-            self._rq_endings.send_webhooks(_FAREWELL_S)
-        for companion in (self._courier, self._rq_endings):
-            companion.join(_FAREWELL_S)
-        link = self._link("farewell", 5.0)
+        self._crew.stop(webhooks_s=0.0 if self._stopping == COLD else _FAREWELL_S, patience_s=_FAREWELL_S)
+        link = self._crew.link("farewell")
         try:
             facts = self._inbox.wait(0)
             self._absorb([fact for fact in facts if isinstance(fact, inbox.Answered | inbox.EndedByRq)])
-            if self._ledger.under_way:
-                self._ledger.recall()
+            self._ledger.recall_all()
             if unfinished := self._ledger.unfinished():
                 _log.info("putting %d unfinished jobs back", len(unfinished))
                 self._ledger.note([Returned(job) for job in reversed(unfinished)])
@@ -279,13 +221,16 @@ class QueueWorker:
                 case inbox.EngineTries(life, backend) if life == self._engine.life:
                     self._trying = backend
                 case inbox.EngineRefused(life, message) if life == self._engine.life:
-                    raise ConfigurationError(message)
+                    # One that has served can be served again: that it cannot now may pass.
+                    raise ConfigurationError(message) if self._batcher is None else EngineDiedError(message)
                 case inbox.Answered(answers):
+                    self._answered_at = self._now()
                     if not self._ledger.receive(answers):
                         self._send_from = self._now() + IDLE_WAIT_S
                 case inbox.Unanswered(retry_in_s):
                     self._ledger.recall()
                     self._send_from = self._now() + retry_in_s
+                    self._give_up_stopping_warm()
                 case inbox.Rang(queue):
                     self._intake.hear(queue)
                 case inbox.EndedByRq(job):
@@ -308,7 +253,14 @@ class QueueWorker:
         info = self._engine.info
         assert info is not None
         if self._batcher is not None:
+            if info.fingerprint != self._fingerprint:
+                _log.error(
+                    "the engine came back as another one, %s on %s: the worker begins anew", info.backend, info.device
+                )
+                self._exit_status = EXIT_SHUTDOWN
+                self._stop(COLD)
             return
+        self._fingerprint = info.fingerprint
         for reason in info.reasons:
             _log.info("%s", reason)
         _log.info("%s engine: %s on %s (%s), model %s", info.kind, info.backend, info.device, info.precision,
@@ -391,22 +343,35 @@ class QueueWorker:
     def _wanted(self, now: float) -> Wanted | None:
         if self._stopping or self._engine.info is None or now < max(self._send_from, self._claim_from):
             return None
+        if self._ledger.under_way and not self._intake.has_backlog:
+            return None
         return self._intake.wanted(self._room(), now)
 
     def _room(self) -> Room:
         assert self._batcher is not None
         room, waiting = self._batcher.room(), self._ledger.rq_waiting
         bulk, nothing = _MAX_RQ_WAITING
-        return Room(0 if waiting > nothing else room.interactive, 0 if waiting > bulk else room.bulk)
+        coming = self._ledger.wanted
+        return Room(
+            0 if waiting > nothing else max(0, room.interactive - coming),
+            0 if waiting > bulk else max(0, room.bulk - coming),
+        )
+
+    def _has_to_send(self, now: float) -> bool:
+        """Whether an exchange is due: the first at once, a second beside it only if it is worth it."""
+        match self._ledger.under_way:
+            case 0:
+                return self._ledger.has_news(now) or self._wanted(now) is not None
+            case 1:
+                return self._ledger.many_ended or (self._intake.has_backlog and self._wanted(now) is not None)
+            case _:
+                return False
 
     def _send(self) -> None:
-        """Sends how jobs ended together with a claim for more, unless the last of these awaits its answer yet."""
+        """Sends how jobs ended together with a claim for more."""
         now = self._now()
-        if self._ledger.under_way or now < self._send_from:
-            return
-        wanted = self._wanted(now)
-        if wanted is not None or self._ledger.has_news(now):
-            self._ledger.send(wanted, now)
+        if now >= self._send_from and self._has_to_send(now):
+            self._ledger.send(self._wanted(now), now)
 
     def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         """What a claim brought."""
@@ -435,9 +400,9 @@ class QueueWorker:
         self._batcher.add(fit)
 
     def _show(self, state: str) -> None:
-        if self._routing is not None and self._housekeeping is not None:
+        if self._routing is not None:
             self._routing.show(state)
-            self._housekeeping.hurry()
+            self._crew.hurry()
 
     def _dispatch(self) -> None:
         if self._engine.info is None:
@@ -466,7 +431,7 @@ class QueueWorker:
     def _obey(self, command: inbox.Command) -> None:
         match command.name:
             case inbox.SHUTDOWN:
-                self._told_remotely = command.remote
+                self._exit_status = EXIT_SHUTDOWN if command.remote else 0
                 self._stop(COLD if self._stopping else WARM)
             case inbox.SUPERVISOR_GONE:
                 if not self._stopping:
@@ -478,8 +443,7 @@ class QueueWorker:
             case "stop-job" | "stop-execution":
                 self._cancel(command.job_id)
             case name if name == LOOK:
-                if self._housekeeping is not None:
-                    self._housekeeping.hurry()
+                self._crew.hurry()
             case "kill-horse":
                 if self._batcher is not None:
                     self._restart_engine(suspect=False)
@@ -492,9 +456,15 @@ class QueueWorker:
         _log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
         if manner == WARM:
             self._hand_over()
-            if self._routing is not None and self._housekeeping is not None:
+            if self._routing is not None:
                 self._routing.stand_down()
-                self._housekeeping.hurry()
+                self._crew.hurry()
+
+    def _give_up_stopping_warm(self) -> None:
+        """A worker that is to stop does not wait for a server that is away: leases run out by themselves."""
+        if self._stopping == WARM and self._now() - self._answered_at > _FAREWELL_S:
+            _log.error("stopping without Redis, which does not answer")
+            self._stopping = COLD
 
     def _hand_over(self) -> None:
         """Puts back what the engine has not begun."""

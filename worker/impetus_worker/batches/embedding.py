@@ -46,7 +46,7 @@ _LOOKAHEAD_BATCHES = (4, 64)
 """But no fewer batches than this, and no more."""
 _URGENT_LOOKAHEAD = 2
 """So many times as many batches of the lane whose callers wait."""
-_READING_S = 0.01
+_READING_S = 0.004
 """So long the loop tokenises before it looks at the device and the queues again."""
 _LEARNING_RATE = 0.2
 """Of the moving averages that say how much that is."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from impetus_backends import protocol
 from impetus_backends.protocol import Deferred, Generated, Parked, Progress, Rejected
-from impetus_producer.contract import GENERATE_FUNCTION, GenerationRequest, StreamEvent, parse_request
+from impetus_producer.contract import GENERATE_FUNCTION, GenerationRequest, StreamEvent
+from impetus_producer.parsing import parse_request
 
 from ..errors import InferenceError, InvalidRequestError, PoisonedJobError
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped

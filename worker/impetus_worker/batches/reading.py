@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest, parse_request
+from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest
+from impetus_producer.parsing import parse_request
 
 from ..errors import InvalidRequestError
 from ..leases.outcomes import Failed

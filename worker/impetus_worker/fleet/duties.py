@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from impetus_producer.fitness import look
+
+from ..errors import ConfigurationError
 from ..inbox import Renewed
 from ..leases.claims import recover, sweep
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..leases.claims import ClaimedJob, Claims
 
+FITNESS_INTERVAL_S = 600.0
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +43,24 @@ class Renewal:
             renewal = self._claims.renew(jobs).run(connection)
             if renewal.lost or renewal.cancelled:
                 self._tell(Renewed(jobs, renewal))
+
+
+class ServerFitness:
+    """Says what there is to say of the server: once, and what has changed again. Raises `ConfigurationError` where a
+    worker can do nothing there.
+    """
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, connection: Redis) -> None:
+        fitness = look(connection, "worker")
+        if fitness.refusal is not None:
+            raise ConfigurationError(fitness.refusal)
+        for sentence in fitness.warnings:
+            if sentence not in self._said:
+                _log.warning("%s", sentence)
+        self._said = set(fitness.warnings)
 
 
 class Recovery:

@@ -49,7 +49,7 @@ def _same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
 
 
 class Routing:
-    """One worker's place among the others. `queues` is what it should serve now.
+    """One worker's place among the others. `queues` is what it should serve now, nothing before its first look.
 
     `is_serving`: whether the engine can be given work; `engine_deaths`: how often it died; `tell`: hears a `Rerouted`
     when `queues` has changed. `suspended`: what to show RQ as the worker's state.
@@ -64,7 +64,7 @@ class Routing:
         tell: Callable[[object], None],
         ttl_s: float = RECORD_TTL_S,
     ) -> None:
-        self.queues: tuple[str, ...] = ROLE_QUEUES[record.role]
+        self.queues: tuple[str, ...] = ()
         self._all_queues = (*ROLE_QUEUES[record.role], STANDBY_QUEUE)
         self._record = record
         self._is_serving = is_serving
@@ -92,12 +92,20 @@ class Routing:
             record = self._record.model_copy(
                 update={"serving": self._is_serving(), "engine_deaths": self._engine_deaths()}
             )
-            others = _readable(self._announce(record).run(connection))
-            queues = queues_for(record, others)
-            if queues != self.queues and not self._stood_down:
-                self.queues = queues
+            if not self.queues:  # it is not to be in RQ's books with queues that are another's, not for a moment
+                self._decide(record, Call(Script.named("others"), [record.name], list).run(connection))
+            others = self._announce(record).run(connection)
+            if self._decide(record, others):
                 self._announce(record).run(connection)  # RQ's books follow at once
-                self._tell(Rerouted(queues))
+
+    def _decide(self, record: WorkerRecord, others: list[bytes]) -> bool:
+        """Whether it serves other queues from now on."""
+        queues = queues_for(record, _readable(others))
+        if queues == self.queues or self._stood_down:
+            return False
+        self.queues = queues
+        self._tell(Rerouted(queues))
+        return True
 
     def _announce(self, record: WorkerRecord) -> Call[list[bytes]]:
         shown, self._shown = self._shown, None

@@ -165,10 +165,12 @@ class EmbeddedServer:
 
 
 def _answers(url: str) -> bool:
-    from impetus_producer import NoServerError, connect
+    from redis.exceptions import RedisError
+
+    from impetus_producer.connections import from_url
 
     try:
-        connect(url).close()
-    except NoServerError:
+        with from_url(url) as connection:
+            return bool(connection.ping())  # it has loaded what it kept, which other commands do not ask for
+    except (RedisError, OSError):
         return False
-    return True

@@ -111,12 +111,14 @@ class Ending:
     ttl_s: int = -1
     vectors: bytes | None = None
     """Stored beside the result, as the field `VECTORS_FIELD` of its entry."""
+    stored: bytes = field(init=False, repr=False)
+    """The payload as RQ's `Result.serialize` writes it: base64, a reason deflated first."""
 
-    def stored_payload(self) -> bytes:
-        """As RQ's `Result.serialize` writes it: base64, a reason deflated first."""
-        if self.verb is Verb.RETURN:
-            return b""
-        return base64.b64encode(self.payload if self.verb is Verb.FINISH else zlib.compress(self.payload))
+    def __post_init__(self) -> None:
+        stored = b""
+        if self.verb is not Verb.RETURN:
+            stored = base64.b64encode(self.payload if self.verb is Verb.FINISH else zlib.compress(self.payload))
+        object.__setattr__(self, "stored", stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class Claims:
         payloads: list[bytes] = []
         arguments: list[Any] = []
         for ending in endings:
-            job, payload, vectors = ending.job, ending.stored_payload(), ending.vectors
+            job, payload, vectors = ending.job, ending.stored, ending.vectors
             payloads += (payload, vectors or b"")
             arguments += (
                 job.id, job.token, job.queue, ending.verb.value, len(payload),

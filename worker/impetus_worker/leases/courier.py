@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..companion import Companion
 from ..inbox import Answered, Unanswered
@@ -45,6 +45,10 @@ class Courier(Companion):
             except PASSING as error:
                 self.tell(Unanswered(self._link.failed(error)))
             else:
+                for refusal in answers:
+                    if isinstance(refusal, RedisError):
+                        self._link.failed(refusal)
+                        break
                 self.tell(Answered(answers))
 
 

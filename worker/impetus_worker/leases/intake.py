@@ -39,6 +39,8 @@ class Intake:
         """None: the queue may have jobs."""
         self._suspended_until = 0.0
         self._paused = False
+        self.has_backlog = False
+        """Whether the last claim left jobs where they were, so that the next one finds some for certain."""
 
     def wanted(self, room: Room, now: float) -> Wanted | None:
         """What to claim now, if anything: bulk only where there is room for it too."""
@@ -53,6 +55,7 @@ class Intake:
 
     def learn(self, wanted: Wanted, claim: Claim, now: float) -> None:
         """Takes note of what a claim told, besides its jobs. A queue that is empty is listened to from now on."""
+        self.has_backlog = claim.more
         if claim.suspended:
             self._suspended_until = now + SUSPENDED_WAIT_S
         elif not claim.more:

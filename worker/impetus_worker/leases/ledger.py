@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .scripts import Call
 
 _MAX_CLAIM_BYTES = 32_000_000
+_MANY_ENDED = 32
 _MAX_ENDINGS = 1024
 _MAX_ENDINGS_BYTES = 32_000_000
 """Of one exchange. A server takes no argument over 512 MB, and is nobody else's while it writes."""
@@ -42,8 +44,23 @@ class Endings(Protocol):
     def put(self, outcome: Outcome) -> None: ...
 
 
+@dataclass(slots=True)
+class _Exchange:
+    """What was sent together: what jobs said, how others ended, and what is wanted."""
+
+    relayed: bool = False
+    finishing: bool = False
+    """Whether it tells how jobs ended, or for how long the worker worked."""
+    endings: list[tuple[Outcome, Ending]] = field(default_factory=list)
+    worked_s: float = 0.0
+    wanted: Wanted | None = None
+    calls: list[Call[Any]] = field(default_factory=list)
+
+
 class Ledger:
-    """`send`: takes calls to the server; their answers come to `receive`, or their failure to `recall`.
+    """`send`: takes calls to the server; their answers come to `receive`, or their failure to `recall`, in the order in
+    which they were sent. Two exchanges may be under way, so that the server has the next while this worker reads the
+    answer to the last.
 
     Both are called while an answer is received, `on_claim` with what was wanted and what came of it, `on_abandoned`
     with the ids of jobs for which nobody waits any more. Times are the loop's, in seconds.
@@ -62,30 +79,20 @@ class Ledger:
         """By id: all that this worker has to end."""
         self.open: dict[str, ClaimedJob] = {}
         """Those of them of which it is not known yet how they end."""
-        self.under_way = False
-        """Whether an answer is awaited."""
+        self._under_way: deque[_Exchange] = deque()
         self._claims = claims
         self._rq_endings = rq_endings
         self._send = send
         self._on_claim = on_claim
         self._on_abandoned = on_abandoned
         self._relay = Relay(worker)
-        self._ended: deque[Outcome] = deque()
-        """How the others ended, not yet sent."""
-        self._sent: list[tuple[Outcome, Ending]] = []
-        """How those ended that the exchange under way tells of."""
+        self._ended: deque[tuple[Outcome, Ending | None]] = deque()
+        """How the others ended, not yet sent; None: by RQ's means."""
         self._unsure: set[str] = set()
         """Tokens of runs whose ending was sent before, and may have been written."""
-        self._relayed = False
-        """Whether it began with what jobs say."""
-        self._wanted: Wanted | None = None
-        """What it asks for."""
-        self._finishing = False
-        """Whether it tells how jobs ended."""
         self._working_since: float | None = None
         self._worked_s = 0.0
         """For how long it held any job, and has not told yet."""
-        self._worked_sent_s = 0.0
 
     def has_news(self, now: float) -> bool:
         """Whether there is anything to send, besides a claim."""
@@ -98,7 +105,22 @@ class Ledger:
 
     @property
     def is_empty(self) -> bool:
-        return not self.held and not self._ended and not self.under_way
+        return not self.held and not self._ended and not self._under_way
+
+    @property
+    def under_way(self) -> int:
+        """How many exchanges await their answer."""
+        return len(self._under_way)
+
+    @property
+    def wanted(self) -> int:
+        """How many jobs are asked for, and not yet here."""
+        return sum(exchange.wanted.jobs for exchange in self._under_way if exchange.wanted is not None)
+
+    @property
+    def many_ended(self) -> bool:
+        """Whether enough ended to be worth an exchange of their own."""
+        return len(self._ended) >= _MANY_ENDED
 
     @property
     def rq_waiting(self) -> int:
@@ -125,7 +147,7 @@ class Ledger:
             else:
                 if isinstance(each, Failed):
                     _log.warning("job %s failed: %s", each.job.id, sentence(each.error))
-                self._ended.append(each)
+                self._ended.append((each, ending_of(each)))  # written out now, while the server is busy
                 if self.open.get(each.job.id) is each.job:
                     del self.open[each.job.id]
 
@@ -138,67 +160,68 @@ class Ledger:
 
     def unfinished(self) -> list[ClaimedJob]:
         """The jobs of which it is not known how they end, or that RQ has not ended yet."""
-        ended = {outcome.job.token for outcome in self._ended}
+        ended = {outcome.job.token for outcome, _ in self._ended}
         return [job for job in self.held.values() if job.token not in ended]
 
     def send(self, wanted: Wanted | None, now: float) -> None:
-        """Sends the news, and asks for what is wanted; nothing else may be under way."""
-        calls = self._calls(now)
+        """Sends the news, and asks for what is wanted."""
+        exchange = self._next_exchange(now)
         if wanted is not None:
-            calls.append(self._claims.claim(wanted.queues, wanted.jobs, _MAX_CLAIM_BYTES))
-        self._wanted = wanted
-        if calls:
-            self.under_way = True
-            self._send(calls)
+            exchange.wanted = wanted
+            exchange.calls.append(self._claims.claim(wanted.queues, wanted.jobs, _MAX_CLAIM_BYTES))
+        if exchange.calls:
+            self._under_way.append(exchange)
+            self._send(exchange.calls)
 
-    def _calls(self, now: float) -> list[Call[Any]]:
+    def _next_exchange(self, now: float) -> _Exchange:
         """What jobs said and how others ended, as much as goes at once."""
         self._count_work(now)
-        calls: list[Call[Any]] = []
-        self._relayed = self._relay.has_news(now)
-        if self._relayed:
-            calls.append(self._relay.relaying(now))
-        self._finishing, size = False, 0
-        while self._ended and len(self._sent) < _MAX_ENDINGS and size < _MAX_ENDINGS_BYTES:
-            outcome = self._ended.popleft()
-            ending = ending_of(outcome)
+        exchange, size = _Exchange(), 0
+        # One at a time, so that pieces of a text come in their order also when they are sent again.
+        if self._relay.has_news(now) and not any(other.relayed for other in self._under_way):
+            exchange.relayed = True
+            exchange.calls.append(self._relay.relaying(now))
+        while self._ended and len(exchange.endings) < _MAX_ENDINGS and size < _MAX_ENDINGS_BYTES:
+            outcome, ending = self._ended.popleft()
             if ending is None:
                 self._rq_endings.put(outcome)
                 continue
-            self._sent.append((outcome, ending))
-            size += len(ending.payload) + len(ending.vectors or b"")
-        if self._sent or self._has_unsaid_work:
-            self._finishing = True
-            self._worked_sent_s, self._worked_s = self._worked_s, 0.0
-            calls.append(self._claims.finish([ending for _, ending in self._sent], self._worked_sent_s))
-        return calls
+            exchange.endings.append((outcome, ending))
+            size += len(ending.stored) + len(ending.vectors or b"")
+        if exchange.endings or self._has_unsaid_work:
+            exchange.finishing = True
+            exchange.worked_s, self._worked_s = self._worked_s, 0.0
+            exchange.calls.append(self._claims.finish([ending for _, ending in exchange.endings], exchange.worked_s))
+        return exchange
 
     def receive(self, answers: Sequence[Any]) -> bool:
-        """Takes in the answer to what was sent. False where the server refused a part, which is to be sent again."""
-        self.under_way = False
+        """Takes in the answer to what was sent first. False where the server refused a part, which is to be sent
+        again.
+        """
+        exchange = self._under_way.popleft()
         left = iter(answers)
-        relayed = next(left) if self._relayed else []
-        ended = next(left) if self._finishing else []
-        claim = next(left) if self._wanted is not None else None
+        relayed = next(left) if exchange.relayed else []
+        ended = next(left) if exchange.finishing else []
+        claim = next(left) if exchange.wanted is not None else None
         if isinstance(claim, Claim):
             # Whatever became of the rest: these jobs are this worker's.
-            assert self._wanted is not None
-            self._on_claim(self._wanted, claim)
+            assert exchange.wanted is not None
+            self._on_claim(exchange.wanted, claim)
         if isinstance(ended, RedisError):
-            self._resend()
+            self._resend(exchange)
         else:
-            self._conclude(ended)
+            self._conclude(exchange, ended)
         if isinstance(relayed, RedisError):
             self._relay.recall()
-        else:
+        elif exchange.relayed:
             self._relay.sent()
             if relayed:
                 self._on_abandoned(relayed)
         return not any(isinstance(answer, RedisError) for answer in answers)
 
-    def _conclude(self, answers: Sequence[Answer]) -> None:
+    def _conclude(self, exchange: _Exchange, answers: Sequence[Answer]) -> None:
         """What was to be written is written, or was another's to write."""
-        for (outcome, _), answer in zip(self._sent, answers, strict=True):
+        for (outcome, _), answer in zip(exchange.endings, answers, strict=True):
             if answer is Answer.FOR_RQ:
                 self._rq_endings.put(outcome)
                 continue
@@ -206,35 +229,38 @@ class Ledger:
                 _log.warning("job %s: it is another's by now, so its result is not written", outcome.job.id)
             self._unsure.discard(outcome.job.token)
             self.forget(outcome.job)
-        self._sent = []
 
     def recall(self) -> None:
-        """It is unknown what the server has run of what was sent: it is sent again, and fenced."""
-        self.under_way = False
-        self._relay.recall()
-        self._unsure.update(outcome.job.token for outcome, _ in self._sent)
-        self._resend()
+        """It is unknown what the server has run of what was sent first: it is sent again, and fenced."""
+        exchange = self._under_way.popleft()
+        if exchange.relayed:
+            self._relay.recall()
+        self._unsure.update(outcome.job.token for outcome, _ in exchange.endings)
+        self._resend(exchange)
 
-    def _resend(self) -> None:
-        self._ended.extendleft(outcome for outcome, _ in reversed(self._sent))
-        self._sent = []
-        self._worked_s += self._worked_sent_s
-        self._worked_sent_s = 0.0
+    def _resend(self, exchange: _Exchange) -> None:
+        self._ended.extendleft(reversed(exchange.endings))
+        self._worked_s += exchange.worked_s
+
+    def recall_all(self) -> None:
+        """No answer is awaited any more."""
+        while self._under_way:
+            self.recall()
 
     def settle(self, connection: Redis, now: float) -> None:
         """Writes all that there is to write and waits for it; for the farewell. What only RQ could end goes back to
         its queue. Raises `RedisError`.
         """
-        self._ended = deque(
-            outcome if ending_of(outcome) is not None else Returned(outcome.job) for outcome in self._ended
-        )
+        for at, (outcome, ending) in enumerate(self._ended):
+            if ending is None:
+                self._ended[at] = (outcome, ending_of(Returned(outcome.job)))
         while self.has_news(now):
-            calls = self._calls(now)
-            if not calls:
+            exchange = self._next_exchange(now)
+            if not exchange.calls:
                 return
-            self._wanted = None
+            self._under_way.append(exchange)
             try:
-                answers = [call.run(connection) for call in calls]
+                answers = [call.run(connection) for call in exchange.calls]
             except BaseException:
                 self.recall()
                 raise

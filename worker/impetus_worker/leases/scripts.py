@@ -30,7 +30,7 @@ class Script:
 
 @cache
 def _script(name: str) -> Script:
-    folder = resources.files(__package__) / "lua"
+    folder = resources.files("impetus_worker.leases") / "lua"
     text = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 

@@ -44,14 +44,8 @@ elseif call('EXISTS', 'rq:queue:' .. standby) == 0 then
   write('SREM', 'rq:queues', 'rq:queue:' .. standby)
 end
 
-local others = {}
-for _, other in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
-  local name = string.sub(other, #'rq:worker:' + 1)
-  -- A record without an end is nobody's who lives.
-  local said = name ~= worker and read('GET', RECORD .. name)
-  if said and call('PTTL', RECORD .. name) > 0 then
-    others[#others + 1] = said
-    if is_new then ring_at(other) end
-  end
+local others, names = living_records(worker)
+if is_new then
+  for _, name in ipairs(names) do ring_at('rq:worker:' .. name) end
 end
 return others

@@ -43,11 +43,10 @@ end
 local function write(command, key, ...)
   local answer = pcall(command, key, ...)
   if type(answer) == 'table' and answer.err then
-    if not (string.find(answer.err, 'WRONGTYPE', 1, true) or string.find(answer.err, 'last possible ID', 1, true)) then
-      error(answer.err, 0)
+    if string.find(answer.err, 'WRONGTYPE', 1, true) or string.find(answer.err, 'last possible ID', 1, true) then
+      call('DEL', key)
     end
-    call('DEL', key)
-    return call(command, key, ...)
+    return call(command, key, ...)  -- which raises what the server says, by its own code
   end
   return answer
 end
@@ -107,6 +106,20 @@ local function show_idle(worker)
   if call('EXISTS', executions_of(worker)) == 0 and read('HGET', key, 'state') == 'busy' then
     call('HSET', key, 'state', 'idle')
   end
+end
+
+-- What the workers say of themselves that are in RQ's books and live, this one aside, and their names. A record without
+-- an end is nobody's who lives.
+local function living_records(worker)
+  local records, names = {}, {}
+  for _, key in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
+    local name = string.sub(key, #'rq:worker:' + 1)
+    local said = name ~= worker and read('GET', RECORD .. name)
+    if said and call('PTTL', RECORD .. name) > 0 then
+      records[#records + 1], names[#names + 1] = said, name
+    end
+  end
+  return records, names
 end
 
 -- Takes a run out of all books; send_collected() writes it.
