@@ -35,6 +35,11 @@ def raise_an_error(job: Job, connection: Redis, *arguments: Any) -> None:
     raise ValueError("a callback raised")
 
 
+def raise_that_a_file_is_missing(job: Job, connection: Redis, *arguments: Any) -> None:
+    _record("raised", job, connection, arguments)
+    raise FileNotFoundError("no such file")
+
+
 def suspend_and_queue_another(job: Job, connection: Redis, *arguments: Any) -> None:
     """Leaves the queue to be looked at, as it is after the job's first failure."""
     if connection.set(f"calls:{job.id}:suspended", 1, nx=True):

@@ -39,7 +39,7 @@ class World:
         connection.flushall()
         with connection.pipeline(transaction=False) as pipeline:
             for job_id in IDS:
-                fields = {"status": "queued", "data": "x", "origin": QUEUE, "ttl": "100", "created_at": "then"}
+                fields: Any = {"status": "queued", "data": "x", "origin": QUEUE, "ttl": "100", "created_at": "then"}
                 pipeline.hset(f"rq:job:{job_id}", mapping=fields)
             pipeline.rpush(f"rq:queue:{QUEUE}", *IDS)
             pipeline.hset("rq:worker:w1", mapping={"birth": "then", "state": "busy", "queues": QUEUE})
@@ -70,7 +70,8 @@ class World:
 
     def state(self) -> dict[bytes, bytes]:
         """All that the server holds."""
-        keys: list[bytes] = sorted(self.connection.keys("*"))
+        found: Any = self.connection.keys("*")
+        keys: list[bytes] = sorted(found)
         with self.connection.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.dump(key)
@@ -88,13 +89,14 @@ class World:
             if self.connection.type(key) != b"hash":
                 continue
             status = self.connection.hget(key, "status")
-            place = {b"queued": queued, b"started": started | swept, b"scheduled": scheduled}.get(status or b"")
+            places: dict[Any, set[bytes]] = {b"queued": queued, b"started": started | swept, b"scheduled": scheduled}
+            place = places.get(status)
             if place is not None and job_id.encode() not in place:
                 lost.append(f"{job_id} {status!r}")
         return lost
 
 
-def _members(connection: Redis, key: str) -> set[bytes]:
+def _members(connection: Any, key: str) -> set[bytes]:
     match connection.type(key):
         case b"list":
             return set(connection.lrange(key, 0, -1))
@@ -200,7 +202,7 @@ KEYS = [
 ]
 
 
-def _make(connection: Redis, key: str, kind: str) -> None:
+def _make(connection: Any, key: str, kind: str) -> None:
     connection.delete(key)
     match kind:
         case "string":
@@ -232,7 +234,7 @@ def test_a_key_of_another_type_leaves_nothing_half_done_and_stops_no_script(step
                 assert world.lost() == lost_before, (key, kind)
 
 
-NUMBERS = ["1e3", "9" * 30, "-" + "9" * 30, "nan", "inf", "-5", "", "0x10", b"\xff\xfe", "1.5", " 7"]
+NUMBERS: list[Any] = ["1e3", "9" * 30, "-" + "9" * 30, "nan", "inf", "-5", "", "0x10", b"\xff\xfe", "1.5", " 7"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -280,10 +282,11 @@ def test_without_memory_a_script_does_all_or_nothing(step: str, connection: Redi
 @pytest.mark.parametrize("step", STEPS)
 def test_a_user_who_may_not_publish_is_refused_no_script(step: str, connection: Redis, redis_url: str) -> None:
     world, jobs = prepared(connection, step)
-    connection.execute_command("ACL", "SETUSER", "mute", "reset", "on", ">word", "~*", "+@all")
+    execute: Any = connection.execute_command
+    execute("ACL", "SETUSER", "mute", "reset", "on", ">word", "~*", "+@all")
     try:
         with Client.from_url(redis_url.replace("redis://", "redis://mute:word@")) as mute:
             world.connection = mute
             STEPS[step](world, jobs)
     finally:
-        connection.execute_command("ACL", "DELUSER", "mute")
+        execute("ACL", "DELUSER", "mute")

@@ -7,12 +7,13 @@ Whatever a server answers is passing: the worker says so once, waits and tries a
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError
+from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from impetus_producer.connections import from_url
@@ -36,7 +37,17 @@ _CALM_S = 3.0
 """For so long nothing may fail before the trouble is over."""
 PASSING = (RedisError, OSError, ServerError)
 """What a call to the server may raise that is the server's or the network's affair."""
+_ABOUT_DATA = re.compile(
+    "WRONGTYPE|not an integer|not a valid float|not a float|out of range|overflow|NaN or Infinity|last possible ID"
+)
 _log = logging.getLogger(__name__)
+
+
+def is_about_data(error: BaseException) -> bool:
+    """Whether the server would say the same however long one waits: a key of another type, or a value that is no
+    number. That is the fault of what lies there, and no trouble of the server's.
+    """
+    return isinstance(error, ResponseError) and _ABOUT_DATA.search(str(error)) is not None
 
 
 class Reachability:

@@ -26,6 +26,7 @@ from rq.registry import (
 from rq.serializers import JSONSerializer
 
 from ..leases.scripts import Call, Script, ids
+from ..link import is_about_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,9 +68,8 @@ def _enqueue_by_rq(connection: Redis, queue: str, job_id: str) -> None:
             registry.remove(job.id, pipeline=pipeline)
             target._enqueue_rate_limited_job(job, pipeline=pipeline, at_front=job.should_enqueue_at_front())
             pipeline.execute()
-    except RedisError:
-        raise
     except Exception as error:  # noqa: BLE001 - whatever bytes lie in the hash
+        _raise_passing(error)
         _fail_unreadable(connection, registry.key, queue, job_id, error)
 
 
@@ -92,12 +92,16 @@ class Registries:
             _try(lambda: Group.clean_registries(connection=connection))
 
 
+def _raise_passing(error: Exception) -> None:
+    if isinstance(error, RedisError) and not is_about_data(error):
+        raise error
+
+
 def _try(chore: Callable[[], object]) -> None:
     try:
         chore()
-    except RedisError:
-        raise
-    except Exception:  # noqa: BLE001 - RQ's chores raise on a hash they cannot read; the others go on
+    except Exception as error:  # noqa: BLE001 - RQ's chores raise on a hash they cannot read; the others go on
+        _raise_passing(error)
         _log.error("one of RQ's chores failed; it is tried again in %.0f s", REGISTRIES_INTERVAL_S, exc_info=True)
 
 
@@ -108,9 +112,8 @@ def _enqueue_ready(connection: Redis, queue: str) -> None:
         job_id = member.decode(errors="replace")
         try:
             registry.enqueue_jobs([job_id])
-        except RedisError:
-            raise
         except Exception as error:  # noqa: BLE001 - RQ reads many at once, and stops at one that it cannot read
+            _raise_passing(error)
             _fail_unreadable(connection, registry.key, queue, job_id, error)
 
 
@@ -119,6 +122,6 @@ def _fail_unreadable(connection: Redis, registry: str, queue: str, job_id: str, 
     if not isinstance(error, NoSuchJobError):
         _log.error("job %s in %s cannot be read, and is failed: %s", job_id, registry, error)
         at: Any = connection.time()
-        connection.hset(f"rq:job:{job_id}", "status", "failed")
-        connection.zadd(f"rq:failed:{queue}", {job_id: at[0] + DEFAULT_FAILURE_TTL})
+        _try(lambda: connection.hset(f"rq:job:{job_id}", "status", "failed"))
+        _try(lambda: connection.zadd(f"rq:failed:{queue}", {job_id: at[0] + DEFAULT_FAILURE_TTL}))
     connection.zrem(registry, job_id)

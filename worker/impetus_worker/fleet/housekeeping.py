@@ -11,10 +11,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from redis.exceptions import ResponseError
+
 from ..awake import AwakeClock
 from ..companion import Companion
 from ..inbox import LookedRound
-from ..link import PASSING, Link
+from ..link import PASSING, Link, is_about_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,6 +89,16 @@ class Housekeeping(Companion):
             if not self._undone:
                 self.tell(LookedRound(self.name))
 
+    def _do(self, duty: Duty) -> bool | None:
+        """Does it; whether there is more of it. One that cannot be done for what lies in Redis holds up no other."""
+        try:
+            return self._link.ask(duty.run)
+        except ResponseError as error:
+            if not is_about_data(error):
+                raise
+            _log.error("%s: %s; it is tried again in %.0f s", duty.name, error, duty.interval_s)
+            return False
+
     def _tick(self, now: float) -> bool:
         """Runs what is due; whether any of it has more to do."""
         busy = False
@@ -95,7 +107,7 @@ class Housekeeping(Companion):
                 return False
             if now < duty.due_at or (duty.judges_others and now < self._judge_from):
                 continue
-            more = self._link.ask(duty.run)
+            more = self._do(duty)
             self._did(duty)
             duty.due_at = now if more else now + duty.interval_s
             busy = busy or bool(more)

@@ -26,7 +26,7 @@ from rq.worker.base import BaseWorker
 from ..companion import Companion
 from ..errors import InvalidRequestError, LeaseLostError, PoisonedJobError
 from ..inbox import EndedByRq
-from ..link import PASSING, Link
+from ..link import FIRST_WAIT_S, MAX_WAIT_S, PASSING, Link, is_about_data
 from .claims import Verb
 from .endings import failing
 from .outcomes import Failed, Finished, Stopped
@@ -34,7 +34,7 @@ from .rq_job import GuardedJob
 from .webhooks import WebhookSender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from rq import Queue
     from rq.job import Job
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from .outcomes import Outcome
 
 _NOT_OURS = "job %s: it is another's by now, so its result is not written"
+_MAX_FAILURES = 10
+"""An ending that failed so often, though the server held the run for it each time, fails by what is in the job or in
+its callback, and not for want of a server: it holds up the others no longer.
+"""
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +72,8 @@ class RqEndings(Companion):
         self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self.waiting = 0
+        self._sealed = False
+        """Whether the server held the run for the ending that is being tried."""
 
     def put(self, outcome: Outcome) -> None:
         with self._lock:
@@ -84,26 +90,40 @@ class RqEndings(Companion):
 
     def run(self) -> None:
         while (outcome := self._outcomes.get()) is not None and not self.stopped.is_set():
-            first = True
+            failures: list[Exception] = []
             while not self.stopped.is_set():
+                self._sealed = False
                 try:
-                    self._end(outcome, first=first)
+                    self._end(outcome, failures)
                     break
                 except PASSING as error:
                     # How far it came is not known: it is ended again, and the fence says whether it must be.
-                    self.stopped.wait(self._link.failed(error))
-                    first = False
+                    self.stopped.wait(self._wait_s(error, len(failures)))
+                    if self._sealed or not failures:
+                        failures.append(error)
             with self._lock:
                 self.waiting -= 1
             self.tell(EndedByRq(outcome.job))
 
-    def _end(self, outcome: Outcome, *, first: bool) -> None:
+    def _wait_s(self, error: Exception, failures: int) -> float:
+        """Longer each time, though sealing the run reaches the server meanwhile."""
+        if is_about_data(error):
+            return FIRST_WAIT_S
+        return max(self._link.failed(error), min(MAX_WAIT_S, FIRST_WAIT_S * 2.0**failures))
+
+    def _end(self, outcome: Outcome, failures: Sequence[Exception]) -> None:
+        """`failures`: of the times that it was tried before."""
         claimed = outcome.job
         # RQ takes several round trips, so the fence is a lease that outlasts them all.
         if not self._link.run(self._claims.seal(claimed)):
-            if first:
+            if not failures:
                 _log.warning(_NOT_OURS, claimed.id)
             self._leave(claimed)
+            return
+        self._sealed = True
+        if failures and (is_about_data(failures[-1]) or len(failures) >= _MAX_FAILURES):
+            _log.error("job %s: RQ cannot end it: %s", claimed.id, failures[-1])
+            self._link.run(self._claims.finish([failing(claimed, failures[-1], Verb.ABORT)]))
             return
         try:
             job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed_callbacks, self._webhooks)

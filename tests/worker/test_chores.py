@@ -1,0 +1,76 @@
+"""What RQ leaves to its workers, over whatever lies in Redis."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from impetus_worker.fleet.chores import Registries, Schedule
+from impetus_worker.fleet.housekeeping import Duty, Housekeeping
+from impetus_worker.inbox import LookedRound
+from impetus_worker.link import Link, Reachability, client
+
+from .conftest import LIMIT_S
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+pytestmark = pytest.mark.system
+REGISTRIES = ("finished", "failed", "deferred", "scheduled", "ready", "wip", "canceled")
+KINDS: dict[str, Any] = {
+    "string": lambda connection, key: connection.set(key, "x"),
+    "list": lambda connection, key: connection.rpush(key, "x"),
+    "hash": lambda connection, key: connection.hset(key, "x", "y"),
+    "set": lambda connection, key: connection.sadd(key, "x", b"\xff"),
+    "sorted set": lambda connection, key: connection.zadd(key, {"x": 1, b"\xff": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_registries_of_any_type_hold_up_nothing(kind: str, connection: Redis) -> None:
+    keys = [
+        *(f"rq:{name}:embedding" for name in REGISTRIES),
+        "rq:groups",
+        "rq:rate-limits",
+        "rq:job:x",
+        "rq:ratelimits",
+    ]
+    for key in keys:
+        connection.flushall()
+        KINDS[kind](connection, key)
+        Registries(["embedding"])(connection)
+        Schedule(["embedding"])(connection)
+
+
+def test_a_scheduled_job_whose_limit_cannot_be_read_is_failed_and_the_others_are_enqueued(connection: Redis) -> None:
+    connection.hset("rq:job:bad", mapping={"status": "scheduled", "data": "x", "rate_limit_key": "odd"})
+    connection.hset("rq:job:good", mapping={"status": "scheduled", "data": "x"})
+    connection.zadd("rq:scheduled:embedding", {"bad": 1, "good": 2})
+    connection.set("rq:failed:embedding", "of another type")
+    Schedule(["embedding"])(connection)
+    assert connection.lrange("rq:queue:embedding", 0, -1) == [b"good"]
+    assert connection.zcard("rq:scheduled:embedding") == 0
+    assert connection.hget("rq:job:bad", "status") == b"failed"
+
+
+def test_a_duty_that_cannot_be_done_for_what_lies_in_redis_holds_up_no_other(redis_url: str) -> None:
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    done = threading.Event()
+
+    def refused(connection: Redis) -> None:
+        raise ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+
+    duties = [Duty("odd", refused, 1.0), Duty("other", lambda connection: done.set(), 1.0)]
+    link = Link("housekeeping", lambda: client(redis_url, 5.0), Reachability())
+    housekeeping = Housekeeping("housekeeping", link, duties, told.put, 1.0)
+    housekeeping.start()
+    try:
+        assert done.wait(LIMIT_S)
+        assert told.get(timeout=LIMIT_S) == LookedRound("housekeeping")
+    finally:
+        housekeeping.stop()
+        assert housekeeping.join(LIMIT_S)
