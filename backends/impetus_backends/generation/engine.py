@@ -296,6 +296,11 @@ class GenerationEngine:
 
     def _advance(self, request: _Request, token: Token, now: float) -> bool:
         """Takes one token into a request; when that was its last, ends it and returns True."""
+        if token.broken:
+            # What was read may be what is broken, and it must not be where another prompt begins.
+            self._prefixes.clear()
+            self._reject(request.work.id, self._not_numbers(request))
+            return True
         if (error := request.failure()) is not None:
             self._reject(request.work.id, f"choosing a token failed for this request: {error}")
             return True
@@ -314,6 +319,13 @@ class GenerationEngine:
         stopped = token.finish_reason == "stop" or request.text.stopped
         self._end(request, request.text.finish(), "stop" if stopped or request.text.stopped else "length")
         return True
+
+    def _not_numbers(self, request: _Request) -> str:
+        where = f"after {request.completion_tokens:,} tokens" if request.completion_tokens else "at its first token"
+        return (
+            f"the model's probabilities are not numbers (NaN) for this request, {where}: its weights are damaged, or "
+            f"what it computes is out of the range of {self._info.precision}"
+        )
 
     def _end(self, request: _Request, text: str, reason: str) -> None:
         now = self._clock()

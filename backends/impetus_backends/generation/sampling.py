@@ -69,6 +69,8 @@ class BatchSampler:
     def __init__(self) -> None:
         self._rows: list[Draws] = []
         self._parameters: _Parameters | None = None
+        self.broken: mx.array | None = None
+        """Of the last call, (rows,): where log-probabilities were not numbers, so that what was drawn means nothing."""
 
     def use(self, rows: Sequence[Draws]) -> None:
         """Whose rows the next calls are about, in their order."""
@@ -80,6 +82,9 @@ class BatchSampler:
 
         if len(self._rows) != logprobs.shape[0]:
             raise ValueError(f"the sampler was told of {len(self._rows)} rows, and is given {logprobs.shape[0]}")
+        # One NaN makes the sum NaN. Minus infinity is a forbidden token; plus infinity has become NaN by now, as has a
+        # row in which everything is forbidden: from all logits their logsumexp has been taken.
+        self.broken = mx.isnan(logprobs.sum(axis=-1))
         if all(row.sampling.greedy for row in self._rows):
             return mx.argmax(logprobs, axis=-1)
         if self._parameters is None:
