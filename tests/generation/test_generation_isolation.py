@@ -11,6 +11,7 @@ import pytest
 from impetus_backends.errors import ModelError
 from impetus_backends.generation import engine as engine_module
 from impetus_backends.generation.batching import batching_fault
+from impetus_backends.generation.detokenize import Detokenizer
 from impetus_backends.generation.engine import EngineLimits
 from impetus_backends.generation.loader import load
 from impetus_backends.protocol import Generated, Rejected
@@ -224,28 +225,32 @@ def test_a_device_that_always_fails_rejects_every_request_and_ends(
     assert all(isinstance(event, Rejected) and "the device is gone" in event.message for event in ended.values())
 
 
+@pytest.mark.parametrize("changes", [{}, {"stream": True}, {"stop": ("never there",)}])
 def test_tokens_that_cannot_become_text_fail_alone(
-    make_engine: Any, work: Any, drive: Any, neighbour_texts: Any, loaded: Any
+    make_engine: Any,
+    work: Any,
+    drive: Any,
+    neighbour_texts: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
 ) -> None:
-    class Tokenizer:
-        """Hands the request that was admitted third a detokenizer that breaks."""
+    made = 0
 
-        made = 0
-
-        @property
-        def detokenizer(self) -> Any:
-            Tokenizer.made += 1
-            made = loaded.tokenizer.detokenizer
-            if Tokenizer.made == 3:
-                made.tokenmap = None
-            return made
+    class Broken:
+        def decode(self, tokens: list[int]) -> str:
+            raise KeyError("no such byte")
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(loaded.tokenizer, name)
+            raise KeyError("no such byte")
 
+    def make(decoding: Any) -> Detokenizer:
+        nonlocal made
+        made += 1
+        return Detokenizer(Broken() if made == 3 else decoding)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module, "Detokenizer", make)
     works = neighbours(work)
-    engine = make_engine(loaded=dataclasses.replace(loaded, tokenizer=Tokenizer()))
-    ended = drive(engine, *works[:2], work(BAD, "bad"), *works[2:])
+    ended = drive(make_engine(), *works[:2], work(BAD, "bad", **changes), *works[2:])
     assert "turned into text" in only_bad_failed(ended, neighbour_texts).message
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from ..errors import ModelError, RequestError
 from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
 from .batching import batching_fault
+from .detokenize import Decoding, Detokenizer
 from .loader import load
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
 from .prefixes import PrefixCache
@@ -139,6 +140,7 @@ class GenerationEngine:
         self._prefixes = PrefixCache(0)
         self._cost: RowCost | None = None
         """What a request takes in memory, measured when there first is a limit."""
+        self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
         self._waiting: deque[_Request] = deque()
         self._suspects: deque[_Request] = deque()
@@ -263,7 +265,7 @@ class GenerationEngine:
                 processors.append(request.constraint or self._grammars.constraint(work.schema))
                 request.constraint = None
             sampling = Sampling(work.temperature, work.top_p, work.top_k, work.min_p, work.seed)
-            request.text = TextBuilder(self._loaded.tokenizer.detokenizer, work.stop)
+            request.text = TextBuilder(Detokenizer(self._decoding), work.stop)
             request.completion_tokens = 0
             request.logprobs.clear()
             request.row = Row(work.id, request.prompt, work.max_tokens, Draws(sampling), tuple(processors), alone)

@@ -151,7 +151,9 @@ class RunningBatch:
                 del self._rows[response.uid]
         broken = {id(each): each.tolist() for each, _ in due.values()}
         return [
-            Token(each.uid, each.token, each.logprobs, each.finish_reason, broken[id(due[each.uid][0])][due[each.uid][1]])
+            Token(
+                each.uid, each.token, each.logprobs, each.finish_reason, broken[id(due[each.uid][0])][due[each.uid][1]]
+            )
             for each in responses
         ]
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from .grammar_trial import CPU_LIMIT_S, LIMITS
+from .vocabulary import llguidance_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,6 +71,10 @@ class JsonConstraint:
                 return self._constrained(tokens, logits)
             except Exception as error:  # noqa: BLE001  # whatever it is, the neighbours' step must go on
                 self.error = error
+            except BaseException as error:
+                if not _is_panic(error):
+                    raise
+                self.error = RequestError(f"llguidance failed at the JSON schema: {_one_line(str(error))}")
         return logits
 
     def _constrained(self, tokens: mx.array, logits: mx.array) -> mx.array:
@@ -85,8 +90,12 @@ class JsonConstraint:
             self._matcher.consume_token(drawn)
         self._begun = True
         fill_next_token_bitmask(self._matcher, self._allowed)
-        if message := self._matcher.get_error():
-            raise RequestError(f"the answer could not be kept to the JSON schema any further: {_one_line(message)}")
+        message = self._matcher.get_error()
+        if message or not self._allowed.any():
+            why = _one_line(message)
+            if not message or message.startswith("NoExtension"):
+                why = "this model has no tokens for what would have to come next"
+            raise RequestError(f"the answer could not be kept to the JSON schema any further: {why}")
         return self._apply(logits, self._allowed)
 
 
@@ -129,12 +138,16 @@ class Grammars:
                 raise _refusal(message)
         except RequestError as error:
             return error
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            return _refusal(str(error))
         return matcher
 
     def _tokens(self) -> tuple[Any, Callable[[mx.array, np.ndarray], mx.array]]:
         if self._read is None:
             try:
-                from llguidance.hf import from_tokenizer
+                import llguidance  # noqa: F401
             except ImportError:
                 raise RequestError(
                     "this worker cannot keep answers to a JSON schema: it lacks llguidance (pip install "
@@ -144,9 +157,8 @@ class Grammars:
             ends = sorted(token for token in self._tokenizer.eos_token_ids if 0 <= token < self._vocab_size)
             if not ends:
                 raise RequestError("this model has no end-of-text token, so no answer of it can be kept to a schema")
-            inner = getattr(self._tokenizer, "_tokenizer", self._tokenizer)
             try:
-                tokens = from_tokenizer(inner, n_vocab=size, eos_token=ends)
+                tokens = llguidance_tokenizer(self._tokenizer, size, ends)
             except Exception as error:  # any of the formats of tokenizers that it cannot read
                 raise RequestError(
                     f"this model's answers cannot be kept to a JSON schema: llguidance does not read its tokenizer "
@@ -239,6 +251,11 @@ def _apply(logits: mx.array, allowed: np.ndarray) -> mx.array:
     if bits.size < width:
         bits = np.pad(bits, (0, width - bits.size))
     return mx.where(mx.array(bits.view(np.bool_)), logits, mx.array(-float("inf"), dtype=logits.dtype))
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether it is what a library written in Rust raises in place of ending the process: no `Exception`."""
+    return type(error).__name__ == "PanicException"
 
 
 def _refusal(message: str) -> RequestError:
