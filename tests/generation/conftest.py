@@ -195,7 +195,7 @@ def drive() -> Callable[..., dict[int, Event]]:
 
 @pytest.fixture(scope="session")
 def solo(loaded: LoadedModel) -> Callable[[str, int], str]:
-    """The tokenizer's text of what mlx-lm itself generates greedily for one prompt, less half a character at its end."""
+    """The text of what mlx-lm itself generates greedily for one prompt, less half a character at its end."""
     import mlx_lm
 
     def generate(prompt: str, max_tokens: int = 32) -> str:

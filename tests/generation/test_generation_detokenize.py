@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.generation.tokenizer_kinds import CODE, KINDS, fast
 
 from impetus_backends.generation.detokenize import Decoding, Detokenizer
 from impetus_backends.generation.text import TextBuilder
-from tests.generation.tokenizer_kinds import CODE, KINDS, fast
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from tests.generation.tokenizer_kinds import KINDS, fast
 
 from impetus_backends.errors import RequestError
 from impetus_backends.generation.detokenize import token_bytes
 from impetus_backends.generation.structured import Grammars, JsonConstraint
-from tests.generation.tokenizer_kinds import KINDS, fast
 
 pytestmark = pytest.mark.system
 pytest.importorskip("mlx_lm")

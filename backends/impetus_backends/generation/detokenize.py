@@ -175,7 +175,7 @@ def _common(one: str, other: str) -> str:
     if one.startswith(other):
         return other
     at = 0
-    for at, (first, second) in enumerate(zip(one, other, strict=False)):  # noqa: B007
+    for at, (first, second) in enumerate(zip(one, other, strict=False)):
         if first != second:
             return one[:at]
     return one[: min(len(one), len(other))]
