@@ -10,7 +10,7 @@ import pytest
 
 from impetus_backends.errors import ModelError
 from impetus_backends.generation import engine as engine_module
-from impetus_backends.generation.batching import batching_fault
+from impetus_backends.generation.batching import Batching, find_batching
 from impetus_backends.generation.detokenize import Detokenizer
 from impetus_backends.generation.engine import EngineLimits
 from impetus_backends.generation.loader import load
@@ -305,9 +305,10 @@ def test_a_model_that_cannot_run_a_batch_is_run_one_request_at_a_time(watched: A
         if len(tokens) > 1:
             raise ValueError("no batches here")
 
-    fault = batching_fault(watched(before))
-    assert fault is not None
-    assert "no batches here" in fault
+    finding = find_batching(watched(before))
+    assert finding.batching is Batching.ONE_AT_A_TIME
+    assert finding.reason is not None
+    assert "no batches here" in finding.reason
 
 
 def test_a_model_that_cannot_generate_at_all_does_not_open(watched: Any) -> None:
@@ -315,7 +316,7 @@ def test_a_model_that_cannot_generate_at_all_does_not_open(watched: Any) -> None
         raise ValueError("no kernel for this")
 
     with pytest.raises(ModelError, match="cannot generate: no kernel for this"):
-        batching_fault(watched(before))
+        find_batching(watched(before))
 
 
 def test_a_model_whose_probabilities_are_not_numbers_does_not_open(loaded: Any) -> None:
@@ -324,4 +325,4 @@ def test_a_model_whose_probabilities_are_not_numbers_does_not_open(loaded: Any) 
             return self._model(tokens, **options) * float("nan")
 
     with pytest.raises(ModelError, match="NaN"):
-        batching_fault(dataclasses.replace(loaded, model=BrokenModel(loaded.model, lambda tokens: None)))
+        find_batching(dataclasses.replace(loaded, model=BrokenModel(loaded.model, lambda tokens: None)))

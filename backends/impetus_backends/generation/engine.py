@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import ModelError, RequestError
 from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
-from .batching import batching_fault
+from .batching import Batching, BatchingFinding, find_batching
 from .detokenize import Decoding, Detokenizer
 from .loader import load
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
@@ -67,12 +67,13 @@ def open_generation_engine(
 ) -> GenerationEngine:
     """Loads the model in `folder` with `load`, checks that it batches correctly, and returns its engine.
 
-    A model that answers differently in a batch is run one request at a time, and `info.reasons` says so. The calling
+    Where a model answers differently in a batch its prompts are read one by one, or its requests run one at a time, and
+    `info.reasons` says so. The calling
     thread must be the one that drives the engine. Raises `BackendUnavailableError` and `ModelError`.
     """
     loaded = load(folder)
-    fault = batching_fault(loaded) if limits.max_concurrent > 1 else None
-    if fault is not None:
+    finding = find_batching(loaded) if limits.max_concurrent > 1 else BatchingFinding(Batching.TOGETHER)
+    if finding.batching is Batching.ONE_AT_A_TIME:
         limits = replace(limits, max_concurrent=1)
     info = EngineInfo(
         kind="generation",
@@ -85,9 +86,9 @@ def open_generation_engine(
         max_tokens=loaded.context_tokens,
         note=loaded.note,
         max_concurrent=limits.max_concurrent,
-        reasons=(*loaded.reasons, *([fault] if fault else [])),
+        reasons=(*loaded.reasons, *([finding.reason] if finding.reason else [])),
     )
-    return GenerationEngine(loaded, info, limits)
+    return GenerationEngine(loaded, info, limits, read_apart=finding.batching is Batching.READ_APART)
 
 
 @dataclass(slots=True, eq=False)
@@ -129,6 +130,7 @@ class GenerationEngine:
         info: EngineInfo,
         limits: EngineLimits | None = None,
         *,
+        read_apart: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits or EngineLimits()
@@ -136,6 +138,7 @@ class GenerationEngine:
             raise ValueError(f"max_concurrent is {self._limits.max_concurrent}, and must be at least 1")
         self._loaded = loaded
         self._info = info
+        self._read_apart = read_apart
         self._clock = clock
         self._prefixes = PrefixCache(0)
         self._cost: RowCost | None = None
@@ -382,6 +385,7 @@ class GenerationEngine:
             prefill_tokens=self._limits.prefill_tokens,
             prefixes=self._prefixes,
             solo=self._limits.max_concurrent == 1,
+            read_apart=self._read_apart,
         )
 
     def _reject(self, work_id: int, message: str) -> None:

@@ -83,9 +83,18 @@ class RunningBatch:
     """Every method is called by the one thread that made it."""
 
     def __init__(
-        self, model: Any, end_tokens: Iterable[int], *, prefill_tokens: int, prefixes: PrefixCache, solo: bool = False
+        self,
+        model: Any,
+        end_tokens: Iterable[int],
+        *,
+        prefill_tokens: int,
+        prefixes: PrefixCache,
+        solo: bool = False,
+        read_apart: bool = False,
     ) -> None:
-        """`solo`: for a model that does not batch. There is never more than one row, and nothing is merged."""
+        """`solo`: for a model that does not batch. There is never more than one row, and nothing is merged.
+        `read_apart`: for one that must not be padded while it reads. Each prompt is read by itself, though several in
+        one step."""
         import mlx.core as mx
         from mlx_lm.generate import GenerationBatch, StopSequences
 
@@ -94,6 +103,7 @@ class RunningBatch:
         self._prefill_tokens = prefill_tokens
         self._prefixes = prefixes
         self._solo = solo
+        self._read_apart = read_apart
         self._stream = mx.new_stream(mx.default_device())
         self._sampler = BatchSampler()
         self._waiting: deque[Row] = deque()
@@ -179,10 +189,11 @@ class RunningBatch:
         long = self._long.rows[0] if self._long is not None else self._first_long_one()
         if short and not (self._long_is_next and long is not None):
             self._long_is_next = True
-            for row in short:
-                self._waiting.remove(row)
-            with _blaming(short):
-                self._read_piece(self._open(short))
+            for group in [[row] for row in short] if self._read_apart else [short]:
+                for row in group:
+                    self._waiting.remove(row)
+                with _blaming(group):
+                    self._read_piece(self._open(group))
         elif long is not None:
             self._long_is_next = False
             reading, self._long = self._long, None
