@@ -26,7 +26,7 @@ from .detokenize import Decoding, Detokenizer
 from .loader import load
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
 from .prefixes import PrefixCache
-from .prompts import prompt_tokens
+from .prompts import Prompts
 from .running import ReadingError, Row, RunningBatch
 from .sampling import Draws, OwnProcessor, Sampling, repetition_penalty
 from .structured import Grammars
@@ -143,6 +143,7 @@ class GenerationEngine:
         self._prefixes = PrefixCache(0)
         self._cost: RowCost | None = None
         """What a request takes in memory, measured when there first is a limit."""
+        self._prompts = Prompts(loaded.tokenizer, loaded.context_tokens)
         self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
         self._waiting: deque[_Request] = deque()
@@ -167,7 +168,7 @@ class GenerationEngine:
             self._reject(work.id, "this engine generates text and makes no embeddings")
             return
         try:
-            tokens = prompt_tokens(self._loaded.tokenizer, work, self._loaded.context_tokens)
+            tokens = self._prompts.tokens(work)
             request = _Request(work, np.asarray(tokens, dtype=np.int64), self._clock())
             if work.schema is not None:
                 request.constraint = self._grammars.constraint(work.schema)  # refused now, or never

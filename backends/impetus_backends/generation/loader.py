@@ -16,6 +16,7 @@ from ..errors import ModelError
 from .libraries import import_libraries, one_line
 from .limits import MOST_CACHE_BYTES, MemoryLimits
 from .quantize import QuantizationError, described, evaluate, quantization_of, quantize
+from .tokenizer_check import check_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,7 @@ def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimi
     except Exception as error:  # mlx-lm raises whatever its parsers raise; all of it means this folder
         raise ModelError(f"mlx-lm cannot load the model in {folder}: {one_line(error)}") from error
 
+    otherwise_cut = check_tokenizer(tokenizer, folder)
     context_tokens = _context_tokens(config, tokenizer)
     # Prompts that are too long are refused here with both figures: transformers need not warn of them on stderr.
     tokenizer.model_max_length = sys.maxsize
@@ -101,6 +103,7 @@ def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimi
         precision=_precision(model, full_config) + (", quantised at load" if quantization else ""),
         device=_device(mx),
         note=note if isinstance(note, str) else None,
+        reasons=(otherwise_cut,) if otherwise_cut else (),
     )
 
 
