@@ -115,7 +115,7 @@ def test_a_tokenizer_that_loses_spaces_is_refused_at_load(
 
     # As if this were what the folder says, and transformers had made another one of it.
     folder = with_tokenizer(lose_spaces)
-    with pytest.raises(ModelError, match="does not read the tokenizer in .* as its tokenizer.json says") as refused:
+    with pytest.raises(ModelError, match="does not read the tokenizer in") as refused:
         check_tokenizer(loaded.tokenizer, folder)
     assert "\n" not in str(refused.value)
     # And the other way round.

@@ -38,10 +38,13 @@ if TYPE_CHECKING:
 
     from .loader import LoadedModel
     from .running import Token
+    from .structured import JsonConstraint
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step, padding included. While they are read the others wait, so this bounds their pause."""
 
+_PREPARING_WAIT_S = 0.002
+"""How long a step takes that has nothing to do but to wait for a schema. Other models may have more to do."""
 _PREFIX_SHARE = 4
 """Remembered prompts get a quarter of what the weights leave, at most."""
 
@@ -116,6 +119,13 @@ class _Request:
         processors = self.row.processors if self.row is not None else ()
         return next((each.error for each in processors if each.error is not None), None)
 
+    def schema_fault(self, text: str) -> str | None:
+        """Why its whole answer is not of its JSON schema, though it was kept to it token by token."""
+        if self.work.schema is None or self.row is None:
+            return None
+        constraint: JsonConstraint = self.row.processors[-1]
+        return constraint.fault(text)
+
 
 class GenerationEngine:
     """Implements `protocol.Engine` for `GenerationWork`. At most `max_concurrent` requests run together.
@@ -146,6 +156,8 @@ class GenerationEngine:
         self._prompts = Prompts(loaded.tokenizer, loaded.context_tokens)
         self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
+        self._preparing: deque[_Request] = deque()
+        """Requests whose JSON schemas are not ready."""
         self._waiting: deque[_Request] = deque()
         self._suspects: deque[_Request] = deque()
         """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""
@@ -170,13 +182,31 @@ class GenerationEngine:
         try:
             tokens = self._prompts.tokens(work)
             request = _Request(work, np.asarray(tokens, dtype=np.int64), self._clock())
-            if work.schema is not None:
-                request.constraint = self._grammars.constraint(work.schema)  # refused now, or never
             self._check_memory(request)
         except RequestError as error:
             self._reject(work.id, str(error))
             return
-        self._waiting.append(request)
+        if work.schema is None:
+            self._waiting.append(request)
+        else:
+            self._preparing.append(request)
+            self._take_prepared()
+
+    def _take_prepared(self) -> None:
+        """Lets in the requests whose schemas are ready, or refuses them."""
+        for _ in range(len(self._preparing)):
+            request = self._preparing.popleft()
+            schema = request.work.schema
+            assert schema is not None
+            if not self._grammars.is_ready(schema):
+                self._preparing.append(request)
+                continue
+            try:
+                request.constraint = self._grammars.constraint(schema)
+            except RequestError as error:
+                self._reject(request.work.id, str(error))
+            else:
+                self._waiting.append(request)
 
     def _check_memory(self, request: _Request) -> None:
         if not self._alone.allows([request.longest_tokens]):
@@ -199,7 +229,7 @@ class GenerationEngine:
 
     def cancel(self, work_id: int) -> None:
         """Ends a request wherever it is; its place is free for the next step. An unknown id is no error."""
-        for queue in (self._waiting, self._suspects):
+        for queue in (self._preparing, self._waiting, self._suspects):
             for request in [request for request in queue if request.work.id == work_id]:
                 queue.remove(request)
                 self._end_cancelled(request)
@@ -220,12 +250,16 @@ class GenerationEngine:
 
     def pending(self) -> int:
         """Requests not done, and events that no `step` has handed over yet."""
-        return len(self._waiting) + len(self._suspects) + len(self._running) + len(self._events)
+        requests = (self._preparing, self._waiting, self._suspects, self._running)
+        return sum(map(len, requests)) + len(self._events)
 
     def step(self) -> list[Event]:
         """One decoding step of all that decode (and a piece of the prompts that are not read yet)."""
         assert self._batch is not None
+        self._take_prepared()
         self._fill()
+        if self._preparing and not (self._running or self._events):
+            self._grammars.wait(_PREPARING_WAIT_S)
         if self._running:
             with self._isolated():
                 self._take(self._batch.step())
@@ -234,7 +268,8 @@ class GenerationEngine:
 
     def close(self) -> None:
         """Drops all work and gives the batch's memory back. The engine cannot be used afterwards."""
-        for collection in (self._waiting, self._suspects, self._running, self._events):
+        self._grammars.close()
+        for collection in (self._preparing, self._waiting, self._suspects, self._running, self._events):
             collection.clear()
         self._prefixes.clear()
         if self._batch is not None:
@@ -322,8 +357,11 @@ class GenerationEngine:
             if request.work.stream and (piece := request.text.take()):
                 self._events.append(Progress(request.work.id, piece))
             return False
-        stopped = token.finish_reason == "stop" or request.text.stopped
-        self._end(request, request.text.finish(), "stop" if stopped or request.text.stopped else "length")
+        text = request.text.finish()
+        if token.finish_reason == "stop" and (fault := request.schema_fault(text)) is not None:
+            self._reject(request.work.id, fault)
+            return True
+        self._end(request, text, "stop" if token.finish_reason == "stop" or request.text.stopped else "length")
         return True
 
     def _not_numbers(self, request: _Request) -> str:

@@ -12,29 +12,35 @@ Choices made here:
  - Where JSON allows whitespace there may be one space, or one line break and up to 16 spaces of indentation. So a model
    may write as it has learnt to, and none goes on writing spaces for ever. There is none before or after the JSON.
  - `\\uXXXX` is not written: a property that is not in the schema could pass for one that is, spelt so.
- - Keywords that llguidance does not know how to enforce are refused, never passed over, and so is `minProperties`
-   where only the absence of duplicate keys would keep it.
+ - Keywords that llguidance does not know how to enforce are put into words that it does know (see `json_schemas`) or
+   refused, never passed over, and so is `minProperties` where only the absence of duplicate keys would keep it.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import subprocess
 import sys
-from functools import lru_cache
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from .grammar_trial import CPU_LIMIT_S, LIMITS
+from .json_schemas import keepable, repeats_items, subschemas
 from .vocabulary import llguidance_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import mlx.core as mx
     import numpy as np
 
 _CACHED_GRAMMARS = 64
+_TRIALS_AT_ONCE = 2
 _TRIAL_TIMEOUT_S = 15
 """Of the clock, and only in case the machine is so busy that `CPU_LIMIT_S` of computing take that long."""
 _MESSAGE_CHARACTERS = 300
@@ -55,8 +61,16 @@ class JsonConstraint:
     it, and the engine, which looks at `error` after every step, ends that request.
     """
 
-    def __init__(self, matcher: Any, words: int, apply: Callable[[mx.array, np.ndarray], mx.array]) -> None:
+    def __init__(
+        self,
+        matcher: Any,
+        words: int,
+        apply: Callable[[mx.array, np.ndarray], mx.array],
+        schema: dict[str, Any] | None = None,
+    ) -> None:
         import numpy as np
+
+        self._schema = schema or {}
 
         self._matcher = matcher
         self._allowed = np.zeros((1, words), dtype=np.int32)
@@ -76,6 +90,15 @@ class JsonConstraint:
                     raise
                 self.error = RequestError(f"llguidance failed at the JSON schema: {_one_line(str(error))}")
         return logits
+
+    def fault(self, text: str) -> str | None:
+        """Why a whole answer is not what was asked for all the same: one sentence, or none."""
+        try:
+            if repeats_items(self._schema, json.loads(text)):
+                return "the answer repeats an item where its JSON schema wants all to differ (uniqueItems)"
+        except (ValueError, RecursionError):
+            pass  # a stop string has ended it
+        return None
 
     def _constrained(self, tokens: mx.array, logits: mx.array) -> mx.array:
         import mlx.core as mx
@@ -103,100 +126,133 @@ class Grammars:
     """Makes the constraints of one model. The tokenizer's 150,000 or so tokens are read at the first request.
 
     `tokenizer`: mlx-lm's `TokenizerWrapper`; `vocab_size`: how many logits the model gives.
+
+    A schema not met before takes about 0.15 s to prepare, and never much more than twice `CPU_LIMIT_S`. That is done by
+    threads beside the one that drives the engine, each of which mostly waits for a process of its own (see `_try`).
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._read: tuple[Any, Callable[[mx.array, np.ndarray], mx.array]] | None = None
-        # Refusals are remembered too, so that a bad schema sent again and again is looked at once.
-        self._grammar: Callable[[str], Any | RequestError] = lru_cache(maxsize=_CACHED_GRAMMARS)(self._compiled)
+        self._reading = threading.Lock()
+        self._read: Any = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._prepared: OrderedDict[str, Future[_Grammar]] = OrderedDict()
+        """By schema, the one used last at the end. Refusals too: a bad schema sent often is looked at once."""
+
+    def is_ready(self, schema: str) -> bool:
+        """Whether `constraint` has its answer at once. If not, it is being prepared from now on."""
+        return self._preparing(schema).done()
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns when one that is being prepared is ready, or after this long."""
+        waiting = [each for each in self._prepared.values() if not each.done()]
+        concurrent.futures.wait(waiting, timeout_s, concurrent.futures.FIRST_COMPLETED)
 
     def constraint(self, schema: str) -> JsonConstraint:
         """A fresh constraint for one request. `schema`: a JSON schema (draft 2020-12), as JSON.
 
-        A schema not met before takes about 0.15 s, in which nothing else runs, and never much more than twice
-        `CPU_LIMIT_S`; one met before, some microseconds. Raises `RequestError` with one sentence for a schema that
-        cannot be kept to: not valid, with a keyword that is not supported, without any solution, or too intricate.
+        Waits for a schema that is not ready. Raises `RequestError` with one sentence for a schema that cannot be kept
+        to: not valid, with a keyword that is not supported, without any solution or end, or too intricate.
         """
-        matcher = self._grammar(schema)
-        if isinstance(matcher, RequestError):
-            raise RequestError(str(matcher))
-        tokenizer, apply = self._tokens()
-        return JsonConstraint(matcher.deep_copy(), (tokenizer.vocab_size + 31) // 32, apply)
+        try:
+            grammar = self._preparing(schema).result()
+        except RequestError as error:
+            raise RequestError(str(error)) from None  # each request gets its own
+        except Exception as error:
+            raise RequestError(f"the JSON schema could not be tried out: {_one_line(str(error))}") from error
+        words = (grammar.tokenizer.vocab_size + 31) // 32
+        return JsonConstraint(grammar.matcher.deep_copy(), words, _applier(), grammar.schema)
 
-    def _compiled(self, schema: str) -> Any | RequestError:
+    def close(self) -> None:
+        """Gives up what is being prepared."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        self._prepared.clear()
+
+    def _preparing(self, schema: str) -> Future[_Grammar]:
+        if schema in self._prepared:
+            self._prepared.move_to_end(schema)
+        else:
+            self._pool = self._pool or ThreadPoolExecutor(_TRIALS_AT_ONCE, thread_name_prefix="schema")
+            self._prepared[schema] = self._pool.submit(self._compiled, schema)
+            done = [known for known, each in self._prepared.items() if each.done()]
+            for known in done[: max(0, len(self._prepared) - _CACHED_GRAMMARS)]:
+                del self._prepared[known]
+        return self._prepared[schema]
+
+    def _compiled(self, schema: str) -> _Grammar:
         """A matcher that has seen nothing yet, for others to be copied from."""
         try:
-            tokenizer, _ = self._tokens()
-            grammar = _grammar(schema)
+            tokenizer = self._tokens()
+            parsed, grammar = _grammar(schema)
             _try(grammar)
             from llguidance import LLMatcher, LLParserLimits
 
             matcher = LLMatcher(tokenizer, grammar, limits=LLParserLimits(**LIMITS), log_level=0)
             if message := matcher.get_error():
                 raise _refusal(message)
-        except RequestError as error:
-            return error
         except BaseException as error:
-            if not _is_panic(error):
-                raise
-            return _refusal(str(error))
-        return matcher
+            if _is_panic(error):
+                raise _refusal(str(error)) from None
+            raise
+        return _Grammar(matcher, tokenizer, parsed)
 
-    def _tokens(self) -> tuple[Any, Callable[[mx.array, np.ndarray], mx.array]]:
-        if self._read is None:
-            try:
-                import llguidance  # noqa: F401
-            except ImportError:
-                raise RequestError(
-                    "this worker cannot keep answers to a JSON schema: it lacks llguidance (pip install "
-                    "'impetus-batch[mlx]')"
-                ) from None
-            size = max(self._vocab_size, len(self._tokenizer))
-            ends = sorted(token for token in self._tokenizer.eos_token_ids if 0 <= token < self._vocab_size)
-            if not ends:
-                raise RequestError("this model has no end-of-text token, so no answer of it can be kept to a schema")
-            try:
-                tokens = llguidance_tokenizer(self._tokenizer, size, ends)
-            except Exception as error:  # any of the formats of tokenizers that it cannot read
-                raise RequestError(
-                    f"this model's answers cannot be kept to a JSON schema: llguidance does not read its tokenizer "
-                    f"({_one_line(str(error))})"
-                ) from error
-            self._read = tokens, _applier()
-        return self._read
+    def _tokens(self) -> Any:
+        with self._reading:
+            if self._read is None:
+                self._read = self._read_tokens()
+            return self._read
+
+    def _read_tokens(self) -> Any:
+        try:
+            import llguidance  # noqa: F401
+        except ImportError:
+            raise RequestError(
+                "this worker cannot keep answers to a JSON schema: it lacks llguidance (pip install "
+                "'impetus-batch[mlx]')"
+            ) from None
+        size = max(self._vocab_size, len(self._tokenizer))
+        ends = sorted(token for token in self._tokenizer.eos_token_ids if 0 <= token < self._vocab_size)
+        if not ends:
+            raise RequestError("this model has no end-of-text token, so no answer of it can be kept to a schema")
+        try:
+            return llguidance_tokenizer(self._tokenizer, size, ends)
+        except Exception as error:  # any of the formats of tokenizers that it cannot read
+            raise RequestError(
+                f"this model's answers cannot be kept to a JSON schema: llguidance does not read its tokenizer "
+                f"({_one_line(str(error))})"
+            ) from error
 
 
-def _grammar(schema: str) -> str:
-    """llguidance's form of a schema."""
+@dataclass(frozen=True, slots=True)
+class _Grammar:
+    """A schema, ready for requests."""
+
+    matcher: Any
+    tokenizer: Any
+    schema: dict[str, Any]
+
+
+def _grammar(schema: str) -> tuple[dict[str, Any], str]:
+    """A schema, and llguidance's form of it."""
     from llguidance import LLMatcher
 
     try:
         parsed = json.loads(schema)
         if not isinstance(parsed, dict):
             raise RequestError("the JSON schema must be an object")
-        if any(_counts_duplicates(part) for part in _parts(parsed)):
+        if any(_counts_duplicates(part) for part in subschemas(parsed)):
             raise RequestError(
                 "the JSON schema cannot be kept to: minProperties is supported up to one more than there are "
                 "properties in 'required' beside it"
             )
-        parsed.pop(_OWN_OPTIONS, None)
-        return LLMatcher.grammar_from_json_schema(json.dumps(parsed), overrides=_OPTIONS)
-    except (ValueError, RecursionError) as error:
+        kept = keepable(parsed)
+        kept.pop(_OWN_OPTIONS, None)
+        return parsed, LLMatcher.grammar_from_json_schema(json.dumps(kept), overrides=_OPTIONS)
+    except (ValueError, TypeError, RecursionError) as error:
         raise _refusal(str(error)) from None
-
-
-def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object in a schema."""
-    waiting = [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            yield part
-            waiting += part.values()
-        elif isinstance(part, list):
-            waiting += part
 
 
 def _counts_duplicates(schema: dict[str, Any]) -> bool:
