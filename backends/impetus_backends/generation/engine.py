@@ -58,6 +58,8 @@ class EngineLimits:
     """For weights, keys and values, and remembered prompts together; none: no limit."""
     prefix_cache_bytes: int = 512 * 2**20
     prefill_tokens: int = PREFILL_TOKENS
+    context_tokens: int | None = None
+    """What the model is to read at most, prompt and answer together, whatever its files say."""
 
 
 def open_generation_engine(
@@ -75,6 +77,8 @@ def open_generation_engine(
     thread must be the one that drives the engine. Raises `BackendUnavailableError` and `ModelError`.
     """
     loaded = load(folder)
+    if limits.context_tokens is not None:
+        loaded = replace(loaded, context_tokens=limits.context_tokens, context_known=True)
     finding = find_batching(loaded) if limits.max_concurrent > 1 else BatchingFinding(Batching.TOGETHER)
     if finding.batching is Batching.ONE_AT_A_TIME:
         limits = replace(limits, max_concurrent=1)
@@ -153,7 +157,7 @@ class GenerationEngine:
         self._prefixes = PrefixCache(0)
         self._cost: RowCost | None = None
         """What a request takes in memory, measured when there first is a limit."""
-        self._prompts = Prompts(loaded.tokenizer, loaded.context_tokens)
+        self._prompts = Prompts(loaded.tokenizer, loaded.context_tokens, context_known=loaded.context_known)
         self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
         self._preparing: deque[_Request] = deque()

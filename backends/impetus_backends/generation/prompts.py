@@ -18,9 +18,12 @@ _CHARACTERS_PER_TOKEN = 8
 class Prompts:
     """Reads requests for one model. `tokenizer`: mlx-lm's `TokenizerWrapper`; `context_tokens`: the most it reads."""
 
-    def __init__(self, tokenizer: Any, context_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, context_tokens: int, *, context_known: bool = True) -> None:
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
+        self._reads = f"the {context_tokens:,} this model reads"
+        if not context_known:
+            self._reads = f"the {context_tokens:,} that are assumed, for how much this model reads is not known"
         self._conversations = Conversations(tokenizer)
 
     def tokens(self, work: GenerationWork) -> list[int]:
@@ -29,7 +32,7 @@ class Prompts:
         A conversation goes through the model's own chat template, which opens the assistant's turn. Raises
         `RequestError`.
         """
-        _refuse_far_too_long(self._tokenizer, work, self._context_tokens)
+        self._refuse_far_too_long(work)
         if work.messages is not None:
             tokens = self._conversations.tokens(work.messages)
         elif work.prompt is not None:
@@ -43,22 +46,22 @@ class Prompts:
         if len(tokens) + work.max_tokens > self._context_tokens:
             raise RequestError(
                 f"the prompt's {len(tokens):,} tokens and the {work.max_tokens:,} of max_tokens are together more than "
-                f"the {self._context_tokens:,} this model reads"
+                f"{self._reads}"
             )
         return tokens
 
-
-def _refuse_far_too_long(tokenizer: Any, work: GenerationWork, context_tokens: int) -> None:
-    """Looks at the start of a very long text first: reading all of 10 MB would hold everybody up for ten seconds."""
-    text = work.prompt or "".join(content for _, content in work.messages or ())
-    if len(text) > _CHARACTERS_PER_TOKEN * context_tokens:
-        length = len(_continuation(tokenizer, text[: _CHARACTERS_PER_TOKEN * context_tokens]))
-        # Twice the context, so that a word cut in two at the end of the piece cannot decide.
-        if length > 2 * context_tokens:
-            raise RequestError(
-                f"the first {_CHARACTERS_PER_TOKEN * context_tokens:,} of the prompt's {len(text):,} characters are "
-                f"{length:,} tokens already, and this model reads {context_tokens:,}"
-            )
+    def _refuse_far_too_long(self, work: GenerationWork) -> None:
+        """Looks at the start of a very long text first: reading all of 10 MB would hold everybody up for long."""
+        text = work.prompt or "".join(content for _, content in work.messages or ())
+        looked_at = _CHARACTERS_PER_TOKEN * self._context_tokens
+        if len(text) > looked_at:
+            length = len(_continuation(self._tokenizer, text[:looked_at]))
+            # Twice the context, so that a word cut in two at the end of the piece cannot decide.
+            if length > 2 * self._context_tokens:
+                raise RequestError(
+                    f"the first {looked_at:,} of the prompt's {len(text):,} characters are {length:,} tokens already, "
+                    f"more than {self._reads}"
+                )
 
 
 def _continuation(tokenizer: Any, prompt: str) -> list[int]:
