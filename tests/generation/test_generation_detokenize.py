@@ -83,6 +83,15 @@ def test_indentation_is_streamed_as_it_is_written() -> None:
         assert looked_at(tokenizer, tokens, [True] * 6, stop) == "def\n    a\n    return"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"BPE with ends of words", "unheard of"}])
+def test_the_pieces_of_a_text_are_that_text(kind: str) -> None:
+    tokenizer = fast(kind)
+    decoding = Decoding(tokenizer)
+    tokens = tokenizer.encode("if x: a  not\n    a", add_special_tokens=False) * 2
+    pieces = [decoding.piece(token, first=at == 0) for at, token in enumerate(tokens)]
+    assert "".join(pieces) == tokenizer.decode(tokens)
+
+
 def test_a_run_of_bytes_is_told_when_it_is_known_to_be_text() -> None:
     tokenizer = fast("SentencePiece with bytes")
     builder = TextBuilder(Detokenizer(Decoding(tokenizer)))

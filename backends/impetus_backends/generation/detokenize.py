@@ -43,6 +43,14 @@ class Decoding:
         text: str = self._tokenizer.decode(tokens)
         return text
 
+    def piece(self, token: int, *, first: bool) -> str:
+        """What a token alone adds to a text: at its beginning, or further on. Half a character is U+FFFD."""
+        alone = self.decode([token])
+        if first:
+            return alone
+        twice = self.decode([token, token])
+        return twice[len(alone) :] if twice.startswith(alone) else alone
+
     def is_byte(self, token: int) -> bool:
         """Whether it is one byte of a run that is decoded as a whole."""
         if not self._joins_bytes:

@@ -73,8 +73,8 @@ def open_generation_engine(
     """Loads the model in `folder` with `load`, checks that it batches correctly, and returns its engine.
 
     Where a model answers differently in a batch its prompts are read one by one, or its requests run one at a time, and
-    `info.reasons` says so. The calling
-    thread must be the one that drives the engine. Raises `BackendUnavailableError` and `ModelError`.
+    `info.reasons` says so. The calling thread must be the one that drives the engine. Raises
+    `BackendUnavailableError` and `ModelError`.
     """
     loaded = load(folder)
     if limits.context_tokens is not None:
@@ -355,7 +355,7 @@ class GenerationEngine:
         if token.finish_reason != "stop":  # else it is the end-of-text token, which is no text
             request.text.add(token.token)
             if request.work.logprobs:
-                piece = self._loaded.tokenizer.decode([token.token])
+                piece = self._decoding.piece(token.token, first=not request.logprobs)
                 request.logprobs.append((piece, float(token.logprobs[token.token].item())))
         if token.finish_reason is None and not request.text.stopped:
             if request.work.stream and (piece := request.text.take()):

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this count as 0: the likeliest token wins anyway, and dividing by them overflows."""
+_SEEDS = 2**64
+"""MLX knows so many. Any other integer is as good a seed as what is left of it."""
+_MOST_TOP_K = 2**31 - 1
+"""More than any vocabulary has, and what MLX can count to. More must not fail the step of everybody."""
 PENALISED_TOKENS = 1024
 """How far back a repetition penalty looks, the prompt included."""
 
@@ -53,7 +57,7 @@ class Draws:
         import mlx.core as mx
 
         if self._key is None:
-            self._key = mx.random.key(self.sampling.seed or 0)
+            self._key = mx.random.key((self.sampling.seed or 0) % _SEEDS)
         self._key, drawn = mx.random.split(self._key)
         return mx.random.gumbel((1, width), key=drawn)
 
@@ -124,7 +128,7 @@ class _Parameters:
         self.inverse_temperatures = column(lambda row: 1.0 if row.greedy else 1.0 / row.temperature)
         # Rows that do not cut by something get the value that cuts nothing.
         self._top_p = column(lambda row: row.top_p if row.top_p < 1 else 2.0)
-        self._top_k = column(lambda row: row.top_k)
+        self._top_k = column(lambda row: min(max(row.top_k, 0), _MOST_TOP_K))
         self._log_min_p = column(lambda row: math.log(row.min_p) if row.min_p > 0 else -math.inf)
 
     def thresholds(self, logits: mx.array) -> mx.array:
