@@ -17,10 +17,10 @@ import pytest
 from pydantic import UUID4, UUID7, Base64Bytes, BaseModel, ConfigDict, Field, IPvAnyAddress, SecretStr, create_model
 
 from impetus_backends.errors import RequestError
-from impetus_backends.generation import structured
+from impetus_backends.generation import grammars as grammars_module
 from impetus_backends.generation.grammar_trial import fault
+from impetus_backends.generation.grammars import Grammars
 from impetus_backends.generation.json_schemas import keepable, repeats_items
-from impetus_backends.generation.structured import Grammars
 from impetus_backends.protocol import Generated, Progress, Rejected
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def test_neighbours_go_on_while_schemas_are_tried(
         trials.append(threading.current_thread().name)
         assert may_end.wait(30)
 
-    monkeypatch.setattr(structured, "_try", slow)
+    monkeypatch.setattr(grammars_module, "_try", slow)
     engine = make_engine()
     schemas = [json.dumps({"enum": [number]}) for number in range(20)]
     engine.admit(work(100, "Hello", stream=True))
@@ -258,7 +258,7 @@ def test_closing_gives_up_what_is_being_tried(make_engine: Any, work: Any, monke
         tried.append(threading.current_thread())
         assert may_end.wait(30)
 
-    monkeypatch.setattr(structured, "_try", slow)
+    monkeypatch.setattr(grammars_module, "_try", slow)
     engine = make_engine()
     for number in range(12):
         engine.admit(work(number, "Hello", schema=json.dumps({"const": number})))

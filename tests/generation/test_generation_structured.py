@@ -12,13 +12,14 @@ import pytest
 
 from impetus_backends.errors import RequestError
 from impetus_backends.generation.grammar_trial import CPU_LIMIT_S
+from impetus_backends.generation.grammars import Grammars
 from impetus_backends.generation.loader import load
-from impetus_backends.generation.structured import Grammars, JsonConstraint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.structured import JsonConstraint
 
 pytestmark = pytest.mark.system
 
@@ -242,7 +243,7 @@ def test_equal_schemas_are_prepared_once_and_their_requests_share_no_state(
 
     schema = json.dumps({"const": "a schema of its own"})
     first = grammars.constraint(schema)
-    monkeypatch.setattr("impetus_backends.generation.structured.subprocess", None)
+    monkeypatch.setattr("impetus_backends.generation.grammars.subprocess", None)
     second = grammars.constraint(schema)
     logits = mx.zeros((1, 448))
     opening = first(mx.array([5]), logits)

@@ -10,7 +10,8 @@ from tests.generation.tokenizer_kinds import KINDS, fast
 
 from impetus_backends.errors import RequestError
 from impetus_backends.generation.detokenize import token_bytes
-from impetus_backends.generation.structured import Grammars, JsonConstraint
+from impetus_backends.generation.grammars import Grammars
+from impetus_backends.generation.structured import JsonConstraint
 
 pytestmark = pytest.mark.system
 pytest.importorskip("mlx_lm")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +23,14 @@ from ..errors import ModelError, RequestError
 from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
 from .batching import Batching, BatchingFinding, find_batching
 from .detokenize import Decoding, Detokenizer
+from .grammars import Grammars
 from .loader import load
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
 from .prefixes import PrefixCache
 from .prompts import Prompts
+from .requests import Request
 from .running import ReadingError, Row, RunningBatch
 from .sampling import Draws, OwnProcessor, Sampling, repetition_penalty
-from .structured import Grammars
 from .text import TextBuilder
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from .loader import LoadedModel
     from .running import Token
-    from .structured import JsonConstraint
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step, padding included. While they are read the others wait, so this bounds their pause."""
@@ -98,39 +98,6 @@ def open_generation_engine(
     return GenerationEngine(loaded, info, limits, read_apart=finding.batching is Batching.READ_APART)
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    """One request on its way. What a run fills in is made anew when the request has to run again."""
-
-    work: GenerationWork
-    prompt: np.ndarray
-    admitted_at: float
-    row: Row | None = None
-    constraint: Any = None
-    """What keeps its answer to a JSON schema."""
-    text: TextBuilder = field(init=False, repr=False)
-    completion_tokens: int = 0
-    first_token_at: float = 0.0
-    logprobs: list[tuple[str, float]] = field(default_factory=list)
-
-    @property
-    def longest_tokens(self) -> int:
-        """The most tokens it may come to, prompt and answer."""
-        return len(self.prompt) + self.work.max_tokens
-
-    def failure(self) -> Exception | None:
-        """What its own processors met."""
-        processors = self.row.processors if self.row is not None else ()
-        return next((each.error for each in processors if each.error is not None), None)
-
-    def schema_fault(self, text: str) -> str | None:
-        """Why its whole answer is not of its JSON schema, though it was kept to it token by token."""
-        if self.work.schema is None or self.row is None:
-            return None
-        constraint: JsonConstraint = self.row.processors[-1]
-        return constraint.fault(text)
-
-
 class GenerationEngine:
     """Implements `protocol.Engine` for `GenerationWork`. At most `max_concurrent` requests run together.
 
@@ -160,13 +127,13 @@ class GenerationEngine:
         self._prompts = Prompts(loaded.tokenizer, loaded.context_tokens, context_known=loaded.context_known)
         self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
-        self._preparing: deque[_Request] = deque()
+        self._preparing: deque[Request] = deque()
         """Requests whose JSON schemas are not ready."""
-        self._waiting: deque[_Request] = deque()
-        self._suspects: deque[_Request] = deque()
+        self._waiting: deque[Request] = deque()
+        self._suspects: deque[Request] = deque()
         """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""
         self._on_trial = False
-        self._running: dict[int, _Request] = {}
+        self._running: dict[int, Request] = {}
         """In the batch, by the id of their work."""
         self._events: list[Event] = []
         self.resize(_left_by_weights(loaded, self._limits))
@@ -185,7 +152,7 @@ class GenerationEngine:
             return
         try:
             tokens = self._prompts.tokens(work)
-            request = _Request(work, np.asarray(tokens, dtype=np.int64), self._clock())
+            request = Request(work, np.asarray(tokens, dtype=np.int64), self._clock())
             self._check_memory(request)
         except RequestError as error:
             self._reject(work.id, str(error))
@@ -212,7 +179,7 @@ class GenerationEngine:
             else:
                 self._waiting.append(request)
 
-    def _check_memory(self, request: _Request) -> None:
+    def _check_memory(self, request: Request) -> None:
         if not self._alone.allows([request.longest_tokens]):
             needed, limit = self._alone.needed_bytes([request.longest_tokens]), self._alone.limit_bytes or 0
             raise RequestError(
@@ -243,7 +210,7 @@ class GenerationEngine:
                 self._batch.remove([work_id])
             self._end_cancelled(running)
 
-    def _end_cancelled(self, request: _Request) -> None:
+    def _end_cancelled(self, request: Request) -> None:
         """With what its last run made, which for a suspect is the one that failed."""
         try:
             text = request.text.finish() if request.row is not None else ""
@@ -296,7 +263,7 @@ class GenerationEngine:
             else:
                 self._events.append(Deferred(request.work.id))
 
-    def _start(self, request: _Request, *, alone: bool = False) -> None:
+    def _start(self, request: Request, *, alone: bool = False) -> None:
         work = request.work
         assert self._batch is not None
         try:
@@ -339,7 +306,7 @@ class GenerationEngine:
             assert self._batch is not None
             self._batch.remove(ended)
 
-    def _advance(self, request: _Request, token: Token, now: float) -> bool:
+    def _advance(self, request: Request, token: Token, now: float) -> bool:
         """Takes one token into a request; when that was its last, ends it and returns True."""
         if token.broken:
             # What was read may be what is broken, and it must not be where another prompt begins.
@@ -368,14 +335,14 @@ class GenerationEngine:
         self._end(request, text, "stop" if token.finish_reason == "stop" or request.text.stopped else "length")
         return True
 
-    def _not_numbers(self, request: _Request) -> str:
+    def _not_numbers(self, request: Request) -> str:
         where = f"after {request.completion_tokens:,} tokens" if request.completion_tokens else "at its first token"
         return (
             f"the model's probabilities are not numbers (NaN) for this request, {where}: its weights are damaged, or "
             f"what it computes is out of the range of {self._info.precision}"
         )
 
-    def _end(self, request: _Request, text: str, reason: str) -> None:
+    def _end(self, request: Request, text: str, reason: str) -> None:
         now = self._clock()
         self._events.append(
             Generated(
