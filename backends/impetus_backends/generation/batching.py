@@ -86,11 +86,14 @@ def find_batching(loaded: LoadedModel) -> BatchingFinding:
     What is allowed for rounding is what a batch of equal rows, which is not padded, shows of it. Raises `ModelError`
     for a model that cannot decode at all, or whose probabilities are not numbers.
     """
-    trials = [*_TRIALS, *_beyond_windows(loaded)]
-    trials = [each for each in trials if each.prompt_tokens + each.answer_tokens <= loaded.context_tokens]
-    prompts = [_prompt(loaded, each) for each in trials]
-    answers = [each.answer_tokens for each in trials]
     try:
+        trials = [
+            each
+            for each in (*_TRIALS, *_beyond_windows(loaded))
+            if each.prompt_tokens + each.answer_tokens <= loaded.context_tokens
+        ]
+        prompts = [_prompt(loaded, each) for each in trials]
+        answers = [each.answer_tokens for each in trials]
         alone = [_decode(loaded, [each], [tokens])[0] for each, tokens in zip(prompts, answers, strict=True)]
     except Exception as error:  # whatever the model raises, it cannot serve
         raise ModelError(f"the model loads and cannot generate: {error}") from error
