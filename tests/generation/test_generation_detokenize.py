@@ -38,7 +38,7 @@ def looked_at(tokenizer: Any, tokens: list[int], looks: list[bool], stop: tuple[
 RUNS = st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 12)), max_size=30)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data(), runs=RUNS)
 def test_the_text_is_the_tokenizers_own_of_all_tokens_whoever_looks_and_whenever(
     tokenizer: Any, data: st.DataObject, runs: list[tuple[int, int]]
@@ -51,7 +51,7 @@ def test_the_text_is_the_tokenizers_own_of_all_tokens_whoever_looks_and_whenever
     assert looked_at(tokenizer, tokens, looks, ("never there, this one",)) == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data(), runs=RUNS)
 def test_where_a_stop_string_ends_a_text_does_not_depend_on_who_looks(
     tokenizer: Any, data: st.DataObject, runs: list[tuple[int, int]]
