@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from .documents import DocumentId
+
 _QUEUE = contract.EMBEDDING_BULK_QUEUE
 DEFAULT_TEXTS_PER_JOB = 64
 DEFAULT_BACKLOG_JOBS = 128
@@ -40,7 +42,7 @@ _REQUEST_FIELDS = frozenset(EmbeddingRequest.model_fields) - {"input"}
 class EmbeddedDocument:
     """A document's vector, float32, and by which model."""
 
-    id: str
+    id: DocumentId
     vector: np.ndarray | list[float]
     model: str
     fingerprint: str

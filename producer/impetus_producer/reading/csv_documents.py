@@ -1,0 +1,81 @@
+"""Documents of CSV and TSV: which columns the header names, and rows as wide as it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidRequestError
+from .csv_rows import Rows
+from .fields import MISSING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..documents import Read
+    from .fields import Fields
+    from .streams import Stream
+
+_DELIMITERS = {",": "','", ";": "';'", "\t": "'\\t'", "|": "'|'"}
+"""The usual ones, as they are typed on a command line."""
+
+
+def csv_documents(stream: Stream, fields: Fields, delimiter: str) -> Iterator[Read]:
+    """Raises `InvalidRequestError` at once where the header does not name the columns."""
+    rows = Rows(stream, delimiter)
+    iterator = iter(rows)
+    header = next(iterator, None)
+    if header is None:
+        raise InvalidRequestError(f"{stream.name!r} is empty: its first line should name its columns")
+    if header.problem is not None:
+        raise InvalidRequestError(f"{stream.name!r}, line {header.number}: {header.problem}")
+    names = header.cells
+    rows.skips_spaces = any(name.startswith(" ") for name in names)
+    places = [_place(names, name, stream.name, delimiter) for name in fields.needed]
+    text_at, columns_at = places[0], places[len(places) - len(fields.columns) :]
+    has_ids = any(name.strip() == fields.id for name in names)
+    id_at = _place(names, fields.id, stream.name, delimiter) if has_ids else None
+
+    def read() -> Iterator[Read]:
+        for number, cells, problem, _, retryable in iterator:
+            # Where nothing has an id, the line's number can be nobody else's; with several inputs, it can.
+            document_id = str(number) if id_at is None and fields.file is None else None
+            if id_at is not None and id_at < len(cells):
+                document_id = cells[id_at] or None
+            if problem is None and len(cells) != len(names):
+                problem = _wrong_width(len(cells), len(names), delimiter)
+            if problem is not None:
+                yield fields.failed(problem, number, document_id, retryable=retryable)
+                continue
+            yield fields.document(
+                document_id if document_id is not None else MISSING,
+                cells[text_at],
+                [cells[at] for at in columns_at],
+                number,
+            )
+
+    return read()
+
+
+def _place(names: list[str], name: str, source: str, delimiter: str) -> int:
+    places = [at for at, cell in enumerate(names) if cell == name] or [
+        at for at, cell in enumerate(names) if cell.strip() == name
+    ]
+    if len(places) > 1:
+        raise InvalidRequestError(f"{source!r} has {len(places)} columns named {name!r}: which of them is meant?")
+    if places:
+        return places[0]
+    line = delimiter.join(names)
+    for other, typed in _DELIMITERS.items():
+        cells = [cell.strip(' "') for cell in line.split(other)]
+        if other != delimiter and len(cells) > len(names) and (name in cells or len(names) == 1):
+            raise InvalidRequestError(
+                f"{source!r} has no column {name!r}; its first line, {line!r}, looks as if {typed} separated the "
+                f"columns: state --delimiter {typed}"
+            )
+    raise InvalidRequestError(f"{source!r} has no column {name!r}; its first line names {', '.join(names)!r}")
+
+
+def _wrong_width(width: int, wanted: int, delimiter: str) -> str:
+    fields = "1 field" if width == 1 else f"{width} fields"
+    advice = f"; put quotes around a field with {_DELIMITERS.get(delimiter, delimiter)} in it" if width > wanted else ""
+    return f"it has {fields}, the header has {wanted}{advice}"
