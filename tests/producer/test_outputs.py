@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from impetus_producer.outputs import open_output
 from pyarrow import parquet
 
 from impetus_producer import outputs
 from impetus_producer.bulk import EmbeddedDocument
 from impetus_producer.documents import FailedDocument
 from impetus_producer.errors import ImpetusError, InvalidRequestError, MissingExtraError
-from impetus_producer.outputs import open_output
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,13 +27,14 @@ def csv_documents(stream: Stream, fields: Fields, delimiter: str) -> Iterator[Re
     if header is None:
         raise InvalidRequestError(f"{stream.name!r} is empty: its first line should name its columns")
     if header.problem is not None:
+        _check_delimiter(stream, fields.text, delimiter)
         raise InvalidRequestError(f"{stream.name!r}, line {header.number}: {header.problem}")
     names = header.cells
     rows.skips_spaces = any(name.startswith(" ") for name in names)
-    places = [_place(names, name, stream.name, delimiter) for name in fields.needed]
+    places = [_place(names, name, stream, delimiter) for name in fields.needed]
     text_at, columns_at = places[0], places[len(places) - len(fields.columns) :]
     has_ids = any(name.strip() == fields.id for name in names)
-    id_at = _place(names, fields.id, stream.name, delimiter) if has_ids else None
+    id_at = _place(names, fields.id, stream, delimiter) if has_ids else None
 
     def read() -> Iterator[Read]:
         for number, cells, problem, _, retryable in iterator:
@@ -56,23 +57,27 @@ def csv_documents(stream: Stream, fields: Fields, delimiter: str) -> Iterator[Re
     return read()
 
 
-def _place(names: list[str], name: str, source: str, delimiter: str) -> int:
+def _place(names: list[str], name: str, stream: Stream, delimiter: str) -> int:
     places = [at for at, cell in enumerate(names) if cell == name] or [
         at for at, cell in enumerate(names) if cell.strip() == name
     ]
     if len(places) > 1:
-        raise InvalidRequestError(f"{source!r} has {len(places)} columns named {name!r}: which of them is meant?")
-    if places:
-        return places[0]
-    line = delimiter.join(names)
+        raise InvalidRequestError(f"{stream.name!r} has {len(places)} columns named {name!r}: which of them is meant?")
+    if not places:
+        _check_delimiter(stream, name, delimiter)
+        raise InvalidRequestError(f"{stream.name!r} has no column {name!r}; its first line names {', '.join(names)!r}")
+    return places[0]
+
+
+def _check_delimiter(stream: Stream, name: str, delimiter: str) -> None:
+    """Raises `InvalidRequestError` where another delimiter would find the column."""
+    line = stream.head.lstrip("\r\n").partition("\n")[0].rstrip("\r")
     for other, typed in _DELIMITERS.items():
-        cells = [cell.strip(' "') for cell in line.split(other)]
-        if other != delimiter and len(cells) > len(names) and (name in cells or len(names) == 1):
+        if other != delimiter and name in [cell.strip(' "') for cell in line.split(other)]:
             raise InvalidRequestError(
-                f"{source!r} has no column {name!r}; its first line, {line!r}, looks as if {typed} separated the "
+                f"{stream.name!r} has no column {name!r}; its first line, {line!r}, looks as if {typed} separated the "
                 f"columns: state --delimiter {typed}"
             )
-    raise InvalidRequestError(f"{source!r} has no column {name!r}; its first line names {', '.join(names)!r}")
 
 
 def _wrong_width(width: int, wanted: int, delimiter: str) -> str:

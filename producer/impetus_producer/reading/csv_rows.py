@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..contract import MAX_TEXT_BYTES
-from .streams import split_at_returns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +49,8 @@ class Rows:
         """What a quoted field holds so far; None outside of one."""
         self._quoted_characters = 0
         self._opened = 0
+        self._returns = False
+        """Whether a carriage return stands outside of quotes: half a line end, or part of a text."""
 
     def __iter__(self) -> Iterator[Row]:
         number, problem = 0, None
@@ -59,25 +60,27 @@ class Rows:
                 reason = line.problem if line.last else f"{line.problem}; {_NOT_READ}"
                 yield Row(line.number, [], reason, last=True, retryable=line.retryable)
                 return
-            for text in split_at_returns(line.text):
-                if self._quoted is None:
-                    if text in ("\n", "\r\n", "\r"):
-                        continue
-                    number, problem, self._cells, self._quoted_characters = line.number, None, [], 0
-                problem = problem or line.problem
-                try:
-                    self._take(text, line.number)
-                except _TextAfterQuoteError:
-                    fault = self._fault(text, line)
-                    yield fault
-                    if fault.last:
-                        return
-                    self._quoted = None
-                    break
-                if self._quoted is None:
-                    if self._quoted_characters > _MAX_FIELD_CHARACTERS:
-                        problem = f"a quoted field is longer than {_MAX_FIELD_CHARACTERS:,} characters"
-                    yield Row(number, self._cells, problem)
+            if self._quoted is None:
+                if line.text in ("\n", "\r\n", "\r"):
+                    continue
+                number, problem, self._cells = line.number, None, []
+                self._quoted_characters, self._returns = 0, False
+            problem = problem or line.problem
+            try:
+                self._take(line.text, line.number)
+            except _TextAfterQuoteError:
+                fault = self._fault(line)
+                yield fault
+                if fault.last:
+                    return
+                self._quoted = None
+                continue
+            if self._quoted is None:
+                if self._quoted_characters > _MAX_FIELD_CHARACTERS:
+                    problem = f"a quoted field is longer than {_MAX_FIELD_CHARACTERS:,} characters"
+                elif self._returns:
+                    problem = problem or "a carriage return stands outside of quotes: does a row end there?"
+                yield Row(number, self._cells, problem)
         if self._quoted is not None:
             yield Row(self._opened, self._cells, f"a quote opens here that is never closed; {_NOT_READ}", last=True)
 
@@ -90,7 +93,9 @@ class Rows:
                 at = self._after_spaces(body, at)
                 if not body.startswith('"', at):
                     end = body.find(self._delimiter, at)
-                    self._cells.append(body[at:] if end < 0 else body[at:end])
+                    cell = body[at:] if end < 0 else body[at:end]
+                    self._returns = self._returns or "\r" in cell
+                    self._cells.append(cell)
                     if end < 0:
                         return
                     at = end + 1
@@ -125,8 +130,8 @@ class Rows:
         else:
             self._quoted.append(text)
 
-    def _fault(self, text: str, line: Line) -> Row:
-        if self._opened == line.number and text.count('"') % 2 == 0:
+    def _fault(self, line: Line) -> Row:
+        if self._opened == line.number and line.text.count('"') % 2 == 0:
             # All quotes of this row are on its line, so the next row begins with the next line.
             problem = "text follows a closing quote: write each quote within a quoted field twice"
             return Row(line.number, self._cells[:-1], problem)

@@ -52,16 +52,12 @@ class Ids:
                 yield from (document for document in documents() if self._is_last(document))
                 return
             for document in documents():
-                if (
-                    not isinstance(document, Document)
-                    or document.id is None
-                    or (first := self._note(document)) is None
-                    or self._policy == "keep"
-                ):
+                first = self._note(document) if isinstance(document, Document) and document.id is not None else None
+                if first is None or self._policy == "keep":
                     yield document
                 else:
-                    reason = f"the id {_shown(document.id)} is already that of {first}"
-                    yield FailedDocument(document.id, _placed(document, reason), document.row, document.file)
+                    reason = f"row {document.row}: the id {_shown(document.id)} is already that of {first}"
+                    yield FailedDocument(document.id, reason, document.row, document.file)
 
     def _note(self, document: Document) -> str | None:
         """Where the id occurred first, if this is not the first time."""
@@ -101,10 +97,6 @@ class Ids:
             "last": "all but the last were left out",
         }
         return f"{count} more than once: {named}{more}; {done[self._policy]}."
-
-
-def _placed(document: Document, reason: str) -> str:
-    return reason if document.row is None else f"row {document.row}: {reason}"
 
 
 def _shown(document_id: DocumentId) -> str:

@@ -37,8 +37,7 @@ class Fields:
 
     def of_record(self, record: Mapping[str, Any], row: int, place: str = "line") -> Read:
         columns = [value_at(record, name) for name in self.columns]
-        document = self.document(value_at(record, self.id), value_at(record, self.text), columns, row, place)
-        return document
+        return self.document(value_at(record, self.id), value_at(record, self.text), columns, row, place)
 
     def document(self, name: Any, text: Any, columns: Sequence[Any], row: int, place: str = "line") -> Read:
         """The document with these values, each `MISSING` where there is none, or why there is no such document."""

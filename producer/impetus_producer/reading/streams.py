@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -25,7 +24,6 @@ MAX_LINE_BYTES = MAX_PAYLOAD_BYTES
 _HEAD_BYTES = 1 << 16
 _HEAD_LINES = 6
 _CHUNK_BYTES = 1 << 16
-_AFTER_RETURN = re.compile(r"(?<=\r)(?=[^\n])")
 
 
 class Line(NamedTuple):
@@ -167,8 +165,3 @@ def open_stream(path: Path, encoding: str | None) -> Iterator[Stream]:
         except DamagedError:
             raise InvalidRequestError(f"{str(path)!r} does not hold the compressed data that its ending says") from None
         yield stream
-
-
-def split_at_returns(text: str) -> list[str]:
-    """A line in pieces that end with the carriage returns in it. Most lines are one piece."""
-    return _AFTER_RETURN.split(text) if "\r" in text[:-2] else [text]
