@@ -92,7 +92,8 @@ def _text_codec(asked: str) -> str:
     """Python's name for the encoding."""
     try:
         name = codecs.lookup(asked).name
-        if "a\n\n".encode(name).decode(name) != "a\n\n" or len("\n".encode(name)) == 0:
+        # What bad bytes are read as must be known, too; codecs that are made for names of hosts refuse.
+        if "a\n\n".encode(name).decode(name, "replace") != "a\n\n":
             raise ValueError
     except (LookupError, ValueError):
         raise InvalidRequestError(
@@ -104,8 +105,6 @@ def _text_codec(asked: str) -> str:
 def _unmarked_utf16(head: bytes) -> str | None:
     """Letters of most alphabets have a zero byte in UTF-16, always on the same side; UTF-8 has none."""
     odd, even = head[1::2].count(0), head[::2].count(0)
-    if max(odd, even) * 5 < len(head) // 2 or not head[2:]:
-        return None
-    if min(odd, even) * 4 > max(odd, even):
+    if len(head) < 4 or max(odd, even) * 5 < len(head) or min(odd, even) * 4 > max(odd, even):
         return None
     return "utf-16-le" if odd > even else "utf-16-be"

@@ -215,7 +215,7 @@ def _open(path: Path, options: ReadingOptions, fields: Fields, left_out: Counter
             path.stat()
         if not path.is_file():
             # A pipe can be opened only once.
-            return _piped(path.open("rb"), name, options, fields, notes)
+            return _piped(path.open("rb"), name, options, fields, notes, owned=True)
         kind = _kind_of(path, options)
         if kind == "document":
             path.open("rb").close()
@@ -265,8 +265,10 @@ def _kind_of(path: Path, options: ReadingOptions) -> _Kind:
     return kind
 
 
-def _piped(file: BinaryIO, name: str, options: ReadingOptions, fields: Fields, notes: list[str]) -> _Part:
-    """Bytes that come once. Waits for the first lines."""
+def _piped(
+    file: BinaryIO, name: str, options: ReadingOptions, fields: Fields, notes: list[str], owned: bool = False
+) -> _Part:
+    """Bytes that come once. Waits for the first lines. `owned`: to be closed when they are read."""
     if options.input_format in TABLE_FORMATS:
         raise InvalidRequestError(f"a .{options.input_format} is not read from a pipe: give the file")
     stream = Stream(file, name, options.encoding)
@@ -277,7 +279,13 @@ def _piped(file: BinaryIO, name: str, options: ReadingOptions, fields: Fields, n
         kind = guessed.kind
         notes.append(guessed.sentence)
     documents = _documents(kind, stream, options, fields)
-    return _Part(kind, lambda: documents, rereadable=False)
+
+    def read() -> Iterator[Read]:
+        yield from documents
+        if owned:
+            file.close()
+
+    return _Part(kind, read, rereadable=False)
 
 
 def _documents(kind: _Kind, stream: Stream, options: ReadingOptions, fields: Fields) -> Iterator[Read]:
