@@ -35,11 +35,12 @@ def csv_documents(stream: Stream, fields: Fields, delimiter: str) -> Iterator[Re
     text_at, columns_at = places[0], places[len(places) - len(fields.columns) :]
     has_ids = any(name.strip() == fields.id for name in names)
     id_at = _place(names, fields.id, stream, delimiter) if has_ids else None
+    if not has_ids:
+        fields = fields.of_nameless()
 
     def read() -> Iterator[Read]:
         for number, cells, problem, _, retryable in iterator:
-            # Where nothing has an id, the line's number can be nobody else's; with several inputs, it can.
-            document_id = str(number) if id_at is None and fields.file is None else None
+            document_id = str(number) if fields.numbered else None
             if id_at is not None and id_at < len(cells):
                 document_id = cells[id_at] or None
             if problem is None and len(cells) != len(names):

@@ -6,7 +6,7 @@ Knows records as values. Knows no file.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..documents import Document, FailedDocument
@@ -22,18 +22,24 @@ MISSING: Any = object()
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """`id_required`: the id's field was asked for by name, so that a record without it fails."""
+    """`id_required`: the id's field was asked for by name, so that a record without it fails. `numbered`: no document
+    has an id of its own, so that its row's number can stand in for it and be nobody else's."""
 
     id: str = "id"
     text: str = "text"
     id_required: bool = False
     columns: tuple[str, ...] = ()
     file: str | None = None
+    numbered: bool = False
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The fields that an input with named columns must have."""
         return (self.text, *([self.id] if self.id_required else []), *self.columns)
+
+    def of_nameless(self) -> Fields:
+        """For an input in which nothing has an id. With several inputs a row's number would name several documents."""
+        return replace(self, numbered=self.file is None)
 
     def of_record(self, record: Mapping[str, Any], row: int, place: str = "line") -> Read:
         columns = [value_at(record, name) for name in self.columns]
@@ -41,9 +47,9 @@ class Fields:
 
     def document(self, name: Any, text: Any, columns: Sequence[Any], row: int, place: str = "line") -> Read:
         """The document with these values, each `MISSING` where there is none, or why there is no such document."""
-        document_id: DocumentId = None
+        document_id: DocumentId = str(row) if self.numbered else None
         try:
-            document_id = self._checked_id(name)
+            document_id = self._checked_id(name) if not self.numbered else document_id
             if text is MISSING:
                 raise ValueError(f"there is no field {self.text!r}")
             if not isinstance(text, str):

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 def line_documents(stream: Stream, fields: Fields) -> Iterator[Read]:
-    """An empty line is an empty document. The line's number is its id, for nothing here has another one; with several
-    inputs, where that number would name two documents, there is no id."""
-    named = fields.file is None
+    """An empty line is an empty document."""
+    numbered = fields.of_nameless().numbered
     for line in stream.lines():
-        document_id = str(line.number) if named else None
+        document_id = str(line.number) if numbered else None
         if line.problem is not None:
             yield fields.failed(line.problem, line.number, document_id, retryable=line.retryable)
         else:

@@ -29,6 +29,9 @@ def table_documents(path: Path, kind: str, fields: Fields) -> Iterator[Read]:
 
     number = 0
     try:
+        with _opened_schema(path, kind) as schema:
+            if fields.id.split(".")[0] not in schema.names and fields.id not in schema.names:
+                fields = fields.of_nameless()
         with _opened(path, kind, fields) as (batches, _):
             for batch in batches:
                 for record in batch.to_pylist():
