@@ -60,9 +60,7 @@ class VectorFile(ABC):
     def check_columns(cls, names: tuple[str, ...]) -> None:
         for name in names:
             if name in _OWN_COLUMNS:
-                raise InvalidRequestError(
-                    f"a column {name!r} is written anyway, and of its own: leave --column {name} out"
-                )
+                raise InvalidRequestError(f"OUT has a column {name!r} of its own: leave --column {name} out")
 
     @abstractmethod
     def _add(self, vector: np.ndarray | list[float], document: Document) -> None: ...

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from impetus_producer.documents import Document
 from impetus_producer.reading.source import ReadingOptions, open_source
 
 if TYPE_CHECKING:
@@ -26,4 +27,6 @@ def write(path: Path, content: bytes | str) -> Path:
 
 def told(documents: list[Read]) -> list[tuple[Any, str]]:
     """Each one's id with its text, or with the reason why it has none."""
-    return [(document.id, getattr(document, "text", None) or getattr(document, "reason", "")) for document in documents]
+    return [
+        (document.id, document.text if isinstance(document, Document) else document.reason) for document in documents
+    ]
