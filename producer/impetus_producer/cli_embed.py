@@ -13,7 +13,7 @@ import click
 
 from . import contract
 from .bulk import DEFAULT_BACKLOG_JOBS, DEFAULT_TEXTS_PER_JOB, embed_documents
-from .cli_server import open_session, redis_url_option
+from .cli_server import open_session, patience_option, redis_url_option
 from .errors import ImpetusError, InvalidRequestError
 from .reading.duplicates import Ids
 from .reading.source import ReadingOptions, open_source
@@ -103,6 +103,7 @@ _REDRAW_EVERY_S = 0.1
     metavar="N",
     help="How many jobs are in Redis at once.",
 )
+@patience_option
 @redis_url_option
 def embed(
     inputs: tuple[str, ...],
@@ -121,6 +122,7 @@ def embed(
     no_truncate: bool,
     texts_per_job: int,
     max_backlog_jobs: int,
+    patience_s: float,
     redis_url: str | None,
 ) -> None:
     """Embed the documents in INPUT and write their vectors to OUT, ids and order kept.
@@ -173,7 +175,11 @@ def embed(
     read: deque[Read] = deque()
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
     try:
-        with closing(ids), out, open_session(redis_url, contract.EMBEDDING_BULK_QUEUE, worker_options) as session:
+        with (
+            closing(ids),
+            out,
+            open_session(redis_url, patience_s, contract.EMBEDDING_BULK_QUEUE, worker_options) as session,
+        ):
             started = time.monotonic()
             outcomes = embed_documents(
                 session.producer,
