@@ -77,7 +77,7 @@ def test_the_fingerprint_changes_with_all_that_changes_a_vector() -> None:
     assert cls == fingerprint(config)
     assert len(cls) == 16
     others = {
-        fingerprint(replace(config, pooling=replace(config.pooling, mode="mean"))),
+        fingerprint(replace(config, pooling=replace(config.pooling, modes=("mean",)))),
         fingerprint(replace(config, text=replace(config.text, max_tokens=8))),
         fingerprint(replace(config, transformer=small_model("distilbert"))),
     }

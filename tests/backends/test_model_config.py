@@ -34,12 +34,12 @@ def change(file: Path, **values: Any) -> None:
 def test_minilm_reads_as_its_authors_published_it(minilm: ModelFiles) -> None:
     config = read_config(minilm.folder)
     assert (config.encoder.layers, config.encoder.hidden_size, config.encoder.heads) == (6, 384, 12)
-    assert (config.pooling.mode, config.pooling.normalise, config.text.max_tokens) == ("mean", True, 256)
+    assert (config.pooling.modes, config.normalised, config.text.max_tokens) == (("mean",), True, 256)
 
 
 def test_old_and_new_forms_of_the_files_are_read(folder: Path) -> None:
     old = read_config(folder)
-    assert (old.pooling.mode, old.pooling.normalise, old.text.max_tokens) == ("cls", True, 40)
+    assert (old.pooling.modes, old.normalised, old.text.max_tokens) == (("cls",), True, 40)
     (folder / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 16, "pooling_mode": ["cls"]}')
     assert read_config(folder) == old
     modules = json.loads((folder / "modules.json").read_text())
@@ -48,7 +48,7 @@ def test_old_and_new_forms_of_the_files_are_read(folder: Path) -> None:
     (folder / "modules.json").write_text(json.dumps(modules))
     assert read_config(folder) == old
     (folder / "modules.json").write_text(json.dumps(modules[:2]))
-    assert not read_config(folder).pooling.normalise
+    assert not read_config(folder).normalised
 
 
 def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Path) -> None:

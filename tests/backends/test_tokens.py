@@ -15,7 +15,7 @@ from impetus_backends.embedding.config import read_config
 from impetus_backends.embedding.tokens import TextEncoder
 from impetus_backends.errors import ModelError, RequestError
 
-from .conftest import Recorded, small_model
+from .conftest import FAMILIES, Recorded, small_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.models import ModelFiles
 
-MODELS = ("minilm", "bge", "e5", "roberta", "distilbert")
+MODELS = ("minilm", "bge", "e5", "roberta", "distilbert", *FAMILIES)
 
 
 @pytest.fixture(params=MODELS)

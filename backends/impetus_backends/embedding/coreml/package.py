@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.coreml.library import coremltools, quietly
 from impetus_backends.embedding.coreml.ops import MilOps, Parameters
-from impetus_backends.embedding.encoder import Inputs, embed
-from impetus_backends.embedding.weights import Weights
+from impetus_backends.embedding.encoder import INPUTS, Inputs, embed
+from impetus_backends.embedding.fitting import open_weights
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def build(
     ct = coremltools()
     from coremltools.converters.mil.mil import Program
 
-    parameters = Parameters(Weights(config.transformer), mode)
+    parameters = Parameters(open_weights(config), mode)
     program = Program()
     program.export_as_multifunction = multifunction
     program.default_function_name = buckets[0].function if multifunction else "main"
@@ -73,14 +73,20 @@ def build(
     progress("converted", 1.0)
 
 
+def input_shapes(config: EmbeddingConfig, bucket: Bucket) -> dict[str, tuple[int, ...]]:
+    """Of the function of a bucket, by name."""
+    flat = (bucket.batch, bucket.length)
+    return dict.fromkeys(INPUTS[:3], flat) | {INPUTS[3]: (bucket.batch, len(config.pooling.modes), bucket.length)}
+
+
 def _function(ct: Any, config: EmbeddingConfig, parameters: Parameters, bucket: Bucket) -> Any:
     from coremltools.converters.mil.mil import Builder, Function, types
 
     # Its operations are attached when it is imported, which no type checker sees.
     mb: Any = Builder
-    shape = (bucket.batch, bucket.length)
-    kinds = {"ids": types.int32, "positions": types.int32, "mask": types.fp32}
-    inputs = {name: mb.placeholder(shape=shape, dtype=kind, name=name) for name, kind in kinds.items()}
+    kinds = dict(zip(INPUTS, (types.int32, types.int32, types.fp32, types.fp32), strict=True))
+    shapes = input_shapes(config, bucket)
+    inputs = {name: mb.placeholder(shape=shapes[name], dtype=kind, name=name) for name, kind in kinds.items()}
     with Function(inputs, opset_version=ct.target.macOS15) as function:
         variables = Inputs(*(function.inputs[name] for name in kinds))
         vectors = embed(MilOps(parameters, mb, types), config, variables)
