@@ -23,7 +23,7 @@ OLDEST_TRANSFORMERS = (5, 23)
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 # Tables are filled up to a multiple of some power of two, and no further.
 _LEAST_SHARE = 0.9
-_PROBE = "The quick brown fox, naïve and 3.14 % lazier: über-dogs! 敏捷的棕色狐狸"
+_PROBE = "The quick brown fox, naïve and 3.14 % lazier: über-dogs! 敏捷的棕色狐狸 Быстрая лиса"
 
 
 def read_tokenizer(config: EmbeddingConfig) -> Any:
@@ -45,6 +45,8 @@ def read_tokenizer(config: EmbeddingConfig) -> Any:
             f"the tokenizer in {folder} makes ids below {largest} and the model's table has {rows} rows: "
             "they are not of one model, or a file is missing"
         )
+    if len(set(tokenizer.encode(_PROBE, add_special_tokens=False).ids)) < 2:
+        raise ModelError(f"the tokenizer in {folder} takes every word for the same one: its vocabulary is missing")
     return tokenizer
 
 

@@ -106,8 +106,11 @@ class MilOps:
         return self._mb.mul(x=x, y=np.float16(factor))
 
     def split(self, x: Any, parts: int) -> Sequence[Any]:
-        found: Sequence[Any] = self._mb.split(x=x, num_splits=parts, axis=1)
-        return found
+        return self._split(x, parts, 1)
+
+    def _split(self, x: Any, parts: int, axis: int) -> list[Any]:
+        # One part comes back alone, and not as a list of one.
+        return [x] if parts == 1 else list(self._mb.split(x=x, num_splits=parts, axis=axis))
 
     def linear(self, x: Any, name: str, width: int, *, bias: bool = True) -> Any:
         more = {"bias": self._weight(f"{name}.bias")} if bias else {}
@@ -146,7 +149,7 @@ class MilOps:
         # Of a head's two halves each takes its share of the other: the first with the sine's sign changed.
         cosine = np.tile(np.concatenate([np.cos(angles), np.cos(angles)]), (heads, 1))[None, :, None]
         sine = np.tile(np.concatenate([-np.sin(angles), np.sin(angles)]), (heads, 1))[None, :, None]
-        halves = mb.split(x=x, num_splits=2 * heads, axis=1)
+        halves = self._split(x, 2 * heads, 1)
         other = mb.concat(values=[halves[index ^ 1] for index in range(2 * heads)], axis=1)
         name = f"{how.theta} {how.head_size} {heads} {length}"
         return mb.add(
@@ -166,9 +169,8 @@ class MilOps:
         mb, shared = self._mb, how.key_value_heads
         # Before the product and not after it, so that no score comes near float16's end.
         q = mb.mul(x=q, y=np.float16(how.scale))
-        queries = mb.split(x=q, num_splits=how.heads, axis=1)
-        keys = mb.split(x=mb.transpose(x=k, perm=[0, 3, 2, 1]), num_splits=shared, axis=3)
-        values = mb.split(x=v, num_splits=shared, axis=1)
+        queries, values = self._split(q, how.heads, 1), self._split(v, shared, 1)
+        keys = self._split(mb.transpose(x=k, perm=[0, 3, 2, 1]), shared, 3)
         unseen = self._bias(mask, how)
         mixed = []
         for head, query in enumerate(queries):
