@@ -1,12 +1,14 @@
 """Makes a small random model of every family beyond BERT's, and records what sentence-transformers makes of it.
 
-The models lie in tests/data/models/ in the true file layout, their vectors in tests/data/families.npz, and the rows that
-transformers makes of contradicting tokenizer files in tests/data/tokenizers.npz. They show that the arithmetic and the
-reading of the files are right, which needs no trained weights. Run it only to add a family, in an environment of its
-own, because torch is no dependency of this project:
+The models lie in tests/data/models/ in the true file layout, their vectors in tests/data/families.npz, and the rows
+that transformers makes of contradicting tokenizer files in tests/data/tokenizers.npz. They show that the arithmetic and
+the reading of the files are right, which needs no trained weights. Run it only to add a family, in an environment of
+its own, because torch is no dependency of this project:
 
     pip install torch sentence-transformers
-    python scripts/record_family_vectors.py
+    python scripts/record_family_vectors.py [NAME ...]
+
+Without names it makes all of them anew, with other vocabularies: the trainers of tokenizers are not deterministic.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from record_reference_vectors import DATA, TEXTS
+from record_reference_vectors import (  # type: ignore[import-not-found]  # beside this script
+    DATA,
+    TEXTS,
+)
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -59,6 +64,13 @@ def families() -> dict[str, Family]:
             pooling="cls",
             prompts={"query": "search_query: ", "document": "search_document: "},
         ),
+        "nomic": Family(
+            "nomic_bert",
+            SIZES,
+            _word_pieces(),
+            prompts={"query": "search_query: ", "document": "search_document: "},
+        ),
+        "gte": Family("gte", SIZES | {"type_vocab_size": 1}, _word_pieces(), pooling="cls"),
         "qwen3": Family(
             "qwen3",
             DECODER | {"num_key_value_heads": 2, "rope_theta": 1_000_000.0},
@@ -96,8 +108,10 @@ def families() -> dict[str, Family]:
 
 
 def main() -> None:
-    recorded: dict[str, np.ndarray] = {}
+    recorded = dict(np.load(DATA / "families.npz")) if sys.argv[1:] else {}
     for name, family in families().items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         folder = DATA / "models" / name
         shutil.rmtree(folder, ignore_errors=True)
         _make(folder, family)

@@ -131,7 +131,9 @@ def _from_cache(name: str, tried: list[str]) -> Path | None:
         return None
     lacking = missing(found)
     if lacking:
-        tried.append(f"the Hugging Face cache in {constants.HF_HUB_CACHE}, which holds it in part and lacks {', '.join(lacking)}")
+        tried.append(
+            f"the Hugging Face cache in {constants.HF_HUB_CACHE}, which holds it in part and lacks {', '.join(lacking)}"
+        )
         return None
     return found
 

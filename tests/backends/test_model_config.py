@@ -187,6 +187,31 @@ def test_the_older_form_of_a_configuration_reads_as_the_newer(tmp_path: Path) ->
     assert read_config(folder).encoder == new
 
 
+def test_the_own_words_of_nomicbert_read_as_those_of_transformers(tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("nomic"), tmp_path / "model")
+    ours = read_config(folder).encoder
+    file = folder / "config.json"
+    raw = json.loads(file.read_text())
+    own = {"model_type": "nomic_bert", "vocab_size": raw["vocab_size"], "pad_token_id": 0, "type_vocab_size": 2}
+    own |= {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 32, "n_positions": 40, "layer_norm_epsilon": 1e-12}
+    own |= {"activation_function": "swiglu", "mlp_fc1_bias": False, "mlp_fc2_bias": False, "qkv_proj_bias": False}
+    own |= {"prenorm": False, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_scaling_factor": None}
+    own |= {"auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling.NomicBertModel"}}
+    file.write_text(json.dumps(own))
+    assert read_config(folder).encoder == ours
+    for key, value in (("moe_every_n_layers", 2), ("rotary_scaling_factor", 2.0), ("activation_function", "gelu")):
+        file.write_text(json.dumps({**own, key: value}))
+        with pytest.raises(ModelError, match=f"{key} '?{value}"):
+            read_config(folder)
+
+
+def test_a_stated_maximum_holds_beyond_what_angles_were_trained_for(tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("modernbert"), tmp_path / "model")
+    assert read_config(folder).text.max_tokens == 40
+    change(folder / "sentence_bert_config.json", max_seq_length=100)
+    assert read_config(folder).text.max_tokens == 100
+
+
 def test_dense_layers_and_truncation_decide_the_dimensions() -> None:
     gemma, electra, camembert = (read_config(small_model(name)) for name in ("gemma", "electra", "camembert"))
     assert (gemma.dimensions, gemma.normalised) == (16, True)

@@ -105,7 +105,7 @@ def test_a_model_of_which_the_cache_holds_a_part_is_completed_from_the_hub(
         if not options.get("local_files_only"):
             shutil.copy(small_model("bge") / "tokenizer.json", snapshot)
             return str(snapshot)
-        return cached(name, **options)
+        return str(cached(name, **options))
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: None)

@@ -25,6 +25,8 @@ def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         return _distilbert(ops, config, inputs)
     if config.model_type == "mpnet":
         return _mpnet(ops, config, inputs)
+    if config.model_type in ("nomic_bert", "gte"):
+        return _turned(ops, config, inputs)
     if config.model_type == "modernbert":
         return _modernbert(ops, config, inputs)
     if config.model_type in ("qwen3", "gemma3_text"):
@@ -124,6 +126,70 @@ def _post_norm(
         wide = ops.activate(ops.linear(x, f"{layer}.{names.wide}", config.intermediate_size), config.activation)
         narrow = ops.linear(wide, f"{layer}.{names.narrow}", config.hidden_size)
         x = ops.layer_norm(ops.add(narrow, x), f"{layer}.{names.narrow_norm}", config.norm_eps)
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class _TurnedNames:
+    """What NomicBERT and GTE call the parts of their layers."""
+
+    embeddings_norm: str
+    layers: str
+    together: str
+    """Queries, keys and values."""
+    mixed: str
+    mixed_norm: str
+    wide: tuple[str, ...]
+    """What is let through and what lets it through, in one or in two."""
+    narrow: str
+    narrow_norm: str
+
+
+_NOMIC = _TurnedNames(
+    embeddings_norm="emb_ln",
+    layers="encoder.layers",
+    together="attn.Wqkv",
+    mixed="attn.out_proj",
+    mixed_norm="norm1",
+    wide=("mlp.fc11", "mlp.fc12"),
+    narrow="mlp.fc2",
+    narrow_norm="norm2",
+)
+_GTE = _TurnedNames(
+    embeddings_norm="embeddings.LayerNorm",
+    layers="encoder.layer",
+    together="attention.qkv_proj",
+    mixed="attention.o_proj",
+    mixed_norm="attn_ln",
+    wide=("mlp.up_gate_proj",),
+    narrow="mlp.down_proj",
+    narrow_norm="mlp_ln",
+)
+
+
+def _turned(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
+    """NomicBERT and GTE: norms after, as in BERT, angles for positions and gated layers (arXiv:2402.01613,
+    arXiv:2407.19669)."""
+    hidden, eps = config.hidden_size, config.norm_eps
+    for_attention, for_mlp = (part in config.biases for part in ("attention", "mlp"))
+    names = _NOMIC if config.model_type == "nomic_bert" else _GTE
+    width = 2 * config.intermediate_size // len(names.wide)
+    x = ops.embed(_WORDS, inputs.ids, config.vocab_size)
+    if config.token_types:
+        x = ops.add(x, ops.row("embeddings.token_type_embeddings.weight", 0))
+    x = ops.layer_norm(x, names.embeddings_norm, eps)
+    for index, attention in enumerate(config.attentions):
+        layer = f"{names.layers}.{index}"
+        q, k, v = ops.split(ops.linear(x, f"{layer}.{names.together}", 3 * hidden, bias=for_attention), 3)
+        q, k = (ops.turn(each, inputs.positions, attention) for each in (q, k))
+        mixed = ops.attention(q, k, v, inputs.mask, attention)
+        mixed = ops.linear(mixed, f"{layer}.{names.mixed}", hidden, bias=for_attention)
+        x = ops.layer_norm(ops.add(x, mixed), f"{layer}.{names.mixed_norm}", eps)
+        wide = [ops.linear(x, f"{layer}.{name}", width, bias=False) for name in names.wide]
+        up, gate = wide if len(wide) == 2 else ops.split(wide[0], 2)
+        through = ops.multiply(ops.activate(gate, config.activation), up)
+        narrow = ops.linear(through, f"{layer}.{names.narrow}", hidden, bias=for_mlp)
+        x = ops.layer_norm(ops.add(x, narrow), f"{layer}.{names.narrow_norm}", eps)
     return x
 
 

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.files import Reader, positive
-from impetus_backends.embedding.modules import Dense, Normalise, PoolingConfig, Step
-from impetus_backends.embedding.modules import read_modules, read_pooling, read_steps
+from impetus_backends.embedding.modules import (
+    Dense,
+    Normalise,
+    PoolingConfig,
+    Step,
+    read_modules,
+    read_pooling,
+    read_steps,
+)
 from impetus_backends.embedding.shapes import EncoderConfig, read_shape
 from impetus_backends.errors import ModelError
 
@@ -96,9 +103,7 @@ def read_config(folder: Path) -> EmbeddingConfig:
     truncate = stated.get("truncate_dim")
     if truncate is not None:
         truncate = positive(folder / "config_sentence_transformers.json", stated, "truncate_dim")
-    return EmbeddingConfig(
-        modules.transformer, encoder, pooling, text, steps, truncate, folder, tuple(reader.files)
-    )
+    return EmbeddingConfig(modules.transformer, encoder, pooling, text, steps, truncate, folder, tuple(reader.files))
 
 
 def _stated(reader: Reader, folder: Path) -> dict[str, Any]:
@@ -123,14 +128,17 @@ def _text(
     for side, allowed in (("truncation_side", ["right"]), ("padding_side", ["right", "left"][: 1 + encoder.turns])):
         if tokenizer.get(side, "right") not in allowed:
             raise ModelError(f"{tokenizer_file}: {side} {tokenizer[side]!r} is not supported")
-    # sentence-transformers' own order; the table of positions bounds it because past its end there is nothing to read.
-    longest = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or encoder.longest
+    # sentence-transformers' own order; the table of positions bounds it because past its end there is nothing to read,
+    # and angles go on as long as the model's own file says.
+    stated_longest = sentence.get("max_seq_length")
+    longest = stated_longest or tokenizer.get("model_max_length") or encoder.longest
+    bound = stated_longest if stated_longest and encoder.turns else encoder.longest
     default = stated.get("default_prompt_name")
     named = {str(key): str(value or "") for key, value in (stated.get("prompts") or {}).items()}
     if default is not None and default not in named:
         raise ModelError(f"{folder / 'config_sentence_transformers.json'}: there is no prompt named {default!r}")
     return TextConfig(
-        max_tokens=int(min(longest, encoder.longest)),
+        max_tokens=int(min(longest, bound)),
         do_lower_case=bool(sentence.get("do_lower_case", False)),
         prompts=tuple(named.items()),
         default_prompt_name=default,

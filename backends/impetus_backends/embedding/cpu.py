@@ -208,7 +208,9 @@ class OnnxOps:
 
     def largest(self, x: str, shares: str, mode: int) -> str:
         row = self.node("Gather", shares, self.constant(mode, np.int64), axis=1)
-        seen = self.node("Greater", self.node("Unsqueeze", row, self.constant([2], np.int64)), self.constant(0, np.float32))
+        seen = self.node(
+            "Greater", self.node("Unsqueeze", row, self.constant([2], np.int64)), self.constant(0, np.float32)
+        )
         kept = self.node("Where", seen, x, self.constant(-1e30, np.float32))
         return self.node("ReduceMax", kept, self.constant([1], np.int64), keepdims=0)
 

@@ -19,6 +19,8 @@ from impetus_backends.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from impetus_backends.embedding.config import EmbeddingConfig
     from impetus_backends.embedding.shapes import Attention, EncoderConfig
 
@@ -149,15 +151,16 @@ def pad(config: EmbeddingConfig, rows: Sequence[np.ndarray], *, batch: int = 0, 
     """
     shape = config.encoder
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    if not len(rows) or lengths.min() < 1 or lengths.max() > shape.longest:
+    longest = max(shape.longest, config.text.max_tokens)
+    if not len(rows) or lengths.min() < 1 or lengths.max() > longest:
         sizes = f"{lengths.min()} to {lengths.max()} tokens" if len(rows) else "no rows at all"
-        raise RequestError(f"got {sizes}; each row must be of 1 to {shape.longest}")
+        raise RequestError(f"got {sizes}; each row must be of 1 to {longest}")
     ids = np.full((max(batch, len(rows)), max(length, int(lengths.max()))), shape.padding_id, dtype=np.int32)
     mask = np.zeros(ids.shape, dtype=np.float32)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
-    pooled = mask
+    pooled: npt.NDArray[np.float32] = mask
     if ids.max() >= PROMPT:
         pooled = mask * (ids < PROMPT)
         ids = np.where(ids >= PROMPT, ids - PROMPT, ids)
@@ -169,23 +172,23 @@ def pad(config: EmbeddingConfig, rows: Sequence[np.ndarray], *, batch: int = 0, 
     return Inputs(ids, positions(shape, ids), mask, shares)
 
 
-def _shares(mode: str, pooled: np.ndarray) -> np.ndarray:
+def _shares(mode: str, pooled: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """How much of each token (b, l) goes into a vector; for `max`, whether it is looked at."""
     if mode == "max":
         return pooled
     if mode == "mean_sqrt_len_tokens":
         return _divided(pooled, np.sqrt(pooled.sum(axis=1, keepdims=True)))
     places = np.arange(1, pooled.shape[1] + 1, dtype=np.float32)
-    if mode == "cls":
-        return (pooled * (np.cumsum(pooled, axis=1) == 1)).astype(np.float32)
-    if mode == "lasttoken":
-        return (pooled * places == (pooled * places).max(axis=1, keepdims=True)).astype(np.float32) * pooled
+    if mode in ("cls", "lasttoken"):
+        found = pooled * places
+        chosen = np.cumsum(pooled, axis=1) == 1 if mode == "cls" else found == found.max(axis=1, keepdims=True)
+        return np.where(chosen, pooled, np.float32(0))
     weights = pooled * places if mode == "weightedmean" else pooled
     return _divided(weights, weights.sum(axis=1, keepdims=True))
 
 
-def _divided(weights: np.ndarray, by: np.ndarray) -> np.ndarray:
-    divided: np.ndarray = (weights / np.maximum(by, 1e-9)).astype(np.float32)
+def _divided(weights: npt.NDArray[np.float32], by: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    divided: npt.NDArray[np.float32] = (weights / np.maximum(by, 1e-9)).astype(np.float32)
     return divided
 
 

@@ -164,7 +164,7 @@ class MLXEmbeddingBackend:
             self._config,
             rows,
             batch=round_batch(len(rows)),
-            length=min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self._config.encoder.longest),
+            length=min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, max(longest, self._config.encoder.longest)),
         )
         inputs = Inputs(*(self._mx.array(array) for array in (batch.ids, batch.positions, batch.mask, batch.shares)))
         vectors = np.array(embed(self._ops, self._config, inputs), dtype=np.float32)

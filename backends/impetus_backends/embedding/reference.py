@@ -88,23 +88,29 @@ class NumpyOps:
         centred = x - x.mean(axis=-1, keepdims=True)
         spread = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(eps))
         result: Floats = centred / spread * self._weight(f"{name}.weight")
-        return result + self._weight(f"{name}.bias") if bias else result
+        if bias:
+            result += self._weight(f"{name}.bias")
+        return result
 
     def rms_norm(self, x: Floats, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> Floats:
         each = x.reshape(*x.shape[:-1], -1, size or x.shape[-1])
         length = np.sqrt((each * each).mean(axis=-1, keepdims=True) + np.float32(eps))
-        return (each / length * (self._weight(f"{name}.weight") + np.float32(centre))).reshape(x.shape)
+        result: Floats = each / length * (self._weight(f"{name}.weight") + np.float32(centre))
+        return result.reshape(x.shape)
 
     def activate(self, x: Floats, kind: str) -> Floats:
+        half = np.float32(0.5)
+        result: Floats
         if kind == "gelu":
-            return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
-        if kind == "gelu_tanh":
-            inner = np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x * x * x)
-            return np.float32(0.5) * x * (1 + np.tanh(inner))
-        if kind == "silu":
+            result = half * x * (1 + erf(x * np.float32(0.5**0.5)))
+        elif kind == "gelu_tanh":
+            result = half * x * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x * x * x)))
+        elif kind == "silu":
             # By the hyperbolic tangent, which overflows nowhere.
-            return np.float32(0.5) * x * (1 + np.tanh(np.float32(0.5) * x))
-        return np.tanh(x) if kind == "tanh" else np.maximum(x, 0)
+            result = half * x * (1 + np.tanh(half * x))
+        else:
+            result = np.tanh(x) if kind == "tanh" else np.maximum(x, 0)
+        return result
 
     bend = activate
 

@@ -33,6 +33,15 @@ ACTIVATIONS = {
 }
 """What files call an activation, and what `Ops.activate` does: names differ more than functions do."""
 _NEAR, _FAR = "sliding_attention", "full_attention"
+_NOMIC_KEYS = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "rotary_emb_base": "rope_theta",
+}
 _POSITIONS_COUNTED = ("roberta", "xlm-roberta", "camembert")
 
 
@@ -73,6 +82,8 @@ class EncoderConfig:
     """The token that positions do not count, in RoBERTa and its like: they start after it, and not at zero."""
     embedding_size: int = 0
     """Of the token table, where it is not the hidden size."""
+    token_types: bool = True
+    """Whether there is a table of them, in families that may have one."""
     attentions: tuple[Attention, ...] = ()
     """One a layer."""
     biases: frozenset[str] = frozenset(("attention", "mlp", "norm"))
@@ -99,7 +110,8 @@ def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         raw,
         is_decoder=(None, False),
         add_cross_attention=(None, False),
-        auto_map=(None, {}),
+        # NomicBERT's own code is what transformers has taken over, and its files still name it.
+        auto_map=(None, {}, *([raw.get("auto_map")] if model_type == "nomic_bert" else [])),
         quantization=(None, {}),
         quantization_config=(None, {}),
     )
@@ -177,6 +189,45 @@ def _mpnet(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         uncounted_id=1,
         attentions=(_even(file, sizes),) * sizes["layers"],
     )
+
+
+def _turned(file: Path, raw: dict[str, Any]) -> EncoderConfig:
+    """NomicBERT and GTE: BERT with angles for positions and gated layers."""
+    nomic = raw["model_type"] == "nomic_bert"
+    raw = _renamed(file, raw) if nomic and "n_embd" in raw else raw
+    sizes = _sizes(file, raw)
+    theta = _theta(file, raw, _FAR, "rope_theta", 1000.0 if nomic else 160_000.0)
+    return EncoderConfig(
+        **sizes,
+        norm_eps=_eps(file, raw, "layer_norm_eps"),
+        token_types=raw.get("type_vocab_size", 2 if nomic else 1) != 0,
+        attentions=(replace(_even(file, sizes), theta=theta),) * sizes["layers"],
+        biases=frozenset(() if nomic else ("attention", "mlp")),
+    )
+
+
+def _renamed(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """What NomicBERT's own configuration says, in the words of transformers; raises for what those have none for."""
+    _refuse(
+        file,
+        raw,
+        activation_function=("swiglu",),
+        mlp_fc1_bias=(False,),
+        mlp_fc2_bias=(False,),
+        moe_every_n_layers=(None, 0, -1),
+        prenorm=(False,),
+        qkv_proj_bias=(False,),
+        rotary_emb_fraction=(1.0,),
+        rotary_emb_interleaved=(None, False),
+        rotary_emb_scale_base=(None,),
+        rotary_scaling_factor=(None,),
+        use_rms_norm=(None, False),
+    )
+    return {
+        **raw,
+        **{ours: raw.get(theirs) for theirs, ours in _NOMIC_KEYS.items()},
+        "hidden_act": "silu",
+    }
 
 
 def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
@@ -275,6 +326,8 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "electra": _bert,
     "mpnet": _mpnet,
     "modernbert": _modernbert,
+    "nomic_bert": _turned,
+    "gte": _turned,
     "qwen3": _qwen3,
     "gemma3_text": _gemma3,
 }

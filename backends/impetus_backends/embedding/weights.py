@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.config import EmbeddingConfig
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_PREFIXES = ("bert.", "distilbert.", "roberta.", "electra.", "mpnet.", "model.")
+_PREFIXES = ("bert.", "distilbert.", "roberta.", "electra.", "mpnet.", "nomic_bert.", "new.", "model.")
 # The first BERT checkpoints were converted from TensorFlow and kept its names.
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-_TOKENIZER_FILES = ("*.model", "*.tiktoken", "*.txt", "added_tokens.json", "special_tokens_map.json")
-_TOKENIZER_FILES += ("tokenizer*.json", "vocab.json")
+_TOKENIZER_FILES = (
+    *("*.model", "*.tiktoken", "*.txt", "tokenizer*.json", "vocab.json"),
+    *("added_tokens.json", "special_tokens_map.json"),
+)
 
 
 class Weights:
@@ -86,8 +88,8 @@ def weight_files(folder: Path) -> list[Path]:
         if pickled is None:
             raise ModelError(f"{folder} has no model.safetensors")
         raise ModelError(
-            f"{folder} has {pickled.name} and no model.safetensors: a pickle can run code when it is read, and is never "
-            "loaded here. Convert it once, where torch is installed: python -c \"import torch, safetensors.torch as s; "
+            f"{folder} has {pickled.name} and no model.safetensors: a pickle can run code when read, and is never "
+            'loaded here. Convert it once, where torch is installed: python -c "import torch, safetensors.torch as s; '
             f"t = torch.load('{pickled.name}', weights_only=True); "
             "s.save_file({k: v.clone().contiguous() for k, v in t.items()}, 'model.safetensors')\""
         )
@@ -102,9 +104,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def fingerprint(config: EmbeddingConfig) -> str:
     """Sixteen hex digits of a SHA-256 over all that decides a vector: what the files say, and every file read."""
-    digest = hashlib.sha256(
-        repr((config.encoder, config.pooling, config.text, config.steps, config.truncate)).encode()
-    )
+    digest = hashlib.sha256(repr((config.encoder, config.pooling, config.text, config.steps, config.truncate)).encode())
     files = set(config.files) | set(weight_files(config.transformer))
     for pattern in _TOKENIZER_FILES:
         files.update(config.transformer.glob(pattern))

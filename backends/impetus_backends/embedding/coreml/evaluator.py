@@ -188,14 +188,17 @@ def _layer_norm(given: _Arguments) -> np.ndarray:
     spread = np.sqrt((centred * centred).mean(axis=axes, keepdims=True) + np.float32(given.setting("epsilon")))
     shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
     result: np.ndarray = centred / spread * given["gamma"].reshape(shape)
-    return result + given["beta"].reshape(shape) if given.has("beta") else result
+    if given.has("beta"):
+        result += given["beta"].reshape(shape)
+    return result
 
 
 def _gelu(given: _Arguments) -> np.ndarray:
     x, mode = given["x"], given.setting("mode")
     if mode == "TANH_APPROXIMATION":
         inner = np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x * x * x)
-        return np.float32(0.5) * x * (1 + np.tanh(inner))
+        result: np.ndarray = np.float32(0.5) * x * (1 + np.tanh(inner))
+        return result
     if mode != "EXACT":
         raise BackendError(f"the evaluator does not know the {mode} form of gelu")
     return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))

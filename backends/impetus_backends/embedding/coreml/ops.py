@@ -129,7 +129,10 @@ class MilOps:
         both = mb.concat(values=[each, mb.mul(x=each, y=np.float16(-1))], axis=2)
         gamma = np.tile(self._parameters.array(f"{name}.weight") + np.float32(centre), 2).astype(np.float16)
         normed = mb.layer_norm(
-            x=both, axes=[2], gamma=self._constant(f"{name}.weight twice", gamma), epsilon=np.float16(max(eps, _LEAST_EPS))
+            x=both,
+            axes=[2],
+            gamma=self._constant(f"{name}.weight twice", gamma),
+            epsilon=np.float16(max(eps, _LEAST_EPS)),
         )
         half = mb.slice_by_size(x=normed, begin=[0, 0, 0, 0], size=list(each.shape))
         return mb.reshape(x=half, shape=list(shape))
@@ -161,9 +164,7 @@ class MilOps:
         length = ids.shape[1]
         places = distances(length).T + len(buckets) // 2
         by_head = self._parameters.array(table)[buckets][places].transpose(2, 0, 1)
-        return [
-            self._once(f"{table}[{head}] {length}", values[None, :, None]) for head, values in enumerate(by_head)
-        ]
+        return [self._once(f"{table}[{head}] {length}", values[None, :, None]) for head, values in enumerate(by_head)]
 
     def attention(self, q: Any, k: Any, v: Any, mask: Any, how: Attention, bias: list[Any] | None = None) -> Any:
         mb, shared = self._mb, how.key_value_heads
