@@ -117,7 +117,7 @@ def main() -> None:
         _make(folder, family)
         _record(recorded, name, folder, tuple(family.prompts or ()))
     np.savez_compressed(DATA / "families.npz", **recorded)  # type: ignore[arg-type]  # numpy's stub takes a bool first
-    np.savez_compressed(DATA / "tokenizers.npz", **_contradictions())  # type: ignore[arg-type]
+    np.savez_compressed(DATA / "tokenizers.npz", **_contradictions())
     print(f"wrote {len(recorded)} arrays to {DATA}", file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.files import Reader, positive
+from impetus_backends.embedding.files import Reader, flag, positive
 from impetus_backends.embedding.modules import (
     Dense,
     Normalise,
@@ -130,17 +130,20 @@ def _text(
             raise ModelError(f"{tokenizer_file}: {side} {tokenizer[side]!r} is not supported")
     # sentence-transformers' own order; the table of positions bounds it because past its end there is nothing to read,
     # and angles go on as long as the model's own file says.
-    stated_longest = sentence.get("max_seq_length")
-    longest = stated_longest or tokenizer.get("model_max_length") or encoder.longest
-    bound = stated_longest if stated_longest and encoder.turns else encoder.longest
-    default = stated.get("default_prompt_name")
-    named = {str(key): str(value or "") for key, value in (stated.get("prompts") or {}).items()}
+    longest = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or encoder.longest
+    if not isinstance(longest, int | float) or longest < 1:
+        raise ModelError(f"{transformer}: the most tokens are stated as {longest!r}, not as a positive number")
+    bound = longest if sentence.get("max_seq_length") and encoder.turns else encoder.longest
+    file = folder / "config_sentence_transformers.json"
+    default, named = stated.get("default_prompt_name"), stated.get("prompts") or {}
+    if not isinstance(named, dict) or not all(isinstance(prompt, str | None) for prompt in named.values()):
+        raise ModelError(f"{file}: prompts are {named!r}, and not texts by name")
     if default is not None and default not in named:
-        raise ModelError(f"{folder / 'config_sentence_transformers.json'}: there is no prompt named {default!r}")
+        raise ModelError(f"{file}: there is no prompt named {default!r}")
     return TextConfig(
         max_tokens=int(min(longest, bound)),
-        do_lower_case=bool(sentence.get("do_lower_case", False)),
-        prompts=tuple(named.items()),
+        do_lower_case=flag(transformer, sentence, "do_lower_case", False),
+        prompts=tuple((name, prompt or "") for name, prompt in named.items()),
         default_prompt_name=default,
     )
 

@@ -115,6 +115,8 @@ def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         quantization=(None, {}),
         quantization_config=(None, {}),
     )
+    if FAMILIES[model_type] not in (_qwen3, _gemma3):
+        _refuse(file, raw, is_causal=(None, False))
     return FAMILIES[model_type](file, raw)
 
 
@@ -251,6 +253,7 @@ def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 
 def _qwen3(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     _refuse(file, raw, use_sliding_window=(None, False), is_causal=(None, True))
+    _refuse(file, raw, use_bidirectional_attention=(None, False))
     sizes = _sizes(file, raw)
     if _NEAR in _kinds(file, raw, [_FAR] * sizes["layers"]):
         raise ModelError(f"{file}: layer_types with {_NEAR} are not supported")
@@ -259,7 +262,7 @@ def _qwen3(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 
 
 def _gemma3(file: Path, raw: dict[str, Any]) -> EncoderConfig:
-    _refuse(file, raw, attn_logit_softcapping=(None,))
+    _refuse(file, raw, attn_logit_softcapping=(None,), is_causal=(None,))
     sizes = _sizes(file, raw, _MODERN_KEYS)
     every = positive(file, raw, "sliding_window_pattern", positive(file, raw, "_sliding_window_pattern", 6))
     causal = not flag(file, raw, "use_bidirectional_attention", False)
