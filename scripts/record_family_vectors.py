@@ -71,6 +71,18 @@ def families() -> dict[str, Family]:
             prompts={"query": "search_query: ", "document": "search_document: "},
         ),
         "gte": Family("gte", SIZES | {"type_vocab_size": 1}, _word_pieces(), pooling="cls"),
+        "t5": Family(
+            "t5",
+            {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "feed_forward_proj": "relu"},
+            _unigrams("", "</s>"),
+            dense=((16, False, "Identity"),),
+        ),
+        "mt5": Family(
+            "mt5",
+            {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+            | {"relative_attention_max_distance": 20},
+            _unigrams("", "</s>"),
+        ),
         "qwen3": Family(
             "qwen3",
             DECODER | {"num_key_value_heads": 2, "rope_theta": 1_000_000.0},
@@ -116,13 +128,14 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         _make(folder, family)
         _record(recorded, name, folder, tuple(family.prompts or ()))
-    np.savez_compressed(DATA / "families.npz", **recorded)  # type: ignore[arg-type]  # numpy's stub takes a bool first
-    np.savez_compressed(DATA / "tokenizers.npz", **_contradictions())
+    np.savez_compressed(DATA / "families.npz", **recorded)
+    np.savez_compressed(DATA / "tokenizers.npz", **_contradictions())  # type: ignore[arg-type]  # numpy's stub takes a bool first
     print(f"wrote {len(recorded)} arrays to {DATA}", file=sys.stderr)
 
 
 def _make(folder: Path, family: Family) -> None:
     import torch  # type: ignore[import-not-found]  # see above
+    import transformers
     from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]  # see above
     from sentence_transformers.models import (  # type: ignore[import-not-found]  # see above
         Dense,
@@ -134,9 +147,13 @@ def _make(folder: Path, family: Family) -> None:
 
     tokenizer = family.tokenizer
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
+    ids |= {"decoder_start_token_id": ids["pad_token_id"]} if family.model_type in ("t5", "mt5") else {}
     config = AutoConfig.for_model(family.model_type, **family.config, **ids, vocab_size=len(tokenizer))
     torch.manual_seed(1)
-    model = AutoModel.from_config(config).eval()
+    # Of the models of two halves, sentence-transformers takes the first.
+    halves = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel"}
+    make = getattr(transformers, halves[family.model_type]) if family.model_type in halves else AutoModel.from_config
+    model = make(config).eval()
     with torch.no_grad():
         # The usual beginnings, zero biases and unit scales, would hide a bias or a scale that is never applied.
         for parameter in model.parameters():
@@ -238,10 +255,10 @@ def _unigrams(first: str, last: str) -> Any:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    special = [first, "<pad>", last, "<unk>", "<mask>"]
+    special = [*filter(None, [first]), "<pad>", last, "<unk>", "<mask>"]
     trainer = trainers.UnigramTrainer(vocab_size=240, special_tokens=special, unk_token="<unk>")
     tokenizer.train_from_iterator([text[:500] for text in TEXTS], trainer)
-    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": first, "eos_token": last}
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": last} | ({"bos_token": first} if first else {})
     return PreTrainedTokenizerFast(tokenizer_object=_framed(tokenizer, first, last), model_max_length=40, **names)
 
 

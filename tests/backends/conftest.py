@@ -13,7 +13,7 @@ from impetus_backends.embedding.config import EmbeddingConfig, read_config
 from impetus_backends.embedding.tokens import TextEncoder
 from impetus_backends.models import ModelFiles, resolve
 
-FAMILIES = ("mpnet", "modernbert", "nomic", "gte", "qwen3", "gemma", "camembert", "electra")
+FAMILIES = ("mpnet", "modernbert", "nomic", "gte", "t5", "mt5", "qwen3", "gemma", "camembert", "electra")
 """Small models of the families beyond BERT's, by the names of their folders."""
 DATA = Path(__file__).resolve().parent.parent / "data"
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.shapes import EncoderConfig
 
 T = TypeVar("T")
-BUCKETS = 32
 _WORDS = "embeddings.word_embeddings.weight"
 
 
@@ -29,6 +28,8 @@ def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         return _turned(ops, config, inputs)
     if config.model_type == "modernbert":
         return _modernbert(ops, config, inputs)
+    if config.model_type in ("t5", "mt5"):
+        return _t5(ops, config, inputs)
     if config.model_type in ("qwen3", "gemma3_text"):
         return _decoder(ops, config, inputs)
     return _bert(ops, config, inputs)
@@ -55,9 +56,36 @@ def _distilbert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
 def _mpnet(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     """RoBERTa without token types, whose scores also know how far apart two tokens are (arXiv:2004.09297)."""
     x = _placed(ops, config, inputs, ops.embed(_WORDS, inputs.ids, config.vocab_size))
-    buckets = distance_buckets(config.longest)
-    bias = ops.relative_bias("encoder.relative_attention_bias.weight", BUCKETS, buckets, inputs.ids)
+    bias = _distances(ops, config, inputs, "encoder.relative_attention_bias.weight")
     return _post_norm(ops, config, x, inputs.mask, "encoder.layer", _MPNET, bias)
+
+
+def _t5(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
+    """T5's encoder: norms before, and distances in the scores instead of positions (arXiv:1910.10683)."""
+    x = ops.embed("shared.weight", inputs.ids, config.vocab_size)
+    bias = _distances(ops, config, inputs, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+    for index, attention in enumerate(config.attentions):
+        looking, wide = f"encoder.block.{index}.layer.0", f"encoder.block.{index}.layer.1"
+        normed = ops.rms_norm(x, f"{looking}.layer_norm", config.norm_eps)
+        width = attention.heads * attention.head_size
+        q, k, v = (ops.linear(normed, f"{looking}.SelfAttention.{part}", width, bias=False) for part in "qkv")
+        mixed = ops.attention(q, k, v, inputs.mask, attention, bias)
+        x = ops.add(x, ops.linear(mixed, f"{looking}.SelfAttention.o", config.hidden_size, bias=False))
+        normed = ops.rms_norm(x, f"{wide}.layer_norm", config.norm_eps)
+        dense = f"{wide}.DenseReluDense"
+        first = ops.linear(normed, f"{dense}.{'wi_0' if config.gated else 'wi'}", config.intermediate_size, bias=False)
+        first = ops.activate(first, config.activation)
+        if config.gated:
+            up = ops.linear(normed, f"{dense}.wi_1", config.intermediate_size, bias=False)
+            first = ops.multiply(first, up)
+        x = ops.add(x, ops.linear(first, f"{dense}.wo", config.hidden_size, bias=False))
+    return ops.rms_norm(x, "encoder.final_layer_norm", config.norm_eps)
+
+
+def _distances(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T], table: str) -> T:
+    """What the scores are told of how far apart two tokens are."""
+    buckets = distance_buckets(config.longest, *config.distances)
+    return ops.relative_bias(table, config.distances[0], buckets, inputs.ids)
 
 
 def _placed(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T], x: T) -> T:
@@ -253,7 +281,7 @@ def _gated(ops: Ops[T], config: EncoderConfig, x: T, name: str) -> T:
     return ops.linear(ops.multiply(gate, up), f"{name}.down_proj", config.hidden_size, bias=False)
 
 
-def distance_buckets(longest: int, buckets: int = BUCKETS, farthest: int = 128) -> np.ndarray:
+def distance_buckets(longest: int, buckets: int = 32, farthest: int = 128) -> np.ndarray:
     """The bucket of every distance from a query to a key, of -longest to longest: half of them for each direction, the
     near ones one a distance and the far ones wider and wider (T5's, arXiv:1910.10683)."""
     distances = np.arange(-longest, longest + 1)

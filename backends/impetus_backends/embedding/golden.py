@@ -88,7 +88,7 @@ def _embed(backend: EmbeddingBackend, config: EmbeddingConfig, rows: Sequence[np
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    cosines: np.ndarray = (a * b).sum(axis=1) / np.maximum(
-        np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), np.float32(1e-12)
-    )
-    return cosines
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: np.ndarray = (a * b).sum(axis=1) / np.maximum(lengths, np.float32(1e-12))
+    # A last layer of ReLU makes vectors of zeros, and two of those are the same.
+    return np.where(~a.any(axis=1) & ~b.any(axis=1), 1, cosines)

@@ -33,6 +33,8 @@ ACTIVATIONS = {
 }
 """What files call an activation, and what `Ops.activate` does: names differ more than functions do."""
 _NEAR, _FAR = "sliding_attention", "full_attention"
+_T5_LONGEST = 8192
+"""Its distances end nowhere: so many tokens are enough."""
 _NOMIC_KEYS = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -84,6 +86,10 @@ class EncoderConfig:
     """Of the token table, where it is not the hidden size."""
     token_types: bool = True
     """Whether there is a table of them, in families that may have one."""
+    gated: bool = False
+    """Whether wide layers are let through by others, in families of either kind."""
+    distances: tuple[int, int] = (32, 128)
+    """How many kinds of distance scores know, and from where on all are alike, in families that have such."""
     attentions: tuple[Attention, ...] = ()
     """One a layer."""
     biases: frozenset[str] = frozenset(("attention", "mlp", "norm"))
@@ -320,6 +326,37 @@ def _theta(file: Path, raw: dict[str, Any], kind: str, key: str, default: float 
     return float(theta)
 
 
+def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
+    """T5's encoder, whose attention is not scaled and which knows distances and no positions."""
+    form = raw.get("feed_forward_proj", "relu")
+    gated, _, activation = str(form).rpartition("-")
+    # transformers reads gated-gelu as the approximation, which it was trained with.
+    activation = "gelu_new" if form == "gated-gelu" else activation
+    if gated not in ("", "gated") or activation not in ACTIVATIONS:
+        raise ModelError(f"{file}: feed_forward_proj {form!r} is not supported")
+    hidden, layers, heads = (positive(file, raw, key) for key in ("d_model", "num_layers", "num_heads"))
+    size = positive(file, raw, "d_kv")
+    return EncoderConfig(
+        model_type=raw["model_type"],
+        vocab_size=positive(file, raw, "vocab_size"),
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        intermediate_size=positive(file, raw, "d_ff"),
+        norm_eps=_eps(file, raw, "layer_norm_epsilon"),
+        position_rows=_T5_LONGEST,
+        padding_id=raw.get("pad_token_id") or 0,
+        activation=ACTIVATIONS[activation],
+        gated=bool(gated),
+        distances=(
+            positive(file, raw, "relative_attention_num_buckets", 32),
+            positive(file, raw, "relative_attention_max_distance", 128),
+        ),
+        attentions=(Attention(heads, heads, size, 1.0),) * layers,
+        biases=frozenset(),
+    )
+
+
 FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "bert": _bert,
     "distilbert": _bert,
@@ -333,4 +370,6 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "gte": _turned,
     "qwen3": _qwen3,
     "gemma3_text": _gemma3,
+    "t5": _t5,
+    "mt5": _t5,
 }
