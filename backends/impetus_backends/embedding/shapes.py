@@ -101,6 +101,11 @@ class EncoderConfig:
         return self.position_rows if self.uncounted_id is None else self.position_rows - self.uncounted_id - 1
 
     @property
+    def knows_distances(self) -> bool:
+        """Whether scores depend on how far apart two tokens are."""
+        return self.model_type in ("mpnet", "t5", "mt5")
+
+    @property
     def turns(self) -> bool:
         """Whether positions are told by angles, so that padding before a text changes nothing."""
         return any(each.theta for each in self.attentions)

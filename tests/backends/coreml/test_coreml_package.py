@@ -181,6 +181,14 @@ def test_a_model_that_lacks_a_weight_is_a_model_error_and_leaves_no_package(tmp_
     assert not (tmp_path / "model.mlpackage").exists()
 
 
+@pytest.mark.parametrize(("model", "length"), [("mpnet", 2049), ("qwen3", 4096), ("modernbert", 4096), ("e5", 8193)])
+def test_a_package_for_texts_of_a_length_that_would_take_gigabytes_is_refused(
+    model: str, length: int, tmp_path: Path
+) -> None:
+    with pytest.raises(BackendUnavailableError, match=f"reads {length} tokens and a Core ML package of it ends at"):
+        package.build(read_config(small_model(model)), [Bucket(1, length)], tmp_path / "model.mlpackage")
+
+
 def test_whatever_coremltools_raises_makes_the_backend_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.coreml.buckets import Bucket
 
 OUTPUT = "vectors"
+_LONGEST, _LONGEST_PAIRS = 8192, 2048
 # Everything is written as it shall be, in float16 and with its weights named: coremltools' ninety passes find nothing
 # to improve, and check the whole program after each.
 _PASSES = ("common::dead_code_elimination",)
@@ -41,6 +42,7 @@ def build(
 
     Raises `BackendUnavailableError` where coremltools is missing or refuses the program, `ModelError` for bad files.
     """
+    _check_lengths(config, buckets)
     ct = coremltools()
     from coremltools.converters.mil.mil import Program
 
@@ -71,6 +73,19 @@ def build(
     except Exception as error:
         raise BackendUnavailableError(f"coremltools could not convert the model: {error}") from error
     progress("converted", 1.0)
+
+
+def _check_lengths(config: EmbeddingConfig, buckets: Sequence[Bucket]) -> None:
+    """Raises `BackendUnavailableError` for lengths of which a static shape would take gigabytes: where a layer's scores
+    depend on how far apart two tokens are, a package holds a number for every pair."""
+    pairs = config.encoder.knows_distances or any(each.causal or each.window for each in config.encoder.attentions)
+    most = _LONGEST_PAIRS if pairs else _LONGEST
+    longest = max(bucket.length for bucket in buckets)
+    if longest > most:
+        raise BackendUnavailableError(
+            f"the model reads {longest} tokens and a Core ML package of it ends at {most}: use mlx or cpu, or lower "
+            "max_seq_length in its sentence_bert_config.json"
+        )
 
 
 def input_shapes(config: EmbeddingConfig, bucket: Bucket) -> dict[str, tuple[int, ...]]:
