@@ -86,7 +86,7 @@ def test_a_prefix_gives_exactly_the_row_of_the_whole_text(model: tuple[str, Path
         max_tokens: TextEncoder(tokenizer, replace(config.text, max_tokens=max_tokens, prompts=()))
         for max_tokens in (5, 24, config.text.max_tokens)
     }
-    for seed in range(24):
+    for seed in range(8 if model[0] in FAMILIES else 24):
         text = pieces(seed)
         whole = tokenizer.encode(text).ids
         for max_tokens, encoder in encoders.items():
