@@ -18,7 +18,8 @@ from impetus_backends.embedding.config import read_config
 from impetus_backends.embedding.coreml import package
 from impetus_backends.embedding.coreml.buckets import Bucket
 from impetus_backends.embedding.coreml.evaluator import SavedPackage
-from impetus_backends.embedding.encoder import INPUTS, pad
+from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.operations import INPUTS
 from impetus_backends.embedding.tokens import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +63,7 @@ What follows is refused with a sentence that names the file and what in it, beca
 - PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize.
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
-`include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize anywhere after them; `truncate_dim`.
+`include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
 """
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from impetus_backends.embedding.encoder import Inputs, Ops
+    from impetus_backends.embedding.operations import Inputs, Ops
     from impetus_backends.embedding.shapes import EncoderConfig
 
 T = TypeVar("T")

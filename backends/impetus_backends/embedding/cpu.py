@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.encoder import INPUTS, Inputs, embed, pad
+from impetus_backends.embedding.encoder import embed, pad
 from impetus_backends.embedding.fitting import open_weights
+from impetus_backends.embedding.operations import INPUTS, Inputs
 from impetus_backends.embedding.reference import frequencies
 from impetus_backends.errors import BackendUnavailableError
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.encoder import Inputs, embed
+from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.operations import Inputs
 from impetus_backends.embedding.weights import Weights
 from impetus_backends.errors import ModelError
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.encoder import Inputs, embed, pad
+from impetus_backends.embedding.encoder import embed, pad
 from impetus_backends.embedding.fitting import open_weights
+from impetus_backends.embedding.operations import Inputs
 from impetus_backends.embedding.reference import distances, within
 from impetus_backends.errors import BackendUnavailableError
 

@@ -11,7 +11,8 @@ from impetus_backends.embedding.coreml import package
 from impetus_backends.embedding.coreml.buckets import Bucket, choose
 from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe
 from impetus_backends.embedding.coreml.evaluator import SavedPackage
-from impetus_backends.embedding.encoder import INPUTS, pad
+from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.operations import INPUTS
 from impetus_backends.embedding.weights import fingerprint
 
 if TYPE_CHECKING:

@@ -365,7 +365,8 @@ def test_core_ml_itself_makes_the_vectors_of_the_evaluated_file(
     compiled = device.compile(minilm_package, tmp_path)
     for bucket in choose(256):
         run, expect = device.load(compiled, bucket.function), emulated.load(minilm_package, bucket.function)
-        from impetus_backends.embedding.encoder import INPUTS, pad
+        from impetus_backends.embedding.encoder import pad
+        from impetus_backends.embedding.operations import INPUTS
 
         fitting = sorted((row for row in minilm_rows if len(row) <= bucket.length), key=len)[-bucket.batch :]
         batch = pad(minilm_config, fitting, batch=bucket.batch, length=bucket.length)

@@ -21,7 +21,8 @@ from impetus_backends.embedding.coreml.accuracy import NEIGHBOURS, Agreement, co
 from impetus_backends.embedding.coreml.buckets import Padding, padding
 from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe, make_whole
 from impetus_backends.embedding.coreml.runner import Runner
-from impetus_backends.embedding.encoder import INPUTS, pad
+from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.operations import INPUTS
 from impetus_backends.embedding.weights import fingerprint
 from impetus_backends.errors import BackendError
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.coreml.library import coremltools, quietly
 from impetus_backends.embedding.coreml.ops import MilOps, Parameters
-from impetus_backends.embedding.encoder import INPUTS, Inputs, embed
+from impetus_backends.embedding.encoder import embed
 from impetus_backends.embedding.fitting import open_weights
+from impetus_backends.embedding.operations import INPUTS, Inputs
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 
 from impetus_backends.embedding.coreml.buckets import Call, plan
 from impetus_backends.embedding.coreml.package import input_shapes
-from impetus_backends.embedding.encoder import INPUTS, pad
+from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.operations import INPUTS
 from impetus_backends.errors import BackendError
 
 if TYPE_CHECKING:
