@@ -1,18 +1,20 @@
-"""Breaks everything at random while jobs flow, then lets the backlog drain and counts.
+"""Breaks everything at random while jobs flow, then lets the backlog drain and gives its verdict.
 
-A server of its own (append-only file, synced at every write), supervisors with workers on the simulated backends, and
-a producer that never stops. Under the seed: processes are killed (workers, engines, supervisors, the server) or frozen
-past their lease, connections are cut, the server runs out of memory, and some texts crash the engine or hang it.
+Two servers (append-only files, synced at every write) of which one serves; machines with workers on the simulated
+backends, each behind a network of its own; a producer that never stops. Under the seed, faults strike: `--list-faults`
+says which. Asynchronous replication may lose the last writes in a failover that nobody planned; here servers are
+exchanged once the second has everything, so that what is lost is the workers' loss.
 
-At the end every job that was accepted must have ended exactly once: finished with the right number of vectors, or
-failed for a reason that is its own. The last line of output is one JSON object; the exit status is 0 only if all holds.
+The verdict is on the whole history: lost, duplicated, unexpected, recovered (Jepsen's sets), and innocents failed.
+Every vector and every text is compared with what it must be. The last line of output is one JSON object; the exit
+status is 0 only if every promise held.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
+import logging
 import random
 import shutil
 import signal
@@ -20,42 +22,30 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from scripts.faults.catalogue import FAULTS
+from scripts.faults.history import History
+from scripts.faults.observers import Probe, StreamReader, Wait
+from scripts.faults.scene import OBSERVER, PRODUCER, Scene
+from scripts.faults.verdict import excuse_evicted, tracebacks
 from scripts.traffic import Traffic
-from tests.worker.account import HANG, POISON, Account, is_quiet, take_account
-from tests.worker.breakable import Server, Workers, await_true, is_ours, resident_mb, signal_to
+from tests.worker.account import Account, have_ended, is_quiet, take_account
+from tests.worker.breakable import await_true
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 _DRAIN_LIMIT_S = 150
 """The longest that the backlog may take when the faults are over: restarts back off up to 30 s, leases take theirs."""
+_QUIET_S = 15.0
+"""For so long a job may be in no registry: what RQ does with dependents is more than one step."""
 _MAX_GROWTH_MB = 60
-FAULTS = {
-    "worker killed": 3,
-    "engine killed": 3,
-    "supervisor killed": 1,
-    "worker frozen past its lease": 2,
-    "server killed": 1,
-    "connections cut": 3,
-    "server out of memory": 1,
-    "poison": 1,
-    "hang": 1,
-}
-"""And how often each strikes, against the others."""
-
-
-@dataclass(order=True)
-class _Due:
-    at: float
-    number: int
-    action: Callable[[], None] = field(compare=False)
+_LOOK_EVERY_S = 5.0
+_FIRST_FAULT_AT_S = 1.0
+_START_LIMIT_S = 90.0
 
 
 class Chaos:
@@ -64,258 +54,213 @@ class Chaos:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self._folder = folder
         self._options = options
+        self._faults = [FAULTS[name] for name in options.fault] or [each for each in FAULTS.values() if each.weight]
         self._random = random.Random(options.seed)
-        self._server = Server(folder / "server")
-        self._traffic = Traffic(self._server.url, options.jobs_per_s, options.seed + 1)
-        self._supervisors: list[Workers] = []
-        self._due: list[_Due] = []
-        self._frozen: set[int] = set()
-        self._pids: set[int] = set()
-        self._memory: dict[int, list[float]] = {}
-        self._server_down = False
-        self._short_of_memory = False
-        self.faults: Counter[str] = Counter()
-
-    def _strikes(self, name: str) -> bool:
-        """Whether there was something to break."""
-        match name:
-            case "worker killed":
-                return self._strike("worker_pids", signal.SIGKILL)
-            case "engine killed":
-                return self._strike("engine_pids", signal.SIGKILL)
-            case "supervisor killed":
-                return self._kill_supervisor()
-            case "worker frozen past its lease":
-                return self._freeze()
-            case "server killed":
-                return self._kill_server()
-            case "connections cut":
-                return self._cut_connections()
-            case "server out of memory":
-                return self._starve()
-            case other:
-                return self._send({"poison": POISON, "hang": HANG}[other])
+        self._history = History()
+        self._scene = Scene(folder, self._random, self._history, machines=options.machines, lease_s=options.lease_s)
+        self._scene.alone = len(self._faults) == 1
+        self._streams = StreamReader()
+        self._traffic = Traffic(
+            self._scene.networks[PRODUCER].url, self._history, options.jobs_per_s, options.seed + 1, self._streams.take
+        )
+        self._probes = [
+            Probe(self._scene.networks[OBSERVER].url, self._history, kind, options.seed)
+            for kind in ("embedding", "generation")
+        ]
+        self._struck: Counter[str] = Counter()
+        self._drain_s = -1.0
+        self._quiet_since: float | None = None
 
     def start(self) -> None:
-        self._server.start()
-        for number in range(self._options.supervisors):
-            self._supervise(number)
+        """Returns when the workers serve: how long that takes is the machine's matter."""
+        self._scene.start(self._traffic)
+        with Redis.from_url(self._scene.networks[OBSERVER].url) as connection:
+            if not await_true(lambda: connection.scard("rq:workers") >= 2 * self._options.machines, _START_LIMIT_S):
+                raise SystemExit(f"the workers did not start within {_START_LIMIT_S:g} s: see {self._folder}")
         self._traffic.start()
-
-    def _supervise(self, number: int) -> None:
-        workers = Workers(
-            self._server.url,
-            self._folder / f"workers-{number}.log",
-            lease_s=self._options.lease_s,
-            max_batch_texts=64,
-            simulated_a_ms=5.0,
-        )
-        if number < len(self._supervisors):
-            self._supervisors[number] = workers
-        else:
-            self._supervisors.append(workers)
+        self._streams.start()
+        for probe in self._probes:
+            probe.start()
 
     def run(self) -> Account:
-        started = time.monotonic()
-        self._later(1.0, self._look)
+        scene, started = self._scene, time.monotonic()
+        scene.later(1.0, self._look)
         plan = deque(self._plan())
         while (now := time.monotonic()) < started + self._options.seconds:
-            if self._due and self._due[0].at <= now:
-                heapq.heappop(self._due).action()
-            elif plan and now - started >= plan[0][0]:
-                self._break_something(*plan.popleft())
+            if scene.run_due():
+                continue
+            if plan and now - started >= plan[0][0]:
+                self._strike(*plan.popleft())
             else:
                 time.sleep(0.02)
-        self._traffic.stop()
+        scene.settle()
+        for probe in self._probes:
+            probe.stop()
         say("the faults are over; the backlog drains")
-        while self._due:
-            heapq.heappop(self._due).action()
-        drained_from = time.monotonic()
-        connection = Redis.from_url(self._server.url)
-        quiet = await_true(lambda: self._is_settled(connection), _DRAIN_LIMIT_S)
-        self.drain_s = time.monotonic() - drained_from
-        account = take_account(connection, self._traffic.acknowledged)
+        if not self._traffic.stop():
+            scene.complain("a producer can enqueue nothing any more", str(dict(self._traffic.refused)))
+        return self._judge()
+
+    def _judge(self) -> Account:
+        scene, drained_from = self._scene, time.monotonic()
+        connection = Redis.from_url(scene.networks[OBSERVER].url)
+        quiet = await_true(lambda: self._is_quiet(connection), _DRAIN_LIMIT_S)
+        self._drain_s = time.monotonic() - drained_from
+        for probe in self._probes:
+            probe.end()
+        self._streams.end()
+        history = self._history
+        account = take_account(
+            connection,
+            history.acknowledged,
+            attempted=history.attempted,
+            vanishing=history.vanishing,
+            some_discarded=bool(scene.evicted),
+        )
         if not quiet:
             account.wrong("it did not drain", f"within {_DRAIN_LIMIT_S} s")
-        self._look()
-        self._check_memory(account)
-        self._stop_workers(connection, account)
-        return account
-
-    def _is_settled(self, connection: Redis) -> bool:
-        """Quiet, and the books closed: what a lost answer left there goes with its lease."""
-        time.sleep(0.2)
-        return is_quiet(connection) and not any(connection.scan_iter("rq:execution*", count=1000))
-
-    def _stop_workers(self, connection: Redis, account: Account) -> None:
-        self._note_pids()
-        for supervisor in self._supervisors:
-            if status := supervisor.stop():
-                account.wrong("a supervisor did not stop well", f"exit status {status}")
-        self._supervisors = []
-        if not await_true(lambda: not any(map(is_ours, self._pids)), 15):
-            account.wrong("processes left behind", [pid for pid in self._pids if is_ours(pid)])
+        if not history.acknowledged or not account.finished:
+            account.wrong("nothing was accepted, or nothing finished", len(history.acknowledged))
+        for job in self._streams.wrong:
+            account.wrong("unexpected: a stream that is not its text", job)
+        self._judge_waits(account)
+        self._judge_memory(account)
+        excuse_evicted(account, scene.evicted)
+        scene.stop_machines()
+        for what, which in scene.complaints:
+            account.wrong(what, which)
         keys: Any = connection.smembers("rq:workers")
         for key in map(bytes.decode, keys):
             if connection.ttl(key) == -1:
                 account.wrong("a worker that is gone is in rq's books for ever", key)
+        return account
+
+    def _is_quiet(self, connection: Redis) -> bool:
+        """Nothing waits or runs, and all have ended; or they have not, and still nothing waits or runs."""
+        time.sleep(0.2)
+        if not is_quiet(connection):
+            self._quiet_since = None
+            return False
+        self._quiet_since = self._quiet_since or time.monotonic()
+        ended = have_ended(connection, set(self._history.acknowledged) - self._history.vanishing)
+        return ended or time.monotonic() - self._quiet_since > _QUIET_S
 
     def end(self) -> None:
         """Leaves nothing running."""
-        self._note_pids()
-        for supervisor in self._supervisors:
-            supervisor.kill()
-        for pid in self._pids:
-            signal_to(pid, signal.SIGKILL)
-        self._server.kill()
-
-    def report(self) -> dict[str, Any]:
-        return {
-            "faults": dict(sorted(self.faults.items())),
-            "refused": dict(self._traffic.refused),
-            "acknowledged": len(self._traffic.acknowledged),
-            "drain_s": round(getattr(self, "drain_s", -1), 1),
-            "memory_mb": {
-                "first": round(max((seen[0] for seen in self._memory.values()), default=0), 1),
-                "last": round(max((seen[-1] for seen in self._memory.values()), default=0), 1),
-            },
-        }
+        self._scene.end()
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
     def _plan(self) -> Iterator[tuple[float, str, int]]:
         """When which kind of fault strikes, and a seed for whom: the seed's alone, whatever happens meanwhile."""
         draw = random.Random(self._options.seed)
-        kinds = {name: weight for name, weight in FAULTS.items() if name in (self._options.only or [name])}
-        at_s = 3.0
+        names, weights = [fault.name for fault in self._faults], [fault.weight or 1 for fault in self._faults]
+        at_s = _FIRST_FAULT_AT_S
         while at_s < self._options.seconds:
-            yield at_s, draw.choices(list(kinds), list(kinds.values()))[0], draw.getrandbits(32)
+            yield at_s, draw.choices(names, weights)[0], draw.getrandbits(32)
             at_s += self._options.fault_every_s * draw.uniform(0.3, 1.7)
 
-    def _break_something(self, at_s: float, name: str, seed: int) -> None:
+    def _strike(self, at_s: float, name: str, seed: int) -> None:
         self._random.seed(seed)
-        self._note_pids()
-        if self._strikes(name):
-            self.faults[name] += 1
+        self._scene.note_processes()
+        if FAULTS[name].strike(self._scene):
+            self._struck[name] += 1
             say(f"{at_s:6.1f} s  {name}")
-
-    def _later(self, in_s: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._due, _Due(time.monotonic() + in_s, len(self._due) + self._random.getrandbits(30), action))
-
-    def _strike(self, which: str, number: int) -> bool:
-        pids = [pid for supervisor in self._supervisors for pid in getattr(supervisor, which)()]
-        return bool(pids) and signal_to(self._random.choice(pids), number)
-
-    def _kill_supervisor(self) -> bool:
-        number = self._random.randrange(len(self._supervisors))
-        if self._supervisors[number].process.poll() is not None:
-            return False
-        self._supervisors[number].kill()
-        self._later(self._random.uniform(0, 2), lambda: self._supervise(number))
-        return True
-
-    def _freeze(self) -> bool:
-        pids = [pid for each in self._supervisors for pid in each.worker_pids() if pid not in self._frozen]
-        if not pids:
-            return False
-        pid = self._random.choice(pids)
-        self._frozen.add(pid)
-        self._later(self._options.lease_s * self._random.uniform(1.1, 2), lambda: self._thaw(pid))
-        return signal_to(pid, signal.SIGSTOP)
-
-    def _thaw(self, pid: int) -> None:
-        self._frozen.discard(pid)
-        signal_to(pid, signal.SIGCONT)
-
-    def _kill_server(self) -> bool:
-        if self._server_down:
-            return False
-        self._server_down = True
-        self._server.kill()
-        self._later(self._random.uniform(0, 3), self._restart_server)
-        return True
-
-    def _restart_server(self) -> None:
-        self._server.start()
-        self._server_down = False
-
-    def _cut_connections(self) -> bool:
-        with suppress(RedisError), Redis.from_url(self._server.url) as client:
-            for kind in ("normal", "pubsub"):
-                client.execute_command("CLIENT", "KILL", "TYPE", kind)
-            return True
-        return False
-
-    def _starve(self) -> bool:
-        if self._short_of_memory:
-            return False
-        with suppress(RedisError), Redis.from_url(self._server.url) as client:
-            client.config_set("maxmemory-policy", "noeviction")
-            client.config_set("maxmemory", "1mb")
-            self._short_of_memory = True
-            self._later(self._options.lease_s * self._random.uniform(0.2, 1.5), self._feed)
-            return True
-        return False
-
-    def _feed(self) -> None:
-        try:
-            with Redis.from_url(self._server.url) as client:
-                client.config_set("maxmemory", "0")
-                self._short_of_memory = False
-        except RedisError:
-            self._later(0.3, self._feed)
-
-    def _send(self, text: str) -> bool:
-        self._traffic.special.append(text)
-        return True
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    def _note_pids(self) -> None:
-        for supervisor in self._supervisors:
-            self._pids.update(supervisor.worker_pids())
-            self._pids.update(supervisor.engine_pids())
-
     def _look(self) -> None:
-        for supervisor in self._supervisors:
-            for pid in supervisor.worker_pids():
-                if (size := resident_mb(pid)) is not None:
-                    self._memory.setdefault(pid, []).append(size)
-        if not self._traffic._stopped.is_set():
-            self._later(5.0, self._look)
+        self._scene.note_memory()
+        if not self._scene.over:
+            self._scene.later(_LOOK_EVERY_S, self._look)
 
-    def _check_memory(self, account: Account) -> None:
+    def _judge_memory(self, account: Account) -> None:
         """Flat once warm: the second sample is some seconds into its life."""
-        for pid, seen in self._memory.items():
+        for pid, seen in self._scene.memory_mb.items():
             if len(seen) > 3 and seen[-1] - seen[1] > _MAX_GROWTH_MB:
-                account.wrong("a worker grew", f"{pid}: {' '.join(f'{size:.0f}' for size in seen)} MB")
+                account.wrong("a worker or an engine grew", f"{pid}: {' '.join(f'{size:.0f}' for size in seen)} MB")
+
+    def _judge_waits(self, account: Account) -> None:
+        limit_s = self._options.max_wait_s
+        if limit_s is not None and (longest := _longest(self._calm_waits())) > limit_s:
+            account.wrong("an interactive job waited too long", f"{longest:.2f} s")
+
+    def _waits(self) -> list[Wait]:
+        return [wait for probe in self._probes for wait in probe.waits]
+
+    def _calm_waits(self) -> list[Wait]:
+        return [wait for wait in self._waits() if not wait.is_during(self._scene.server_spells)]
+
+    def report(self) -> dict[str, Any]:
+        memory_mb = self._scene.memory_mb.values()
+        return {
+            "faults": dict(sorted(self._struck.items())),
+            "refused": dict(self._traffic.refused),
+            "acknowledged": len(self._history.acknowledged),
+            "streams_read": self._streams.read,
+            "drain_s": round(self._drain_s, 1),
+            "interactive_wait_s": _summary(self._waits()),
+            "interactive_wait_beside_server_faults_s": _summary(self._calm_waits()),
+            "memory_mb": {
+                "first": round(max((seen[0] for seen in memory_mb), default=0), 1),
+                "last": round(max((seen[-1] for seen in memory_mb), default=0), 1),
+            },
+        }
+
+
+def _longest(waits: list[Wait]) -> float:
+    return max((wait.seconds for wait in waits), default=0.0)
+
+
+def _summary(waits: list[Wait]) -> dict[str, float]:
+    seconds = sorted(wait.seconds for wait in waits)
+    if not seconds:
+        return {"count": 0}
+    middle, high = seconds[len(seconds) // 2], seconds[min(len(seconds) - 1, int(len(seconds) * 0.99))]
+    return {"count": len(seconds), "p50": round(middle, 3), "p99": round(high, 3), "max": round(seconds[-1], 3)}
 
 
 def say(sentence: str) -> None:
     print(sentence, flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60, help="how long things break (default: 60)")
+    parser.add_argument("--seconds", type=float, default=30, help="how long things break (default: 30)")
     parser.add_argument("--seed", type=int, default=None, help="the same seed plans the same faults (default: any)")
     parser.add_argument("--jobs-per-s", type=float, default=40, help="how many jobs come in (default: 40)")
     parser.add_argument("--fault-every-s", type=float, default=1.5, help="how often, on average (default: 1.5)")
-    parser.add_argument("--supervisors", type=int, default=2, help="machines, so to speak (default: 2)")
+    parser.add_argument("--machines", type=int, default=2, help="supervisors with their workers (default: 2)")
     parser.add_argument("--lease-s", type=int, default=5, help="how long a job is a silent worker's (default: 5)")
     parser.add_argument(
-        "--only",
+        *("--fault", "--only"),
         action="append",
+        default=[],
         choices=list(FAULTS),
-        metavar="FAULT",
-        help="only this kind of fault, as the log names it",
+        metavar="NAME",
+        help="only this kind of fault, or these (default: all that do not have to be named)",
+    )
+    parser.add_argument("--list-faults", action="store_true", help="say which faults there are, and stop")
+    parser.add_argument(
+        "--max-wait-s", type=float, help="fail if an interactive job waited longer while the server itself was whole"
     )
     parser.add_argument("--keep", action="store_true", help="keep the logs, and say where they are")
     options = parser.parse_args(arguments)
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(10**6)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    if options.list_faults:
+        for fault in FAULTS.values():
+            say(f"{fault.name:22}{fault.says}{'' if fault.weight else ' (only by name)'}")
+        return 0
+    # Producers say that they wait for the server, which is broken all the time.
+    logging.getLogger("impetus_producer").setLevel(logging.ERROR)
     say(f"seed {options.seed}")
     folder = Path(tempfile.mkdtemp(prefix="impetus-chaos-"))
     chaos = Chaos(folder, options)
@@ -330,9 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         chaos.end()
     crashes = Counter(
-        line.strip()
-        for log in folder.glob("workers-*.log")
-        for line in last_lines_of_tracebacks(log.read_text(errors="replace"))
+        line.strip() for log in folder.glob("machine-*.log") for line in tracebacks(log.read_text(errors="replace"))
     )
     if options.keep:
         say(f"logs are in {folder}")
@@ -348,18 +291,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = {"seed": options.seed, "holds": not account.problems, **chaos.report(), **account.as_dict()}
     print(json.dumps(summary))
     return 1 if account.problems else 0
-
-
-def last_lines_of_tracebacks(log: str) -> list[str]:
-    """Where a program died of an exception that nobody foresaw, what it was."""
-    found, inside = [], False
-    for line in log.splitlines():
-        if line.startswith("Traceback "):
-            inside = True
-        elif inside and not line.startswith((" ", "\t")) and line.strip():
-            found.append(line[:200])
-            inside = False
-    return found
 
 
 if __name__ == "__main__":

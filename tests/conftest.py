@@ -26,9 +26,12 @@ with ValkeyServer(port=int(sys.argv[1]), save="", appendonly="no"):
 
 
 def pytest_configure() -> None:
-    # Where a shell starts it in the background, pytest ignores Ctrl-C, and so would all that it starts.
+    # Where a shell starts it in the background, pytest ignores Ctrl-C, and so would all that it starts; by nohup the
+    # closing of its terminal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,8 @@ def test_the_health_check_finds_the_workers_of_its_own_container(monkeypatch: py
     fleet = Fleet(
         queues=(),
         workers=(
-            WorkerState(worker_name("embedding"), "idle", queues, 0, silent_s=1.0),
-            WorkerState(worker_name("generation"), "idle", ("generation",), 0, silent_s=500.0),
+            WorkerState(worker_name("embedding"), "idle", queues, 0, silent_s=1.0, alive=True),
+            WorkerState(worker_name("generation"), "idle", ("generation",), 0, silent_s=500.0, alive=False),
         ),
         suspended=False,
     )

@@ -18,13 +18,23 @@ from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
-from impetus_backends.policy import Absence, Choice, check_memory, embedding_choice, memory_limit_bytes, not_installed
+from impetus_backends.policy import (
+    Absence,
+    Choice,
+    check_memory,
+    embedding_choice,
+    memory_limit_bytes,
+    not_installed,
+    without_excluded,
+)
+from impetus_backends.protocol import attempting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from impetus_backends.embedding.backends import EmbeddingBackend
     from impetus_backends.hardware import Hardware
+    from impetus_backends.protocol import Excluded, OnAttempt
 
 Opened: TypeAlias = "tuple[EmbeddingBackend, EmbeddingEngine]"
 
@@ -42,9 +52,22 @@ class Means:
 class EmbeddingCandidates:
     """The backends that may serve one model on one machine. `reasons` grows as they are tried."""
 
-    def __init__(self, model_name: str, hardware: Hardware, means: Means | None = None) -> None:
-        """Raises `ModelError` where the model cannot be had."""
+    def __init__(
+        self,
+        model_name: str,
+        hardware: Hardware,
+        means: Means | None = None,
+        *,
+        excluded: Sequence[Excluded] = (),
+        on_attempt: OnAttempt = lambda backend: None,
+    ) -> None:
+        """`excluded` are passed over; `on_attempt` as in `dispatcher.open_engine`.
+
+        Raises `ModelError` where the model cannot be had.
+        """
         self.reasons: list[str] = []
+        self._excluded = excluded
+        self._on_attempt = on_attempt
         self._hardware = hardware
         self._means = means or Means()
         self._files = models.resolve(model_name)
@@ -56,9 +79,10 @@ class EmbeddingCandidates:
         `compared`: what was measured here changes the order, and Core ML must prove itself where nothing was.
         """
         measured = None
-        if compared and "coreml" in choice.candidates:
+        if compared and "coreml" in without_excluded(choice, self._excluded).candidates:
             measured = self._means.cache.find(self._conditions())
             choice = embedding_choice(self._hardware, self._means.absence, measured)
+        choice = without_excluded(choice, self._excluded)
         self.reasons += choice.reasons
         opened = self._open(choice.candidates)
         first = next(opened, None)
@@ -91,9 +115,10 @@ class EmbeddingCandidates:
         limit_bytes = memory_limit_bytes(self._hardware)
         for name in order:
             try:
-                backend = self._means.make(name, self._model)
-                check_memory(getattr(backend, "memory_bytes", None), self._model.transformer, limit_bytes)
-                opened = engine.open_engine(backend, self._files)
+                with attempting(self._on_attempt, name):
+                    backend = self._means.make(name, self._model)
+                    check_memory(getattr(backend, "memory_bytes", None), self._model.transformer, limit_bytes)
+                    opened = engine.open_engine(backend, self._files)
             except BackendUnavailableError as error:
                 self.reasons.append(f"{name}: {error}")
             except ModelError:
@@ -110,7 +135,9 @@ class EmbeddingCandidates:
             return coreml
         rival = other[0].name
         try:
-            made = self._compare([coreml[0], other[0]])
+            # Each answered its golden check alone: what dies now is laid at the door of what has yet to prove itself.
+            with attempting(self._on_attempt, "coreml"):
+                made = self._compare([coreml[0], other[0]])
         except Exception as error:  # noqa: BLE001 - it passed its golden check a moment ago; whatever it is, it is no proof
             self.reasons.append(f"coreml: the timed probe against {rival} failed: {type(error).__name__}: {error}")
             coreml[1].close()

@@ -22,7 +22,9 @@ from .policy import (
     loader_profile,
     memory_limit_bytes,
     not_installed,
+    without_excluded,
 )
+from .protocol import OnAttempt, attempting
 
 if TYPE_CHECKING:
     from .candidates import Means
@@ -86,21 +88,39 @@ def _generation_by_name(wanted: str, hardware: Hardware) -> Choice:
     return replace(choice, reasons=(*choice.reasons, *why), profile=profile)
 
 
-def open_engine(config: EngineConfig) -> Engine:
+def open_engine(config: EngineConfig, on_attempt: OnAttempt | None = None) -> Engine:
     """The loaded engine that serves as `config` says; `engine.info.reasons` tell why this backend and no other.
+
+    `on_attempt` hears the name of each backend before it is opened, and "" when that is over, whatever came of it: so
+    whoever watches this process knows which one was being opened when it died. Core ML is still being opened while it
+    is timed against another.
 
     Raises `ModelError` where the model cannot be had, `BackendUnavailableError` with every reason where no backend can
     serve.
     """
+    attempt = on_attempt or _unheard
     if config.model is None:
         default = SIMULATED if config.backend == SIMULATED else DEFAULT_MODELS[config.kind]
         config = replace(config, model=default)
     if config.backend == SIMULATED:
-        return _open_simulated(config)
+        _check_excluded(config)
+        with attempting(attempt, SIMULATED):
+            return _open_simulated(config)
     hardware = config.hardware or detect()
     if config.kind == "embedding":
-        return open_embedding(config, hardware)
-    return _open_generation(config, hardware)
+        return open_embedding(config, hardware, on_attempt=attempt)
+    return _open_generation(config, hardware, attempt)
+
+
+def _unheard(backend: str) -> None:
+    return
+
+
+def _check_excluded(config: EngineConfig) -> None:
+    """Raises `BackendUnavailableError` for a backend asked for by name that is excluded."""
+    for each in config.excluded:
+        if each.backend == config.backend:
+            raise BackendUnavailableError(f"{each.backend}: {each.reason}; ask for another backend, or for 'auto'")
 
 
 def _open_simulated(config: EngineConfig) -> Engine:
@@ -115,15 +135,24 @@ def _open_simulated(config: EngineConfig) -> Engine:
     return simulated.open_simulated_embedding(config, device=f"simulated {_SIMULATED_DEVICES[choice.candidates[0]]}")
 
 
-def open_embedding(config: EngineConfig, hardware: Hardware, means: Means | None = None) -> Engine:
+def open_embedding(
+    config: EngineConfig, hardware: Hardware, means: Means | None = None, *, on_attempt: OnAttempt | None = None
+) -> Engine:
     """`open_engine` for embeddings on a given machine; tests give it `means` of their own."""
     from .candidates import EmbeddingCandidates, Means
 
     means = means or Means()
+    _check_excluded(config)
     choice = get_compute_dispatcher(hardware, embedding=config.backend, absence=means.absence).embedding_backend
     if not choice.candidates:
         raise _nothing("embedding", choice.reasons)
-    candidates = EmbeddingCandidates(config.model or DEFAULT_MODELS["embedding"], hardware, means)
+    candidates = EmbeddingCandidates(
+        config.model or DEFAULT_MODELS["embedding"],
+        hardware,
+        means,
+        excluded=config.excluded,
+        on_attempt=on_attempt or _unheard,
+    )
     return candidates.open_best(choice, compared=config.backend == "auto")
 
 
@@ -143,8 +172,9 @@ def measure_embedding(
     return EmbeddingCandidates(model or DEFAULT_MODELS["embedding"], hardware, means).measure(choice)
 
 
-def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
-    choice = get_compute_dispatcher(hardware, generation=config.backend).lm_backend
+def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttempt) -> Engine:
+    _check_excluded(config)
+    choice = without_excluded(get_compute_dispatcher(hardware, generation=config.backend).lm_backend, config.excluded)
     if not choice.candidates:
         raise _nothing("generation", choice.reasons)
     files = [models.resolve(name) for name in (config.model or DEFAULT_MODELS["generation"], *config.more_models)]
@@ -155,6 +185,9 @@ def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
     except BackendUnavailableError as error:
         raise _nothing("generation", (*choice.reasons, f"{choice.first}: {error}")) from None
     from .generation.engine import EngineLimits, open_generation_engine
+
+    assert choice.first is not None
+    backend = choice.first
 
     def open_one(files: models.ModelFiles, memory_bytes: int | None) -> GenerationEngine:
         limits = EngineLimits(
@@ -167,19 +200,22 @@ def _open_generation(config: EngineConfig, hardware: Hardware) -> Engine:
             files.folder, model_name=files.name, aliases=files.aliases, limits=limits, load=loader.load
         )
 
-    if len(files) == 1:
-        return open_one(files[0], memory_bytes)
-    from .generation.pool import ModelPool
+    with attempting(attempt, backend):
+        if len(files) == 1:
+            return open_one(files[0], memory_bytes)
+        from .generation.pool import ModelPool
 
-    weights = [loader.needed_bytes(each.folder) for each in files]
-    return ModelPool(files, weights, open_one, memory_bytes=memory_bytes, max_concurrent=config.max_concurrent)
+        weights = [loader.needed_bytes(each.folder) for each in files]
+        return ModelPool(files, weights, open_one, memory_bytes=memory_bytes, max_concurrent=config.max_concurrent)
 
 
 def generation_loader(config: EngineConfig, hardware: Hardware, choice: Choice) -> ModelLoader:
     """What loads generation models as this machine's profile and the configuration say."""
     from .generation.profiles import ModelLoader, profile_of
 
-    return ModelLoader(hardware, profile_of(choice.profile), config.quantize, config.memory_limit_bytes)
+    return ModelLoader(
+        hardware, profile_of(choice.profile), config.quantize, config.memory_limit_bytes, config.wired_memory
+    )
 
 
 def _nothing(kind: str, reasons: tuple[str, ...]) -> BackendUnavailableError:

@@ -17,7 +17,7 @@ from impetus_backends.probes import all_probes, cheap_probes, recorded
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.probes import Probes
+    from impetus_backends.probes import Probe, Probes
 
 _M_SERIES = re.compile(r"\AApple M(\d{1,3})\b(.*)", re.DOTALL)
 _ARCHITECTURE = re.compile(r"\Aapplegpu_g(\d{1,3})([a-z]?)\Z")
@@ -216,3 +216,23 @@ class _Answers:
         if not isinstance(value, dict) and not (value is None and optional):
             self.problems.append(f"{name}: {'no answer' if value is None else f'an absurd answer, {value!r:.60}'}")
         return _Answer(name, value if isinstance(value, dict) else {}, self.problems)
+
+
+def record(probes: Probes) -> dict[str, Any]:
+    """The raw answers of this machine as JSON data, for `recorded` on another."""
+    answers: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+
+    def keeping(name: str, probe: Probe) -> Probe:
+        def ask() -> Any:
+            try:
+                answers[name] = probe()
+            except Exception as error:
+                problems[name] = str(error)
+                raise
+            return answers[name]
+
+        return ask
+
+    detect({name: keeping(name, probe) for name, probe in probes.items()})  # asks those that concern this machine
+    return {"origin": "recorded by impetus-worker doctor", "answers": answers, "problems": problems}

@@ -6,7 +6,7 @@ it, in both directions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,11 +14,12 @@ from impetus_backends.errors import BackendUnavailableError
 from impetus_backends.hardware import version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from impetus_backends.hardware import Hardware
     from impetus_backends.measurements import Measurement
+    from impetus_backends.protocol import Excluded
 
 Absence: TypeAlias = "Callable[[str], str | None]"
 """Says why a backend's packages are not there; None where they are."""
@@ -48,6 +49,16 @@ class Choice:
     @property
     def first(self) -> str | None:
         return self.candidates[0] if self.candidates else None
+
+
+def without_excluded(choice: Choice, excluded: Sequence[Excluded]) -> Choice:
+    """The choice without the backends that are passed over, and with the reasons why."""
+    out = {each.backend: each.reason for each in excluded if each.backend in choice.candidates}
+    return replace(
+        choice,
+        candidates=tuple(name for name in choice.candidates if name not in out),
+        reasons=(*choice.reasons, *(f"{name}: {reason}" for name, reason in out.items())),
+    )
 
 
 def not_installed(backend: str) -> str | None:

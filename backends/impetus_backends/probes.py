@@ -86,28 +86,6 @@ def all_probes() -> dict[str, Probe]:
     }
 
 
-def record(probes: Probes) -> dict[str, Any]:
-    """The raw answers of this machine as JSON data, for `recorded` on another."""
-    from impetus_backends.hardware import detect
-
-    answers: dict[str, Any] = {}
-    problems: dict[str, str] = {}
-
-    def keeping(name: str, probe: Probe) -> Probe:
-        def ask() -> Any:
-            try:
-                answers[name] = probe()
-            except Exception as error:
-                problems[name] = str(error)
-                raise
-            return answers[name]
-
-        return ask
-
-    detect({name: keeping(name, probe) for name, probe in probes.items()})  # asks those that concern this machine
-    return {"origin": "recorded by impetus-worker doctor", "answers": answers, "problems": problems}
-
-
 def recorded(file: Path) -> dict[str, Probe]:
     """Probes that answer as another machine did; raises `ProbeError` for a file that is no such record."""
     try:

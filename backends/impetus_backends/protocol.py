@@ -8,11 +8,12 @@ pipe between processes.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
@@ -190,6 +191,15 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Excluded:
+    """A backend that is not to be tried again, because of what it did before."""
+
+    backend: str
+    reason: str
+    """A sentence, such as that the process died twice while it was loading."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Which engine to make. `backend` is a name, or `auto` to let the dispatcher choose."""
 
@@ -214,3 +224,21 @@ class EngineConfig:
     simulated_b_s: float = 0.000_02
     hardware: Hardware | None = None
     """The machine to choose for; none means this one."""
+    excluded: tuple[Excluded, ...] = ()
+    """Backends that are passed over."""
+    wired_memory: bool = False
+    """Of generation: whether MLX may wire memory for the GPU."""
+
+
+OnAttempt: TypeAlias = "Callable[[str], None]"
+"""Hears which backend is being opened; "" for none."""
+
+
+@contextmanager
+def attempting(on_attempt: OnAttempt, backend: str) -> Iterator[None]:
+    """Says that this backend is being opened, for as long as it is."""
+    on_attempt(backend)
+    try:
+        yield
+    finally:
+        on_attempt("")

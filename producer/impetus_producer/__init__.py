@@ -8,6 +8,9 @@
 Importing this loads no numpy, no Redis client and no model library.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from .bulk import embed_documents
 from .client import Producer
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
 from .errors import (
@@ -19,10 +22,17 @@ from .errors import (
     MissingExtraError,
     NoServerError,
     ResultTimeoutError,
+    ServerConfigurationError,
+    ServerError,
+    ServerFullError,
+    ServerNotReadyError,
     StreamRestartedError,
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle
-from .server import connect
+from .server import adopt, connect
+
+if TYPE_CHECKING:
+    __version__: str
 
 __all__ = [
     "EmbeddingHandle",
@@ -41,6 +51,22 @@ __all__ = [
     "NoServerError",
     "Producer",
     "ResultTimeoutError",
+    "ServerConfigurationError",
+    "ServerError",
+    "ServerFullError",
+    "ServerNotReadyError",
     "StreamRestartedError",
+    "__version__",
+    "adopt",
     "connect",
+    "embed_documents",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Reading the packages' metadata takes longer than all the rest.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("impetus-batch")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,48 +5,26 @@ Knows the producer, the jobs' bytes and documents. Knows no file and no terminal
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from . import contract, jobs
-from .client import InputType, Producer, embedding_payload
-from .contract import EmbeddingRequest, EmbeddingResult, parse_request
+from . import contract
 from .documents import Document, FailedDocument
-from .errors import ImpetusError, InvalidRequestError, JobFailedError, NoServerError
-from .server import server_errors
+from .errors import InvalidRequestError, ServerError, ServerFullError
+from .window import Embedded, EmbeddedDocument, Options, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
-    import numpy as np
+    from .client import InputType, Producer
 
-_QUEUE = contract.EMBEDDING_BULK_QUEUE
+__all__ = ["DEFAULT_BACKLOG_JOBS", "DEFAULT_TEXTS_PER_JOB", "Embedded", "EmbeddedDocument", "embed_documents"]
+
 DEFAULT_TEXTS_PER_JOB = 64
 DEFAULT_BACKLOG_JOBS = 128
 """Workers sort some thousand texts by length before they batch them, so jobs end in bursts; this is two of those."""
-_BLOCK_MS = 500
 _CHARACTERS_PER_JOB = contract.MAX_TEXT_BYTES
 """Jobs are closed early past this, far below the largest payload that a worker reads."""
-_REQUEST_FIELDS = frozenset(EmbeddingRequest.model_fields) - {"input"}
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedDocument:
-    """A document's vector, float32, and by which model."""
-
-    id: str
-    vector: np.ndarray | list[float]
-    model: str
-    fingerprint: str
-
-
-Embedded: TypeAlias = EmbeddedDocument | FailedDocument
 
 
 def embed_documents(
@@ -68,18 +46,21 @@ def embed_documents(
     text, so that only the documents at fault fail. When the iteration is given up, the jobs that still wait are
     withdrawn. `while_waiting` is called about twice a second while no result comes; what it raises ends the run.
 
+    A server that goes is waited for, as long as the producer's patience lasts. What was read by then stays read, and
+    jobs that a server lost are sent again.
+
     Raises `InvalidRequestError` for options no document could be embedded with, `JobFailedError` when the worker
-    refuses them (such as a model it does not serve) before any document succeeded, `NoServerError` when Redis goes.
+    refuses them (such as a model it does not serve) before any document succeeded, a `ServerError` when patience ends.
     """
     if texts_per_job < 1 or max_backlog_jobs < 1:
         raise InvalidRequestError("texts_per_job and max_backlog_jobs must be at least 1")
-    options = _Options(model, dimensions, input_type, truncate)
+    options = Options(model, dimensions, input_type, truncate)
     options.payload(["no text in particular"])
-    return _run(_Window(producer, options), documents, texts_per_job, max_backlog_jobs, while_waiting)
+    return _run(Window(producer, options, while_waiting), documents, texts_per_job, max_backlog_jobs, while_waiting)
 
 
 def _run(
-    window: _Window,
+    window: Window,
     documents: Iterable[Document | FailedDocument],
     texts_per_job: int,
     max_backlog_jobs: int,
@@ -98,223 +79,14 @@ def _run(
             yield from window.finished()
             if window.waiting and not window.collect() and while_waiting is not None:
                 while_waiting()
-    except NoServerError:
+    except ServerFullError:
+        raise
+    except ServerError:
         # Nobody is there to withdraw from, and asking again would take as long as finding that out did.
         window.forget()
         raise
     finally:
         window.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    model: str | None
-    dimensions: int | None
-    input_type: InputType | None
-    truncate: bool
-
-    def payload(self, texts: list[str]) -> dict[str, Any]:
-        return embedding_payload(texts, self.model, self.dimensions, self.input_type, self.truncate, "raw")
-
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """Documents that were sent together, and what became of each so far."""
-
-    documents: Sequence[Document | FailedDocument]
-    outcomes: list[Embedded | None]
-    missing: int
-
-    def settle(self, index: int, outcome: Embedded) -> None:
-        self.outcomes[index] = outcome
-        self.missing -= 1
-
-
-@dataclass(slots=True)
-class _Job:
-    """One job in Redis: which of a batch's documents it carries, and how far its results were read."""
-
-    batch: _Batch
-    indices: Sequence[int]
-    seen: Any = "0-0"
-
-
-@dataclass(slots=True)
-class _Window:
-    """The jobs that are in Redis now, and the batches they belong to, oldest first."""
-
-    producer: Producer
-    options: _Options
-    batches: deque[_Batch] = field(default_factory=deque)
-    sent: dict[str, _Job] = field(default_factory=dict)
-    ended: list[str] = field(default_factory=list)
-    succeeded: bool = False
-
-    @property
-    def open(self) -> int:
-        return len(self.batches)
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self.sent) and self.batches[0].missing > 0
-
-    def send(self, parts: Iterable[Sequence[Document | FailedDocument]]) -> None:
-        """Enqueues a job for each part, in one round trip; settles at once what must not be sent."""
-        wanted = []
-        for part in parts:
-            batch = _Batch(part, [None] * len(part), len(part))
-            self.batches.append(batch)
-            if indices := self._admit(batch):
-                wanted.append(_Job(batch, indices))
-        self._enqueue(wanted)
-
-    def _admit(self, batch: _Batch) -> list[int]:
-        indices = []
-        for index, document in enumerate(batch.documents):
-            if isinstance(document, FailedDocument):
-                batch.settle(index, document)
-            elif (reason := _refusal(document.text)) is not None:
-                batch.settle(index, FailedDocument(document.id, reason))
-            else:
-                indices.append(index)
-        return indices
-
-    def _enqueue(self, wanted: Sequence[_Job]) -> None:
-        if not wanted:
-            return
-        by_id = {jobs.new_id(): job for job in wanted}
-        payloads = {
-            job_id: self.options.payload([_text(job.batch, index) for index in job.indices])
-            for job_id, job in by_id.items()
-        }
-        # Noted first: who presses Ctrl-C meanwhile leaves no job behind.
-        self.sent.update(by_id)
-        with server_errors():
-            jobs.enqueue(self.producer.connection, _QUEUE, contract.EMBED_FUNCTION, payloads, self.producer.options)
-
-    def finished(self) -> Iterator[Embedded]:
-        """What is known of the oldest batches, up to the first that is not complete."""
-        while self.batches and not self.batches[0].missing:
-            for outcome in self.batches.popleft().outcomes:
-                assert outcome is not None
-                yield outcome
-
-    def collect(self) -> bool:
-        """Waits for results and takes all there are, in one round trip. False when none came."""
-        streams: Any = {jobs.results_key(job_id): job.seen for job_id, job in self.sent.items()}
-        with server_errors():
-            answer: Any = self.producer.connection.xread(streams, block=_BLOCK_MS)
-        if not answer:
-            self._look_for_the_lost()
-            return False
-        again: list[_Job] = []
-        prefix = len(jobs.results_key(""))
-        for key, entries in answer:
-            job_id = (key.decode() if isinstance(key, bytes) else key)[prefix:]
-            for entry_id, fields in entries:
-                outcome = jobs.decode_outcome(job_id, fields)
-                if outcome.final:
-                    again += self._end(job_id, outcome)
-                    break
-                self.sent[job_id].seen = entry_id
-        self._enqueue(again)
-        # A few at a time: what is read but not yet deleted is a fraction of the window.
-        if len(self.ended) >= 8:
-            self._discard_ended()
-        return True
-
-    def _end(self, job_id: str, outcome: jobs.Outcome) -> list[_Job]:
-        """Settles the documents of a job that ended, or returns what is to be tried again."""
-        job = self.sent.pop(job_id)
-        self.ended.append(job_id)
-        if outcome.error is not None:
-            if self._was_stopped(job_id):
-                self._give_up(job, "its job was stopped while it ran")
-                return []
-            return self._failed(job, outcome.error)
-        try:
-            result = jobs.read_result(EmbeddingResult, outcome.return_value)
-            vectors = result.vectors
-        except (ValidationError, ValueError) as error:
-            return self._failed(job, ImpetusError(f"the worker's result is not what the contract says: {error}"))
-        if len(vectors) != len(job.indices):
-            return self._failed(
-                job, ImpetusError(f"the worker sent {len(vectors)} vectors for {len(job.indices)} texts")
-            )
-        self.succeeded = True
-        model, fingerprint = result.model, result.provenance.fingerprint
-        sound = _all_finite(vectors)
-        for index, vector in zip(job.indices, vectors, strict=True):
-            document_id = job.batch.documents[index].id
-            if sound or _all_finite([vector]):
-                job.batch.settle(index, EmbeddedDocument(document_id, vector, model, fingerprint))
-            else:
-                job.batch.settle(index, FailedDocument(document_id, "the worker's vector holds numbers not finite"))
-        return []
-
-    def _failed(self, job: _Job, error: ImpetusError) -> list[_Job]:
-        field_name, colon, _ = str(error).partition(":")
-        if isinstance(error, JobFailedError) and colon and field_name in _REQUEST_FIELDS and not self.succeeded:
-            # It is the options that are refused, and every job has the same ones.
-            raise error
-        if len(job.indices) > 1:
-            return [_Job(job.batch, [index]) for index in job.indices]
-        self._give_up(job, str(error).removeprefix("input: ").replace("item 0 ", "the text ", 1))
-        return []
-
-    def _was_stopped(self, job_id: str) -> bool:
-        with server_errors():
-            status: Any = self.producer.connection.hget(jobs.job_key(job_id), "status")
-        return status in (b"stopped", "stopped")
-
-    def _give_up(self, job: _Job, reason: str) -> None:
-        for index in job.indices:
-            job.batch.settle(index, FailedDocument(job.batch.documents[index].id, reason))
-
-    def _look_for_the_lost(self) -> None:
-        """Ends what will never have a result: jobs cancelled by others, or that Redis no longer knows."""
-        waiting = list(self.sent)
-        with server_errors(), self.producer.connection.pipeline(transaction=True) as pipeline:
-            for job_id in waiting:
-                pipeline.hget(jobs.job_key(job_id), "status")
-                pipeline.exists(jobs.results_key(job_id))
-            answers = pipeline.execute()
-        again: list[_Job] = []
-        for job_id, status, has_result in zip(waiting, answers[::2], answers[1::2], strict=True):
-            if has_result:
-                continue
-            word = status.decode() if isinstance(status, bytes) else status
-            if word in ("canceled", "stopped"):
-                self._give_up(self.sent.pop(job_id), "its job was cancelled")
-                self.ended.append(job_id)
-            elif word in (None, "finished", "failed"):
-                again += self._failed(self.sent.pop(job_id), ImpetusError("its job was lost from Redis"))
-                self.ended.append(job_id)
-        self._enqueue(again)
-
-    def _discard_ended(self) -> None:
-        with server_errors():
-            jobs.discard(self.producer.connection, self.ended, _QUEUE)
-        self.ended = []
-
-    def forget(self) -> None:
-        """Leaves the jobs to their time to live."""
-        self.sent.clear()
-        self.ended.clear()
-
-    def close(self) -> None:
-        """Withdraws the jobs that still wait, and deletes what was read. Jobs that run end by themselves."""
-        # What ended the run must not be hidden by a server that goes now.
-        with suppress(NoServerError):
-            waiting = list(self.sent)
-            with server_errors(), self.producer.connection.pipeline(transaction=False) as pipeline:
-                for job_id in waiting:
-                    pipeline.lrem(jobs.queue_key(_QUEUE), -1, job_id)
-                removed = pipeline.execute()
-            # Whose id was still in the queue, no worker has it.
-            self.ended += [job_id for job_id, count in zip(waiting, removed, strict=True) if count]
-            if self.ended:
-                self._discard_ended()
 
 
 def _parts(documents: Iterable[Document | FailedDocument], size: int) -> Iterator[list[Document | FailedDocument]]:
@@ -330,29 +102,3 @@ def _parts(documents: Iterable[Document | FailedDocument], size: int) -> Iterato
         characters += length
     if part:
         yield part
-
-
-def _refusal(text: str) -> str | None:
-    """Why the contract does not take this text."""
-    # Most texts are short ASCII, and asking the contract costs twenty times as much.
-    if text.isascii() and len(text) <= contract.MAX_TEXT_BYTES:
-        return None
-    try:
-        parse_request(EmbeddingRequest, {"input": text})
-    except InvalidRequestError as error:
-        return str(error).removeprefix("input: ")
-    return None
-
-
-def _text(batch: _Batch, index: int) -> str:
-    document = batch.documents[index]
-    assert isinstance(document, Document)
-    return document.text
-
-
-def _all_finite(vectors: Any) -> bool:
-    if isinstance(vectors, list):
-        return all(_all_finite(row) if not isinstance(row, float) else math.isfinite(row) for row in vectors)
-    import numpy as np
-
-    return bool(np.isfinite(vectors).all())

@@ -65,8 +65,9 @@ for _command in (embed, generate, status, result, cancel):
 def main() -> None:
     """The entry point of the program."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # By default these end the process on the spot, and leave drafts and children behind.
-        signal.signal(number, _end_in_order)
+        # By default these end the process on the spot, and leave drafts and children behind. What nohup ignores stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end_in_order)
     cli(prog_name="impetus")
 
 

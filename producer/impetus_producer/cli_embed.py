@@ -12,7 +12,7 @@ import click
 
 from . import contract
 from .bulk import DEFAULT_BACKLOG_JOBS, DEFAULT_TEXTS_PER_JOB, embed_documents
-from .cli_server import open_session, redis_url_option
+from .cli_server import open_session, patience_option, redis_url_option
 from .documents import FailedDocument, open_source
 from .errors import ImpetusError, InvalidRequestError
 from .outputs import open_output
@@ -76,6 +76,7 @@ _REDRAW_EVERY_S = 0.1
     metavar="N",
     help="How many jobs are in Redis at once.",
 )
+@patience_option
 @redis_url_option
 def embed(
     input: str,  # noqa: A002 - the name on the command line
@@ -89,6 +90,7 @@ def embed(
     no_truncate: bool,
     texts_per_job: int,
     max_backlog_jobs: int,
+    patience_s: float,
     redis_url: str | None,
 ) -> None:
     """Embed the documents in INPUT and write their vectors to OUT, ids and order kept.
@@ -121,7 +123,7 @@ def embed(
         raise click.UsageError(str(error)) from None
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
     try:
-        with out, open_session(redis_url, contract.EMBEDDING_BULK_QUEUE, worker_options) as session:
+        with out, open_session(redis_url, patience_s, contract.EMBEDDING_BULK_QUEUE, worker_options) as session:
             started = time.monotonic()
             outcomes = embed_documents(
                 session.producer,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import contract
-from .cli_server import open_session, redis_url_option
-from .client import Producer
-from .contract import EmbeddingResult, GenerationRequest, GenerationResult, parse_request
-from .errors import ImpetusError, InvalidRequestError, ResultTimeoutError, StreamRestartedError
+from .cli_server import open_session, patience_option, patient_producer, redis_url_option
+from .contract import EmbeddingResult, GenerationRequest, GenerationResult
+from .errors import ImpetusError, InvalidRequestError, ResultTimeoutError, ServerError, StreamRestartedError
 from .handles import GenerationHandle
+from .parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,7 @@ _CHECK_EVERY_S = 1.0
     help="Give up waiting after this. The job goes on. Default: wait as long as it takes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result: usage, timings, and where it ran.")
+@patience_option
 @redis_url_option
 def generate(
     prompt: str | None,
@@ -95,6 +97,7 @@ def generate(
     logprobs: bool,
     timeout_s: float | None,
     as_json: bool,
+    patience_s: float,
     redis_url: str | None,
 ) -> None:
     """Answer PROMPT, or `-` for standard input, and print the text.
@@ -139,7 +142,7 @@ def generate(
     # Told before a server is started for it.
     parse_request(GenerationRequest, request)
     worker_options = ["--roles", "generation", *(["--generation-model", model] if model else [])]
-    with open_session(redis_url, contract.GENERATION_QUEUE, worker_options) as session:
+    with open_session(redis_url, patience_s, contract.GENERATION_QUEUE, worker_options) as session:
         handle = session.producer.generate(**request)
         try:
             if stream:
@@ -147,7 +150,9 @@ def generate(
                 return
             answer = _wait(handle, timeout_s, session.check)
         except KeyboardInterrupt:
-            handle.cancel()
+            # Told is enough, and whoever pressed Ctrl-C does not wait for a server either.
+            with suppress(ResultTimeoutError, ServerError):
+                handle.cancel(timeout_s=0)
             raise
     _print(answer, as_json)
 
@@ -206,8 +211,11 @@ def _conversation(system: str | None, messages_file: TextIO | None, prompt: str 
 @click.option(
     "--stream", is_flag=True, help="Print a text from its beginning and while it is made; Ctrl-C leaves the job alone."
 )
+@patience_option
 @redis_url_option
-def result(job_id: str, timeout_s: float | None, as_json: bool, stream: bool, redis_url: str | None) -> None:
+def result(
+    job_id: str, timeout_s: float | None, as_json: bool, stream: bool, patience_s: float, redis_url: str | None
+) -> None:
     """Print the result of JOB_ID: a text, or one JSON list of numbers for each text that was embedded.
 
     \b
@@ -217,7 +225,7 @@ def result(job_id: str, timeout_s: float | None, as_json: bool, stream: bool, re
         impetus result 5f2c9b0e --stream
     """
     _check_stream(stream, as_json)
-    handle = Producer(redis_url).handle(job_id)
+    handle = patient_producer(redis_url, patience_s).handle(job_id)
     if stream:
         if not isinstance(handle, GenerationHandle):
             raise click.UsageError(f"Job {job_id} makes embeddings: there is no text to stream.")
@@ -228,16 +236,28 @@ def result(job_id: str, timeout_s: float | None, as_json: bool, stream: bool, re
 
 @click.command(short_help="Withdraw a job while it waits, or stop it while it runs.")
 @click.argument("job_id")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait until a job that runs has stopped. It is stopped later all the same.",
+)
+@patience_option
 @redis_url_option
-def cancel(job_id: str, redis_url: str | None) -> None:
+def cancel(job_id: str, timeout_s: float, patience_s: float, redis_url: str | None) -> None:
     """Withdraw JOB_ID while it waits, or stop it while it runs.
+
+    Says "cancelled" once it is so; that it was told to stop where it still runs, with exit status 1.
 
     \b
     Example:
         impetus cancel 5f2c9b0e
     """
-    handle = Producer(redis_url).handle(job_id)
-    if not handle.cancel():
+    handle = patient_producer(redis_url, patience_s).handle(job_id)
+    if not handle.cancel(timeout_s):
         raise ImpetusError(f"job {job_id} had ended before: it is {handle.status()}")
     click.echo(f"cancelled {job_id}")
 

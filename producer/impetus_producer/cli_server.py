@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,15 +11,14 @@ import click
 
 from .client import Producer
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
-from .errors import NoServerError
+from .errors import ServerError
 from .fleet import read_fleet
 from .local import LocalServer
+from .patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
 from .server import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from redis import Redis
 
 CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 
@@ -36,6 +35,27 @@ def redis_url_option(command: CommandT) -> CommandT:
     )(command)
 
 
+def patience_option(command: CommandT) -> CommandT:
+    return click.option(
+        "--patience",
+        "patience_s",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_PATIENCE_S,
+        show_default=True,
+        envvar=PATIENCE_VARIABLE,
+        show_envvar=True,
+        metavar="SECONDS",
+        help="How long to wait, each time, for a server that goes away.",
+    )(command)
+
+
+def patient_producer(redis_url: str | None, patience_s: float) -> Producer:
+    """A producer that says on stderr when it waits for its server, which is there now."""
+    producer = Producer(redis_url, patience_s=patience_s)
+    producer.patience.say = lambda sentence: click.echo(sentence, err=True)
+    return producer
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """A server to work with, and what to call while waiting for it."""
@@ -46,12 +66,14 @@ class Session:
 
 
 @contextmanager
-def open_session(redis_url: str | None, queue: str, worker_options: Sequence[str]) -> Iterator[Session]:
+def open_session(
+    redis_url: str | None, patience_s: float, queue: str, worker_options: Sequence[str]
+) -> Iterator[Session]:
     """The server given or found; where there is none, one of our own, with a worker, for the time of the block."""
     url = find_redis_url(redis_url)
     if url is not None:
-        producer = Producer(url)
-        notice = _NoWorkerNotice(producer.connection, queue, url)
+        producer = patient_producer(url, patience_s)
+        notice = _NoWorkerNotice(producer, queue, url)
         notice()
         yield Session(producer, notice)
         return
@@ -59,8 +81,9 @@ def open_session(redis_url: str | None, queue: str, worker_options: Sequence[str
     click.echo("No server was given or found: starting one, and a worker, for this command.", err=True)
     with server:
         try:
-            yield Session(Producer(server.url), server.check)
-        except NoServerError:
+            # Nobody starts this one again.
+            yield Session(Producer(server.url, patience_s=0), server.check)
+        except ServerError:
             # The server went with its worker, and that one's last words say why.
             server.check_soon()
             raise
@@ -69,18 +92,23 @@ def open_session(redis_url: str | None, queue: str, worker_options: Sequence[str
 class _NoWorkerNotice:
     """Says once, on stderr, that nobody listens to a queue."""
 
-    def __init__(self, connection: Redis, queue: str, url: str) -> None:
-        self._connection = connection
+    def __init__(self, producer: Producer, queue: str, url: str) -> None:
+        self._producer = producer
         self._queue = queue
         self._url = url
         self._next_look = 0.0
         self._said = False
 
     def __call__(self) -> None:
-        if self._said or time.monotonic() < self._next_look:
+        # Whoever waits for the server says so.
+        if self._said or self._producer.patience.away or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_EVERY_S
-        fleet = read_fleet(self._connection)
+        with suppress(ServerError):
+            self._look()
+
+    def _look(self) -> None:
+        fleet = read_fleet(self._producer.connection)
         if fleet.suspended:
             self._say("The workers are suspended; waiting. Let them go on: rq resume")
         elif not fleet.listening_to(self._queue):

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from .cli_server import no_worker, redis_url_option
+from .cli_server import no_worker, patience_option, patient_producer, redis_url_option
 from .discovery import find_redis_url
+from .fitness import look
 from .fleet import read_fleet
-from .server import connect, without_password
+from .server import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from .fitness import Fitness
     from .fleet import Fleet, WorkerState
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@patience_option
 @redis_url_option
-def status(as_json: bool, redis_url: str | None) -> None:
-    """Show the queues, their workers, and whether anyone is listening.
+def status(as_json: bool, patience_s: float, redis_url: str | None) -> None:
+    """Show the queues, their workers, whether anyone is listening, and whether the server keeps what it is given.
 
     Reads only: nothing is moved or cleaned up by looking.
 
@@ -32,17 +36,22 @@ def status(as_json: bool, redis_url: str | None) -> None:
         impetus status
         impetus status --json | jq '.queues[] | select(.waiting > 0)'
     """
-    connection = connect(redis_url)
+    producer = patient_producer(redis_url, patience_s)
     url = find_redis_url(redis_url) or ""
-    fleet = read_fleet(connection)
+    fleet = producer.patience.ask(producer.connection, partial(read_fleet, producer.connection))
+    fitness = producer.patience.ask(producer.connection, partial(look, producer.connection, "producer"))
     if as_json:
-        click.echo(json.dumps({"server": without_password(url), **asdict(fleet), "unattended": fleet.unattended()}))
+        said = {"server": without_password(url), **asdict(fleet), "unattended": fleet.unattended(), **asdict(fitness)}
+        click.echo(json.dumps(said))
     else:
-        _print(fleet, url)
+        _print(fleet, fitness, url)
 
 
-def _print(fleet: Fleet, url: str) -> None:
-    click.echo(f"Server  {without_password(url)}\n")
+def _print(fleet: Fleet, fitness: Fitness, url: str) -> None:
+    click.echo(f"Server  {without_password(url)}")
+    for finding in fitness.findings:
+        click.echo(f"  {finding.level}: {finding.sentence}")
+    click.echo()
     counts = [(q.name, q.waiting, q.running, q.finished, q.failed) for q in fleet.queues]
     _table(("Queue", "waiting", "running", "finished", "failed"), counts, numbers_from=1)
     click.echo()
@@ -70,7 +79,7 @@ def _seen(worker: WorkerState) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int) -> None:
     """Columns as wide as they need to be, numbers to the right."""
-    lines = [header, *([str(cell) for cell in row] for row in rows)]
+    lines = [header, *(["?" if cell is None else str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
     for line in lines:
         cells = (

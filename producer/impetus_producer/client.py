@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import contract, jobs
-from .contract import EmbeddingRequest, GenerationRequest, parse_request
+from .contract import EmbeddingRequest, GenerationRequest
 from .errors import JobNotFoundError
 from .handles import EmbeddingHandle, GenerationHandle, as_text
-from .server import connect, server_errors
+from .parsing import parse_request
+from .patience import Patience
+from .server import adopt, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from redis import Redis
 
 InputType = Literal["query", "document"]
 EncodingFormat = Literal["base64", "float", "raw"]
+_AnswerT = TypeVar("_AnswerT")
 _JOBS_PER_ROUND_TRIP = 32
 _BACKLOG_POLL_S = 0.05
 
@@ -30,7 +34,10 @@ class Producer:
     """Enqueues jobs at one server.
 
     `redis_url`: the server; without it `IMPETUS_REDIS_URL`, else the server that `impetus-worker run` keeps on this
-    machine. `connection`: a redis-py client to use instead. Times in seconds. Safe to share between threads.
+    machine. `connection`: a redis-py client whose server to use instead; connections of our own are made from its
+    settings. `patience_s`: how long everything here and in the handles waits for a server that restarts, fails over or
+    is away, each time; without it `IMPETUS_PATIENCE_S`, else 300. Only making the producer does not wait. What waited
+    is not enqueued twice. Times in seconds. Safe to share between threads.
     """
 
     def __init__(
@@ -41,8 +48,10 @@ class Producer:
         timeout_s: int = contract.DEFAULT_TIMEOUT_S,
         result_ttl_s: int = contract.DEFAULT_RESULT_TTL_S,
         failure_ttl_s: int = contract.DEFAULT_FAILURE_TTL_S,
+        patience_s: float | None = None,
     ) -> None:
-        self.connection = connection if connection is not None else connect(redis_url)
+        self.connection = adopt(connection) if connection is not None else connect(redis_url)
+        self.patience = Patience(patience_s)
         self.options = jobs.JobOptions(timeout_s, result_ttl_s, failure_ttl_s)
 
     def embed(
@@ -102,8 +111,7 @@ class Producer:
                     yield ahead.popleft()
                 else:
                     time.sleep(_BACKLOG_POLL_S)
-                with server_errors():
-                    queued = int(self.connection.llen(jobs.queue_key(queue)))
+                queued = self._ask(lambda: int(self.connection.llen(jobs.queue_key(queue))))
         yield from ahead
 
     def generate(
@@ -156,31 +164,38 @@ class Producer:
         payload = {name: value for name, value in fields.items() if value is not None}
         parse_request(GenerationRequest, payload)
         queue = contract.GENERATION_BULK_QUEUE if bulk else contract.GENERATION_QUEUE
-        with server_errors():
-            job_id = jobs.new_id()
-            if cancel_if_abandoned:
-                # Before there is a job that a worker could find abandoned.
-                self.connection.set(jobs.awaited_key(job_id), 1, ex=contract.ABANDONED_AFTER_S)
-            jobs.enqueue(self.connection, queue, contract.GENERATE_FUNCTION, {job_id: payload}, self.options)
-        return GenerationHandle(job_id, self.connection, awaited=cancel_if_abandoned)
+        job_id = jobs.new_id()
+        if cancel_if_abandoned:
+            # Before there is a job that a worker could find abandoned.
+            self._ask(lambda: self.connection.set(jobs.awaited_key(job_id), 1, ex=contract.ABANDONED_AFTER_S))
+        self.enqueue(queue, contract.GENERATE_FUNCTION, {job_id: payload})
+        return GenerationHandle(job_id, self.connection, self.patience, awaited=cancel_if_abandoned)
 
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
-        with server_errors():
-            origin = self.connection.hget(jobs.job_key(job_id), "origin")
+        origin = self._ask(lambda: self.connection.hget(jobs.job_key(job_id), "origin"))
         if origin is None:
             raise JobNotFoundError(f"there is no job {job_id}, or its time to live ran out")
         generation = as_text(origin) in contract.ROLE_QUEUES["generation"]
-        return (GenerationHandle if generation else EmbeddingHandle)(job_id, self.connection)
+        return (GenerationHandle if generation else EmbeddingHandle)(job_id, self.connection, self.patience)
+
+    def enqueue(self, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]]) -> int:
+        """Enqueues payloads that were checked, by their jobs' ids; returns the queue's new length.
+
+        May be asked again with the same ids: what is there stays as it is.
+        """
+        return self._ask(partial(jobs.enqueue, self.connection, queue, function, payloads, self.options))
+
+    def _ask(self, question: Callable[[], _AnswerT]) -> _AnswerT:
+        return self.patience.ask(self.connection, question)
 
     def _enqueue_embeddings(
         self, payloads: Sequence[Mapping[str, Any]], bulk: bool
     ) -> tuple[list[EmbeddingHandle], int]:
         queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
-        with server_errors():
-            by_id = {jobs.new_id(): payload for payload in payloads}
-            queued = jobs.enqueue(self.connection, queue, contract.EMBED_FUNCTION, by_id, self.options)
-        return [EmbeddingHandle(job_id, self.connection) for job_id in by_id], queued
+        by_id = {jobs.new_id(): payload for payload in payloads}
+        queued = self.enqueue(queue, contract.EMBED_FUNCTION, by_id)
+        return [EmbeddingHandle(job_id, self.connection, self.patience) for job_id in by_id], queued
 
 
 def embedding_payload(

@@ -15,12 +15,10 @@ import json
 import sys
 from array import array
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-
-from .errors import InvalidRequestError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +44,10 @@ AWAITED_KEY = "impetus:awaited:"
 """Before a job's id: there for as long as somebody waits for a job that asked for `cancel_if_abandoned`."""
 ABANDONED_AFTER_S = 30
 """Whoever waits for such a job sets that key to expire after this, and sets it again well before it does."""
+CANCEL_KEY = "impetus:cancel:"
+"""Before a job's id: there once somebody wished that the job, which runs, be stopped. Its worker sees to it within
+seconds and deletes it when the job ends."""
+CANCEL_TTL_S = 24 * 3600
 #: A role's queues, the one whose caller is waiting first.
 ROLE_QUEUES = {
     "embedding": (EMBEDDING_QUEUE, EMBEDDING_BULK_QUEUE),
@@ -76,7 +78,7 @@ def _invalid(sentence: str) -> PydanticCustomError:
 
 def _checked_text(value: Any, what: str = "the text") -> str:
     if not isinstance(value, str):
-        raise _invalid(f"{what} must be a string, not {_json_type(value)}")
+        raise _invalid(f"{what} must be a string, not {json_type(value)}")
     try:
         size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError:
@@ -90,7 +92,7 @@ def _checked_input(value: Any) -> list[str]:
     if isinstance(value, str):
         return [_checked_text(value)]
     if not isinstance(value, list | tuple):
-        raise _invalid(f"must be a string or a list of strings, not {_json_type(value)}")
+        raise _invalid(f"must be a string or a list of strings, not {json_type(value)}")
     if not value:
         raise _invalid("the list is empty: send at least one text")
     if len(value) > MAX_TEXTS_PER_JOB:
@@ -98,7 +100,7 @@ def _checked_input(value: Any) -> list[str]:
     return [_checked_text(text, f"item {index}") for index, text in enumerate(value)]
 
 
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
     names = {
         dict: "an object",
         list: "a list",
@@ -381,30 +383,6 @@ class WorkerRecord(_Wire):
     """What there is to know of the backend, such as how much of the model its compute plan places on what."""
     since: str = ""
     """When it started, ISO 8601, UTC."""
-
-
-Request: TypeAlias = EmbeddingRequest | GenerationRequest
-RequestT = TypeVar("RequestT", EmbeddingRequest, GenerationRequest)
-
-
-def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
-    """The request in `payload`, or an `InvalidRequestError` of one sentence that names the field."""
-    if not isinstance(payload, dict):
-        raise InvalidRequestError(f"the request must be a JSON object, not {_json_type(payload)}")
-    try:
-        return kind.model_validate(payload)
-    except ValidationError as error:
-        raise InvalidRequestError(first_sentence(error)) from None
-
-
-def first_sentence(error: ValidationError) -> str:
-    """The first of pydantic's complaints as `field: what is wrong with it`."""
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
-    # A field misspelt is a field missing too, and the misspelling says more.
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
-        first["type"], first["msg"]
-    )
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{field}: {problem}{more}" if field else f"{problem}{more}"
+    ttl_s: float = 10.0
+    """How long this record lives unless it is renewed. What of that is gone tells when it was renewed last, by the
+    server's clock alone."""

@@ -24,12 +24,24 @@ class MissingExtraError(ImpetusError):
         self.extra = extra
 
 
-class NoServerError(ImpetusError):
-    """No Redis or Valkey server answers where one was expected."""
+class ServerError(ImpetusError):
+    """The Redis or Valkey server cannot do what it was asked to. The base of the four below."""
 
 
-class ServerFullError(ImpetusError):
+class NoServerError(ServerError):
+    """No server answers where one was expected."""
+
+
+class ServerNotReadyError(ServerError):
+    """The server answers, and cannot serve for now: it loads, is a replica, or cannot write to its disk."""
+
+
+class ServerFullError(ServerError):
     """The server is out of memory. Nothing was enqueued."""
+
+
+class ServerConfigurationError(ServerError):
+    """The server can never serve as it is set up: its password, its access rights or its mode have to be changed."""
 
 
 class JobFailedError(ImpetusError):

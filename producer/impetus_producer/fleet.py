@@ -1,24 +1,26 @@
 """What is on a server now: queues, workers, and whether anyone listens. Reads only.
 
 RQ's own counts clean their registries as they count (jobs are moved to "failed" by it); these do not. Source of the
-keys: rq 3.0, `registry.py`, `worker_registration.py`.
+keys: rq 3.0, `registry.py`, `worker_registration.py`. Times are the server's: what this machine's clock says, or a
+worker's, decides nothing about our workers. What a key of a wrong type should have said is unknown.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from . import contract, jobs
+from .server import server_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from redis import Redis
+    from redis.client import Pipeline
 
 _SILENT_AFTER_S = 60.0
 _WORKER_KEY = "rq:worker:"
@@ -26,12 +28,14 @@ _WORKER_KEY = "rq:worker:"
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
+    """How many jobs are where; None where a key of a wrong type lies in the place."""
+
     name: str
-    waiting: int
-    running: int
-    finished: int
+    waiting: int | None
+    running: int | None
+    finished: int | None
     """Ended well, with a result that Redis still keeps."""
-    failed: int
+    failed: int | None
     """Ended badly, and still kept."""
 
 
@@ -41,10 +45,12 @@ class WorkerState:
     state: str
     """RQ's word: started, idle, busy or suspended."""
     queues: tuple[str, ...]
-    jobs: int
+    jobs: int | None
     """How many it runs now."""
     silent_s: float | None
-    """Since its last sign of life."""
+    """Since its last sign of life, by the server's clock."""
+    alive: bool
+    """Whether it renews its record. A stock RQ worker has none: whether it gave a sign of life in the last minute."""
     device: str = ""
     """Where it runs its model, such as `ane (coreml)`; empty if it does not say."""
     machine: str = ""
@@ -53,11 +59,6 @@ class WorkerState:
     """False while its engine loads its model, or is stuck."""
     engine_deaths: int = 0
     """How often its engine died since the worker started."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it gave a sign of life in the last minute. After a kill its record stays for several."""
-        return self.silent_s is not None and self.silent_s < _SILENT_AFTER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +77,43 @@ class Fleet:
 
 
 def read_fleet(connection: Redis) -> Fleet:
-    """The state of all queues and workers, in three round trips."""
+    """The state of all queues and workers, in three round trips. Raises a `ServerError`."""
+    with server_errors(connection):
+        return _read(connection)
+
+
+def _read(connection: Redis) -> Fleet:
     with connection.pipeline(transaction=False) as pipeline:
         pipeline.smembers("rq:queues")
         pipeline.smembers("rq:workers")
         pipeline.exists("rq:suspended")
-        queue_keys, worker_keys, suspended = pipeline.execute()
+        pipeline.time()
+        queue_keys, worker_keys, suspended, time = _answers(pipeline)
+    now_s = time[0] + time[1] / 1e6
     ours = [name for names in contract.ROLE_QUEUES.values() for name in names]
-    known = {_text(key).removeprefix(jobs.queue_key("")) for key in queue_keys}
+    known = {_text(key).removeprefix(jobs.queue_key("")) for key in queue_keys or ()}
     others = sorted(known - {*ours, contract.STANDBY_QUEUE})
     return Fleet(
-        queues=_read_queues(connection, ours + others),
-        workers=_read_workers(connection, sorted(_text(key) for key in worker_keys)),
+        queues=_read_queues(connection, ours + others, now_s),
+        workers=_read_workers(connection, sorted(_text(key) for key in worker_keys or ()), now_s),
         suspended=bool(suspended),
     )
 
 
-def _read_queues(connection: Redis, names: Sequence[str]) -> tuple[QueueState, ...]:
-    now = time.time()
+def _answers(pipeline: Pipeline) -> list[Any]:
+    """What the server answers, None for a key of a wrong type. Raises any other error."""
+    from redis.exceptions import ResponseError
+
+    answers = pipeline.execute(raise_on_error=False)
+    for at, answer in enumerate(answers):
+        if isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer):
+            answers[at] = None
+        elif isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+def _read_queues(connection: Redis, names: Sequence[str], now_s: float) -> tuple[QueueState, ...]:
     with connection.pipeline(transaction=False) as pipeline:
         for name in names:
             pipeline.llen(jobs.queue_key(name))
@@ -101,61 +121,74 @@ def _read_queues(connection: Redis, names: Sequence[str]) -> tuple[QueueState, .
             for registry in ("finished", "failed"):
                 pipeline.zcard(f"rq:{registry}:{name}")
                 # What ran out stays until a worker cleans the registry; a score below 0 never runs out.
-                pipeline.zcount(f"rq:{registry}:{name}", 0, now)
-        answers = iter(pipeline.execute())
-    return tuple(
-        QueueState(name, next(answers), next(answers), next(answers) - next(answers), next(answers) - next(answers))
-        for name in names
-    )
+                pipeline.zcount(f"rq:{registry}:{name}", 0, now_s)
+        answers = iter(_answers(pipeline))
+    return tuple(QueueState(name, next(answers), next(answers), _kept(answers), _kept(answers)) for name in names)
 
 
-def _read_workers(connection: Redis, keys: Sequence[str]) -> tuple[WorkerState, ...]:
+def _kept(answers: Iterator[Any]) -> int | None:
+    whole, over = next(answers), next(answers)
+    return None if whole is None or over is None else int(whole) - int(over)
+
+
+def _read_workers(connection: Redis, keys: Sequence[str], now_s: float) -> tuple[WorkerState, ...]:
     with connection.pipeline(transaction=False) as pipeline:
         for key in keys:
+            own = contract.WORKER_RECORD_KEY + key.removeprefix(_WORKER_KEY)
             pipeline.hgetall(key)
             pipeline.scard(f"{key}:executions")
-            pipeline.get(contract.WORKER_RECORD_KEY + key.removeprefix(_WORKER_KEY))
-        answers = pipeline.execute()
-    now = datetime.now(UTC)
+            pipeline.get(own)
+            pipeline.pttl(own)
+        answers = _answers(pipeline)
     return tuple(
-        _worker(
-            key.removeprefix(_WORKER_KEY),
-            {_text(name): _text(value) for name, value in record.items()},
-            jobs,
-            said,
-            now,
+        _worker(key.removeprefix(_WORKER_KEY), _registered(hash_), running, own, left_ms, now_s)
+        for key, hash_, running, own, left_ms in zip(
+            keys, answers[::4], answers[1::4], answers[2::4], answers[3::4], strict=True
         )
-        for key, record, jobs, said in zip(keys, answers[::3], answers[1::3], answers[2::3], strict=True)
         # The set may name a worker whose record ran out; a worker that said goodbye leaves its record for a minute.
-        if record and b"death" not in record and "death" not in record
+        if hash_ is None or (hash_ and "death" not in _registered(hash_))
     )
 
 
-def _worker(name: str, record: Mapping[str, str], running: int, said: Any, now: datetime) -> WorkerState:
+def _registered(hash_: Mapping[Any, Any] | None) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in (hash_ or {}).items()}
+
+
+def _worker(
+    name: str, registered: Mapping[str, str], running: int | None, said: Any, left_ms: int, now_s: float
+) -> WorkerState:
+    state = WorkerState(
+        name=name,
+        state=registered.get("state", "?"),
+        queues=tuple(queue for queue in registered.get("queues", "").split(",") if queue),
+        jobs=running,
+        silent_s=None,
+        alive=False,
+    )
     try:
         own = contract.WorkerRecord.model_validate_json(said or b"")
-        device, machine = f"{own.device} ({own.backend})", own.machine
-        serving, engine_deaths = own.serving, own.engine_deaths
-    except ValidationError:  # a stock RQ worker's, or one that is just starting
-        device, machine, serving, engine_deaths = "", "", True, 0
-    return WorkerState(
-        name=name,
-        state=record.get("state", "?"),
-        queues=tuple(queue for queue in record.get("queues", "").split(",") if queue),
-        jobs=running,
-        silent_s=_seconds_since(record.get("last_heartbeat"), now),
-        device=device,
-        machine=machine,
-        serving=serving,
-        engine_deaths=engine_deaths,
+    except ValidationError:  # a stock RQ worker's, or one that is just starting, or is gone
+        silent_s = _seconds_since(registered.get("last_heartbeat"), now_s)
+        return replace(state, silent_s=silent_s, alive=silent_s is not None and silent_s < _SILENT_AFTER_S)
+    return replace(
+        state,
+        # A record that does not run out says nothing about when.
+        silent_s=max(0.0, own.ttl_s - left_ms / 1000) if left_ms >= 0 else 0.0,
+        alive=True,
+        device=f"{own.device} ({own.backend})",
+        machine=own.machine,
+        serving=own.serving,
+        engine_deaths=own.engine_deaths,
     )
 
 
-def _seconds_since(written: str | None, now: datetime) -> float | None:
+def _seconds_since(written: str | None, now_s: float) -> float | None:
     try:
-        return max(0.0, (now - datetime.fromisoformat(written or "")).total_seconds())
+        at = datetime.fromisoformat(written or "")
     except ValueError:
         return None
+    # RQ writes UTC, in some versions without saying so.
+    return max(0.0, now_s - (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
 
 
 def _text(value: Any) -> str:

@@ -6,12 +6,13 @@ Knows the contract and Redis.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from . import contract, jobs
+from . import cancelling, contract, jobs
 from .contract import EmbeddingResult, GenerationResult
 from .errors import JobCancelledError, JobFailedError, JobNotFoundError, ResultTimeoutError
-from .server import server_errors
+from .patience import Patience
 from .streams import StreamText, partial_result, stream_key
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT", EmbeddingResult, GenerationResult)
 
-_EndT = TypeVar("_EndT", JobFailedError, JobCancelledError)
+_EndT = TypeVar("_EndT", bound=JobFailedError | JobCancelledError)
+_AnswerT = TypeVar("_AnswerT")
 
 _POLL_S = 1.0
 _RENEW_S = 5.0
@@ -30,20 +32,36 @@ _END_AMONG_LAST = 16
 
 
 class JobHandle(Generic[ResultT]):
-    """One job, by its id. Cheap to make, safe to keep, and to make again from the id in another process."""
+    """One job, by its id. Cheap to make, safe to keep, and to make again from the id in another process.
 
-    def __init__(self, job_id: str, connection: Redis, result_type: type[ResultT]) -> None:
+    Everything here waits, as long as `patience` lasts, for a server that is away; then raises a `ServerError`.
+    """
+
+    def __init__(
+        self, job_id: str, connection: Redis, result_type: type[ResultT], patience: Patience | None = None
+    ) -> None:
         self.job_id = job_id
         self._connection = connection
+        self._patience = patience or Patience()
         self._result_type: type[ResultT] = result_type
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.job_id!r})"
 
+    def _ask(
+        self,
+        question: Callable[[], _AnswerT],
+        deadline: float | None = None,
+        while_away: Callable[[], None] | None = None,
+    ) -> _AnswerT:
+        return self._patience.ask(self._connection, question, deadline=deadline, while_away=while_away)
+
     def status(self) -> str:
         """RQ's word for it: queued, started, finished, failed, canceled, stopped, deferred or scheduled."""
-        with server_errors():
-            status = self._connection.hget(jobs.job_key(self.job_id), "status")
+        return self._ask(self._status)
+
+    def _status(self) -> str:
+        status = self._connection.hget(jobs.job_key(self.job_id), "status")
         if status is None:
             raise JobNotFoundError(f"there is no job {self.job_id}, or its time to live ran out")
         return as_text(status)
@@ -57,12 +75,11 @@ class JobHandle(Generic[ResultT]):
         deadline = _deadline(timeout_s)
         key = jobs.results_key(self.job_id)
         seen: Any = {key: "0-0"}
-        with server_errors():
-            while True:
-                entries = self._read(seen, deadline).get(key)
-                if entries and (answer := self._answer(entries[-1])) is not None:
-                    return answer
-                self._look(deadline, timeout_s)
+        while True:
+            entries = self._ask(partial(self._read, seen, deadline), deadline).get(key)
+            if entries and (answer := self._answer(entries[-1], deadline)) is not None:
+                return answer
+            self._ask(partial(self._look, deadline, timeout_s), deadline)
 
     def _read(self, seen: dict[Any, Any], deadline: float | None) -> dict[str, list[dict[bytes, bytes]]]:
         """New entries of the streams in `seen`, by key, moving it on; waits for `_POLL_S` at most."""
@@ -77,20 +94,21 @@ class JobHandle(Generic[ResultT]):
             read[as_text(key)] = [fields for _, fields in entries]
         return read
 
-    def _answer(self, entry: Mapping[bytes, bytes]) -> ResultT | None:
+    def _answer(self, entry: Mapping[bytes, bytes], deadline: float | None) -> ResultT | None:
         """The result in the last entry of the job's results, as that one counts: a job that was requeued keeps those of
         its earlier runs. None when it will be tried again; raises what it failed with.
         """
         outcome = jobs.decode_outcome(self.job_id, entry)
-        if outcome.error is not None:
-            if self.status() == "stopped":
-                raise self._with_partial(JobCancelledError(f"job {self.job_id} was stopped while it ran"))
-            raise self._with_partial(outcome.error)
-        return jobs.read_result(self._result_type, outcome.return_value) if outcome.final else None
+        if outcome.error is None:
+            return jobs.read_result(self._result_type, outcome.return_value) if outcome.final else None
+        error: JobFailedError | JobCancelledError = outcome.error
+        if self._ask(self._status, deadline) == "stopped":
+            error = JobCancelledError(f"job {self.job_id} was stopped while it ran")
+        raise self._ask(partial(self._with_partial, error), deadline)
 
     def _look(self, deadline: float | None, timeout_s: float | None) -> None:
         """Raises why it is of no use to wait any longer, if so it is."""
-        if (status := self.status()) in ("canceled", "stopped"):
+        if (status := self._status()) in ("canceled", "stopped"):
             raise self._with_partial(JobCancelledError(f"job {self.job_id} was cancelled"))
         if status in ("finished", "failed") and not self._connection.exists(jobs.results_key(self.job_id)):
             raise JobNotFoundError(f"the result of job {self.job_id} was discarded: its time to live ran out")
@@ -103,38 +121,24 @@ class JobHandle(Generic[ResultT]):
     def _say_that_somebody_waits(self) -> None:
         """Called before every wait, which takes `_POLL_S` at most."""
 
-    def cancel(self) -> bool:
-        """Withdraws a job that waits, stops one that runs. False when it had ended before."""
-        # RQ's own way, so that registries, dependents and rate limits are seen to; its import is not cheap.
-        from rq.command import send_stop_job_command
-        from rq.exceptions import InvalidJobOperation, NoSuchJobError
-        from rq.job import Job
-        from rq.serializers import JSONSerializer
+    def cancel(self, timeout_s: float = 10) -> bool:
+        """Withdraws a job that waits, or has one that runs stopped. False when it had ended before.
 
-        status = self.status()
-        if status in ("finished", "failed", "canceled", "stopped"):
-            return False
-        with server_errors():
-            try:
-                if status == "started":
-                    send_stop_job_command(self._connection, self.job_id, serializer=JSONSerializer)
-                else:
-                    Job.fetch(self.job_id, self._connection, serializer=JSONSerializer).cancel()
-            except (InvalidJobOperation, NoSuchJobError):
-                return False
-        return True
+        True says that it is so. Where the job still runs after `timeout_s`, raises `ResultTimeoutError`: its worker has
+        been told, by a note that stays in Redis, and stops it as soon as it can.
+        """
+        return cancelling.cancel(self._connection, self._patience, self.job_id, timeout_s)
 
     def delete(self) -> None:
         """Frees what an ended job keeps in Redis, without waiting for its time to live."""
-        with server_errors():
-            jobs.discard(self._connection, [self.job_id])
+        self._ask(lambda: jobs.discard(self._connection, [self.job_id]))
 
 
 class EmbeddingHandle(JobHandle[EmbeddingResult]):
     """An embedding job. `result().vectors` is (texts, dimensions), in the order of the texts."""
 
-    def __init__(self, job_id: str, connection: Redis) -> None:
-        super().__init__(job_id, connection, EmbeddingResult)
+    def __init__(self, job_id: str, connection: Redis, patience: Patience | None = None) -> None:
+        super().__init__(job_id, connection, EmbeddingResult, patience)
 
 
 class GenerationHandle(JobHandle[GenerationResult]):
@@ -146,8 +150,10 @@ class GenerationHandle(JobHandle[GenerationResult]):
     out may still be in time, as the worker looks only now and then.
     """
 
-    def __init__(self, job_id: str, connection: Redis, *, awaited: bool = True) -> None:
-        super().__init__(job_id, connection, GenerationResult)
+    def __init__(
+        self, job_id: str, connection: Redis, patience: Patience | None = None, *, awaited: bool = True
+    ) -> None:
+        super().__init__(job_id, connection, GenerationResult, patience)
         self._awaited = awaited
         self._renew_at = 0.0
 
@@ -168,11 +174,9 @@ class GenerationHandle(JobHandle[GenerationResult]):
         text = StreamText(self.job_id)
         look_at = 0.0
         while True:
-            with server_errors():
-                read = self._read(seen, deadline)
+            read = self._ask(partial(self._read, seen, deadline), deadline, on_wait)
             try:
-                with server_errors():
-                    answer = self._answer(read[results_key][-1]) if results_key in read else None
+                answer = self._answer(read[results_key][-1], deadline) if results_key in read else None
             except (JobFailedError, JobCancelledError):
                 yield from text.read(read.get(key, ()))
                 raise
@@ -187,8 +191,7 @@ class GenerationHandle(JobHandle[GenerationResult]):
                 return
             if not read or time.monotonic() >= look_at:
                 look_at = time.monotonic() + _POLL_S
-                with server_errors():
-                    self._look(deadline, timeout_s)
+                self._ask(partial(self._look, deadline, timeout_s), deadline, on_wait)
                 if on_wait is not None:
                     on_wait()
 

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from .contract import AWAITED_KEY, VECTORS_FIELD
+from .contract import AWAITED_KEY, CANCEL_KEY, VECTORS_FIELD
 from .errors import JobFailedError
+from .scripts import ENQUEUE_SCRIPT
 from .streams import stream_key
 
 if TYPE_CHECKING:
@@ -28,29 +29,8 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound="BaseModel")
 
 _COMPRESS_FROM_BYTES = 1024
-_FAILED, _RETRIED, _SUCCESSFUL = 2, 4, 1
-_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
-
-
-_ENQUEUE = """
--- One step, and the same when it is sent again because its answer was lost: a job that is there is not touched.
--- ARGV: queue, number of common fields, their names and values, then id and data of each job
-local queue, common, at = 'rq:queue:' .. ARGV[1], {}, 3
-for _ = 1, ARGV[2] do
-  common[#common + 1], common[#common + 2] = ARGV[at], ARGV[at + 1]
-  at = at + 2
-end
-redis.call('SADD', 'rq:queues', queue)
-while at < #ARGV do
-  local id = ARGV[at]
-  if redis.call('HSETNX', 'rq:job:' .. id, 'data', ARGV[at + 1]) == 1 then
-    redis.call('HSET', 'rq:job:' .. id, unpack(common))
-    redis.call('RPUSH', queue, id)
-  end
-  at = at + 2
-end
-return redis.call('LLEN', queue)
-"""
+FAILED, RETRIED, SUCCESSFUL = 2, 4, 1
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 def job_key(job_id: str) -> str:
@@ -67,6 +47,10 @@ def results_key(job_id: str) -> str:
 
 def awaited_key(job_id: str) -> str:
     return f"{AWAITED_KEY}{job_id}"
+
+
+def cancel_key(job_id: str) -> str:
+    return f"{CANCEL_KEY}{job_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +77,7 @@ def enqueue(
     connection: Redis, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]], options: JobOptions
 ) -> int:
     """Enqueues one job a payload, by its id, in one round trip; returns the queue's new length."""
-    now = datetime.now(UTC).strftime(_TIME_FORMAT)
+    now = datetime.now(UTC).strftime(TIME_FORMAT)
     common: dict[Any, Any] = {
         "status": "queued",
         "origin": queue,
@@ -109,7 +93,7 @@ def enqueue(
         arguments += (name, value)
     for job_id, payload in payloads.items():
         arguments += (job_id, encode_payload(function, payload))
-    length: Any = connection.register_script(_ENQUEUE)(args=arguments)
+    length: Any = connection.register_script(ENQUEUE_SCRIPT)(args=arguments)
     return int(length)
 
 
@@ -126,13 +110,13 @@ class Outcome:
 def decode_outcome(job_id: str, entry: Mapping[bytes, bytes]) -> Outcome:
     """Reads an entry of the stream `rq:results:<id>`."""
     kind = int(entry[b"type"])
-    if kind == _SUCCESSFUL:
+    if kind == SUCCESSFUL:
         encoded = entry.get(b"return_value")
         value: Any = json.loads(base64.b64decode(encoded)) if encoded else None
         if (vectors := entry.get(VECTORS_FIELD.encode())) is not None:
             value["embeddings"]["data"] = vectors
         return Outcome(True, value, None)
-    if kind == _RETRIED:
+    if kind == RETRIED:
         return Outcome(False, None, None)
     trace = zlib.decompress(base64.b64decode(entry[b"exc_string"])).decode() if entry.get(b"exc_string") else ""
     return Outcome(True, None, failure_from(job_id, trace))
@@ -153,7 +137,12 @@ def failure_from(job_id: str, trace: str) -> JobFailedError:
 
 
 def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None) -> None:
-    """Deletes ended jobs, all that is kept by their id, and their places in the registries of `queue`, or of theirs."""
+    """Deletes ended jobs, all that is kept by their id, and their places in the registries of `queue`, or of theirs.
+
+    Their streams are the workers' to write; where we may not delete them their time to live does.
+    """
+    from redis.exceptions import NoPermissionError
+
     with connection.pipeline(transaction=False) as pipeline:
         if queue is None:
             for job_id in job_ids:
@@ -162,7 +151,11 @@ def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None)
         else:
             origins = [queue] * len(job_ids)
         for job_id, origin in zip(job_ids, origins, strict=True):
-            pipeline.delete(job_key(job_id), results_key(job_id), stream_key(job_id), awaited_key(job_id))
+            pipeline.delete(stream_key(job_id))
+            pipeline.delete(job_key(job_id), results_key(job_id), awaited_key(job_id), cancel_key(job_id))
             pipeline.zrem(f"rq:finished:{origin}", job_id)
             pipeline.zrem(f"rq:failed:{origin}", job_id)
-        pipeline.execute()
+        answers = pipeline.execute(raise_on_error=False)
+    for at, answer in enumerate(answers):
+        if isinstance(answer, Exception) and not (at % 4 == 0 and isinstance(answer, NoPermissionError)):
+            raise answer

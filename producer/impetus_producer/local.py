@@ -1,7 +1,7 @@
 """A server and a worker for the time of one command, as a process of their own.
 
 Knows how that process is started, watched and ended. Imports nothing of the worker; what it runs is
-`python -m impetus_worker run --until-stdin-closes`, which ends, with its server, when our end of its standard input
+`python -P -m impetus_worker run --until-stdin-closes`, which ends, with its server, when our end of its standard input
 closes: at the end of the `with` block, and also when this process is killed.
 """
 
@@ -45,7 +45,7 @@ class LocalServer:
     ) -> None:
         if command is None:
             _require_worker()
-            command = (sys.executable, "-m", "impetus_worker", "run", "--until-stdin-closes")
+            command = (sys.executable, "-P", "-m", "impetus_worker", "run", "--until-stdin-closes")
         self._command = [*command, *options]
         self._start_timeout_s = start_timeout_s
         self._child: subprocess.Popen[bytes] | None = None

@@ -14,7 +14,7 @@ from impetus_backends.embedding.reference import NumpyEmbeddingBackend
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.measurements import Measurement, MeasurementCache, conditions, standard_batch
 from impetus_backends.policy import not_installable
-from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
+from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig, Excluded
 from tests.backends.conftest import small_model
 from tests.backends.machines import NAMES, machine
 
@@ -343,6 +343,60 @@ def test_weights_alone_may_be_beyond_the_memory() -> None:
     for kind in ("embedding", "generation"):
         with pytest.raises(BackendUnavailableError, match="75% of this machine's memory"):
             open_engine(EngineConfig(kind, MODEL, hardware=tiny))
+
+
+DIED = Excluded("coreml", "the engine died twice while it was loading")
+
+
+@pytest.mark.parametrize("name", ["m1", "m4", "m5"])
+def test_a_backend_that_killed_its_process_is_passed_over_and_the_next_one_serves(bench: Bench, name: str) -> None:
+    tried: list[str] = []
+    config = dataclasses.replace(AUTO, excluded=(DIED,))
+    engine = open_embedding(config, machine(name), bench.means, on_attempt=tried.append)
+    assert engine.info.backend == "mlx"
+    assert "coreml: the engine died twice while it was loading" in engine.info.reasons
+    assert tried == ["mlx", ""]
+    assert bench.measurements() == 0
+
+
+def test_what_was_measured_before_does_not_bring_an_excluded_backend_back(bench: Bench) -> None:
+    bench.open(machine("m4"))
+    backend, reasons = bench.open(machine("m4"), dataclasses.replace(AUTO, excluded=(DIED,)))
+    assert backend == "mlx"
+    assert reasons.count("coreml: the engine died twice") == 1
+
+
+def test_whoever_watches_hears_which_backend_is_being_opened_and_that_it_is_over(bench: Bench) -> None:
+    tried: list[str] = []
+    bench.faults["mlx"] = RuntimeError("no Metal")
+    opened = open_embedding(AUTO, machine("m4"), bench.means, on_attempt=tried.append)
+    # Core ML is opened, then its rivals until one serves, and then it has yet to stand the comparison.
+    assert opened.info.backend == "coreml"
+    assert tried == ["coreml", "", "mlx", "", "cpu", "", "coreml", ""]
+
+
+def test_where_every_backend_is_excluded_the_error_says_why(bench: Bench) -> None:
+    every = tuple(Excluded(name, "it died") for name in ("coreml", "mlx", "cpu", "numpy"))
+    with pytest.raises(BackendUnavailableError, match=r"nothing here can serve embedding: .*numpy: it died"):
+        bench.open(machine("m4"), dataclasses.replace(AUTO, excluded=every))
+    config = EngineConfig("generation", MODEL, hardware=machine("m4"), excluded=(Excluded("mlx", "it died"),))
+    with pytest.raises(BackendUnavailableError, match=r"nothing here can serve generation: .*mlx: "):
+        open_engine(config)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("embedding", "coreml"), ("embedding", "simulated"), ("generation", "mlx")])
+def test_a_backend_asked_for_by_name_that_is_excluded_is_an_error_that_says_why(kind: str, name: str) -> None:
+    config = EngineConfig(
+        kind, MODEL, backend=name, hardware=machine("m4"), excluded=(Excluded(name, "it died twice while loading"),)
+    )
+    with pytest.raises(BackendUnavailableError, match=f"{name}: it died twice while loading; ask for another"):
+        open_engine(config)
+
+
+def test_a_simulated_engine_is_attempted_too() -> None:
+    tried: list[str] = []
+    open_engine(EngineConfig("embedding", backend="simulated"), tried.append)
+    assert tried == ["simulated", ""]
 
 
 def test_files_that_are_bad_for_one_backend_are_bad_for_all(bench: Bench) -> None:

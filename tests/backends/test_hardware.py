@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impetus_backends import probes
-from impetus_backends.hardware import detect, identify, read_machine
-from impetus_backends.probes import ProbeError, ask_child, cheap_probes, record, recorded
+from impetus_backends.hardware import detect, identify, read_machine, record
+from impetus_backends.probes import ProbeError, ask_child, cheap_probes, recorded
 from tests.backends.machines import FOLDER, NAMES, machine, machine_file
 
 if TYPE_CHECKING:

@@ -153,7 +153,7 @@ def test_off_a_mac_no_line_claims_what_only_a_mac_can_tell(cache: Path, monkeypa
     report = json.loads(result.stdout)
     verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
     assert {verdict for name, verdict in verdicts.items() if name.startswith("accuracy")} == {"pass"}
-    for name in ("placement", "latency", "Neural Engine", "GPU", "prefill", "measurement"):
+    for name in ("placement", "latency", "Neural Engine", "GPU", "prefill", "measurement", "idle sleep"):
         told = {verdict for each, verdict in verdicts.items() if each.startswith(name)}
         assert told == {"not applicable"}, name
     assert all(check["detail"] for check in report["checks"])

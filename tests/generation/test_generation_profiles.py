@@ -144,13 +144,14 @@ def test_a_model_needs_less_memory_where_it_is_quantised_at_load() -> None:
     [(8, GIB // 2, 6), (16, GIB, 12), (24, GIB, 18), (192, GIB, 144)],
 )
 def test_the_memory_limits_follow_from_the_machines_memory(memory_gib: int, cache: int, wired_gib: int) -> None:
-    assert memory_limits(memory_gib * GIB) == MemoryLimits(cache, wired_gib * GIB)
+    assert memory_limits(memory_gib * GIB) == MemoryLimits(cache, 0)
+    assert memory_limits(memory_gib * GIB, wired=True) == MemoryLimits(cache, wired_gib * GIB)
 
 
 def test_what_models_may_take_bounds_what_is_wired_and_unknown_memory_wires_nothing() -> None:
-    assert memory_limits(16 * GIB, 4 * GIB).wired_bytes == 4 * GIB
-    assert memory_limits(16 * GIB, 64 * GIB).wired_bytes == 16 * GIB
-    assert memory_limits(0) == MemoryLimits(MOST_CACHE_BYTES, 0)
+    assert memory_limits(16 * GIB, 4 * GIB, wired=True).wired_bytes == 4 * GIB
+    assert memory_limits(16 * GIB, 64 * GIB, wired=True).wired_bytes == 16 * GIB
+    assert memory_limits(0, wired=True) == MemoryLimits(MOST_CACHE_BYTES, 0)
 
 
 @pytest.mark.parametrize(
@@ -173,5 +174,49 @@ def test_wired_memory_needs_metal_and_stays_under_what_the_device_recommends(
         device_info=lambda: device,
         metal=SimpleNamespace(is_available=lambda: metal),
     )
-    memory_limits(16 * GIB).apply(library)
+    memory_limits(16 * GIB, wired=True).apply(library)
     assert (cached, said) == ([GIB], wired)
+    said.clear()
+    memory_limits(16 * GIB).apply(library)
+    assert said == []
+
+
+def _never(*limits: int) -> int:
+    raise AssertionError(f"memory was wired: {limits}")
+
+
+def test_nothing_that_an_engine_does_wires_memory_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    mx = pytest.importorskip("mlx.core")
+    pytest.importorskip("mlx_lm")
+    from impetus_backends.dispatcher import open_engine
+    from impetus_backends.protocol import EngineConfig, GenerationWork
+
+    monkeypatch.setattr(mx, "set_wired_limit", _never)
+    # As on an Apple GPU, where mlx-lm would wire all of this.
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 10 * GIB, "architecture": "x"})
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    attempts: list[str] = []
+    engine = open_engine(EngineConfig("generation", str(SAYS), backend="mlx"), attempts.append)
+    assert attempts == ["mlx", ""]
+    for number, schema in enumerate((None, '{"type": "integer"}')):
+        engine.admit(GenerationWork(number, "one", None, max_tokens=4, schema=schema))
+    while engine.pending():
+        engine.step()
+    engine.close()
+    # What mlx-lm itself does unasked, and does not do in our process.
+    import mlx_lm
+
+    model, tokenizer = mlx_lm.load(str(SAYS))[:2]
+    assert mlx_lm.generate(model, tokenizer, "one", max_tokens=2)
+
+
+def test_memory_is_wired_where_it_was_asked_for() -> None:
+    from impetus_backends.dispatcher import generation_loader
+    from impetus_backends.policy import generation_choice
+    from impetus_backends.protocol import EngineConfig
+
+    m4 = machine("m4")
+    for asked in (False, True):
+        config = EngineConfig("generation", wired_memory=asked)
+        loader = generation_loader(config, m4, generation_choice(m4, absence=lambda name: None))
+        assert (loader.limits.wired_bytes > 0) is asked

@@ -8,13 +8,16 @@ import pytest
 
 from impetus_producer import Producer
 
+from .servers import Proxy, Valkey
 from .stock_worker import StockWorker, working
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from redis import Redis
+
+    from tests.conftest import RedisServer
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +42,25 @@ def producer(connection: Redis) -> Producer:
 def worker(redis_url: str) -> Iterator[StockWorker]:
     with working(redis_url) as running:
         yield running
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
+    """Makes servers with options of the test's, which end with it."""
+    made: list[Valkey] = []
+
+    def make(*options: str, sentinel: bool = False) -> Valkey:
+        made.append(Valkey(tmp_path, *options, sentinel=sentinel))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture
+def proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
+    """A proxy before the empty server."""
+    proxy = Proxy(redis_server.port)
+    yield proxy
+    proxy.close()

@@ -188,7 +188,7 @@ def working_later(redis_url: str) -> StockWorker:
 
 
 def test_the_server_going_away_is_one_sentence(redis_url: str) -> None:
-    producer = Producer(redis_url)
+    producer = Producer(redis_url, patience_s=0)
 
     def pull_the_plug() -> None:
         producer.connection.close()

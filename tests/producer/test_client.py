@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import (
     GenerationResult,
+    ImpetusError,
     InvalidRequestError,
     JobCancelledError,
     JobFailedError,
@@ -23,6 +24,7 @@ from impetus_producer import (
     NoServerError,
     Producer,
     ResultTimeoutError,
+    ServerConfigurationError,
 )
 
 from .stock_worker import StockWorker, embedding_of, fail, finish, vector_of
@@ -163,3 +165,12 @@ def test_no_server_is_one_sentence_that_says_what_to_do() -> None:
         Producer("redis://127.0.0.1:1/0")
     with pytest.raises(NoServerError, match="no Redis URL"):
         Producer("http://127.0.0.1")
+
+
+def test_all_that_is_offered_is_there() -> None:
+    import impetus_producer
+
+    assert all(getattr(impetus_producer, name) for name in impetus_producer.__all__)
+    assert issubclass(ServerConfigurationError, ImpetusError)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        impetus_producer.nothing  # noqa: B018

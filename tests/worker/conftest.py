@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -18,12 +19,14 @@ from rq.utils import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from redis import Redis
 
+    from .site import Site
+
 T = TypeVar("T")
 LIMIT_S = 30.0
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def eventually(look: Callable[[], T], limit_s: float = LIMIT_S) -> T:
@@ -43,6 +46,8 @@ class RunningWorker:
         self.log_path = log
         self._log = open(log, "wb")  # noqa: SIM115 - closed by stop()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("IMPETUS_")}
+        # Nothing is imported from the current folder; the callbacks that tests allow are found by this.
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "impetus_worker", "run", "--redis-url", redis_url, *options],
             stdout=self._log,
@@ -135,3 +140,15 @@ def fleet(redis_url: str, connection: Redis, tmp_path: Path) -> Iterator[Fleet]:
         for worker in fleet.running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A server and workers that the test may break."""
+    from .site import Site
+
+    site = Site(tmp_path)
+    try:
+        yield site
+    finally:
+        site.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,3 +18,7 @@ def wait_for_go(job: Job, connection: Redis, result: Any) -> None:
 
 def slow_then_broken(job: Job, connection: Redis, result: Any) -> None:
     raise RuntimeError("this callback always raises")
+
+
+def take_two_seconds(job: Job, connection: Redis, result: Any) -> None:
+    time.sleep(2)

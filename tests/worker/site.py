@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,9 @@ from redis import Redis
 from impetus_producer import Producer
 
 from .account import is_quiet, take_account
-from .breakable import Server, Workers
+from .breakable import Server, Workers, signal_to
 from .conftest import eventually
+from .proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,14 +33,31 @@ class Site:
         self.connection = Redis.from_url(self.url)
         self.producer = Producer(self.url)
         self._workers: list[Workers] = []
+        self._networks: list[Proxy] = []
+        self._servers = [self.server]
+
+    def network(self) -> Proxy:
+        """A way to the server that can be broken."""
+        self._networks.append(Proxy(self.server.port))
+        return self._networks[-1]
+
+    def another_server(self) -> Server:
+        """One that may take over."""
+        self._servers.append(Server(self.folder / f"server-{len(self._servers)}").start())
+        return self._servers[-1]
 
     def start(
-        self, *, a_ms: float = 4.0, wait: bool = True, roles: tuple[str, ...] = ("embedding",), **settings: Any
+        self,
+        *,
+        a_ms: float = 4.0,
+        wait: bool = True,
+        roles: tuple[str, ...] = ("embedding",),
+        url: str | None = None,
+        **settings: Any,
     ) -> Workers:
         before = len(self.names())
-        workers = Workers(
-            self.url, self.log(len(self._workers)), roles=roles, lease_s=LEASE_S, simulated_a_ms=a_ms, **settings
-        )
+        log = self.log(len(self._workers))
+        workers = Workers(url or self.url, log, roles=roles, lease_s=LEASE_S, simulated_a_ms=a_ms, **settings)
         self._workers.append(workers)
         if wait:
             eventually(lambda: len(self.names()) >= before + len(roles))
@@ -73,10 +90,8 @@ class Site:
         """The account: all of these ended, each once, `failed` of them for a reason of their own."""
         job_ids = list(job_ids)
         self.await_ended(job_ids)
-        eventually(lambda: is_quiet(self.connection))
         # What a lost answer left in the books goes with its lease.
-        eventually(lambda: not any(self.connection.scan_iter("rq:execution:*")), LEASE_S + 10)
-        eventually(lambda: not any(self.connection.scan_iter("rq:executions:*")), 1)
+        eventually(lambda: is_quiet(self.connection), LEASE_S + 20)
         account = take_account(self.connection, job_ids, some_discarded=some_discarded)
         assert not account.problems, str(account)
         assert (account.finished, sum(account.failed.values())) == (account.accepted - failed, failed)
@@ -89,9 +104,12 @@ class Site:
 
     def end(self) -> None:
         for workers in self._workers:
-            for pid in (*workers.worker_pids(), *workers.engine_pids()):
-                os.kill(pid, signal.SIGCONT)
+            for pid in workers.tree():
+                signal_to(pid, signal.SIGCONT)
             workers.stop()
         self.connection.close()
         self.producer.connection.close()
-        self.server.kill()
+        for network in self._networks:
+            network.close()
+        for server in self._servers:
+            server.kill()

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from impetus_worker.cli.main import main
+from impetus_worker.settings import WorkerSettings
 
 
 def test_a_role_that_does_not_exist_is_a_usage_error() -> None:
@@ -30,6 +32,61 @@ def test_help_needs_no_extra() -> None:
     said = _without("numpy", ["run", "--help"])
     assert said.returncode == 0
     assert "--max-wait-ms" in said.stdout
+
+
+def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from impetus_worker.cli.run import _worker_settings, run
+
+    for name in ("IMPETUS_WIRED_MEMORY", "IMPETUS_ALLOW_SLEEP", "IMPETUS_STAY_AWAKE_ON_BATTERY", "IMPETUS_DURABLE"):
+        monkeypatch.setenv(name, "1")
+    options = run.make_context("run", []).params
+    assert options["durable"] is True
+    settings = _worker_settings("generation", "redis://", "", options)
+    assert (settings.wired_memory, settings.allow_sleep, settings.stay_awake_on_battery) == (True, True, True)
+    assert type(settings).from_json(settings.to_json()) == settings
+
+
+def test_every_option_that_run_shows_can_be_given_by_a_variable() -> None:
+    from impetus_worker.cli.run import run
+
+    shown = [option for option in run.params if isinstance(option, click.Option) and not option.hidden]
+    assert len(shown) > 20
+    assert [option.name for option in shown if not option.envvar] == []
+
+
+_BROKEN = """
+import impetus_producer
+import impetus_worker.worker
+class Broken:
+    def __init__(self, *rest, **more): pass
+    def run(self): raise {error}
+impetus_producer.connect = lambda url: None
+impetus_worker.worker.QueueWorker = Broken
+from impetus_producer.errors import ImpetusError
+from impetus_worker.errors import ConfigurationError
+from impetus_worker.cli.main import main
+main(["work"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "traceback"),
+    [("KeyError('a bug')", 1, True), ("ImpetusError('a bug')", 1, False), ("ConfigurationError('a bug')", 3, False)],
+)
+def test_a_workers_bug_shows_by_its_traceback_and_an_error_on_purpose_by_its_sentence(
+    error: str, status: int, traceback: bool
+) -> None:
+    settings = WorkerSettings("redis://", "embedding", "name").to_json()
+    said = subprocess.run(
+        [sys.executable, "-c", _BROKEN.format(error=error)],
+        input=settings + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == status
+    assert "a bug" in said.stderr
+    assert ("Traceback" in said.stderr) is traceback
 
 
 def _without(package: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:

@@ -109,6 +109,22 @@ def test_every_machine_that_was_written_down_is_asked_about_above() -> None:
     assert sorted(case[0] for case in mark.args[1]) == sorted(NAMES)
 
 
+def test_doctor_says_whether_memory_is_wired_and_why() -> None:
+    file = str(machine_file("m4"))
+    assert "memory      nothing is wired for the GPU" in ask("--hardware", file)
+    assert "ml-explore/mlx#3186" in report("--hardware", file)["wired_memory"]
+    assert "--wired-memory was given (unverified)" in ask("--hardware", file, "--wired-memory")
+    assert "no Apple GPU here" in ask("--hardware", str(machine_file("intel")), "--wired-memory")
+
+
+def test_doctor_says_what_is_done_about_sleep() -> None:
+    file = str(machine_file("m4"))
+    assert "sleep       this Mac is kept from idle sleep while jobs run, not on battery" in ask("--hardware", file)
+    assert "on battery too" in report("--hardware", file, "--stay-awake-on-battery")["sleep"]
+    assert "may fall asleep" in ask("--hardware", file, "--allow-sleep")
+    assert "only macOS" in ask("--hardware", str(machine_file("linux")))
+
+
 def test_doctor_prints_what_a_probe_failed_at(tmp_path: Path) -> None:
     content = json.loads(machine_file("m4").read_text())
     del content["answers"]["coreml"]

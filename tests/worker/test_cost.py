@@ -42,3 +42,13 @@ def test_waiting_never_pays_where_every_token_costs_the_same() -> None:
         cost.observe(tokens, 0.0001 * tokens)
     cost.arrived(1000, now=1.0)
     assert not cost.waiting_pays(1.0)
+
+
+def test_a_batch_is_expected_to_cost_what_others_did_and_a_larger_one_in_proportion() -> None:
+    cost = CostModel()
+    assert cost.expected_s(100) is None
+    for _ in range(20):
+        cost.observe(100, 0.5)
+    assert cost.expected_s(10) == pytest.approx(0.5)
+    assert cost.expected_s(100) == pytest.approx(0.5)
+    assert cost.expected_s(400) == pytest.approx(2.0)

@@ -4,87 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import zlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Rejected
-from impetus_producer.contract import EMBED_FUNCTION, EmbeddingResult
-from impetus_worker.batches.embedding import EmbeddingBatcher
-from impetus_worker.errors import InferenceError, InvalidRequestError, PoisonedJobError
-from impetus_worker.leases.claims import ClaimedJob
+from impetus_backends.protocol import Rejected
+from impetus_producer.contract import EmbeddingResult
+from impetus_worker.batches.batcher import Room
+from impetus_worker.errors import InferenceError, InvalidRequestError
 from impetus_worker.leases.outcomes import Failed, Finished, Outcome
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-INFO = EngineInfo(
-    kind="embedding", backend="fake", device="fake", model="m", model_aliases=("m", "org/m"), fingerprint="f",
-    precision="fp32", dimensions=4, max_tokens=50,
-)  # fmt: skip
-IDS = itertools.count()
-
-
-@dataclass
-class Encoded:
-    ids: np.ndarray
-    truncated: bool
-
-
-class OneTokenAWord:
-    """Words are numbers, and tokens are these numbers."""
-
-    def encode(self, texts: Sequence[str], *, input_type: str | None = None) -> list[Encoded]:
-        rows = [np.array([int(word) for word in text.split()], dtype=np.int32) for text in texts]
-        return [Encoded(row[: INFO.max_tokens], len(row) > INFO.max_tokens) for row in rows]
-
-
-def make_batcher(max_wait_s: float = 1.0, max_tokens: int = 20, max_rows: int = 8) -> EmbeddingBatcher:
-    return EmbeddingBatcher(
-        INFO, OneTokenAWord(), worker="w", max_batch_texts=max_rows, max_batch_tokens=max_tokens, max_wait_s=max_wait_s
-    )
-
-
-def job(*texts: str, queue: str = "embedding", **fields: object) -> ClaimedJob:
-    data = json.dumps([EMBED_FUNCTION, None, [{"input": list(texts), **fields}], {}]).encode()
-    return ClaimedJob(f"job{next(IDS)}", "e", queue, {b"data": zlib.compress(data)}, 0.0)
-
-
-def words(count: int, word: int = 7) -> str:
-    return " ".join([str(word)] * count)
-
-
-def take(batcher: EmbeddingBatcher, jobs: list[ClaimedJob], now: float) -> list[Outcome]:
-    """Gives it jobs, and has it read them."""
-    batcher.add(jobs)
-    return batcher.prepare(now)
-
-
-def run(work: EmbeddingWork, device_s: float = 0.001) -> Embedded:
-    """A device whose vector is the row's length, its first token, and zeros."""
-    return Embedded(work.id, np.array([[len(row), row[0], 0, 0] for row in work.rows], np.float32), device_s)
-
-
-def drain(batcher: EmbeddingBatcher, now: float = 1000.0) -> tuple[list[EmbeddingWork], list[Outcome]]:
-    works, outcomes = [], []
-    while (work := batcher.next_work(now)) is not None:
-        works.append(work)
-        outcomes += batcher.absorb(run(work))
-    return works, outcomes
-
-
-def vectors(outcome: Outcome) -> list[list[float]]:
-    assert isinstance(outcome, Finished)
-    result = EmbeddingResult.model_validate(json.loads(outcome.result), strict=False)
-    return [list(map(float, row)) for row in result.vectors]
-
-
-def error(outcome: Outcome) -> Exception:
-    assert isinstance(outcome, Failed)
-    return outcome.error
+from .batching import BULK, drain, error, given, job, lengths, make_batcher, run, take, vectors, words
 
 
 def test_texts_of_several_jobs_share_a_batch_and_each_job_gets_its_own_vectors() -> None:
@@ -120,7 +51,7 @@ def test_after_a_window_the_next_text_opens_another() -> None:
     take(batcher, [job("1")], now=0.0)
     work = batcher.next_work(1.0)
     assert work is not None
-    batcher.absorb(run(work, device_s=2.0))
+    batcher.absorb(run(work, device_s=2.0), 3.0)
     take(batcher, [job("1")], now=5.0)
     assert batcher.next_work(5.5) is None
     assert batcher.wakes_at() == 6.0
@@ -150,13 +81,14 @@ def test_an_oversize_text_keeps_no_other_back() -> None:
     batcher = make_batcher(max_tokens=20)
     take(batcher, [job(words(40)), job(words(2)), job(words(2))], 0.0)
     works, outcomes = drain(batcher)
-    assert [[len(row) for row in work.rows] for work in works] == [[2, 2], [40]]
+    assert [[len(row) for row in work.rows] for work in works] == [[40], [2, 2]]
     assert len(outcomes) == 3
 
 
-def test_one_batch_waits_behind_the_one_that_runs_and_no_more() -> None:
+@pytest.mark.parametrize("queue", ["embedding", BULK])
+def test_one_batch_waits_behind_the_one_that_runs_and_no_more(queue: str) -> None:
     batcher = make_batcher(max_tokens=20)
-    take(batcher, [job(*[words(10)] * 12, queue="embedding-bulk")], 0.0)
+    take(batcher, [job(*[words(10)] * 12, queue=queue)], 0.0)
     assert batcher.next_work(1.0) is not None
     assert batcher.next_work(1.0) is not None
     assert batcher.next_work(1.0) is None
@@ -164,7 +96,7 @@ def test_one_batch_waits_behind_the_one_that_runs_and_no_more() -> None:
 
 def test_an_interactive_text_passes_a_bulk_backlog() -> None:
     batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
-    take(batcher, [job(*[words(10)] * 100, queue="embedding-bulk")], 0.0)
+    take(batcher, [job(*[words(10)] * 100, queue=BULK)], 0.0)
     first, second = batcher.next_work(1.0), batcher.next_work(1.0)
     take(batcher, [job("3", queue="embedding")], 1.0)
     urgent = batcher.next_work(1.0)
@@ -232,7 +164,7 @@ def test_a_batch_that_the_device_rejects_is_halved_until_the_culprit_stands_alon
     outcomes: list[Outcome] = []
     while (work := batcher.next_work(1000.0)) is not None:
         culprit = any(row[0] == 5 for row in work.rows)
-        outcomes += batcher.absorb(Rejected(work.id, "no fives", permanent=False) if culprit else run(work))
+        outcomes += batcher.absorb(Rejected(work.id, "no fives", permanent=False) if culprit else run(work), 1000.0)
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     assert [outcome.job for outcome in failed] == [jobs[5]]
     assert isinstance(failed[0].error, InferenceError)
@@ -246,58 +178,165 @@ def test_a_device_that_loses_a_row_is_found_out() -> None:
     assert work is not None
     answer = run(work)
     with pytest.raises(RuntimeError, match="1 vectors for 2 texts"):
-        batcher.absorb(replace(answer, vectors=answer.vectors[:1]))
-
-
-def test_a_dropped_job_is_forgotten_and_its_neighbours_are_not() -> None:
-    batcher = make_batcher(max_tokens=20)
-    doomed, neighbour = job(*[words(5)] * 8), job(words(5))
-    take(batcher, [doomed, neighbour], 0.0)
-    work = batcher.next_work(10.0)
-    assert work is not None
-    assert batcher.in_engine(doomed.id)
-    assert batcher.started_at(doomed.id) == 10.0
-    assert batcher.drop(doomed.id) == [work.id]
-    assert batcher.absorb(run(work)) == []
-    assert [outcome.job for outcome in drain(batcher)[1]] == [neighbour]
-
-
-def test_after_a_death_suspects_run_alone_and_the_poison_is_found() -> None:
-    batcher = make_batcher(max_tokens=1000)
-    jobs = [job(str(number)) for number in range(8)]
-    take(batcher, jobs, 0.0)
-    outcomes: list[Outcome] = []
-    deaths = 0
-    while (work := batcher.next_work(1000.0)) is not None:
-        assert deaths == 0 or batcher.next_work(1000.0) is None, "a suspect has company"
-        if any(row[0] == 5 for row in work.rows):
-            deaths += 1
-            outcomes += batcher.engine_died(suspect=True)
-        else:
-            outcomes += batcher.absorb(run(work))
-    failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    assert [outcome.job for outcome in failed] == [jobs[5]]
-    assert isinstance(failed[0].error, PoisonedJobError)
-    assert len(outcomes) == 8
-
-
-def test_when_the_engine_was_ended_on_purpose_its_work_runs_again_as_it_was() -> None:
-    batcher = make_batcher(max_tokens=20)
-    take(batcher, [job(*[words(10)] * 6, queue="embedding-bulk")], 0.0)
-    first, second = batcher.next_work(1.0), batcher.next_work(1.0)
-    assert first is not None
-    assert second is not None
-    assert batcher.engine_died(suspect=False) == []
-    works, outcomes = drain(batcher)
-    assert len(works) == 3
-    assert len(outcomes) == 1
+        batcher.absorb(replace(answer, vectors=answer.vectors[:1]), 10.0)
 
 
 def test_room_shrinks_as_texts_come_in_and_interactive_jobs_always_have_some() -> None:
     batcher = make_batcher(max_tokens=20)
-    before = batcher.room()
-    assert before.bulk > 0
-    take(batcher, [job(*[words(10)] * 200, queue="embedding-bulk")], 0.0)
+    assert batcher.room().bulk > 0
+    take(batcher, [job(*[words(10)] * 200, queue=BULK)])
     after = batcher.room()
     assert after.bulk == 0
     assert after.interactive > 0
+
+
+def test_each_lane_takes_in_only_so_many_texts_however_many_a_job_has() -> None:
+    batcher = make_batcher(max_tokens=1000, max_rows=8)
+    jobs = 0
+    while room := batcher.room().interactive:
+        take(batcher, [job(*["1"] * 500) for _ in range(min(room, 2))])
+        jobs += 2
+    assert jobs <= 6
+    assert batcher.room().bulk == 0, "the device has enough to do"
+
+
+def test_bulk_has_no_room_where_the_other_lane_has_none_for_both_are_claimed_together() -> None:
+    batcher = make_batcher(max_tokens=1000, max_rows=8)
+    while batcher.room().interactive:
+        batcher.add([job("1") for _ in range(128)])
+    assert batcher.room().bulk == 0
+
+
+def test_a_lane_takes_in_no_more_while_it_holds_much_that_it_has_not_read() -> None:
+    batcher = make_batcher()
+    large = job(queue=BULK)
+    large.fields[b"data"] = bytes(33_000_000)
+    batcher.add([large])
+    assert batcher.room().bulk == 0
+    assert batcher.room().interactive > 0
+    batcher.read(0.0)
+    assert batcher.room().bulk > 0
+
+
+def test_reading_is_cut_into_slices_and_bad_requests_are_no_exception() -> None:
+    ticks = itertools.count()
+    batcher = make_batcher(clock=lambda: 0.004 * next(ticks))
+    bad = [job(model="other") for _ in range(100)]
+    refused = take(batcher, bad)
+    assert 1 <= len(refused) <= 3
+    assert batcher.wakes_at() == 0.0
+    while batcher.wakes_at() is not None:
+        refused += batcher.read(0.0)
+    assert [outcome.job for outcome in refused] == bad
+
+
+def test_bulk_goes_out_only_when_no_interactive_text_waits_for_the_device() -> None:
+    batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
+    take(batcher, [job(*[words(10)] * 8, queue=BULK), job(*[words(5)] * 16)])
+    assert [work.urgent for work in drain(batcher)[0]] == [True] * 4 + [False] * 4
+
+
+def test_a_last_batch_that_is_not_full_is_packed_again_with_what_came_since() -> None:
+    batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
+    take(batcher, [job(*[words(5)] * 4, *[words(10)])])
+    first = given(batcher)
+    take(batcher, [job(words(10))])
+    assert (lengths(first), lengths(given(batcher))) == ([5] * 4, [10, 10])
+
+
+def test_the_longest_text_runs_though_shorter_ones_keep_coming() -> None:
+    batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
+    long = job(words(20))
+    take(batcher, [*(job(words(3)) for _ in range(11)), long])
+    outcomes: list[Outcome] = []
+    for _ in range(10):
+        take(batcher, [job(words(3)) for _ in range(6)])
+        outcomes += batcher.absorb(run(given(batcher)), 1000.0)
+    assert long in [outcome.job for outcome in outcomes]
+
+
+def test_a_window_that_has_closed_does_not_wake_the_loop_while_the_device_is_busy() -> None:
+    batcher = make_batcher(max_tokens=20, max_wait_s=1.0)
+    take(batcher, [job(*[words(10)] * 4)])
+    given(batcher, 0.0), given(batcher, 0.0)
+    take(batcher, [job("1", queue=BULK)])
+    assert batcher.wakes_at() == 1.0
+    assert batcher.next_work(2.0) is None
+    assert batcher.wakes_at() is None
+
+
+def test_bulk_is_not_claimed_while_interactive_jobs_have_no_room() -> None:
+    batcher = make_batcher()
+    large = job()
+    large.fields[b"data"] = bytes(33_000_000)
+    batcher.add([large])
+    assert batcher.room() == Room(0, 0)
+    batcher.forget([large.id])
+    assert batcher.room().bulk > 0
+
+
+def test_jobs_that_ended_take_no_room() -> None:
+    batcher = make_batcher(max_tokens=1000)
+    for _ in range(20):
+        take(batcher, [job("1") for _ in range(128)])
+        drain(batcher)
+    assert batcher.room().interactive > 0
+
+
+def test_what_runs_again_waits_for_no_window() -> None:
+    batcher = make_batcher(max_wait_s=100.0, max_tokens=20)
+    take(batcher, [job(words(10), words(10))])
+    work = given(batcher, 0.0)
+    batcher.absorb(Rejected(work.id, "device", permanent=False), 1.0)
+    for _ in range(2):
+        half = given(batcher, 1.0)
+        assert lengths(half) == [10]
+        batcher.absorb(run(half), 1.0)
+
+
+def test_a_job_that_is_forgotten_while_it_is_read_is_not_run() -> None:
+    ticks = itertools.count()
+    batcher = make_batcher(clock=lambda: 0.006 * next(ticks))
+    long = job(*["1"] * 2000)
+    take(batcher, [long])
+    assert batcher.wakes_at() == 0.0
+    batcher.forget([long.id])
+    assert batcher.wakes_at() is None
+    assert batcher.read(0.0) == []
+    assert batcher.next_work(1000.0) is None
+
+
+def test_a_job_that_met_two_deaths_of_workers_runs_with_nothing_beside_it() -> None:
+    batcher = make_batcher()
+    before = job("1", queue=BULK)
+    take(batcher, [before, replace(job("2", "3", queue=BULK), deaths=2), job("4"), job("5", queue=BULK)])
+    batches = []
+    while (work := batcher.next_work(1000.0)) is not None:
+        assert batcher.next_work(1000.0) is None, "something is beside it"
+        batches.append([int(row[0]) for row in work.rows])
+        batcher.absorb(run(work), 1000.0)
+    assert batches == [[4], [2, 3], [1, 5]]
+
+
+def test_a_suspect_that_is_alone_at_one_more_death_is_cut_in_halves_and_poison_is_found_at_the_third() -> None:
+    batcher = make_batcher()
+    suspect = replace(job("2", "3"), deaths=2)
+    take(batcher, [suspect])
+    outcomes: list[Outcome] = []
+    for _ in range(20):
+        if (work := batcher.next_work(1000.0)) is None:
+            break
+        rows = [int(row[0]) for row in work.rows]
+        outcomes += batcher.engine_died(1000.0, suspect=True) if 3 in rows else batcher.absorb(run(work), 1000.0)
+    (failed,) = outcomes
+    assert isinstance(failed, Failed)
+    assert "item 1" in str(failed.error)
+
+
+def test_what_is_not_yet_read_is_at_risk_while_it_is_read() -> None:
+    batcher = make_batcher()
+    waiting = job("1")
+    batcher.add([waiting])
+    assert batcher.unread() == {waiting.id}
+    batcher.read(0.0)
+    assert batcher.unread() == set()

@@ -30,7 +30,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
 from impetus_producer import Producer
-from impetus_worker.leases.claims import ClaimedJob, Claims, Ended, Ending, Verb
+from impetus_worker.leases.claims import Answer, ClaimedJob, Claims, Ending, Verb, bury, recover
 
 from .breakable import Workers
 from .conftest import eventually
@@ -55,6 +55,8 @@ _BOUNDED = settings(
 
 # -- the scripts -----------------------------------------------------------------------------------------------------
 
+_STATUS = {Verb.FINISH: "finished", Verb.FAIL: "failed", Verb.ABORT: "failed", Verb.STOP: "stopped"}
+
 
 @dataclass(eq=False)
 class _Run:
@@ -62,10 +64,16 @@ class _Run:
 
     claimed: ClaimedJob
     worker: str
-    alive: bool = True
-    """Its lease: until it is ended, runs out or is given up."""
-    in_registry: bool = True
-    """In the started registry: until it is ended or recovered."""
+    lapsed: bool = False
+    """Whether its lease ran out: anybody may put the job back then, and until somebody does it goes on."""
+
+    @property
+    def held(self) -> str:
+        return f"{self.claimed.token} {self.worker}"
+
+    @property
+    def composite(self) -> str:
+        return f"{self.claimed.id}:{self.claimed.token}"
 
 
 @dataclass(eq=False)
@@ -73,10 +81,10 @@ class _Job:
     id: str
     queue: str
     status: str = "queued"
-    suspect: bool = False
-    """In flight at a death: nothing may run beside it."""
+    deaths: int = 0
+    deaths_alone: int = 0
     run: _Run | None = None
-    """The claim that counts."""
+    """The run whose token stands."""
     results: list[bytes] = field(default_factory=list)
 
 
@@ -90,123 +98,133 @@ class Registries(RuleBasedStateMachine):
     def empty(self) -> None:
         self.connection = Redis.from_url(self.url)
         self.connection.flushall()
-        self.claims = {worker: Claims(self.connection, worker, 1000) for worker in WORKERS}
+        self.claims = {worker: Claims(worker, 1000) for worker in WORKERS}
         self.jobs: dict[str, _Job] = {}
         self.all_runs: list[_Run] = []
         self.waiting: dict[str, list[str]] = {queue: [] for queue in QUEUES}
         self.suspended = False
         for worker in WORKERS:
-            self.connection.hset(f"rq:worker:{worker}", mapping={"state": "idle", "queues": ",".join(QUEUES)})
+            self._be_born(worker)
+
+    def _be_born(self, worker: str) -> None:
+        record: dict[Any, Any] = {"birth": "now", "state": "idle", "queues": ",".join(QUEUES)}
+        self.connection.hset(f"rq:worker:{worker}", mapping=record)
 
     def teardown(self) -> None:
         if hasattr(self, "connection"):
             self.connection.close()
 
-    @rule(queue=st.sampled_from(QUEUES), count=st.integers(1, 4))
-    def enqueue(self, queue: str, count: int) -> None:
+    @rule(queue=st.sampled_from(QUEUES), count=st.integers(1, 4), twice=st.booleans())
+    def enqueue(self, queue: str, count: int, twice: bool) -> None:
+        """`twice`: as a client does whose first answer was lost."""
         target = Queue(queue, connection=self.connection, serializer=JSONSerializer)
         for _ in range(count):
             job = target.enqueue(EMBED, {"input": "a"}, job_id=f"j{len(self.jobs)}")
             self.jobs[job.id] = _Job(job.id, queue)
             self.waiting[queue].append(job.id)
+            if twice:
+                self.connection.rpush(f"rq:queue:{queue}", job.id)
+                self.waiting[queue].append(job.id)
 
-    @precondition(lambda self: any(self.waiting.values()))
-    @rule(data=st.data(), queue=st.sampled_from(QUEUES))
-    def enqueue_one_twice(self, data: st.DataObject, queue: str) -> None:
-        """As a client does whose first answer was lost."""
-        if self.waiting[queue]:
-            job_id = data.draw(st.sampled_from(self.waiting[queue]))
-            self.connection.rpush(f"rq:queue:{queue}", job_id)
-            self.waiting[queue].append(job_id)
+    @precondition(lambda self: any(job.status == "started" for job in self.jobs.values()))
+    @rule(data=st.data())
+    def enqueue_one_that_runs(self, data: st.DataObject) -> None:
+        """The same, later."""
+        job_id = data.draw(st.sampled_from([job.id for job in self.jobs.values() if job.status == "started"]))
+        self.connection.rpush(f"rq:queue:{self.jobs[job_id].queue}", job_id)
+        self.waiting[self.jobs[job_id].queue].append(job_id)
 
-    @rule(target=runs, worker=st.sampled_from(WORKERS), limit=st.integers(1, 5), both=st.booleans(), idle=st.booleans())
-    def claim(self, worker: str, limit: int, both: bool, idle: bool) -> Any:
+    @rule(target=runs, worker=st.sampled_from(WORKERS), limit=st.integers(1, 5), both=st.booleans())
+    def claim(self, worker: str, limit: int, both: bool) -> Any:
         queues = QUEUES if both else QUEUES[:1]
-        claim = self.claims[worker].claim(queues, limit, 10**9, idle=idle)
+        claim = self.claims[worker].claim(queues, limit, 10**9).run(self.connection)
         assert claim.suspended == self.suspended
-        taken, drain = ([], False) if self.suspended else self._taken(queues, limit, idle)
-        assert claim.drain == drain
+        taken = [] if self.suspended else self._taken(queues, limit)
         assert [(job.id, job.queue) for job in claim.jobs] == [(job.id, job.queue) for job in taken]
         made = [_Run(claimed, worker) for claimed in claim.jobs]
         for job, run in zip(taken, made, strict=True):
-            if job.run is not None:
-                job.run.in_registry = False
+            assert (run.claimed.deaths, run.claimed.deaths_alone) == (job.deaths, job.deaths_alone)
             job.status, job.run = "started", run
         self.all_runs += made
         return multiple(*made)
 
-    def _taken(self, queues: tuple[str, ...], limit: int, idle: bool) -> tuple[list[_Job], bool]:
-        """What is to be claimed, and whether a suspect was left for a worker that is idle."""
+    def _taken(self, queues: tuple[str, ...], limit: int) -> list[_Job]:
+        """What is to be claimed."""
         taken: list[_Job] = []
         for queue in queues:
             while self.waiting[queue] and len(taken) < limit:
-                job = self.jobs[self.waiting[queue][0]]
-                ended = job.status in ("finished", "failed")
-                if ended or job in taken or (job.run is not None and job.run.alive):
-                    self.waiting[queue].pop(0)  # enqueued twice
-                elif job.suspect and (taken or not idle):
-                    return taken, True
-                else:
-                    self.waiting[queue].pop(0)
+                job = self.jobs[self.waiting[queue].pop(0)]
+                # Else it was enqueued twice, and has ended or runs.
+                if job.status == "queued" and job not in taken:
                     taken.append(job)
-                    if job.suspect:
-                        return taken, False
-        return taken, False
+        return taken
 
-    @rule(run=runs, verb=st.sampled_from([Verb.FINISH, Verb.FAIL, Verb.ABORT, Verb.RETURN]))
+    @rule(run=runs, verb=st.sampled_from([*_STATUS, Verb.RETURN]))
     def end(self, run: _Run, verb: Verb) -> None:
+        """By the worker that believes that it has it, whether or not its lease has run out."""
         payload = uuid4().hex.encode()
-        (ended,) = self.claims[run.worker].finish([Ending(run.claimed, verb, payload, -1)])
+        (answer,) = self.claims[run.worker].finish([Ending(run.claimed, verb, payload, -1)]).run(self.connection)
         job = self.jobs[run.claimed.id]
-        if not run.alive or job.run is not run:
-            assert ended is Ended.LEASE_LOST
+        if job.run is not run:
+            assert answer is Answer.NOT_OURS
             return
-        assert ended is Ended.DONE
-        run.alive = run.in_registry = False
+        assert answer is Answer.DONE
         job.run = None
         if verb is Verb.RETURN:
             job.status = "queued"
             self.waiting[job.queue].insert(0, job.id)
         else:
-            job.status = "finished" if verb is Verb.FINISH else "failed"
+            job.status = _STATUS[verb]
             job.results.append(payload)
-            job.suspect = False
+            job.deaths = job.deaths_alone = 0
 
     @rule(run=runs)
     def time_passes(self, run: _Run) -> None:
         """The lease runs out."""
-        self.connection.delete(f"rq:execution:{run.claimed.id}:{run.claimed.execution_id}")
-        run.alive = False
+        if self.jobs[run.claimed.id].run is run:
+            self.connection.zadd(f"impetus:leases:{run.claimed.queue}", {run.claimed.id: 1})
+            run.lapsed = True
 
     @rule(worker=st.sampled_from(WORKERS))
     def renew(self, worker: str) -> None:
         mine = [run for run in self.all_runs if run.worker == worker]
-        lost = self.claims[worker].renew([run.claimed for run in mine])
-        assert sorted(lost) == sorted(run.claimed.id for run in mine if not run.alive)
+        renewal = self.claims[worker].renew([run.claimed for run in mine]).run(self.connection)
+        stands = [run for run in mine if self.jobs[run.claimed.id].run is run]
+        assert sorted(renewal.lost) == sorted(run.claimed.id for run in mine if run not in stands)
+        for run in stands:
+            run.lapsed = False
 
     @rule(queue=st.sampled_from(QUEUES))
-    def recover(self, queue: str) -> None:
-        dead = [
-            run
-            for run in self.all_runs
-            if run.in_registry and not run.alive and self.jobs[run.claimed.id].queue == queue
-        ]
-        back = self.claims["w1"].recover(queue)
-        assert sorted(back) == sorted(run.claimed.id for run in dead)
-        for run in dead:
-            run.in_registry = False
-            job = self.jobs[run.claimed.id]
-            job.status, job.run, job.suspect = "queued", None, True
-        self.waiting[queue][:0] = back
+    def put_back_what_lapsed(self, queue: str) -> None:
+        """A lapse is no death."""
+        self.connection.delete(f"impetus:recovery:{queue}")
+        lapsed = [run for run in self._standing(queue) if run.lapsed]
+        assert recover(queue, 1.0).run(self.connection) == self._give_back(queue, lapsed)
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def die(self, worker: str) -> None:
-        """A supervisor knows that the worker is dead; another of its name comes."""
-        self.claims[worker].abandon(worker)
-        for run in self.all_runs:
-            if run.worker == worker:
-                run.alive = False
-        self.connection.hset(f"rq:worker:{worker}", mapping={"state": "idle", "queues": ",".join(QUEUES)})
+    @rule(worker=st.sampled_from(WORKERS), data=st.data())
+    def die(self, worker: str, data: st.DataObject) -> None:
+        """A supervisor saw it end, and says so twice; another of its name comes."""
+        mine = {queue: [run for run in self._standing(queue) if run.worker == worker] for queue in QUEUES}
+        held = [run.claimed.id for runs in mine.values() for run in runs]
+        begun = data.draw(st.sets(st.sampled_from(held))) if held else set()
+        back = bury(worker, QUEUES, sorted(begun)).run(self.connection)
+        for job_id in begun:
+            self.jobs[job_id].deaths += 1
+            self.jobs[job_id].deaths_alone += len(begun) == 1
+        assert back == [job_id for queue in QUEUES for job_id in self._give_back(queue, mine[queue])]
+        assert bury(worker, QUEUES, sorted(begun)).run(self.connection) == []
+        self._be_born(worker)
+
+    def _standing(self, queue: str) -> list[_Run]:
+        return [job.run for job in self.jobs.values() if job.run is not None and job.queue == queue]
+
+    def _give_back(self, queue: str, runs: list[_Run]) -> list[str]:
+        """To the front, in the order of their claims."""
+        ids = [run.claimed.id for run in sorted(runs, key=lambda run: run.held)]
+        for job_id in ids:
+            self.jobs[job_id].status, self.jobs[job_id].run = "queued", None
+        self.waiting[queue][:0] = ids
+        return ids
 
     @rule()
     def suspend_or_resume(self) -> None:
@@ -219,38 +237,36 @@ class Registries(RuleBasedStateMachine):
             return
         read = self.connection
         for queue in QUEUES:
+            jobs = [job for job in self.jobs.values() if job.queue == queue]
+            standing = self._standing(queue)
             waiting: Any = read.lrange(f"rq:queue:{queue}", 0, -1)
             assert [job_id.decode() for job_id in waiting] == self.waiting[queue]
-            assert _members(read, f"rq:wip:{queue}") == {
-                _composite(run) for run in self.all_runs if run.in_registry and self.jobs[run.claimed.id].queue == queue
-            }
-            for registry in ("finished", "failed"):
-                assert _members(read, f"rq:{registry}:{queue}") == {
-                    job.id for job in self.jobs.values() if (job.status, job.queue) == (registry, queue)
-                }
+            assert _members(read, f"rq:wip:{queue}") == {run.composite for run in standing}
+            assert _members(read, f"impetus:leases:{queue}") == {run.claimed.id for run in standing}
+            assert _fields(read, f"impetus:tokens:{queue}") == {run.claimed.id: run.held for run in standing}
+            deaths = {job.id: str(job.deaths) for job in jobs if job.deaths}
+            deaths |= {f"{job.id}:alone": str(job.deaths_alone) for job in jobs if job.deaths_alone}
+            assert _fields(read, f"impetus:deaths:{queue}") == deaths
+            for registry, statuses in (("finished", {"finished"}), ("failed", {"failed", "stopped"})):
+                assert _members(read, f"rq:{registry}:{queue}") == {job.id for job in jobs if job.status in statuses}
         for job in self.jobs.values():
-            fields: Any = read.hmget(f"rq:job:{job.id}", "status", "impetus_execution")
-            status, execution = fields
-            assert status.decode() == job.status
-            assert execution == (job.run.claimed.execution_id.encode() if job.run else None)
+            assert read.hget(f"rq:job:{job.id}", "status") == job.status.encode()
             assert read.xlen(f"rq:results:{job.id}") == len(job.results) <= 1
-        alive = {_composite(run) for run in self.all_runs if run.alive}
-        executions: Any = read.keys("rq:execution:*")
-        assert {key.decode().removeprefix("rq:execution:") for key in executions} == alive
         for worker in WORKERS:
-            members: Any = read.smembers(f"rq:worker:{worker}:executions")
-            books = {each.decode() for each in members}
-            mine = {_composite(run) for run in self.all_runs if run.worker == worker}
-            assert alive & mine <= books <= {_composite(run) for run in self.all_runs if run.in_registry} & mine
-
-
-def _composite(run: _Run) -> str:
-    return f"{run.claimed.id}:{run.claimed.execution_id}"
+            books: Any = read.smembers(f"rq:worker:{worker}:executions")
+            mine = {run.composite for queue in QUEUES for run in self._standing(queue) if run.worker == worker}
+            assert {each.decode() for each in books} == mine
+            assert read.hget(f"rq:worker:{worker}", "state") == (b"busy" if mine else b"idle")
 
 
 def _members(connection: Redis, key: str) -> set[str]:
     members: Any = connection.zrange(key, 0, -1)
     return {member.decode() for member in members}
+
+
+def _fields(connection: Redis, key: str) -> dict[str, str]:
+    fields: Any = connection.hgetall(key)
+    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
 def test_the_scripts_keep_the_books_of_any_sequence_of_events(redis_url: str) -> None:

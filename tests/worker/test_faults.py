@@ -15,7 +15,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -24,35 +24,39 @@ from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer
 
 from impetus_producer import ImpetusError, Producer
-from impetus_worker.leases.claims import Claims, Ended, Ending, Verb
+from impetus_worker.leases.claims import Answer, Claims, Ending, Verb, recover
 
-from .account import HANG, POISON
+from .account import HANG, POISON, QUEUES
 from .breakable import children
 from .conftest import eventually
 from .lossy import lossy
-from .site import LEASE_S, Site
+from .site import LEASE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from redis import Redis
+    from .site import Site
 
 pytestmark = pytest.mark.system
 EMBED = "impetus_worker.jobs.embed"
 IMPETUS = Path(sys.executable).parent / "impetus"
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
-    try:
-        yield site
-    finally:
-        site.end()
+def tokens(site: Site) -> dict[str, str]:
+    """The runs under way: by the job's id, what names the run."""
+    held: list[Any] = [site.connection.hgetall(f"impetus:tokens:{queue}") for queue in QUEUES]
+    return {job_id.decode(): run.decode().split()[0] for each in held for job_id, run in each.items()}
 
 
-def leases(connection: Redis) -> list[bytes]:
-    return list(connection.scan_iter("rq:execution:*"))
+def lapsed(site: Site) -> bool:
+    """Whether all leases have run out."""
+    seconds: Any = site.connection.time()
+    return not any(site.connection.zcount(f"impetus:leases:{queue}", seconds[0] + 1, "+inf") for queue in QUEUES)
+
+
+def ended_by(site: Site, job_id: str) -> str:
+    """Which run wrote the result."""
+    entries: Any = site.connection.xrange(f"rq:results:{job_id}")
+    ((_, entry),) = entries
+    return str(entry[b"execution_id"].decode())
 
 
 # -- frozen workers --------------------------------------------------------------------------------------------------
@@ -68,20 +72,23 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_when_another_has_finished
     result = job.result(timeout_s=20)
     assert result.provenance.worker != name.removeprefix("rq:worker:")
     os.kill(pid, signal.SIGCONT)
-    eventually(lambda: "lease" in site.said(0))
+    eventually(lambda: f"job {job.job_id}" in site.said(0))
     site.check([job.job_id])
     assert frozen.worker_pids() == [pid]
 
 
-def test_a_lone_worker_that_wakes_past_its_lease_runs_its_jobs_again_and_goes_on(site: Site) -> None:
+def test_a_lone_worker_that_wakes_past_its_leases_goes_on_with_the_runs_it_has(site: Site) -> None:
     workers = site.start(a_ms=150, max_batch_texts=2)
     (pid,) = workers.worker_pids()
     handles = list(site.producer.embed_many(map(str, range(40)), texts_per_job=2))
     eventually(lambda: site.connection.zcard("rq:finished:embedding-bulk"))
     os.kill(pid, signal.SIGSTOP)
-    eventually(lambda: not leases(site.connection))
+    eventually(lambda: lapsed(site))
+    held = tokens(site)
+    assert held
     os.kill(pid, signal.SIGCONT)
     site.check(handle.job_id for handle in handles)
+    assert {job_id: ended_by(site, job_id) for job_id in held} == held
     assert workers.worker_pids() == [pid]
 
 
@@ -93,15 +100,15 @@ def test_a_worker_frozen_in_a_callback_past_its_lease_writes_nothing(site: Site)
     job = queue.enqueue(EMBED, {"input": "a"}, on_success=Callback(callback))
     eventually(lambda: site.connection.lpop("in-callback"))
     os.kill(pid, signal.SIGSTOP)
-    (lease,) = leases(site.connection)
-    site.connection.delete(lease)  # as time would: the lease of a job in RQ's own hands is long
+    # As time would: the lease of a job in RQ's own hands is long.
+    assert site.connection.zadd("impetus:leases:embedding", {job.id: 1}, xx=True, ch=True) == 1
     other = site.start(allow_callbacks=(callback,))
     eventually(lambda: site.connection.lpop("in-callback"))
     # The frozen one was first to wait for its turn, and finds it when it wakes; the other takes the second.
     site.connection.rpush("go", "one", "two")
     site.await_ended([job.id])
     os.kill(pid, signal.SIGCONT)
-    eventually(lambda: "lease was lost" in site.said(0) or site.connection.xlen(f"rq:results:{job.id}") > 1)
+    eventually(lambda: f"job {job.id}" in site.said(0) or site.connection.xlen(f"rq:results:{job.id}") > 1)
     assert (frozen.worker_pids(), len(other.worker_pids())) == ([pid], 1)
     site.check([job.id])
 
@@ -165,23 +172,26 @@ def test_a_server_out_of_memory_for_longer_than_a_lease_costs_no_job_and_no_leas
     ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(200)), texts_per_job=2)]
     eventually(lambda: site.connection.zcard("rq:finished:embedding-bulk"))
     site.connection.config_set("maxmemory", "1mb")
-    held = leases(site.connection)
+    held = tokens(site)
     assert held
     refused = threading.Event()
     threading.Timer(2 * LEASE_S, refused.set).start()  # the clock of the fault, not a wait for an effect
     assert refused.wait(30)
-    still = set(leases(site.connection))
+    still, lost = tokens(site), lapsed(site)
     site.connection.config_set("maxmemory", "0")
     site.check(ids)
     assert workers.worker_pids() == [pid]
     assert site.names() == names
-    assert still.issuperset(held)
+    assert still.items() >= held.items()
+    assert not lost
 
 
 def test_while_the_server_is_out_of_memory_a_producer_gets_a_sentence(site: Site) -> None:
     site.connection.config_set("maxmemory", "1")
+    producer = Producer(site.url, patience_s=0)
     with pytest.raises(ImpetusError, match="memory"):
-        site.producer.embed("a")
+        producer.embed("a")
+    producer.connection.close()
 
 
 @pytest.mark.parametrize("what", ["EXEC", "EVALSHA"])
@@ -207,27 +217,36 @@ def test_a_job_that_ended_is_not_run_again_because_its_id_is_still_in_the_queue(
 
 def test_a_claim_whose_answer_was_lost_is_taken_back_and_leaves_no_trace(site: Site) -> None:
     client, lose = lossy(site.url, retries=0)
-    worker = Claims(client, "w1", 1)
-    site.connection.hset("rq:worker:w1", mapping={"state": "idle", "queues": "embedding"})
-    worker.claim(["embedding"], 1, 10**9)  # so that the script is known
+    worker = Claims("w1", 1)
+    record: dict[Any, Any] = {"birth": "now", "state": "idle", "queues": "embedding"}
+    site.connection.hset("rq:worker:w1", mapping=record)
+    worker.claim(["embedding"], 1, 10**9).run(client)  # so that the script is known
     job = site.producer.embed("a")
     lose.append("EVALSHA")
     with pytest.raises(RedisConnectionError, match="lost"):
-        worker.claim(["embedding"], 1, 10**9)
+        worker.claim(["embedding"], 1, 10**9).run(client)
     assert site.status(job.job_id) == "started"
-    eventually(lambda: not leases(site.connection))
     assert site.connection.hget("rq:worker:w1", "state") == b"busy"
-    assert worker.recover("embedding") == [job.job_id]
+    eventually(lambda: recover("embedding", 0.01).run(site.connection) == [job.job_id])
     assert site.connection.hget("rq:worker:w1", "state") == b"idle"
-    (again,) = worker.claim(["embedding"], 1, 10**9).jobs
+    (again,) = worker.claim(["embedding"], 1, 10**9).run(client).jobs
+    assert (again.deaths, again.suspect) == (0, False)
+    worker.finish([]).run(client)  # so that this one is known
     lose.append("EVALSHA")
     with pytest.raises(RedisConnectionError, match="lost"):
-        worker.finish([Ending(again, Verb.FINISH, b"1", 100)])
-    assert worker.finish([Ending(again, Verb.FINISH, b"1", 100)]) == [Ended.LEASE_LOST]
+        worker.finish([Ending(again, Verb.FINISH, b"1", 100)]).run(client)
+    assert worker.finish([Ending(again, Verb.FINISH, b"1", 100)]).run(client) == [Answer.NOT_OURS]
     assert site.connection.xlen(f"rq:results:{job.job_id}") == 1
     assert site.connection.smembers("rq:worker:w1:executions") == set()
     assert site.connection.hget("rq:worker:w1", "state") == b"idle"
     client.close()
+
+
+def test_an_id_that_is_in_a_queue_twice_is_claimed_once(site: Site) -> None:
+    worker, job = Claims("w1", 1), site.producer.embed("a")
+    site.connection.rpush("rq:queue:embedding", job.job_id)
+    assert [each.id for each in worker.claim(["embedding"], 5, 10**9).run(site.connection).jobs] == [job.job_id]
+    assert site.connection.zcard("rq:wip:embedding") == 1
 
 
 # -- texts -----------------------------------------------------------------------------------------------------------

@@ -142,15 +142,15 @@ def test_a_run_after_a_death_is_another_run_in_the_stream(fleet: Fleet, victim: 
     assert runs == sorted(runs, key=runs.index), "entries of an earlier run come after a later one's"
 
 
-def test_nothing_is_written_for_a_run_whose_lease_is_lost(connection: Redis, redis_url: str) -> None:
+def test_nothing_is_written_for_a_run_that_counts_no_more(connection: Redis, redis_url: str) -> None:
     handle = Producer(redis_url).generate("hello")
-    (job,) = Claims(connection, "w", 20).claim(["generation"], 1, 10**6).jobs
-    relay = Relay(connection)
+    (job,) = Claims("w", 20).claim(["generation"], 1, 10**6).run(connection).jobs
+    relay = Relay("w")
     relay.say(Said(job, StreamEvent.TEXT, "r", text="kept"))
-    relay.relaying(0.0).run()
-    connection.delete(f"rq:execution:{job.id}:{job.execution_id}")
+    relay.relaying(0.0).run(connection)
+    connection.hset("impetus:tokens:generation", job.id, "another w2")
     relay.say(Said(job, StreamEvent.TEXT, "r", at=4, text="lost"))
-    relay.relaying(0.0).run()
+    relay.relaying(0.0).run(connection)
     assert connection.xlen(STREAM_KEY + handle.job_id) == 1
 
 
@@ -158,14 +158,14 @@ def test_pieces_that_wait_for_redis_go_together_and_are_sent_again_when_the_answ
     connection: Redis, redis_url: str
 ) -> None:
     handle = Producer(redis_url).generate("hello")
-    (job,) = Claims(connection, "w", 20).claim(["generation"], 1, 10**6).jobs
-    relay = Relay(connection)
+    (job,) = Claims("w", 20).claim(["generation"], 1, 10**6).run(connection).jobs
+    relay = Relay("w")
     for at, text in ((0, "one "), (4, "two "), (8, "three")):
         relay.say(Said(job, StreamEvent.TEXT, "r", at=at, text=text))
-    relay.relaying(0.0).run()
+    relay.relaying(0.0).run(connection)
     relay.recall()
     assert relay.has_news(0.0)
-    relay.relaying(0.0).run()
+    relay.relaying(0.0).run(connection)
     relay.sent()
     assert not relay.has_news(0.0)
     found: Any = connection.xrange(STREAM_KEY + handle.job_id)

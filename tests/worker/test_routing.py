@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
+from rq import SimpleWorker
 from rq.cli.cli import main as rq_commands
 from rq.command import send_shutdown_command
+from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
 from impetus_producer.fleet import read_fleet
 from impetus_worker import worker as worker_module
-from impetus_worker.fleet.routing import Routing, queues_for, withdraw
+from impetus_worker.fleet.routing import Routing, queues_for
+from impetus_worker.inbox import Rerouted
 from impetus_worker.settings import RECORD_RENEW_S, RECORD_TTL_S
 from tests.backends.machines import machine_file
 from tests.worker.conftest import Fleet, RunningWorker, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis import Redis
 
 BOTH = ("embedding", "embedding-bulk")
@@ -56,14 +61,16 @@ def test_who_serves_beside_whom(own: WorkerRecord, others: list[WorkerRecord], q
 
 def test_at_the_default_pace_queues_are_given_up_within_5_s_and_taken_over_within_15_s() -> None:
     # A look every so often; the loop hears of a change at once, and looks by itself at the latest when it wakes.
-    assert RECORD_RENEW_S + worker_module._IDLE_WAIT_S < 5
-    assert RECORD_TTL_S + RECORD_RENEW_S + worker_module._IDLE_WAIT_S < 15
+    assert RECORD_RENEW_S + worker_module.IDLE_WAIT_S < 5
+    assert RECORD_TTL_S + RECORD_RENEW_S + worker_module.IDLE_WAIT_S < 15
     assert RECORD_TTL_S > 3 * RECORD_RENEW_S  # two looks may fail
 
 
-def place(connection: Redis, record: WorkerRecord, serving: bool = True) -> Routing:
-    connection.sadd("rq:workers", f"rq:worker:{record.name}")
-    return Routing(connection, record, is_serving=lambda: serving, engine_deaths=lambda: 0, on_change=lambda: None)
+def place(
+    record: WorkerRecord, told: list[object] | None = None, is_serving: Callable[[], bool] = lambda: True
+) -> Routing:
+    told = [] if told is None else told
+    return Routing(record, is_serving=is_serving, engine_deaths=lambda: 0, tell=told.append)
 
 
 def test_a_record_that_cannot_be_read_blocks_nobody(connection: Redis) -> None:
@@ -72,34 +79,73 @@ def test_a_record_that_cannot_be_read_blocks_nobody(connection: Redis) -> None:
         connection.set(WORKER_RECORD_KEY + name, content)
     connection.sadd("rq:workers", "rq:worker:d")
     connection.hset(f"{WORKER_RECORD_KEY}d", "not", "a string")
-    own = place(connection, GPU)
-    own.look()
+    own = place(GPU)
+    own.look(connection)
     assert own.queues == BOTH
 
 
 def test_a_record_of_a_later_version_is_read(connection: Redis) -> None:
     connection.sadd("rq:workers", "rq:worker:ane")
-    connection.set(f"{WORKER_RECORD_KEY}ane", ANE.model_dump_json()[:-1] + ', "colour": "blue"}')
-    own = place(connection, GPU)
-    own.look()
+    connection.set(f"{WORKER_RECORD_KEY}ane", ANE.model_dump_json()[:-1] + ', "colour": "blue"}', ex=10)
+    told: list[object] = []
+    own = place(GPU, told)
+    own.look(connection)
+    own.look(connection)
     assert own.queues == STANDBY
+    assert told == [Rerouted(STANDBY)]
+    assert connection.hget("rq:worker:gpu", "queues") == STANDBY_QUEUE.encode()
+
+
+def test_a_record_without_an_end_or_of_a_worker_that_rq_does_not_know_counts_for_nothing(connection: Redis) -> None:
+    connection.sadd("rq:workers", "rq:worker:ane")
+    connection.set(f"{WORKER_RECORD_KEY}ane", ANE.model_dump_json())
+    connection.set(f"{WORKER_RECORD_KEY}ane2", ANE.model_copy(update={"name": "ane2"}).model_dump_json(), ex=10)
+    own = place(GPU)
+    own.look(connection)
+    assert own.queues == BOTH
 
 
 def test_a_record_runs_out_unless_it_is_renewed(connection: Redis) -> None:
-    place(connection, ANE).look()
+    place(ANE).look(connection)
     assert 0 < connection.pttl(f"{WORKER_RECORD_KEY}ane") <= RECORD_TTL_S * 1000
 
 
 def test_who_left_says_no_more(connection: Redis) -> None:
-    ane, gpu = place(connection, ANE), place(connection, GPU)
+    ane, gpu = place(ANE), place(GPU)
     seen = []
     for act in (ane.look, ane.leave, ane.look):  # its thread may be about to look as it leaves
-        act()
-        gpu.look()
+        act(connection)
+        gpu.look(connection)
         seen.append(gpu.queues)
     assert seen == [STANDBY, BOTH, BOTH]
     assert not connection.exists(f"{WORKER_RECORD_KEY}ane")
-    withdraw(connection, "ane")  # again, as when its successor clears up
+    assert connection.smembers("rq:workers") == {b"rq:worker:gpu"}
+    assert 0 < connection.ttl("rq:worker:ane") <= 60
+
+
+def test_who_stands_down_is_in_rqs_books_until_it_ends_and_in_nobodys_way(connection: Redis) -> None:
+    ane, gpu = place(ANE), place(GPU)
+    ane.look(connection)
+    ane.stand_down()
+    ane.look(connection)
+    gpu.look(connection)
+    assert gpu.queues == BOTH
+    assert connection.smembers("rq:workers") == {b"rq:worker:ane", b"rq:worker:gpu"}
+    assert connection.ttl("rq:worker:ane") > 30
+
+
+def test_a_worker_is_in_rqs_books_as_if_rq_had_registered_it(connection: Redis) -> None:
+    stock = SimpleWorker(["embedding"], name="stock", connection=connection, serializer=JSONSerializer)
+    stock.register_birth()
+    stock.set_state("idle")
+    place(GPU).look(connection)
+    assert set(connection.hgetall("rq:worker:gpu")) == set(connection.hgetall("rq:worker:stock"))
+    (ours,) = [worker for worker in SimpleWorker.all(connection=connection) if worker.name == "gpu"]
+    assert ours.queue_names() == list(BOTH)
+    assert ours.get_state() == "idle"
+    seconds: Any = connection.time()
+    assert ours.last_heartbeat is not None
+    assert abs(ours.last_heartbeat.timestamp() - seconds[0]) < 5
 
 
 def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(connection: Redis) -> None:
@@ -115,18 +161,16 @@ def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(
         return heard
 
     serving = True
-    gpu = place(connection, GPU)
-    gpu.look()
-    connection.sadd("rq:workers", "rq:worker:ane")
-    ane = Routing(connection, ANE, is_serving=lambda: serving, engine_deaths=lambda: 0, on_change=lambda: None)
-    ane.look()
+    place(GPU).look(connection)
+    ane = place(ANE, is_serving=lambda: serving)
+    ane.look(connection)
     assert rings() == 1
-    ane.look()
+    ane.look(connection)
     assert rings() == 0
     serving = False
-    ane.look()
+    ane.look(connection)
     assert rings() == 1
-    ane.leave()
+    ane.leave(connection)
     assert rings() == 1
     bell.close()
 
@@ -134,7 +178,7 @@ def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(
 # -- real workers, whose hardware is that of a file ------------------------------------------------------------------
 
 QUICK = ("--record-ttl-s", "1", "--record-renew-s", "0.25")
-QUICK_LIMIT_S = 1 + 0.25 + worker_module._IDLE_WAIT_S + 1.5
+QUICK_LIMIT_S = 1 + 0.25 + worker_module.IDLE_WAIT_S + 1.5
 """Record, look, loop, and what a busy machine takes."""
 
 
@@ -247,9 +291,11 @@ def test_who_stands_by_does_its_chores_answers_commands_and_knows_its_place_from
     (state,) = [worker for worker in read_fleet(fleet.connection).workers if worker.machine == "Apple M2 Pro"]
     assert state.device == "simulated gpu (simulated)"
 
-    # It is told to stop as any worker of RQ's is.
+    # It is told to stop as any worker of RQ's is, and its supervisor starts another in its place.
     send_shutdown_command(fleet.connection, state.name)
-    assert later.process.wait(timeout=20) == 0
+    eventually(lambda: state.name not in {worker.name for worker in read_fleet(fleet.connection).workers})
+    eventually(lambda: serving(fleet).get("Apple M2 Pro") == STANDBY)
+    assert later.stop() == 0
     assert serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH}
 
     # A Neural Engine's worker that dies alone is started again, and its predecessor's record is in nobody's way.

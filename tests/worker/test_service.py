@@ -18,16 +18,10 @@ from click.testing import CliRunner
 from impetus_worker.cli.main import main
 from impetus_worker.cli.service import make_program
 from impetus_worker.errors import ServiceError
-from impetus_worker.host.service import (
-    LABEL,
-    UNIT,
-    Answer,
-    LaunchAgent,
-    Program,
-    SystemdUnit,
-    run_command,
-    service_manager,
-)
+from impetus_worker.host.launchd import LABEL, LaunchAgent, LaunchDaemon
+from impetus_worker.host.service import Account, Answer, Program, run_command
+from impetus_worker.host.service_manager import service_manager, system_service_manager
+from impetus_worker.host.systemd import UNIT, SystemdUnit, SystemUnit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,7 +104,9 @@ def test_a_launch_agent_still_on_its_way_out_is_waited_for(tmp_path: Path) -> No
 def test_where_launchd_refuses_the_error_says_what_to_do(tmp_path: Path) -> None:
     refusal = Answer(125, "Bootstrap failed: 125: Domain does not support specified action")
     system = System(lambda told: refusal if "bootstrap" in told else None)
-    with pytest.raises(ServiceError, match=r"125: Domain does not .*Log in at the Mac's own screen"):
+    with pytest.raises(
+        ServiceError, match=r"125: Domain does not .*Log in at the Mac's own screen.*ssh only.*--system"
+    ):
         agent(tmp_path, system).install(PROGRAM)
 
 
@@ -221,13 +217,100 @@ def test_the_state_of_a_unit_is_what_systemctl_shows(tmp_path: Path) -> None:
     assert state.words == "active (running), pid 4711, restarts 2, last exit status 0"
 
 
+# -- the machine's own services --------------------------------------------------------------------------------------
+
+
+def account(home: Path) -> Account:
+    return Account("ada", home, os.getuid(), os.getgid())
+
+
+def test_a_launch_daemon_runs_in_the_users_name_and_home_and_comes_back_after_status_1(tmp_path: Path) -> None:
+    system = System()
+    home, folder = tmp_path / "ada", tmp_path / "LaunchDaemons"
+    home.mkdir()
+    daemon = LaunchDaemon(folder, account(home), system, sleep=lambda seconds: None)
+    daemon.install(PROGRAM)
+    plist = plistlib.loads((folder / f"{LABEL}.plist").read_bytes())
+    assert (plist["Label"], plist["UserName"], plist["WorkingDirectory"]) == (LABEL, "ada", str(home))
+    assert plist["KeepAlive"] == {"SuccessfulExit": False}
+    assert plist["EnvironmentVariables"] == {"HOME": str(home), "USER": "ada", "LOGNAME": "ada", **PROGRAM.environment}
+    assert plist["StandardErrorPath"] == str(home / "Library" / "Logs" / "impetus" / "worker.log")
+    assert (home / "Library" / "Logs" / "impetus").is_dir()
+    assert stat.S_IMODE(daemon.file.stat().st_mode) == 0o600
+    assert system.told == [
+        f"launchctl bootout system/{LABEL}",
+        f"launchctl enable system/{LABEL}",
+        f"launchctl bootstrap system {daemon.file}",
+    ]
+    assert daemon.uninstall() is True
+    assert not daemon.file.exists()
+
+
+def test_a_system_unit_runs_in_the_users_name_and_keeps_variables_where_nobody_else_reads_them(tmp_path: Path) -> None:
+    system = System()
+    home = tmp_path / "100 % ada"
+    unit = SystemUnit(tmp_path, account(home), system)
+    unit.install(PROGRAM)
+    text = unit.file.read_text()
+    settings = read_unit(text)
+    assert (settings["User"], settings["WorkingDirectory"]) == (["ada"], [str(home).replace("%", "%%")])
+    assert (settings["Restart"], settings["WantedBy"]) == (["on-failure"], ["multi-user.target"])
+    assert settings["After"] == ["network-online.target"]
+    assert "s3cret" not in text
+    (file,) = settings["EnvironmentFile"]
+    assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
+    # systemd reads such a file as a shell would.
+    read = subprocess.run(["sh", "-c", f"set -a; . '{file}'; env -0"], capture_output=True, text=True, check=True)
+    variables = dict(pair.partition("=")[::2] for pair in read.stdout.split("\0"))
+    wanted = {"HOME", "USER", "LOGNAME", *PROGRAM.environment}
+    assert {name: value for name, value in variables.items() if name in wanted} == {
+        "HOME": str(home),
+        "USER": "ada",
+        "LOGNAME": "ada",
+        **PROGRAM.environment,
+    }
+    assert system.told == [
+        "systemctl daemon-reload",
+        "systemctl daemon-reload",
+        f"systemctl enable {UNIT}",
+        f"systemctl restart {UNIT}",
+    ]
+    assert unit.uninstall() is True
+    assert not list(tmp_path.glob("impetus*"))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+def test_systemd_finds_nothing_wrong_with_the_system_unit(tmp_path: Path) -> None:
+    unit = SystemUnit(tmp_path, Account("root", tmp_path, 0, 0), System())
+    unit.install(Program((sys.executable, *PROGRAM.command[1:]), PROGRAM.environment))
+    said = subprocess.run(
+        ["systemd-analyze", "verify", str(unit.file)], capture_output=True, text=True, check=False
+    ).stderr
+    assert not [line for line in said.splitlines() if UNIT in line], said
+
+
+@pytest.mark.parametrize("platform", ["darwin", "linux"])
+def test_a_service_of_the_machine_needs_sudo_and_a_user_to_run_as(platform: str, tmp_path: Path) -> None:
+    def find(name: str) -> Account:
+        return {"ada": account(tmp_path)}[name]
+
+    for uid, variables in ((501, {"SUDO_USER": "ada"}), (0, {}), (0, {"SUDO_USER": "root"})):
+        with pytest.raises(ServiceError, match=r"installed by root.*sudo .* --system"):
+            system_service_manager(platform, uid, variables, find)
+    with pytest.raises(ServiceError, match="no account 'nobody-here'"):
+        system_service_manager(platform, 0, {"SUDO_USER": "nobody-here"}, find)
+    manager = system_service_manager(platform, 0, {"SUDO_USER": "ada"}, find, System(), root=tmp_path)
+    assert isinstance(manager, LaunchDaemon if platform == "darwin" else SystemUnit)
+    assert manager.file.is_relative_to(tmp_path)
+
+
 # -- what the service runs -------------------------------------------------------------------------------------------
 
 
 def test_the_server_is_told_in_the_environment_because_everybody_sees_a_command_line() -> None:
     for options in (["--redis-url", "redis://:pw@h/0", "--burst"], ["--redis-url=redis://:pw@h/0", "--burst"]):
         program = make_program(PYTHON, options, {"redis_url": "redis://:pw@h/0"}, {})
-        assert program.command == (str(PYTHON), "-m", "impetus_worker", "run", "--burst")
+        assert program.command == (str(PYTHON), "-P", "-m", "impetus_worker", "run", "--burst")
         assert program.environment == {"IMPETUS_REDIS_URL": "redis://:pw@h/0"}
 
 
@@ -292,7 +375,7 @@ def test_a_service_is_installed_shown_and_removed(home: Path, system: System) ->
     assert f"installed and started: {file}" in output
     assert "pw@" not in output
     (command,) = read_unit(file.read_text())["ExecStart"]
-    assert unescaped(command)[1:] == ["-m", "impetus_worker", "run", "--roles", "embedding"]
+    assert unescaped(command)[1:] == ["-P", "-m", "impetus_worker", "run", "--roles", "embedding"]
     assert unescaped(command)[0] == str(Path(sys.executable).absolute())
     assert 'Environment="IMPETUS_REDIS_URL=redis://:pw@queue.example/0"' in file.read_text()
     status, output = say("status")
@@ -314,6 +397,17 @@ def test_print_shows_the_file_without_its_secrets_and_changes_nothing(
     assert ":pw@" not in output
     assert system.told == []
     assert not (home / ".config").exists()
+
+
+def test_the_machines_service_is_refused_in_one_sentence_without_sudo(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 501)
+    for command in ("install", "uninstall", "status"):
+        status, output = say(command, "--system")
+        assert status == 1
+        assert output.startswith("Error: a service of the machine is installed by root")
+        assert output.count("\n") == 1
 
 
 def test_what_run_would_refuse_is_refused_when_installing(home: Path, system: System) -> None:

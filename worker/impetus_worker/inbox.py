@@ -1,80 +1,166 @@
-"""What a worker is told from outside, as what its loop can wait for: signals, commands, the end of its supervisor."""
+"""What a worker's loop is told, and by whom it is told: the facts that its other parties hand to it, in one queue.
+
+The loop waits here and nowhere else. A fact is finished: whoever told it waits for nothing.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import os
+import queue
+import select
 import signal
-import socket
-from collections import deque
+import threading
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-from rq.command import parse_payload
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+
+    from impetus_backends.protocol import EngineInfo, Event
+
+    from .leases.claims import ClaimedJob, Renewal
 
 SHUTDOWN, SUPERVISOR_GONE = "shutdown", "supervisor-gone"
-_log = logging.getLogger(__name__)
+HANDOVER = "handover"
+"""The machine is about to sleep: what has not begun goes back to its queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
+    """Something to do: RQ's word (stop-job, stop-execution, kill-horse, shutdown), or one of ours."""
+
     name: str
-    """RQ's word (shutdown, stop-job, stop-execution, kill-horse), or `SUPERVISOR_GONE`."""
     job_id: str = ""
+    remote: bool = False
+    """Whether it came through Redis and not from this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTries:
+    """The engine process is about to load this backend; an empty name: it loads nothing any more."""
+
+    life: int
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoaded:
+    life: int
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRefused:
+    """It cannot load, whatever is tried."""
+
+    life: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSaid:
+    life: int
+    events: Sequence[Event]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEnded:
+    """The process is gone. `life` says which of the processes that were started one after another."""
+
+    life: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the server said to each call of the exchange: what it comes to, or the error."""
+
+    answers: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """The exchange failed, and it is unknown what the server has run of it. It may be tried again after a while."""
+
+    retry_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rang:
+    """A queue that was empty has a job."""
+
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndedByRq:
+    """RQ's ending of this run is over, whatever came of it."""
+
+    job: ClaimedJob
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What came of renewing the leases of these runs."""
+
+    jobs: Sequence[ClaimedJob]
+    renewal: Renewal
+
+
+@dataclass(frozen=True, slots=True)
+class Rerouted:
+    """The queues that this worker should serve are others now."""
+
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LookedRound:
+    """Housekeeping has done each of its duties for the first time."""
+
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A thread ended by an error that nobody foresaw."""
+
+    party: str
+    error: Exception
 
 
 class Inbox:
-    """Commands in the order in which they came, from any thread. `lifeline`: a descriptor whose end means stop."""
+    """Facts in the order in which they came, from any thread and from signal handlers."""
 
-    def __init__(self, lifeline: int | None = None) -> None:
-        self._commands: deque[Command] = deque()
-        self._lifeline = lifeline
-        self._waker, self._wake_socket = socket.socketpair()
-        for end in (self._waker, self._wake_socket):
-            end.setblocking(False)
+    def __init__(self) -> None:
+        self._facts: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def open(self) -> None:
-        """From now on SIGINT and SIGTERM are commands. Call it in the main thread."""
-        signal.set_wakeup_fd(self._wake_socket.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self._commands.append(Command(SHUTDOWN)))
+    def tell(self, fact: object) -> None:
+        self._facts.put(fact)
 
-    def close(self) -> None:
-        signal.set_wakeup_fd(-1)
-
-    def receive(self, message: dict[str, Any]) -> None:
-        """A message of RQ's command channel; called from a thread of redis-py's."""
+    def wait(self, timeout_s: float) -> list[Any]:
+        """All facts that are there; waits until there is one, or the time is over."""
+        facts = []
         try:
-            payload: object = parse_payload(message)
-        except ValueError:
-            payload = None
-        if not isinstance(payload, dict) or not isinstance(payload.get("job_id", ""), str):
-            _log.warning("ignoring a command that is none: %.200r", message.get("data"))
-            return
-        self._commands.append(Command(str(payload.get("command")), payload.get("job_id", "")))
-        self.wake()
+            facts.append(self._facts.get(timeout=max(0.0, timeout_s)))
+            while True:
+                facts.append(self._facts.get_nowait())
+        except queue.Empty:
+            return facts
 
-    def wake(self) -> None:
-        """Ends a wait, from any thread."""
-        with contextlib.suppress(OSError):
-            self._wake_socket.send(b"\0")
+    def hear_signals(self) -> None:
+        """From now on SIGINT and SIGTERM are commands. Call it in the main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self.tell(Command(SHUTDOWN)))
 
-    def commands(self) -> Iterator[Command]:
-        while self._commands:
-            yield self._commands.popleft()
+    def watch(self, lifeline: int) -> None:
+        """Tells `SUPERVISOR_GONE` once this file descriptor is readable, or closed."""
 
-    def wait(self, sources: Sequence[Any], timeout_s: float | None) -> list[Any]:
-        """Waits for any of the sources, or for a command; returns the sources that are ready."""
-        lifeline = [] if self._lifeline is None else [self._lifeline]
-        ready = wait([*sources, self._waker, *lifeline], None if timeout_s is None else max(0.0, timeout_s))
-        if self._waker in ready:
-            with contextlib.suppress(BlockingIOError):
-                self._waker.recv(4096)
-        if lifeline and self._lifeline in ready:
-            self._lifeline = None  # it stays readable for ever, and has said what it had to say
-            self._commands.append(Command(SUPERVISOR_GONE))
-        return [source for source in sources if source in ready]
+        def wait_for_the_end() -> None:
+            try:
+                select.select([lifeline], [], [])
+                os.read(lifeline, 1)
+            finally:
+                self.tell(Command(SUPERVISOR_GONE))
+
+        threading.Thread(target=wait_for_the_end, name="lifeline", daemon=True).start()

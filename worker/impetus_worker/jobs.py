@@ -49,14 +49,14 @@ def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
     batcher.add([job])
     outcomes: list[Finished | Failed] = []
     while not outcomes:
-        outcomes += _endings(batcher.prepare(time.monotonic()))
-        while (work := batcher.next_work(float("inf"))) is not None:
+        outcomes += _endings(batcher.read(time.monotonic()))
+        while (work := batcher.next_work(time.monotonic())) is not None:
             engine.admit(work)
         for event in engine.step():
-            outcomes += _endings(batcher.absorb(event))
+            outcomes += _endings(batcher.absorb(event, time.monotonic()))
             if isinstance(event, Rejected) and not event.permanent and not outcomes:
                 # RQ's timeout is raised inside the engine, which takes it for an error of the device.
-                for work_id in batcher.drop(job.id):
+                for work_id in batcher.forget([job.id]):
                     engine.cancel(work_id)
                 raise InferenceError(event.message)
     outcome = outcomes[0]
@@ -79,6 +79,7 @@ def _engine(role: Role) -> tuple[Engine, Batcher]:
         name="inline",
         model=os.environ.get(f"IMPETUS_{role.upper()}_MODEL"),
         backend=os.environ.get(f"IMPETUS_{role.upper()}_BACKEND", "auto"),
+        max_wait_ms=0.0,
     )
     engine = open_engine(engine_config(settings))
     return engine, make_batcher(settings, engine.info)

@@ -32,6 +32,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         prefix_cache_bytes=settings.prefix_cache_mb * 2**20,
         prefill_tokens=settings.prefill_tokens,
         quantize=settings.generation_quantize,
+        wired_memory=settings.wired_memory,
         simulated_a_s=settings.simulated_a_ms / 1e3,
         simulated_b_s=settings.simulated_b_us / 1e6,
         hardware=read_machine(Path(settings.hardware)) if settings.hardware else None,
@@ -51,6 +52,7 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
         neural_engine=info.neural_engine,
         machine=machine.chip,
         note=info.note,
+        ttl_s=settings.record_ttl_s,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

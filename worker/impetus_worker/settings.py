@@ -30,8 +30,6 @@ class WorkerSettings:
     role: Role
     name: str
     """The worker's name in RQ, different for each process."""
-    predecessor: str = ""
-    """A worker that is known to be dead, whose jobs this one puts back when it starts."""
     model: str | None = None
     """A folder or a Hugging Face id; none means the default for this machine."""
     more_models: tuple[str, ...] = ()
@@ -58,6 +56,13 @@ class WorkerSettings:
     """A file that describes the machine to run as; none means this one."""
     record_ttl_s: float = RECORD_TTL_S
     record_renew_s: float = RECORD_RENEW_S
+    wired_memory: bool = False
+    """Whether MLX may wire memory for the GPU."""
+    allow_sleep: bool = False
+    """Whether the machine may fall asleep by itself while jobs run."""
+    stay_awake_on_battery: bool = False
+    begun_fd: int | None = None
+    """The inherited descriptor of the note that says which jobs have begun (`host.begun`)."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -1,419 +1,482 @@
-"""The one loop: claim, dispatch, settle, wait. One thread drives it, and it never blocks but in one place.
+"""The one loop: claim, dispatch, absorb, send. One thread drives it, and it waits for facts in its inbox alone.
 
 It is an RQ worker to everyone who looks (`rq info`, stop-job, `rq suspend`), and runs jobs of its two names only.
-While the engine works on batch k, the loop finishes k-1 and prepares k+1. It waits on sockets: the engine's pipe,
-a doorbell a queue, signals and RQ's commands.
+While the engine works on batch k, the loop ends k-1 and prepares k+1. Whatever may wait for others has a thread of its
+own, and hands over what came of it: the courier (claims and endings), the doorbells, housekeeping, RQ's endings, RQ's
+commands, and two at the engine's pipe.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from rq.serializers import JSONSerializer
-from rq.worker.base import WorkerStatus
-
-from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE
+from impetus_backends.protocol import Excluded
+from impetus_producer.contract import STANDBY_QUEUE
 
 from . import inbox
-from .batches.batcher import Batcher, Room
+from .awake import AwakeClock, Pulse
+from .batches.batcher import Room
 from .batches.quarantine import DEATHS_ALONE
-from .errors import EngineDiedError, PoisonedJobError
-from .fleet import presence, routing
-from .fleet.routing import Routing, withdraw
+from .crew import Crew
+from .errors import ConfigurationError, EngineDiedError, PoisonedJobError
+from .fleet.routing import LOOK, Routing
+from .host.begun import BegunNote
 from .host.engine_process import EngineProcess
+from .host.power import open_power
+from .host.supervisor import EXIT_SHUTDOWN
 from .interruptions import Interruptions
-from .leases.claims import Claim, Claims
-from .leases.doorbell import Doorbell
-from .leases.endings import Lifecycle
-from .leases.fenced import FencedWorker
+from .leases.claims import Claims
 from .leases.intake import Intake
-from .leases.keeping import LeaseKeeper
 from .leases.ledger import Ledger
 from .leases.outcomes import Failed, Returned, Stopped
+from .link import PASSING
 from .roles import engine_config, make_batcher, worker_record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence, Set
 
     from redis import Redis
-    from rq.executions import Execution
 
+    from impetus_backends.protocol import EngineConfig, Event
+
+    from .batches.batcher import Batcher
+    from .leases.claims import Claim, ClaimedJob
     from .leases.intake import Wanted
+    from .leases.outcomes import News
     from .settings import WorkerSettings
 
-_IDLE_WAIT_S = 1.0
-_WORKER_KEY_TTL_S = 60
-_MAX_BACKOFF_S = 5.0
+IDLE_WAIT_S = 1.0
 _FAREWELL_S = 10.0
-_HUNG_S = 300.0
-"""An engine with work that says nothing for so long keeps no lease alive."""
+_HANDOVER_S = 10.0
+"""Before the machine falls asleep nothing is claimed for so long, which the sleep itself does not count to."""
+_STALLED_S = 300.0
+"""A loop that has not turned for so long is stuck."""
 _MAX_DEATHS_IN_A_ROW = 30
+_DEATHS_WHILE_LOADING = 2
+"""A backend that ended its process so often while it was being loaded is passed over from then on."""
+_MAX_RQ_WAITING = (256, 4096)
+"""With so many runs waiting to be ended by RQ's means no more bulk is claimed, with so many nothing."""
 
-_POISON = f"{DEATHS_ALONE} workers died with this job in flight, and nothing beside it"
+_POISON = f"{DEATHS_ALONE} workers died with this job running, and nothing beside it"
 
 WARM, COLD = "warm", "cold"
-
-_PASSING = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError, NoScriptError)
-"""What the server answers when it cannot serve now; the worker tries again."""
+_log = logging.getLogger(__name__)
 
 
-class QueueWorker(FencedWorker):
-    """A worker of one role. `run()` serves until it is told to stop, and returns the exit status."""
+class QueueWorker:
+    """A worker of one role. `run()` serves until it is told to stop, and returns the exit status.
 
-    def __init__(self, settings: WorkerSettings, connection: Redis, *, lifeline: int | None = None) -> None:
-        """`lifeline`: a file descriptor that is readable, or closed, when the worker should stop."""
+    `connect`: makes a client of the server whose every wait ends after so many seconds, and that tries nothing twice.
+    `lifeline`: a file descriptor that is readable, or closed, when the worker should stop.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, connect: Callable[[float], Redis], *, lifeline: int | None = None
+    ) -> None:
         self._settings = settings
-        queues = ROLE_QUEUES[settings.role]
-        super().__init__(
-            list(queues), name=settings.name, connection=connection, serializer=JSONSerializer, worker_ttl=30
-        )
-        self.log = logging.getLogger(__name__)
-        self.log_result_lifespan = False
-        self._claims = Claims(connection, self.name, settings.lease_s)
-        self._lifecycle = Lifecycle(self, self._claims, self.default_result_ttl, settings.allow_callbacks)
-        self._chores = presence.Chores(connection, self._claims, queues, settings.lease_s / 4)
-        self._engine = EngineProcess(engine_config(settings))
+        self.name = settings.name
+        self._lifeline = lifeline
+        self._inbox = inbox.Inbox()
+        self._now = AwakeClock()
+        self._claims = Claims(settings.name, settings.lease_s)
+        self._crew = Crew(settings, connect, self._claims, self._inbox.tell)
+        self._engine = EngineProcess(self._inbox.tell, self._now)
+        self._config: EngineConfig = engine_config(settings)
         self._batcher: Batcher | None = None
         self._interruptions: Interruptions | None = None
+        self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
+        self._power = open_power(settings)
         self._ledger = Ledger(
-            connection, self._claims, self._lifecycle, on_claim=self._take_in, on_abandoned=self._abandon
-        )
-        self._registration = presence.Registration(self, _WORKER_KEY_TTL_S)
-        self._routing: Routing | None = None
-        self._lease = LeaseKeeper(
             self._claims,
-            jobs=lambda: list(self._ledger.held.values()),
-            is_alive=self._engine_moves,
-            heartbeat=self._registration.heartbeat,
-            interval_s=settings.lease_s / 4,
+            self.name,
+            self._crew.rq_endings,
+            self._crew.courier.send,
+            on_claim=self._take_in,
+            on_abandoned=self._abandon,
         )
-        self._intake = Intake(connection, queues)
-        self._inbox = inbox.Inbox(lifeline)
+        self._intake = Intake({queue: bell.listen for queue, bell in self._crew.bells.items()})
+        self._intake.pause(True)  # until it is known which queues are this worker's
+        self._routing: Routing | None = None
         self._stopping: str | None = None
+        self._exit_status = 0
+        self._unlooked: set[str] = set()
+        """Housekeeping that has not yet looked for jobs to put on the queues."""
+        self._suspended = False
+        self._trying = ""
+        self._deaths_while_loading: Counter[str] = Counter()
         self._engine_deaths = 0
         self._deaths_in_a_row = 0
-        self._backoff_s = 0.0
+        self._fingerprint = ""
+        self._answered_at = 0.0
+        self._send_from = 0.0
+        self._claim_from = 0.0
+        self._pulse = Pulse()
 
     # -- from birth to death -----------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Loads the model, then serves. Returns 0 when it was told to stop, or in burst mode when all is done.
+        """Loads the model, then serves. Returns 0 when it was told to stop, or in burst mode when all is done;
+        `EXIT_SHUTDOWN` when RQ's shutdown command ended it.
 
-        Raises `ConfigurationError` when the model cannot be loaded as told.
+        Raises `ConfigurationError` when the model cannot be loaded as told, or the server refuses the worker.
         """
-        self._inbox.open()
-        if self._settings.predecessor:
-            self._claims.abandon(self._settings.predecessor)
-            withdraw(self.connection, self._settings.predecessor)
-        registered = False
+        self._inbox.hear_signals()
+        if self._lifeline is not None:
+            self._inbox.watch(self._lifeline)
         try:
-            self._engine.start()
-            self._await_engine()
-            if self._stopping:
-                return 0
-            self._routing = self._find_place()
-            self.register_birth()  # type: ignore[no-untyped-call]
-            registered = True
-            self.subscribe()  # type: ignore[no-untyped-call]
-            self.set_state(WorkerStatus.IDLE)
-            self._lease.start()
-            self._routing.start()
-            self._serve()
+            self._engine.start(self._config)
+            while self._batcher is None and not self._stopping:
+                self._absorb(self._inbox.wait(IDLE_WAIT_S))
+            if not self._stopping:
+                self._open_for_work()
+                self._serve()
         finally:
-            self._leave(registered)
-        return 0
+            self._leave()
+        return self._exit_status
 
-    def _await_engine(self) -> None:
-        """Waits until the engine has loaded: a worker claims nothing before its backend has earned it."""
-        while self._engine.info is None and not self._stopping:
-            self._inbox.wait([self._engine], None)
-            self._obey()
-            self._engine.receive()
-        if (info := self._engine.info) is not None and self._batcher is None:
-            for reason in info.reasons:
-                self.log.info("%s", reason)
-            self.log.info("%s engine: %s on %s (%s), model %s", info.kind, info.backend, info.device, info.precision,
-                          ", ".join((info.model, *info.more_models)))  # fmt: skip
-            if info.note:
-                self.log.warning("%s", info.note)
-            self._batcher = make_batcher(self._settings, info)
-            self._interruptions = Interruptions(self._engine, self._batcher, self._ledger)
-
-    def _find_place(self) -> Routing:
-        """Says what this worker is, and listens to what it should serve beside the others, from its first moment."""
+    def _open_for_work(self) -> None:
+        """A worker claims nothing before its backend has earned it. It says what it is, and its threads start."""
         assert self._engine.info is not None
         settings = self._settings
-        place = Routing(
-            self.connection,
+        self._routing = Routing(
             worker_record(settings, self._engine.info),
-            is_serving=lambda: self._engine.info is not None and self._engine_moves(),
+            is_serving=lambda: self._engine.info is not None and self._moves(),
             engine_deaths=lambda: self._engine_deaths,
-            on_change=self._inbox.wake,
+            tell=self._inbox.tell,
             ttl_s=settings.record_ttl_s,
-            renew_s=settings.record_renew_s,
         )
-        place.look()
-        self._listen_to(place.queues)
-        return place
+        self._unlooked = {each.name for each in self._crew.start(self._routing, self._held, self._moves)}
+        self._power.on_sleep(lambda: self._inbox.tell(inbox.Command(inbox.HANDOVER)))
 
     def _listen_to(self, queues: Sequence[str]) -> None:
-        self.log.info("worker %s serves %s", self.name, ", ".join(queues))
+        _log.info("worker %s serves %s", self.name, ", ".join(queues))
         self._intake.pause(STANDBY_QUEUE in queues)
-        self._registration.listen_to(queues)
 
     def _serve(self) -> None:
         while True:
-            try:
-                self._obey()
-                if self._stopping == COLD or (self._stopping and self._ledger.is_empty):
-                    return
-                self._look_after()
-                self._talk_to_redis()  # before the rest, so that the server works while the worker does
-                self._hear_engine()
-                self._dispatch()
-                if self._settings.burst and self._is_drained():
-                    self.log.info("the queues are empty and --burst was given: done")
-                    return
-                self._wait()
-                self._backoff_s = 0.0
-            except _PASSING as error:
-                self._recall()
-                if self._stopping:
-                    self.log.error("Redis: %s; stopping without it", error)
-                    return
-                self._back_off(error)
+            self._absorb(self._inbox.wait(self._wait_s()))
+            self._pulse.beat()
+            if self._stopping == COLD or (self._stopping and self._ledger.is_empty):
+                return
+            self._look_after()
+            self._send()  # before the rest, so that the server works while the worker does
+            self._dispatch()
+            self._power.working(bool(self._ledger.held))
+            if self._settings.burst and self._is_drained():
+                _log.info("the queues are empty and --burst was given: done")
+                return
 
-    def _leave(self, registered: bool) -> None:
+    def _wait_s(self) -> float:
+        """Until when there is nothing to do, if nothing is heard."""
+        now = self._now()
+        deadlines = [now + IDLE_WAIT_S]
+        if self._batcher is not None and self._engine.info is not None and (at := self._batcher.wakes_at()) is not None:
+            deadlines.append(at)
+        if not self._ledger.under_way and (self._ledger.has_news(now) or self._wanted(now) is not None):
+            deadlines.append(self._send_from)
+        if (at := self._intake.wakes_at(now)) is not None:
+            deadlines.append(at)
+        return min(deadlines) - now
+
+    def _leave(self) -> None:
         """Puts back what is still in flight and says goodbye. Every step is tried, whatever happened to the others."""
-        self._lease.stop()
-        if self._routing is not None:
-            self._routing.stop()
-            self._routing.leave()
         self._engine.kill()
-        self._inbox.close()
-        try:
-            self._give_up()
-            self._lifecycle.close(patience_s=0.0 if self._stopping == COLD else _FAREWELL_S)
-            if registered:
-                self._chores.stop()
-                self._registration.listen_to(())
-                self.register_death()  # type: ignore[no-untyped-call]
-                self.unsubscribe()  # type: ignore[no-untyped-call]
-        except RedisError as error:
-            self.log.warning("could not say goodbye to Redis: %s; leases run out by themselves", error)
-
-    def _give_up(self) -> None:
-        """Ends what is to end, and puts back the rest."""
-        try:
-            if self._ledger.exchange.pending:
-                self._ledger.receive()
-        except RedisError as error:
-            self.log.warning("Redis: %s; what was sent last is sent again", error)
-        self._recall()
-        if self._ledger.open:
-            self.log.info("putting %d unfinished jobs back", len(self._ledger.open))
-            self._ledger.note([Returned(job) for job in reversed(self._ledger.open.values())])
-        self._ledger.settle(_now())
-
-    # -- the steps of the loop ---------------------------------------------------------------------------------------
-
-    def _hear_engine(self) -> None:
-        """Takes what the engine says. If it died, its work is put where it runs again, and another is started."""
-        try:
-            events = self._engine.receive()
-        except EngineDiedError as error:
-            self._engine_deaths += 1
-            self._deaths_in_a_row += 1
-            self.log.error("%s; what it held will run again", error)
-            if self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:
-                raise
-            self._restart_engine(suspect=True)
+        self._power.close()
+        if self._routing is None:
             return
-        if events:
-            self._deaths_in_a_row = 0
-            assert self._batcher is not None
-            news = [each for event in events for each in self._batcher.absorb(event)]
-            # Each goes to the front of its queue, so the last one first.
-            returned = [each for each in reversed(news) if isinstance(each, Returned)]
-            self._ledger.note([*(each for each in news if not isinstance(each, Returned)), *returned])
+        self._crew.stop(webhooks_s=0.0 if self._stopping == COLD else _FAREWELL_S, patience_s=_FAREWELL_S)
+        link = self._crew.link("farewell")
+        try:
+            facts = self._inbox.wait(0)
+            self._absorb([fact for fact in facts if isinstance(fact, inbox.Answered | inbox.EndedByRq)])
+            if self._ledger.under_way:
+                self._ledger.recall()
+            if unfinished := self._ledger.unfinished():
+                _log.info("putting %d unfinished jobs back", len(unfinished))
+                self._ledger.note([Returned(job) for job in reversed(unfinished)])
+            self._ledger.settle(link.connection, self._now())
+        except PASSING as error:
+            _log.warning("could not put jobs back: %s; their leases run out by themselves", error)
+        try:
+            self._routing.leave(link.connection)
+        except PASSING as error:
+            _log.warning("could not say goodbye to Redis: %s; the worker's record runs out by itself", error)
+        link.close()
+
+    # -- what the loop is told -----------------------------------------------------------------------------------------
+
+    def _absorb(self, facts: Sequence[object]) -> None:
+        for fact in facts:
+            match fact:
+                case inbox.EngineSaid(life, events) if life == self._engine.life:
+                    self._hear_engine(events)
+                case inbox.EngineEnded(life, how) if life == self._engine.life:
+                    self._engine_ended(how)
+                case inbox.EngineLoaded(life, info) if life == self._engine.life:
+                    self._engine.info = info
+                    self._engine.heard()
+                    self._engine_loaded()
+                case inbox.EngineTries(life, backend) if life == self._engine.life:
+                    self._trying = backend
+                case inbox.EngineRefused(life, message) if life == self._engine.life:
+                    # One that has served can be served again: that it cannot now may pass.
+                    raise ConfigurationError(message) if self._batcher is None else EngineDiedError(message)
+                case inbox.Answered(answers):
+                    self._answered_at = self._now()
+                    if not self._ledger.receive(answers):
+                        self._send_from = self._now() + IDLE_WAIT_S
+                case inbox.Unanswered(retry_in_s):
+                    self._ledger.recall()
+                    self._send_from = self._now() + retry_in_s
+                    self._give_up_stopping_warm()
+                case inbox.Rang(queue):
+                    self._intake.hear(queue)
+                case inbox.EndedByRq(job):
+                    self._ledger.forget(job)
+                case inbox.Renewed():
+                    self._hear_of_leases(fact)
+                case inbox.LookedRound(who):
+                    self._unlooked.discard(who)
+                    self._intake.look_again()
+                case inbox.Rerouted(queues):
+                    self._listen_to(queues)
+                case inbox.Command():
+                    self._obey(fact)
+                case inbox.Broken(party, error):
+                    if isinstance(error, ConfigurationError):
+                        raise error
+                    raise RuntimeError(f"the thread {party!r} ended") from error
+
+    def _engine_loaded(self) -> None:
+        info = self._engine.info
+        assert info is not None
+        if self._batcher is not None:
+            if info.fingerprint != self._fingerprint:
+                _log.error(
+                    "the engine came back as another one, %s on %s: the worker begins anew", info.backend, info.device
+                )
+                self._exit_status = EXIT_SHUTDOWN
+                self._stop(COLD)
+            return
+        self._fingerprint = info.fingerprint
+        for reason in info.reasons:
+            _log.info("%s", reason)
+        _log.info("%s engine: %s on %s (%s), model %s", info.kind, info.backend, info.device, info.precision,
+                  ", ".join((info.model, *info.more_models)))  # fmt: skip
+        if info.note:
+            _log.warning("%s", info.note)
+        self._batcher = make_batcher(self._settings, info)
+        self._interruptions = Interruptions(self._engine, self._batcher, self._ledger)
+
+    def _hear_engine(self, events: Sequence[Event]) -> None:
+        self._engine.heard()
+        if not events:
+            return
+        assert self._batcher is not None
+        self._deaths_in_a_row = 0
+        now = self._now()
+        self._note([each for event in events for each in self._batcher.absorb(event, now)])
+
+    def _note(self, news: Sequence[News]) -> None:
+        # What goes back goes to the front of its queue, so the last one first.
+        returned = [each for each in reversed(news) if isinstance(each, Returned)]
+        self._ledger.note([*(each for each in news if not isinstance(each, Returned)), *returned])
+
+    def _engine_ended(self, how: str) -> None:
+        """Puts its work where it runs again, and starts another."""
+        self._engine_deaths += 1
+        self._deaths_in_a_row += 1
+        if self._trying:
+            self._died_while_loading(self._trying, how)
+        _log.error("%s; what it held will run again", how)
+        if self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:
+            raise EngineDiedError(how)
+        self._restart_engine(suspect=True)
+
+    def _died_while_loading(self, backend: str, how: str) -> None:
+        self._deaths_while_loading[backend] += 1
+        self._trying = ""
+        if self._deaths_while_loading[backend] >= _DEATHS_WHILE_LOADING:
+            reason = f"{how} while it was loading, {_DEATHS_WHILE_LOADING} times"
+            _log.error("the backend %s is out: %s", backend, reason)
+            self._config = replace(self._config, excluded=(*self._config.excluded, Excluded(backend, reason)))
 
     def _restart_engine(self, *, suspect: bool) -> None:
-        assert self._batcher is not None
+        if self._batcher is not None:
+            self._note(self._batcher.engine_died(self._now(), suspect=suspect))
+        self._engine.start(self._config)
+
+    def _hear_of_leases(self, renewed: inbox.Renewed) -> None:
         assert self._interruptions is not None
-        self._engine.kill()
-        self._interruptions.engine_was_replaced()
-        self._ledger.note(self._batcher.engine_died(suspect=suspect))
-        self._engine.start()
+        lost = set(renewed.renewal.lost)
+        for job in renewed.jobs:
+            if job.id in lost and self._ledger.open.get(job.id) is job:
+                _log.warning("job %s: this run of it is over, another counts by now", job.id)
+                self._interruptions.forget([job.id])
+                self._ledger.forget(job)
+        for job_id in renewed.renewal.cancelled:
+            self._cancel(job_id)
 
-    def _talk_to_redis(self) -> None:
-        """Sends how jobs ended together with a claim for more, unless the last of these awaits its answer yet."""
-        if self._ledger.exchange.pending:
-            self._ledger.exchange.check()
-            return
-        now = _now()
-        wanted = None if self._stopping or self._engine.info is None else self._intake.wanted(self._room(), now)
-        if wanted is not None or self._ledger.has_news(now):
-            self._rest(by_rq=self._ledger.send(wanted, now))
-
-    def _rest(self, *, by_rq: bool) -> None:
-        """Shows that there is nothing to do, where that is so."""
-        if not self._ledger.held and self._state == WorkerStatus.BUSY:
-            self._state = WorkerStatus.IDLE
-            if by_rq:  # the script says that the worker is idle again, RQ does not
-                self.set_state(WorkerStatus.IDLE)
-
-    def _recall(self) -> None:
-        self._ledger.recall()
-        self._intake.hang_up()
-
-    def _take_in(self, wanted: Wanted, claim: Claim) -> None:
-        assert self._batcher is not None
-        assert self._interruptions is not None
-        self._intake.learn(wanted, claim, _now())
-        if claim.suspended:
-            self._show_state(WorkerStatus.SUSPENDED)
-        elif claim.jobs:
-            self._state = WorkerStatus.BUSY
-        elif self._state == WorkerStatus.SUSPENDED:
-            self._show_state(WorkerStatus.IDLE)
-        for job in claim.jobs:
-            if job.id in self._ledger.held:
-                # Its lease ran out, it went back to the queue, and it is ours again: the earlier run is over.
-                self._interruptions.drop(job.id)
-        self._ledger.take(claim.jobs)
-        if self._stopping:
-            self._ledger.note(Returned(job) for job in reversed(claim.jobs))
-            return
-        poison = [job for job in claim.jobs if job.deaths_alone >= DEATHS_ALONE]
-        self._ledger.note(Failed(job, PoisonedJobError(_POISON)) for job in poison)
-        self._batcher.add([job for job in claim.jobs if job not in poison])
+    def _cancel(self, job_id: str) -> None:
+        if (job := self._ledger.open.get(job_id)) is not None and self._interruptions is not None:
+            _log.info("job %s: stopped by its user", job_id)
+            self._interruptions.interrupt(Stopped(job))
 
     def _abandon(self, job_ids: Sequence[str]) -> None:
         assert self._interruptions is not None
         self._interruptions.abandon(job_ids)
 
+    # -- the steps of the loop ---------------------------------------------------------------------------------------
+
     def _look_after(self) -> None:
-        now = _now()
-        assert self._routing is not None
         assert self._interruptions is not None
-        if list(self._routing.queues) != self.queue_names():
-            self._listen_to(self._routing.queues)
-        self._chores.run(now)
-        for job in self._lease.check():
-            if self._ledger.held.get(job.id) is job:
-                self.log.warning("job %s: its lease ran out; another worker has it", job.id)
-                self._interruptions.drop(job.id)
-                self._ledger.forget(job)
+        now = self._now()
+        if (slept_s := self._now.slept_s()) > 0:
+            _log.warning("this process did not run for %.0f s", slept_s)
+            self._engine.heard()  # nor did the engine, and its silence meanwhile says nothing
         self._interruptions.enforce_timeouts(now)
-        if self._interruptions.finds_engine_stuck(now):
-            self._restart_engine(suspect=False)
+        if self._engine.info is not None and self._interruptions.engine_is_hung(now):
+            self._restart_engine(suspect=True)
+
+    def _wanted(self, now: float) -> Wanted | None:
+        if self._stopping or self._engine.info is None or now < max(self._send_from, self._claim_from):
+            return None
+        return self._intake.wanted(self._room(), now)
 
     def _room(self) -> Room:
-        """How many jobs to claim: none while a suspect runs, which has nothing beside it, or waits for that."""
         assert self._batcher is not None
-        # A suspect is claimed when nothing is open, and nothing beside it: so it is the first.
-        if self._ledger.open and (self._intake.drain or next(iter(self._ledger.open.values())).suspect):
-            return Room(0, 0)
-        return self._batcher.room()
+        room, waiting = self._batcher.room(), self._ledger.rq_waiting
+        bulk, nothing = _MAX_RQ_WAITING
+        return Room(0 if waiting > nothing else room.interactive, 0 if waiting > bulk else room.bulk)
+
+    def _send(self) -> None:
+        """Sends how jobs ended together with a claim for more, unless the last of these awaits its answer yet."""
+        now = self._now()
+        if self._ledger.under_way or now < self._send_from:
+            return
+        wanted = self._wanted(now)
+        if wanted is not None or self._ledger.has_news(now):
+            self._ledger.send(wanted, now)
+
+    def _take_in(self, wanted: Wanted, claim: Claim) -> None:
+        """What a claim brought."""
+        assert self._batcher is not None
+        assert self._interruptions is not None
+        now = self._now()
+        self._intake.learn(wanted, claim, now)
+        if claim.suspended != self._suspended:
+            self._suspended = claim.suspended
+            self._show("suspended" if claim.suspended else "busy" if claim.jobs else "idle")
+        again = [job.id for job in claim.jobs if job.id in self._ledger.held]
+        if again:  # it went back to the queue and is ours again: the earlier run is over
+            self._interruptions.forget(again)
+        self._ledger.take(claim.jobs, now)
+        if self._stopping:
+            self._ledger.note(Returned(job) for job in reversed(claim.jobs))
+            return
+        fit: list[ClaimedJob] = []
+        for job in claim.jobs:
+            if job.cancelled:
+                self._ledger.note([Stopped(job)])
+            elif job.deaths_alone >= DEATHS_ALONE:
+                self._ledger.note([Failed(job, PoisonedJobError(_POISON))])
+            else:
+                fit.append(job)
+        self._batcher.add(fit)
+
+    def _show(self, state: str) -> None:
+        if self._routing is not None:
+            self._routing.show(state)
+            self._crew.hurry()
 
     def _dispatch(self) -> None:
         if self._engine.info is None:
             return
         assert self._batcher is not None
         self._admit_work(self._batcher)  # the device first: what is ready does not wait for what is not
-        self._ledger.note(self._batcher.prepare(_now()))
-        self._admit_work(self._batcher)
+        if unread := self._batcher.unread():
+            self._note_begun(self._batcher.begun() | unread)
+            self._ledger.note(self._batcher.read(self._now()))
+            self._admit_work(self._batcher)
+        self._note_begun(self._batcher.begun())
+
+    def _note_begun(self, job_ids: Set[str]) -> None:
+        """Where the supervisor reads it after a death of this process."""
+        if self._begun is not None:
+            self._begun.write(job_ids)
 
     def _admit_work(self, batcher: Batcher) -> None:
-        while (work := batcher.next_work(_now())) is not None:
-            self._engine.admit(work)
-
-    def _wait(self) -> None:
-        """The one place where the loop blocks."""
-        assert self._batcher is not None
-        now = _now()
-        sources: list[Any] = [self._engine]
-        deadlines = [now + _IDLE_WAIT_S]
-        if self._engine.info is not None and (wakes_at := self._batcher.wakes_at()) is not None:
-            deadlines.append(wakes_at)
-        if self._ledger.exchange.pending:
-            sources.append(self._ledger.exchange)
-        elif self._ledger.has_news(now):
-            deadlines.append(now)
-        if not self._stopping and self._engine.info is not None:
-            room = self._room()
-            if not self._ledger.exchange.pending and self._intake.wanted(room, now) is not None:
-                deadlines.append(now)
-            sources += self._intake.bells(room, now)
-        for ready in self._inbox.wait(sources, min(deadlines) - now):
-            if ready is self._ledger.exchange:
-                self._rest(by_rq=self._ledger.receive())
-            elif isinstance(ready, Doorbell):
-                self._intake.hear(ready)
-
-    def holds(self, execution: Execution) -> bool:
-        claimed = self._ledger.held.get(execution.job_id)
-        return claimed is not None and claimed.execution_id == execution.id and self._claims.seal(claimed)
+        idle = not batcher.has_work
+        while (work := batcher.next_work(self._now())) is not None:
+            self._engine.admit(work, idle=idle)
+            idle = False
 
     # -- being told --------------------------------------------------------------------------------------------------
 
-    def handle_payload(self, message: dict[str, Any]) -> None:
-        """RQ's commands arrive in a thread of redis-py's; the loop obeys them."""
-        self._inbox.receive(message)
-
-    def _obey(self) -> None:
-        for command in self._inbox.commands():
-            match command.name:
-                case inbox.SHUTDOWN:
-                    self._stop(COLD if self._stopping else WARM)
-                case inbox.SUPERVISOR_GONE if not self._stopping:
+    def _obey(self, command: inbox.Command) -> None:
+        match command.name:
+            case inbox.SHUTDOWN:
+                self._exit_status = EXIT_SHUTDOWN if command.remote else 0
+                self._stop(COLD if self._stopping else WARM)
+            case inbox.SUPERVISOR_GONE:
+                if not self._stopping:
                     self._stop(WARM)
-                case "stop-job" | "stop-execution" if command.job_id in self._ledger.open:
-                    self.log.info("job %s: stopped by its user", command.job_id)
-                    assert self._interruptions is not None
-                    self._interruptions.interrupt(Stopped(self._ledger.open[command.job_id]))
-                case routing.LOOK:
-                    if self._routing is not None:
-                        self._routing.look()
-                case "kill-horse" if self._batcher is not None:
+            case inbox.HANDOVER:
+                _log.info("the machine is about to sleep: what has not begun goes back to its queue")
+                self._claim_from = self._now() + _HANDOVER_S
+                self._hand_over()
+            case "stop-job" | "stop-execution":
+                self._cancel(command.job_id)
+            case name if name == LOOK:
+                self._crew.hurry()
+            case "kill-horse":
+                if self._batcher is not None:
                     self._restart_engine(suspect=False)
-                case other:
-                    self.log.warning("ignoring the command %r for job %r", other, command.job_id)
+            case other:
+                _log.warning("ignoring the command %r for job %r", other, command.job_id)
 
     def _stop(self, manner: str) -> None:
         """Warm: what the engine has begun is finished, the rest goes back. Cold: everything goes back at once."""
         self._stopping = manner
-        self.log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
-        if self._routing is not None:
-            self._routing.leave()
-        if manner == WARM and self._batcher is not None and self._interruptions is not None:
-            for job in reversed(list(self._ledger.open.values())):
-                if self._batcher.started_at(job.id) is None:
-                    self._interruptions.drop(job.id)
-                    self._ledger.note([Returned(job)])
+        _log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
+        if manner == WARM:
+            self._hand_over()
+            if self._routing is not None:
+                self._routing.stand_down()
+                self._crew.hurry()
+
+    def _give_up_stopping_warm(self) -> None:
+        """A worker that is to stop does not wait for a server that is away: leases run out by themselves."""
+        if self._stopping == WARM and self._now() - self._answered_at > _FAREWELL_S:
+            _log.error("stopping without Redis, which does not answer")
+            self._stopping = COLD
+
+    def _hand_over(self) -> None:
+        """Puts back what the engine has not begun."""
+        if self._batcher is None or self._interruptions is None:
+            return
+        unbegun = [job for job in self._ledger.open.values() if not self._batcher.has_begun(job.id)]
+        self._interruptions.forget([job.id for job in unbegun])
+        self._ledger.note([Returned(job) for job in reversed(unbegun)])
+
+    # -- what housekeeping asks, in its own thread -------------------------------------------------------------------
+
+    def _held(self) -> list[ClaimedJob]:
+        while True:
+            try:
+                return list(self._ledger.held.values())
+            except RuntimeError:  # the loop changed it meanwhile
+                continue
+
+    def _moves(self) -> bool:
+        """Whether the loop turns. A worker whose loop hangs keeps no lease, and serves nothing."""
+        return self._pulse.silent_s() < _STALLED_S
 
     # -- small things ------------------------------------------------------------------------------------------------
 
-    def _show_state(self, state: WorkerStatus) -> None:
-        if self._state != state:
-            self.set_state(state)
-
     def _is_drained(self) -> bool:
-        return self._ledger.is_empty and self._engine.info is not None and self._intake.is_dry(_now())
-
-    def _engine_moves(self) -> bool:
-        return self._engine.silent_s() < _HUNG_S
-
-    def _back_off(self, error: RedisError) -> None:
-        self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 or 0.1)
-        self.log.error("Redis: %s; trying again in %.1f s", error, self._backoff_s)
-        self._inbox.wait([], self._backoff_s)
-
-
-def _now() -> float:
-    return time.monotonic()
+        loaded = self._engine.info is not None and not self._unlooked
+        return loaded and self._ledger.is_empty and self._intake.is_dry(self._now())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_WIRES = "maybe_set_recommended_wired_limit"
+"""mlx-lm's function that does."""
 
 
 def import_libraries() -> tuple[Any, Any]:
@@ -24,6 +28,17 @@ def import_libraries() -> tuple[Any, Any]:
             "pip install 'impetus-batch[mlx]'"
         ) from error
     return mx, mlx_lm
+
+
+def keep_mlx_lm_from_wiring() -> None:
+    """Makes mlx-lm find no recommended size, so that it wires no memory in this process.
+
+    Its `BatchGenerator`, `stream_generate` and server wire all that the device recommends, unasked. The parts of it
+    that run here do not; this holds for whatever they come to call.
+    """
+    for name in ("mlx_lm.utils", "mlx_lm.generate", "mlx_lm.server"):
+        if hasattr(module := sys.modules.get(name), _WIRES):
+            setattr(module, _WIRES, lambda: None)
 
 
 @contextlib.contextmanager

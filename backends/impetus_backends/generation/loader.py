@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from .libraries import import_libraries, one_line
+from .libraries import import_libraries, keep_mlx_lm_from_wiring, one_line
 from .limits import MOST_CACHE_BYTES, MemoryLimits
 from .quantize import QuantizationError, described, evaluate, quantization_of, quantize
 
@@ -70,7 +70,10 @@ def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimi
     if quantization is not None and (already := quantization_of(config, folder)) is not None:
         raise QuantizationError(f"the model in {folder} is quantised already: {already}")
     mx, mlx_lm = import_libraries()
-    (limits or MemoryLimits()).apply(mx)
+    limits = limits or MemoryLimits()
+    limits.apply(mx)
+    if not limits.wired_bytes:
+        keep_mlx_lm_from_wiring()
     try:
         parts: Any = mlx_lm.load(
             str(folder),

@@ -94,10 +94,12 @@ class ModelLoader:
     option: str = AUTO
     models_bytes: int | None = None
     """What models may take; none means their share of the machine's memory."""
+    wired_memory: bool = False
+    """Whether it may be wired for the GPU."""
 
     @property
     def limits(self) -> MemoryLimits:
-        return memory_limits(self.hardware.memory_bytes, self.models_bytes)
+        return memory_limits(self.hardware.memory_bytes, self.models_bytes, wired=self.wired_memory)
 
     def needed_bytes(self, folder: Path) -> int:
         """What the weights of the model in `folder` take once loaded: at most, where they are quantised on the way."""

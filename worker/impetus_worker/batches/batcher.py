@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence, Set
 
     from impetus_backends.protocol import EngineInfo, Event, Work
 
@@ -29,53 +29,87 @@ class Room:
 
 
 class Batcher(Protocol):
+    """One thread calls it. `now` is in seconds of one clock, which should stand still while the machine sleeps."""
+
     def room(self) -> Room:
-        """How many jobs there is room for, beside those taken in."""
+        """How many jobs may be claimed now, beside those taken in. `bulk` is never more than `interactive`."""
         ...
 
     def add(self, jobs: Sequence[ClaimedJob]) -> None:
         """Takes jobs in, and does not look at them yet."""
 
-    def prepare(self, now: float) -> list[Outcome]:
-        """Reads what was taken in, for a moment; returns the outcomes of jobs that end by it, such as a `Failed` for a
-        bad request."""
+    def read(self, now: float) -> list[Outcome]:
+        """Reads what was taken in, for about a hundredth of a second; returns how those jobs end that end by it, such
+        as a `Failed` for a bad request."""
+        ...
+
+    def unread(self) -> Set[str]:
+        """The ids of the jobs that a `read` may look at: to blame beside `begun()` if the process dies in it."""
         ...
 
     def next_work(self, now: float) -> Work | None:
         """What the engine should be given now, if anything. Ask again until there is nothing."""
 
     def wakes_at(self) -> float | None:
-        """When there will be something to prepare or to run though nothing else happens; a time long past for now."""
+        """When there will be something to read or to run though nothing else happens; a time long past for now."""
 
-    def absorb(self, event: Event) -> Sequence[News]:
+    def absorb(self, event: Event, now: float) -> Sequence[News]:
         """Takes what the engine says; returns what there is to tell of jobs, their outcomes last."""
         ...
 
-    def drop(self, job_id: str) -> list[int]:
-        """Forgets a job, wherever it is; returns the work to cancel in the engine."""
-        ...
+    # -- ending jobs before their time -------------------------------------------------------------------------------
 
     def interrupt(self, outcome: Failed | Stopped) -> tuple[list[int], Sequence[News]]:
-        """Ends a job so, wherever it is: (the work to cancel in the engine, what there is to tell now).
+        """Ends a job: (the work to cancel in the engine, what there is to tell now). `Failed`: it ran out of time.
 
-        What the engine has made of it until then is kept if it can be: then the outcome comes from a later `absorb`.
+        Where what the engine has made of it can be kept, the outcome comes from a later `absorb` or `engine_died`.
         """
         ...
 
+    def forget(self, job_ids: Collection[str]) -> list[int]:
+        """Forgets jobs, wherever they are, and tells nothing of them; returns the work to cancel in the engine."""
+        ...
+
+    def overdue(self, now: float) -> list[ClaimedJob]:
+        """The jobs that have had more of the engine's time than their timeout allows, and are to be interrupted."""
+        ...
+
+    def engine_s(self, job_id: str, now: float) -> float | None:
+        """How many seconds the engine has spent on the job, others that it ran together with it included.
+
+        Not counted: what the job waited, also in the engine, behind others or for a model; and what it ran before a
+        death of the engine that it is suspected of, since it runs anew. None if the engine has spent none.
+        """
+        ...
+
+    # -- what the engine does ----------------------------------------------------------------------------------------
+
+    def has_begun(self, job_id: str) -> bool:
+        """Whether the engine has begun any of the job that it will not have to begin again if it lives."""
+        ...
+
+    def begun(self) -> Set[str]:
+        """The ids of the jobs that would be to blame if the process died now: those that the engine is running."""
+        ...
+
     @property
-    def loading(self) -> bool:
-        """Whether the engine may be silent for long because it loads another model."""
+    def has_work(self) -> bool:
+        """Whether the engine holds anything. One that holds nothing may be silent for ever."""
         ...
 
-    def in_engine(self, job_id: str) -> bool:
-        """Whether the engine may be running part of this job now."""
+    def patience_s(self, now: float) -> float:
+        """How long the engine, with what it holds now, may give no sign of life before it must be taken for hung.
+
+        Less where nobody wants any longer what it is doing. Infinite where it holds nothing.
+        """
         ...
 
-    def started_at(self, job_id: str) -> float | None:
-        """When the engine was first given part of this job."""
+    def engine_died(self, now: float, *, suspect: bool) -> Sequence[News]:
+        """All that the engine held runs again. `suspect`: something of it may have killed or hung the engine.
 
-    def engine_died(self, *, suspect: bool) -> Sequence[News]:
-        """All that the engine held is to run again, alone if it is suspect; returns the jobs now known to be poison."""
+        At the first such death that an item meets it runs again as before. Items that meet another run in ever smaller
+        groups with nothing beside them. Returns, among others, the `Failed` of those now known to be poison.
+        """
         ...
 
 
@@ -87,14 +121,3 @@ def check_model(asked: str | None, info: EngineInfo) -> None:
             f"model: this worker serves {served} and not {asked!r:.200}; start one with "
             f"`impetus-worker run --{info.kind}-model …`"
         )
-
-
-def provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:
-    """The contract's `Provenance`, the same for every result of an engine."""
-    return {
-        "worker": worker,
-        "backend": info.backend,
-        "device": info.device,
-        "fingerprint": info.fingerprint,
-        "note": info.note,
-    }

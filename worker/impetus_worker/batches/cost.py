@@ -38,6 +38,16 @@ class CostModel:
         b = max(0.0, (self._weight * self._xy - self._x * self._y) / spread)
         return max(0.0, (self._y - b * self._x) / self._weight)
 
+    def expected_s(self, padded_tokens: int) -> float | None:
+        """About the most that a batch should cost: as batches of late did on average, and a larger one in proportion.
+
+        None before anything ran.
+        """
+        if not self._weight:
+            return None
+        mean_s, mean_tokens = self._y / self._weight, self._x / self._weight
+        return mean_s * max(1.0, padded_tokens / max(mean_tokens, 1.0))
+
     def arrived(self, texts: int, now: float) -> None:
         """Texts came in, at `now` seconds; counted over about the last second."""
         self._arrivals = self._arrivals * max(0.0, 1 - (now - self._since)) + texts

@@ -2,18 +2,19 @@
 
 Two lanes, one for jobs whose caller waits and one for bulk. The first text in an empty lane opens a window; when it
 closes, or a batch is full, what is there goes out; texts that come later never extend it. Where the device's measured
-cost says that waiting does not pay, there is no window. Within a lane, texts of several batches' worth are sorted by
-length together (Infinity, `inference/queue.py`), so that little is padding. One batch runs and one waits behind it, so
-the device never waits; a batch of the interactive lane passes the waiting one.
+cost says that waiting does not pay, there is no window. One batch runs and one waits behind it, so the device never
+waits; a batch of the interactive lane passes the waiting one.
+
+While rows are suspected of killing the engine, it has one batch at a time: a group of them with nothing beside it, and
+interactive batches in between. Other bulk rows wait until no more are suspected.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import math
+import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -22,31 +23,36 @@ import numpy as np
 from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
 
 from ..errors import InferenceError, PoisonedJobError
-from ..leases.outcomes import Failed, Finished, Outcome, Stopped
-from .batcher import Room, provenance
+from ..leases.outcomes import Failed, Outcome, Stopped
+from .backlog import Backlog, OpenEmbedding, Row
+from .batcher import Room
 from .cost import CostModel
-from .packing import pack
+from .engine_queue import Batch, EngineQueue
 from .quarantine import Quarantine
 from .reading import JobReader
+from .results import EmbeddingResults
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence, Set
 
     from impetus_backends.protocol import EngineInfo, Event
-    from impetus_producer.contract import EmbeddingRequest
 
     from ..leases.claims import ClaimedJob
     from .reading import ReadJob, TextEncoder
 
 _LOOKAHEAD_S = 4.0
 """Texts for so much of the device's time are taken in ahead, to be sorted together."""
-_READING_S = 0.01
-"""So long the loop tokenises before it looks at the device and the queues again."""
 _LOOKAHEAD_BATCHES = (4, 64)
 """But no fewer batches than this, and no more."""
+_URGENT_LOOKAHEAD = 2
+"""So many times as many batches of the lane whose callers wait."""
+_READING_S = 0.01
+"""So long the loop tokenises before it looks at the device and the queues again."""
 _LEARNING_RATE = 0.2
 """Of the moving averages that say how much that is."""
 _MAX_JOBS_HELD = 2048
+_MAX_UNREAD_BYTES = 32_000_000
+"""No lane claims more while it holds so many jobs, or so much that it has not read."""
 _MAX_JOBS_A_CLAIM = 128
 DEFAULT_BATCH_TOKENS = {
     "cpu": 1024,
@@ -59,47 +65,25 @@ DEFAULT_BATCH_TOKENS = {
 
 
 @dataclass(eq=False, slots=True)
-class _OpenJob:
-    job: ClaimedJob
-    request: EmbeddingRequest
-    rows_left: int
-    tokens: int
-    truncated: int
-    vectors: np.ndarray
-    started_at: float | None = None
-    dropped: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class _Row:
-    """One text of one job."""
-
-    owner: _OpenJob
-    index: int
-    ids: np.ndarray
-
-
-@dataclass(slots=True)
 class _Lane:
     urgent: bool
-    pool: list[_Row] = field(default_factory=list)
-    planned: deque[list[_Row]] = field(default_factory=deque)
-    tokens: int = 0
-    """Of all rows in the pool and planned."""
-    rows: int = 0
+    backlog: Backlog
+    quarantine: Quarantine[Row] = field(default_factory=Quarantine)
     closes_at: float = 0.0
+    """When what is in the backlog goes out though it fills no batch."""
     in_engine: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    rows: list[_Row]
-    lane: _Lane
-    suspect: bool
+    """How many batches."""
+    jobs: int = 0
+    """How many are read and not ended."""
+    batches_a_job: float = 1.0
+    """The moving average."""
 
 
 class EmbeddingBatcher:
-    """`Batcher` for embedding jobs. `max_wait_s`: how long the first text waits for others to join its batch."""
+    """`Batcher` for embedding jobs. `max_wait_s`: how long the first text waits for others to join its batch.
+
+    `clock`: in seconds, by which reading is cut into slices.
+    """
 
     def __init__(
         self,
@@ -111,46 +95,57 @@ class EmbeddingBatcher:
         max_batch_tokens: int,
         max_wait_s: float,
         allowed_callbacks: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._info = info
-        self._reader = JobReader(info, encoder, allowed_callbacks)
-        same = {"model": info.model, "provenance": provenance(info, worker)}
-        self._same_for_all = json.dumps(same, separators=(",", ":"))[1:-1]
-        self._max_rows = max_batch_texts
-        self._max_tokens = max_batch_tokens
+        self._reader = JobReader(info, encoder, allowed_callbacks, clock)
+        self._results = EmbeddingResults(info, worker)
         self._max_wait_s = max_wait_s
-        self._jobs: dict[str, _OpenJob] = {}
-        self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
-        self._running: dict[int, _Batch] = {}
+        self._jobs: dict[str, OpenEmbedding] = {}
+        self._urgent, self._bulk = self._lanes = tuple(
+            _Lane(urgent, Backlog(max_rows=max_batch_texts, max_tokens=max_batch_tokens)) for urgent in (True, False)
+        )
+        self._in_engine = EngineQueue()
+        self._asked_at = -math.inf
+        """When there last was no work to give."""
+        self._turns: deque[tuple[_Lane, bool]] = deque(
+            [(self._urgent, False), (self._urgent, True), (self._bulk, True)]
+        )
+        """While there are suspects: whose turn is next, of which lane, and whether it is its suspects'."""
         self._ids = count(1)
-        self._quarantine: Quarantine[_Row] = Quarantine()
-        self._batches_a_job = 1.0
         self._seconds_a_batch = _LOOKAHEAD_S / 8
         self._cost = CostModel()
 
     # -- taking in ---------------------------------------------------------------------------------------------------
 
     def room(self) -> Room:
-        unread = len(self._reader)
-        held = len(self._jobs) + unread
-        interactive = max(0, min(_MAX_JOBS_A_CLAIM, 2 * _MAX_JOBS_HELD - held))
-        target = min(max(_LOOKAHEAD_S / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
-        pooled = sum(self._batches(lane.rows, lane.tokens) for lane in self._lanes) + unread * self._batches_a_job
-        # Refilled in quarters, so that a claim is worth its round trip.
-        if held >= _MAX_JOBS_HELD or pooled > 0.75 * target or self._quarantine:
+        ahead = min(max(_LOOKAHEAD_S / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
+        urgent = self._batches_held(self._urgent)
+        interactive = self._room(self._urgent, _URGENT_LOOKAHEAD * ahead - urgent)
+        missing = ahead - urgent - self._batches_held(self._bulk)
+        # Bulk is refilled in quarters, so that a claim is worth its round trip; suspects are let run out first.
+        if missing < 0.25 * ahead or self._has_suspects:
             return Room(interactive=interactive, bulk=0)
-        bulk = min(_MAX_JOBS_A_CLAIM, _MAX_JOBS_HELD - held, math.ceil((target - pooled) / self._batches_a_job))
-        return Room(interactive=interactive, bulk=bulk)
+        return Room(interactive=interactive, bulk=min(interactive, self._room(self._bulk, missing)))
 
-    def _batches(self, rows: int, tokens: int) -> float:
-        """How many full batches these would make, padding aside."""
-        return max(rows / self._max_rows, tokens / self._max_tokens)
+    def _batches_held(self, lane: _Lane) -> float:
+        return lane.backlog.batches + self._reader.jobs(urgent=lane.urgent) * lane.batches_a_job
+
+    def _room(self, lane: _Lane, batches: float) -> int:
+        """How many jobs a lane may take that has room for so many batches."""
+        if batches <= 0 or self._reader.payload_bytes(urgent=lane.urgent) >= _MAX_UNREAD_BYTES:
+            return 0
+        held = lane.jobs + self._reader.jobs(urgent=lane.urgent)
+        return max(0, min(_MAX_JOBS_A_CLAIM, _MAX_JOBS_HELD - held, math.ceil(batches / lane.batches_a_job)))
 
     def add(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:
             self._reader.add(job)
 
-    def prepare(self, now: float) -> list[Outcome]:
+    def unread(self) -> Set[str]:
+        return self._reader.unread()
+
+    def read(self, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for read in self._reader.read(_READING_S):
             if isinstance(read, Failed):
@@ -160,185 +155,205 @@ class EmbeddingBatcher:
         return outcomes
 
     def _open(self, read: ReadJob, now: float) -> None:
-        size = len(read.texts)
-        tokens = sum(len(text.ids) for text in read.texts)
-        truncated = sum(text.truncated for text in read.texts)
-        vectors = np.empty((size, self._info.dimensions), dtype=np.float32)
-        owner = self._jobs[read.job.id] = _OpenJob(read.job, read.request, size, tokens, truncated, vectors)
-        lane = self._lanes[0 if read.urgent else 1]
+        lane, size = self._lane(read.urgent), len(read.texts)
+        owner = self._jobs[read.job.id] = OpenEmbedding(
+            read.job,
+            read.request,
+            tokens=sum(len(text.ids) for text in read.texts),
+            truncated=sum(text.truncated for text in read.texts),
+            vectors=np.empty((size, self._info.dimensions), dtype=np.float32),
+            rows_left=size,
+            urgent=read.urgent,
+        )
         self._cost.arrived(size, now)
-        if not lane.rows:
+        if not lane.backlog.rows:
             lane.closes_at = now + self._max_wait_s if self._cost.waiting_pays(now) else now
-        lane.pool.extend(_Row(owner, index, text.ids) for index, text in enumerate(read.texts))
-        lane.rows += size
-        lane.tokens += tokens
-        if not lane.urgent:
-            self._batches_a_job += _LEARNING_RATE * (self._batches(size, tokens) - self._batches_a_job)
+        rows = [Row(owner, index, text.ids) for index, text in enumerate(read.texts)]
+        if read.job.suspect:
+            lane.quarantine.admit(rows)
+        else:
+            lane.backlog.add(rows)
+        lane.jobs += 1
+        lane.batches_a_job += _LEARNING_RATE * (lane.backlog.batches_of(size, owner.tokens) - lane.batches_a_job)
 
     # -- giving out --------------------------------------------------------------------------------------------------
 
     def next_work(self, now: float) -> EmbeddingWork | None:
-        if any(batch.suspect for batch in self._running.values()):
-            return None
-        if self._quarantine:
-            return None if self._running else self._send(self._quarantine.next_group(), self._lanes[0], now, True)
+        work = self._next_alone(now) if self._has_suspects else self._next_beside_others(now)
+        if work is None:
+            self._asked_at = now
+        return work
+
+    @property
+    def _has_suspects(self) -> bool:
+        """Whether any row is suspected, in the engine or waiting."""
+        waits = any(lane.quarantine for lane in self._lanes)
+        return waits or any(batch.suspect for batch in self._in_engine)
+
+    def _next_beside_others(self, now: float) -> EmbeddingWork | None:
         for lane in self._lanes:
             if self._is_ready(lane, now):
-                return self._send(self._next_batch(lane), lane, now)
+                return self._send(lane.backlog.take(), lane, now)
+        return None
+
+    def _next_alone(self, now: float) -> EmbeddingWork | None:
+        if self._in_engine:
+            return None
+        for turn in list(self._turns):
+            lane, is_suspects = turn
+            if lane.quarantine if is_suspects else self._is_ready(lane, now):
+                self._turns.remove(turn)
+                self._turns.append(turn)
+                rows = lane.quarantine.next_group() if is_suspects else lane.backlog.take()
+                return self._send(rows, lane, now, is_suspects)
         return None
 
     def _is_ready(self, lane: _Lane, now: float) -> bool:
-        if not lane.rows or lane.in_engine >= 2 or (len(self._running) >= 2 and not lane.urgent):
+        if not lane.backlog.rows or lane.in_engine >= 2 or (len(self._in_engine) >= 2 and not lane.urgent):
             return False
-        full = lane.tokens >= self._max_tokens or lane.rows >= self._max_rows
-        return full or (lane.in_engine == 0 and now >= lane.closes_at)
+        return lane.backlog.is_full or (lane.in_engine == 0 and now >= lane.closes_at)
 
-    def _next_batch(self, lane: _Lane) -> list[_Row]:
-        if lane.pool and len(lane.planned) <= 1:
-            # The last batch planned is seldom full: it is packed again with what has come since.
-            rows = [row for batch in lane.planned for row in batch] + lane.pool
-            batches = pack(rows, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)
-            lane.planned, lane.pool = deque(batches), []
-        batch = lane.planned.popleft()
-        lane.rows -= len(batch)
-        lane.tokens -= sum(map(_length, batch))
-        return batch
-
-    def _send(self, rows: list[_Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
+    def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
         work = EmbeddingWork(next(self._ids), [row.ids for row in rows], urgent=lane.urgent)
-        for row in rows:
-            if row.owner.started_at is None:
-                row.owner.started_at = now
         lane.in_engine += 1
-        self._running[work.id] = _Batch(rows, lane, suspect)
+        batch = Batch(rows, {row.owner for row in rows}, lane.urgent, suspect)
+        self._in_engine.give(work.id, batch, now)
         return work
 
     def wakes_at(self) -> float | None:
-        if self._reader:
+        if self._reader.jobs(urgent=True) or self._reader.jobs(urgent=False):
             return 0.0
-        waiting = [lane.closes_at for lane in self._lanes if lane.rows and not lane.in_engine]
-        return min(waiting, default=None)
+        # A window that had closed when there was no work to give waits for the engine.
+        closing = [lane.closes_at for lane in self._lanes if lane.backlog.rows and lane.closes_at > self._asked_at]
+        return min(closing, default=None)
 
-    # -- what came of it ---------------------------------------------------------------------------------------------
+    # -- taking back -------------------------------------------------------------------------------------------------
 
-    def absorb(self, event: Event) -> list[Outcome]:
-        batch = self._running.pop(event.id, None)
+    def absorb(self, event: Event, now: float) -> list[Outcome]:
+        batch = self._in_engine.take_back(event.id, now)
         if batch is None:
             return []
-        batch.lane.in_engine -= 1
+        self._lane(batch.urgent).in_engine -= 1
         if isinstance(event, Embedded):
             return self._completed(batch, event)
         assert isinstance(event, Rejected)
         if len(batch.rows) > 1:
             # One of these spoils the others: halves, until it stands alone.
             half = len(batch.rows) // 2
-            self._run_again(batch.lane, batch.rows[half:])
-            self._run_again(batch.lane, batch.rows[:half])
+            self._run_again(batch, batch.rows[half:])
+            self._run_again(batch, batch.rows[:half])
             return []
         owner = batch.rows[0].owner
-        if owner.dropped:
+        if owner.ended:
             return []
-        self.drop(owner.job.id)
+        self._end(owner)
         return [Failed(owner.job, InferenceError(event.message))]
 
-    def _completed(self, batch: _Batch, event: Embedded) -> list[Outcome]:
+    def _completed(self, batch: Batch, event: Embedded) -> list[Outcome]:
         if len(event.vectors) != len(batch.rows):
             raise RuntimeError(
                 f"the engine returned {len(event.vectors)} vectors for {len(batch.rows)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
-        self._cost.observe(max(map(_length, batch.rows)) * len(batch.rows), event.device_s)
+        self._cost.observe(batch.padded_tokens, event.device_s)
         self._seconds_a_batch += _LEARNING_RATE * (event.device_s - self._seconds_a_batch)
         done: list[Outcome] = []
         for row, vector in zip(batch.rows, event.vectors, strict=True):
             owner = row.owner
-            self._quarantine.cleared(row)
-            if owner.dropped:
+            if owner.ended:
                 continue
             owner.vectors[row.index] = vector
             owner.rows_left -= 1
             if owner.rows_left == 0:
-                del self._jobs[owner.job.id]
-                done.append(self._finished(owner))
+                self._end(owner)
+                done.append(self._results.of(owner))
         return done
-
-    def _finished(self, owner: _OpenJob) -> Finished:
-        vectors, encoding = owner.vectors, owner.request.encoding_format
-        if owner.request.dimensions is not None:
-            vectors = vectors[:, : owner.request.dimensions]
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        raw = vectors.astype("<f4", copy=False).tobytes()
-        if encoding == "float":
-            data = json.dumps(vectors.tolist(), separators=(",", ":"))
-        else:
-            data = '""' if encoding == "raw" else f'"{base64.b64encode(raw).decode("ascii")}"'
-        # Written by hand: json.dumps would look through every character of the block for one to escape.
-        result = (
-            f'{{"object":"embedding","embeddings":{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
-            f'"encoding":"{encoding}","data":{data}}},'
-            f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated}}},{self._same_for_all}}}'
-        )
-        return Finished(owner.job, result.encode(), raw if encoding == "raw" else None)
 
     # -- when things end otherwise -----------------------------------------------------------------------------------
 
-    def drop(self, job_id: str) -> list[int]:
-        self._reader.drop(job_id)
-        owner = self._jobs.pop(job_id, None)
-        if owner is None:
-            return []
-        owner.dropped = True
-        for lane in self._lanes:
-            lane.pool = [row for row in lane.pool if row.owner is not owner]
-            kept = ([row for row in batch if row.owner is not owner] for batch in lane.planned)
-            lane.planned = deque(batch for batch in kept if batch)
-            left = [*lane.pool, *(row for batch in lane.planned for row in batch)]
-            lane.rows, lane.tokens = len(left), sum(map(_length, left))
-        self._quarantine.discard([row for row in self._quarantine.items() if row.owner is owner])
-        # Where its rows have neighbours in the engine they run on, and what comes of them is not used.
-        return [work for work, batch in self._running.items() if all(row.owner.dropped for row in batch.rows)]
-
     def interrupt(self, outcome: Failed | Stopped) -> tuple[list[int], list[Outcome]]:
-        return self.drop(outcome.job.id), [outcome]
+        running, owner = self._in_engine.running, self._jobs.get(outcome.job.id)
+        if isinstance(outcome, Failed) and running is not None and owner in running.owners:
+            running.overdue = True
+        return self.forget([outcome.job.id]), [outcome]
+
+    def forget(self, job_ids: Collection[str]) -> list[int]:
+        self._reader.forget(job_ids)
+        for owner in [self._jobs[job_id] for job_id in job_ids if job_id in self._jobs]:
+            self._end(owner)
+        # What the engine has of them runs on, and what it makes of it is not used: batches are short.
+        return []
+
+    def _end(self, owner: OpenEmbedding) -> None:
+        """None of its rows is wanted any more, wherever they are."""
+        del self._jobs[owner.job.id]
+        owner.ended = True
+        lane = self._lane(owner.urgent)
+        lane.jobs -= 1
+        lane.backlog.forget(owner)
+        if lane.quarantine:
+            lane.quarantine.keep(lambda row: not row.owner.ended)
+
+    def overdue(self, now: float) -> list[ClaimedJob]:
+        return self._in_engine.overdue(now)
+
+    def engine_s(self, job_id: str, now: float) -> float | None:
+        owner = self._jobs.get(job_id)
+        return self._in_engine.engine_s(owner, now) if owner is not None else None
+
+    # -- what the engine does ----------------------------------------------------------------------------------------
+
+    def has_begun(self, job_id: str) -> bool:
+        owner = self._jobs.get(job_id)
+        return owner is not None and owner.engine_s is not None
+
+    def begun(self) -> Set[str]:
+        return self._in_engine.begun()
 
     @property
-    def loading(self) -> bool:
-        return False
+    def has_work(self) -> bool:
+        return bool(self._in_engine)
 
-    def in_engine(self, job_id: str) -> bool:
-        return any(row.owner.job.id == job_id for batch in self._running.values() for row in batch.rows)
+    def patience_s(self, now: float) -> float:
+        return self._in_engine.patience_s(self._cost)
 
-    def started_at(self, job_id: str) -> float | None:
-        owner = self._jobs.get(job_id)
-        return owner.started_at if owner else None
-
-    def engine_died(self, *, suspect: bool) -> list[Outcome]:
-        batches = list(self._running.values())
-        self._running.clear()
-        for batch in batches:
-            batch.lane.in_engine -= 1
-        if not suspect:
-            for batch in reversed(batches):
-                self._run_again(batch.lane, batch.rows)
+    def engine_died(self, now: float, *, suspect: bool) -> list[Outcome]:
+        running, others = self._in_engine.take_all(now)
+        for lane in self._lanes:
+            lane.in_engine = 0
+        for batch in reversed(others):
+            self._run_again(batch, batch.rows)
+        if running is None:
             return []
-        groups = [[row for row in batch.rows if not row.owner.dropped] for batch in batches]
-        poisoned: list[Outcome] = []
-        for row in self._quarantine.after_death([group for group in groups if group]):
-            self.drop(row.owner.job.id)
-            poisoned.append(Failed(row.owner.job, _poison(row)))
-        return poisoned
+        if suspect:
+            return self._judge(running, alone=len(running.rows) == 1 and not others)
+        self._run_again(running, running.rows)
+        return []
 
-    def _run_again(self, lane: _Lane, rows: list[_Row]) -> None:
-        """As the lane's next batch."""
-        if rows := [row for row in rows if not row.owner.dropped]:
-            lane.planned.appendleft(rows)
-            lane.rows += len(rows)
-            lane.tokens += sum(map(_length, rows))
+    def _judge(self, batch: Batch, *, alone: bool) -> list[Outcome]:
+        """The batch had begun when the engine died."""
+        for owner in batch.owners:
+            owner.engine_s = 0.0  # it runs anew
+        begun = [row for row in batch.rows if not row.owner.ended]
+        again, poison = self._lane(batch.urgent).quarantine.after_death(begun, alone=alone and bool(begun))
+        self._run_again(replace(batch, suspect=False), again)
+        poisoned = {row.owner: row for row in poison}
+        for owner in poisoned:
+            self._end(owner)
+        return [Failed(owner.job, _poison(row)) for owner, row in poisoned.items()]
+
+    def _run_again(self, batch: Batch, rows: list[Row]) -> None:
+        """As the next of its lane, without waiting for more; suspects remain that."""
+        lane = self._lane(batch.urgent)
+        lane.closes_at = 0.0
+        if batch.suspect:
+            lane.quarantine.put_back([row for row in rows if not row.owner.ended])
+        else:
+            lane.backlog.put_first(rows)
+
+    def _lane(self, urgent: bool) -> _Lane:
+        return self._urgent if urgent else self._bulk
 
 
-def _poison(row: _Row) -> PoisonedJobError:
+def _poison(row: Row) -> PoisonedJobError:
     return PoisonedJobError(f"input: the engine died each time it ran item {row.index}, and nothing beside it")
-
-
-def _length(row: _Row) -> int:
-    return len(row.ids)

@@ -2,55 +2,57 @@
 
 Only as many jobs are claimed as the engine has places and memory for; the rest wait in Redis, where another worker may
 take them. Some places are kept from bulk jobs, so that whoever waits need not wait for a bulk job to end.
+
+While jobs are suspected of killing the engine, groups take turns: one of suspects, with nothing beside it, and one of
+all interactive jobs that wait when it begins. Other bulk jobs wait until no more are suspected.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections import deque
-from dataclasses import dataclass
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from impetus_backends import protocol
-from impetus_backends.protocol import Deferred, Generated, GenerationWork, Parked, Progress, Rejected
-from impetus_producer.contract import GENERATE_FUNCTION, GenerationRequest, StreamEvent, parse_request
+from impetus_backends.protocol import Deferred, Generated, Parked, Progress, Rejected
+from impetus_producer.contract import GENERATE_FUNCTION, GenerationRequest, StreamEvent
+from impetus_producer.parsing import parse_request
 
 from ..errors import InferenceError, InvalidRequestError, PoisonedJobError
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
-from .batcher import Room, check_model, provenance
+from .batcher import Room, check_model
+from .open_generation import OpenGeneration
 from .payload import read_payload
 from .quarantine import Quarantine
+from .results import GenerationResults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
-    from impetus_backends.protocol import EngineInfo, Event
+    from impetus_backends.protocol import EngineInfo, Event, GenerationWork
 
     from ..leases.claims import ClaimedJob
 
 _KEPT_FROM_BULK = 8
 """One place in so many is for jobs whose callers wait."""
-
-
-@dataclass(eq=False, slots=True)
-class _OpenJob:
-    job: ClaimedJob
-    request: GenerationRequest
-    started_at: float | None = None
-    parked: bool = False
-    """Whether it waits in the engine for its model, and so takes no place."""
-    run: str = ""
-    """Names what the engine has begun of it, and is empty until it has."""
-    streamed: int = 0
-    """How many characters of this run's text have been told."""
-    ending: Failed | Stopped | None = None
-    """How it is to end as soon as the engine has handed over what it made."""
+_READING_S = 0.01
+"""So long requests are read before the loop looks at the engine and the queues again; one at least."""
+_PATIENCE_S = 60.0
+"""For a step: the engine gives a sign of life every second between steps."""
+_LOADING_PATIENCE_S = 600.0
+"""While a job waits for its model, which may be loading."""
+_OVERDUE_PATIENCE_S = 15.0
+"""For a step from which a job that ran out of time should have come back."""
 
 
 class GenerationBatcher:
-    """`Batcher` for generation jobs. `max_concurrent`: how many decode together."""
+    """`Batcher` for generation jobs. `max_concurrent`: how many decode together.
+
+    A job's time is counted from when the engine has it, for what happens before its first token may never end either;
+    but not while it waits for its model, nor before it begins while a model is being loaded.
+    """
 
     def __init__(
         self,
@@ -62,22 +64,30 @@ class GenerationBatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._info = info
-        self._provenance = provenance(info, worker)
+        self._results = GenerationResults(info, worker)
         self._max_concurrent = max_concurrent
         self._allowed_callbacks = allowed_callbacks
         self._clock = clock
         self._unread: deque[ClaimedJob] = deque()
-        self._waiting: deque[_OpenJob] = deque()
-        self._running: dict[int, _OpenJob] = {}
-        """In the engine, by the id of their work."""
-        self._suspects: deque[_OpenJob] | None = None
-        """The group that runs with nothing beside it; none when nothing is suspect."""
+        self._waiting: deque[OpenGeneration] = deque()
+        self._in_engine: dict[int, OpenGeneration] = {}
+        """By the id of their work."""
+        self._group: deque[OpenGeneration] | None = None
+        """What is left to send of the group whose turn it is; none where all may run together."""
+        self._group_is_suspect = False
+        self._urgent_suspects: Quarantine[OpenGeneration] = Quarantine()
+        self._bulk_suspects: Quarantine[OpenGeneration] = Quarantine()
+        self._turns: deque[Quarantine[OpenGeneration] | None] = deque(
+            [None, self._urgent_suspects, self._bulk_suspects]
+        )
+        """While there are suspects: whose turn is next; None is that of the interactive jobs that wait."""
         self._ids = count(1)
-        self._quarantine: Quarantine[_OpenJob] = Quarantine()
         self._window = max_concurrent
         """How many may be on their way to a place. Memory that runs out makes it 1, and each start doubles it."""
         self._full = False
         """Whether there is no memory for another job until one ends."""
+
+    # -- taking in ---------------------------------------------------------------------------------------------------
 
     def room(self) -> Room:
         everyone = [*self._open()]
@@ -88,14 +98,20 @@ class GenerationBatcher:
         held = len(self._unread) + len(everyone) - parked
         on_their_way = held - begun
         places = max(0, min(self._max_concurrent - held, self._window - on_their_way))
+        if self._has_suspects:
+            return Room(interactive=places, bulk=0)
         kept = max(0, self._max_concurrent // _KEPT_FROM_BULK - (self._max_concurrent - held - places))
         return Room(interactive=places, bulk=max(0, places - kept))
 
     def add(self, jobs: Sequence[ClaimedJob]) -> None:
         self._unread.extend(jobs)
 
-    def prepare(self, now: float) -> list[Outcome]:
+    def unread(self) -> Set[str]:
+        return {job.id for job in self._unread}
+
+    def read(self, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
+        stop_at = self._clock() + _READING_S
         while self._unread:
             job = self._unread.popleft()
             try:
@@ -105,60 +121,88 @@ class GenerationBatcher:
             except InvalidRequestError as error:
                 outcomes.append(Failed(job, error))
             else:
-                self._waiting.append(_OpenJob(job, request))
+                owner = OpenGeneration(job, request)
+                if job.suspect:
+                    (self._urgent_suspects if owner.urgent else self._bulk_suspects).admit([owner])
+                else:
+                    self._waiting.append(owner)
+            if self._clock() >= stop_at:
+                break
         return outcomes
-
-    def next_work(self, now: float) -> GenerationWork | None:
-        if self._suspects is not None and not self._suspects and not self._running:
-            self._suspects = None
-        if self._suspects is None and self._quarantine:
-            if self._running:
-                return None
-            self._suspects = deque(self._quarantine.next_group())
-        queue = self._waiting if self._suspects is None else self._suspects
-        return self._send(queue.popleft()) if queue else None
-
-    def _send(self, owner: _OpenJob) -> GenerationWork:
-        work_id, request = next(self._ids), owner.request
-        self._running[work_id] = owner
-        return GenerationWork(
-            id=work_id,
-            prompt=request.prompt,
-            messages=tuple((each.role, each.content) for each in request.messages) if request.messages else None,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            repetition_penalty=request.repetition_penalty,
-            stop=tuple(request.stop),
-            seed=request.seed,
-            logprobs=request.logprobs,
-            schema=request.response_format.schema_text() if request.response_format is not None else None,
-            model=request.model,
-            stream=request.stream,
-        )
 
     def wakes_at(self) -> float | None:
         return 0.0 if self._unread else None
 
-    def absorb(self, event: Event) -> list[News]:
-        owner = self._running.get(event.id)
+    # -- giving out --------------------------------------------------------------------------------------------------
+
+    def next_work(self, now: float) -> GenerationWork | None:
+        if self._group is not None and not self._group and not self._in_engine:
+            self._group = None
+        if self._group is None and self._has_suspects:
+            if self._in_engine:
+                return self._next_before_suspects(now)
+            self._group = self._next_group()
+        queue = self._waiting if self._group is None else self._group
+        return self._send(queue.popleft(), now) if queue else None
+
+    def _next_before_suspects(self, now: float) -> GenerationWork | None:
+        """Suspects came while others run: these are let end, and bulk ones hold up nobody who waits."""
+        urgent = next((owner for owner in self._waiting if owner.urgent), None)
+        if self._urgent_suspects or urgent is None:
+            return None
+        self._waiting.remove(urgent)
+        return self._send(urgent, now)
+
+    @property
+    def _has_suspects(self) -> bool:
+        """Whether any job is suspected, waiting or in the engine."""
+        has_turn = self._group is not None and self._group_is_suspect and bool(self._group or self._in_engine)
+        return has_turn or bool(self._urgent_suspects or self._bulk_suspects)
+
+    def _next_group(self) -> deque[OpenGeneration] | None:
+        for turn in list(self._turns):
+            group = self._waiting_urgent() if turn is None else turn.next_group() if turn else []
+            if group:
+                self._turns.remove(turn)
+                self._turns.append(turn)
+                self._group_is_suspect = turn is not None
+                return deque(group)
+        return None
+
+    def _waiting_urgent(self) -> list[OpenGeneration]:
+        urgent = [owner for owner in self._waiting if owner.urgent]
+        self._waiting = deque(owner for owner in self._waiting if not owner.urgent)
+        return urgent
+
+    def _send(self, owner: OpenGeneration, now: float) -> GenerationWork:
+        work_id = next(self._ids)
+        self._in_engine[work_id] = owner
+        if not self._loading:
+            owner.resume(now)
+        return owner.work(work_id)
+
+    # -- taking back -------------------------------------------------------------------------------------------------
+
+    def absorb(self, event: Event, now: float) -> list[News]:
+        owner = self._in_engine.get(event.id)
         if owner is None:
             return []
         match event:
             case protocol.Started():
-                return self._begin(owner)
+                return self._begin(owner, now)
             case Progress(text=text):
                 return [self._text(owner, text)]
             case Parked():
                 owner.parked = True
+                for each in self._in_engine.values():
+                    if not each.run:
+                        each.pause(now)
                 return []
             case Deferred():
-                del self._running[event.id]
+                del self._in_engine[event.id]
                 self._full, self._window = True, 1
                 return [Returned(owner.job)]
-        del self._running[event.id]
+        del self._in_engine[event.id]
         self._full = False
         if isinstance(event, Generated):
             return self._finish(owner, event)
@@ -166,34 +210,35 @@ class GenerationBatcher:
         error = InvalidRequestError(event.message) if event.permanent else InferenceError(event.message)
         return self._end(owner, owner.ending or Failed(owner.job, error))
 
-    def _begin(self, owner: _OpenJob) -> list[News]:
+    def _begin(self, owner: OpenGeneration, now: float) -> list[News]:
         """A run of its own: what an earlier one said is void."""
-        owner.started_at = owner.started_at or self._clock()
         owner.parked = False
-        owner.run, owner.streamed = f"{owner.job.execution_id}:{next(self._ids)}", 0
+        for each in self._in_engine.values():
+            if not each.parked:
+                each.resume(now)  # the engine steps again, whatever it may have been loading
+        owner.run, owner.streamed = f"{owner.job.token}:{next(self._ids)}", 0
         self._window = min(self._max_concurrent, 2 * self._window)
         news: list[News] = [Started(owner.job, awaited=owner.request.cancel_if_abandoned)]
         if owner.request.stream:
             news.append(Said(owner.job, StreamEvent.START, owner.run))
         return news
 
-    def _text(self, owner: _OpenJob, text: str) -> Said:
+    def _text(self, owner: OpenGeneration, text: str) -> Said:
         said = Said(owner.job, StreamEvent.TEXT, owner.run, at=owner.streamed, text=text)
         owner.streamed += len(text)
         return said
 
-    def _finish(self, owner: _OpenJob, event: Generated) -> list[News]:
+    def _finish(self, owner: OpenGeneration, event: Generated) -> list[News]:
         news: list[News] = []
         if owner.request.stream and owner.run and len(event.text) > owner.streamed:
             news.append(self._text(owner, event.text[owner.streamed :]))
         if event.finish_reason == "cancelled":
             outcome = owner.ending or Stopped(owner.job)
-            return [*news, *self._end(owner, outcome, self._result(event))]
-        return [*news, *self._end(owner, Finished(owner.job, self._result(event)))]
+            return [*news, *self._end(owner, outcome, self._results.of(event))]
+        return [*news, *self._end(owner, Finished(owner.job, self._results.of(event)))]
 
-    def _end(self, owner: _OpenJob, outcome: Finished | Failed | Stopped, made: bytes = b"") -> list[News]:
+    def _end(self, owner: OpenGeneration, outcome: Finished | Failed | Stopped, made: bytes = b"") -> list[News]:
         """The outcome, and before it the stream's end: for readers, and to keep what was made."""
-        self._quarantine.cleared(owner)
         status = {Finished: "finished", Failed: "failed", Stopped: "stopped"}[type(outcome)]
         if status == "failed" and owner.job.fields.get(b"retries_left"):
             return [outcome]  # RQ runs it again, in a run of its own
@@ -201,74 +246,118 @@ class GenerationBatcher:
             return [Said(owner.job, StreamEvent.END, owner.run, status=status, result=made), outcome]
         return [outcome]
 
-    def _result(self, event: Generated) -> bytes:
-        usage = {"prompt_tokens": event.prompt_tokens, "completion_tokens": event.completion_tokens}
-        result: dict[str, Any] = {
-            "object": "generation",
-            "text": event.text,
-            "finish_reason": event.finish_reason,
-            "model": event.model,
-            "usage": usage | {"cached_tokens": event.cached_tokens},
-            "timings": {"first_token_s": round(event.first_token_s, 6), "total_s": round(event.total_s, 6)},
-            "provenance": self._provenance | {"fingerprint": event.fingerprint, "note": event.note},
-        }
-        if event.logprobs is not None:
-            result["logprobs"] = [{"token": token, "logprob": round(each, 6)} for token, each in event.logprobs]
-        return json.dumps(result, separators=(",", ":")).encode()
-
-    def drop(self, job_id: str) -> list[int]:
-        self._unread = deque(job for job in self._unread if job.id != job_id)
-        self._waiting = deque(owner for owner in self._waiting if owner.job.id != job_id)
-        if self._suspects is not None:
-            self._suspects = deque(owner for owner in self._suspects if owner.job.id != job_id)
-        self._quarantine.discard([owner for owner in self._quarantine.items() if owner.job.id == job_id])
-        works = [work for work, owner in self._running.items() if owner.job.id == job_id]
-        for work in works:
-            del self._running[work]
-            self._full = False
-        return works
+    # -- when things end otherwise -----------------------------------------------------------------------------------
 
     def interrupt(self, outcome: Failed | Stopped) -> tuple[list[int], list[News]]:
-        for work, owner in self._running.items():
+        for work, owner in self._in_engine.items():
             if owner.job.id == outcome.job.id:
                 if owner.ending is not None:
                     return [], []
                 owner.ending = outcome
                 return [work], []
         owners = [owner for owner in self._open() if owner.job.id == outcome.job.id]
-        self.drop(outcome.job.id)
+        self.forget([outcome.job.id])
         return [], self._end(owners[0], outcome) if owners else [outcome]
 
+    def forget(self, job_ids: Collection[str]) -> list[int]:
+        def is_wanted(owner: OpenGeneration) -> bool:
+            return owner.job.id not in job_ids
+
+        self._unread = deque(job for job in self._unread if job.id not in job_ids)
+        self._waiting = deque(filter(is_wanted, self._waiting))
+        if self._group is not None:
+            self._group = deque(filter(is_wanted, self._group))
+        self._urgent_suspects.keep(is_wanted)
+        self._bulk_suspects.keep(is_wanted)
+        works = [work for work, owner in self._in_engine.items() if owner.job.id in job_ids]
+        for work in works:
+            del self._in_engine[work]
+            self._full = False
+        return works
+
+    def overdue(self, now: float) -> list[ClaimedJob]:
+        owners = [owner for owner in self._in_engine.values() if owner.ending is None]
+        spent = [(owner.job, owner.job.timeout_s, owner.spent_s(now) or 0.0) for owner in owners]
+        return [job for job, timeout_s, spent_s in spent if timeout_s is not None and spent_s > timeout_s]
+
+    def engine_s(self, job_id: str, now: float) -> float | None:
+        owner = self._find(job_id)
+        return owner.spent_s(now) if owner is not None else None
+
+    # -- what the engine does ----------------------------------------------------------------------------------------
+
+    def has_begun(self, job_id: str) -> bool:
+        owner = self._find(job_id)
+        return owner is not None and bool(owner.run)
+
+    def begun(self) -> Set[str]:
+        return {owner.job.id for owner in self._to_blame()}
+
+    def _to_blame(self) -> list[OpenGeneration]:
+        """What had not begun is innocent, unless nothing had: then it is what the engine dies of."""
+        held = [owner for owner in self._in_engine.values() if owner.ending is None]
+        return [owner for owner in held if owner.run] or held
+
     @property
-    def loading(self) -> bool:
-        return any(owner.parked for owner in self._running.values())
+    def has_work(self) -> bool:
+        return bool(self._in_engine)
 
-    def in_engine(self, job_id: str) -> bool:
-        return any(owner.job.id == job_id for owner in self._running.values())
+    @property
+    def _loading(self) -> bool:
+        """Whether the engine may be loading another model, and nothing else."""
+        return any(owner.parked for owner in self._in_engine.values())
 
-    def started_at(self, job_id: str) -> float | None:
-        return next((owner.started_at for owner in self._open() if owner.job.id == job_id), None)
+    def patience_s(self, now: float) -> float:
+        if not self._in_engine:
+            return math.inf
+        if self._loading:
+            return _LOADING_PATIENCE_S
+        overdue = any(isinstance(owner.ending, Failed) for owner in self._in_engine.values())
+        return _OVERDUE_PATIENCE_S if overdue else _PATIENCE_S
 
-    def _open(self) -> Iterator[_OpenJob]:
-        return chain(self._running.values(), self._suspects or (), self._waiting, self._quarantine.items())
+    def _open(self) -> Iterator[OpenGeneration]:
+        waiting = chain(self._group or (), self._waiting, self._urgent_suspects, self._bulk_suspects)
+        return chain(self._in_engine.values(), waiting)
 
-    def engine_died(self, *, suspect: bool) -> list[News]:
-        held = list(self._running.values())
-        self._running.clear()
+    def _find(self, job_id: str) -> OpenGeneration | None:
+        return next((owner for owner in self._open() if owner.job.id == job_id), None)
+
+    def engine_died(self, now: float, *, suspect: bool) -> list[News]:
+        held, to_blame = list(self._in_engine.values()), self._to_blame() if suspect else []
+        self._in_engine.clear()
         self._full = False
         news = [each for owner in held if owner.ending is not None for each in self._end(owner, owner.ending)]
-        running = [owner for owner in held if owner.ending is None]
-        # What had not begun is innocent, unless nothing had: then it was what the engine died of.
-        begun = ([owner for owner in running if owner.run] or running) if suspect else []
-        unbegun = [owner for owner in running if owner not in begun]
         for owner in held:
+            owner.pause(now)
             owner.parked, owner.run = False, ""
-        (self._waiting if self._suspects is None else self._suspects).extendleft(reversed(unbegun))
-        if not suspect:
-            return news
-        unstarted = list(self._suspects or ())
-        self._suspects = deque(unstarted) if unstarted else None
-        message = "the engine died each time it ran this job, and nothing beside it"
-        for owner in self._quarantine.after_death([begun] if begun else []):
-            news += self._end(owner, Failed(owner.job, PoisonedJobError(message)))
+        innocent = [owner for owner in held if owner.ending is None and owner not in to_blame]
+        again = [*self._judge(to_blame, news, alone=len(held) == 1), *innocent]
+        self._put_back([owner for owner in held if owner in again])
         return news
+
+    def _judge(self, begun: list[OpenGeneration], news: list[News], *, alone: bool) -> list[OpenGeneration]:
+        """Those of a group that run again as before."""
+        again: list[OpenGeneration] = []
+        for owner in begun:
+            owner.engine_s = 0.0  # it runs anew
+        for quarantine, urgent in ((self._urgent_suspects, True), (self._bulk_suspects, False)):
+            if part := [owner for owner in begun if owner.urgent is urgent]:
+                verdict = quarantine.after_death(part, alone=alone)
+                again += verdict.again
+                for owner in verdict.poison:
+                    message = "the engine died each time it ran this job, and nothing beside it"
+                    news += self._end(owner, Failed(owner.job, PoisonedJobError(message)))
+        return again
+
+    def _put_back(self, owners: list[OpenGeneration]) -> None:
+        """They run again first; what remains of a group of suspects waits for its next turn."""
+        if self._group is None:
+            self._waiting.extendleft(reversed(owners))
+            return
+        group = [*owners, *self._group]
+        self._group = None
+        if self._group_is_suspect:
+            for quarantine, urgent in ((self._urgent_suspects, True), (self._bulk_suspects, False)):
+                quarantine.put_back([owner for owner in group if owner.urgent is urgent])
+        else:
+            self._waiting.extendleft(reversed(group))

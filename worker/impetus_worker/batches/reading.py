@@ -5,13 +5,13 @@ Checks of a request what only the model in service can tell. Knows the tokenizer
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest, parse_request
+from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest
+from impetus_producer.parsing import parse_request
 
 from ..errors import InvalidRequestError
 from ..leases.outcomes import Failed
@@ -19,7 +19,7 @@ from .batcher import check_model
 from .payload import read_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import numpy as np
 
@@ -56,59 +56,99 @@ class ReadJob:
         return self.job.queue == EMBEDDING_QUEUE
 
 
-@dataclass(slots=True)
-class _Lane:
-    claimed: deque[ClaimedJob] = field(default_factory=deque)
-    """Not yet looked at."""
-    parsed: deque[ReadJob] = field(default_factory=deque)
-    """Not yet tokenised to their end."""
+class _Unread:
+    """The jobs of one lane that are not yet read to their end, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.claimed: deque[ClaimedJob] = deque()
+        """Not yet looked at."""
+        self.payload_bytes = 0
+        """Of those."""
+        self.parsed: deque[ReadJob] = deque()
+        """Not yet tokenised to their end."""
 
     def __len__(self) -> int:
         return len(self.claimed) + len(self.parsed)
 
-    def drop(self, job_id: str) -> None:
-        self.claimed = deque(job for job in self.claimed if job.id != job_id)
-        self.parsed = deque(read for read in self.parsed if read.job.id != job_id)
+    def jobs(self) -> Iterator[ClaimedJob]:
+        yield from (read.job for read in self.parsed)
+        yield from self.claimed
+
+    def add(self, job: ClaimedJob) -> None:
+        self.claimed.append(job)
+        self.payload_bytes += _payload_bytes(job)
+
+    def next_claimed(self) -> ClaimedJob:
+        job = self.claimed.popleft()
+        self.payload_bytes -= _payload_bytes(job)
+        return job
+
+    def forget(self, job_ids: Collection[str]) -> None:
+        self.claimed = deque(job for job in self.claimed if job.id not in job_ids)
+        self.payload_bytes = sum(map(_payload_bytes, self.claimed))
+        self.parsed = deque(read for read in self.parsed if read.job.id not in job_ids)
 
 
 class JobReader:
-    """Reads jobs in the order in which they came, those that somebody waits for first."""
+    """Reads jobs in the order in which they came, those that somebody waits for first.
 
-    def __init__(self, info: EngineInfo, encoder: TextEncoder, allowed_callbacks: Collection[str]) -> None:
+    `clock`: in seconds, by which reading is cut into slices.
+    """
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        encoder: TextEncoder,
+        allowed_callbacks: Collection[str],
+        clock: Callable[[], float],
+    ) -> None:
         self._info = info
         self._encoder = encoder
         self._allowed_callbacks = allowed_callbacks
-        self._urgent, self._patient = _Lane(), _Lane()
+        self._clock = clock
+        self._urgent, self._patient = _Unread(), _Unread()
 
-    def __len__(self) -> int:
+    def jobs(self, *, urgent: bool) -> int:
         """How many jobs are not yet read to their end."""
-        return len(self._urgent) + len(self._patient)
+        return len(self._lane(urgent))
+
+    def payload_bytes(self, *, urgent: bool) -> int:
+        """How large the payloads are that have not been looked at."""
+        return self._lane(urgent).payload_bytes
+
+    def unread(self) -> set[str]:
+        """The ids of the jobs that are not yet read to their end."""
+        return {job.id for lane in (self._urgent, self._patient) for job in lane.jobs()}
 
     def add(self, job: ClaimedJob) -> None:
         """Takes a job in, and does not look at it yet."""
-        (self._urgent if job.queue == EMBEDDING_QUEUE else self._patient).claimed.append(job)
+        self._lane(job.queue == EMBEDDING_QUEUE).add(job)
 
-    def drop(self, job_id: str) -> None:
-        self._urgent.drop(job_id)
-        self._patient.drop(job_id)
+    def forget(self, job_ids: Collection[str]) -> None:
+        for lane in (self._urgent, self._patient):
+            if lane:
+                lane.forget(job_ids)
 
     def read(self, seconds: float) -> list[ReadJob | Failed]:
         """Parses and tokenises for about so long; returns the jobs that it read to their end, and those that end so."""
         done: list[ReadJob | Failed] = []
-        stop_at = time.monotonic() + seconds
+        stop_at = self._clock() + seconds
         for lane in (self._urgent, self._patient):
-            while lane and time.monotonic() < stop_at:
-                done += self._parse_some(lane)
+            while lane and self._clock() < stop_at:
+                done += self._parse_some(lane, stop_at)
                 if lane.parsed:
                     done += self._tokenise_some(lane.parsed)
         return done
 
-    def _parse_some(self, lane: _Lane) -> list[Failed]:
-        """Looks at jobs until there are texts enough to tokenise; returns those whose request is refused."""
+    def _lane(self, urgent: bool) -> _Unread:
+        return self._urgent if urgent else self._patient
+
+    def _parse_some(self, lane: _Unread, stop_at: float) -> list[Failed]:
+        """Looks at jobs until there are texts enough to tokenise, at one at least; returns those that are refused."""
         refused: list[Failed] = []
         texts = sum(len(read.request.input) - len(read.texts) for read in lane.parsed)
         while lane.claimed and texts < _TEXTS_AT_ONCE:
-            job = lane.claimed.popleft()
+            job = lane.next_claimed()
             try:
                 request = self._parse(job)
             except InvalidRequestError as error:
@@ -116,6 +156,8 @@ class JobReader:
             else:
                 texts += len(request.input)
                 lane.parsed.append(ReadJob(job, request))
+            if self._clock() >= stop_at:
+                break
         return refused
 
     def _parse(self, job: ClaimedJob) -> EmbeddingRequest:
@@ -159,3 +201,7 @@ class JobReader:
                     )
                     return Failed(read.job, InvalidRequestError(sentence))
         return read
+
+
+def _payload_bytes(job: ClaimedJob) -> int:
+    return len(job.fields.get(b"data", b""))

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impetus_producer.contract import ROLE_QUEUES
+from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
 from impetus_producer.errors import ImpetusError
+from impetus_producer.server import without_password
 
 from ..settings import ROLES, Role
 from .options import check_installed, with_engine_options
@@ -24,6 +26,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @with_engine_options
+@click.option("--redis-url", envvar=REDIS_URL_VARIABLE, show_envvar=True, metavar="URL",
+              help="The server to look at.  [default: the one that runs on this machine]")  # fmt: skip
 @click.option("--hardware", type=_FILE, metavar="FILE", help="Ask about another machine, which wrote FILE.")
 @click.option("--record", type=_FILE, metavar="FILE", help="Write this machine's raw answers to FILE, and no more.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -33,6 +37,10 @@ def doctor(
     generation_model: str | None,
     embedding_backend: str,
     generation_backend: str,
+    wired_memory: bool,
+    allow_sleep: bool,
+    stay_awake_on_battery: bool,
+    redis_url: str | None,
     hardware: Path | None,
     record: Path | None,
     as_json: bool,
@@ -55,10 +63,13 @@ def doctor(
         _record(record)
         return
     from impetus_backends.dispatcher import DEFAULT_MODELS, get_compute_dispatcher
+    from impetus_backends.generation.limits import wired_memory_policy
     from impetus_backends.hardware import detect, read_machine
     from impetus_backends.measurements import MeasurementCache
     from impetus_backends.policy import not_installable, not_installed
     from impetus_backends.probes import ProbeError
+
+    from ..host.power import sleep_policy
 
     models: dict[Role, str] = {
         "embedding": embedding_model or DEFAULT_MODELS["embedding"],
@@ -77,11 +88,35 @@ def doctor(
         measured=measured,
     )
     report = _report(dispatcher, roles, models, elsewhere=hardware is not None)
+    report["wired_memory"] = wired_memory_policy(machine, asked=wired_memory)
+    report["sleep"] = sleep_policy(
+        allow_sleep=allow_sleep,
+        stay_awake_on_battery=stay_awake_on_battery,
+        system=machine.system.lower(),
+    )
+    report["server"] = _server(redis_url)
     click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, dispatcher.hardware))
 
 
+def _server(redis_url: str | None) -> list[str]:
+    """What there is to say of the server that a worker would use, in sentences."""
+    from impetus_producer.connections import from_url
+    from impetus_producer.fitness import look
+
+    url = find_redis_url(redis_url)
+    if url is None:
+        return ["none was given or runs here: `impetus-worker run` brings one of its own (see --durable)"]
+    try:
+        with from_url(url) as connection:
+            found = [f"{finding.level}: {finding.sentence}" for finding in look(connection, "worker").findings]
+    except ImpetusError as error:
+        found = [str(error)]
+    return [without_password(url), *found]
+
+
 def _record(file: Path) -> None:
-    from impetus_backends.probes import all_probes, record
+    from impetus_backends.hardware import record
+    from impetus_backends.probes import all_probes
 
     answers = record(all_probes())
     try:
@@ -140,6 +175,9 @@ def _in_words(report: dict[str, Any], machine: Hardware) -> str:
         else:
             lines.append(f"{role:<11} would claim nothing")
         lines += [f"            - {reason}" for reason in plan["reasons"]]
+    first, *rest = report["server"]
+    lines += ["", f"server      {first}", *(f"            - {sentence}" for sentence in rest)]
+    lines += ["", f"memory      {report['wired_memory']}", f"sleep       {report['sleep']}"]
     return "\n".join(lines)
 
 

@@ -32,6 +32,14 @@ _engine_options = [
                  type=click.Choice(EMBEDDING_BACKENDS), show_envvar=True, help="'auto' takes the first that serves."),
     click.option("--generation-backend", envvar="IMPETUS_GENERATION_BACKEND", default="auto", show_default=True,
                  type=click.Choice(GENERATION_BACKENDS), show_envvar=True),
+    click.option("--wired-memory", envvar="IMPETUS_WIRED_MEMORY", is_flag=True, show_envvar=True,
+                 help="Let MLX wire memory for the GPU. Off unless asked, because in public reports it is what makes "
+                 "whole Macs panic (ml-explore/mlx#3186); without it the system may page weights out between jobs."),
+    click.option("--allow-sleep", envvar="IMPETUS_ALLOW_SLEEP", is_flag=True, show_envvar=True,
+                 help="Let this Mac fall asleep by itself while jobs run. Else it is kept awake for as long as they "
+                 "do, while it has mains power (unverified)."),
+    click.option("--stay-awake-on-battery", envvar="IMPETUS_STAY_AWAKE_ON_BATTERY", is_flag=True, show_envvar=True,
+                 help="Keep this Mac awake while jobs run on battery too."),
 ]  # fmt: skip
 
 

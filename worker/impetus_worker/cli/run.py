@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
+from impetus_producer.contract import ROLE_QUEUES
+from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.errors import ImpetusError
 from impetus_producer.server import without_password
 
-from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
+from ..host.supervisor import EXIT_CONFIGURATION, STOP_SIGNALS, Supervisor, worker_name
 from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
 from .options import check_installed, with_engine_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..fleet.recovery import DeathReports
+
+_REPORT_S = 5.0
+"""How long a supervisor that ends tries to say which workers died."""
 
 
 @click.command()
 @click.option("--redis-url", envvar=REDIS_URL_VARIABLE, show_envvar=True, metavar="URL",
-              help="The server.  [default: one of its own, kept in this user's state folder]")  # fmt: skip
+              help="The server.  [default: one of its own, in this user's state folder]")  # fmt: skip
+@click.option("--durable", is_flag=True, envvar="IMPETUS_DURABLE", show_envvar=True,
+              help="Have a server of its own write every change to the disk before it answers (appendfsync always): "
+              "slower, and no acknowledged job is lost to a kill -9 or when the power fails. Else the disk follows "
+              "within a second or two (everysec).")  # fmt: skip
 @with_engine_options
 @click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", default=256, show_default=True, show_envvar=True,
               type=click.IntRange(1), help="The most texts in a batch.")  # fmt: skip
@@ -55,6 +70,7 @@ from .options import check_installed, with_engine_options
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop at the end of standard input.")
 def run(
     redis_url: str | None,
+    durable: bool,
     roles: tuple[Role, ...],
     allow_callbacks: str,
     until_stdin_closes: bool,
@@ -64,27 +80,73 @@ def run(
 
     Without --redis-url the worker brings a server of its own, on loopback, whose jobs survive a restart; `impetus`
     commands on this machine find it by themselves. The first Ctrl-C finishes what runs and puts the rest back, a
-    second one puts everything back at once.
+    second one puts everything back at once, a third one waits for nobody. SIGTERM, and a terminal that closes, are
+    as good as a Ctrl-C; under `nohup` a terminal that closes changes nothing.
+
+    A worker that crashes is started again; one that does so ten times in a row, each within a minute, is given up, and
+    when all are, the exit status is 1. It is 3 where a worker cannot run as told, and 0 after a stop.
 
     \b
     impetus-worker run
+    impetus-worker run --durable
     impetus-worker run --redis-url redis://queue.example:6379/0 --roles embedding
     impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
     """
     _set_up_logging()
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end_before_the_start)
+    server = None
     try:
         check_installed("impetus-worker run")
-        from ..host.embedded_server import EmbeddedServer
-
-        url, server = redis_url or find_redis_url(), None
+        url = redis_url
         if url is None:
-            url, server = EmbeddedServer.start_or_join()
+            from ..host.embedded_server import EmbeddedServer
+
+            url, server = EmbeddedServer.start_or_join(durable=durable)
+            if durable and server is None:
+                _say_whether_durable(url)
+        elif durable:
+            click.echo("--durable is for a server of the worker's own; the one given keeps its own promise", err=True)
         click.echo(f"server: {without_password(url)}" + (" (embedded, stops with this program)" if server else ""))
         workers = [_worker_settings(role, url, allow_callbacks, options) for role in roles]
-        status = Supervisor(workers, server, lifeline=sys.stdin.fileno() if until_stdin_closes else None).run()
+        lifeline = sys.stdin.fileno() if until_stdin_closes else None
+        reports = death_reports(url, roles)
+        try:
+            status = Supervisor(workers, server, lifeline, on_death=reports.report).run()
+        finally:
+            reports.close(_REPORT_S)
     except ImpetusError as error:
         raise click.ClickException(str(error)) from None
+    finally:
+        if server is not None:
+            server.stop()  # the last of all
     sys.exit(status)
+
+
+def _end_before_the_start(number: int, frame: object) -> None:
+    """Told to stop before any worker was started: there is nothing to finish, and that is no failure."""
+    raise SystemExit(0)
+
+
+def _say_whether_durable(url: str) -> None:
+    from impetus_producer import connect
+
+    with connect(url) as connection:
+        promise = connection.config_get("appendfsync").get("appendfsync")
+    if promise != "always":
+        click.echo(f"--durable changes nothing: the server that runs already has appendfsync {promise}", err=True)
+
+
+def death_reports(url: str, roles: Sequence[Role]) -> DeathReports:
+    """Through which a supervisor of these roles says in Redis which workers it saw end; started."""
+    from ..fleet.recovery import DeathReports
+    from ..link import Link, Reachability, client
+
+    link = Link("death-reports", lambda: client(url, 10.0), Reachability())
+    reports = DeathReports(link, [queue for role in roles for queue in ROLE_QUEUES[role]])
+    reports.start()
+    return reports
 
 
 def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[str, Any]) -> WorkerSettings:
@@ -110,6 +172,9 @@ def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[s
         hardware=options["hardware"],
         record_ttl_s=options["record_ttl_s"],
         record_renew_s=options["record_renew_s"],
+        wired_memory=options["wired_memory"],
+        allow_sleep=options["allow_sleep"],
+        stay_awake_on_battery=options["stay_awake_on_battery"],
     )
 
 
@@ -121,6 +186,8 @@ def _names(listed: str) -> tuple[str, ...]:
 def work() -> None:
     """One worker process, as the supervisor starts it: settings are the first line of standard input, whose end is
     the end of the supervisor."""
+    # It has no terminal, and nor has the engine, which inherits this: only the supervisor decides.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _set_up_logging()
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -128,21 +195,22 @@ def work() -> None:
             return
         line += part
     settings = WorkerSettings.from_json(line.decode())
-    from redis.exceptions import RedisError
-
     from impetus_backends.errors import BackendError
-    from impetus_producer import connect
 
     from ..errors import ConfigurationError
+    from ..link import client
     from ..worker import QueueWorker
 
     try:
-        status = QueueWorker(settings, connect(settings.redis_url), lifeline=0).run()
+        status = QueueWorker(settings, partial(client, settings.redis_url), lifeline=0).run()
     except (ConfigurationError, BackendError) as error:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
         status = EXIT_CONFIGURATION
-    except (ImpetusError, RedisError) as error:
+    except ImpetusError as error:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
+        status = 1
+    except Exception:
+        logging.getLogger(__name__).exception("%s: a fault of Impetus's own", settings.role)
         status = 1
     sys.exit(status)
 

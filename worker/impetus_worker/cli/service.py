@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import sys
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.errors import ImpetusError
 from impetus_producer.server import without_password
 
-from ..host.service import Program, ServiceManager, service_manager
+from ..host.service import Account, Program, ServiceManager
+from ..host.service_manager import service_manager, system_service_manager
 from .options import check_installed
 
 if TYPE_CHECKING:
@@ -30,14 +32,21 @@ _RUN_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--h
 def service() -> None:
     """Keep a worker running: from login on, and again after a crash.
 
-    On macOS a LaunchAgent (unverified: nobody has run it on a Mac yet), on Linux a user unit of systemd's.
+    On macOS a LaunchAgent (unverified: nobody has run it on a Mac yet), on Linux a user unit of systemd's. With
+    --system, and sudo, from the machine's start on and with nobody logged in, in the name of the user who called sudo:
+    a LaunchDaemon, or a system unit. A Mac that is reached by ssh only needs that.
     """
+
+
+_system = click.option("--system", "of_the_machine", is_flag=True, envvar="IMPETUS_SERVICE_SYSTEM", show_envvar=True,
+                       help="The machine's service, and not this user's; needs sudo.")  # fmt: skip
 
 
 @service.command(context_settings=_RUN_OPTIONS)
 @click.option("--print", "only_print", is_flag=True, help="Show the file, secrets hidden, and change nothing.")
+@_system
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF RUN]...")
-def install(only_print: bool, options: tuple[str, ...]) -> None:
+def install(only_print: bool, of_the_machine: bool, options: tuple[str, ...]) -> None:
     """Install and start the service. Takes the options of `impetus-worker run`, and runs with these from then on.
 
     What IMPETUS_… and HF_… variables are set now is kept with it, in a file that only you can read. Installing again
@@ -46,6 +55,7 @@ def install(only_print: bool, options: tuple[str, ...]) -> None:
     \b
     impetus-worker service install --redis-url redis://queue.example:6379/0 --roles embedding
     impetus-worker service install --print
+    sudo impetus-worker service install --system --redis-url redis://queue.example:6379/0
     """
     from .run import run
 
@@ -53,7 +63,7 @@ def install(only_print: bool, options: tuple[str, ...]) -> None:
         check_installed("impetus-worker service")
         # Whatever `run` would refuse is refused now, and not at the next login.
         parsed = run.make_context("impetus-worker run", list(options)).params
-        manager = _manager()
+        manager = _manager(of_the_machine)
         program = make_program(Path(sys.executable), options, parsed, os.environ)
         if only_print:
             click.echo(f"# {manager.file}\n{manager.text(_hidden(program))}", nl=False)
@@ -61,25 +71,27 @@ def install(only_print: bool, options: tuple[str, ...]) -> None:
         manager.install(program)
     click.echo(f"installed and started: {manager.file}")
     click.echo(f"what it says: {manager.logs}")
-    if sys.platform != "darwin":
+    if sys.platform != "darwin" and not of_the_machine:
         click.echo("to keep it running while you are logged out: loginctl enable-linger")
 
 
 @service.command()
-def uninstall() -> None:
+@_system
+def uninstall(of_the_machine: bool) -> None:
     """Stop the service and remove it. What it has begun is finished, the rest goes back to the queues."""
     with _sentences():
-        manager = _manager()
+        manager = _manager(of_the_machine)
         found = manager.uninstall()
     click.echo(f"stopped and removed: {manager.file}" if found else "no service is installed")
 
 
 @service.command()
+@_system
 @click.pass_context
-def status(context: click.Context) -> None:
+def status(context: click.Context, of_the_machine: bool) -> None:
     """Say whether the service is installed and runs. The exit status is 0 if it runs."""
     with _sentences():
-        manager = _manager()
+        manager = _manager(of_the_machine)
         if not manager.file.exists():
             click.echo("no service is installed; `impetus-worker service install` installs one")
             context.exit(1)
@@ -111,7 +123,7 @@ def make_program(
         whole = folders.get(argument, argument)
         arguments.append(f"{option}={folders[value]}" if equals and value in folders else whole)
     return Program(
-        (str(python.absolute()), "-m", "impetus_worker", "run", *arguments),
+        (str(python.absolute()), "-P", "-m", "impetus_worker", "run", *arguments),
         {name: folders.get(value, value) if name.endswith("_MODEL") else value for name, value in kept.items()},
     )
 
@@ -131,8 +143,15 @@ def _hidden(program: Program) -> Program:
     return Program(program.command, shown)
 
 
-def _manager() -> ServiceManager:
+def _manager(of_the_machine: bool) -> ServiceManager:
+    if of_the_machine:
+        return system_service_manager(sys.platform, os.getuid(), os.environ, _account)
     return service_manager(sys.platform, Path.home(), os.getuid(), os.environ)
+
+
+def _account(name: str) -> Account:
+    entry = pwd.getpwnam(name)
+    return Account(entry.pw_name, Path(entry.pw_dir), entry.pw_uid, entry.pw_gid)
 
 
 @contextmanager

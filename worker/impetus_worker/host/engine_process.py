@@ -1,12 +1,14 @@
 """The engine process: RQ's work horse made persistent. Both ends of its pipe live in this module.
 
 It is spawned once, loads the model once and runs many batches. It holds no job: whatever happens to it, the worker
-puts its work back and starts another. The worker and the engine are the same program at the same version, so what
-crosses the pipe is pickled; nothing that came from Redis ever is anything but text and numbers there.
+puts its work back and starts another. Neither end waits for the other in the thread that matters: on both sides a
+thread writes and a thread reads. The worker and the engine are the same program at the same version, so what crosses
+the pipe is pickled; nothing that came from Redis ever is anything but text and numbers there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -19,12 +21,16 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigurationError, EngineDiedError
+from ..inbox import EngineEnded, EngineLoaded, EngineRefused, EngineSaid, EngineTries
 
 if TYPE_CHECKING:
-    from impetus_backends.protocol import EngineConfig, EngineInfo, Event, Work
+    from collections.abc import Callable
+
+    from impetus_backends.protocol import EngineConfig, EngineInfo, Work
 
 _SIGN_OF_LIFE_S = 1.0
+_REAP_S = 5.0
+_HANG_UP = object()
 _log = logging.getLogger(__name__)
 
 
@@ -36,100 +42,129 @@ class LoadFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Trying:
+    """The engine is about to load this backend, or with an empty name none any more."""
+
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Cancel:
     work_id: int
 
 
 class EngineProcess:
-    """The worker's end. `info` is None until the engine has loaded."""
+    """The worker's end; no method waits. What the engine says is told to `tell`, as facts of the inbox.
 
-    def __init__(self, config: EngineConfig) -> None:
-        self._config = config
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
+    `info` is what it loaded, as far as the loop has heard. `clock` is the loop's: seconds awake.
+    """
+
+    def __init__(self, tell: Callable[[object], None], clock: Callable[[], float]) -> None:
+        self.life = 0
+        """How many processes were started; facts about an earlier one are old news."""
         self.info: EngineInfo | None = None
-        self._last_sign_at = time.monotonic()
+        self._tell = tell
+        self._clock = clock
+        self._process: subprocess.Popen[bytes] | None = None
+        self._letters: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._sign_at = 0.0
 
     @property
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
-    def start(self) -> None:
-        """Spawns the process; it says that it is ready, or why not, by an answer to `receive()`."""
+    def start(self, config: EngineConfig) -> None:
+        """Spawns the process, which then says that it is ready, or why not."""
+        self.kill()
+        self.life += 1
         ours, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main()", str(theirs.fileno())],
+            [sys.executable, "-P", "-c", f"from {__name__} import main; main()", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        self._pipe, self.info, self._last_sign_at = ours, None, time.monotonic()
-        self._tell(self._config)
+        self._letters = queue.SimpleQueue()
+        self._letters.put(config)
+        self._sign_at = self._clock()
+        writer = threading.Thread(target=_write, args=(ours, self._letters), name="engine-writer", daemon=True)
+        writer.start()
+        reader = (ours, self._letters, writer, self._process, self.life, self._tell)
+        threading.Thread(target=_read, args=reader, name="engine-reader", daemon=True).start()
 
-    def fileno(self) -> int:
-        """Readable when there is something to receive, or the process has died."""
-        assert self._pipe is not None
-        return self._pipe.fileno()
-
-    def silent_s(self) -> float:
-        """How long it has given no sign of life, counted from when it was last given work."""
-        return time.monotonic() - self._last_sign_at
-
-    def admit(self, work: Work) -> None:
-        self._last_sign_at = time.monotonic()
-        self._tell(work)
+    def admit(self, work: Work, *, idle: bool) -> None:
+        """Gives it work; `idle`: it had none, so that its silence counts from now."""
+        if idle:
+            self._sign_at = self._clock()
+        self._letters.put(work)
 
     def cancel(self, work_id: int) -> None:
-        self._tell(_Cancel(work_id))
+        self._letters.put(_Cancel(work_id))
 
-    def _tell(self, message: object) -> None:
-        assert self._pipe is not None
-        try:
-            self._pipe.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            # Its death is found where everything about it is: at the next receive().
-            _log.debug("the engine no longer listens")
+    def heard(self) -> None:
+        """It gave a sign of life."""
+        self._sign_at = self._clock()
 
-    def receive(self) -> list[Event]:
-        """What the engine said, without waiting.
-
-        Raises `EngineDiedError`, or `ConfigurationError` if it could not load.
-        """
-        assert self._pipe is not None
-        events: list[Event] = []
-        try:
-            while self._pipe.poll():
-                message = self._pipe.recv()
-                self._last_sign_at = time.monotonic()
-                if isinstance(message, LoadFailure):
-                    raise ConfigurationError(message.message)
-                if isinstance(message, list):
-                    events += message
-                else:
-                    self.info = message
-        except (EOFError, ConnectionResetError):
-            if events:
-                return events  # the end of the pipe stays readable, and is met again
-            raise EngineDiedError(f"the engine process {self.pid} {_how_it_ended(self._reap())}") from None
-        return events
+    def silent_s(self) -> float:
+        """How long it gave no sign of life, counted from when it was last given work while it had none."""
+        return self._clock() - self._sign_at
 
     def kill(self) -> None:
-        """Ends the process at once, whatever it is doing, and forgets it."""
+        """Ends the process at once, whatever it is doing, and forgets it; its threads clear up after it."""
         if self._process is not None:
-            self._process.kill()
-            self._reap()
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            self._process = None
+            self._letters.put(_HANG_UP)
         self.info = None
 
-    def _reap(self) -> int:
-        assert self._process is not None
+
+def _write(pipe: Connection, letters: queue.SimpleQueue[object]) -> None:
+    """May block for as long as the engine does not read: with a large prompt, or a small buffer."""
+    while (letter := letters.get()) is not _HANG_UP:
         try:
-            return self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            pipe.send(letter)
+        except OSError:
+            _log.debug("the engine no longer listens")  # its death is found where everything about it is: by the reader
+            return
+
+
+def _read(
+    pipe: Connection,
+    letters: queue.SimpleQueue[object],
+    writer: threading.Thread,
+    process: subprocess.Popen[bytes],
+    life: int,
+    tell: Callable[[object], None],
+) -> None:
+    try:
+        while True:
+            message = pipe.recv()
+            if isinstance(message, LoadFailure):
+                tell(EngineRefused(life, message.message))
+            elif isinstance(message, Trying):
+                tell(EngineTries(life, message.backend))
+            elif isinstance(message, list):
+                tell(EngineSaid(life, message))
+            else:
+                tell(EngineLoaded(life, message))
+    except (EOFError, OSError):
+        pass
+    except Exception:  # noqa: BLE001 - half a message of a process that was killed may unpickle to anything
+        _log.warning("the engine's last message could not be read", exc_info=True)
+    code = _reap(process)
+    tell(EngineEnded(life, f"the engine process {process.pid} {_how_it_ended(code)}"))
+    letters.put(_HANG_UP)
+    writer.join()
+    pipe.close()
+
+
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(timeout=_REAP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _how_it_ended(code: int) -> str:
@@ -145,7 +180,7 @@ def serve(pipe: Connection) -> None:
     config = pipe.recv()
     threading.Thread(target=_listen, args=(pipe, inbox), name="engine-pipe", daemon=True).start()
     try:
-        engine = open_engine(config)
+        engine = open_engine(config, on_attempt=lambda backend: _say(pipe, Trying(backend)))
     except BackendError as error:
         _say(pipe, LoadFailure(str(error)))
         return
@@ -173,7 +208,7 @@ def _say(pipe: Connection, message: object) -> None:
 
 
 def _listen(pipe: Connection, inbox: queue.SimpleQueue[object]) -> None:
-    """Moves messages out of the pipe, so that the worker's sends never block; ends the process with the worker."""
+    """Moves messages out of the pipe, so that the worker is soon rid of them; ends the process with the worker."""
     try:
         while True:
             inbox.put(pipe.recv())

@@ -1,33 +1,24 @@
-"""A worker that the system starts at login and again after a crash: a LaunchAgent on macOS, a user unit of systemd's.
+"""What a service is: a program, an account, a state, and a manager that keeps it running.
 
-Two descriptions of one thing, and the few commands that hand them over. Both files may hold a Redis password, and are
-readable by their owner alone. What is said to launchd was never said to a real one: unverified until a Mac has run it.
-Formats: launchd.plist(5), systemd.service(5), systemd.exec(5).
+At login for one user, or from the machine's start on, in a user's name: `launchd` and `systemd` each know how, and
+`service_manager` which of them a system has.
 """
 
 from __future__ import annotations
 
-import plistlib
 import subprocess
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from impetus_backends.cache import write_whole
-
 from ..errors import ServiceError
-from .supervisor import EXIT_CONFIGURATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-LABEL = "org.impetus-batch.worker"
-UNIT = "impetus-worker.service"
 STOP_S = 120
 """How long a worker may take to finish what its engine has begun."""
 _COMMAND_TIMEOUT_S = 60.0
-_BOOTSTRAP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,163 +99,23 @@ class ServiceManager(Protocol):
     def state(self) -> ServiceState: ...
 
 
-class LaunchAgent:
-    """launchd's, for one user, while that user is logged in at the screen. Not yet run on a Mac."""
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The user in whose name a service of the machine runs."""
 
-    def __init__(self, home: Path, uid: int, run: Run, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.file = home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
-        self._home = home
-        self._log = home / "Library" / "Logs" / "impetus" / "worker.log"
-        self.logs = str(self._log)
-        self._domain = f"gui/{uid}"
-        self._run = run
-        self._sleep = sleep
-
-    def text(self, program: Program) -> str:
-        return plistlib.dumps(
-            {
-                "Label": LABEL,
-                "ProgramArguments": list(program.command),
-                "EnvironmentVariables": dict(program.environment),
-                "WorkingDirectory": str(self._home),
-                "RunAtLoad": True,
-                # launchd cannot tell a crash from a worker that will never start as told: both are tried again slowly.
-                "KeepAlive": {"SuccessfulExit": False},
-                "ThrottleInterval": 30,
-                "ExitTimeOut": STOP_S,
-                "ProcessType": "Interactive",  # without it launchd slows a background program's processor and disk
-                "StandardOutPath": str(self._log),
-                "StandardErrorPath": str(self._log),
-                "Umask": 0o077,
-            },
-            sort_keys=False,
-        ).decode()
-
-    def install(self, program: Program) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.file, self.text(program))
-        self._run(["launchctl", "bootout", f"{self._domain}/{LABEL}"])
-        self._run(["launchctl", "enable", f"{self._domain}/{LABEL}"])
-        bootstrap = ["launchctl", "bootstrap", self._domain, str(self.file)]
-        attempts, answer = 1, self._run(bootstrap)
-        while answer.status != 0 and attempts < _BOOTSTRAP_ATTEMPTS:
-            self._sleep(1.0)  # the one before is still on its way out
-            attempts, answer = attempts + 1, self._run(bootstrap)
-        if answer.status == 0:
-            return
-        raise ServiceError(
-            f"launchd refused {self.file}: {answer.text}. Log in at the Mac's own screen and run `launchctl bootstrap "
-            f"{self._domain} '{self.file}'` there; over ssh alone there is no session for it to live in"
-        )
-
-    def uninstall(self) -> bool:
-        self._run(["launchctl", "bootout", f"{self._domain}/{LABEL}"])
-        return _removed(self.file)
-
-    def state(self) -> ServiceState:
-        answer = self._run(["launchctl", "print", f"{self._domain}/{LABEL}"])
-        if answer.status != 0:
-            return ServiceState(self.file.exists(), False, "not loaded")
-        pairs = (line.strip().partition(" = ") for line in answer.text.splitlines())
-        found = {name: value for name, equals, value in reversed(list(pairs)) if equals}
-        words = ", ".join(f"{name} {found[name]}" for name in ("state", "pid", "last exit code") if name in found)
-        return ServiceState(self.file.exists(), found.get("state") == "running", words)
+    name: str
+    home: Path
+    uid: int
+    gid: int
 
 
-class SystemdUnit:
-    """systemd's, for one user; it lives as long as the user's session, or for ever with lingering."""
-
-    logs = f"journalctl --user -u {UNIT}"
-
-    def __init__(self, config: Path, run: Run) -> None:
-        self.file = config / "systemd" / "user" / UNIT
-        self._run = run
-
-    def text(self, program: Program) -> str:
-        environment = "".join(
-            f"Environment={_quoted(f'{name}={value}')}\n" for name, value in program.environment.items()
-        )
-        # systemd puts variables into the arguments, and not into the name of the program.
-        first, *rest = program.command
-        command = " ".join([_quoted(first), *(_quoted(part).replace("$", "$$") for part in rest)])
-        return (
-            "[Unit]\n"
-            "Description=Impetus worker\n"
-            "\n"
-            "[Service]\n"
-            "Type=exec\n"
-            f"ExecStart={command}\n"
-            f"{environment}"
-            "WorkingDirectory=%h\n"
-            "Restart=on-failure\n"
-            "RestartSec=5\n"
-            f"RestartPreventExitStatus={EXIT_CONFIGURATION}\n"
-            # The supervisor tells its workers itself, and each finishes what it has begun.
-            "KillMode=mixed\n"
-            f"TimeoutStopSec={STOP_S}\n"
-            "UMask=0077\n"
-            "\n"
-            "[Install]\n"
-            "WantedBy=default.target\n"
-        )
-
-    def install(self, program: Program) -> None:
-        text = self.text(program)
-        self._systemctl("daemon-reload")  # before anything is written: is there a systemd at all?
-        write_whole(self.file, text)
-        self._systemctl("daemon-reload")
-        self._systemctl("enable", UNIT)
-        self._systemctl("restart", UNIT)
-
-    def uninstall(self) -> bool:
-        if self.file.exists():
-            self._systemctl("disable", "--now", UNIT)
-        removed = _removed(self.file)
-        if removed:
-            self._systemctl("daemon-reload")
-        return removed
-
-    def state(self) -> ServiceState:
-        answer = self._systemctl("show", UNIT, "--property=ActiveState,SubState,MainPID,NRestarts,ExecMainStatus")
-        found = dict(line.split("=", 1) for line in answer.text.splitlines() if "=" in line)
-        words = (
-            f"{found.get('ActiveState', '?')} ({found.get('SubState', '?')}), pid {found.get('MainPID', '?')}, "
-            f"restarts {found.get('NRestarts', '?')}, last exit status {found.get('ExecMainStatus', '?')}"
-        )
-        return ServiceState(self.file.exists(), found.get("ActiveState") == "active", words)
-
-    def _systemctl(self, *arguments: str) -> Answer:
-        answer = self._run(["systemctl", "--user", *arguments])
-        if answer.status != 0:
-            raise ServiceError(
-                f"systemctl --user {' '.join(arguments)} failed: {answer.text or f'exit status {answer.status}'}. "
-                "Without systemd for users, keep the worker running by what this system has, such as a container's "
-                "restart policy, or by hand: nohup impetus-worker run >impetus.log 2>&1 &"
-            )
-        return answer
+def in_name_of(account: Account, program: Program) -> Program:
+    """For a program that nobody logs in for, and that would find no home."""
+    own = {"HOME": str(account.home), "USER": account.name, "LOGNAME": account.name}
+    return Program(program.command, {**own, **program.environment})
 
 
-def service_manager(
-    system: str, home: Path, uid: int, environment: Mapping[str, str], run: Run = run_command
-) -> ServiceManager:
-    """What this system (`sys.platform`) keeps services with; raises `ServiceError` where Impetus knows of nothing."""
-    if uid == 0 and system == "darwin":
-        raise ServiceError("a LaunchAgent belongs to a user: run this without sudo, as the user who is to run it")
-    if system == "darwin":
-        return LaunchAgent(home, uid, run)
-    if system.startswith("linux"):
-        config = environment.get("XDG_CONFIG_HOME")
-        return SystemdUnit(home / ".config" if not config else home / config, run)
-    raise ServiceError(f"no services are known for {system}: run `impetus-worker run` by what starts programs there")
-
-
-def _quoted(text: str) -> str:
-    """One word of a unit's line. `%` begins systemd's own specifiers."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"'
-
-
-def _removed(file: Path) -> bool:
+def removed(file: Path) -> bool:
     existed = file.exists()
     file.unlink(missing_ok=True)
     return existed

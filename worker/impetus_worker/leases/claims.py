@@ -1,93 +1,109 @@
-"""What a worker does to jobs in Redis, one script each: claim, finish, seal, renew, recover.
+"""What a worker does to jobs in Redis, one script each: claim, finish, renew, seal, forget, recover, sweep, bury.
 
-Every script touches just the fields needed and is one round trip, however many jobs. RQ's keys and fields are those
-of rq 3.0; `tests/worker/test_claims.py` compares them with what RQ itself writes. Knows Redis and the layout of RQ's
-keys; knows nothing of batches, models or engines.
+A claim gives each job a *token*, which names this run of it; whoever ends the job shows the token, and nothing is
+written where another stands by now. The *lease* says only until when a worker need not be missed. Tokens and leases lie
+under `impetus:`, where a producer need have no rights. RQ's own keys and fields are those of rq 3.0;
+`tests/worker/test_claims.py` compares them with what RQ itself writes.
+
+Every script touches just the fields needed and is one round trip, however many jobs. Times are the server's. Knows
+Redis and the layout of keys; knows nothing of batches, models or engines.
 """
 
 from __future__ import annotations
 
 import base64
-import time
 import zlib
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
-from importlib import resources
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from itertools import count
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from impetus_producer.contract import VECTORS_FIELD
 
+from .scripts import Call, Script, ids
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from redis import Redis
-    from redis.commands.core import Script
-
-T = TypeVar("T")
+    from collections.abc import Collection, Iterable, Sequence
 
 SEAL_S = 180
 """Longer than RQ's ending of a job takes, callbacks of 60 s among it."""
-_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+SUSPECT_FROM_DEATHS = 2
+"""A job that was running when a worker died runs beside others once more; from the second death on it runs alone."""
+TOKEN_MARK = "i"
+"""What our tokens begin with, and RQ's, which are hexadecimal, never do."""
 _DEFAULT_TIMEOUT_S = 180
 """RQ's own, for jobs that name none (`Queue.DEFAULT_TIMEOUT`)."""
+_MAX_TIMEOUT_S = 10**9
 _REGISTRY_MARGIN_S = 24 * 3600
 """RQ's own cleanup, which `rq info` runs too, fails a started job once its registry score has passed. Ours puts it
 back as soon as its lease has run out, so the score leaves it a day to do so."""
 
 
+def whole_number(value: bytes | None, most: int = _MAX_TIMEOUT_S) -> int | None:
+    """Decimal digits as a number, at most `most`; None for anything else, however many digits it has."""
+    if value is None or not value.isdigit():
+        return None
+    return int(value) if len(value) <= len(str(most)) and int(value) <= most else most
+
+
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job that is this worker's for as long as it renews the lease. `fields` is RQ's hash before, undecoded."""
+    """A job that is this worker's until another run of it is claimed. `fields` is RQ's hash before, undecoded."""
 
     id: str
-    execution_id: str
+    token: str
+    """Names this run."""
     queue: str
     fields: dict[bytes, bytes] = field(repr=False)
     claimed_at: float
-    """Epoch seconds."""
+    """Epoch seconds, by the server's clock."""
+    deaths: int = 0
+    """How many workers died, seen by their supervisors, while their engines were running it."""
+    deaths_alone: int = 0
+    """Of these, with nothing else running."""
+    cancelled: bool = False
+    """Whether somebody wants it cancelled."""
 
     @property
     def suspect(self) -> bool:
-        """Whether it was in flight when a worker died, so that nothing may run beside it."""
-        return self.fields.get(b"impetus_suspect") == b"1"
-
-    @property
-    def deaths_alone(self) -> int:
-        """How many workers died with this job and nothing else in flight."""
-        deaths = self.fields.get(b"impetus_deaths", b"")
-        return int(deaths) if deaths.isdigit() else 0
+        """Whether nothing may run beside it."""
+        return self.deaths >= SUSPECT_FROM_DEATHS
 
     @property
     def timeout_s(self) -> int | None:
-        """RQ's time limit, counted here from when the engine first ran any of it; None for none."""
-        try:
-            timeout_s = int(self.fields.get(b"timeout") or _DEFAULT_TIMEOUT_S)
-        except ValueError:
-            timeout_s = _DEFAULT_TIMEOUT_S
-        return timeout_s if timeout_s > 0 else None
+        """RQ's time limit; None for none."""
+        value = self.fields.get(b"timeout")
+        if value == b"-1":
+            return None
+        timeout_s = whole_number(value)
+        return _DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s or None
 
 
 class Verb(StrEnum):
+    """How a run ends in Redis."""
+
     FINISH = "finish"
     FAIL = "fail"
+    STOP = "stop"
     ABORT = "abort"
     """Fails it whatever it has of dependents."""
     RETURN = "return"
 
 
-class Ended(StrEnum):
-    """What came of an ending."""
+class Answer(StrEnum):
+    """What became of an ending."""
 
     DONE = "1"
-    LEASE_LOST = "0"
-    HAS_DEPENDENTS = "2"
+    NOT_OURS = "0"
+    """Another run of the job counts by now, or it was cancelled or deleted: nothing was written."""
+    FOR_RQ = "2"
+    """RQ has more to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How one job ends: a result (the serializer's bytes), a reason, or back to the queue."""
+    """How one run ends: a result (the serializer's bytes), a reason, or back to the queue."""
 
     job: ClaimedJob
     verb: Verb
@@ -96,139 +112,107 @@ class Ending:
     vectors: bytes | None = None
     """Stored beside the result, as the field `VECTORS_FIELD` of its entry."""
 
+    def stored_payload(self) -> bytes:
+        """As RQ's `Result.serialize` writes it: base64, a reason deflated first."""
+        if self.verb is Verb.RETURN:
+            return b""
+        return base64.b64encode(self.payload if self.verb is Verb.FINISH else zlib.compress(self.payload))
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
+    """What a claim brought. `more`: the queues may have more than was asked for."""
+
     suspended: bool
-    drain: bool
-    """A suspect comes next, and waits for a worker with nothing in flight."""
+    more: bool
     jobs: list[ClaimedJob]
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One run of a script: what to send, and what its answer means."""
+class Renewal:
+    """What a renewal told: the ids of jobs that are no longer this worker's, and of those somebody wants cancelled."""
 
-    script: Script
-    keys: list[str]
-    arguments: list[Any]
-    read: Callable[[Any], T]
-
-    def run(self) -> T:
-        """Sends it and waits."""
-        return self.read(self.script(keys=self.keys, args=self.arguments))
+    lost: list[str]
+    cancelled: list[str]
 
 
 class Claims:
-    """One worker's hold on its jobs. Safe to share between threads, as the client is."""
+    """One worker's hold on its jobs, as calls that somebody sends. Safe to share between threads."""
 
-    def __init__(self, connection: Redis, worker: str, lease_s: int) -> None:
-        self._connection = connection
+    def __init__(self, worker: str, lease_s: int) -> None:
         self._worker = worker
         self._lease_s = lease_s
-        self._claim = connection.register_script(lua_source("claim"))
-        self._finish = connection.register_script(lua_source("finish"))
-        self._renew = connection.register_script(lua_source("renew"))
-        self._seal = connection.register_script(lua_source("seal"))
-        self._recover = connection.register_script(lua_source("recover"))
+        self._run = uuid4().hex[:8]
+        self._numbers = count(1)
 
-    def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int, *, idle: bool = True) -> Claim:
-        """Takes up to `max_jobs` jobs, from the first queue while it has any; at most about `max_bytes` of payload.
-
-        A suspect is taken only by an `idle` worker, one that has no job in flight, and alone.
-        """
-        return self.claiming(queues, max_jobs, max_bytes, idle=idle).run()
-
-    def claiming(self, queues: Sequence[str], max_jobs: int, max_bytes: int, *, idle: bool) -> Call[Claim]:
-        """`claim`, not yet sent."""
-        now = time.time()
-        arguments: list[Any] = [
-            self._worker, _iso(now), repr(now), self._lease_s, self._score(now), max_jobs, max_bytes, uuid4().hex[:20],
-            int(idle), *queues,
-        ]  # fmt: skip
+    def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int) -> Call[Claim]:
+        """Takes up to `max_jobs` jobs, from the first queue while it has any; at most about `max_bytes` of payload."""
+        # Tokens of one worker sort in the order of its claims.
+        prefix = f"{TOKEN_MARK}{self._run}{next(self._numbers):08x}"
 
         def read(reply: Any) -> Claim:
+            claimed_at = float(reply[1])
             jobs = [
                 ClaimedJob(
                     id=job_id.decode(),
-                    execution_id=execution.decode(),
+                    token=token.decode(),
                     queue=queues[int(position) - 1],
                     fields=dict(zip(fields[::2], fields[1::2], strict=True)),
-                    claimed_at=now,
+                    claimed_at=claimed_at,
+                    deaths=whole_number(deaths) or 0,
+                    deaths_alone=whole_number(alone) or 0,
+                    cancelled=cancelled == 1,
                 )
-                for job_id, execution, position, fields in reply[1:]
+                for job_id, token, position, fields, deaths, alone, cancelled in reply[2:]
             ]
-            return Claim(suspended=reply[0] == 1, drain=reply[0] == 2, jobs=jobs)
+            return Claim(suspended=reply[0] == 1, more=reply[0] == 2, jobs=jobs)
 
-        return Call(self._claim, [f"rq:queue:{queue}" for queue in queues], arguments, read)
+        arguments = [self._worker, self._lease_s, _REGISTRY_MARGIN_S, max_jobs, max_bytes, prefix, *queues]
+        return Call(Script.named("claim"), arguments, read, [f"rq:queue:{queue}" for queue in queues])
 
-    def finish(self, endings: Iterable[Ending]) -> list[Ended]:
-        """Ends jobs in one transaction, each only while its lease holds."""
-        return self.finishing(endings).run()
-
-    def finishing(self, endings: Iterable[Ending]) -> Call[list[Ended]]:
-        """`finish`, not yet sent."""
-        now = time.time()
+    def finish(self, endings: Iterable[Ending], worked_s: float = 0.0) -> Call[list[Answer]]:
+        """Ends runs in one transaction, each only while its token stands."""
         payloads: list[bytes] = []
         arguments: list[Any] = []
         for ending in endings:
-            job, payload, vectors = ending.job, _payload(ending), ending.vectors
+            job, payload, vectors = ending.job, ending.stored_payload(), ending.vectors
             payloads += (payload, vectors or b"")
             arguments += (
-                job.id, job.execution_id, job.queue, ending.verb.value, len(payload),
-                -1 if vectors is None else len(vectors), ending.ttl_s, repr(job.claimed_at),
+                job.id, job.token, job.queue, ending.verb.value, len(payload),
+                -1 if vectors is None else len(vectors), ending.ttl_s, f"{job.claimed_at:.6f}",
             )  # fmt: skip
         # Joined, because the client sends each large argument on its own.
-        head = [self._worker, _iso(now), repr(now), int(now), VECTORS_FIELD, b"".join(payloads)]
-        return Call(self._finish, [], [*head, *arguments], lambda codes: [Ended(str(code)) for code in codes])
+        head = [self._worker, f"{worked_s:.6f}", VECTORS_FIELD, b"".join(payloads)]
+        return Call(Script.named("finish"), [*head, *arguments], lambda answer: [Answer(str(code)) for code in answer])
 
-    def renew(self, jobs: Iterable[ClaimedJob]) -> list[str]:
-        """Extends the leases; returns the ids of jobs that are no longer this worker's."""
-        now = time.time()
-        arguments: list[Any] = [self._worker, _iso(now), repr(now), self._lease_s, self._score(now)]
+    def renew(self, jobs: Iterable[ClaimedJob]) -> Call[Renewal]:
+        """Extends the leases of the runs that are this worker's."""
+        arguments: list[Any] = [self._worker, self._lease_s, _REGISTRY_MARGIN_S]
         for job in jobs:
-            arguments += (job.id, job.execution_id, job.queue)
-        lost: Any = self._renew(args=arguments)
-        return [job_id.decode() for job_id in lost]
+            arguments += (job.id, job.token, job.queue)
+        return Call(Script.named("renew"), arguments, lambda answer: Renewal(ids(answer[0]), ids(answer[1])))
 
-    def seal(self, job: ClaimedJob) -> bool:
-        """Whether the lease on this job holds; if so it now does for `SEAL_S`, for an ending of many round trips."""
-        return bool(self._seal(args=[job.id, job.execution_id, SEAL_S]))
+    def seal(self, job: ClaimedJob) -> Call[bool]:
+        """Whether the run is this worker's; if so its lease now lasts `SEAL_S`, for an ending of many round trips."""
+        return Call(Script.named("seal"), [self._worker, job.id, job.token, job.queue, SEAL_S], bool)
 
-    def recover(self, queue: str) -> list[str]:
-        """Puts the queue's jobs that dead workers held back at its front; returns their ids."""
-        ids: Any = self._recover(args=[queue])
-        return [job_id.decode() for job_id in ids]
-
-    def abandon(self, worker: str) -> None:
-        """Ends at once all leases of a worker that is known to be dead, and takes its record away."""
-        key = f"rq:worker:{worker}"
-        held: Any = self._connection.smembers(f"{key}:executions")
-        queues: Any = self._connection.hget(key, "queues") or b""
-        with self._connection.pipeline(transaction=True) as pipeline:
-            for composite in held:
-                pipeline.delete(f"rq:execution:{composite.decode()}")
-            pipeline.srem("rq:workers", key)
-            for queue in queues.decode().split(","):
-                pipeline.srem(f"rq:workers:{queue}", key)
-            pipeline.delete(key, f"{key}:executions")
-            pipeline.execute()
-
-    def _score(self, now: float) -> int:
-        return int(now) + self._lease_s + _REGISTRY_MARGIN_S
+    def forget(self, job: ClaimedJob) -> Call[bool]:
+        """Closes the books on a run that was ended by RQ's means; False where it was not, and is started yet."""
+        return Call(Script.named("forget"), [self._worker, job.id, job.token, job.queue], bool)
 
 
-def _payload(ending: Ending) -> bytes:
-    """As RQ's `Result.serialize` writes it: base64, a reason deflated first."""
-    if ending.verb is Verb.RETURN:
-        return b""
-    return base64.b64encode(ending.payload if ending.verb is Verb.FINISH else zlib.compress(ending.payload))
+def recover(queue: str, interval_s: float) -> Call[list[str]]:
+    """Puts the queue's jobs whose lease ran out back at its front, at most once in `interval_s`; their ids."""
+    return Call(Script.named("recover"), [queue, int(interval_s * 1000)], ids)
 
 
-def _iso(epoch_s: float) -> str:
-    return datetime.fromtimestamp(epoch_s, UTC).strftime(_TIME_FORMAT)
+def sweep(queue: str, cursor: str) -> Call[tuple[str, list[str]]]:
+    """Looks through a part of the started jobs for some that nobody has a lease on: (next cursor, ids put back)."""
+    return Call(Script.named("sweep"), [queue, cursor, TOKEN_MARK], lambda answer: (answer[0].decode(), ids(answer[1])))
 
 
-def lua_source(name: str) -> str:
-    """One of the scripts in `lua/`."""
-    return (resources.files(__package__) / "lua" / f"{name}.lua").read_text()
+def bury(worker: str, queues: Sequence[str], begun: Collection[str]) -> Call[list[str]]:
+    """Says that a worker's process was seen to end: its jobs go back to the front, and those in `begun`, which its
+    engine was running, have met a death. Counts once, however often it is said. Returns the ids put back.
+    """
+    return Call(Script.named("bury"), [worker, len(queues), *queues, len(begun), *begun], ids)

@@ -1,52 +1,61 @@
-"""Hearing of a new job at once without taking it: a blocking peek that an event loop can wait for.
+"""Hearing of a new job at once without taking it: a blocking peek in a thread of its own.
 
-`BLMOVE q q LEFT LEFT` waits for an element, moves it onto its own place and so takes nothing. It is sent on a
-connection of its own, and its answer makes the connection's socket readable.
+`BLMOVE q q LEFT LEFT` waits for an element, moves it onto its own place and so takes nothing. The server answers after
+`WAIT_S` in any case; where no answer comes by then the connection is dead, whatever the network says of it, and another
+one is made.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
+from ..companion import Companion
+from ..inbox import Rang
+from ..link import PASSING, Link
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis import Redis
 
-_WAIT_S = 30
-"""How long the server waits before it answers that there is nothing: what ends a peek whose connection died."""
+WAIT_S = 10
+ANSWER_S = 15
+"""The client's patience for an answer: longer than the server waits."""
 
 
-class Doorbell:
-    """Rings when `queue` has a job. `armed` between `arm()` and the answer."""
+class Doorbell(Companion):
+    """Tells `Rang` once for each `listen()`, as soon as `queue` has a job."""
 
-    def __init__(self, connection: Redis, queue: str) -> None:
-        self.queue = queue
-        self.armed = False
-        self._pool = connection.connection_pool
+    def __init__(self, link: Link, queue: str, tell: Callable[[object], None]) -> None:
+        super().__init__(f"doorbell of {queue}", tell)
+        self._link = link
+        self._queue = queue
         self._key = f"rq:queue:{queue}"
-        self._connection: Any = None
+        self._listening = threading.Event()
 
-    def arm(self) -> None:
-        """Starts listening, if it does not listen yet."""
-        if not self.armed:
-            if self._connection is None:
-                self._connection = self._pool.get_connection()
-            self._connection.send_command("BLMOVE", self._key, self._key, "LEFT", "LEFT", _WAIT_S)
-            self.armed = True
+    def listen(self) -> None:
+        self._listening.set()
 
-    def fileno(self) -> int:
-        """The socket that becomes readable with the answer; redis-py has no public name for it."""
-        return int(self._connection._sock.fileno())
+    def stop(self) -> None:
+        super().stop()
+        self._listening.set()
 
-    def rang(self) -> bool:
-        """Reads the answer, after the socket became readable: whether there is a job."""
-        answer = self._connection.read_response(disable_decoding=True)
-        self.armed = False
-        return answer is not None
+    def run(self) -> None:
+        while True:
+            self._listening.wait()
+            if self.stopped.is_set():
+                return
+            try:
+                peeked = self._link.ask(
+                    lambda connection: connection.blmove(self._key, self._key, WAIT_S, "LEFT", "LEFT")
+                )
+            except PASSING as error:
+                self.stopped.wait(self._link.failed(error))
+                continue
+            if peeked is not None:
+                self._listening.clear()
+                self.tell(Rang(self._queue))
 
-    def close(self) -> None:
-        """Hangs up. Without it a peek would be left to move an element on behalf of nobody."""
-        if self._connection is not None:
-            self._connection.disconnect()
-            self._pool.release(self._connection)
-            self._connection = None
-        self.armed = False
+    def _peek(self, connection: Redis) -> Any:
+        return connection.blmove(self._key, self._key, WAIT_S, "LEFT", "LEFT")

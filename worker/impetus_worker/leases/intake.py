@@ -1,7 +1,6 @@
 """When to claim, from which queues and how much. Decides; the claim itself is `claims.Claims`'.
 
-Knows what it has heard of each queue: whether it may have jobs, whether RQ is suspended, whether a suspect waits for
-this worker to have nothing in flight.
+Knows what it has heard of each queue: whether it may have jobs, and whether RQ is suspended.
 """
 
 from __future__ import annotations
@@ -9,17 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .doorbell import Doorbell
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from redis import Redis
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..batches.batcher import Room
     from .claims import Claim
 
-_SUSPENDED_WAIT_S = 1.0
+SUSPENDED_WAIT_S = 1.0
+_LOOK_AGAIN_S = 30.0
+"""A queue that was found empty is looked at again after this, should its bell have been lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,58 +28,59 @@ class Wanted:
 
 
 class Intake:
-    """`queues`: the one whose callers wait, then the one for bulk. Times are of `time.monotonic()`, in seconds."""
+    """`bells`: for each queue, the one whose callers wait first and then the one for bulk, how to ask to be told when
+    it has a job. Times are the loop's, in seconds.
+    """
 
-    def __init__(self, connection: Redis, queues: Sequence[str]) -> None:
-        self._queues = tuple(queues)
-        self._bells = [Doorbell(connection, queue) for queue in queues]
-        self._may_have_jobs = dict.fromkeys(queues, True)
+    def __init__(self, bells: Mapping[str, Callable[[], None]]) -> None:
+        self._queues = tuple(bells)
+        self._bells = bells
+        self._empty_since: dict[str, float | None] = dict.fromkeys(bells)
+        """None: the queue may have jobs."""
         self._suspended_until = 0.0
         self._paused = False
-        self.drain = False
-        """A suspect comes next, and waits until nothing is in flight."""
 
     def wanted(self, room: Room, now: float) -> Wanted | None:
         """What to claim now, if anything: bulk only where there is room for it too."""
         if self._paused or now < self._suspended_until:
             return None
         queues, jobs = (self._queues, room.bulk) if room.bulk else (self._queues[:1], room.interactive)
-        return Wanted(queues, jobs) if jobs and any(self._may_have_jobs[queue] for queue in queues) else None
+        return Wanted(queues, jobs) if jobs and any(self._may_have_jobs(queue, now) for queue in queues) else None
+
+    def _may_have_jobs(self, queue: str, now: float) -> bool:
+        since = self._empty_since[queue]
+        return since is None or now - since > _LOOK_AGAIN_S
 
     def learn(self, wanted: Wanted, claim: Claim, now: float) -> None:
-        """Takes note of what a claim told, besides its jobs."""
-        self.drain = claim.drain
+        """Takes note of what a claim told, besides its jobs. A queue that is empty is listened to from now on."""
         if claim.suspended:
-            self._suspended_until = now + _SUSPENDED_WAIT_S
-        elif len(claim.jobs) < wanted.jobs and not claim.drain and not any(job.suspect for job in claim.jobs):
-            self._may_have_jobs.update(dict.fromkeys(wanted.queues, False))
+            self._suspended_until = now + SUSPENDED_WAIT_S
+        elif not claim.more:
+            for queue in wanted.queues:
+                self._empty_since[queue] = now
+                self._bells[queue]()
 
-    def bells(self, room: Room, now: float) -> list[Doorbell]:
-        """The doorbells to wait for: of queues that were found empty, and for whose jobs there is room."""
-        if self._paused or now < self._suspended_until:
-            return []
-        armed = []
-        for bell, places in zip(self._bells, (room.interactive, room.bulk), strict=True):
-            if bell.armed or (places and not self._may_have_jobs[bell.queue]):
-                bell.arm()
-                armed.append(bell)
-        return armed
+    def hear(self, queue: str) -> None:
+        """Its bell rang."""
+        self._empty_since[queue] = None
 
-    def hear(self, bell: Doorbell) -> None:
-        """A doorbell is readable."""
-        self._may_have_jobs[bell.queue] |= bell.rang()
+    def wakes_at(self, now: float) -> float | None:
+        """When there may be something to claim though no bell rings."""
+        return self._suspended_until if now < self._suspended_until else None
 
     def is_dry(self, now: float) -> bool:
         """Whether no queue is known to have anything that may be claimed."""
-        return self._paused or not any(self._may_have_jobs.values()) or now < self._suspended_until
+        return (
+            self._paused
+            or now < self._suspended_until
+            or not any(self._may_have_jobs(queue, now) for queue in self._queues)
+        )
+
+    def look_again(self) -> None:
+        """The queues may have jobs, whatever was found before."""
+        self._empty_since = dict.fromkeys(self._queues)
 
     def pause(self, paused: bool) -> None:
-        """Claims nothing from now on, or claims again."""
+        """Claims nothing from now on, or claims again: the queues may have jobs then."""
         self._paused = paused
-        self.hang_up()
-
-    def hang_up(self) -> None:
-        """The connection was lost, or is about to be: nothing that was heard holds any more."""
-        for bell in self._bells:
-            bell.close()
-        self._may_have_jobs = dict.fromkeys(self._queues, True)
+        self.look_again()

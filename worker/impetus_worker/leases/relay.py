@@ -1,7 +1,7 @@
 """What running generations say, on its way to the token streams that clients read; and whether anybody waits for them.
 
 Collected here until the worker's next exchange with Redis: pieces that come faster than Redis answers go together, so a
-reader never slows the worker. Each entry is written only while the job's lease holds, so none of an earlier run comes
+reader never slows the worker. Each entry is written only while the run's token stands, so none of an earlier run comes
 after one of a later.
 """
 
@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import AWAITED_KEY, STREAM_KEY, STREAM_TTL_S, StreamEvent
 
-from .claims import Call, lua_source
 from .outcomes import Said
+from .scripts import Call, Script, ids
 
 if TYPE_CHECKING:
-    from redis import Redis
-
     from .claims import ClaimedJob
 
 _ASK_EVERY_S = 2.0
@@ -26,8 +24,8 @@ _ASK = "ask"
 class Relay:
     """Called from one thread. Times are of `time.monotonic()`, in seconds."""
 
-    def __init__(self, connection: Redis) -> None:
-        self._script = connection.register_script(lua_source("relay"))
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
         self._said: list[Said] = []
         self._sent: list[Said] = []
         """Under way, and sent again if the answer is lost: readers know what they have by its place in the text."""
@@ -56,17 +54,17 @@ class Relay:
 
     def relaying(self, now: float) -> Call[list[str]]:
         """Writes what was said, and asks what is to be asked; the answer is the ids of jobs nobody waits for."""
-        arguments: list[Any] = [STREAM_KEY, STREAM_TTL_S, AWAITED_KEY]
+        arguments: list[Any] = [self._worker, STREAM_KEY, STREAM_TTL_S, AWAITED_KEY]
         self._sent, self._said = self._said, []
         for said in self._sent:
             job = said.job
-            arguments += (job.id, job.execution_id, said.event.value, said.run, said.at, said.text.encode(),
+            arguments += (job.id, job.token, job.queue, said.event.value, said.run, said.at, said.text.encode(),
                           said.status, said.result)  # fmt: skip
         if now >= self._ask_at:
             self._ask_at = now + _ASK_EVERY_S
             for job in self._watched.values():
-                arguments += (job.id, job.execution_id, _ASK, "", 0, "", "", "")
-        return Call(self._script, [], arguments, lambda ids: [job_id.decode() for job_id in ids])
+                arguments += (job.id, job.token, job.queue, _ASK, "", 0, "", "", "")
+        return Call(Script.named("relay"), arguments, ids)
 
     def sent(self) -> None:
         """What was sent last is written."""

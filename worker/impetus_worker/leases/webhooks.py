@@ -18,7 +18,7 @@ _MAX_WAITING = 1000
 
 
 class WebhookSender:
-    """Sends about in the order of submission, a few at a time. Past a thousand that wait, `submit` waits too."""
+    """Sends about in the order of submission, a few at a time. Past a thousand that wait, what comes is dropped."""
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[tuple[Job, str | JobStatus, str | None]] = queue.Queue(_MAX_WAITING)
@@ -31,7 +31,10 @@ class WebhookSender:
             self._threads = [threading.Thread(target=self._send, name="webhooks", daemon=True) for _ in range(_THREADS)]
             for thread in self._threads:
                 thread.start()
-        self._waiting.put((job, status, exc_string))
+        try:
+            self._waiting.put_nowait((job, status, exc_string))
+        except queue.Full:
+            self._log.warning("job %s: its webhook is dropped, as %d wait to be sent", job.id, _MAX_WAITING)
 
     def _send(self) -> None:
         while True:

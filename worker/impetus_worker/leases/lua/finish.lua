@@ -1,36 +1,18 @@
--- Ends many jobs of one worker in one step, each only while its lease holds (the fence: its execution hash exists).
+-- Ends many runs of one worker in one step, each only while its token stands: the fence. A lease that ran out does not
+-- matter as long as nobody has put the job back.
 --
--- ARGV: worker, now (ISO 8601), now (epoch s), now (whole epoch s), name of the field for vectors, the payloads and
---       vectors of all jobs joined, then for each job: id, execution id, queue, verb, bytes of its payload, bytes of
---       its vectors (-1 for none), time to live (s, -1 for ever), started (epoch s)
---   verb: 'finish' with the base64 return value, 'fail' with the base64 reason, 'abort' the same, dependents or
---         not, 'return' puts the job back at the front of its queue as if it had never been claimed
--- Returns one number a job: 1 done, 0 the lease was lost and nothing was written, 2 has dependents: RQ's own path.
-local call = redis.call
-local worker, now_iso, now, now_s = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local vectors_field, payloads, offset = ARGV[5], ARGV[6], 1
-local worker_key, running = 'rq:worker:' .. worker, 'rq:worker:' .. worker .. ':executions'
-local DONE, LOST, HAS_DEPENDENTS = 1, 0, 2
-
--- Commands that take many members, or many keys, are sent once for many jobs.
-local batches = {}
-local function collect(command, key, ...)
-  local name = command .. (key or '')
-  local batch = batches[name]
-  if not batch then
-    batch = {command, key}
-    batches[name] = batch
-  end
-  for i = 1, select('#', ...) do batch[#batch + 1] = select(i, ...) end
-  if #batch > 1000 then  -- Lua passes some thousands of arguments, and no more
-    call(unpack(batch))
-    batches[name] = nil
-  end
-end
-
-local function send_collected()
-  for _, batch in pairs(batches) do call(unpack(batch)) end
-end
+-- ARGV: worker, seconds that it worked since it last said so, name of the field for vectors, the payloads and vectors
+--       of all jobs joined, then for each run: job id, token, queue, verb, bytes of its payload, bytes of its vectors
+--       (-1 for none), time to live (s, -1 for ever, 0 keeps nothing), started (epoch s)
+--   verb: 'finish' with the base64 return value, 'fail' or 'stop' with the base64 reason, 'abort' fails it whatever it
+--         has of dependents, 'return' puts the job back at the front of its queue as if it had never been claimed
+-- Returns one number a run: 1 done, 0 it was not this worker's any more and nothing is written, 2 RQ has more to do.
+local worker, worked, vectors_field, payloads, offset = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], 1
+local DONE, LOST, RQS = 1, 0, 2
+local MAX_DEPENDENTS = 100
+local seconds, micros = server_time()
+local now_iso, now = iso(seconds, micros), string.format('%d.%06d', seconds, micros)
+local STATUS = {finish = 'finished', fail = 'failed', abort = 'failed', stop = 'stopped'}
 
 -- The next so many bytes of what was sent joined.
 local function cut(size)
@@ -38,103 +20,138 @@ local function cut(size)
   return string.sub(payloads, offset - size, offset - 1)
 end
 
-local function put_back(id, key, queue)
-  call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '')
-  call('HDEL', key, 'impetus_execution')
-  call('LPUSH', 'rq:queue:' .. queue, id)
-  local waits = call('HGET', key, 'ttl')
-  if waits and tonumber(waits) then call('EXPIRE', key, waits) end
+-- The jobs that wait for this one and can run once it has ended so: {id, queue, at front, ttl} each, and whether others
+-- are left. nil where RQ must see to it.
+local function dependents_of(id, verb)
+  local ready, left = {}, false
+  local ids = read('SMEMBERS', 'rq:job:' .. id .. ':dependents') or {}
+  if #ids > MAX_DEPENDENTS then return nil end
+  for _, dependent in ipairs(ids) do
+    local job = read('HMGET', 'rq:job:' .. dependent, 'status', 'origin', 'allow_dependency_failures', 'enqueue_at_front',
+                     'ttl', 'rate_limit_key')
+    local status = job and job[1]
+    local failures_allowed = job and (job[3] == '1' or job[3] == 'True')
+    local met = status and status ~= 'canceled' and (verb == 'finish' or failures_allowed)
+    if met then
+      for _, other in ipairs(read('SMEMBERS', 'rq:job::' .. dependent .. ':dependencies') or {}) do  -- RQ's two colons
+        local ended = other ~= id and read('HGET', 'rq:job:' .. other, 'status')
+        if ended and ended ~= 'finished' and not (failures_allowed and ended == 'failed') then met = false end
+      end
+    end
+    if not met then
+      left = true
+    elseif status ~= 'deferred' or job[6] or not job[2] then
+      return nil
+    else
+      ready[#ready + 1] = {id = dependent, queue = job[2], at_front = job[4] == '1', ttl = whole(job[5], MAX_TTL_S)}
+    end
+  end
+  return ready, left
 end
 
-local function write_result(results, ok, payload, vectors, execution, started)
+local function enqueue_dependents(id, ready, left, ttl)
+  for _, job in ipairs(ready) do
+    local key = 'rq:job:' .. job.id
+    call('HSET', key, 'status', 'queued', 'enqueued_at', now_iso)
+    if job.ttl and job.ttl > 0 then call('EXPIRE', key, job.ttl) end
+    write('ZREM', 'rq:deferred:' .. job.queue, job.id)
+    write('SADD', 'rq:queues', 'rq:queue:' .. job.queue)
+    write(job.at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. job.queue, job.id)
+    write('SREM', 'rq:job:' .. id .. ':dependents', job.id)
+  end
+  if left and ttl >= 0 then call('EXPIRE', 'rq:job:' .. id .. ':dependents', ttl) end
+end
+
+local function end_job(id, queue, token, verb, payload, vectors, ttl, started)
+  local key, results = 'rq:job:' .. id, 'rq:results:' .. id
+  if ttl == 0 and verb == 'finish' then
+    call('DEL', key, results, 'rq:job::' .. id .. ':dependencies')
+    return
+  end
+  local ok = verb == 'finish'
+  call('HSET', key, 'status', STATUS[verb], 'ended_at', now_iso, 'last_heartbeat', now_iso)
   local entry = {'type', ok and 1 or 2, 'worker_name', worker, ok and 'return_value' or 'exc_string', payload,
-                 'execution_id', execution, 'execution_started_at', started, 'execution_ended_at', ARGV[3]}
+                 'execution_id', token, 'execution_started_at', started, 'execution_ended_at', now}
   if vectors then
     entry[#entry + 1] = vectors_field
     entry[#entry + 1] = vectors
   end
-  local added = redis.pcall('XADD', results, 'MAXLEN', '10', '*', unpack(entry))
-  return not (type(added) == 'table' and added.err)
-end
-
-local function end_job(id, key, queue, execution, ok, payload, vectors, ttl, started)
-  call('HSET', key, 'status', ok and 'finished' or 'failed', 'ended_at', now_iso, 'last_heartbeat', now_iso)
-  call('HDEL', key, 'impetus_execution', 'impetus_alone', 'impetus_suspect', 'impetus_deaths')
-  local results = 'rq:results:' .. id
-  if not write_result(results, ok, payload, vectors, execution, started) then
-    call('DEL', results)  -- it was no stream
-    write_result(results, ok, payload, vectors, execution, started)
-  end
+  write('XADD', results, 'MAXLEN', '10', '*', unpack(entry))
   if ttl >= 0 then
     call('EXPIRE', results, ttl)
     call('EXPIRE', key, ttl)
   else
     call('PERSIST', results)
   end
-  collect('ZADD', (ok and 'rq:finished:' or 'rq:failed:') .. queue, ttl < 0 and '+inf' or now_s + ttl, id)
+  collect('ZADD', (ok and 'rq:finished:' or 'rq:failed:') .. queue, ttl < 0 and '+inf' or seconds + ttl, id)
 end
 
-local function how_many_exist(keys)
-  local sum = 0
-  for from = 1, #keys, 1000 do sum = sum + call('EXISTS', unpack(keys, from, math.min(from + 999, #keys))) end
-  return sum
+-- Asked for all runs at once, because mostly all tokens stand and no job has dependents.
+local by_queue, held, wishes = {}, {}, {}
+local any_dependents = false
+do
+  local keys = {}
+  for at = 5, #ARGV, 8 do
+    local queue = ARGV[at + 2]
+    by_queue[queue] = by_queue[queue] or {}
+    table.insert(by_queue[queue], ARGV[at])
+    keys[#keys + 1] = 'rq:job:' .. ARGV[at] .. ':dependents'
+  end
+  in_parts(keys, 1000, function(...) any_dependents = call('EXISTS', ...) > 0 or any_dependents end)
+  for queue, ids in pairs(by_queue) do
+    held[queue] = {next = 1, values = values_of(TOKENS .. queue, ids), deaths = call('EXISTS', DEATHS .. queue) == 1}
+  end
 end
 
--- Asked for all jobs at once, because mostly all leases hold and no job has dependents.
-local lease_keys, dependents_keys = {}, {}
-for at = 7, #ARGV, 8 do
-  lease_keys[#lease_keys + 1] = 'rq:execution:' .. ARGV[at] .. ':' .. ARGV[at + 1]
-  dependents_keys[#dependents_keys + 1] = 'rq:job:' .. ARGV[at] .. ':dependents'
-end
-local all_held = how_many_exist(lease_keys) == #lease_keys
-local any_dependents = how_many_exist(dependents_keys) > 0
-
-local reply, finished, failed, worked = {}, 0, 0, 0
-for at = 7, #ARGV, 8 do
-  local id, execution, queue, verb = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+local reply, finished, failed = {}, 0, 0
+for at = 5, #ARGV, 8 do
+  local id, token, queue, verb = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local payload = cut(tonumber(ARGV[at + 4]))
   local vectors = ARGV[at + 5] ~= '-1' and cut(tonumber(ARGV[at + 5]))
   local ttl, started = tonumber(ARGV[at + 6]), ARGV[at + 7]
-  local key, composite = 'rq:job:' .. id, id .. ':' .. execution
-  local lease_key, runs_key = 'rq:execution:' .. composite, 'rq:executions:' .. id
-  local state = redis.pcall('HMGET', key, 'status', 'impetus_execution', 'dependency_ids')
-  local outcome = DONE
-  if state[1] ~= 'started' or state[2] ~= execution then
-    -- Another's, or cancelled or deleted while it ran: of this run nothing is kept.
-    collect('DEL', nil, lease_key)
-    call('ZREM', runs_key, execution)
-    collect('ZREM', 'rq:wip:' .. queue, composite)
-    outcome = LOST
-  elseif not all_held and call('EXISTS', lease_key) == 0 then
-    -- Its lease ran out and nobody has put it back yet: recover.lua finds it by its place in the registry.
-    outcome = LOST
-  elseif any_dependents and (verb == 'finish' or verb == 'fail') and call('EXISTS', key .. ':dependents') == 1 then
-    outcome = HAS_DEPENDENTS
-  else
+  local tokens = held[queue]
+  local stands = tokens.values[tokens.next] == token .. ' ' .. worker
+  tokens.next = tokens.next + 1
+  local state = stands and read('HMGET', 'rq:job:' .. id, 'status', 'dependency_ids')
+  local outcome, ready, left = DONE, {}, false
+  if not state or state[1] ~= 'started' then
+    outcome = LOST  -- another's, or cancelled or deleted while it ran: of this run nothing is kept
+  elseif any_dependents and (verb == 'finish' or verb == 'fail') then
+    ready, left = dependents_of(id, verb)
+    if not ready then outcome = RQS end
+  end
+  if outcome == DONE then
     if verb == 'return' then
-      put_back(id, key, queue)
+      put_back(queue, id, token)
     else
-      local ok = verb == 'finish'
-      end_job(id, key, queue, execution, ok, payload, vectors, ttl, started)
-      if state[3] and ttl >= 0 then call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end  -- RQ's two colons
-      if ok then finished = finished + 1 else failed = failed + 1 end
-      worked = worked + now - tonumber(started)
+      if verb == 'abort' then call('DEL', executions_keys(id, token)) end
+      end_job(id, queue, token, verb, payload, vectors, ttl, started)
+      if any_dependents then enqueue_dependents(id, ready, left, ttl) end
+      if state[2] and ttl > 0 then call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
+      if verb == 'finish' then finished = finished + 1 else failed = failed + 1 end
+      if tokens.deaths then collect('HDEL', DEATHS .. queue, id, id .. ':alone') end
+      wishes[#wishes + 1] = CANCEL .. id
     end
-    collect('DEL', nil, lease_key, runs_key)
-    collect('ZREM', 'rq:wip:' .. queue, composite)
   end
   -- Whatever became of it, this worker no longer runs it; only a job on RQ's own path stays in its books.
-  if outcome ~= HAS_DEPENDENTS then collect('SREM', running, composite) end
+  if outcome ~= RQS then
+    if stands then
+      end_run(queue, id, token, worker)
+    else
+      collect('ZREM', 'rq:wip:' .. queue, id .. ':' .. token)
+      collect('SREM', executions_of(worker), id .. ':' .. token)
+    end
+  end
   reply[#reply + 1] = outcome
 end
 send_collected()
+in_parts(wishes, 1000, function(...) call('DEL', ...) end)
 -- A hash that expired meanwhile must not come back as a worker of two fields.
-if call('EXISTS', worker_key) == 1 then
+local worker_key = 'rq:worker:' .. worker
+if read('HEXISTS', worker_key, 'birth') == 1 then
   if finished > 0 then call('HINCRBY', worker_key, 'successful_job_count', finished) end
   if failed > 0 then call('HINCRBY', worker_key, 'failed_job_count', failed) end
   if worked > 0 then call('HINCRBYFLOAT', worker_key, 'total_working_time', worked) end
-  if call('EXISTS', running) == 0 and call('HGET', worker_key, 'state') == 'busy' then
-    call('HSET', worker_key, 'state', 'idle')
-  end
+  show_idle(worker)
 end
 return reply

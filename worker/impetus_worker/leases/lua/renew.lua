@@ -1,31 +1,43 @@
--- Extends the leases of jobs in flight.
+-- Extends the leases of runs in flight, each only while its token stands.
 --
--- ARGV: worker, now (ISO 8601), now (epoch s), lease (s), registry score, then for each job: id, execution id, queue
--- Returns the ids of the jobs whose lease had run out: they are no longer this worker's.
-local lost = {}
-local lease, score = tonumber(ARGV[4]), ARGV[5]
-for at = 6, #ARGV, 3 do
-  local id, composite = ARGV[at], ARGV[at] .. ':' .. ARGV[at + 1]
-  local execution = 'rq:execution:' .. composite
-  local ttl = redis.call('TTL', execution)
-  if ttl ~= -2 then
-    -- EXPIRE comes first: a server out of memory allows it, and what a script does after its first write.
-    redis.call('EXPIRE', execution, math.max(ttl, lease))
-    redis.call('HSET', execution, 'last_heartbeat', ARGV[3])
-    redis.call('EXPIRE', 'rq:executions:' .. id, lease + 60)
-    redis.call('ZADD', 'rq:wip:' .. ARGV[at + 2], 'XX', score, composite)
-    if redis.call('EXISTS', 'rq:job:' .. id) == 1 then
-      redis.call('HSET', 'rq:job:' .. id, 'last_heartbeat', ARGV[2])
+-- ARGV: worker, lease (s), how much longer RQ's registry waits (s), then for each run: job id, token, queue
+-- Returns {the ids of runs that are no longer this worker's}, {the ids of jobs that somebody wants cancelled}.
+local worker, lease, margin = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local seconds, micros = server_time()
+local lease_end, score = seconds + micros / 1000000 + lease, seconds + lease + margin
+local ids, by_queue, lost, wishes, wanted = {}, {}, {}, {}, {}
+for at = 4, #ARGV, 3 do
+  local queue = ARGV[at + 2]
+  local runs = by_queue[queue] or {ids = {}, tokens = {}}
+  by_queue[queue] = runs
+  runs.ids[#runs.ids + 1] = ARGV[at]
+  runs.tokens[#runs.tokens + 1] = ARGV[at + 1]
+end
+-- First, because a server out of memory allows this, and then what a script does after its first write.
+if #ARGV > 3 then call('EXPIRE', executions_of(worker), lease + 600) end
+for queue, runs in pairs(by_queue) do
+  local held = values_of(TOKENS .. queue, runs.ids)
+  local ends = {}
+  for at, id in ipairs(runs.ids) do
+    if held[at] == runs.tokens[at] .. ' ' .. worker then
+      ends[#ends + 1], ends[#ends + 2] = lease_end, id
+      collect('ZADD', 'rq:wip:' .. queue, score, id .. ':' .. runs.tokens[at])
+      wishes[#wishes + 1], ids[#ids + 1] = CANCEL .. id, id
+    else
+      lost[#lost + 1] = id
+      collect('SREM', executions_of(worker), id .. ':' .. runs.tokens[at])
     end
-  else
-    lost[#lost + 1] = id
-    redis.call('SREM', 'rq:worker:' .. ARGV[1] .. ':executions', composite)
   end
+  -- GT: a lease that was extended for a long ending keeps its length.
+  in_parts(ends, 1000, function(...) write('ZADD', LEASES .. queue, 'GT', ...) end)
 end
-if #ARGV > 5 then redis.call('EXPIRE', 'rq:worker:' .. ARGV[1] .. ':executions', lease + 600) end
-local worker_key = 'rq:worker:' .. ARGV[1]
-if #lost > 0 and redis.call('EXISTS', worker_key .. ':executions') == 0
-    and redis.call('HGET', worker_key, 'state') == 'busy' then
-  redis.call('HSET', worker_key, 'state', 'idle')
-end
-return lost
+send_collected()
+local at = 1
+in_parts(wishes, 1000, function(...)
+  for _, wish in ipairs(call('MGET', ...)) do
+    if wish then wanted[#wanted + 1] = ids[at] end
+    at = at + 1
+  end
+end)
+if #lost > 0 then show_idle(worker) end
+return {lost, wanted}

@@ -1,10 +1,12 @@
--- Holds a job for an ending that takes several round trips, or tells that its lease was lost.
+-- Holds a run for an ending that takes several round trips, or tells that it is no longer the worker's.
 --
--- ARGV: id, execution id, lease (s)
--- Returns 1 if the lease holds, and now for at least so long; 0 if it was lost. The job's deaths are forgotten.
-local execution = 'rq:execution:' .. ARGV[1] .. ':' .. ARGV[2]
-local state = redis.call('HMGET', 'rq:job:' .. ARGV[1], 'status', 'impetus_execution')
-if redis.call('EXISTS', execution) == 0 or state[1] ~= 'started' or state[2] ~= ARGV[2] then return 0 end
-if redis.call('TTL', execution) < tonumber(ARGV[3]) then redis.call('EXPIRE', execution, ARGV[3]) end
-redis.call('HDEL', 'rq:job:' .. ARGV[1], 'impetus_alone', 'impetus_suspect', 'impetus_deaths')
+-- ARGV: worker, job id, token, queue, lease (s)
+-- Returns 1 if it is the worker's, for at least so long; else 0. The deaths that the job met are forgotten then.
+local worker, id, token, queue = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local seconds = server_time()
+if read('HGET', TOKENS .. queue, id) ~= token .. ' ' .. worker or read('HGET', 'rq:job:' .. id, 'status') ~= 'started' then
+  return 0
+end
+write('ZADD', LEASES .. queue, 'GT', seconds + tonumber(ARGV[5]), id)
+write('HDEL', DEATHS .. queue, id, id .. ':alone')
 return 1

@@ -1,8 +1,17 @@
--- Takes a worker's record away, and rings at the others: what it served is theirs.
+-- Takes a worker that leaves out of all books, and rings at the others: what it served is theirs.
 --
--- ARGV: worker
-if redis.call('DEL', 'impetus:worker:' .. ARGV[1]) == 1 then
-  for _, key in ipairs(redis.call('SMEMBERS', 'rq:workers')) do
-    redis.call('PUBLISH', 'rq:pubsub:' .. string.sub(key, #'rq:worker:' + 1), '{"command": "impetus-look"}')
+-- ARGV: worker, the queues it may be listed under
+local worker, key = ARGV[1], 'rq:worker:' .. ARGV[1]
+local said = call('DEL', RECORD .. worker)
+write('SREM', 'rq:workers', key)
+for at = 2, #ARGV do write('SREM', 'rq:workers:' .. ARGV[at], key) end
+if read('HEXISTS', key, 'birth') == 1 then
+  call('HSET', key, 'death', iso(server_time()))
+  call('EXPIRE', key, 60)  -- as long as RQ keeps it
+end
+call('DEL', executions_of(worker))
+if said == 1 then
+  for _, other in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
+    call('PUBLISH', 'rq:pubsub:' .. string.sub(other, #'rq:worker:' + 1), '{"command": "impetus-look"}')
   end
 end

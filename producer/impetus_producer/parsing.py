@@ -1,0 +1,36 @@
+"""A request as plain JSON data, held against the contract; and what is wrong with it in one sentence."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias, TypeVar
+
+from pydantic import ValidationError
+
+from .contract import EmbeddingRequest, GenerationRequest, json_type
+from .errors import InvalidRequestError
+
+Request: TypeAlias = EmbeddingRequest | GenerationRequest
+RequestT = TypeVar("RequestT", EmbeddingRequest, GenerationRequest)
+
+
+def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
+    """The request in `payload`, or an `InvalidRequestError` of one sentence that names the field."""
+    if not isinstance(payload, dict):
+        raise InvalidRequestError(f"the request must be a JSON object, not {json_type(payload)}")
+    try:
+        return kind.model_validate(payload)
+    except ValidationError as error:
+        raise InvalidRequestError(first_sentence(error)) from None
+
+
+def first_sentence(error: ValidationError) -> str:
+    """The first of pydantic's complaints as `field: what is wrong with it`."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # A field misspelt is a field missing too, and the misspelling says more.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
+        first["type"], first["msg"]
+    )
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{field}: {problem}{more}" if field else f"{problem}{more}"

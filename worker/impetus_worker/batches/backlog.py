@@ -1,0 +1,176 @@
+"""The token rows of one lane that wait for the device: sorted by length for it, and none passed by too many others.
+
+The oldest rows, up to some batches' worth of them, are planned together: packed by length, so that little is padding
+(Infinity, `inference/queue.py`), and the batches that hold the oldest rows go first. What comes later waits for the
+next plan. The longest rows of a plan seldom fill their last batch: once, and only once, they are put into the next
+plan, where more of their length may be.
+
+So a row waits for those that came before it, and is passed only by later ones of its own plan and, if it was put off,
+of the next: by no more than twice `plan_batches` full batches' worth of rows, however many come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from .packing import pack
+from .quarantine import Witness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import numpy as np
+
+    from impetus_producer.contract import EmbeddingRequest
+
+    from ..leases.claims import ClaimedJob
+
+PLAN_BATCHES = 64
+
+
+@dataclass(eq=False, slots=True)
+class OpenEmbedding:
+    """An embedding job whose texts are tokenised, and what has been made of it."""
+
+    job: ClaimedJob
+    request: EmbeddingRequest
+    tokens: int
+    truncated: int
+    vectors: np.ndarray
+    rows_left: int
+    """How many have no vector yet."""
+    urgent: bool
+    """Whether its caller waits."""
+    waiting_rows: int = 0
+    """How many of them are in the backlog."""
+    waiting_tokens: int = 0
+    engine_s: float | None = None
+    """How long the engine was at batches with rows of it, one that is running aside; None if it has begun none."""
+    ended: bool = False
+    """Whether nobody wants its rows any longer. They are left out where they come up."""
+
+
+@dataclass(eq=False, slots=True)
+class Row(Witness):
+    """One text of one job."""
+
+    owner: OpenEmbedding
+    index: int
+    ids: np.ndarray
+    order: int = 0
+    """Rows that came to the backlog earlier have less."""
+
+
+class Backlog:
+    """`rows` and `tokens`: how many wait, those of ended jobs aside."""
+
+    def __init__(self, *, max_rows: int, max_tokens: int, plan_batches: int = PLAN_BATCHES) -> None:
+        self.rows = self.tokens = 0
+        self._max_rows = max_rows
+        self._max_tokens = max_tokens
+        self._plan_batches = plan_batches
+        self._unplanned: deque[Row] = deque()
+        """Oldest first."""
+        self._planned: deque[list[Row]] = deque()
+        self._orders = count()
+        self._seen = 0
+        """Rows of a lesser order have been in a plan."""
+        self._unwanted = 0
+        """How many rows of ended jobs are still in the way."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is enough for a batch that needs to wait for no more."""
+        return self.rows >= self._max_rows or self.tokens >= self._max_tokens
+
+    @property
+    def batches(self) -> float:
+        """How many full batches there are, padding aside."""
+        return self.batches_of(self.rows, self.tokens)
+
+    def batches_of(self, rows: int, tokens: int) -> float:
+        return max(rows / self._max_rows, tokens / self._max_tokens)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Takes rows in, behind all others."""
+        for row in rows:
+            row.order = next(self._orders)
+            self._unplanned.append(row)
+            self._count(row, 1)
+
+    def put_first(self, rows: Iterable[Row]) -> None:
+        """As the next batch: rows that run again. Those of ended jobs are left out."""
+        if batch := [row for row in rows if not row.owner.ended]:
+            self._planned.appendleft(batch)
+            for row in batch:
+                self._count(row, 1)
+
+    def take(self) -> list[Row]:
+        """The next batch; there must be rows."""
+        while True:
+            if not self._planned:
+                self._plan()
+            batch = self._wanted(self._planned.popleft())
+            if batch:
+                for row in batch:
+                    self._count(row, -1)
+                return batch
+
+    def forget(self, owner: OpenEmbedding) -> None:
+        """The job, which has ended, has no rows here any more."""
+        self.rows -= owner.waiting_rows
+        self.tokens -= owner.waiting_tokens
+        self._unwanted += owner.waiting_rows
+        owner.waiting_rows = owner.waiting_tokens = 0
+        if self._unwanted > self.rows:  # seldom enough that each row pays for one look at another
+            self._unplanned = deque(row for row in self._unplanned if not row.owner.ended)
+            batches = ([row for row in batch if not row.owner.ended] for batch in self._planned)
+            self._planned = deque(batch for batch in batches if batch)
+            self._unwanted = 0
+
+    def _plan(self) -> None:
+        rows = list(self._next_rows())
+        batches = pack(rows, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)
+        if len(batches) > 1 and not self._fills(batches[-1]) and all(row.order >= self._seen for row in batches[-1]):
+            self._unplanned.extendleft(sorted(batches.pop(), key=_order, reverse=True))
+        self._seen = rows[-1].order + 1
+        self._planned.extend(sorted(batches, key=lambda batch: min(map(_order, batch))))
+
+    def _next_rows(self) -> Iterator[Row]:
+        """The oldest, up to a plan's worth; at least one."""
+        rows = tokens = 0
+        while self._unplanned and (row := self._unplanned[0]):
+            if not row.owner.ended:
+                rows, tokens = rows + 1, tokens + len(row.ids)
+                if rows > 1 and self.batches_of(rows, tokens) > self._plan_batches:
+                    return
+                yield row
+            else:
+                self._unwanted -= 1
+            self._unplanned.popleft()
+
+    def _fills(self, batch: list[Row]) -> bool:
+        return len(batch) == self._max_rows or len(batch[-1].ids) * (len(batch) + 1) > self._max_tokens
+
+    def _wanted(self, batch: list[Row]) -> list[Row]:
+        wanted = [row for row in batch if not row.owner.ended]
+        self._unwanted -= len(batch) - len(wanted)
+        return wanted
+
+    def _count(self, row: Row, sign: int) -> None:
+        tokens = sign * len(row.ids)
+        self.rows += sign
+        self.tokens += tokens
+        row.owner.waiting_rows += sign
+        row.owner.waiting_tokens += tokens
+
+
+def _length(row: Row) -> int:
+    return len(row.ids)
+
+
+def _order(row: Row) -> int:
+    return row.order

@@ -1,0 +1,89 @@
+"""The duties by which a worker keeps its own leases, and sees to those of workers that are gone."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from impetus_producer.fitness import look
+
+from ..errors import ConfigurationError
+from ..inbox import Renewed
+from ..leases.claims import recover, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from redis import Redis
+
+    from ..leases.claims import ClaimedJob, Claims
+
+FITNESS_INTERVAL_S = 600.0
+_log = logging.getLogger(__name__)
+
+
+class Renewal:
+    """Renews the leases of `jobs`, while `may_renew` says that the loop moves. Both are asked in the duty's thread."""
+
+    def __init__(
+        self,
+        claims: Claims,
+        jobs: Callable[[], list[ClaimedJob]],
+        may_renew: Callable[[], bool],
+        tell: Callable[[object], None],
+    ) -> None:
+        self._claims = claims
+        self._jobs = jobs
+        self._may_renew = may_renew
+        self._tell = tell
+
+    def __call__(self, connection: Redis) -> None:
+        jobs = self._jobs()
+        if jobs and self._may_renew():
+            renewal = self._claims.renew(jobs).run(connection)
+            if renewal.lost or renewal.cancelled:
+                self._tell(Renewed(jobs, renewal))
+
+
+class ServerFitness:
+    """Says what there is to say of the server: once, and what has changed again. Raises `ConfigurationError` where a
+    worker can do nothing there.
+    """
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, connection: Redis) -> None:
+        fitness = look(connection, "worker")
+        if fitness.refusal is not None:
+            raise ConfigurationError(fitness.refusal)
+        for sentence in fitness.warnings:
+            if sentence not in self._said:
+                _log.warning("%s", sentence)
+        self._said = set(fitness.warnings)
+
+
+class Recovery:
+    """Puts back jobs whose leases ran out, of any worker of these queues."""
+
+    def __init__(self, queues: Sequence[str], interval_s: float) -> None:
+        self._queues = queues
+        self._interval_s = interval_s
+
+    def __call__(self, connection: Redis) -> None:
+        for queue in self._queues:
+            if back := recover(queue, self._interval_s).run(connection):
+                _log.warning("%d jobs whose leases ran out are back at the front of %s", len(back), queue)
+
+
+class Sweep:
+    """Looks, a part at a time, for started jobs that have no lease at all."""
+
+    def __init__(self, queues: Sequence[str]) -> None:
+        self._cursors = dict.fromkeys(queues, "0")
+
+    def __call__(self, connection: Redis) -> None:
+        for queue, cursor in self._cursors.items():
+            self._cursors[queue], back = sweep(queue, cursor).run(connection)
+            if back:
+                _log.warning("%d started jobs without a lease are back at the front of %s", len(back), queue)

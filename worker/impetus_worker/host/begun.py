@@ -1,0 +1,74 @@
+"""Which jobs have begun in a worker's engine, written where the supervisor reads it after any death of the worker.
+
+The note is a file that has no name, inherited by its descriptor: it outlives the worker by a `kill -9`, and both sides
+by nothing. Length and checksum come first, so a note that was cut off in the middle reads as empty, and blames nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import tempfile
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_HEADER = struct.Struct("<II")
+"""The text's length in bytes, and its CRC-32."""
+
+
+class BegunNote:
+    """One worker process's note: the worker writes, its supervisor reads."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._written: tuple[str, ...] = ()
+
+    @classmethod
+    def create(cls) -> BegunNote:
+        """An empty one, for a supervisor to hand on by `pass_fds=[note.fd]`. Raises `OSError`."""
+        if hasattr(os, "memfd_create"):  # Linux: in memory, whatever the disk is full of
+            return cls(os.memfd_create("impetus-begun"))
+        with tempfile.TemporaryFile(buffering=0) as file:
+            return cls(os.dup(file.fileno()))
+
+    @classmethod
+    def open(cls, fd: int) -> BegunNote:
+        """The one that was inherited as this descriptor; it is not handed on to what the worker starts."""
+        os.set_inheritable(fd, False)
+        return cls(fd)
+
+    def write(self, job_ids: Iterable[str]) -> None:
+        """From now on these have begun, and no others. One system call, and none where nothing changed."""
+        begun = tuple(job_ids)
+        if begun == self._written:
+            return
+        text = json.dumps(begun).encode()
+        try:
+            written = os.pwrite(self.fd, _HEADER.pack(len(text), zlib.crc32(text)) + text, 0)
+            if written < _HEADER.size + len(text):
+                raise OSError("the note was not written whole")
+            self._written = begun
+        except OSError:
+            # A full disk. What stands there is out of date, and nobody is better than somebody else.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.fd, 0)
+            self._written = ()
+
+    def read(self) -> tuple[str, ...]:
+        """What was written last; nothing where that is not whole."""
+        try:
+            length, checksum = _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0))
+            text = os.pread(self.fd, length, _HEADER.size)
+            if len(text) != length or zlib.crc32(text) != checksum:
+                return ()
+            return tuple(json.loads(text))
+        except (OSError, struct.error):
+            return ()
+
+    def close(self) -> None:
+        os.close(self.fd)

@@ -1,0 +1,162 @@
+-- What every script begins with. Times are the server's, and never a worker's. What lies under `impetus:` is the
+-- workers' own; everything else others can write, so it is read with care, and a key of the wrong type is replaced.
+local call, pcall = redis.call, redis.pcall
+local TOKENS, LEASES, DEATHS = 'impetus:tokens:', 'impetus:leases:', 'impetus:deaths:'
+local RECORD, CANCEL = 'impetus:worker:', 'impetus:cancel:'
+local MAX_TTL_S = 1000000000
+
+local function server_time()
+  local at = call('TIME')
+  return tonumber(at[1]), tonumber(at[2])
+end
+
+-- A time as RQ writes it. The date of a day: H. Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+local function iso(seconds, micros)
+  local day_number = math.floor(seconds / 86400)
+  local rest, z = seconds - day_number * 86400, day_number + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local day, month = doy - math.floor((153 * mp + 2) / 5) + 1, mp < 10 and mp + 3 or mp - 9
+  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', year, month, day, math.floor(rest / 3600),
+                       math.floor(rest / 60) % 60, rest % 60, micros)
+end
+
+-- Decimal digits as a number, at most `most`; nil for anything else. tonumber takes '1e3', 'nan' and '0x10' too.
+local function whole(text, most)
+  if type(text) ~= 'string' or not string.find(text, '^%d+$') then return nil end
+  return #text <= 15 and math.min(tonumber(text), most) or most
+end
+
+-- What a read gives, or nil where the key is of another type.
+local function read(command, key, ...)
+  local answer = pcall(command, key, ...)
+  if type(answer) == 'table' and answer.err then return nil end
+  return answer
+end
+
+-- A write to a key that others can write too. One of another type is in nobody's use, and is replaced.
+local function write(command, key, ...)
+  local answer = pcall(command, key, ...)
+  if type(answer) == 'table' and answer.err then
+    if not string.find(answer.err, 'WRONGTYPE', 1, true) then error(answer.err, 0) end
+    call('DEL', key)
+    return call(command, key, ...)
+  end
+  return answer
+end
+
+-- Commands that take many members are sent once for many jobs, and in parts: Lua passes some thousands and no more.
+local function in_parts(members, size, send)
+  for from = 1, #members, size do send(unpack(members, from, math.min(from + size - 1, #members))) end
+end
+
+local collected = {}
+local function collect(command, key, one, two)
+  local batch = collected[command .. key]
+  if not batch then
+    batch = {command = command, key = key}
+    collected[command .. key] = batch
+  end
+  batch[#batch + 1] = one
+  if two then batch[#batch + 1] = two end
+end
+
+local function send_collected()
+  for _, batch in pairs(collected) do
+    in_parts(batch, 1000, function(...) write(batch.command, batch.key, ...) end)
+  end
+  collected = {}
+end
+
+-- The values that a hash of ours has for these fields, false where it has none.
+local function values_of(key, fields)
+  local values = {}
+  in_parts(fields, 1000, function(...)
+    for _, value in ipairs(read('HMGET', key, ...) or {}) do values[#values + 1] = value end
+  end)
+  return values
+end
+
+-- Which run of the job is the one that counts: its token and the worker that has it, or nil.
+local function split(held)
+  if not held then return nil end
+  return string.match(held, '^(%S+) (%S+)$')
+end
+
+local function executions_of(worker) return 'rq:worker:' .. worker .. ':executions' end
+
+-- A worker that runs nothing more is idle. One whose record ran out must not come back as a hash of one field.
+local function show_idle(worker)
+  local key = 'rq:worker:' .. worker
+  if call('EXISTS', executions_of(worker)) == 0 and read('HGET', key, 'state') == 'busy' then
+    call('HSET', key, 'state', 'idle')
+  end
+end
+
+-- What the workers say of themselves that are in RQ's books and live, this one aside, and their names. A record without
+-- an end is nobody's who lives.
+local function living_records(worker)
+  local records, names = {}, {}
+  for _, key in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
+    local name = string.sub(key, #'rq:worker:' + 1)
+    local said = name ~= worker and read('GET', RECORD .. name)
+    if said and call('PTTL', RECORD .. name) > 0 then
+      records[#records + 1], names[#names + 1] = said, name
+    end
+  end
+  return records, names
+end
+
+-- Takes a run out of all books; send_collected() writes it.
+local function end_run(queue, id, token, worker)
+  local run = id .. ':' .. token
+  collect('HDEL', TOKENS .. queue, id)
+  collect('ZREM', LEASES .. queue, id)
+  collect('ZREM', 'rq:wip:' .. queue, run)
+  collect('SREM', executions_of(worker), run)
+end
+
+-- RQ's keys of one run, which only jobs under a rate limit have: by them RQ knows that a job which was cancelled while
+-- it runs holds its place yet.
+local function executions_keys(id, token) return 'rq:executions:' .. id, 'rq:execution:' .. id .. ':' .. (token or '') end
+
+-- Puts a job that was started at the front of its queue, as if it had never been claimed.
+local function put_back(queue, id, token)
+  local key = 'rq:job:' .. id
+  call('HSET', key, 'status', 'queued', 'started_at', '', 'worker_name', '')
+  call('DEL', executions_keys(id, token))
+  write('LPUSH', 'rq:queue:' .. queue, id)
+  local ttl = whole(call('HGET', key, 'ttl'), MAX_TTL_S)
+  if ttl and ttl > 0 then call('EXPIRE', key, ttl) end
+end
+
+-- Ends runs whose workers are gone, and puts back what still was to run: in the order of the tokens, which is that of
+-- the claims. `held` has for each id what the tokens say. Returns the ids that are back on the queue.
+local function give_back(queue, ids, held)
+  local back, workers, order = {}, {}, {}
+  for at = 1, #ids do order[at] = at end
+  table.sort(order, function(one, two) return (held[one] or '') < (held[two] or '') end)
+  for place = #order, 1, -1 do
+    local at = order[place]
+    local id = ids[at]
+    local token, worker = split(held[at])
+    if token then
+      end_run(queue, id, token, worker)
+      workers[worker] = true
+    else
+      collect('HDEL', TOKENS .. queue, id)
+      collect('ZREM', LEASES .. queue, id)
+    end
+    if read('HGET', 'rq:job:' .. id, 'status') == 'started' then
+      put_back(queue, id, token)
+      table.insert(back, 1, id)
+    end
+  end
+  send_collected()
+  for worker in pairs(workers) do show_idle(worker) end
+  return back
+end

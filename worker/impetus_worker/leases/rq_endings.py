@@ -1,0 +1,206 @@
+"""Ends runs as RQ itself would: callbacks, retries, webhooks, rate limits, repeats. In a thread of its own.
+
+Callbacks may take minutes and each ending takes several round trips, so nobody waits for it; the job's lease is kept
+meanwhile. In the order in which it is told, so in order for each job. RQ fences nothing itself: here an ending is
+written only while the run is this worker's.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rq.callbacks import execute_stopped_callback
+from rq.executions import Execution
+from rq.job import JobStatus
+from rq.rate_limit import release_slot
+from rq.serializers import JSONSerializer
+from rq.timeouts import TimerDeathPenalty
+from rq.utils import now
+from rq.worker.base import BaseWorker
+
+from ..companion import Companion
+from ..errors import InvalidRequestError, LeaseLostError, PoisonedJobError
+from ..inbox import EndedByRq
+from ..link import PASSING, Link
+from .claims import Verb
+from .endings import failing
+from .outcomes import Failed, Finished, Stopped
+from .rq_job import GuardedJob
+from .webhooks import WebhookSender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from rq import Queue
+    from rq.job import Job
+    from rq.registry import StartedJobRegistry
+
+    from .claims import ClaimedJob, Claims
+    from .outcomes import Outcome
+
+_NOT_OURS = "job %s: it is another's by now, so its result is not written"
+_log = logging.getLogger(__name__)
+
+
+class RqEndings(Companion):
+    """Tells an `EndedByRq` for each outcome it is given. `waiting`: how many it has not ended yet."""
+
+    def __init__(
+        self,
+        link: Link,
+        claims: Claims,
+        worker: str,
+        allowed_callbacks: Collection[str],
+        tell: Callable[[object], None],
+    ) -> None:
+        super().__init__("rq-endings", tell)
+        self._link = link
+        self._claims = claims
+        self._worker = worker
+        self._allowed_callbacks = allowed_callbacks
+        self._webhooks = WebhookSender()
+        self._rq: _FencedWorker | None = None
+        self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self.waiting = 0
+
+    def put(self, outcome: Outcome) -> None:
+        with self._lock:
+            self.waiting += 1
+        self._outcomes.put(outcome)
+
+    def stop(self) -> None:
+        super().stop()
+        self._outcomes.put(None)
+
+    def send_webhooks(self, patience_s: float) -> None:
+        """Gives those that still wait so long to be sent."""
+        self._webhooks.close(patience_s)
+
+    def run(self) -> None:
+        while (outcome := self._outcomes.get()) is not None and not self.stopped.is_set():
+            first = True
+            while not self.stopped.is_set():
+                try:
+                    self._end(outcome, first=first)
+                    break
+                except PASSING as error:
+                    # How far it came is not known: it is ended again, and the fence says whether it must be.
+                    self.stopped.wait(self._link.failed(error))
+                    first = False
+            with self._lock:
+                self.waiting -= 1
+            self.tell(EndedByRq(outcome.job))
+
+    def _end(self, outcome: Outcome, *, first: bool) -> None:
+        claimed = outcome.job
+        # RQ takes several round trips, so the fence is a lease that outlasts them all.
+        if not self._link.run(self._claims.seal(claimed)):
+            if first:
+                _log.warning(_NOT_OURS, claimed.id)
+            self._leave(claimed)
+            return
+        try:
+            job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed_callbacks, self._webhooks)
+        except PASSING:
+            raise
+        except Exception as unreadable:  # noqa: BLE001 - whatever bytes lie in the hash, they fail this job alone
+            reason = outcome.error if isinstance(outcome, Failed) else unreadable
+            self._link.run(self._claims.finish([failing(claimed, reason, Verb.ABORT)]))
+            return
+        try:
+            self._end_by_rq(outcome, job)
+        except PASSING:
+            raise
+        except LeaseLostError:
+            _log.warning(_NOT_OURS, claimed.id)
+        except Exception as failure:  # noqa: BLE001 - RQ gave up half-way, and the job must end all the same
+            _log.error("job %s: RQ could not end it", claimed.id, exc_info=True)
+            self._link.run(self._claims.finish([failing(claimed, failure, Verb.ABORT)]))
+        if not self._link.run(self._claims.forget(claimed)):
+            # RQ logs what keeps it from writing a failure, and goes on.
+            raise RedisConnectionError(f"RQ's ending of job {claimed.id} was not written")
+
+    def _end_by_rq(self, outcome: Outcome, job: GuardedJob) -> None:
+        claimed, rq = outcome.job, self._rq_worker()
+        rq.holds = lambda: self._link.run(self._claims.seal(claimed))
+        queue = rq.queue_class(claimed.queue, connection=self._link.connection, serializer=JSONSerializer)
+        execution = Execution(claimed.token, claimed.id, self._link.connection, worker_name=self._worker)
+        match outcome:
+            case Finished():
+                try:
+                    rq._finalize_success(job, queue, execution, outcome.whole())
+                except (*PASSING, LeaseLostError):
+                    raise
+                except Exception:  # noqa: BLE001 - as RQ has it: a success callback that raises fails its job
+                    rq._finalize_failure(job, queue, execution, sys.exc_info())
+            case Failed(error=error):
+                if isinstance(error, InvalidRequestError | PoisonedJobError):
+                    job.retries_left = None  # it would fail again
+                rq._finalize_failure(job, queue, execution, (type(error), error, error.__traceback__))
+            case Stopped(reason=said):
+                job.ended_at = now()
+                rq._stopped_job_id = job.id
+                try:
+                    execute_stopped_callback(job, rq.death_penalty_class)
+                except Exception:  # noqa: BLE001 - as RQ has it: the job is stopped all the same
+                    _log.error("job %s: its stopped callback raised", claimed.id, exc_info=True)
+                rq.handle_job_failure(job, queue, exc_string=said, execution=execution)
+
+    def _rq_worker(self) -> _FencedWorker:
+        if self._rq is None:
+            self._rq = _FencedWorker(
+                ["embedding"], name=self._worker, connection=self._link.connection, serializer=JSONSerializer
+            )
+        return self._rq
+
+    def _leave(self, claimed: ClaimedJob) -> None:
+        """Takes a run that is no longer this worker's out of its books, and gives back the slot it may have held."""
+        self._link.run(self._claims.forget(claimed))
+        if claimed.fields.get(b"rate_limit_key"):
+            job = GuardedJob(claimed, self._link.connection, self._worker, (), self._webhooks)
+            status = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
+            if status not in (b"queued", b"started"):
+                job._status = JobStatus.FINISHED  # RQ asks what the job is now, and it holds no slot any more
+                release_slot(job)
+
+
+class _FencedWorker(BaseWorker):
+    """RQ's worker, of which only the endings are used. Both raise `LeaseLostError` where `holds` says no.
+
+    RQ calls them after a job's callback, which may have outlasted any lease, and before its own transaction.
+    """
+
+    log_result_lifespan = False
+    # The other one works by signals, and so in the main thread alone.
+    death_penalty_class = TimerDeathPenalty
+    holds: Callable[[], bool]
+
+    def handle_job_success(
+        self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
+    ) -> None:
+        self._assert_held(job)
+        super().handle_job_success(job, queue, started_job_registry, execution)
+
+    def handle_job_failure(
+        self,
+        job: Job,
+        queue: Queue,
+        started_job_registry: StartedJobRegistry | None = None,
+        exc_string: str = "",
+        execution: Execution | None = None,
+    ) -> None:
+        self._assert_held(job)
+        super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
+
+    def increment_total_working_time(self, job_execution_time: object, pipeline: object) -> None:
+        """Counted by the ledger: many jobs share the time in which they ran."""
+
+    def _assert_held(self, job: Job) -> None:
+        if not self.holds():
+            raise LeaseLostError(f"job {job.id}: it is another's by now")
