@@ -46,6 +46,6 @@ end
 
 local others, names = living_records(worker)
 if is_new then
-  for _, name in ipairs(names) do call('PUBLISH', 'rq:pubsub:' .. name, '{"command": "impetus-look"}') end
+  for _, name in ipairs(names) do ring_at('rq:worker:' .. name) end
 end
 return others

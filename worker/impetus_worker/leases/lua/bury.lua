@@ -20,8 +20,8 @@ for _, queue in ipairs(queues) do
   end
   for _, id in ipairs(ids) do
     if begun[id] then
-      write('HINCRBY', DEATHS .. queue, id, 1)
-      if count == 1 then write('HINCRBY', DEATHS .. queue, id .. ':alone', 1) end
+      count_on('HINCRBY', DEATHS .. queue, id, 1)
+      if count == 1 then count_on('HINCRBY', DEATHS .. queue, id .. ':alone', 1) end
     end
   end
   for _, id in ipairs(give_back(queue, ids, held)) do back[#back + 1] = id end
@@ -33,7 +33,7 @@ local said = call('DEL', record)
 call('DEL', key, executions_of(worker))
 if said == 1 then
   for _, other in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
-    call('PUBLISH', 'rq:pubsub:' .. string.sub(other, #'rq:worker:' + 1), '{"command": "impetus-look"}')
+    ring_at(other)
   end
 end
 return back

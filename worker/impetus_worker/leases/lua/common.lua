@@ -38,16 +38,27 @@ local function read(command, key, ...)
   return answer
 end
 
--- A write to a key that others can write too. One of another type is in nobody's use, and is replaced.
+-- A write to a key that others can write too. One of another type, or a stream whose ids are used up, is in nobody's
+-- use, and is replaced.
 local function write(command, key, ...)
   local answer = pcall(command, key, ...)
   if type(answer) == 'table' and answer.err then
-    if not string.find(answer.err, 'WRONGTYPE', 1, true) then error(answer.err, 0) end
-    call('DEL', key)
-    return call(command, key, ...)
+    if string.find(answer.err, 'WRONGTYPE', 1, true) or string.find(answer.err, 'last possible ID', 1, true) then
+      call('DEL', key)
+    end
+    return call(command, key, ...)  -- which raises what the server says, by its own code
   end
   return answer
 end
+
+-- Counts on in a hash that others can write too. What is no number there, or has no room to grow, begins anew.
+local function count_on(command, key, field, by)
+  local answer = pcall(command, key, field, by)
+  if type(answer) == 'table' and answer.err then write('HSET', key, field, by) end
+end
+
+-- Rings at a worker, so that it looks at the others at once. It looks by itself too, so who may not publish does not.
+local function ring_at(key) pcall('PUBLISH', 'rq:pubsub:' .. string.sub(key, #'rq:worker:' + 1), '{"command": "impetus-look"}') end
 
 -- Commands that take many members are sent once for many jobs, and in parts: Lua passes some thousands and no more.
 local function in_parts(members, size, send)
@@ -113,9 +124,10 @@ end
 
 -- Takes a run out of all books; send_collected() writes it.
 local function end_run(queue, id, token, worker)
-  local run = id .. ':' .. token
   collect('HDEL', TOKENS .. queue, id)
   collect('ZREM', LEASES .. queue, id)
+  if not token then return end
+  local run = id .. ':' .. token
   collect('ZREM', 'rq:wip:' .. queue, run)
   collect('SREM', executions_of(worker), run)
 end
@@ -144,13 +156,8 @@ local function give_back(queue, ids, held)
     local at = order[place]
     local id = ids[at]
     local token, worker = split(held[at])
-    if token then
-      end_run(queue, id, token, worker)
-      workers[worker] = true
-    else
-      collect('HDEL', TOKENS .. queue, id)
-      collect('ZREM', LEASES .. queue, id)
-    end
+    end_run(queue, id, token, worker)
+    if worker then workers[worker] = true end
     if read('HGET', 'rq:job:' .. id, 'status') == 'started' then
       put_back(queue, id, token)
       table.insert(back, 1, id)

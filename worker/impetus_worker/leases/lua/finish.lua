@@ -110,7 +110,8 @@ for at = 5, #ARGV, 8 do
   local vectors = ARGV[at + 5] ~= '-1' and cut(tonumber(ARGV[at + 5]))
   local ttl, started = tonumber(ARGV[at + 6]), ARGV[at + 7]
   local tokens = held[queue]
-  local stands = tokens.values[tokens.next] == token .. ' ' .. worker
+  local held_now = tokens.values[tokens.next]
+  local stands = held_now == token .. ' ' .. worker
   tokens.next = tokens.next + 1
   local state = stands and read('HMGET', 'rq:job:' .. id, 'status', 'dependency_ids')
   local outcome, ready, left = DONE, {}, false
@@ -138,7 +139,8 @@ for at = 5, #ARGV, 8 do
     if stands then
       end_run(queue, id, token, worker)
     else
-      collect('ZREM', 'rq:wip:' .. queue, id .. ':' .. token)
+      -- Where no token stands at all the trace stays: by it the sweep finds a job whose token was evicted.
+      if held_now then collect('ZREM', 'rq:wip:' .. queue, id .. ':' .. token) end
       collect('SREM', executions_of(worker), id .. ':' .. token)
     end
   end
@@ -149,9 +151,9 @@ in_parts(wishes, 1000, function(...) call('DEL', ...) end)
 -- A hash that expired meanwhile must not come back as a worker of two fields.
 local worker_key = 'rq:worker:' .. worker
 if read('HEXISTS', worker_key, 'birth') == 1 then
-  if finished > 0 then call('HINCRBY', worker_key, 'successful_job_count', finished) end
-  if failed > 0 then call('HINCRBY', worker_key, 'failed_job_count', failed) end
-  if worked > 0 then call('HINCRBYFLOAT', worker_key, 'total_working_time', worked) end
+  if finished > 0 then count_on('HINCRBY', worker_key, 'successful_job_count', finished) end
+  if failed > 0 then count_on('HINCRBY', worker_key, 'failed_job_count', failed) end
+  if worked > 0 then count_on('HINCRBYFLOAT', worker_key, 'total_working_time', worked) end
   show_idle(worker)
 end
 return reply

@@ -12,6 +12,6 @@ end
 call('DEL', executions_of(worker))
 if said == 1 then
   for _, other in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
-    call('PUBLISH', 'rq:pubsub:' .. string.sub(other, #'rq:worker:' + 1), '{"command": "impetus-look"}')
+    ring_at(other)
   end
 end
