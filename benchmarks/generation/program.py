@@ -143,10 +143,16 @@ def solo(loaded: _Model, payloads: Sequence[Mapping[str, Any]]) -> list[str]:
     """What `mlx_lm.generate` makes of each, alone."""
     import mlx_lm
 
-    return [
-        mlx_lm.generate(loaded.model, loaded.tokenizer, loaded.tokens(payload), max_tokens=payload["max_tokens"])
-        for payload in payloads
-    ]
+    def text(payload: Mapping[str, Any]) -> str:
+        """The tokenizer's own: what mlx-lm puts together while it streams lacks a space at the beginning."""
+        steps = mlx_lm.stream_generate(
+            loaded.model, loaded.tokenizer, loaded.tokens(payload), max_tokens=payload["max_tokens"]
+        )
+        tokens = [step.token for step in steps if step.token not in loaded.tokenizer.eos_token_ids]
+        made: str = loaded.tokenizer.decode(tokens)
+        return made
+
+    return [text(payload) for payload in payloads]
 
 
 def gap_at(loaded: _Model, payload: Mapping[str, Any], text: str) -> dict[str, Any]:
@@ -154,13 +160,13 @@ def gap_at(loaded: _Model, payload: Mapping[str, Any], text: str) -> dict[str, A
     import mlx.core as mx
     import mlx_lm
 
-    said = ""
+    said: list[int] = []
     steps = mlx_lm.stream_generate(
         loaded.model, loaded.tokenizer, loaded.tokens(payload), max_tokens=payload["max_tokens"]
     )
     for number, response in enumerate(steps):
-        said += response.text
-        if not text.startswith(said) or response.finish_reason is not None:
+        said.append(response.token)
+        if not text.startswith(loaded.tokenizer.decode(said).rstrip("\ufffd")) or response.finish_reason is not None:
             best = mx.sort(response.logprobs.astype(mx.float32))[-2:]
             return {"token": number, "gap": float(best[1] - best[0])}
     return {"token": -1, "gap": float("nan")}

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from .documents import DocumentId
+
 _QUEUE = contract.EMBEDDING_BULK_QUEUE
 _BLOCK_MS = 500
 _MOST_LOSSES = 5
@@ -39,7 +41,7 @@ _REQUEST_FIELDS = frozenset(EmbeddingRequest.model_fields) - {"input"}
 class EmbeddedDocument:
     """A document's vector, float32, and by which model."""
 
-    id: str
+    id: DocumentId
     vector: np.ndarray | list[float]
     model: str
     fingerprint: str
@@ -205,7 +207,7 @@ class Window:
         self.ended.append(job_id)
         if outcome.error is not None:
             if self._was_stopped(job_id):
-                self._give_up(job, "its job was stopped while it ran")
+                self._give_up(job, "its job was stopped while it ran", retryable=True)
                 return []
             return self._failed(job, outcome.error)
         try:
@@ -242,9 +244,10 @@ class Window:
         status: Any = self._ask(lambda: self.producer.connection.hget(jobs.job_key(job_id), "status"))
         return status in (b"stopped", "stopped")
 
-    def _give_up(self, job: _Job, reason: str) -> None:
+    def _give_up(self, job: _Job, reason: str, retryable: bool = False) -> None:
         for index in job.indices:
-            job.batch.settle(index, FailedDocument(job.batch.documents[index].id, reason))
+            document_id = job.batch.documents[index].id
+            job.batch.settle(index, FailedDocument(document_id, reason, retryable=retryable))
 
     def _look_for_the_lost(self) -> None:
         """Ends what will never have a result: jobs cancelled by others, or that Redis no longer knows."""
@@ -256,7 +259,7 @@ class Window:
                 continue
             word = status.decode() if isinstance(status, bytes) else status
             if word in ("canceled", "stopped"):
-                self._give_up(self.sent.pop(job_id), "its job was cancelled")
+                self._give_up(self.sent.pop(job_id), "its job was cancelled", retryable=True)
                 self.ended.append(job_id)
             elif word in (None, "finished", "failed"):
                 again += self._lost(self.sent.pop(job_id))
@@ -275,7 +278,7 @@ class Window:
         if job.losses <= _MOST_LOSSES:
             job.seen = "0-0"
             return [job]
-        self._give_up(job, f"its job was lost from Redis {job.losses} times")
+        self._give_up(job, f"its job was lost from Redis {job.losses} times", retryable=True)
         return []
 
     def _discard_ended(self) -> None:

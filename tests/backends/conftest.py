@@ -1,4 +1,4 @@
-"""Recorded truth (scripts/record_reference_vectors.py) and the real MiniLM weights."""
+"""Recorded truth (scripts/record_reference_vectors.py, record_family_vectors.py) and the real MiniLM weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from impetus_backends.embedding.config import EmbeddingConfig, read_config
 from impetus_backends.embedding.tokens import TextEncoder
 from impetus_backends.models import ModelFiles, resolve
 
+FAMILIES = ("mpnet", "modernbert", "nomic", "gte", "t5", "mt5", "qwen3", "gemma", "camembert", "electra")
+"""Small models of the families beyond BERT's, by the names of their folders."""
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -33,7 +35,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def recorded() -> dict[str, Recorded]:
-    arrays = dict(np.load(DATA / "reference.npz"))
+    arrays = {**np.load(DATA / "reference.npz"), **np.load(DATA / "families.npz")}
     found = {}
     for name in sorted({key.partition("/")[0] for key in arrays}):
         own = {key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{name}/")}

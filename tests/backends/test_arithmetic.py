@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from impetus_backends.embedding.architectures import distance_buckets
+from impetus_backends.embedding.backends import make_backend
 from impetus_backends.embedding.config import read_config
+from impetus_backends.embedding.fitting import open_weights
 from impetus_backends.embedding.reference import erf
 from impetus_backends.embedding.weights import Weights, fingerprint, weight_files
 from impetus_backends.errors import ModelError
 
-from .conftest import small_model
+from .conftest import FAMILIES, small_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -54,10 +60,61 @@ def test_a_broken_weight_file_is_a_model_error_that_names_it(tmp_path: Path) -> 
         Weights(tmp_path)
 
 
-def test_weights_in_formats_that_can_run_code_are_not_loaded(tmp_path: Path) -> None:
+def test_weights_in_formats_that_can_run_code_are_not_loaded_and_the_error_says_how_to_convert_them(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ModelError, match="can run code"):
+    with pytest.raises(ModelError, match=r"can run code.* never.*weights_only=True.*save_file"):
         weight_files(tmp_path)
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
+        weight_files(tmp_path / "empty")
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> Path:
+    """A copy of the small BERT whose weights are changed."""
+    copy = shutil.copytree(small_model("bge"), folder / "model")
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors")
+    return copy
+
+
+_QUERY = "encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("embeddings.word_embeddings.weight", np.zeros((239, 16), np.float32), "is 239 x 16, and 240 x 16 is needed"),
+        ("embeddings.position_embeddings.weight", np.zeros((39, 16), np.float32), "is 39 x 16, and 40 x 16 is needed"),
+        (_QUERY, np.zeros((8, 16), np.float32), "is 8 x 16, and 16 x 16 is needed"),
+        ("encoder.layer.0.output.dense.weight", np.zeros((16, 31), np.float32), "is 16 x 31, and 16 x 32 is needed"),
+        ("embeddings.LayerNorm.bias", np.zeros(1, np.float32), "is 1, and 16 is needed"),
+        (_QUERY, np.zeros((16, 16), np.int8), "hold encoder.* as I8, and F64, F32, F16, BF16 are read"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
+def test_weights_that_do_not_fit_the_configuration_are_told_at_load(
+    device: str, name: str, array: np.ndarray, message: str, tmp_path: Path
+) -> None:
+    folder = rewritten(tmp_path, lambda tensors: tensors.update({name: array}))
+    with pytest.raises(ModelError, match=message):
+        make_backend(device, folder).load()
+
+
+def test_every_family_is_held_against_its_weights(tmp_path: Path) -> None:
+    for name in (*FAMILIES, "e5", "roberta", "distilbert"):
+        config = read_config(small_model(name))
+        open_weights(config)
+        wider = replace(config.encoder, intermediate_size=33)
+        with pytest.raises(ModelError, match=r"do not fit its config\.json: .* is needed"):
+            open_weights(replace(config, encoder=wider))
+
+
+def test_fp8_weights_are_refused_by_name(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model.safetensors", "F8_E4M3", b"\0" * 4, [2, 2])
+    with pytest.raises(ModelError, match=r"hold a\.weight as F8_E4M3.* not quantised"):
+        Weights(tmp_path)["a.weight"]
 
 
 def test_shards_are_found_through_the_index_and_only_in_the_folder(tmp_path: Path) -> None:
@@ -77,8 +134,45 @@ def test_the_fingerprint_changes_with_all_that_changes_a_vector() -> None:
     assert cls == fingerprint(config)
     assert len(cls) == 16
     others = {
-        fingerprint(replace(config, pooling=replace(config.pooling, mode="mean"))),
+        fingerprint(replace(config, pooling=replace(config.pooling, modes=("mean",)))),
         fingerprint(replace(config, text=replace(config.text, max_tokens=8))),
         fingerprint(replace(config, transformer=small_model("distilbert"))),
     }
     assert len(others | {cls}) == 4
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "sentencepiece.bpe.model",
+        "config_sentence_transformers.json",
+    ],
+)
+def test_the_fingerprint_covers_every_file_that_is_read(file: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("gemma"), tmp_path / "model")
+    config = read_config(folder)
+    assert fingerprint(config) == fingerprint(read_config(small_model("gemma")))
+    before = fingerprint(config)
+    with (folder / file).open("ab") as stream:
+        stream.write(b" ")
+    assert fingerprint(read_config(folder)) != before
+
+
+def test_buckets_of_distances_are_those_of_mpnet() -> None:
+    """As transformers' MPNetEncoder.relative_position_bucket gives them."""
+    buckets = distance_buckets(600)
+    near = [(7, 23), (8, 24), (11, 24), (12, 25), (15, 25), (16, 26), (31, 27), (32, 28), (63, 29), (64, 30), (91, 31)]
+    for distance, bucket in [*near, (600, 31)]:
+        assert buckets[600 + distance] == bucket
+        assert buckets[600 - distance] == bucket - 16
+    assert buckets[600] == 0

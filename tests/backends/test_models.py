@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 FULL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def place_in_cache(cache: Path, name: str) -> Path:
+def place_in_cache(cache: Path, name: str, model: str = "bge") -> Path:
     """A model laid out as huggingface_hub leaves it."""
     repository = cache / f"models--{name.replace('/', '--')}"
     commit = "0123456789abcdef0123456789abcdef01234567"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     snapshot = repository / "snapshots" / commit
-    shutil.copytree(small_model("bge"), snapshot)
+    shutil.copytree(small_model(model), snapshot)
     return snapshot
 
 
@@ -70,10 +70,47 @@ def test_a_cached_model_is_used_without_the_network(cache: Path) -> None:
     assert files.aliases == ("BAAI/bge-small-en-v1.5", "bge-small-en-v1.5")
 
 
-def test_a_snapshot_without_weights_is_not_taken_for_a_model(cache: Path) -> None:
-    (place_in_cache(cache, "BAAI/bge-small-en-v1.5") / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="Hugging Face cache"):
+@pytest.mark.parametrize(
+    ("model", "removed"),
+    [
+        ("bge", "config.json"),
+        ("bge", "model.safetensors"),
+        ("bge", "modules.json"),
+        ("bge", "tokenizer.json"),
+        ("bge", "1_Pooling/config.json"),
+        ("e5", "model-00002-of-00002.safetensors"),
+        ("gemma", "3_Dense/model.safetensors"),
+    ],
+)
+def test_a_model_of_which_the_cache_holds_a_part_is_told_as_that_with_what_it_lacks(
+    cache: Path, model: str, removed: str
+) -> None:
+    (place_in_cache(cache, "BAAI/bge-small-en-v1.5", model) / removed).unlink()
+    named = "a tokenizer" if removed == "tokenizer.json" else removed
+    with pytest.raises(ModelError, match=rf"Hugging Face cache in .* holds it in part and lacks {named}"):
         models.resolve("BAAI/bge-small-en-v1.5")
+
+
+def test_a_model_of_which_the_cache_holds_a_part_is_completed_from_the_hub(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import HfApi, constants
+
+    snapshot = place_in_cache(cache, "BAAI/bge-small-en-v1.5")
+    (snapshot / "tokenizer.json").unlink()
+    cached = huggingface_hub.snapshot_download
+
+    def download(name: str, **options: Any) -> str:
+        if not options.get("local_files_only"):
+            shutil.copy(small_model("bge") / "tokenizer.json", snapshot)
+            return str(snapshot)
+        return str(cached(name, **options))
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert models.resolve("BAAI/bge-small-en-v1.5").folder == snapshot
 
 
 def test_an_unknown_model_is_told_with_every_place_that_was_looked_in(cache: Path) -> None:

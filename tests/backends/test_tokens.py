@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from dataclasses import replace
@@ -12,10 +13,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.tokens import TextEncoder
+from impetus_backends.embedding.encoder import PROMPT
+from impetus_backends.embedding.tokenizer import read_tokenizer
+from impetus_backends.embedding.tokens import InputType, TextEncoder
 from impetus_backends.errors import ModelError, RequestError
 
-from .conftest import Recorded, small_model
+from .conftest import DATA, FAMILIES, Recorded, small_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.models import ModelFiles
 
-MODELS = ("minilm", "bge", "e5", "roberta", "distilbert")
+MODELS = ("minilm", "bge", "e5", "roberta", "distilbert", *FAMILIES)
 
 
 @pytest.fixture(params=MODELS)
@@ -83,7 +86,7 @@ def test_a_prefix_gives_exactly_the_row_of_the_whole_text(model: tuple[str, Path
         max_tokens: TextEncoder(tokenizer, replace(config.text, max_tokens=max_tokens, prompts=()))
         for max_tokens in (5, 24, config.text.max_tokens)
     }
-    for seed in range(24):
+    for seed in range(8 if model[0] in FAMILIES else 24):
         text = pieces(seed)
         whole = tokenizer.encode(text).ids
         for max_tokens, encoder in encoders.items():
@@ -137,6 +140,123 @@ def test_a_text_that_is_not_unicode_is_refused_by_its_number(minilm: ModelFiles)
 
 def test_no_texts_make_no_rows(minilm: ModelFiles) -> None:
     assert TextEncoder.load(minilm.folder).encode([]) == []
+
+
+CONTRADICTIONS = np.load(DATA / "tokenizers.npz")
+CASES: dict[str, tuple[str, dict[str, Any]]] = json.loads(str(CONTRADICTIONS["cases"]))
+
+
+def changed(model: str, folder: Path, **keys: Any) -> Path:
+    """A copy of a small model whose tokenizer_config.json says more."""
+    copy = shutil.copytree(small_model(model), folder / "model")
+    file = copy / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
+    return copy
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_configuration_of_a_tokenizer_says_is_done_as_transformers_does_it(
+    case: str, texts: list[str], tmp_path: Path
+) -> None:
+    model, keys = CASES[case]
+    folder = changed(model, tmp_path, **keys)
+    # The small DistilBERT's asks for lower case, which is done after all this.
+    (folder / "sentence_bert_config.json").unlink()
+    config = read_config(folder)
+    encoder = TextEncoder(read_tokenizer(config), replace(config.text, prompts=(), default_prompt_name=None))
+    expected = np.split(CONTRADICTIONS[f"{case}/ids"], np.cumsum(CONTRADICTIONS[f"{case}/lengths"])[:-1])
+    for text, ours, theirs in zip(texts, encoder.encode(texts), expected, strict=True):
+        np.testing.assert_array_equal(ours.ids, theirs, err_msg=repr(text[:80]))
+
+
+def test_the_cases_differ_from_the_tokenizer_file_alone(texts: list[str]) -> None:
+    """But for the class that does as the file says: else the test above would show nothing."""
+    for case, (model, _) in CASES.items():
+        plain = Tokenizer.from_file(str(small_model(model) / "tokenizer.json"))
+        plain.enable_truncation(40)
+        rows = np.concatenate([plain.encode(text).ids for text in texts])
+        assert np.array_equal(rows, CONTRADICTIONS[f"{case}/ids"]) == (case == "ignored"), case
+
+
+def test_a_tokenizer_class_of_another_kind_than_the_file_is_refused(tmp_path: Path) -> None:
+    for model, named, made in (("bge", "RobertaTokenizer", "BPE"), ("roberta", "BertTokenizer", "WordPiece")):
+        with pytest.raises(ModelError, match=rf"makes a {made} tokenizer of tokenizer\.json|cannot be read"):
+            TextEncoder.load(changed(model, tmp_path / model, tokenizer_class=named))
+
+
+def test_a_tokenizer_of_the_models_own_code_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="auto_map names code of the model's own"):
+        TextEncoder.load(changed("bge", tmp_path, auto_map={"AutoTokenizer": ["mine.Mine", None]}))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = changed("bge", tmp_path, tokenizer_class="BertTokenizer")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"holds no tokenizer: none of tokenizer\.json, vocab\.txt"):
+        TextEncoder.load(folder)
+
+
+@pytest.mark.parametrize("rows", [5, 200, 239])
+def test_a_tokenizer_of_another_size_than_the_table_is_refused(rows: int, tmp_path: Path) -> None:
+    folder = changed("bge", tmp_path)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.get)[:rows]))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 238 if rows == 239 else 240}))
+    changed_class = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(changed_class))
+    with pytest.raises(ModelError, match=r"makes ids below \d+ and the model's table has 2\d\d rows"):
+        TextEncoder.load(folder)
+
+
+def test_a_tokenizer_that_knows_no_word_is_refused(tmp_path: Path) -> None:
+    folder = changed("bge", tmp_path, tokenizer_class="BertTokenizer")
+    (folder / "tokenizer.json").unlink()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *(f"[unused{number}]" for number in range(235))]))
+    with pytest.raises(ModelError, match="takes every word for the same one"):
+        TextEncoder.load(folder)
+
+
+def test_a_vocabulary_alone_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    folder = changed("bge", tmp_path, tokenizer_class="BertTokenizer", do_lower_case=True)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    expected = TextEncoder.load(folder).encode(["The quick brown fox"])[0].ids.tolist()
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.get)))
+    assert TextEncoder.load(folder).encode(["The quick brown fox"])[0].ids.tolist() == expected
+
+
+def test_a_transformers_that_was_never_tried_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "5.10.2")
+    with pytest.raises(ModelError, match=r"transformers 5\.10\.2 .* pip install 'transformers>=5\.23'"):
+        TextEncoder.load(small_model("bge"))
+
+
+def test_a_prompt_that_is_not_pooled_is_marked_with_the_token_before_it() -> None:
+    encoder = TextEncoder.load(small_model("electra"))
+    plain, prompted = encoder.encode(["fox"]), encoder.encode(["fox"], input_type="query")
+    assert max(plain[0].ids) < PROMPT
+    marked = prompted[0].ids >= PROMPT
+    text = prompted[0].ids[~marked]
+    assert text.tolist() == plain[0].ids.tolist()[1:]
+    assert marked.tolist() == [True] * (len(marked) - len(text)) + [False] * len(text)
+
+
+@pytest.mark.parametrize(
+    ("input_type", "names"),
+    [("query", ("query", "search_query")), ("document", ("document", "passage", "search_document"))],
+)
+def test_prompts_are_found_under_every_name_that_models_use(input_type: InputType, names: tuple[str, ...]) -> None:
+    config = read_config(small_model("bge"))
+    tokenizer = read_tokenizer(config)
+    for name in names:
+        encoder = TextEncoder(tokenizer, replace(config.text, prompts=((name, "of: "), ("other", "no: "))))
+        (row,) = encoder.encode(["fox"], input_type=input_type)
+        assert row.ids.tolist() == tokenizer.encode("of: fox").ids
 
 
 def test_a_broken_tokenizer_is_a_model_error(tmp_path: Path) -> None:

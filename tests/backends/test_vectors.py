@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from impetus_backends.embedding.mlx import round_batch
 from impetus_backends.embedding.tokens import InputType, TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError, RequestError
 
-from .conftest import Recorded, small_model
+from .conftest import FAMILIES, Recorded, small_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999}
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2}
-SMALL = ("bge", "e5", "roberta", "distilbert")
+SMALL = ("bge", "e5", "roberta", "distilbert", *FAMILIES)
 
 
 def loaded(name: str, model: EmbeddingConfig | Path) -> EmbeddingBackend:
@@ -160,7 +161,6 @@ def test_a_missing_package_is_told_by_the_extra_that_brings_it(
 def test_a_tensor_that_the_weights_lack_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     config = read_config(small_model("bge"))
-    backend = make_backend("numpy", type(config)(tmp_path, config.encoder, config.pooling, config.text))
-    backend.load()
+    backend = make_backend("numpy", replace(config, transformer=tmp_path))
     with pytest.raises(ModelError, match=r"no tensor embeddings\.word_embeddings\.weight"):
-        backend.embed([np.array([1], dtype=np.int32)])
+        backend.load()

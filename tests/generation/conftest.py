@@ -195,11 +195,13 @@ def drive() -> Callable[..., dict[int, Event]]:
 
 @pytest.fixture(scope="session")
 def solo(loaded: LoadedModel) -> Callable[[str, int], str]:
-    """What mlx-lm itself generates greedily for one prompt, less the half character its end may hold."""
+    """The text of what mlx-lm itself generates greedily for one prompt, less half a character at its end."""
     import mlx_lm
 
     def generate(prompt: str, max_tokens: int = 32) -> str:
-        text: str = mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=max_tokens)
+        made = mlx_lm.stream_generate(loaded.model, loaded.tokenizer, prompt, max_tokens=max_tokens)
+        tokens = [each.token for each in made if each.token not in loaded.tokenizer.eos_token_ids]
+        text: str = loaded.tokenizer.decode(tokens)
         return text.rstrip("\ufffd")
 
     return generate

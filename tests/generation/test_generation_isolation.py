@@ -10,7 +10,8 @@ import pytest
 
 from impetus_backends.errors import ModelError
 from impetus_backends.generation import engine as engine_module
-from impetus_backends.generation.batching import batching_fault
+from impetus_backends.generation.batching import Batching, find_batching
+from impetus_backends.generation.detokenize import Detokenizer
 from impetus_backends.generation.engine import EngineLimits
 from impetus_backends.generation.loader import load
 from impetus_backends.protocol import Generated, Rejected
@@ -224,28 +225,32 @@ def test_a_device_that_always_fails_rejects_every_request_and_ends(
     assert all(isinstance(event, Rejected) and "the device is gone" in event.message for event in ended.values())
 
 
+@pytest.mark.parametrize("changes", [{}, {"stream": True}, {"stop": ("never there",)}])
 def test_tokens_that_cannot_become_text_fail_alone(
-    make_engine: Any, work: Any, drive: Any, neighbour_texts: Any, loaded: Any
+    make_engine: Any,
+    work: Any,
+    drive: Any,
+    neighbour_texts: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
 ) -> None:
-    class Tokenizer:
-        """Hands the request that was admitted third a detokenizer that breaks."""
+    made = 0
 
-        made = 0
-
-        @property
-        def detokenizer(self) -> Any:
-            Tokenizer.made += 1
-            made = loaded.tokenizer.detokenizer
-            if Tokenizer.made == 3:
-                made.tokenmap = None
-            return made
+    class Broken:
+        def decode(self, tokens: list[int]) -> str:
+            raise KeyError("no such byte")
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(loaded.tokenizer, name)
+            raise KeyError("no such byte")
 
+    def make(decoding: Any) -> Detokenizer:
+        nonlocal made
+        made += 1
+        return Detokenizer(Broken() if made == 3 else decoding)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module, "Detokenizer", make)
     works = neighbours(work)
-    engine = make_engine(loaded=dataclasses.replace(loaded, tokenizer=Tokenizer()))
-    ended = drive(engine, *works[:2], work(BAD, "bad"), *works[2:])
+    ended = drive(make_engine(), *works[:2], work(BAD, "bad", **changes), *works[2:])
     assert "turned into text" in only_bad_failed(ended, neighbour_texts).message
 
 
@@ -300,9 +305,10 @@ def test_a_model_that_cannot_run_a_batch_is_run_one_request_at_a_time(watched: A
         if len(tokens) > 1:
             raise ValueError("no batches here")
 
-    fault = batching_fault(watched(before))
-    assert fault is not None
-    assert "no batches here" in fault
+    finding = find_batching(watched(before))
+    assert finding.batching is Batching.ONE_AT_A_TIME
+    assert finding.reason is not None
+    assert "no batches here" in finding.reason
 
 
 def test_a_model_that_cannot_generate_at_all_does_not_open(watched: Any) -> None:
@@ -310,7 +316,7 @@ def test_a_model_that_cannot_generate_at_all_does_not_open(watched: Any) -> None
         raise ValueError("no kernel for this")
 
     with pytest.raises(ModelError, match="cannot generate: no kernel for this"):
-        batching_fault(watched(before))
+        find_batching(watched(before))
 
 
 def test_a_model_whose_probabilities_are_not_numbers_does_not_open(loaded: Any) -> None:
@@ -319,4 +325,4 @@ def test_a_model_whose_probabilities_are_not_numbers_does_not_open(loaded: Any) 
             return self._model(tokens, **options) * float("nan")
 
     with pytest.raises(ModelError, match="NaN"):
-        batching_fault(dataclasses.replace(loaded, model=BrokenModel(loaded.model, lambda tokens: None)))
+        find_batching(dataclasses.replace(loaded, model=BrokenModel(loaded.model, lambda tokens: None)))

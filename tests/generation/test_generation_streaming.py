@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from impetus_backends.generation import engine as engine_module
+from impetus_backends.generation.detokenize import Detokenizer
 from impetus_backends.generation.loader import LoadedModel, load
 from impetus_backends.protocol import Generated, Progress, Rejected, Started
 
@@ -168,13 +170,12 @@ def test_two_hundred_prompts_that_join_at_random_steps_read_as_they_do_alone(
     assert len(ended) == 200
     for item in works:
         prompt = mx.array(loaded.tokenizer.encode(item.prompt))
-        detokenizer = loaded.tokenizer.detokenizer
+        alone: list[int] = []
         for token, _ in generate_step(prompt, loaded.model, max_tokens=item.max_tokens):
             if token in loaded.tokenizer.eos_token_ids:
                 break
-            detokenizer.add_token(token)
-        detokenizer.finalize()
-        assert ended[item.id].text == detokenizer.text.rstrip("\ufffd"), item.id
+            alone.append(token)
+        assert ended[item.id].text == loaded.tokenizer.decode(alone).rstrip("\ufffd"), item.id
     assert sum(event.cached_tokens > 0 for event in ended.values()) > 10, "some begin as others do"
 
 
@@ -252,31 +253,23 @@ def test_who_is_on_trial_or_waits_for_one_can_be_cancelled(
 
 
 def test_a_cancelled_request_whose_tokens_cannot_become_text_is_rejected_alone(
-    make_engine: Any, work: Any, loaded: LoadedModel, solo: Any
+    make_engine: Any, work: Any, solo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Detokenizer:
-        text = ""
+    made: list[Detokenizer] = []
 
-        def add_token(self, token: int) -> None:
-            pass
+    class Breaks(Detokenizer):
+        def whole(self) -> str:
+            if self is made[0]:
+                raise KeyError("no such byte")
+            return super().whole()
 
-        def finalize(self) -> None:
-            raise KeyError("no such byte")
+    def make(decoding: Any) -> Detokenizer:
+        made.append(Breaks(decoding))
+        return made[-1]
 
-    class Tokenizer:
-        made = 0
-
-        @property
-        def detokenizer(self) -> Any:
-            self.made += 1
-            return Detokenizer() if self.made == 1 else loaded.tokenizer.detokenizer
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(loaded.tokenizer, name)
-
-    engine = make_engine(loaded=dataclasses.replace(loaded, tokenizer=Tokenizer()))
+    monkeypatch.setattr(engine_module, "Detokenizer", make)
     heard = watch(
-        engine,
+        engine := make_engine(),
         work(0, "Hello"),
         work(1, "Hello"),
         after_step=lambda step: engine.cancel(0) if step == 4 else None,

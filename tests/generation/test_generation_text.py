@@ -7,13 +7,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from impetus_backends.generation.detokenize import Decoding, Detokenizer
 from impetus_backends.generation.text import TextBuilder
 
 SENTENCE = "the cat sat on the mat, and the dog sat on the cat"
 
 
 class Pieces:
-    """A detokenizer whose token n is the n-th piece of a text."""
+    """A text whose token n is its n-th piece."""
 
     def __init__(self, text: str, size: int) -> None:
         self._pieces = [text[at : at + size] for at in range(0, len(text), size)]
@@ -22,11 +23,15 @@ class Pieces:
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def add_token(self, token: int) -> None:
+    def add(self, token: int) -> None:
         self.text += self._pieces[token]
 
-    def finalize(self) -> None:
-        pass
+    @property
+    def settled(self) -> int:
+        return len(self.text)
+
+    def whole(self) -> str:
+        return self.text
 
 
 def built(text: str, size: int, stop: tuple[str, ...]) -> tuple[str, bool]:
@@ -67,6 +72,10 @@ def test_tokens_after_the_stop_string_change_nothing() -> None:
     assert builder.finish() == "one"
 
 
+def of_model(loaded: Any, stop: tuple[str, ...] = ()) -> TextBuilder:
+    return TextBuilder(Detokenizer(Decoding(loaded.tokenizer)), stop)
+
+
 @pytest.mark.system
 @pytest.mark.parametrize("text", ["日本語の文章 with naïve 🙂🚀 עברית", "Zürich, 한국어\nand Łódź", "👩‍👩‍👧 family"])
 def test_multi_byte_text_cut_at_any_token_is_a_whole_prefix(loaded: Any, text: str) -> None:
@@ -74,7 +83,7 @@ def test_multi_byte_text_cut_at_any_token_is_a_whole_prefix(loaded: Any, text: s
     assert len(tokens) > len(text) / 2
     cut = None
     for count in range(len(tokens) + 1):
-        builder = TextBuilder(loaded.tokenizer.detokenizer)
+        builder = of_model(loaded)
         for token in tokens[:count]:
             builder.add(token)
         cut = builder.finish()
@@ -85,29 +94,31 @@ def test_multi_byte_text_cut_at_any_token_is_a_whole_prefix(loaded: Any, text: s
 
 @pytest.mark.system
 def test_a_stop_string_of_characters_that_span_several_tokens_is_found(loaded: Any) -> None:
-    text = "before 🙂語🚀 after"
-    tokens = loaded.tokenizer.encode(text)
-    builder = TextBuilder(loaded.tokenizer.detokenizer, ("語🚀",))
-    for token in tokens:
+    builder = of_model(loaded, ("語🚀",))
+    for token in loaded.tokenizer.encode("before 🙂語🚀 after"):
         builder.add(token)
     assert builder.finish() == "before 🙂"
 
 
 class Bytes:
-    """A detokenizer whose tokens are bytes, which holds back those that are no whole character yet."""
+    """A text whose tokens are bytes. Those at its end that are no whole character yet are not settled."""
 
     def __init__(self) -> None:
-        self.text = ""
-        self._held = b""
+        self._bytes = b""
 
-    def add_token(self, token: int) -> None:
-        self._held += bytes([token])
-        text = self._held.decode("utf-8", "replace")
-        if not text.endswith("\ufffd"):
-            self.text, self._held = self.text + text, b""
+    def add(self, token: int) -> None:
+        self._bytes += bytes([token])
 
-    def finalize(self) -> None:
-        self.text, self._held = self.text + self._held.decode("utf-8", "replace"), b""
+    @property
+    def text(self) -> str:
+        return self._bytes.decode("utf-8", "replace")
+
+    @property
+    def settled(self) -> int:
+        return len(self.text.rstrip("\ufffd"))
+
+    def whole(self) -> str:
+        return self.text
 
 
 def streamed(builder: TextBuilder, tokens: list[int]) -> tuple[list[str], str]:
@@ -173,22 +184,20 @@ REVISED = ("a", "b", "do", " ", "  ", " n", "'t", "n't", " '", " ' ", "'s", "'",
 
 @pytest.fixture(scope="module")
 def revising() -> Any:
-    """Makes detokenizers that take the space out of "do n't" as soon as they see the rest of the word."""
+    """A tokenizer that takes the space out of "do n't" as soon as it sees the rest of the word."""
     pytest.importorskip("mlx_lm")
-    from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel({piece: at for at, piece in enumerate(REVISED)}, unk_token="a"))
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=True)
-    return lambda: NaiveStreamingDetokenizer(fast)
+    return Decoding(PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=True))
 
 
 @pytest.mark.system
 @settings(deadline=None, max_examples=150)
 @given(
-    pieces=st.lists(st.sampled_from(REVISED), max_size=14),
+    pieces=st.lists(st.sampled_from(REVISED), max_size=60),
     stop=st.lists(st.sampled_from(["don", "on", "a'", "'b", "do n", "b,", " ", "n't", "\n."]), max_size=2).map(tuple),
 )
 @example(pieces=["a", " ", "do", " n", "'t"], stop=("don",))
@@ -199,13 +208,12 @@ def revising() -> Any:
 def test_words_that_are_revised_are_streamed_once_they_are_settled(
     revising: Any, pieces: list[str], stop: tuple[str, ...]
 ) -> None:
-    detokenizer = revising()
-    assert detokenizer._clean_spaces
-    so_far, whole = streamed(TextBuilder(detokenizer, stop), [REVISED.index(piece) for piece in pieces])
+    assert revising.revises_words
+    so_far, whole = streamed(TextBuilder(Detokenizer(revising), stop), [REVISED.index(piece) for piece in pieces])
     never_taken_back(so_far, whole, stop)
 
 
 @pytest.mark.system
 def test_lines_of_a_revising_tokenizer_are_streamed_when_they_end(revising: Any) -> None:
-    so_far, _ = streamed(TextBuilder(revising()), [REVISED.index(piece) for piece in ("a", "do", "\n", "b")])
+    so_far, _ = streamed(TextBuilder(Detokenizer(revising)), [REVISED.index(piece) for piece in ("a", "do", "\n", "b")])
     assert so_far == ["", "", "ado\n", "ado\n"]

@@ -177,7 +177,9 @@ def test_jobs_that_others_cancel_or_redis_loses_do_not_hang_the_run(producer: Pr
     worker = working_later(redis_url)
     outcomes = list(embed_documents(producer, documents(6), texts_per_job=2, while_waiting=meddle))
     worker.stop()
-    assert outcomes[:2] == [FailedDocument(f"id-{number}", "its job was cancelled") for number in range(2)]
+    assert outcomes[:2] == [
+        FailedDocument(f"id-{number}", "its job was cancelled", retryable=True) for number in range(2)
+    ]
     assert all(isinstance(outcome, EmbeddedDocument) for outcome in outcomes[2:])
 
 

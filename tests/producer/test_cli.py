@@ -96,12 +96,52 @@ def test_documents_that_fail_are_listed_and_the_others_written(
     assert read_back(folder / "out.jsonl")[0] == ["1", "4"]
     errors = [json.loads(line) for line in (folder / "out.jsonl.errors.jsonl").read_text().splitlines()]
     assert errors == [
-        {"id": "2", "reason": "the text is bad"},
-        {"id": "3", "reason": "line 3: this is not UTF-8, from byte 1 on"},
+        {"line": 2, "id": "2", "reason": "the text is bad", "retryable": False},
+        {"line": 3, "id": "3", "reason": errors[1]["reason"], "retryable": False},
     ]
+    assert errors[1]["reason"].startswith("line 3: this is not UTF-8, from byte 1 on")
+    assert "The first that failed: id '2', the text is bad" in result.stderr
     (folder / "in.txt").write_text("one\n")
     assert run("embed", "in.txt", "-o", "out.jsonl", url=redis_url).exit_code == 0
     assert names(folder) == ["in.txt", "out.jsonl"]
+
+
+def test_several_files_ids_rows_and_columns_reach_the_output(folder: Path, redis_url: str, worker: StockWorker) -> None:
+    (folder / "a.csv").write_text("id,text,lang\nx,one,de\ny,two\nx,three,en\n")
+    (folder / "b.jsonl").write_text('{"id": 0, "text": "four"}\n{"id": "0", "text": "five"}\n{"text": "six"}\n')
+    result = run("embed", "a.csv", "*.jsonl", "-o", "out.jsonl", "--column", "lang", url=redis_url)
+    assert result.exit_code == 1
+    *_, repeated, first, summary = result.stderr.splitlines()
+    assert repeated.startswith("1 id occurs more than once: 'x' 2 times; all were kept")
+    assert first == "The first that failed: a.csv, id 'y', line 3: it has 2 fields, the header has 3"
+    assert summary.startswith("6 documents, 1 failed, listed in out.jsonl.errors.jsonl;")
+    lines = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["row"], line["file"], line["lang"]) for line in lines] == [
+        ("x", 2, "a.csv", "de"),
+        ("x", 4, "a.csv", "en"),
+        (0, 1, "b.jsonl", None),
+        ("0", 2, "b.jsonl", None),
+        (None, 3, "b.jsonl", None),
+    ]
+    (error,) = [json.loads(line) for line in (folder / "out.jsonl.errors.jsonl").read_text().splitlines()]
+    assert (error["line"], error["file"], error["id"]) == (3, "a.csv", "y")
+    # The second run's pattern matches what the first wrote.
+    again = run("embed", "*.jsonl", "-o", "out.jsonl", url=redis_url)
+    assert (again.exit_code, "the same file" in again.stderr) == (2, True)
+    last = run("embed", "a.csv", "-o", "out.parquet", "--on-duplicate", "last", url=redis_url)
+    assert last.exit_code == 1
+    assert read_back(folder / "out.parquet")[0] == ["x"]
+
+
+def test_standard_input_that_is_csv_is_read_as_csv_and_the_guess_is_said(
+    folder: Path, redis_url: str, worker: StockWorker
+) -> None:
+    result = run("embed", "-", "-o", "out.jsonl", url=redis_url, stdin=b"id,text\na,one\n")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Reading standard input as CSV, by its first line; --input-format says otherwise.")
+    assert read_back(folder / "out.jsonl")[0] == ["a"]
+    refused = run("embed", "-", "-o", "out.jsonl", url=redis_url, stdin=b"isbn,blurb\nx,one\n")
+    assert (refused.exit_code, "looks like CSV without a column 'text'" in refused.stderr) == (2, True)
 
 
 def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, connection: Redis) -> None:
@@ -111,7 +151,11 @@ def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, 
         ("in.txt", "-o", "out.csv"): "must end in one of .parquet, .jsonl, .npy",
         ("in.txt", "-o", "no/out.npy"): "there is no such folder",
         ("in.txt",): "Missing option '--output'",
-        ("no.txt", "-o", "out.npy"): "does not exist",
+        ("no.txt", "-o", "out.npy"): "'no.txt' cannot be read: No such file",
+        ("*.csv", "-o", "out.npy"): "no file matches the pattern '*.csv'",
+        ("in.txt", "-o", "out.npy", "--text-field", "text"): "--text-field has no effect",
+        ("in.jsonl", "-o", "out.npy", "--column", "year"): "a .npy file has no columns",
+        ("-", "-o", "out.npy", "--on-duplicate", "last"): "reads INPUT twice",
         ("in.jsonl", "-o", "in.jsonl"): "the same file",
         (".", "-o", "x.npy", "--dimensions", "0"): "not in the range",
     }.items():

@@ -278,7 +278,7 @@ def test_a_job_that_is_lost_again_and_again_fails_alone(producer: Producer) -> N
         producer.connection.flushall()
 
     (outcome,) = embed_documents(producer, [Document("a", "a")], while_waiting=evict)
-    assert outcome == FailedDocument("a", "its job was lost from Redis 6 times")
+    assert outcome == FailedDocument("a", "its job was lost from Redis 6 times", retryable=True)
 
 
 def test_a_run_against_a_full_server_makes_room_by_reading(valkey: MakeValkey) -> None:

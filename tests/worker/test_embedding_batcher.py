@@ -220,7 +220,7 @@ def test_a_lane_takes_in_no_more_while_it_holds_much_that_it_has_not_read() -> N
 
 def test_reading_is_cut_into_slices_and_bad_requests_are_no_exception() -> None:
     ticks = itertools.count()
-    batcher = make_batcher(clock=lambda: 0.004 * next(ticks))
+    batcher = make_batcher(clock=lambda: 0.0015 * next(ticks))
     bad = [job(model="other") for _ in range(100)]
     refused = take(batcher, bad)
     assert 1 <= len(refused) <= 3

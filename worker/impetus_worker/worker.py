@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from .batches.batcher import Batcher
     from .leases.claims import Claim, ClaimedJob
     from .leases.intake import Wanted
-    from .leases.outcomes import News
     from .settings import WorkerSettings
 
 IDLE_WAIT_S = 1.0
@@ -195,7 +194,7 @@ class QueueWorker:
             self._ledger.recall_all()
             if unfinished := self._ledger.unfinished():
                 _log.info("putting %d unfinished jobs back", len(unfinished))
-                self._ledger.note([Returned(job) for job in reversed(unfinished)])
+                self._ledger.note([Returned(job) for job in unfinished])
             self._ledger.settle(link.connection, self._now())
         except PASSING as error:
             _log.warning("could not put jobs back: %s; their leases run out by themselves", error)
@@ -277,12 +276,7 @@ class QueueWorker:
         assert self._batcher is not None
         self._deaths_in_a_row = 0
         now = self._now()
-        self._note([each for event in events for each in self._batcher.absorb(event, now)])
-
-    def _note(self, news: Sequence[News]) -> None:
-        # What goes back goes to the front of its queue, so the last one first.
-        returned = [each for each in reversed(news) if isinstance(each, Returned)]
-        self._ledger.note([*(each for each in news if not isinstance(each, Returned)), *returned])
+        self._ledger.note([each for event in events for each in self._batcher.absorb(event, now)])
 
     def _engine_ended(self, how: str) -> None:
         """Puts its work where it runs again, and starts another."""
@@ -305,7 +299,7 @@ class QueueWorker:
 
     def _restart_engine(self, *, suspect: bool) -> None:
         if self._batcher is not None:
-            self._note(self._batcher.engine_died(self._now(), suspect=suspect))
+            self._ledger.note(self._batcher.engine_died(self._now(), suspect=suspect))
         self._engine.start(self._config)
 
     def _hear_of_leases(self, renewed: inbox.Renewed) -> None:
@@ -387,7 +381,7 @@ class QueueWorker:
             self._interruptions.forget(again)
         self._ledger.take(claim.jobs, now)
         if self._stopping:
-            self._ledger.note(Returned(job) for job in reversed(claim.jobs))
+            self._ledger.note(Returned(job) for job in claim.jobs)
             return
         fit: list[ClaimedJob] = []
         for job in claim.jobs:
@@ -472,7 +466,7 @@ class QueueWorker:
             return
         unbegun = [job for job in self._ledger.open.values() if not self._batcher.has_begun(job.id)]
         self._interruptions.forget([job.id for job in unbegun])
-        self._ledger.note([Returned(job) for job in reversed(unbegun)])
+        self._ledger.note([Returned(job) for job in unbegun])
 
     # -- what housekeeping asks, in its own thread -------------------------------------------------------------------
 

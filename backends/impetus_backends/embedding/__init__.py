@@ -1,5 +1,10 @@
-"""Text embeddings: one encoder written once, the devices it runs on, and the engine that drives one of them.
+"""Text embeddings: the models written once, the devices they run on, and the engine that drives one of them.
 
-Order of floors: `config` and `weights` read a model's files, `encoder` is the model, `reference`, `cpu` and `mlx` are
-devices side by side, `golden` judges a device, `engine` serves it. `tokens` is the only part a worker needs.
+Order of floors: `files`, `shapes`, `modules` and `config` read what a model's files say and `weights` its tensors;
+`operations` is what a device supplies, `architectures` are the transformers in these words and `encoder` the model
+around them; `fitting` holds weights against it; `reference`, `cpu` and `mlx` are devices side by side; `golden` judges
+a device, `engine` serves it. `tokenizer` and `tokens` are the only part a worker needs.
+
+A new family is a function in `shapes`, one in `architectures`, and a small model that scripts/record_family_vectors.py
+makes.
 """

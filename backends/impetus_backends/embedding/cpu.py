@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.encoder import Inputs, embed, pad
-from impetus_backends.embedding.weights import Weights
+from impetus_backends.embedding.encoder import embed, pad
+from impetus_backends.embedding.fitting import open_weights
+from impetus_backends.embedding.operations import INPUTS, Inputs
+from impetus_backends.embedding.reference import frequencies
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.embedding.shapes import Attention
+    from impetus_backends.embedding.weights import Weights
 
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9
@@ -30,12 +34,11 @@ class OnnxOps:
     Weights are left out of the graph, as external data handed to the session: a protobuf ends at 2 GB.
     """
 
-    def __init__(self, weights: Weights, hidden_size: int, onnx: Any) -> None:
+    def __init__(self, weights: Weights, onnx: Any) -> None:
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.arrays: dict[str, np.ndarray] = {}
         self._weights = weights
-        self._hidden_size = hidden_size
         self._onnx = onnx
         self._made: dict[str, str] = {}
 
@@ -63,7 +66,7 @@ class OnnxOps:
             self._made[key] = key
         return key
 
-    def embed(self, table: str, ids: str) -> str:
+    def embed(self, table: str, ids: str, rows: int) -> str:
         return self.node("Gather", self.weight(table), ids, axis=0)
 
     def row(self, table: str, index: int) -> str:
@@ -72,43 +75,152 @@ class OnnxOps:
     def add(self, a: str, b: str) -> str:
         return self.node("Add", a, b)
 
-    def linear(self, x: str, name: str) -> str:
+    def multiply(self, a: str, b: str) -> str:
+        return self.node("Mul", a, b)
+
+    def scale(self, x: str, factor: float) -> str:
+        return self.node("Mul", x, self.constant(factor, np.float32))
+
+    def split(self, x: str, parts: int) -> Sequence[str]:
+        outputs = [f"Split_{len(self.nodes)}_{part}" for part in range(parts)]
+        self.nodes.append(self._onnx.helper.make_node("Split", [x], outputs, axis=-1, num_outputs=parts))
+        return outputs
+
+    def linear(self, x: str, name: str, width: int, *, bias: bool = True) -> str:
         product = self.node("MatMul", x, self.weight(f"{name}.weight", transposed=True))
-        return self.node("Add", product, self.weight(f"{name}.bias"))
+        return self.node("Add", product, self.weight(f"{name}.bias")) if bias else product
 
-    def layer_norm(self, x: str, name: str, eps: float) -> str:
-        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        return self.node("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
+    project = linear
 
-    def gelu(self, x: str) -> str:
-        return self.node("Gelu", x, approximate="none")
+    def layer_norm(self, x: str, name: str, eps: float, *, bias: bool = True) -> str:
+        parts = [self.weight(f"{name}.weight"), *([self.weight(f"{name}.bias")] if bias else [])]
+        return self.node("LayerNormalization", x, *parts, axis=-1, epsilon=eps)
 
-    def attention(self, q: str, k: str, v: str, mask: str, heads: int) -> str:
-        split, join = self.constant([0, 0, heads, -1], np.int64), self.constant([0, 0, -1], np.int64)
-        size = self._hidden_size // heads
+    def rms_norm(self, x: str, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> str:
+        if size:
+            each = self.node("Reshape", x, self.constant([0, 0, -1, size], np.int64))
+            return self._joined(self.rms_norm(each, name, eps, centre=centre))
+        mean = self.node("ReduceMean", self.node("Mul", x, x), self.constant([-1], np.int64), keepdims=1)
+        length = self.node("Sqrt", self.node("Add", mean, self.constant(eps, np.float32)))
+        weight = self.weight(f"{name}.weight")
+        if centre:
+            weight = self.node("Add", weight, self.constant(centre, np.float32))
+        return self.node("Mul", self.node("Div", x, length), weight)
+
+    def activate(self, x: str, kind: str) -> str:
+        if kind.startswith("gelu"):
+            return self.node("Gelu", x, approximate="tanh" if kind == "gelu_tanh" else "none")
+        if kind == "silu":
+            return self.node("Mul", x, self.node("Sigmoid", x))
+        return self.node("Tanh" if kind == "tanh" else "Relu", x)
+
+    bend = activate
+
+    def turn(self, x: str, positions: str, how: Attention) -> str:
+        left, right = self.split(self.node("Reshape", x, self.constant([0, 0, -1, how.head_size], np.int64)), 2)
+        cosine, sine = self._angles(positions, how)
+        turned = self.node(
+            "Concat",
+            self.node("Sub", self.node("Mul", left, cosine), self.node("Mul", right, sine)),
+            self.node("Add", self.node("Mul", right, cosine), self.node("Mul", left, sine)),
+            axis=-1,
+        )
+        return self._joined(turned)
+
+    def _angles(self, positions: str, how: Attention) -> tuple[str, str]:
+        """The cosine and sine of every position's angles, (b, l, 1, half a head); made once a base."""
+
+        def make(kind: str) -> str:
+            places = self.node("Cast", positions, to=_FLOAT)
+            column = self.node("Unsqueeze", places, self.constant([2, 3], np.int64))
+            return self.node(kind, self.node("Mul", column, self.constant(frequencies(how), np.float32)))
+
+        return self._once(f"cosine {how.theta}", lambda: make("Cos")), self._once(
+            f"sine {how.theta}", lambda: make("Sin")
+        )
+
+    def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: str) -> str:
+        by_distance = self.node("Gather", self.weight(table), self.constant(buckets, np.int64), axis=0)
+        index = self.node("Add", self._distances(ids), self.constant(len(buckets) // 2, np.int64))
+        return self.node("Transpose", self.node("Gather", by_distance, index, axis=0), perm=[2, 0, 1])
+
+    def attention(self, q: str, k: str, v: str, mask: str, how: Attention, bias: str | None = None) -> str:
+        split = self.constant([0, 0, -1, how.head_size], np.int64)
         q, v = (self.node("Transpose", self.node("Reshape", x, split), perm=[0, 2, 1, 3]) for x in (q, v))
         k = self.node("Transpose", self.node("Reshape", k, split), perm=[0, 2, 3, 1])
-        scores = self.node("Mul", self.node("MatMul", q, k), self.constant(size**-0.5, np.float32))
-        weights = self.node("Softmax", self.node("Add", scores, self._bias(mask)), axis=-1)
+        if how.key_value_heads != how.heads:
+            served = np.repeat(np.arange(how.key_value_heads), how.heads // how.key_value_heads)
+            k, v = (self.node("Gather", x, self.constant(served, np.int64), axis=1) for x in (k, v))
+        scores = self.node("Mul", self.node("MatMul", q, k), self.constant(how.scale, np.float32))
+        weights = self.node("Softmax", self.node("Add", scores, self._bias(mask, how, bias)), axis=-1)
         mixed = self.node("Transpose", self.node("MatMul", weights, v), perm=[0, 2, 1, 3])
-        return self.node("Reshape", mixed, join)
+        return self._joined(mixed)
 
-    def _bias(self, mask: str) -> str:
-        """0 for tokens, -1e30 for padding, (b, 1, 1, l); made once for all layers."""
-        if mask not in self._made:
+    def _bias(self, mask: str, how: Attention, bias: str | None) -> str:
+        """What the scores are told of who sees whom, (b, 1, 1, l) or more: 0, and -1e30 for what is not seen; with
+        `bias` added. Made once for all layers alike."""
+
+        def make() -> str:
             missing = self.node(
                 "Mul", self.node("Sub", mask, self.constant(1, np.float32)), self.constant(1e30, np.float32)
             )
-            self._made[mask] = self.node("Unsqueeze", missing, self.constant([1, 2], np.int64))
-        return self._made[mask]
+            made = self.node("Unsqueeze", missing, self.constant([1, 2], np.int64))
+            if how.causal or how.window:
+                made = self.node("Add", made, self._within(mask, how))
+            return made if bias is None else self.node("Add", made, bias)
 
-    def pool(self, x: str, mask: str, mode: str) -> str:
-        if mode == "cls":
-            return self.node("Gather", x, self.constant(0, np.int64), axis=1)
-        axis = self.constant([1], np.int64)
-        kept = self.node("Mul", x, self.node("Unsqueeze", mask, self.constant([2], np.int64)))
-        summed = self.node("ReduceSum", kept, axis, keepdims=0)
-        return self.node("Div", summed, self.node("ReduceSum", mask, axis, keepdims=1))
+        return self._once(f"bias {how.causal} {how.window} {bias}", make)
+
+    def _within(self, mask: str, how: Attention) -> str:
+        """0 where a query may look, -1e30 elsewhere, (l, l)."""
+        apart = self._distances(mask)
+        seen = []
+        if how.window:
+            seen.append(self.node("LessOrEqual", self.node("Abs", apart), self.constant(how.window, np.int64)))
+        if how.causal:
+            seen.append(self.node("LessOrEqual", apart, self.constant(0, np.int64)))
+        both = seen[0] if len(seen) == 1 else self.node("And", *seen)
+        return self.node("Where", both, self.constant(0, np.float32), self.constant(-1e30, np.float32))
+
+    def _distances(self, like: str) -> str:
+        """How far after each query each key comes, (l, l) int64."""
+
+        def make() -> str:
+            # `like` is (b, l): a scalar l.
+            length = self.node("Gather", self.node("Shape", like), self.constant(1, np.int64), axis=0)
+            places = self.node("Range", self.constant(0, np.int64), length, self.constant(1, np.int64))
+            column = self.node("Unsqueeze", places, self.constant([1], np.int64))
+            return self.node("Sub", places, column)
+
+        return self._once("distances", make)
+
+    def _once(self, key: str, make: Callable[[], str]) -> str:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _joined(self, x: str) -> str:
+        """(b, l, heads, size) to (b, l, h)."""
+        return self.node("Reshape", x, self.constant([0, 0, -1], np.int64))
+
+    def pool(self, x: str, shares: str, mode: int) -> str:
+        row = self.node("Gather", shares, self.constant([mode], np.int64), axis=1)
+        return self.node("Squeeze", self.node("MatMul", row, x), self.constant([1], np.int64))
+
+    def largest(self, x: str, shares: str, mode: int) -> str:
+        row = self.node("Gather", shares, self.constant(mode, np.int64), axis=1)
+        seen = self.node(
+            "Greater", self.node("Unsqueeze", row, self.constant([2], np.int64)), self.constant(0, np.float32)
+        )
+        kept = self.node("Where", seen, x, self.constant(-1e30, np.float32))
+        return self.node("ReduceMax", kept, self.constant([1], np.int64), keepdims=0)
+
+    def join(self, parts: Sequence[str]) -> str:
+        return self.node("Concat", *parts, axis=-1)
+
+    def first(self, x: str, count: int) -> str:
+        begin, end, axis = (self.constant([each], np.int64) for each in (0, count, 1))
+        return self.node("Slice", x, begin, end, axis)
 
     def normalise(self, x: str) -> str:
         norm = self.node("ReduceL2", x, self.constant([-1], np.int64), keepdims=1)
@@ -138,16 +250,18 @@ class CPUEmbeddingBackend:
             raise BackendUnavailableError(
                 f"the cpu backend needs ONNX Runtime ({error}): pip install 'impetus-batch[cpu]'"
             ) from error
-        ops = OnnxOps(Weights(self._config.transformer), self._config.encoder.hidden_size, onnx)
-        result = embed(ops, self._config, Inputs("ids", "positions", "mask"))
+        ops = OnnxOps(open_weights(self._config), onnx)
+        result = embed(ops, self._config, Inputs(*INPUTS))
         helper = onnx.helper
         axes = ["batch", "length"]
-        kinds = {"ids": _INT32, "positions": _INT32, "mask": _FLOAT}
+        inputs = [helper.make_tensor_value_info(name, _INT32, axes) for name in INPUTS[:2]]
+        inputs += [helper.make_tensor_value_info(INPUTS[2], _FLOAT, axes)]
+        inputs += [helper.make_tensor_value_info(INPUTS[3], _FLOAT, ["batch", "modes", "length"])]
         graph = helper.make_graph(
             ops.nodes,
             "encoder",
-            [helper.make_tensor_value_info(name, kind, axes) for name, kind in kinds.items()],
-            [helper.make_tensor_value_info(result, _FLOAT, ["batch", self._config.encoder.hidden_size])],
+            inputs,
+            [helper.make_tensor_value_info(result, _FLOAT, ["batch", self._config.dimensions])],
             ops.initializers,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
@@ -167,7 +281,7 @@ class CPUEmbeddingBackend:
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
-        batch = pad(self._config.encoder, rows)
-        feeds = {"ids": batch.ids, "positions": np.ascontiguousarray(batch.positions), "mask": batch.mask}
+        batch = pad(self._config, rows)
+        feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in INPUTS}
         vectors: np.ndarray = self._session.run(None, feeds)[0]
         return vectors

@@ -118,7 +118,7 @@ def open_engine(
         model_aliases=files.aliases,
         fingerprint=f"{fingerprint(config)}/{backend.name}/{backend.precision}",
         precision=backend.precision,
-        dimensions=config.encoder.hidden_size,
+        dimensions=config.dimensions,
         max_tokens=config.text.max_tokens,
         note="; ".join(note for note in notes if note) or None,
         reasons=reasons,

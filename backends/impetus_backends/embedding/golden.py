@@ -76,11 +76,11 @@ def check(
 def _embed(backend: EmbeddingBackend, config: EmbeddingConfig, rows: Sequence[np.ndarray]) -> np.ndarray:
     vectors = backend.embed(rows)
     fault = None
-    if vectors.shape != (len(rows), config.encoder.hidden_size):
-        fault = f"shape {vectors.shape} for {len(rows)} texts of {config.encoder.hidden_size} dimensions"
+    if vectors.shape != (len(rows), config.dimensions):
+        fault = f"shape {vectors.shape} for {len(rows)} texts of {config.dimensions} dimensions"
     elif not np.isfinite(vectors).all():
         fault = "vectors that are not finite"
-    elif config.pooling.normalise and (off := np.abs(np.linalg.norm(vectors, axis=1) - 1).max()) > 1e-3:
+    elif config.normalised and (off := np.abs(np.linalg.norm(vectors, axis=1) - 1).max()) > 1e-3:
         fault = f"vectors whose length is off by {off:.4f}"
     if fault:
         raise BackendUnavailableError(f"{backend.name} on {backend.device} returned {fault} in its golden check")
@@ -88,7 +88,7 @@ def _embed(backend: EmbeddingBackend, config: EmbeddingConfig, rows: Sequence[np
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    cosines: np.ndarray = (a * b).sum(axis=1) / np.maximum(
-        np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), np.float32(1e-12)
-    )
-    return cosines
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: np.ndarray = (a * b).sum(axis=1) / np.maximum(lengths, np.float32(1e-12))
+    # A last layer of ReLU makes vectors of zeros, and two of those are the same.
+    return np.where(~a.any(axis=1) & ~b.any(axis=1), 1, cosines)

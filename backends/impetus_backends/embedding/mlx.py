@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.encoder import Inputs, embed, pad
-from impetus_backends.embedding.weights import Weights
+from impetus_backends.embedding.encoder import embed, pad
+from impetus_backends.embedding.fitting import open_weights
+from impetus_backends.embedding.operations import Inputs
+from impetus_backends.embedding.reference import distances, within
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.embedding.shapes import Attention
+    from impetus_backends.embedding.weights import Weights
 
 _LENGTH_STEP = 16
 _BATCH_STEP = 8
+_UNSEEN = -1e4
+"""Added to scores that do not count: its exponential is zero, and float16 holds it."""
 _CACHE_BYTES = 512 * 1024 * 1024
 
 
@@ -32,12 +38,12 @@ class MLXOps:
         self._dtype = dtype
         self._cache: dict[str, Any] = {}
 
-    def _weight(self, name: str) -> Any:
+    def _weight(self, name: str, centre: float = 0.0) -> Any:
         if name not in self._cache:
-            self._cache[name] = self._mx.array(self._weights[name]).astype(self._dtype)
+            self._cache[name] = self._mx.array(self._weights[name] + np.float32(centre)).astype(self._dtype)
         return self._cache[name]
 
-    def embed(self, table: str, ids: Any) -> Any:
+    def embed(self, table: str, ids: Any, rows: int) -> Any:
         return self._weight(table)[ids]
 
     def row(self, table: str, index: int) -> Any:
@@ -46,29 +52,78 @@ class MLXOps:
     def add(self, a: Any, b: Any) -> Any:
         return a + b
 
-    def linear(self, x: Any, name: str) -> Any:
-        return self._mx.addmm(self._weight(f"{name}.bias"), x, self._weight(f"{name}.weight").T)
+    def multiply(self, a: Any, b: Any) -> Any:
+        return a * b
 
-    def layer_norm(self, x: Any, name: str, eps: float) -> Any:
-        return self._mx.fast.layer_norm(x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias"), eps)
+    def scale(self, x: Any, factor: float) -> Any:
+        return x * factor
 
-    def gelu(self, x: Any) -> Any:
-        return x * (1 + self._mx.erf(x * 0.5**0.5)) * 0.5
+    def split(self, x: Any, parts: int) -> Sequence[Any]:
+        found: Sequence[Any] = self._mx.split(x, parts, axis=-1)
+        return found
 
-    def attention(self, q: Any, k: Any, v: Any, mask: Any, heads: int) -> Any:
-        batch, length, hidden = q.shape
-        size = hidden // heads
-        q, k, v = (x.reshape(batch, length, heads, size).transpose(0, 2, 1, 3) for x in (q, k, v))
+    def linear(self, x: Any, name: str, width: int, *, bias: bool = True) -> Any:
+        weight = self._weight(f"{name}.weight").T
+        return self._mx.addmm(self._weight(f"{name}.bias"), x, weight) if bias else x @ weight
+
+    project = linear
+
+    def layer_norm(self, x: Any, name: str, eps: float, *, bias: bool = True) -> Any:
+        added = self._weight(f"{name}.bias") if bias else None
+        return self._mx.fast.layer_norm(x, self._weight(f"{name}.weight"), added, eps)
+
+    def rms_norm(self, x: Any, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> Any:
+        each = x.reshape(*x.shape[:-1], -1, size or x.shape[-1])
+        return self._mx.fast.rms_norm(each, self._weight(f"{name}.weight", centre), eps).reshape(x.shape)
+
+    def activate(self, x: Any, kind: str) -> Any:
+        mx = self._mx
+        if kind == "gelu":
+            return x * (1 + mx.erf(x * 0.5**0.5)) * 0.5
+        if kind == "gelu_tanh":
+            return 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+        if kind == "silu":
+            return x * mx.sigmoid(x)
+        return mx.tanh(x) if kind == "tanh" else mx.maximum(x, 0)
+
+    bend = activate
+
+    def turn(self, x: Any, positions: Any, how: Attention) -> Any:
+        batch, length, width = x.shape
+        each = x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3)
+        # Every row begins at position 0, which is what the kernel takes positions to be.
+        turned = self._mx.fast.rope(each, how.head_size, traditional=False, base=how.theta, scale=1.0, offset=0)
+        return turned.transpose(0, 2, 1, 3).reshape(batch, length, width)
+
+    def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: Any) -> Any:
+        places = self._mx.array(buckets[distances(ids.shape[1]) + len(buckets) // 2])
+        return self._weight(table)[places].transpose(2, 0, 1)
+
+    def attention(self, q: Any, k: Any, v: Any, mask: Any, how: Attention, bias: Any = None) -> Any:
+        batch, length, _ = q.shape
+        q, k, v = (x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3) for x in (q, k, v))
         seen = (mask > 0)[:, None, None, :]
-        mixed = self._mx.fast.scaled_dot_product_attention(q, k, v, scale=size**-0.5, mask=seen)
-        return mixed.transpose(0, 2, 1, 3).reshape(batch, length, hidden)
+        if how.causal or how.window:
+            seen = seen & self._mx.array(within(how, length))
+        if how.window or bias is not None:
+            # A token that sees no key would come to nothing that is a number if its scores were all left out.
+            seen = self._mx.where(seen, 0 if bias is None else bias, _UNSEEN).astype(q.dtype)
+        mixed = self._mx.fast.scaled_dot_product_attention(q, k, v, scale=how.scale, mask=seen)
+        return mixed.transpose(0, 2, 1, 3).reshape(batch, length, how.heads * how.head_size)
 
-    def pool(self, x: Any, mask: Any, mode: str) -> Any:
+    def pool(self, x: Any, shares: Any, mode: int) -> Any:
         # A sum over 512 tokens is beyond float16.
-        x = x.astype(self._mx.float32)
-        if mode == "cls":
-            return x[:, 0]
-        return (x * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+        return (shares[:, mode][:, None, :] @ x.astype(self._mx.float32))[:, 0]
+
+    def largest(self, x: Any, shares: Any, mode: int) -> Any:
+        seen = shares[:, mode][:, :, None] > 0
+        return self._mx.where(seen, x.astype(self._mx.float32), -1e30).max(axis=1)
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        return self._mx.concatenate(list(parts), axis=-1)
+
+    def first(self, x: Any, count: int) -> Any:
+        return x[:, :count]
 
     def normalise(self, x: Any) -> Any:
         return x / self._mx.maximum(self._mx.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
@@ -100,19 +155,19 @@ class MLXEmbeddingBackend:
         # The pool keeps a buffer of every size ever used; without a limit it only grows.
         mx.set_cache_limit(_CACHE_BYTES)
         self._mx = mx
-        self._ops = MLXOps(Weights(self._config.transformer), mx, mx.float16 if on_gpu else mx.float32)
+        self._ops = MLXOps(open_weights(self._config), mx, mx.float16 if on_gpu else mx.float32)
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         assert self._ops is not None, "load() comes first"
         longest = max((len(row) for row in rows), default=1)
         batch = pad(
-            self._config.encoder,
+            self._config,
             rows,
             batch=round_batch(len(rows)),
-            length=min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self._config.encoder.longest),
+            length=min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, max(longest, self._config.encoder.longest)),
         )
-        inputs = Inputs(*(self._mx.array(array) for array in (batch.ids, batch.positions, batch.mask)))
+        inputs = Inputs(*(self._mx.array(array) for array in (batch.ids, batch.positions, batch.mask, batch.shares)))
         vectors = np.array(embed(self._ops, self._config, inputs), dtype=np.float32)
         return vectors[: len(rows)]
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from impetus_backends.embedding.config import TextConfig, read_config
+from impetus_backends.embedding.encoder import PROMPT
+from impetus_backends.embedding.tokenizer import read_tokenizer
 from impetus_backends.errors import ModelError, RequestError
 
 if TYPE_CHECKING:
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 InputType = Literal["query", "document"] | None
 # The names under which model files keep the prompts of each input type, in sentence-transformers' order.
-_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_PROMPT_NAMES = {
+    "query": ("query", "search_query", "retrieval.query", "s2p_query"),
+    "document": ("document", "passage", "corpus", "search_document", "retrieval.passage"),
+}
 _CHARS_PER_TOKEN = 16
 # How far from a cut a token must end to be sure of: a special token such as [MASK] may lie across the cut.
 _MARGIN_CHARS = 128
@@ -36,10 +41,11 @@ class EncodedText:
 class TextEncoder:
     """The tokenizer of one model. Safe to use from one thread at a time."""
 
-    def __init__(self, tokenizer: Any, config: TextConfig) -> None:
+    def __init__(self, tokenizer: Any, config: TextConfig, *, include_prompt: bool = True) -> None:
         self._tokenizer = tokenizer
         self._prompts = dict(config.prompts)
         self._default_prompt_name = config.default_prompt_name
+        self._include_prompt = include_prompt
         self.max_tokens = config.max_tokens
         """The longest row that `encode` makes, special tokens included."""
         self._head, self._tail = _special_tokens(tokenizer)
@@ -51,12 +57,7 @@ class TextEncoder:
     def load(cls, folder: Path) -> TextEncoder:
         """Reads the tokenizer of the model in a folder; raises `ModelError` where it cannot."""
         config = read_config(folder)
-        tokenizer = _read_tokenizer(config.transformer)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        if config.text.do_lower_case:
-            _lower(tokenizer)
-        return cls(tokenizer, config.text)
+        return cls(read_tokenizer(config), config.text, include_prompt=config.pooling.include_prompt)
 
     def encode(self, texts: Sequence[str], *, input_type: InputType = None) -> list[EncodedText]:
         """One row a text, in order, cut to `max_tokens`; the model's own prompt for that input type comes first.
@@ -78,7 +79,18 @@ class TextEncoder:
                     rows[index] = self._long(text, limit)
                 except TypeError:
                     raise RequestError(_not_unicode(texts)) from None
-        return [rows[index] for index in range(len(prompted))]
+        encoded = [rows[index] for index in range(len(prompted))]
+        return encoded if self._include_prompt or not prompt else self._without(prompt, encoded)
+
+    def _without(self, prompt: str, encoded: list[EncodedText]) -> list[EncodedText]:
+        """The same rows with the tokens of the prompt marked, which are then read and not pooled.
+
+        As in sentence-transformers they are the first so many as the prompt alone has, its ends but the last included.
+        """
+        count = len(self._tokenizer.encode(prompt).ids[: self.max_tokens]) - bool(self._tail)
+        for text in encoded:
+            text.ids[:count] += PROMPT
+        return encoded
 
     def _prompt(self, input_type: InputType) -> str:
         if input_type is None:
@@ -125,36 +137,6 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     if not content:
         raise ModelError("the tokenizer makes no token of the letter a")
     return encoding.ids[: content[0]], encoding.ids[content[-1] + 1 :]
-
-
-def _read_tokenizer(folder: Path) -> Any:
-    file = folder / "tokenizer.json"
-    try:
-        if file.is_file():
-            from tokenizers import Tokenizer
-
-            return Tokenizer.from_file(str(file))
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
-    except ImportError as error:
-        raise ModelError(
-            f"reading a tokenizer needs a package ({error}): pip install 'impetus-batch[worker]'"
-        ) from error
-    except Exception as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
-
-
-def _lower(tokenizer: Any) -> None:
-    """Adds lower-casing before all else unless the tokenizer has it, by the rule of sentence-transformers."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    present: Any = tokenizer.normalizer
-    parts: list[Any] = [present] if present is not None else []
-    if isinstance(present, Sequence):
-        parts = list(iter(present))
-    if not any(isinstance(part, Lowercase) for part in parts):
-        tokenizer.normalizer = Sequence([Lowercase(), *parts])
 
 
 def _not_unicode(texts: Sequence[str]) -> str:

@@ -14,21 +14,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ModelError, RequestError
 from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
-from .batching import batching_fault
+from .batching import Batching, BatchingFinding, find_batching
+from .detokenize import Decoding, Detokenizer
+from .grammars import Grammars
 from .loader import load
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
 from .prefixes import PrefixCache
-from .prompts import prompt_tokens
+from .prompts import Prompts
+from .requests import Request
 from .running import ReadingError, Row, RunningBatch
 from .sampling import Draws, OwnProcessor, Sampling, repetition_penalty
-from .structured import Grammars
 from .text import TextBuilder
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step, padding included. While they are read the others wait, so this bounds their pause."""
 
+_PREPARING_WAIT_S = 0.002
+"""How long a step takes that has nothing to do but to wait for a schema. Other models may have more to do."""
 _PREFIX_SHARE = 4
 """Remembered prompts get a quarter of what the weights leave, at most."""
 
@@ -54,6 +58,8 @@ class EngineLimits:
     """For weights, keys and values, and remembered prompts together; none: no limit."""
     prefix_cache_bytes: int = 512 * 2**20
     prefill_tokens: int = PREFILL_TOKENS
+    context_tokens: int | None = None
+    """What the model is to read at most, prompt and answer together, whatever its files say."""
 
 
 def open_generation_engine(
@@ -66,12 +72,15 @@ def open_generation_engine(
 ) -> GenerationEngine:
     """Loads the model in `folder` with `load`, checks that it batches correctly, and returns its engine.
 
-    A model that answers differently in a batch is run one request at a time, and `info.reasons` says so. The calling
-    thread must be the one that drives the engine. Raises `BackendUnavailableError` and `ModelError`.
+    Where a model answers differently in a batch its prompts are read one by one, or its requests run one at a time, and
+    `info.reasons` says so. The calling thread must be the one that drives the engine. Raises
+    `BackendUnavailableError` and `ModelError`.
     """
     loaded = load(folder)
-    fault = batching_fault(loaded) if limits.max_concurrent > 1 else None
-    if fault is not None:
+    if limits.context_tokens is not None:
+        loaded = replace(loaded, context_tokens=limits.context_tokens, context_known=True)
+    finding = find_batching(loaded) if limits.max_concurrent > 1 else BatchingFinding(Batching.TOGETHER)
+    if finding.batching is Batching.ONE_AT_A_TIME:
         limits = replace(limits, max_concurrent=1)
     info = EngineInfo(
         kind="generation",
@@ -84,35 +93,9 @@ def open_generation_engine(
         max_tokens=loaded.context_tokens,
         note=loaded.note,
         max_concurrent=limits.max_concurrent,
-        reasons=(*loaded.reasons, *([fault] if fault else [])),
+        reasons=(*loaded.reasons, *([finding.reason] if finding.reason else [])),
     )
-    return GenerationEngine(loaded, info, limits)
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """One request on its way. What a run fills in is made anew when the request has to run again."""
-
-    work: GenerationWork
-    prompt: np.ndarray
-    admitted_at: float
-    row: Row | None = None
-    constraint: Any = None
-    """What keeps its answer to a JSON schema."""
-    text: TextBuilder = field(init=False, repr=False)
-    completion_tokens: int = 0
-    first_token_at: float = 0.0
-    logprobs: list[tuple[str, float]] = field(default_factory=list)
-
-    @property
-    def longest_tokens(self) -> int:
-        """The most tokens it may come to, prompt and answer."""
-        return len(self.prompt) + self.work.max_tokens
-
-    def failure(self) -> Exception | None:
-        """What its own processors met."""
-        processors = self.row.processors if self.row is not None else ()
-        return next((each.error for each in processors if each.error is not None), None)
+    return GenerationEngine(loaded, info, limits, read_apart=finding.batching is Batching.READ_APART)
 
 
 class GenerationEngine:
@@ -128,6 +111,7 @@ class GenerationEngine:
         info: EngineInfo,
         limits: EngineLimits | None = None,
         *,
+        read_apart: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits or EngineLimits()
@@ -135,16 +119,21 @@ class GenerationEngine:
             raise ValueError(f"max_concurrent is {self._limits.max_concurrent}, and must be at least 1")
         self._loaded = loaded
         self._info = info
+        self._read_apart = read_apart
         self._clock = clock
         self._prefixes = PrefixCache(0)
         self._cost: RowCost | None = None
         """What a request takes in memory, measured when there first is a limit."""
+        self._prompts = Prompts(loaded.tokenizer, loaded.context_tokens, context_known=loaded.context_known)
+        self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
-        self._waiting: deque[_Request] = deque()
-        self._suspects: deque[_Request] = deque()
+        self._preparing: deque[Request] = deque()
+        """Requests whose JSON schemas are not ready."""
+        self._waiting: deque[Request] = deque()
+        self._suspects: deque[Request] = deque()
         """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""
         self._on_trial = False
-        self._running: dict[int, _Request] = {}
+        self._running: dict[int, Request] = {}
         """In the batch, by the id of their work."""
         self._events: list[Event] = []
         self.resize(_left_by_weights(loaded, self._limits))
@@ -162,17 +151,35 @@ class GenerationEngine:
             self._reject(work.id, "this engine generates text and makes no embeddings")
             return
         try:
-            tokens = prompt_tokens(self._loaded.tokenizer, work, self._loaded.context_tokens)
-            request = _Request(work, np.asarray(tokens, dtype=np.int64), self._clock())
-            if work.schema is not None:
-                request.constraint = self._grammars.constraint(work.schema)  # refused now, or never
+            tokens = self._prompts.tokens(work)
+            request = Request(work, np.asarray(tokens, dtype=np.int64), self._clock())
             self._check_memory(request)
         except RequestError as error:
             self._reject(work.id, str(error))
             return
-        self._waiting.append(request)
+        if work.schema is None:
+            self._waiting.append(request)
+        else:
+            self._preparing.append(request)
+            self._take_prepared()
 
-    def _check_memory(self, request: _Request) -> None:
+    def _take_prepared(self) -> None:
+        """Lets in the requests whose schemas are ready, or refuses them."""
+        for _ in range(len(self._preparing)):
+            request = self._preparing.popleft()
+            schema = request.work.schema
+            assert schema is not None
+            if not self._grammars.is_ready(schema):
+                self._preparing.append(request)
+                continue
+            try:
+                request.constraint = self._grammars.constraint(schema)
+            except RequestError as error:
+                self._reject(request.work.id, str(error))
+            else:
+                self._waiting.append(request)
+
+    def _check_memory(self, request: Request) -> None:
         if not self._alone.allows([request.longest_tokens]):
             needed, limit = self._alone.needed_bytes([request.longest_tokens]), self._alone.limit_bytes or 0
             raise RequestError(
@@ -193,7 +200,7 @@ class GenerationEngine:
 
     def cancel(self, work_id: int) -> None:
         """Ends a request wherever it is; its place is free for the next step. An unknown id is no error."""
-        for queue in (self._waiting, self._suspects):
+        for queue in (self._preparing, self._waiting, self._suspects):
             for request in [request for request in queue if request.work.id == work_id]:
                 queue.remove(request)
                 self._end_cancelled(request)
@@ -203,7 +210,7 @@ class GenerationEngine:
                 self._batch.remove([work_id])
             self._end_cancelled(running)
 
-    def _end_cancelled(self, request: _Request) -> None:
+    def _end_cancelled(self, request: Request) -> None:
         """With what its last run made, which for a suspect is the one that failed."""
         try:
             text = request.text.finish() if request.row is not None else ""
@@ -214,12 +221,16 @@ class GenerationEngine:
 
     def pending(self) -> int:
         """Requests not done, and events that no `step` has handed over yet."""
-        return len(self._waiting) + len(self._suspects) + len(self._running) + len(self._events)
+        requests = (self._preparing, self._waiting, self._suspects, self._running)
+        return sum(map(len, requests)) + len(self._events)
 
     def step(self) -> list[Event]:
         """One decoding step of all that decode (and a piece of the prompts that are not read yet)."""
         assert self._batch is not None
+        self._take_prepared()
         self._fill()
+        if self._preparing and not (self._running or self._events):
+            self._grammars.wait(_PREPARING_WAIT_S)
         if self._running:
             with self._isolated():
                 self._take(self._batch.step())
@@ -228,7 +239,8 @@ class GenerationEngine:
 
     def close(self) -> None:
         """Drops all work and gives the batch's memory back. The engine cannot be used afterwards."""
-        for collection in (self._waiting, self._suspects, self._running, self._events):
+        self._grammars.close()
+        for collection in (self._preparing, self._waiting, self._suspects, self._running, self._events):
             collection.clear()
         self._prefixes.clear()
         if self._batch is not None:
@@ -251,7 +263,7 @@ class GenerationEngine:
             else:
                 self._events.append(Deferred(request.work.id))
 
-    def _start(self, request: _Request, *, alone: bool = False) -> None:
+    def _start(self, request: Request, *, alone: bool = False) -> None:
         work = request.work
         assert self._batch is not None
         try:
@@ -263,7 +275,7 @@ class GenerationEngine:
                 processors.append(request.constraint or self._grammars.constraint(work.schema))
                 request.constraint = None
             sampling = Sampling(work.temperature, work.top_p, work.top_k, work.min_p, work.seed)
-            request.text = TextBuilder(self._loaded.tokenizer.detokenizer, work.stop)
+            request.text = TextBuilder(Detokenizer(self._decoding), work.stop)
             request.completion_tokens = 0
             request.logprobs.clear()
             request.row = Row(work.id, request.prompt, work.max_tokens, Draws(sampling), tuple(processors), alone)
@@ -294,8 +306,13 @@ class GenerationEngine:
             assert self._batch is not None
             self._batch.remove(ended)
 
-    def _advance(self, request: _Request, token: Token, now: float) -> bool:
+    def _advance(self, request: Request, token: Token, now: float) -> bool:
         """Takes one token into a request; when that was its last, ends it and returns True."""
+        if token.broken:
+            # What was read may be what is broken, and it must not be where another prompt begins.
+            self._prefixes.clear()
+            self._reject(request.work.id, self._not_numbers(request))
+            return True
         if (error := request.failure()) is not None:
             self._reject(request.work.id, f"choosing a token failed for this request: {error}")
             return True
@@ -305,17 +322,27 @@ class GenerationEngine:
         if token.finish_reason != "stop":  # else it is the end-of-text token, which is no text
             request.text.add(token.token)
             if request.work.logprobs:
-                piece = self._loaded.tokenizer.decode([token.token])
+                piece = self._decoding.piece(token.token, first=not request.logprobs)
                 request.logprobs.append((piece, float(token.logprobs[token.token].item())))
         if token.finish_reason is None and not request.text.stopped:
             if request.work.stream and (piece := request.text.take()):
                 self._events.append(Progress(request.work.id, piece))
             return False
-        stopped = token.finish_reason == "stop" or request.text.stopped
-        self._end(request, request.text.finish(), "stop" if stopped or request.text.stopped else "length")
+        text = request.text.finish()
+        if token.finish_reason == "stop" and (fault := request.schema_fault(text)) is not None:
+            self._reject(request.work.id, fault)
+            return True
+        self._end(request, text, "stop" if token.finish_reason == "stop" or request.text.stopped else "length")
         return True
 
-    def _end(self, request: _Request, text: str, reason: str) -> None:
+    def _not_numbers(self, request: Request) -> str:
+        where = f"after {request.completion_tokens:,} tokens" if request.completion_tokens else "at its first token"
+        return (
+            f"the model's probabilities are not numbers (NaN) for this request, {where}: its weights are damaged, or "
+            f"what it computes is out of the range of {self._info.precision}"
+        )
+
+    def _end(self, request: Request, text: str, reason: str) -> None:
         now = self._clock()
         self._events.append(
             Generated(
@@ -368,6 +395,7 @@ class GenerationEngine:
             prefill_tokens=self._limits.prefill_tokens,
             prefixes=self._prefixes,
             solo=self._limits.max_concurrent == 1,
+            read_apart=self._read_apart,
         )
 
     def _reject(self, work_id: int, message: str) -> None:

@@ -9,27 +9,27 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from .context import ASSUMED_CONTEXT_TOKENS, context_tokens
+from .defaults import ModelDefaults, model_defaults, use_defaults
 from .libraries import import_libraries, keep_mlx_lm_from_wiring, one_line
 from .limits import MOST_CACHE_BYTES, MemoryLimits
 from .quantize import QuantizationError, described, evaluate, quantization_of, quantize
+from .tokenizer_check import check_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .quantize import Recipe
 
-DEFAULT_CONTEXT_TOKENS = 4096
-"""What a model is taken to read when its files do not say."""
-
+_LENGTH_UNKNOWN = (
+    f"{ASSUMED_CONTEXT_TOKENS:,} tokens are taken for the most it reads: neither its files nor the libraries say"
+)
 CACHE_LIMIT_BYTES = MOST_CACHE_BYTES
 """The bound of MLX's pool of freed memory where the machine's own is not known."""
-
-# The names under which configurations state the longest sequence, the common one first.
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ class LoadedModel:
     """What the model's own configuration asks to be said with every result (`impetus_note`)."""
     reasons: tuple[str, ...] = ()
     """What was done to the weights when they were loaded, or was asked for and not done, and why."""
+    context_known: bool = True
+    """Whether `context_tokens` is what the model reads; else it is `ASSUMED_CONTEXT_TOKENS`."""
+    defaults: ModelDefaults = field(default_factory=ModelDefaults)
+    """What its files say of how it is to be run. Its ends of text are those of `tokenizer` already."""
 
 
 def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimits | None = None) -> LoadedModel:
@@ -91,19 +95,26 @@ def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimi
     except Exception as error:  # mlx-lm raises whatever its parsers raise; all of it means this folder
         raise ModelError(f"mlx-lm cannot load the model in {folder}: {one_line(error)}") from error
 
-    context_tokens = _context_tokens(config, tokenizer)
+    otherwise_cut = check_tokenizer(tokenizer, folder)
+    length = context_tokens(folder, config, model, tokenizer)
+    vocabulary_size = int(model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1])  # a graph: nothing is computed
+    defaults = model_defaults(folder)
+    use_defaults(tokenizer, defaults, vocabulary_size)
     # Prompts that are too long are refused here with both figures: transformers need not warn of them on stderr.
     tokenizer.model_max_length = sys.maxsize
     note = config.get("impetus_note")
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        context_tokens=context_tokens,
-        vocabulary_size=int(model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]),  # a graph: nothing is computed
+        context_tokens=length or ASSUMED_CONTEXT_TOKENS,
+        context_known=length is not None,
+        defaults=defaults,
+        vocabulary_size=vocabulary_size,
         fingerprint=_fingerprint(folder, quantization),
         precision=_precision(model, full_config) + (", quantised at load" if quantization else ""),
         device=_device(mx),
         note=note if isinstance(note, str) else None,
+        reasons=tuple(each for each in (otherwise_cut, None if length else _LENGTH_UNKNOWN) if each),
     )
 
 
@@ -119,17 +130,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path} does not hold a JSON object")
     return config
-
-
-def _context_tokens(config: dict[str, Any], tokenizer: Any) -> int:
-    text_config = config.get("text_config")
-    for section in (config, text_config if isinstance(text_config, dict) else {}):
-        for key in _CONTEXT_KEYS:
-            if isinstance(length := section.get(key), int) and length > 0:
-                return length
-    # Tokenizers that do not know say 1e30.
-    length = getattr(tokenizer, "model_max_length", 0)
-    return length if isinstance(length, int) and 0 < length <= 100_000_000 else DEFAULT_CONTEXT_TOKENS
 
 
 def _fingerprint(folder: Path, quantization: Recipe | None) -> str:

@@ -61,7 +61,7 @@ def measure_row_cost(model: Any) -> RowCost:
         for count in (2, STEP_TOKENS + 2):
             cache = make_prompt_cache(model)
             mx.eval(model(mx.zeros((1, count), dtype=mx.int32), cache=cache), [layer.state for layer in cache])
-            layers = list(_layers(cache))
+            layers = list(cache_layers(cache))
             sizes.append([layer.nbytes for layer in layers])
     except Exception as error:  # whatever the model raises, it cannot serve
         raise ModelError(f"the model loads and cannot generate: {error}") from error
@@ -76,11 +76,11 @@ def measure_row_cost(model: Any) -> RowCost:
     return RowCost(fixed_bytes, token_bytes)
 
 
-def _layers(cache: Iterable[Any]) -> Iterator[Any]:
+def cache_layers(cache: Iterable[Any]) -> Iterator[Any]:
     """Each layer's cache, and those that a layer keeps several of."""
     for layer in cache:
         if hasattr(layer, "caches"):
-            yield from _layers(layer.caches)
+            yield from cache_layers(layer.caches)
         else:
             yield layer
 

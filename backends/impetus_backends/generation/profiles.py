@@ -130,4 +130,5 @@ class ModelLoader:
         return plan(self.hardware, self.profile, self.option, config, folder)
 
     def _load(self, folder: Path, recipe: Recipe | None, reasons: tuple[str, ...]) -> LoadedModel:
-        return replace(load(folder, quantization=recipe, limits=self.limits), reasons=reasons)
+        loaded = load(folder, quantization=recipe, limits=self.limits)
+        return replace(loaded, reasons=(*reasons, *loaded.reasons))

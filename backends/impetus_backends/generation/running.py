@@ -57,6 +57,8 @@ class Token:
     """The distribution it was drawn from, (vocabulary,)."""
     finish_reason: str | None
     """`stop` (this is an end-of-text token), `length`, or None: the row goes on."""
+    broken: bool = False
+    """Whether that distribution is not one of numbers: the model has computed NaN, or infinity."""
 
 
 class ReadingError(Exception):
@@ -81,9 +83,18 @@ class RunningBatch:
     """Every method is called by the one thread that made it."""
 
     def __init__(
-        self, model: Any, end_tokens: Iterable[int], *, prefill_tokens: int, prefixes: PrefixCache, solo: bool = False
+        self,
+        model: Any,
+        end_tokens: Iterable[int],
+        *,
+        prefill_tokens: int,
+        prefixes: PrefixCache,
+        solo: bool = False,
+        read_apart: bool = False,
     ) -> None:
-        """`solo`: for a model that does not batch. There is never more than one row, and nothing is merged."""
+        """`solo`: for a model that does not batch. There is never more than one row, and nothing is merged.
+        `read_apart`: for one that must not be padded while it reads. Each prompt is read by itself, though several in
+        one step."""
         import mlx.core as mx
         from mlx_lm.generate import GenerationBatch, StopSequences
 
@@ -92,6 +103,7 @@ class RunningBatch:
         self._prefill_tokens = prefill_tokens
         self._prefixes = prefixes
         self._solo = solo
+        self._read_apart = read_apart
         self._stream = mx.new_stream(mx.default_device())
         self._sampler = BatchSampler()
         self._waiting: deque[Row] = deque()
@@ -100,6 +112,8 @@ class RunningBatch:
         self._long_is_next = False
         self._rows: dict[int, Row] = {}
         """Those that decode."""
+        self._broken: dict[int, tuple[Any, int]] = {}
+        """Where it stands whether the token that a row gets next is drawn from numbers: an array, and a place in it."""
         self._decoding: Any = GenerationBatch.empty(model, self._sampler)
         self._steps = 0
 
@@ -131,18 +145,31 @@ class RunningBatch:
             self._read()
             if not self._rows:
                 return []
-            self._sampler.use([self._rows[row_id].draws for row_id in self._decoding.uids])
+            rows = list(self._decoding.uids)
+            self._sampler.use([self._rows[row_id].draws for row_id in rows])
+            due = {row_id: self._broken[row_id] for row_id in rows}
             # Rows that came or went left these as part of the next step's graph, and so not there before its end.
             start: Any = mx.async_eval
-            start(self._decoding._next_tokens, self._decoding._next_logprobs)
+            start(self._decoding._next_tokens, self._decoding._next_logprobs, [each for each, _ in due.values()])
             responses = self._decoding.next()
+            self._broken = self._drawn(rows)
         self._steps += 1
         if self._steps % _CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()
         for response in responses:
             if response.finish_reason is not None:
                 del self._rows[response.uid]
-        return [Token(each.uid, each.token, each.logprobs, each.finish_reason) for each in responses]
+        broken = {id(each): each.tolist() for each, _ in due.values()}
+        return [
+            Token(
+                each.uid, each.token, each.logprobs, each.finish_reason, broken[id(due[each.uid][0])][due[each.uid][1]]
+            )
+            for each in responses
+        ]
+
+    def _drawn(self, rows: list[int]) -> dict[int, tuple[Any, int]]:
+        """What the sampler says of the tokens that it has just drawn for these."""
+        return {row_id: (self._sampler.broken, at) for at, row_id in enumerate(rows)}
 
     def close(self) -> None:
         """Drops all rows and gives their memory back."""
@@ -150,6 +177,7 @@ class RunningBatch:
 
         self._waiting.clear()
         self._rows.clear()
+        self._broken.clear()
         self._long = self._decoding = None
         mx.clear_cache()
 
@@ -161,10 +189,11 @@ class RunningBatch:
         long = self._long.rows[0] if self._long is not None else self._first_long_one()
         if short and not (self._long_is_next and long is not None):
             self._long_is_next = True
-            for row in short:
-                self._waiting.remove(row)
-            with _blaming(short):
-                self._read_piece(self._open(short))
+            for group in [[row] for row in short] if self._read_apart else [short]:
+                for row in group:
+                    self._waiting.remove(row)
+                with _blaming(group):
+                    self._read_piece(self._open(group))
         elif long is not None:
             self._long_is_next = False
             reading, self._long = self._long, None
@@ -237,6 +266,7 @@ class RunningBatch:
                 self._keep(reading)
         self._sampler.use([row.draws for row in reading.rows])
         started = reading.batch.generate([row.prompt[-1:].tolist() for row in reading.rows])
+        self._broken |= self._drawn([row.id for row in reading.rows])
         self._decoding.extend(started)
         self._rows |= {row.id: row for row in reading.rows}
         return True

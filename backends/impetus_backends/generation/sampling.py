@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this count as 0: the likeliest token wins anyway, and dividing by them overflows."""
+_SEEDS = 2**64
+"""MLX knows so many. Any other integer is as good a seed as what is left of it."""
+_MOST_TOP_K = 2**31 - 1
+"""More than any vocabulary has, and what MLX can count to. More must not fail the step of everybody."""
 PENALISED_TOKENS = 1024
 """How far back a repetition penalty looks, the prompt included."""
 
@@ -53,7 +57,7 @@ class Draws:
         import mlx.core as mx
 
         if self._key is None:
-            self._key = mx.random.key(self.sampling.seed or 0)
+            self._key = mx.random.key((self.sampling.seed or 0) % _SEEDS)
         self._key, drawn = mx.random.split(self._key)
         return mx.random.gumbel((1, width), key=drawn)
 
@@ -69,6 +73,8 @@ class BatchSampler:
     def __init__(self) -> None:
         self._rows: list[Draws] = []
         self._parameters: _Parameters | None = None
+        self.broken: mx.array | None = None
+        """Of the last call, (rows,): where log-probabilities were not numbers, so that what was drawn means nothing."""
 
     def use(self, rows: Sequence[Draws]) -> None:
         """Whose rows the next calls are about, in their order."""
@@ -80,6 +86,9 @@ class BatchSampler:
 
         if len(self._rows) != logprobs.shape[0]:
             raise ValueError(f"the sampler was told of {len(self._rows)} rows, and is given {logprobs.shape[0]}")
+        # One NaN makes the sum NaN. Minus infinity is a forbidden token; plus infinity has become NaN by now, as has a
+        # row in which everything is forbidden: from all logits their logsumexp has been taken.
+        self.broken = mx.isnan(logprobs.sum(axis=-1))
         if all(row.sampling.greedy for row in self._rows):
             return mx.argmax(logprobs, axis=-1)
         if self._parameters is None:
@@ -119,7 +128,7 @@ class _Parameters:
         self.inverse_temperatures = column(lambda row: 1.0 if row.greedy else 1.0 / row.temperature)
         # Rows that do not cut by something get the value that cuts nothing.
         self._top_p = column(lambda row: row.top_p if row.top_p < 1 else 2.0)
-        self._top_k = column(lambda row: row.top_k)
+        self._top_k = column(lambda row: min(max(row.top_k, 0), _MOST_TOP_K))
         self._log_min_p = column(lambda row: math.log(row.min_p) if row.min_p > 0 else -math.inf)
 
     def thresholds(self, logits: mx.array) -> mx.array:

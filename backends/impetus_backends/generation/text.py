@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
-_REPLACEMENT = "\ufffd"
+from .detokenize import REPLACEMENT
+
+
+class GrowingText(Protocol):
+    """As `detokenize.Detokenizer` is one."""
+
+    def add(self, token: int) -> None: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def settled(self) -> int:
+        """How many characters of `text`, from the first, no later token changes."""
+        ...
+
+    def whole(self) -> str: ...
 
 
 class TextBuilder:
     """The text of one request: whole characters only, ending before its first stop string and never holding one.
 
-    `detokenizer` is a fresh one of mlx-lm's streaming detokenizers; it holds back the bytes of an unfinished
-    character. Which stop string is first does not depend on how the text was cut into tokens: it is the one that is
-    complete first, and of those the longest.
+    Which stop string is first does not depend on how the text was cut into tokens: it is the one that is complete
+    first, and of those the longest. The text does not depend on who looks: `take` changes nothing, and what it returned
+    is what `finish` begins with.
     """
 
-    def __init__(self, detokenizer: Any, stop: tuple[str, ...] = ()) -> None:
-        self._detokenizer = detokenizer
-        self._stop = stop
-        self._longest_stop = max(map(len, stop), default=0)
+    def __init__(self, growing: GrowingText, stop: tuple[str, ...] = ()) -> None:
+        self._growing = growing
+        self._stops = [_StopString(each) for each in stop]
         self._searched = 0
+        """So many characters, all settled, hold no stop string."""
         self._end: int | None = None
         self._taken = 0
-        # Such a detokenizer takes the space out of "do n't" when it sees the rest of the word.
-        self._revises_words = bool(getattr(detokenizer, "_clean_spaces", False))
 
     @property
     def stopped(self) -> bool:
@@ -33,46 +47,68 @@ class TextBuilder:
     def add(self, token: int) -> None:
         """Takes the next token in. An end-of-text token is not to be added."""
         if not self.stopped:
-            self._detokenizer.add_token(token)
-            if self._stop:
-                self._find_stop(self._detokenizer.text)
+            self._growing.add(token)
+            if self._stops:
+                self._find_stop(self._growing.text)
 
     def take(self) -> str:
         """What has come to the text since the last `take`, less what later tokens may still change."""
-        text: str = self._detokenizer.text
-        end = self._end if self._end is not None else len(text) - self._held_back(text)
-        piece = text[self._taken : end].rstrip(_REPLACEMENT)
+        text = self._growing.text
+        end = self._end if self._end is not None else self._growing.settled - self._held_back()
+        piece = text[self._taken : end].rstrip(REPLACEMENT)
         self._taken += len(piece)
         return piece
 
     def finish(self) -> str:
         """The whole text. Bytes at its end that make no character are dropped; elsewhere they are U+FFFD."""
-        if not self.stopped:
-            self._detokenizer.finalize()
-            if self._stop:
-                # Finishing lets go of what was held back, and that may complete a stop string.
-                self._find_stop(self._detokenizer.text)
-        text: str = self._detokenizer.text
-        return text[: self._end].rstrip(_REPLACEMENT)
+        text = self._growing.text if self.stopped else self._growing.whole()
+        if not self.stopped and self._stops and text != self._growing.text:
+            self._searched = 0  # a tokenizer that takes back what it seemed to have settled
+            self._find_stop(text)
+        return text[: self._end].rstrip(REPLACEMENT)
 
-    def _settled(self, text: str) -> int:
-        """How many characters of the text, from the first, no later token changes."""
-        if not self._revises_words:
-            return len(text)
-        before_last_word = text[: max(text.rfind(" "), 0)].rstrip(" ")
-        return max(len(before_last_word), text.rfind("\n") + 1)
-
-    def _held_back(self, text: str) -> int:
-        """How many characters at the end may be part of a stop string, or may yet be revised."""
-        settled = self._settled(text)
-        for length in range(min(self._longest_stop - 1, settled), 0, -1):
-            if any(stop.startswith(text[settled - length : settled]) for stop in self._stop):
-                return len(text) - settled + length
-        return len(text) - settled
+    def _held_back(self) -> int:
+        """How many settled characters at the end may be the beginning of a stop string."""
+        return max((each.begun for each in self._stops), default=0)
 
     def _find_stop(self, text: str) -> None:
-        start = max(0, self._searched - self._longest_stop + 1)
-        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop, start)) >= 0]
+        found = [
+            (at + len(each.text), at)
+            for each in self._stops
+            if (at := text.find(each.text, max(0, self._searched - each.begun))) >= 0
+        ]
         if found:
             self._end = min(found)[1]
-        self._searched = self._settled(text)
+            return
+        if (settled := self._growing.settled) > self._searched:
+            for each in self._stops:
+                each.read(text[self._searched : settled])
+            self._searched = settled
+
+
+class _StopString:
+    """Knows how much of it the text read so far ends with, at a cost that does not grow with its length (Knuth, Morris
+    and Pratt)."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.begun = 0
+        self._falls_back_to = [0, 0]
+        """By how much of it is there: how much there is as well, and is less."""
+
+    def read(self, piece: str) -> None:
+        """`piece` completes nothing: that has been looked for."""
+        for character in piece:
+            while self.begun and self.text[self.begun] != character:
+                self.begun = self._fallback(self.begun)
+            self.begun += self.text[self.begun] == character
+
+    def _fallback(self, length: int) -> int:
+        """Worked out no further than texts come to it."""
+        known, text = self._falls_back_to, self.text
+        while len(known) <= length:
+            there = known[-1]
+            while there and text[there] != text[len(known) - 1]:
+                there = known[there]
+            known.append(there + (text[there] == text[len(known) - 1]))
+        return known[length]

@@ -12,6 +12,7 @@ from impetus_backends.embedding.coreml.buckets import Bucket, choose
 from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe
 from impetus_backends.embedding.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.operations import INPUTS
 from impetus_backends.embedding.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def minilm_reference(minilm_config: EmbeddingConfig) -> EmbeddingBackend:
 
 def evaluate(saved: SavedPackage, config: EmbeddingConfig, bucket: Bucket, rows: Sequence[np.ndarray]) -> np.ndarray:
     """The vectors of up to a bucket full of rows, by the function of that bucket."""
-    batch = pad(config.encoder, rows, batch=bucket.batch, length=bucket.length)
-    inputs = {"ids": batch.ids, "positions": batch.positions, "mask": batch.mask}
+    batch = pad(config, rows, batch=bucket.batch, length=bucket.length)
+    inputs = {name: getattr(batch, name) for name in INPUTS}
     return saved.function(bucket.function)(inputs)[: len(rows)]
 
 

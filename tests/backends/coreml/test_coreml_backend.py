@@ -366,9 +366,10 @@ def test_core_ml_itself_makes_the_vectors_of_the_evaluated_file(
     for bucket in choose(256):
         run, expect = device.load(compiled, bucket.function), emulated.load(minilm_package, bucket.function)
         from impetus_backends.embedding.encoder import pad
+        from impetus_backends.embedding.operations import INPUTS
 
         fitting = sorted((row for row in minilm_rows if len(row) <= bucket.length), key=len)[-bucket.batch :]
-        batch = pad(minilm_config.encoder, fitting, batch=bucket.batch, length=bucket.length)
-        inputs = {"ids": batch.ids, "positions": np.ascontiguousarray(batch.positions), "mask": batch.mask}
+        batch = pad(minilm_config, fitting, batch=bucket.batch, length=bucket.length)
+        inputs = {name: np.ascontiguousarray(getattr(batch, name)) for name in INPUTS}
         assert np.sum(run(inputs) * expect(inputs), axis=1).min() >= 0.999
         assert device.placement(minilm_package, compiled, bucket.function) is not None

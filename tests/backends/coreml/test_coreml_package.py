@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from impetus_backends.embedding.coreml.buckets import Bucket
 from impetus_backends.embedding.coreml.evaluator import SavedFunction, SavedPackage
 from impetus_backends.embedding.coreml.library import coremltools, quietly
 from impetus_backends.embedding.coreml.ops import MilOps, Parameters
+from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.modules import PoolingConfig
 from impetus_backends.embedding.tokens import TextEncoder
 from impetus_backends.embedding.weights import Weights
 from impetus_backends.errors import BackendError, BackendUnavailableError, ModelError
 
-from ..conftest import Recorded, small_model
+from ..conftest import FAMILIES, Recorded, small_model
 from .conftest import DEFAULT_BUCKETS, evaluate, size_of
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ def test_six_buckets_share_their_weights(minilm_package: Path, minilm_config: Em
     assert size_of(minilm_package) <= 1.03 * size_of(alone)
 
 
-@pytest.mark.parametrize("name", ["bge", "e5", "roberta", "distilbert"])
+@pytest.mark.parametrize("name", ["bge", "e5", "roberta", "distilbert", *FAMILIES])
 def test_other_architectures_convert_and_make_the_vectors_of_torch(
     name: str, texts: list[str], recorded: dict[str, Recorded], tmp_path: Path
 ) -> None:
@@ -135,12 +138,15 @@ def test_pooling_and_scaling_stay_finite_where_sums_leave_float16(mode: str, tmp
 
     def write(mb: Any, inputs: dict[str, Any]) -> Any:
         ops = MilOps(Parameters(Weights(small_model("bge"))), mb, types)
-        return ops.normalise(ops.pool(mb.cast(x=inputs["x"], dtype="fp16"), inputs["mask"], mode))
+        return ops.normalise(ops.pool(mb.cast(x=inputs["x"], dtype="fp16"), inputs["shares"], 0))
 
     x = np.random.default_rng(1).normal(900, 300, (2, 64, 1, 512)).astype(np.float32)
-    mask = np.ones((2, 512), dtype=np.float32)
-    mask[1, 3:] = 0
-    vectors = saved_function(tmp_path / "pool.mlpackage", write, x=x.shape, mask=mask.shape)({"x": x, "mask": mask})
+    rows = [np.full(512, 7, dtype=np.int32), np.full(3, 7, dtype=np.int32)]
+    bge = read_config(small_model("bge"))
+    long = replace(bge, encoder=replace(bge.encoder, position_rows=512), pooling=PoolingConfig((mode,)))
+    shares = pad(long, rows).shares
+    run = saved_function(tmp_path / "pool.mlpackage", write, x=x.shape, shares=shares.shape)
+    vectors = run({"x": x, "shares": shares})
     expected = x[:, :, 0, 0] if mode == "cls" else np.stack([x[0, :, 0].mean(axis=1), x[1, :, 0, :3].mean(axis=1)])
     assert np.isfinite(vectors).all()
     assert least_cosine(vectors, expected) >= 0.9999
@@ -160,19 +166,27 @@ def test_the_evaluator_rounds_to_float16_where_the_file_does_and_overflows_as_a_
 def test_what_the_evaluator_cannot_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"none\.mlpackage is not a Core ML package"):
         SavedPackage(tmp_path / "none.mlpackage")
-    with pytest.raises(BackendError, match="does not know the operation tanh"):
-        saved_function(tmp_path / "tanh.mlpackage", lambda mb, inputs: mb.tanh(x=inputs["x"]), x=(3,))
+    with pytest.raises(BackendError, match="does not know the operation atan"):
+        saved_function(tmp_path / "atan.mlpackage", lambda mb, inputs: mb.atan(x=inputs["x"]), x=(3,))
     with pytest.raises(BackendError, match="has no function side; it has main"):
-        SavedPackage(tmp_path / "tanh.mlpackage").function("side")
+        SavedPackage(tmp_path / "atan.mlpackage").function("side")
 
 
 def test_a_model_that_lacks_a_weight_is_a_model_error_and_leaves_no_package(tmp_path: Path) -> None:
     config = read_config(small_model("bge"))
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    broken = type(config)(tmp_path, config.encoder, config.pooling, config.text)
+    broken = replace(config, transformer=tmp_path)
     with pytest.raises(ModelError, match="no tensor"):
         package.build(broken, [Bucket(1, 32)], tmp_path / "model.mlpackage")
     assert not (tmp_path / "model.mlpackage").exists()
+
+
+@pytest.mark.parametrize(("model", "length"), [("mpnet", 2049), ("qwen3", 4096), ("modernbert", 4096), ("e5", 8193)])
+def test_a_package_for_texts_of_a_length_that_would_take_gigabytes_is_refused(
+    model: str, length: int, tmp_path: Path
+) -> None:
+    with pytest.raises(BackendUnavailableError, match=f"reads {length} tokens and a Core ML package of it ends at"):
+        package.build(read_config(small_model(model)), [Bucket(1, length)], tmp_path / "model.mlpackage")
 
 
 def test_whatever_coremltools_raises_makes_the_backend_unavailable(

@@ -172,10 +172,10 @@ def test_beyond_the_limit_nothing_is_kept_or_served_unless_the_loss_is_accepted(
 def test_a_measured_package_whose_vectors_are_broken_is_refused(
     cache: PackageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrongly_pooled(ops: Any, config: EmbeddingConfig, inputs: Any) -> Any:
-        return embed(ops, replace(config, pooling=replace(config.pooling, mode="mean")), inputs)
+    def wrongly_activated(ops: Any, config: EmbeddingConfig, inputs: Any) -> Any:
+        return embed(ops, replace(config, encoder=replace(config.encoder, activation="tanh")), inputs)
 
-    monkeypatch.setattr("impetus_backends.embedding.coreml.package.embed", wrongly_pooled)
+    monkeypatch.setattr("impetus_backends.embedding.coreml.package.embed", wrongly_activated)
     said = convert()
     assert said.exit_code == 1
     assert "none loses" in said.stderr

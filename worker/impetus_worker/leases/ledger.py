@@ -88,6 +88,8 @@ class Ledger:
         self._relay = Relay(worker)
         self._ended: deque[tuple[Outcome, Ending | None]] = deque()
         """How the others ended, not yet sent; None: by RQ's means."""
+        self._returned: list[tuple[Outcome, Ending]] = []
+        """Those that go back to the front of their queues, not yet sent."""
         self._unsure: set[str] = set()
         """Tokens of runs whose ending was sent before, and may have been written."""
         self._working_since: float | None = None
@@ -96,7 +98,12 @@ class Ledger:
 
     def has_news(self, now: float) -> bool:
         """Whether there is anything to send, besides a claim."""
-        return bool(self._ended) or self._relay.has_news(now) or self._has_unsaid_work
+        return bool(self._ended) or self._may_return or self._relay.has_news(now) or self._has_unsaid_work
+
+    @property
+    def _may_return(self) -> bool:
+        """Whether jobs wait to go back, and no claim is under way that would bring later ones, to go before them."""
+        return bool(self._returned) and not self.wanted
 
     @property
     def _has_unsaid_work(self) -> bool:
@@ -105,7 +112,7 @@ class Ledger:
 
     @property
     def is_empty(self) -> bool:
-        return not self.held and not self._ended and not self._under_way
+        return not self.held and not self._ended and not self._returned and not self._under_way
 
     @property
     def under_way(self) -> int:
@@ -147,7 +154,11 @@ class Ledger:
             else:
                 if isinstance(each, Failed):
                     _log.warning("job %s failed: %s", each.job.id, sentence(each.error))
-                self._ended.append((each, ending_of(each)))  # written out now, while the server is busy
+                ending = ending_of(each)  # written out now, while the server is busy
+                if isinstance(each, Returned) and ending is not None:
+                    self._returned.append((each, ending))
+                else:
+                    self._ended.append((each, ending))
                 if self.open.get(each.job.id) is each.job:
                     del self.open[each.job.id]
 
@@ -160,7 +171,7 @@ class Ledger:
 
     def unfinished(self) -> list[ClaimedJob]:
         """The jobs of which it is not known how they end, or that RQ has not ended yet."""
-        ended = {outcome.job.token for outcome, _ in self._ended}
+        ended = {outcome.job.token for outcome, _ in (*self._ended, *self._returned)}
         return [job for job in self.held.values() if job.token not in ended]
 
     def send(self, wanted: Wanted | None, now: float) -> None:
@@ -188,6 +199,10 @@ class Ledger:
                 continue
             exchange.endings.append((outcome, ending))
             size += len(ending.stored) + len(ending.vectors or b"")
+        if self._may_return:
+            # Each goes to the front, so the last one first; tokens count as claims do.
+            exchange.endings += sorted(self._returned, key=lambda each: each[0].job.token, reverse=True)
+            self._returned = []
         if exchange.endings or self._has_unsaid_work:
             exchange.finishing = True
             exchange.worked_s, self._worked_s = self._worked_s, 0.0
@@ -239,7 +254,11 @@ class Ledger:
         self._resend(exchange)
 
     def _resend(self, exchange: _Exchange) -> None:
-        self._ended.extendleft(reversed(exchange.endings))
+        for outcome, ending in reversed(exchange.endings):
+            if isinstance(outcome, Returned):
+                self._returned.append((outcome, ending))
+            else:
+                self._ended.appendleft((outcome, ending))
         self._worked_s += exchange.worked_s
 
     def recall_all(self) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.cache import cache_folder
-from impetus_backends.embedding import encoder
+from impetus_backends.embedding import architectures, encoder, reference
 from impetus_backends.embedding.coreml import ops, package, quantize
 from impetus_backends.embedding.coreml.buckets import Bucket
 from impetus_backends.embedding.coreml.library import coremltools
@@ -30,7 +30,7 @@ PACKAGE = "model.mlpackage"
 _RECIPE = "recipe.json"
 _UNFINISHED = ".unfinished-"
 _ABANDONED_S = 24 * 3600
-_WRITERS = (encoder, ops, package, quantize)
+_WRITERS = (architectures, encoder, reference, ops, package, quantize)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from impetus_backends.embedding.coreml.buckets import Padding, padding
 from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe, make_whole
 from impetus_backends.embedding.coreml.runner import Runner
 from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.operations import INPUTS
 from impetus_backends.embedding.weights import fingerprint
 from impetus_backends.errors import BackendError
 
@@ -186,10 +187,8 @@ def _samples(order: Order, bucket: Bucket) -> list[dict[str, np.ndarray]]:
     """The inputs of one bucket, for the texts to calibrate on that fit it."""
     fitting = [row for row in order.calibration if len(row) <= bucket.length]
     groups = [fitting[at : at + bucket.batch] for at in range(0, len(fitting), bucket.batch)]
-    batches = [pad(order.config.encoder, group, batch=bucket.batch, length=bucket.length) for group in groups]
-    return [
-        {"ids": batch.ids, "positions": np.ascontiguousarray(batch.positions), "mask": batch.mask} for batch in batches
-    ]
+    batches = [pad(order.config, group, batch=bucket.batch, length=bucket.length) for group in groups]
+    return [{name: np.ascontiguousarray(getattr(batch, name)) for name in INPUTS} for batch in batches]
 
 
 def _side(

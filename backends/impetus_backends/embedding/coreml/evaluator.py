@@ -141,6 +141,9 @@ class _Arguments:
         (name,) = self.step.names[parameter]
         return self.values[name]
 
+    def has(self, parameter: str) -> bool:
+        return parameter in self.step.names
+
     def several(self, parameter: str) -> list[np.ndarray]:
         return [self.values[name] for name in self.step.names[parameter]]
 
@@ -159,7 +162,8 @@ def _conv(given: _Arguments) -> np.ndarray:
         raise BackendError(f"the evaluator knows 1x1 convolutions, and not one of {kernel.shape}")
     batch, channels, height, width = x.shape
     product: np.ndarray = kernel[:, :, 0, 0] @ x.reshape(batch, channels, height * width)
-    product += given["bias"][:, None]
+    if given.has("bias"):
+        product += given["bias"][:, None]
     return product.reshape(batch, -1, height, width)
 
 
@@ -183,14 +187,20 @@ def _layer_norm(given: _Arguments) -> np.ndarray:
     centred = x - x.mean(axis=axes, keepdims=True)
     spread = np.sqrt((centred * centred).mean(axis=axes, keepdims=True) + np.float32(given.setting("epsilon")))
     shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
-    result: np.ndarray = centred / spread * given["gamma"].reshape(shape) + given["beta"].reshape(shape)
+    result: np.ndarray = centred / spread * given["gamma"].reshape(shape)
+    if given.has("beta"):
+        result += given["beta"].reshape(shape)
     return result
 
 
 def _gelu(given: _Arguments) -> np.ndarray:
-    if given.setting("mode") != "EXACT":
-        raise BackendError(f"the evaluator does not know the {given.setting('mode')} form of gelu")
-    x = given["x"]
+    x, mode = given["x"], given.setting("mode")
+    if mode == "TANH_APPROXIMATION":
+        inner = np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x * x * x)
+        result: np.ndarray = np.float32(0.5) * x * (1 + np.tanh(inner))
+        return result
+    if mode != "EXACT":
+        raise BackendError(f"the evaluator does not know the {mode} form of gelu")
     return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
 
 
@@ -222,13 +232,17 @@ _OPERATIONS: dict[str, Callable[[_Arguments], Any]] = {
     "layer_norm": _layer_norm,
     "maximum": lambda given: np.maximum(given["x"], given["y"]),
     "mul": lambda given: given["x"] * given["y"],
+    "relu": lambda given: np.maximum(given["x"], 0),
+    "reshape": lambda given: given["x"].reshape(given.setting("shape")),
     "real_div": lambda given: given["x"] / given["y"],
     "reduce_l2_norm": _l2_norm,
-    "reduce_sum": lambda given: given["x"].sum(axis=given.axes(), keepdims=bool(given.setting("keep_dims"))),
+    "reduce_max": lambda given: given["x"].max(axis=given.axes(), keepdims=bool(given.setting("keep_dims"))),
+    "silu": lambda given: given["x"] / (1 + np.exp(-given["x"])),
     "slice_by_size": _slice,
     "softmax": _softmax,
     "split": lambda given: np.split(given["x"], given.setting("num_splits"), axis=given.setting("axis")),
     "squeeze": lambda given: given["x"].squeeze(given.axes()),
+    "tanh": lambda given: np.tanh(given["x"]),
     "sub": lambda given: given["x"] - given["y"],
     "transpose": lambda given: given["x"].transpose(given.setting("perm")),
 }

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.coreml.library import coremltools, quietly
 from impetus_backends.embedding.coreml.ops import MilOps, Parameters
-from impetus_backends.embedding.encoder import Inputs, embed
-from impetus_backends.embedding.weights import Weights
+from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.fitting import open_weights
+from impetus_backends.embedding.operations import INPUTS, Inputs
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.coreml.buckets import Bucket
 
 OUTPUT = "vectors"
+_LONGEST, _LONGEST_PAIRS = 8192, 2048
 # Everything is written as it shall be, in float16 and with its weights named: coremltools' ninety passes find nothing
 # to improve, and check the whole program after each.
 _PASSES = ("common::dead_code_elimination",)
@@ -41,10 +43,11 @@ def build(
 
     Raises `BackendUnavailableError` where coremltools is missing or refuses the program, `ModelError` for bad files.
     """
+    _check_lengths(config, buckets)
     ct = coremltools()
     from coremltools.converters.mil.mil import Program
 
-    parameters = Parameters(Weights(config.transformer), mode)
+    parameters = Parameters(open_weights(config), mode)
     program = Program()
     program.export_as_multifunction = multifunction
     program.default_function_name = buckets[0].function if multifunction else "main"
@@ -73,14 +76,33 @@ def build(
     progress("converted", 1.0)
 
 
+def _check_lengths(config: EmbeddingConfig, buckets: Sequence[Bucket]) -> None:
+    """Raises `BackendUnavailableError` for lengths of which a static shape would take gigabytes: where a layer's scores
+    depend on how far apart two tokens are, a package holds a number for every pair."""
+    pairs = config.encoder.knows_distances or any(each.causal or each.window for each in config.encoder.attentions)
+    most = _LONGEST_PAIRS if pairs else _LONGEST
+    longest = max(bucket.length for bucket in buckets)
+    if longest > most:
+        raise BackendUnavailableError(
+            f"the model reads {longest} tokens and a Core ML package of it ends at {most}: use mlx or cpu, or lower "
+            "max_seq_length in its sentence_bert_config.json"
+        )
+
+
+def input_shapes(config: EmbeddingConfig, bucket: Bucket) -> dict[str, tuple[int, ...]]:
+    """Of the function of a bucket, by name."""
+    flat = (bucket.batch, bucket.length)
+    return dict.fromkeys(INPUTS[:3], flat) | {INPUTS[3]: (bucket.batch, len(config.pooling.modes), bucket.length)}
+
+
 def _function(ct: Any, config: EmbeddingConfig, parameters: Parameters, bucket: Bucket) -> Any:
     from coremltools.converters.mil.mil import Builder, Function, types
 
     # Its operations are attached when it is imported, which no type checker sees.
     mb: Any = Builder
-    shape = (bucket.batch, bucket.length)
-    kinds = {"ids": types.int32, "positions": types.int32, "mask": types.fp32}
-    inputs = {name: mb.placeholder(shape=shape, dtype=kind, name=name) for name, kind in kinds.items()}
+    kinds = dict(zip(INPUTS, (types.int32, types.int32, types.fp32, types.fp32), strict=True))
+    shapes = input_shapes(config, bucket)
+    inputs = {name: mb.placeholder(shape=shapes[name], dtype=kind, name=name) for name, kind in kinds.items()}
     with Function(inputs, opset_version=ct.target.macOS15) as function:
         variables = Inputs(*(function.inputs[name] for name in kinds))
         vectors = embed(MilOps(parameters, mb, types), config, variables)

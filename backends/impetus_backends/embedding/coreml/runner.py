@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impetus_backends.embedding.coreml.buckets import Call, plan
+from impetus_backends.embedding.coreml.package import input_shapes
 from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.operations import INPUTS
 from impetus_backends.errors import BackendError
 
 if TYPE_CHECKING:
@@ -44,13 +46,13 @@ class Runner:
         self.timings = {bucket: Timing() for bucket in functions}
         self._config = config
         self._functions = dict(functions)
-        self._rings = {bucket: cycle([_inputs(bucket) for _ in range(_RING)]) for bucket in functions}
+        self._rings = {bucket: cycle([_inputs(config, bucket) for _ in range(_RING)]) for bucket in functions}
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         if not rows:
-            pad(self._config.encoder, rows)
-        vectors = np.empty((len(rows), self._config.encoder.hidden_size), dtype=np.float32)
+            pad(self._config, rows)
+        vectors = np.empty((len(rows), self._config.dimensions), dtype=np.float32)
         for call in plan([len(row) for row in rows], tuple(self._functions)):
             vectors[list(call.rows)] = self._run(call, rows)
         return vectors
@@ -58,17 +60,17 @@ class Runner:
     def _run(self, call: Call, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of the rows that the call takes, in its order."""
         bucket, chosen = call.bucket, [rows[row] for row in call.rows]
-        batch = pad(self._config.encoder, chosen, batch=bucket.batch, length=bucket.length)
+        batch = pad(self._config, chosen, batch=bucket.batch, length=bucket.length)
         inputs = next(self._rings[bucket])
         for name in inputs:
             np.copyto(inputs[name], getattr(batch, name))
         started = time.perf_counter()
         made = self._functions[bucket](inputs)
         self.timings[bucket] = self.timings[bucket].after(len(chosen), time.perf_counter() - started)
-        if made.shape != (bucket.batch, self._config.encoder.hidden_size):
+        if made.shape != (bucket.batch, self._config.dimensions):
             raise BackendError(
                 f"the bucket {bucket} returned {made.shape} and not ({bucket.batch}, "
-                f"{self._config.encoder.hidden_size}): Core ML has dropped or merged rows"
+                f"{self._config.dimensions}): Core ML has dropped or merged rows"
             )
         return made[: len(chosen)]
 
@@ -102,10 +104,6 @@ class Runner:
         return took
 
 
-def _inputs(bucket: Bucket) -> dict[str, np.ndarray]:
-    shape = (bucket.batch, bucket.length)
-    return {
-        "ids": np.zeros(shape, np.int32),
-        "positions": np.zeros(shape, np.int32),
-        "mask": np.ones(shape, np.float32),
-    }
+def _inputs(config: EmbeddingConfig, bucket: Bucket) -> dict[str, np.ndarray]:
+    shapes = input_shapes(config, bucket)
+    return {name: np.ones(shapes[name], np.int32 if index < 2 else np.float32) for index, name in enumerate(INPUTS)}

@@ -1,0 +1,66 @@
+"""Reading a model's JSON files, and remembering which were read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+
+class Reader:
+    """Reads files and keeps their paths in `files`, in order: a fingerprint covers what was read, whatever it was."""
+
+    def __init__(self) -> None:
+        self.files: list[Path] = []
+
+    def object(self, file: Path, *, known: Collection[str] | None = None) -> dict[str, Any]:
+        """A file's JSON object. A key outside `known` is an error that names it: it may change every vector."""
+        content: dict[str, Any] = read_json(file, dict)
+        self.files.append(file)
+        unknown = sorted(set(content) - set(known)) if known is not None else []
+        if unknown:
+            raise ModelError(f"{file}: {', '.join(unknown)} is not known here, and could change every vector")
+        return content
+
+    def optional(self, file: Path, *, known: Collection[str] | None = None) -> dict[str, Any]:
+        """The same, or nothing where there is no such file."""
+        return self.object(file, known=known) if file.is_file() else {}
+
+    def array(self, file: Path) -> list[Any]:
+        content: list[Any] = read_json(file, list)
+        self.files.append(file)
+        return content
+
+
+def read_json(file: Path, kind: type[Any]) -> Any:
+    """The content of a JSON file whose outermost value is of that kind; raises `ModelError` naming the file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{file} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, kind):
+        raise ModelError(f"{file} does not hold a JSON {'object' if kind is dict else 'array'}")
+    return content
+
+
+def positive(file: Path, raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A count that a file states."""
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{file}: {key} is {value!r}, not a positive number")
+    return value
+
+
+def flag(file: Path, raw: dict[str, Any], key: str, default: bool) -> bool:
+    """A yes or no that a file states."""
+    value = raw.get(key, default)
+    if not isinstance(value, bool):
+        raise ModelError(f"{file}: {key} is {value!r}, neither true nor false")
+    return value

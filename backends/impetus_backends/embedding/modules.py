@@ -1,0 +1,154 @@
+"""What comes after the transformer: pooling, dense layers and scaling, as `modules.json` and its folders state them.
+
+Layout: https://sbert.net/docs/sentence_transformer/usage/custom_models.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from impetus_backends.embedding.files import flag, positive
+from impetus_backends.errors import ModelError
+
+if TYPE_CHECKING:
+    from impetus_backends.embedding.files import Reader
+
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+_OLD_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ACTIVATIONS = {
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.SiLU": "silu",
+    "torch.nn.modules.linear.Identity": "",
+}
+_VECTOR = "sentence_embedding"
+_PLACES = ("module_input_name", "module_output_name")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingConfig:
+    """How token vectors become one vector: by each mode, one after the other."""
+
+    modes: tuple[str, ...]
+    include_prompt: bool = True
+    """Whether the tokens of a prompt are pooled with those of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """One linear layer over pooled vectors, and what follows it: nothing, where `activation` is empty."""
+
+    folder: str
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Normalise:
+    """Vectors are scaled to length 1."""
+
+
+Step = Dense | Normalise
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """The transformer's folder, and where its modules say that they lie."""
+
+    transformer: Path
+    pooling: Path
+    after: tuple[tuple[str, Path], ...]
+
+
+def read_modules(reader: Reader, folder: Path) -> Modules:
+    """Raises `ModelError` for a module that is not known, or one where it has no effect that is known."""
+    file = folder / "modules.json"
+    if not file.is_file():
+        raise ModelError(
+            f"{folder} has no modules.json, so nothing says how its token vectors are pooled; "
+            "save the model with sentence-transformers first"
+        )
+    found: list[tuple[str, Path]] = []
+    for module in reader.array(file):
+        kind, path = str(module.get("type")), str(module.get("path", ""))
+        if not kind.startswith("sentence_transformers."):
+            raise ModelError(f"{file} names {kind}, which is code of the model's own and is never run")
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ModelError(f"{file} points outside its folder: {path}")
+        found.append((kind.rpartition(".")[2], folder / path))
+    names = [name for name, _ in found]
+    if names[:2] != ["Transformer", "Pooling"] or set(names[2:]) - {"Dense", "Normalize"}:
+        raise ModelError(
+            f"{file} is {', '.join(names)}; supported is Transformer, Pooling and then any of Dense and Normalize"
+        )
+    return Modules(found[0][1], found[1][1], tuple(found[2:]))
+
+
+def read_pooling(reader: Reader, folder: Path, hidden_size: int) -> PoolingConfig:
+    file = folder / "config.json"
+    known = ("embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt", *_OLD_POOLINGS)
+    raw = reader.object(file, known=known)
+    width = raw.get("embedding_dimension", raw.get("word_embedding_dimension"))
+    if width != hidden_size:
+        raise ModelError(f"{file} pools vectors of {width}, the encoder makes vectors of {hidden_size}")
+    mode = raw.get("pooling_mode", [name for key, name in _OLD_POOLINGS.items() if raw.get(key)])
+    modes = [mode] if isinstance(mode, str) else list(mode)
+    if not modes or set(modes) - set(POOLINGS):
+        raise ModelError(
+            f"{file} pools by {' and '.join(map(str, modes)) or 'nothing'}; supported are {', '.join(POOLINGS)}"
+        )
+    return PoolingConfig(tuple(modes), flag(file, raw, "include_prompt", True))
+
+
+def read_steps(reader: Reader, modules: Modules, root: Path, width: int) -> tuple[Step, ...]:
+    """What is done to pooled vectors of that width, in order."""
+    steps: list[Step] = []
+    for name, folder in modules.after:
+        file = folder / "config.json"
+        if name == "Normalize":
+            raw = reader.optional(file, known=_PLACES)
+            steps.append(Normalise())
+        else:
+            raw = reader.object(
+                file, known=(*_PLACES, "in_features", "out_features", "bias", "activation_function", "use_residual")
+            )
+            dense = _dense(file, raw, folder.relative_to(root).as_posix(), width)
+            width = dense.outputs
+            steps.append(dense)
+        places = {raw.get(place) for place in _PLACES}
+        if places - {_VECTOR, None}:
+            raise ModelError(f"{file} works on {places - {_VECTOR, None}}; supported is {_VECTOR} alone")
+    return tuple(steps)
+
+
+def _dense(file: Path, raw: dict[str, object], folder: str, width: int) -> Dense:
+    if raw.get("use_residual", False) is not False:
+        raise ModelError(f"{file}: use_residual is not supported")
+    # What sentence-transformers takes where nothing is stated.
+    activation = raw.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in _ACTIVATIONS:
+        raise ModelError(
+            f"{file}: activation_function {activation!r} is not supported; supported are {', '.join(_ACTIVATIONS)}"
+        )
+    inputs = positive(file, raw, "in_features")
+    if inputs != width:
+        raise ModelError(f"{file} takes vectors of {inputs}, and vectors of {width} come to it")
+    return Dense(
+        folder,
+        inputs,
+        positive(file, raw, "out_features"),
+        flag(file, raw, "bias", True),
+        _ACTIVATIONS[str(activation)],
+    )

@@ -1,0 +1,66 @@
+"""A file that appears under its name when it is whole, and not before.
+
+Until then it is a hidden draft beside it. A link stays a link, and whoever might not read the file before may not
+read it after.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from ..errors import InvalidRequestError
+
+
+class Draft:
+    """`like`: the file whose permissions a new one takes, where that is there; else they are the usual ones."""
+
+    def __init__(self, path: Path, like: Path | None = None) -> None:
+        self._target = Path(os.path.realpath(path))
+        self._mode = _mode_of(self._target)
+        if self._mode is None and like is not None:
+            self._mode = _mode_of(Path(os.path.realpath(like)))
+        self._draft = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
+        self._draft.unlink(missing_ok=True)
+        self.file: IO[bytes] = os.fdopen(self._create(), "w+b")
+
+    def _create(self) -> int:
+        mode = 0o666 if self._mode is None else self._mode & 0o777 | stat.S_IWUSR
+        return os.open(self._draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
+
+    def publish(self) -> None:
+        self.file.flush()
+        if self._mode is not None:
+            os.fchmod(self.file.fileno(), self._mode)
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self._draft.replace(self._target)
+
+    def remove(self) -> None:
+        # Closing flushes, which fails again on a full disk.
+        with suppress(OSError, ValueError):
+            self.file.close()
+        self._draft.unlink(missing_ok=True)
+
+
+def _mode_of(path: Path) -> int | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidRequestError(f"{str(path)!r} is there and no regular file: give another name")
+    return stat.S_IMODE(status.st_mode)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Renames an earlier run's file, so that nobody takes it for this one's. None where there is none."""
+    aside = path.with_name(path.name + ".before")
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        return None
+    return aside

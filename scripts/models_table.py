@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Writes docs/models.md: which embedding models load, and how near their vectors are to sentence-transformers'.
+
+Every figure is measured as the tests measure it, on the small models in tests/data/models whose vectors were recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from impetus_backends.embedding.backends import make_backend
+from impetus_backends.embedding.config import read_config
+from impetus_backends.embedding.coreml import package
+from impetus_backends.embedding.coreml.buckets import Bucket
+from impetus_backends.embedding.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.operations import INPUTS
+from impetus_backends.embedding.tokens import TextEncoder
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+BACKENDS = ("numpy", "cpu", "mlx")
+
+
+class Row(NamedTuple):
+    """One line of the table: the folder of the small model, and what it stands for."""
+
+    folder: str
+    family: str
+    examples: str
+    tokens: str
+
+
+ROWS = (
+    Row("bge", "BERT", "all-MiniLM-L6-v2, bge-*-en-v1.5, e5-*-v2, mxbai-embed-large-v1, LaBSE", "512"),
+    Row("distilbert", "DistilBERT", "multi-qa-distilbert, distiluse-base-multilingual", "512"),
+    Row("roberta", "RoBERTa", "all-distilroberta-v1, all-roberta-large-v1", "512"),
+    Row("e5", "XLM-RoBERTa", "multilingual-e5-*, bge-m3 (dense), arctic-embed-l-v2.0", "512 to 8,192"),
+    Row("camembert", "CamemBERT", "sentence-camembert-base", "512"),
+    Row("electra", "ELECTRA", "fine-tuned ELECTRA models", "512"),
+    Row("mpnet", "MPNet", "all-mpnet-base-v2, multi-qa-mpnet-base", "512"),
+    Row("t5", "T5 encoder", "sentence-t5-*, gtr-t5-*", "as stated"),
+    Row("mt5", "mT5 encoder", "fine-tuned mT5 encoders", "as stated"),
+    Row("nomic", "NomicBERT", "nomic-embed-text-v1, v1.5", "as stated"),
+    Row("gte", "GTE", "gte-multilingual-base as transformers stores it", "as stated"),
+    Row("modernbert", "ModernBERT", "gte-modernbert-base, modernbert-embed-base, granite-embedding r2", "8,192"),
+    Row("qwen3", "Qwen3", "Qwen3-Embedding-0.6B, 4B, 8B", "32,768"),
+    Row("gemma", "Gemma 3", "EmbeddingGemma-300m", "2,048"),
+)
+REFUSED = """\
+What follows is refused with a sentence that names the file and what in it, because guessing would make wrong vectors:
+
+- a model whose files ask for code of its own (`auto_map`), and any family that is not in the table;
+- weights in `pytorch_model.bin` alone: the error says how to convert them. fp8 and other quantised weights, by name;
+- a tensor that is missing or does not have the shape that `config.json` asks for;
+- a tokenizer that is missing, knows no word, is of another kind than its class, or does not fit the model's table;
+- a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
+- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize.
+
+Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
+`include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
+"""
+
+
+def main() -> None:
+    texts = json.loads((DATA / "texts.json").read_text())
+    recorded = {**np.load(DATA / "reference.npz"), **np.load(DATA / "families.npz")}
+    lines = [
+        "# Embedding models",
+        "",
+        "Written by scripts/models_table.py. Figures are the least cosine to sentence-transformers over "
+        f"{len(texts)} texts, batched and padded, of a small random model of the family in its true file layout; Core "
+        "ML's is of the saved package, evaluated in numpy as a device in float16 would. Every row is a test.",
+        "",
+        f"| family | for example | {' | '.join(BACKENDS)} | Core ML | tokens |",
+        f"|---|---|{'---|' * len(BACKENDS)}---|---|",
+    ]
+    for row in ROWS:
+        folder = DATA / "models" / row.folder
+        rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
+        figures = [_least(_run(name, folder, rows), recorded[f"{row.folder}/plain"]) for name in BACKENDS]
+        figures.append(_least(_core_ml(folder, rows), recorded[f"{row.folder}/plain"]))
+        lines.append(f"| {row.family} | {row.examples} | {' | '.join(figures)} | {row.tokens} |")
+    (ROOT / "docs").mkdir(exist_ok=True)
+    (ROOT / "docs" / "models.md").write_text("\n".join([*lines, "", REFUSED]), encoding="utf-8")
+
+
+def _run(name: str, folder: Path, rows: list[np.ndarray]) -> np.ndarray:
+    backend = make_backend(name, folder)
+    backend.load()
+    return backend.embed(rows)
+
+
+def _core_ml(folder: Path, rows: list[np.ndarray]) -> np.ndarray:
+    config = read_config(folder)
+    bucket = Bucket(len(rows), config.text.max_tokens)
+    batch = pad(config, rows, batch=bucket.batch, length=bucket.length)
+    with tempfile.TemporaryDirectory() as made:
+        package.build(config, [bucket], Path(made) / "model.mlpackage")
+        run = SavedPackage(Path(made) / "model.mlpackage").function(bucket.function)
+        return run({name: getattr(batch, name) for name in INPUTS})
+
+
+def _least(vectors: np.ndarray, expected: np.ndarray) -> str:
+    vectors, expected = vectors.astype(np.float64), expected.astype(np.float64)
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = float(((vectors * expected).sum(axis=1) / lengths).min())
+    # Cut, and not rounded: no figure is better than what was measured.
+    return f"{np.floor(cosine * 1e6) / 1e6:.6f}"
+
+
+if __name__ == "__main__":
+    main()

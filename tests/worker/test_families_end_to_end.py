@@ -1,0 +1,35 @@
+"""Newer embedding models through the queue: prompts that are not pooled, dense layers, dimensions of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from impetus_producer import Producer
+
+if TYPE_CHECKING:
+    from .conftest import Fleet
+
+pytestmark = pytest.mark.system
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.mark.parametrize("model", ["electra", "qwen3"])
+def test_vectors_of_a_newer_family_through_the_queue_are_those_of_sentence_transformers(
+    fleet: Fleet, model: str
+) -> None:
+    fleet.start("--embedding-backend", "cpu", "--embedding-model", str(DATA / "models" / model))
+    producer = Producer(connection=fleet.connection)
+    texts, recorded = json.loads((DATA / "texts.json").read_text()), np.load(DATA / "families.npz")
+    plain = producer.embed(texts)
+    asked = producer.embed(texts, input_type="query")
+    cut = producer.embed(texts, dimensions=8)
+    for handle, expected in ((plain, recorded[f"{model}/plain"]), (asked, recorded[f"{model}/query"])):
+        assert np.abs(np.asarray(handle.result(timeout_s=60).vectors) - expected).max() < 1e-5
+    shorter = recorded[f"{model}/plain"][:, :8]
+    shorter = shorter / np.linalg.norm(shorter, axis=1, keepdims=True)
+    assert np.abs(np.asarray(cut.result(timeout_s=60).vectors) - shorter).max() < 1e-5
