@@ -74,3 +74,22 @@ def test_a_duty_that_cannot_be_done_for_what_lies_in_redis_holds_up_no_other(red
     finally:
         housekeeping.stop()
         assert housekeeping.join(LIMIT_S)
+
+
+def test_it_has_looked_round_when_nothing_is_left_to_do_and_not_before(redis_url: str) -> None:
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    left = iter((True, True, False))
+
+    def do_a_part(connection: Redis) -> bool:
+        more = next(left, False)
+        told.put(more)
+        return more
+
+    link = Link("chores", lambda: client(redis_url, 5.0), Reachability())
+    housekeeping = Housekeeping("chores", link, [Duty("schedule", do_a_part, 60.0)], told.put, 1.0)
+    housekeeping.start()
+    try:
+        assert [told.get(timeout=LIMIT_S) for _ in range(4)] == [True, True, False, LookedRound("chores")]
+    finally:
+        housekeeping.stop()
+        assert housekeeping.join(LIMIT_S)

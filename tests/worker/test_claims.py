@@ -15,6 +15,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
 from impetus_producer.contract import VECTORS_FIELD
+from impetus_worker.fleet.duties import Recovery
 from impetus_worker.leases.claims import Answer, Claim, ClaimedJob, Claims, Ending, Renewal, Verb, bury, recover, sweep
 
 if TYPE_CHECKING:
@@ -455,6 +456,19 @@ def test_recovery_is_one_workers_affair_at_a_time(claims: Hold, connection: Redi
     claims.let_lapse(job)
     assert recover("embedding", 60.0).run(connection) == []
     assert claims.recover() == [job.id]
+
+
+def test_many_that_lapsed_are_put_back_a_part_a_call_and_without_a_pause(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 601)
+    jobs = [*claims.claim(["embedding"], 400).jobs, *claims.claim(["embedding"], 400).jobs]
+    for job in jobs:
+        claims.let_lapse(job)
+    recovery = Recovery(["embedding"], 60.0)
+    rounds = 0
+    while recovery(connection):
+        rounds += 1
+    assert rounds == 2
+    assert connection.llen("rq:queue:embedding") == 601
 
 
 def test_recovered_jobs_are_at_the_front_in_the_order_of_their_claims(claims: Hold, connection: Redis) -> None:

@@ -285,6 +285,28 @@ def test_a_burst_ends_when_the_queues_are_empty(fleet: Fleet) -> None:
     assert {fleet.status(job) for job in jobs} == {"finished"}
 
 
+def test_a_burst_runs_what_its_own_jobs_put_on_the_queues(fleet: Fleet) -> None:
+    chain = [fleet.queue().enqueue(EMBED, {"input": "a"})]
+    for _ in range(8):
+        chain.append(fleet.queue().enqueue(EMBED, {"input": "a"}, depends_on=chain[-1]))
+    worker = fleet.start("--burst", wait=False)
+    assert worker.process.wait(timeout=30) == 0
+    assert [fleet.status(job) for job in chain] == ["finished"] * 9
+
+
+def test_an_engine_that_dies_during_a_warm_stop_is_not_started_again(fleet: Fleet) -> None:
+    worker = fleet.start("--simulated-a-ms", "60000")
+    handle = Producer(connection=fleet.connection).embed("a")
+    fleet.await_status(handle.job_id, "started")
+    engine = fleet.engine_pid()
+    worker.process.send_signal(signal.SIGTERM)
+    eventually(lambda: "stopping (warm)" in worker.log)
+    os.kill(engine, signal.SIGKILL)
+    assert worker.process.wait(timeout=30) == 0
+    assert handle.status() == "queued"
+    assert fleet.connection.lrange("rq:queue:embedding", 0, -1) == [handle.job_id.encode()]
+
+
 def test_two_workers_share_a_queue_and_finish_each_job_once(fleet: Fleet) -> None:
     fleet.start("--simulated-a-ms", "50", "--max-batch-texts", "4")
     fleet.start("--simulated-a-ms", "50", "--max-batch-texts", "4")

@@ -103,6 +103,8 @@ class QueueWorker:
         self._exit_status = 0
         self._unlooked: set[str] = set()
         """Housekeeping that has not yet looked for jobs to put on the queues."""
+        self._looked_again = False
+        """Whether a burst has looked for jobs once more since it had any."""
         self._suspended = False
         self._trying = ""
         self._deaths_while_loading: Counter[str] = Counter()
@@ -223,9 +225,11 @@ class QueueWorker:
                     # One that has served can be served again: that it cannot now may pass.
                     raise ConfigurationError(message) if self._batcher is None else EngineDiedError(message)
                 case inbox.Answered(answers):
-                    self._answered_at = self._now()
-                    if not self._ledger.receive(answers):
+                    if self._ledger.receive(answers):
+                        self._answered_at = self._now()
+                    else:
                         self._send_from = self._now() + IDLE_WAIT_S
+                        self._give_up_stopping_warm()
                 case inbox.Unanswered(retry_in_s):
                     self._ledger.recall()
                     self._send_from = self._now() + retry_in_s
@@ -300,7 +304,11 @@ class QueueWorker:
     def _restart_engine(self, *, suspect: bool) -> None:
         if self._batcher is not None:
             self._ledger.note(self._batcher.engine_died(self._now(), suspect=suspect))
-        self._engine.start(self._config)
+        if self._stopping:  # what is left is not worth a model loaded anew
+            self._engine.kill()
+            self._give_back(list(self._ledger.open.values()))
+        else:
+            self._engine.start(self._config)
 
     def _hear_of_leases(self, renewed: inbox.Renewed) -> None:
         assert self._interruptions is not None
@@ -380,6 +388,7 @@ class QueueWorker:
         if again:  # it went back to the queue and is ours again: the earlier run is over
             self._interruptions.forget(again)
         self._ledger.take(claim.jobs, now)
+        self._looked_again = self._looked_again and not claim.jobs
         if self._stopping:
             self._ledger.note(Returned(job) for job in claim.jobs)
             return
@@ -449,6 +458,7 @@ class QueueWorker:
         self._stopping = manner
         _log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
         if manner == WARM:
+            self._answered_at = self._now()  # from now on its patience counts
             self._hand_over()
             if self._routing is not None:
                 self._routing.stand_down()
@@ -462,11 +472,13 @@ class QueueWorker:
 
     def _hand_over(self) -> None:
         """Puts back what the engine has not begun."""
-        if self._batcher is None or self._interruptions is None:
-            return
-        unbegun = [job for job in self._ledger.open.values() if not self._batcher.has_begun(job.id)]
-        self._interruptions.forget([job.id for job in unbegun])
-        self._ledger.note([Returned(job) for job in unbegun])
+        if self._batcher is not None:
+            self._give_back([job for job in self._ledger.open.values() if not self._batcher.has_begun(job.id)])
+
+    def _give_back(self, jobs: Sequence[ClaimedJob]) -> None:
+        if self._interruptions is not None:
+            self._interruptions.forget([job.id for job in jobs])
+            self._ledger.note([Returned(job) for job in jobs])
 
     # -- what housekeeping asks, in its own thread -------------------------------------------------------------------
 
@@ -485,4 +497,11 @@ class QueueWorker:
 
     def _is_drained(self) -> bool:
         loaded = self._engine.info is not None and not self._unlooked
-        return loaded and self._ledger.is_empty and self._intake.is_dry(self._now())
+        if not (loaded and self._ledger.is_empty and self._intake.is_dry(self._now())):
+            return False
+        if self._looked_again:
+            return True
+        # What ended last may have put others on the queues, and a bell takes a moment.
+        self._looked_again = True
+        self._intake.look_again()
+        return False

@@ -70,10 +70,14 @@ class Recovery:
         self._queues = queues
         self._interval_s = interval_s
 
-    def __call__(self, connection: Redis) -> None:
+    def __call__(self, connection: Redis) -> bool:
+        """Whether there may be more."""
+        more = False
         for queue in self._queues:
             if back := recover(queue, self._interval_s).run(connection):
                 _log.warning("%d jobs whose leases ran out are back at the front of %s", len(back), queue)
+                more = True
+        return more
 
 
 class Sweep:

@@ -108,7 +108,8 @@ class Housekeeping(Companion):
             if now < duty.due_at or (duty.judges_others and now < self._judge_from):
                 continue
             more = self._do(duty)
-            self._did(duty)
+            if not more:
+                self._did(duty)
             duty.due_at = now if more else now + duty.interval_s
             busy = busy or bool(more)
         return busy

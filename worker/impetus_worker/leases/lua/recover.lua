@@ -5,8 +5,10 @@
 -- ARGV: queue, how long the others leave it alone then (ms)
 -- Returns the ids put back, the first of the queue first.
 local queue = ARGV[1]
+local MOST = 500  -- a call
 if not call('SET', 'impetus:recovery:' .. queue, 1, 'NX', 'PX', ARGV[2]) then return {} end
 local seconds, micros = server_time()
 local now = string.format('%d.%06d', seconds, micros)
-local lapsed = read('ZRANGEBYSCORE', LEASES .. queue, '-inf', now, 'LIMIT', 0, 500) or {}
+local lapsed = read('ZRANGEBYSCORE', LEASES .. queue, '-inf', now, 'LIMIT', 0, MOST) or {}
+if #lapsed == MOST then call('DEL', 'impetus:recovery:' .. queue) end  -- there may be more, at once
 return give_back(queue, lapsed, values_of(TOKENS .. queue, lapsed))
