@@ -624,3 +624,26 @@ def test_the_books_on_a_run_are_closed_only_when_rq_has_ended_it(claims: Hold, c
     assert not claims.stands(job)
     assert connection.zcard("rq:wip:embedding") == 0
     assert connection.scard("rq:worker:w1:executions") == 0
+
+
+def test_more_dependents_or_dependencies_than_one_step_should_look_at_are_left_to_rq(
+    claims: Hold, connection: Redis
+) -> None:
+    many, of_many, few = enqueue(connection, 3)
+    for parent in (of_many, few):
+        connection.sadd(f"rq:job:{parent.id}:dependents", f"waits-{parent.id}")
+        connection.hset(f"rq:job:waits-{parent.id}", mapping={"status": "deferred", "origin": "embedding"})
+    connection.sadd(f"rq:job::waits-{of_many.id}:dependencies", *(f"gone{number}" for number in range(101)))
+    connection.sadd(f"rq:job::waits-{few.id}:dependencies", *(f"gone{number}" for number in range(100)))
+    connection.sadd(f"rq:job:{many.id}:dependents", *(f"gone{number}" for number in range(101)))
+    jobs = claims.claim(["embedding"], 3).jobs
+    endings = [Ending(job, Verb.FINISH, b"1", 100) for job in jobs]
+    assert claims.finish(endings) == [Answer.FOR_RQ, Answer.FOR_RQ, Answer.DONE]
+
+
+def test_dependents_that_go_on_waiting_are_remembered_as_long_as_the_job(claims: Hold, connection: Redis) -> None:
+    parent = enqueue(connection)[0]
+    dependents_of(parent, connection, 1)
+    job = claims.claim(["embedding"], 1).jobs[0]
+    claims.finish([Ending(job, Verb.FAIL, b"x", 50)])
+    assert 0 < connection.ttl(f"rq:job:{parent.id}:dependents") <= 50
