@@ -131,3 +131,38 @@ def test_a_sleep_between_two_duties_is_seen_before_others_are_judged(redis_url: 
     finally:
         housekeeping.stop()
         assert housekeeping.join(LIMIT_S)
+
+
+def test_scheduled_jobs_that_are_due_are_queued_as_they_asked_and_no_others(connection: Redis) -> None:
+    jobs: dict[str, dict[str, Any]] = {
+        "back": {"status": "scheduled"},
+        "front": {"status": "scheduled", "enqueue_at_front": "1", "ttl": "100"},
+        "stopped": {"status": "canceled"},
+        "over": {"status": "finished"},
+        "later": {"status": "scheduled"},
+    }
+    for job_id, fields in jobs.items():
+        connection.hset(f"rq:job:{job_id}", mapping=fields)
+    connection.zadd("rq:scheduled:embedding", {**dict.fromkeys(jobs, 1), "gone": 1, "later": 4e9})
+    connection.set("rq:scheduler-lock:embedding", "a stock scheduler", ex=60)
+    assert not Schedule(["embedding"])(connection)
+    assert connection.zcard("rq:scheduled:embedding") == 6
+    connection.delete("rq:scheduler-lock:embedding")
+    assert not Schedule(["embedding"])(connection)
+    assert connection.lrange("rq:queue:embedding", 0, -1) == [b"front", b"back"]
+    assert connection.zrange("rq:scheduled:embedding", 0, -1) == [b"later"]
+    assert connection.hget("rq:job:front", "status") == b"queued"
+    assert 0 < connection.ttl("rq:job:front") <= 100
+    assert connection.hget("rq:job:stopped", "status") == b"canceled"
+
+
+def test_many_that_are_due_at_once_are_queued_a_part_at_a_time(connection: Redis) -> None:
+    with connection.pipeline() as pipeline:
+        for number in range(501):
+            pipeline.hset(f"rq:job:{number}", "status", "scheduled")
+            pipeline.zadd("rq:scheduled:embedding", {str(number): 1})
+        pipeline.execute()
+    assert Schedule(["embedding"])(connection)
+    assert connection.llen("rq:queue:embedding") == 500
+    assert not Schedule(["embedding"])(connection)
+    assert connection.llen("rq:queue:embedding") == 501

@@ -647,3 +647,13 @@ def test_dependents_that_go_on_waiting_are_remembered_as_long_as_the_job(claims:
     job = claims.claim(["embedding"], 1).jobs[0]
     claims.finish([Ending(job, Verb.FAIL, b"x", 50)])
     assert 0 < connection.ttl(f"rq:job:{parent.id}:dependents") <= 50
+
+
+def test_the_trace_of_an_older_run_is_swept_and_the_run_that_counts_goes_on(claims: Hold, connection: Redis) -> None:
+    job = claim_one(claims, connection)
+    old = job.token[:-1] + ("0" if job.token[-1] != "0" else "1")
+    connection.zadd("rq:wip:embedding", {f"{job.id}:{old}": 4e9})
+    assert sweep("embedding", "0").run(connection) == ("0", [])
+    assert claims.stands(job)
+    assert connection.zrange("rq:wip:embedding", 0, -1) == [f"{job.id}:{job.token}".encode()]
+    assert connection.llen("rq:queue:embedding") == 0
