@@ -1,0 +1,163 @@
+"""The ledger without a server: what is sent again, what is kept, and in which order."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from impetus_worker.leases.claims import Answer, Claim, ClaimedJob, Claims
+from impetus_worker.leases.intake import Wanted
+from impetus_worker.leases.ledger import Ledger
+from impetus_worker.leases.outcomes import Failed, Finished, Returned
+from impetus_worker.leases.scripts import Script
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+
+    from impetus_worker.leases.scripts import Call
+
+WANTED = Wanted(("embedding",), 5)
+
+
+def claimed(job_id: str, token: str = "", **fields: bytes) -> ClaimedJob:
+    return ClaimedJob(
+        job_id, token or f"i-{job_id}", "embedding", {name.encode(): value for name, value in fields.items()}, 0.0
+    )
+
+
+class Book:
+    """A ledger, what it sent, and what it handed on."""
+
+    def __init__(self) -> None:
+        self.sent: list[Sequence[Call[Any]]] = []
+        self.for_rq: list[Any] = []
+        self.came: list[Claim] = []
+        endings: Any = SimpleNamespace(waiting=0, put=self.for_rq.append)
+        self.ledger = Ledger(
+            Claims("w1", 20),
+            "w1",
+            endings,
+            self.sent.append,
+            on_claim=lambda wanted, claim: self._take(claim),
+            on_abandoned=lambda job_ids: None,
+        )
+
+    def _take(self, claim: Claim) -> None:
+        self.came.append(claim)
+        self.ledger.take(claim.jobs, 0.0)
+
+    def end(self, *jobs: ClaimedJob) -> None:
+        self.ledger.take(jobs, 0.0)
+        self.ledger.note([Finished(job, b"{}") for job in jobs])
+
+    def ended(self, at: int = -1) -> list[str]:
+        """The ids of the jobs that an exchange tells of."""
+        (finish,) = (call for call in self.sent[at] if call.script is Script.named("finish"))
+        return list(finish.arguments[4::8])
+
+
+def test_an_ending_whose_answer_was_lost_is_sent_again_and_nobody_is_warned(caplog: pytest.LogCaptureFixture) -> None:
+    book, jobs = Book(), [claimed("one"), claimed("two")]
+    book.end(*jobs)
+    book.ledger.send(None, 0.0)
+    book.ledger.recall()
+    assert not book.ledger.is_empty
+    book.ledger.send(None, 0.0)
+    assert book.ended() == ["one", "two"]
+    with caplog.at_level(logging.WARNING):
+        assert book.ledger.receive([[Answer.NOT_OURS, Answer.DONE]])
+    assert caplog.messages == []
+    assert book.ledger.held == {}
+
+
+def test_an_ending_that_was_another_runs_to_write_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    book = Book()
+    book.end(claimed("one"))
+    book.ledger.send(None, 0.0)
+    with caplog.at_level(logging.WARNING):
+        book.ledger.receive([[Answer.NOT_OURS]])
+    assert caplog.messages == ["job one: it is another's by now, so its result is not written"]
+
+
+def test_a_claim_beside_a_refused_ending_is_taken_and_the_ending_is_sent_again() -> None:
+    book, new = Book(), claimed("new")
+    book.end(claimed("one"))
+    book.ledger.send(WANTED, 0.0)
+    refused = ResponseError("MISCONF the disk is full")
+    assert not book.ledger.receive([refused, Claim(suspended=False, more=False, jobs=[new])])
+    assert set(book.ledger.held) == {"one", "new"}
+    assert book.ledger.unfinished() == [new]
+    book.ledger.send(None, 0.0)
+    assert book.ended() == ["one"]
+
+
+def test_a_refused_claim_costs_the_endings_beside_it_nothing() -> None:
+    book = Book()
+    book.end(claimed("one"))
+    book.ledger.send(WANTED, 0.0)
+    assert not book.ledger.receive([[Answer.DONE], ResponseError("OOM no memory")])
+    assert book.ledger.held == {}
+    assert book.came == []
+
+
+def test_the_end_of_an_older_run_does_not_end_a_newer_one_of_the_same_job() -> None:
+    book, old, new = Book(), claimed("one", "i1"), claimed("one", "i2")
+    book.ledger.take([old], 0.0)
+    book.ledger.note([Returned(old)])
+    book.ledger.send(WANTED, 0.0)
+    book.ledger.recall()  # it was run all the same, and the same worker claims the job again
+    book.ledger.take([new], 0.0)
+    book.ledger.send(None, 0.0)
+    book.ledger.receive([[Answer.NOT_OURS]])
+    assert book.ledger.held == {"one": new}
+    assert book.ledger.open == {"one": new}
+    book.ledger.forget(old)
+    assert book.ledger.held == {"one": new}
+
+
+def test_what_only_rq_can_end_goes_to_it_and_is_held_until_it_has() -> None:
+    book = Book()
+    retried, with_dependents = claimed("retried", retries_left=b"1"), claimed("parent")
+    book.ledger.take([retried, with_dependents], 0.0)
+    book.ledger.note([Failed(retried, ValueError("x")), Finished(with_dependents, b"{}")])
+    book.ledger.send(None, 0.0)
+    assert [outcome.job.id for outcome in book.for_rq] == ["retried"]
+    book.ledger.receive([[Answer.FOR_RQ]])
+    assert [outcome.job.id for outcome in book.for_rq] == ["retried", "parent"]
+    assert set(book.ledger.held) == {"retried", "parent"}
+    assert not book.ledger.is_empty
+    assert book.ledger.open == {}
+
+
+def test_exchanges_that_are_under_way_are_answered_in_the_order_in_which_they_were_sent() -> None:
+    book, one, two = Book(), claimed("one"), claimed("two")
+    book.end(one)
+    book.ledger.send(None, 0.0)
+    book.end(two)
+    book.ledger.send(None, 0.0)
+    assert book.ledger.under_way == 2
+    book.ledger.recall()
+    book.ledger.receive([[Answer.DONE]])
+    assert book.ledger.held == {"one": one}
+    book.ledger.send(None, 0.0)
+    assert book.ended() == ["one"]
+
+
+def test_the_time_worked_is_told_once_however_often_it_is_sent() -> None:
+    book, job = Book(), claimed("one")
+    book.ledger.take([job], 100.0)
+    book.ledger.note([Finished(job, b"{}")])
+    book.ledger.send(None, 103.0)
+    assert book.sent[-1][0].arguments[1] == "3.000000"
+    book.ledger.recall()
+    book.ledger.send(None, 104.0)
+    assert book.sent[-1][0].arguments[1] == "4.000000"
+    book.ledger.receive([[Answer.DONE]])
+    book.ledger.send(None, 200.0)
+    book.ledger.receive([[]] if book.ledger.under_way else [])
+    assert not book.ledger.has_news(300.0)
