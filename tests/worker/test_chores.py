@@ -134,7 +134,7 @@ def test_a_sleep_between_two_duties_is_seen_before_others_are_judged(redis_url: 
 
 
 def test_scheduled_jobs_that_are_due_are_queued_as_they_asked_and_no_others(connection: Redis) -> None:
-    jobs: dict[str, dict[str, Any]] = {
+    jobs: dict[str, Any] = {
         "back": {"status": "scheduled"},
         "front": {"status": "scheduled", "enqueue_at_front": "1", "ttl": "100"},
         "stopped": {"status": "canceled"},
