@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
+from impetus_producer.contract import StreamEvent
 from impetus_worker.leases.claims import Answer, Claim, ClaimedJob, Claims
 from impetus_worker.leases.intake import Wanted
 from impetus_worker.leases.ledger import Ledger
-from impetus_worker.leases.outcomes import Failed, Finished, Returned
+from impetus_worker.leases.outcomes import Failed, Finished, Returned, Said
 from impetus_worker.leases.scripts import Script
 
 if TYPE_CHECKING:
@@ -161,3 +162,33 @@ def test_the_time_worked_is_told_once_however_often_it_is_sent() -> None:
     book.ledger.send(None, 200.0)
     book.ledger.receive([[]] if book.ledger.under_way else [])
     assert not book.ledger.has_news(300.0)
+
+
+def test_no_more_endings_go_at_once_than_a_server_should_write_at_once() -> None:
+    book = Book()
+    book.end(*(claimed(f"job{number}") for number in range(1030)))
+    book.ledger.send(None, 0.0)
+    assert len(book.ended()) == 1024
+    book.ledger.send(None, 0.0)
+    assert len(book.ended()) == 6
+    large = [claimed(f"large{number}") for number in range(4)]
+    book.ledger.take(large, 0.0)
+    book.ledger.note([Finished(job, b"{}", vectors=bytes(20_000_000)) for job in large])
+    book.ledger.send(None, 0.0)
+    assert len(book.ended()) == 2
+
+
+def test_what_jobs_say_is_in_one_exchange_at_a_time_so_that_it_stays_in_order() -> None:
+    book, job = Book(), claimed("one")
+    book.ledger.take([job], 0.0)
+    book.ledger.note([Said(job, StreamEvent.TEXT, "run", 0, "a")])
+    book.ledger.send(None, 0.0)
+    book.ledger.note([Said(job, StreamEvent.TEXT, "run", 1, "b")])
+    book.ledger.send(WANTED, 0.0)
+    scripts = [[call.script for call in calls] for calls in book.sent]
+    assert scripts == [[Script.named("relay")], [Script.named("claim")]]
+    book.ledger.recall()
+    book.ledger.receive([Claim(suspended=False, more=False, jobs=[])])
+    book.ledger.send(None, 0.0)
+    (relay,) = book.sent[-1]
+    assert [relay.arguments[at] for at in (10, 19)] == [b"a", b"b"]
