@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.exceptions import ResponseError
 
+from impetus_worker.awake import AwakeClock
 from impetus_worker.fleet.chores import Registries, Schedule
 from impetus_worker.fleet.housekeeping import Duty, Housekeeping
 from impetus_worker.inbox import LookedRound
@@ -90,6 +91,43 @@ def test_it_has_looked_round_when_nothing_is_left_to_do_and_not_before(redis_url
     housekeeping.start()
     try:
         assert [told.get(timeout=LIMIT_S) for _ in range(4)] == [True, True, False, LookedRound("chores")]
+    finally:
+        housekeeping.stop()
+        assert housekeeping.join(LIMIT_S)
+
+
+def test_a_sleep_between_two_duties_is_seen_before_others_are_judged(redis_url: str) -> None:
+    time_s = 1000.0
+    done: queue.SimpleQueue[str] = queue.SimpleQueue()
+    nights = iter([3600.0])
+
+    def renew(connection: Redis) -> None:
+        done.put("renew")
+
+    def fall_asleep(connection: Redis) -> None:
+        nonlocal time_s
+        time_s += next(nights, 0.0)
+        done.put("record")
+
+    def recover(connection: Redis) -> None:
+        done.put("recover")
+
+    duties = [
+        Duty("leases", renew, 2.0),
+        Duty("record", fall_asleep, 2.0),
+        Duty("recovery", recover, 2.0, judges_others=True),
+    ]
+    link = Link("housekeeping", lambda: client(redis_url, 5.0), Reachability())
+    clock = AwakeClock(lambda: time_s)
+    housekeeping = Housekeeping("housekeeping", link, duties, lambda fact: None, 10.0, clock)
+    housekeeping.start()
+    try:
+        assert [done.get(timeout=LIMIT_S) for _ in range(4)] == ["renew", "record", "renew", "record"]
+        for _ in range(5):
+            time_s += 2.0
+            assert done.get(timeout=LIMIT_S) == "renew"
+            assert done.get(timeout=LIMIT_S) == "record"
+        assert done.get(timeout=LIMIT_S) == "recover"
     finally:
         housekeeping.stop()
         assert housekeeping.join(LIMIT_S)

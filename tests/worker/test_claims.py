@@ -561,3 +561,89 @@ def test_rqs_own_cleanup_does_not_fail_a_job_before_it_is_recovered(claims: Hold
     StartedJobRegistry("embedding", connection=connection, serializer=JSONSerializer).cleanup()  # as `rq info` does
     assert fetch(job, connection).get_status() == JobStatus.STARTED
     assert claims.recover() == [job.id]
+
+
+def test_an_id_that_is_twice_in_the_queue_is_claimed_once(claims: Hold, connection: Redis) -> None:
+    (job,) = enqueue(connection)
+    connection.rpush("rq:queue:embedding", job.id)
+    assert [claimed.id for claimed in claims.claim(["embedding"], 10).jobs] == [job.id]
+    assert connection.llen("rq:queue:embedding") == 0
+
+
+def test_of_a_job_that_was_cancelled_or_deleted_while_it_ran_nothing_is_written(
+    claims: Hold, connection: Redis
+) -> None:
+    enqueue(connection, 2)
+    cancelled, deleted = claims.claim(["embedding"], 2).jobs
+    fetch(cancelled, connection).cancel()
+    connection.delete(f"rq:job:{deleted.id}")
+    endings = [Ending(job, Verb.FINISH, b"1", 100) for job in (cancelled, deleted)]
+    assert claims.finish(endings) == [Answer.NOT_OURS] * 2
+    assert fetch(cancelled, connection).get_status() == JobStatus.CANCELED
+    assert connection.keys("rq:results:*") == []
+    assert not connection.exists(f"rq:job:{deleted.id}")
+    assert not claims.stands(cancelled)
+    assert connection.zcard("rq:wip:embedding") == 0
+
+
+def test_what_a_kept_job_waited_for_is_forgotten_with_it(claims: Hold, connection: Redis) -> None:
+    parent = enqueue(connection)[0]
+    (dependent,) = dependents_of(parent, connection, 1)
+    for _ in range(2):
+        job = claims.claim(["embedding"], 1).jobs[0]
+        claims.finish([Ending(job, Verb.FINISH, b"1", 100)])
+    assert fetch(dependent, connection).get_status() == JobStatus.FINISHED
+    assert 0 < connection.ttl(f"rq:job::{dependent.id}:dependencies") <= 100
+
+
+def test_a_result_kept_for_ever_stays_in_rqs_registry_for_ever(claims: Hold, connection: Redis) -> None:
+    job = claim_one(claims, connection)
+    claims.finish([Ending(job, Verb.FINISH, b"1", -1)])
+    assert connection.zscore("rq:finished:embedding", job.id) == float("inf")
+    assert connection.ttl(f"rq:job:{job.id}") == connection.ttl(f"rq:results:{job.id}") == -1
+
+
+def test_a_hold_for_a_long_ending_forgets_the_deaths_and_is_refused_to_a_job_that_was_cancelled(
+    claims: Hold, connection: Redis
+) -> None:
+    enqueue(connection, 2)
+    ended, cancelled = claims.claim(["embedding"], 2).jobs
+    connection.hset("impetus:deaths:embedding", mapping={ended.id: 1, f"{ended.id}:alone": 1, "another": 1})
+    assert claims.seal(ended)
+    assert connection.hkeys("impetus:deaths:embedding") == [b"another"]
+    fetch(cancelled, connection).cancel()
+    assert not claims.seal(cancelled)
+
+
+def test_the_books_on_a_run_are_closed_only_when_rq_has_ended_it(claims: Hold, connection: Redis) -> None:
+    job = claim_one(claims, connection)
+    assert not claims.calls.forget(job).run(connection)
+    assert claims.stands(job)
+    connection.hset(f"rq:job:{job.id}", "status", "finished")
+    assert claims.calls.forget(job).run(connection)
+    assert not claims.stands(job)
+    assert connection.zcard("rq:wip:embedding") == 0
+    assert connection.scard("rq:worker:w1:executions") == 0
+
+
+def test_more_dependents_or_dependencies_than_one_step_should_look_at_are_left_to_rq(
+    claims: Hold, connection: Redis
+) -> None:
+    many, of_many, few = enqueue(connection, 3)
+    for parent in (of_many, few):
+        connection.sadd(f"rq:job:{parent.id}:dependents", f"waits-{parent.id}")
+        connection.hset(f"rq:job:waits-{parent.id}", mapping={"status": "deferred", "origin": "embedding"})
+    connection.sadd(f"rq:job::waits-{of_many.id}:dependencies", *(f"gone{number}" for number in range(101)))
+    connection.sadd(f"rq:job::waits-{few.id}:dependencies", *(f"gone{number}" for number in range(100)))
+    connection.sadd(f"rq:job:{many.id}:dependents", *(f"gone{number}" for number in range(101)))
+    jobs = claims.claim(["embedding"], 3).jobs
+    endings = [Ending(job, Verb.FINISH, b"1", 100) for job in jobs]
+    assert claims.finish(endings) == [Answer.FOR_RQ, Answer.FOR_RQ, Answer.DONE]
+
+
+def test_dependents_that_go_on_waiting_are_remembered_as_long_as_the_job(claims: Hold, connection: Redis) -> None:
+    parent = enqueue(connection)[0]
+    dependents_of(parent, connection, 1)
+    job = claims.claim(["embedding"], 1).jobs[0]
+    claims.finish([Ending(job, Verb.FAIL, b"x", 50)])
+    assert 0 < connection.ttl(f"rq:job:{parent.id}:dependents") <= 50

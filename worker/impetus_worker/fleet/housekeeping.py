@@ -43,13 +43,19 @@ class Housekeeping(Companion):
     """`grace_s`: for how long others are not judged after a sleep. Tells `LookedRound` once."""
 
     def __init__(
-        self, name: str, link: Link, duties: Sequence[Duty], tell: Callable[[object], None], grace_s: float
+        self,
+        name: str,
+        link: Link,
+        duties: Sequence[Duty],
+        tell: Callable[[object], None],
+        grace_s: float,
+        clock: AwakeClock | None = None,
     ) -> None:
         super().__init__(name, tell)
         self._link = link
         self._duties = duties
         self._grace_s = grace_s
-        self._clock = AwakeClock()
+        self._clock = clock or AwakeClock()
         self._judge_from = 0.0
         self._asked = threading.Event()
         self._undone = {duty.name for duty in duties}
@@ -66,20 +72,17 @@ class Housekeeping(Companion):
 
     def run(self) -> None:
         while not self.stopped.is_set():
-            now = self._clock()
-            if (slept_s := self._clock.slept_s()) > 0:
-                _log.warning("this process did not run for %.0f s: its leases are renewed first", slept_s)
-                self._begin_anew(now)
             try:
-                if not self._tick(now):
+                if not self._tick():
                     self._asked.wait(_TICK_S)
                     self._asked.clear()
             except PASSING as error:
-                self._begin_anew(now)
                 self.stopped.wait(self._link.failed(error))
+                self._clock.slept_s()  # it knows how long it waited
+                self._begin_anew()
 
-    def _begin_anew(self, now: float) -> None:
-        self._judge_from = now + self._grace_s
+    def _begin_anew(self) -> None:
+        self._judge_from = self._clock() + self._grace_s
         for duty in self._duties:
             duty.due_at = 0.0
 
@@ -99,12 +102,22 @@ class Housekeeping(Companion):
             _log.error("%s: %s; it is tried again in %.0f s", duty.name, error, duty.interval_s)
             return False
 
-    def _tick(self, now: float) -> bool:
+    def _has_slept(self) -> bool:
+        if (slept_s := self._clock.slept_s()) <= 0:
+            return False
+        _log.warning("this process did not run for %.0f s: its leases are renewed first", slept_s)
+        self._begin_anew()
+        return True
+
+    def _tick(self) -> bool:
         """Runs what is due; whether any of it has more to do."""
         busy = False
         for duty in self._duties:
             if self.stopped.is_set():
                 return False
+            if self._has_slept():  # looked at before each, for a lid closes at any moment
+                return True
+            now = self._clock()
             if now < duty.due_at or (duty.judges_others and now < self._judge_from):
                 continue
             more = self._do(duty)

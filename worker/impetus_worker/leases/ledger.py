@@ -238,6 +238,7 @@ class Ledger:
         """What was to be written is written, or was another's to write."""
         for (outcome, _), answer in zip(exchange.endings, answers, strict=True):
             if answer is Answer.FOR_RQ:
+                self._unsure.discard(outcome.job.token)
                 self._rq_endings.put(outcome)
                 continue
             if answer is Answer.NOT_OURS and outcome.job.token not in self._unsure:

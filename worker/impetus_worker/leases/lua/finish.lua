@@ -24,8 +24,9 @@ end
 -- are left. nil where RQ must see to it.
 local function dependents_of(id, verb)
   local ready, left = {}, false
-  local ids = read('SMEMBERS', 'rq:job:' .. id .. ':dependents') or {}
-  if #ids > MAX_DEPENDENTS then return nil end
+  local key = 'rq:job:' .. id .. ':dependents'
+  if (read('SCARD', key) or 0) > MAX_DEPENDENTS then return nil end
+  local ids = read('SMEMBERS', key) or {}
   for _, dependent in ipairs(ids) do
     local job = read('HMGET', 'rq:job:' .. dependent, 'status', 'origin', 'allow_dependency_failures', 'enqueue_at_front',
                      'ttl', 'rate_limit_key')
@@ -33,7 +34,9 @@ local function dependents_of(id, verb)
     local failures_allowed = job and (job[3] == '1' or job[3] == 'True')
     local met = status and status ~= 'canceled' and (verb == 'finish' or failures_allowed)
     if met then
-      for _, other in ipairs(read('SMEMBERS', 'rq:job::' .. dependent .. ':dependencies') or {}) do  -- RQ's two colons
+      local dependencies = 'rq:job::' .. dependent .. ':dependencies'  -- RQ's two colons
+      if (read('SCARD', dependencies) or 0) > MAX_DEPENDENTS then return nil end
+      for _, other in ipairs(read('SMEMBERS', dependencies) or {}) do
         local ended = other ~= id and read('HGET', 'rq:job:' .. other, 'status')
         if ended and ended ~= 'finished' and not (failures_allowed and ended == 'failed') then met = false end
       end
