@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = [ROOT, *(ROOT / each / f"impetus_{each}" for each in ("producer", "worker")), ROOT / "backends/impetus_backends"]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-ALL_PAGES = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+ROOTS = [ROOT, *(ROOT / each / f"impetus_{each}" for each in ("producer", "worker", "backends"))]
+PAGES = [ROOT / "docs" / name for name in ("guarantees.md", "life-of-a-job.md")]
+ALL_PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 NAMED = re.compile(r"`([A-Za-z_][\w.]*)`\s+\(`([\w/]+\.py)`\)(?: = (\d+))?")
 
 

@@ -445,7 +445,7 @@ def test_recovery_leaves_living_jobs_and_other_peoples_alone(claims: Hold, conne
     connection.delete(execution.key)  # nobody extends a SimpleWorker's lease while it runs
     connection.delete("rq:queue:embedding")
     assert claims.recover() == []
-    assert sweep("embedding", "0").run(connection) == ("0", [])
+    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [])
     assert claims.stands(living)
     assert len(connection.zrange("rq:wip:embedding", 0, -1)) == 2
 
@@ -534,7 +534,7 @@ def test_a_job_whose_lease_and_token_were_evicted_comes_back(claims: Hold, conne
     no_token, no_lease = claims.claim(["embedding"], 2).jobs
     connection.hdel("impetus:tokens:embedding", no_token.id)
     connection.zrem("impetus:leases:embedding", no_lease.id)
-    assert sweep("embedding", "0").run(connection) == ("0", [no_token.id])
+    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [no_token.id])
     assert claims.recover() == [no_lease.id]
     assert connection.zcard("rq:wip:embedding") == 0
 
@@ -653,7 +653,7 @@ def test_the_trace_of_an_older_run_is_swept_and_the_run_that_counts_goes_on(clai
     job = claim_one(claims, connection)
     old = job.token[:-1] + ("0" if job.token[-1] != "0" else "1")
     connection.zadd("rq:wip:embedding", {f"{job.id}:{old}": 4e9})
-    assert sweep("embedding", "0").run(connection) == ("0", [])
+    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [])
     assert claims.stands(job)
     assert connection.zrange("rq:wip:embedding", 0, -1) == [f"{job.id}:{job.token}".encode()]
     assert connection.llen("rq:queue:embedding") == 0

@@ -139,7 +139,7 @@ STEPS: dict[str, Any] = {
     "seal": lambda world, jobs: world.claims.seal(jobs[0]).run(world.connection),
     "forget": lambda world, jobs: world.claims.forget(jobs[0]).run(world.connection),
     "recover": lambda world, jobs: recover(QUEUE, 1.0).run(world.connection),
-    "sweep": lambda world, jobs: sweep(QUEUE, "0").run(world.connection),
+    "sweep": lambda world, jobs: sweep(QUEUE, "0", 0.001).run(world.connection),
     "bury": lambda world, jobs: bury("w1", [QUEUE], ["one", "two"]).run(world.connection),
     "announce": lambda world, jobs: _routing().look(world.connection),
     "withdraw": lambda world, jobs: _routing().leave(world.connection),

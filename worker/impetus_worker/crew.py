@@ -8,7 +8,7 @@ from impetus_producer.contract import ROLE_QUEUES
 
 from .fleet.chores import REGISTRIES_INTERVAL_S, Registries, Schedule
 from .fleet.commands import Commands
-from .fleet.duties import FITNESS_INTERVAL_S, Recovery, Renewal, ServerFitness, Sweep
+from .fleet.duties import FITNESS_INTERVAL_S, SWEEP_INTERVAL_S, Recovery, Renewal, ServerFitness, Sweep
 from .fleet.housekeeping import Duty, Housekeeping
 from .leases import doorbell
 from .leases.courier import Courier
@@ -74,7 +74,7 @@ class Crew:
         chores = [
             Duty("fitness", ServerFitness(), FITNESS_INTERVAL_S),
             Duty("schedule", Schedule(self._queues), 1.0),
-            Duty("sweep", Sweep(self._queues), 1.0, judges_others=True),
+            Duty("sweep", Sweep(self._queues), SWEEP_INTERVAL_S, judges_others=True),
             Duty("registries", Registries(self._queues), REGISTRIES_INTERVAL_S),
         ]
         self._housekeeping = (

@@ -110,6 +110,8 @@ class QueueWorker:
         self._deaths_while_loading: Counter[str] = Counter()
         self._engine_deaths = 0
         self._deaths_in_a_row = 0
+        self._told_to_end: set[str] = set()
+        """Tokens of runs that were interrupted for a wish, which is told again until they have ended."""
         self._fingerprint = ""
         self._answered_at = 0.0
         self._send_from = 0.0
@@ -322,9 +324,12 @@ class QueueWorker:
             self._cancel(job_id)
 
     def _cancel(self, job_id: str) -> None:
-        if (job := self._ledger.open.get(job_id)) is not None and self._interruptions is not None:
-            _log.info("job %s: stopped by its user", job_id)
-            self._interruptions.interrupt(Stopped(job))
+        job = self._ledger.open.get(job_id)
+        if job is None or job.token in self._told_to_end or self._interruptions is None:
+            return
+        _log.info("job %s: stopped by its user", job_id)
+        self._told_to_end = {job.token} | (self._told_to_end & {each.token for each in self._ledger.open.values()})
+        self._interruptions.interrupt(Stopped(job))
 
     def _abandon(self, job_ids: Sequence[str]) -> None:
         assert self._interruptions is not None

@@ -1,6 +1,6 @@
 """`impetus-worker convert`: a model in another form, smaller if wanted, and measured before it is kept.
 
-Here an embedding model becomes a Core ML package; what becomes of a generation model is `cli_quantize`'s.
+Here an embedding model becomes a Core ML package; what becomes of a generation model is `quantize`'s.
 """
 
 from __future__ import annotations

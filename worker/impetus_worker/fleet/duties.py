@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..leases.claims import ClaimedJob, Claims
 
 FITNESS_INTERVAL_S = 600.0
+SWEEP_INTERVAL_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -38,8 +39,10 @@ class Renewal:
         self._tell = tell
 
     def __call__(self, connection: Redis) -> None:
+        # Asked always, because who asks seldom cannot tell a loop that hangs from a machine that slept.
+        moves = self._may_renew()
         jobs = self._jobs()
-        if jobs and self._may_renew():
+        if jobs and moves:
             renewal = self._claims.renew(jobs).run(connection)
             if renewal.lost or renewal.cancelled:
                 self._tell(Renewed(jobs, renewal))
@@ -88,6 +91,6 @@ class Sweep:
 
     def __call__(self, connection: Redis) -> None:
         for queue, cursor in self._cursors.items():
-            self._cursors[queue], back = sweep(queue, cursor).run(connection)
+            self._cursors[queue], back = sweep(queue, cursor, SWEEP_INTERVAL_S).run(connection)
             if back:
                 _log.warning("%d started jobs without a lease are back at the front of %s", len(back), queue)

@@ -2,8 +2,8 @@
 
 A Neural Engine's worker serves the queues of embeddings. Any other serves them only while no such worker lives for its
 model, and otherwise stands by. Records live for seconds unless renewed, so that the dead are missed soon; whoever
-arrives or leaves rings at the others, so that nobody waits for that. With the record goes what RQ keeps of a worker.
-Knows Redis and records; knows nothing of jobs.
+arrives or leaves tells the others to look again, so that nobody waits for that. With the record goes what RQ keeps of a
+worker. Knows Redis and records; knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 LOOK = "impetus-look"
-"""The command by which a worker rings at another."""
+"""The command by which a worker has another one look again."""
 _RQ_HASH_TTL_S = 60
 _log = logging.getLogger(__name__)
 

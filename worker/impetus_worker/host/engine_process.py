@@ -1,8 +1,8 @@
 """The engine process: RQ's work horse made persistent. Both ends of its pipe live in this module.
 
 It is spawned once, loads the model once and runs many batches. It holds no job: whatever happens to it, the worker
-puts its work back and starts another. Neither end waits for the other in the thread that matters: on both sides a
-thread writes and a thread reads. The worker and the engine are the same program at the same version, so what crosses
+puts its work back and starts another. The worker's loop never waits for it: on our side a thread writes and a thread
+reads. The worker and the engine are the same program at the same version, so what crosses
 the pipe is pickled; nothing that came from Redis ever is anything but text and numbers there.
 """
 

@@ -208,9 +208,12 @@ def recover(queue: str, interval_s: float) -> Call[list[str]]:
     return Call(Script.named("recover"), [queue, int(interval_s * 1000)], ids)
 
 
-def sweep(queue: str, cursor: str) -> Call[tuple[str, list[str]]]:
-    """Looks through a part of the started jobs for some that nobody has a lease on: (next cursor, ids put back)."""
-    return Call(Script.named("sweep"), [queue, cursor, TOKEN_MARK], lambda answer: (answer[0].decode(), ids(answer[1])))
+def sweep(queue: str, cursor: str, interval_s: float) -> Call[tuple[str, list[str]]]:
+    """Looks through a part of the started jobs for some that nobody has a lease on, at most once in `interval_s`:
+    (next cursor, ids put back).
+    """
+    arguments = [queue, cursor, TOKEN_MARK, int(interval_s * 1000)]
+    return Call(Script.named("sweep"), arguments, lambda answer: (answer[0].decode(), ids(answer[1])))
 
 
 def bury(worker: str, queues: Sequence[str], begun: Collection[str]) -> Call[list[str]]:

@@ -47,9 +47,7 @@ class Doorbell(Companion):
             if self.stopped.is_set():
                 return
             try:
-                peeked = self._link.ask(
-                    lambda connection: connection.blmove(self._key, self._key, WAIT_S, "LEFT", "LEFT")
-                )
+                peeked = self._link.ask(self._peek)
             except PASSING as error:
                 self.stopped.wait(self._link.failed(error))
                 continue

@@ -285,6 +285,8 @@ class Ledger:
                 self.recall()
                 raise
             self.receive(answers)
+            # Nobody is there any more to end what turned out to be RQ's to end.
+            self.note(Returned(job) for job in self.unfinished())
 
     def _count_work(self, now: float) -> None:
         if self._working_since is not None:

@@ -1,5 +1,5 @@
 -- Renews what a worker says of itself, to RQ and to the other workers, and tells what the others say. Whoever says
--- something new rings at the others. The time of its last sign of life is the server's.
+-- something new has the others look. The time of its last sign of life is the server's.
 --
 -- ARGV: worker, time to live of its record (ms), its record ('' says that it takes no more work), time to live of RQ's hash (s), the standby queue, number of
 --       queues it listens to, these, number of all it may listen to, these, then the fields and values of RQ's hash

@@ -4,7 +4,8 @@
 -- Returns {how many were due, the ids of those that RQ itself must enqueue}.
 local queue, registry = ARGV[1], 'rq:scheduled:' .. ARGV[1]
 -- A stock scheduler that works here takes its time between reading and removing: the queue is its own meanwhile.
-if call('EXISTS', 'rq:scheduler-lock:' .. queue) == 1 then return {0, {}} end
+-- A lock without an end is nobody's who lives.
+if call('PTTL', 'rq:scheduler-lock:' .. queue) > 0 then return {0, {}} end
 local seconds, micros = server_time()
 local now_iso, now = iso(seconds, micros), string.format('%d.%06d', seconds, micros)
 -- On a queue already, or over: what is left of it in the registry goes.

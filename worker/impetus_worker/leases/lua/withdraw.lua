@@ -1,4 +1,4 @@
--- Takes a worker that leaves out of all books, and rings at the others: what it served is theirs.
+-- Takes a worker that leaves out of all books, and has the others look: what it served is theirs.
 --
 -- ARGV: worker, the queues it may be listed under
 local worker, key = ARGV[1], 'rq:worker:' .. ARGV[1]
