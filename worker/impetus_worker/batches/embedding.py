@@ -124,7 +124,7 @@ class EmbeddingBatcher:
         interactive = self._room(self._urgent, _URGENT_LOOKAHEAD * ahead - urgent)
         missing = ahead - urgent - self._batches_held(self._bulk)
         # Bulk is refilled in quarters, so that a claim is worth its round trip; suspects are let run out first.
-        if missing < 0.25 * ahead or self._has_suspects:
+        if missing < 0.25 * ahead or self._held(self._bulk) > _MAX_JOBS_HELD - _MAX_JOBS_A_CLAIM or self._has_suspects:
             return Room(interactive=interactive, bulk=0)
         return Room(interactive=interactive, bulk=min(interactive, self._room(self._bulk, missing)))
 
@@ -135,8 +135,12 @@ class EmbeddingBatcher:
         """How many jobs a lane may take that has room for so many batches."""
         if batches <= 0 or self._reader.payload_bytes(urgent=lane.urgent) >= _MAX_UNREAD_BYTES:
             return 0
-        held = lane.jobs + self._reader.jobs(urgent=lane.urgent)
-        return max(0, min(_MAX_JOBS_A_CLAIM, _MAX_JOBS_HELD - held, math.ceil(batches / lane.batches_a_job)))
+        places = _MAX_JOBS_HELD - self._held(lane)
+        return max(0, min(_MAX_JOBS_A_CLAIM, places, math.ceil(batches / lane.batches_a_job)))
+
+    def _held(self, lane: _Lane) -> int:
+        """How many jobs it has, read or not."""
+        return lane.jobs + self._reader.jobs(urgent=lane.urgent)
 
     def add(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..leases.claims import ClaimedJob
 
 _TEXTS_AT_ONCE = 64
+_MORE_THAN_A_SLICE = 512
 
 
 class EncodedText(Protocol):
@@ -117,8 +118,9 @@ class JobReader:
         return self._lane(urgent).payload_bytes
 
     def unread(self) -> set[str]:
-        """The ids of the jobs that are not yet read to their end."""
-        return {job.id for lane in (self._urgent, self._patient) for job in lane.jobs()}
+        """The ids of the jobs that are read next, more than a slice of time can hold."""
+        jobs = (job for lane in (self._urgent, self._patient) for job in lane.jobs())
+        return {job.id for job in islice(jobs, _MORE_THAN_A_SLICE)}
 
     def add(self, job: ClaimedJob) -> None:
         """Takes a job in, and does not look at it yet."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .scripts import Call
 
 _MAX_CLAIM_BYTES = 32_000_000
-_MANY_ENDED = 32
+_MANY_ENDED = 64
 _MAX_ENDINGS = 1024
 _MAX_ENDINGS_BYTES = 32_000_000
 """Of one exchange. A server takes no argument over 512 MB, and is nobody else's while it writes."""
