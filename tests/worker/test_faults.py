@@ -59,6 +59,10 @@ def ended_by(site: Site, job_id: str) -> str:
     return str(entry[b"execution_id"].decode())
 
 
+def lease_end(site: Site, job_id: str) -> float:
+    return float(site.connection.zscore("impetus:leases:embedding", job_id) or 0)
+
+
 # -- frozen workers --------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +161,9 @@ def test_a_worker_whose_connections_were_cut_still_hears_that_a_job_is_to_stop(s
     site.start(a_ms=60_000)
     job = site.producer.embed("a")
     eventually(lambda: site.status(job.job_id) == "started")
+    # The worker knows that it has the job once it renews the lease; before that the cut may lose the claim's answer.
+    claimed = lease_end(site, job.job_id)
+    eventually(lambda: lease_end(site, job.job_id) > claimed)
     site.cut("pubsub")
     site.cut("normal")
     (name,) = site.names()
