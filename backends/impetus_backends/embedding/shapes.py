@@ -195,7 +195,7 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 def _mpnet(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     # transformers' modeling_mpnet.py writes both into the code, whatever the file says.
     _refuse(file, raw, relative_attention_num_buckets=(None, 32), pad_token_id=(None, 1))
-    sizes = _sizes(file, raw) | {"padding_id": 1}
+    sizes: dict[str, Any] = {**_sizes(file, raw), "padding_id": 1}
     return EncoderConfig(
         **sizes,
         norm_eps=_eps(file, raw, "layer_norm_eps"),

@@ -168,7 +168,7 @@ def open_source(
         else:
             parts.append(_open(Path(path), options, fields, left_out, notes))
     if ignored := options.without_effect({part.kind for part in parts}):
-        kinds = ", ".join(sorted({_TOLD.get(part.kind, part.kind) for part in parts}))
+        kinds = ", ".join(sorted({_TOLD.get(part.kind) or str(part.kind) for part in parts}))
         raise InvalidRequestError(f"{ignored} has no effect on this input, which is {kinds}: leave it out")
     name = paths[0] if len(paths) == 1 else f"{len(paths):,} inputs"
     files = tuple(Path(path) for path in paths if path != "-")
