@@ -156,11 +156,31 @@ def test_the_time_worked_is_told_once_however_often_it_is_sent() -> None:
     book.ledger.send(None, 103.0)
     assert book.sent[-1][0].arguments[1] == "3.000000"
     book.ledger.recall()
-    book.ledger.send(None, 104.0)
-    assert book.sent[-1][0].arguments[1] == "4.000000"
+    book.ledger.send(None, 104.0)  # waiting for the server is no work
+    assert book.sent[-1][0].arguments[1] == "3.000000"
     book.ledger.receive([[Answer.DONE]])
-    book.ledger.send(None, 200.0)
-    book.ledger.receive([[]] if book.ledger.under_way else [])
+    assert not book.ledger.has_news(300.0)
+
+
+def test_a_job_that_ends_alone_costs_one_exchange_and_none_for_the_moment_it_took() -> None:
+    book, job = Book(), claimed("one")
+    book.ledger.take([job], 100.0)
+    book.ledger.note([Finished(job, b"{}")])
+    book.ledger.send(None, 103.0)
+    assert not book.ledger.has_news(103.001)
+    book.ledger.receive([[Answer.DONE]])
+    assert not book.ledger.has_news(103.002)
+    assert book.ledger.is_empty
+
+
+def test_the_time_worked_for_a_run_that_became_anothers_is_told_too() -> None:
+    book, job = Book(), claimed("one")
+    book.ledger.take([job], 100.0)
+    book.ledger.forget(job)
+    assert book.ledger.has_news(102.0)
+    book.ledger.send(None, 102.0)
+    assert book.sent[-1][0].arguments[1] == "2.000000"
+    book.ledger.receive([[]])
     assert not book.ledger.has_news(300.0)
 
 

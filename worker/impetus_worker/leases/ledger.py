@@ -94,7 +94,7 @@ class Ledger:
         """Tokens of runs whose ending was sent before, and may have been written."""
         self._working_since: float | None = None
         self._worked_s = 0.0
-        """For how long it held any job, and has not told yet."""
+        """For how long any job was open, and it has not told yet."""
 
     def has_news(self, now: float) -> bool:
         """Whether there is anything to send, besides a claim."""
@@ -108,7 +108,7 @@ class Ledger:
     @property
     def _has_unsaid_work(self) -> bool:
         """Whether there is time to tell of that no ending will."""
-        return not self.held and (self._worked_s > 0 or self._working_since is not None)
+        return not self.open and (self._worked_s > 0 or self._working_since is not None)
 
     @property
     def is_empty(self) -> bool:
@@ -138,7 +138,7 @@ class Ledger:
         """These are this worker's now."""
         for job in jobs:
             self.held[job.id] = self.open[job.id] = job
-        if self.held and self._working_since is None:
+        if self.open and self._working_since is None:
             self._working_since = now
 
     def note(self, news: Iterable[News]) -> None:
@@ -291,4 +291,4 @@ class Ledger:
     def _count_work(self, now: float) -> None:
         if self._working_since is not None:
             self._worked_s += now - self._working_since
-            self._working_since = now if self.held else None
+            self._working_since = now if self.open else None

@@ -67,12 +67,14 @@ local function take(id, queue, position, held, deaths)
 end
 
 local function claim_from(queue_key, queue, position)
-  local passed, any_deaths = 0, call('EXISTS', DEATHS .. queue) == 1
-  while count < max_jobs and bytes < max_bytes and looked_at < MAX_LOOKED_AT do
-    local ids = read('LRANGE', queue_key, passed, passed + math.min(256, max_jobs - count) - 1)
-    if not ids or #ids == 0 then break end
+  local passed, all_looked_at = 0, false
+  while not all_looked_at and count < max_jobs and bytes < max_bytes and looked_at < MAX_LOOKED_AT do
+    local part = math.min(256, max_jobs - count)
+    local ids = read('LRANGE', queue_key, passed, passed + part - 1) or {}
+    if #ids == 0 then break end
+    all_looked_at = #ids < part
     local held = values_of(TOKENS .. queue, ids)
-    local deaths = any_deaths and values_of(DEATHS .. queue, ids) or {}
+    local deaths = call('EXISTS', DEATHS .. queue) == 1 and values_of(DEATHS .. queue, ids) or {}
     for at, id in ipairs(ids) do
       if bytes >= max_bytes then break end
       passed, looked_at = passed + 1, looked_at + 1
