@@ -9,11 +9,8 @@ commands, and two at the engine's pipe.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from impetus_backends.protocol import Excluded
 from impetus_producer.contract import STANDBY_QUEUE
 
 from . import inbox
@@ -24,6 +21,7 @@ from .crew import Crew
 from .errors import ConfigurationError, EngineDiedError, PoisonedJobError
 from .fleet.routing import LOOK, Routing
 from .host.begun import BegunNote
+from .host.engine_lives import EngineLives
 from .host.engine_process import EngineProcess
 from .host.power import open_power
 from .host.supervisor import EXIT_SHUTDOWN
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from impetus_backends.protocol import EngineConfig, Event
+    from impetus_backends.protocol import Event
 
     from .batches.batcher import Batcher
     from .leases.claims import Claim, ClaimedJob
@@ -53,9 +51,6 @@ _HANDOVER_S = 10.0
 """Before the machine falls asleep nothing is claimed for so long, which the sleep itself does not count to."""
 _STALLED_S = 300.0
 """A loop that has not turned for so long is stuck."""
-_MAX_DEATHS_IN_A_ROW = 30
-_DEATHS_WHILE_LOADING = 2
-"""A backend that ended its process so often while it was being loaded is passed over from then on."""
 _MAX_RQ_WAITING = (256, 4096)
 """With so many runs waiting to be ended by RQ's means no more bulk is claimed, with so many nothing."""
 
@@ -83,7 +78,7 @@ class QueueWorker:
         self._claims = Claims(settings.name, settings.lease_s)
         self._crew = Crew(settings, connect, self._claims, self._inbox.tell)
         self._engine = EngineProcess(self._inbox.tell, self._now)
-        self._config: EngineConfig = engine_config(settings)
+        self._lives = EngineLives(engine_config(settings))
         self._batcher: Batcher | None = None
         self._interruptions: Interruptions | None = None
         self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
@@ -106,13 +101,8 @@ class QueueWorker:
         self._looked_again = False
         """Whether a burst has looked for jobs once more since it had any."""
         self._suspended = False
-        self._trying = ""
-        self._deaths_while_loading: Counter[str] = Counter()
-        self._engine_deaths = 0
-        self._deaths_in_a_row = 0
         self._told_to_end: set[str] = set()
         """Tokens of runs that were interrupted for a wish, which is told again until they have ended."""
-        self._fingerprint = ""
         self._answered_at = 0.0
         self._send_from = 0.0
         self._claim_from = 0.0
@@ -130,7 +120,7 @@ class QueueWorker:
         if self._lifeline is not None:
             self._inbox.watch(self._lifeline)
         try:
-            self._engine.start(self._config)
+            self._engine.start(self._lives.config)
             while self._batcher is None and not self._stopping:
                 self._absorb(self._inbox.wait(IDLE_WAIT_S))
             if not self._stopping:
@@ -147,7 +137,7 @@ class QueueWorker:
         self._routing = Routing(
             worker_record(settings, self._engine.info),
             is_serving=lambda: self._engine.info is not None and self._moves(),
-            engine_deaths=lambda: self._engine_deaths,
+            engine_deaths=lambda: self._lives.deaths,
             tell=self._inbox.tell,
             ttl_s=settings.record_ttl_s,
         )
@@ -222,7 +212,7 @@ class QueueWorker:
                     self._engine.heard()
                     self._engine_loaded()
                 case inbox.EngineTries(life, backend) if life == self._engine.life:
-                    self._trying = backend
+                    self._lives.tries(backend)
                 case inbox.EngineRefused(life, message) if life == self._engine.life:
                     # One that has served can be served again: that it cannot now may pass.
                     raise ConfigurationError(message) if self._batcher is None else EngineDiedError(message)
@@ -257,15 +247,14 @@ class QueueWorker:
     def _engine_loaded(self) -> None:
         info = self._engine.info
         assert info is not None
+        if not self._lives.loaded(info):
+            _log.error(
+                "the engine came back as another one, %s on %s: the worker begins anew", info.backend, info.device
+            )
+            self._exit_status = EXIT_SHUTDOWN
+            self._stop(COLD)
         if self._batcher is not None:
-            if info.fingerprint != self._fingerprint:
-                _log.error(
-                    "the engine came back as another one, %s on %s: the worker begins anew", info.backend, info.device
-                )
-                self._exit_status = EXIT_SHUTDOWN
-                self._stop(COLD)
             return
-        self._fingerprint = info.fingerprint
         for reason in info.reasons:
             _log.info("%s", reason)
         _log.info("%s engine: %s on %s (%s), model %s", info.kind, info.backend, info.device, info.precision,
@@ -280,28 +269,15 @@ class QueueWorker:
         if not events:
             return
         assert self._batcher is not None
-        self._deaths_in_a_row = 0
+        self._lives.worked()
         now = self._now()
         self._ledger.note([each for event in events for each in self._batcher.absorb(event, now)])
 
     def _engine_ended(self, how: str) -> None:
         """Puts its work where it runs again, and starts another."""
-        self._engine_deaths += 1
-        self._deaths_in_a_row += 1
-        if self._trying:
-            self._died_while_loading(self._trying, how)
         _log.error("%s; what it held will run again", how)
-        if self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:
-            raise EngineDiedError(how)
+        self._lives.died(how)
         self._restart_engine(suspect=True)
-
-    def _died_while_loading(self, backend: str, how: str) -> None:
-        self._deaths_while_loading[backend] += 1
-        self._trying = ""
-        if self._deaths_while_loading[backend] >= _DEATHS_WHILE_LOADING:
-            reason = f"{how} while it was loading, {_DEATHS_WHILE_LOADING} times"
-            _log.error("the backend %s is out: %s", backend, reason)
-            self._config = replace(self._config, excluded=(*self._config.excluded, Excluded(backend, reason)))
 
     def _restart_engine(self, *, suspect: bool) -> None:
         if self._batcher is not None:
@@ -310,7 +286,7 @@ class QueueWorker:
             self._engine.kill()
             self._give_back(list(self._ledger.open.values()))
         else:
-            self._engine.start(self._config)
+            self._engine.start(self._lives.config)
 
     def _hear_of_leases(self, renewed: inbox.Renewed) -> None:
         assert self._interruptions is not None
