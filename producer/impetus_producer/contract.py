@@ -53,6 +53,7 @@ ROLE_QUEUES = {
     "embedding": (EMBEDDING_QUEUE, EMBEDDING_BULK_QUEUE),
     "generation": (GENERATION_QUEUE, GENERATION_BULK_QUEUE),
 }
+BULK_QUEUES = frozenset({EMBEDDING_BULK_QUEUE, GENERATION_BULK_QUEUE})
 
 MAX_TEXT_BYTES = 10_000_000
 """The longest single text or prompt, in bytes of UTF-8."""

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 WANTED = Wanted(("embedding",), 5)
 
 
-def claimed(job_id: str, token: str = "", **fields: bytes) -> ClaimedJob:
+def claimed(job_id: str, token: str = "", queue: str = "embedding", **fields: bytes) -> ClaimedJob:
     return ClaimedJob(
-        job_id, token or f"i-{job_id}", "embedding", {name.encode(): value for name, value in fields.items()}, 0.0
+        job_id, token or f"i-{job_id}", queue, {name.encode(): value for name, value in fields.items()}, 0.0
     )
 
 
@@ -193,9 +193,20 @@ def test_no_more_endings_go_at_once_than_a_server_should_write_at_once() -> None
     assert len(book.ended()) == 6
     large = [claimed(f"large{number}") for number in range(4)]
     book.ledger.take(large, 0.0)
-    book.ledger.note([Finished(job, b"{}", vectors=bytes(20_000_000)) for job in large])
+    book.ledger.note([Finished(job, b"{}", vectors=bytes(600_000)) for job in large])
     book.ledger.send(None, 0.0)
     assert len(book.ended()) == 2
+
+
+def test_how_a_job_ended_that_somebody_waits_for_is_told_before_how_bulk_did() -> None:
+    book, bulk = Book(), [claimed(f"bulk{number}", queue="embedding-bulk") for number in range(3)]
+    book.end(*bulk, claimed("first"), claimed("second"))
+    book.ledger.send(None, 0.0)
+    assert book.ended() == ["first", "second", "bulk0", "bulk1", "bulk2"]
+    book.end(claimed("third"))
+    book.ledger.recall()
+    book.ledger.send(None, 0.0)
+    assert book.ended() == ["first", "second", "third", "bulk0", "bulk1", "bulk2"]
 
 
 def test_what_jobs_say_is_in_one_exchange_at_a_time_so_that_it_stays_in_order() -> None:

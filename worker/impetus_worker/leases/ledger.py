@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError
 
+from impetus_producer.contract import BULK_QUEUES
+
 from .claims import Answer, Claim
 from .endings import ending_of, sentence
 from .outcomes import Failed, Returned, Said, Started
 from .relay import Relay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from redis import Redis
 
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
     from .outcomes import News, Outcome
     from .scripts import Call
 
-_MAX_CLAIM_BYTES = 32_000_000
+_MAX_CLAIM_BYTES = 4_000_000
 _MANY_ENDED = 64
 _MAX_ENDINGS = 1024
-_MAX_ENDINGS_BYTES = 32_000_000
-"""Of one exchange. A server takes no argument over 512 MB, and is nobody else's while it writes."""
+_MAX_ENDINGS_BYTES = 1_000_000
+"""Of one exchange, which takes some 10 ms a megabyte. The server is nobody else's meanwhile, and what somebody waits for
+waits for its end.
+"""
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +59,33 @@ class _Exchange:
     worked_s: float = 0.0
     wanted: Wanted | None = None
     calls: list[Call[Any]] = field(default_factory=list)
+
+
+class _Unsent:
+    """How runs ended and is not sent yet, what somebody waits for first; None: by RQ's means."""
+
+    def __init__(self) -> None:
+        self._awaited: deque[tuple[Outcome, Ending | None]] = deque()
+        self._others: deque[tuple[Outcome, Ending | None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._awaited) + len(self._others)
+
+    def __iter__(self) -> Iterator[tuple[Outcome, Ending | None]]:
+        yield from self._awaited
+        yield from self._others
+
+    def _lane(self, outcome: Outcome) -> deque[tuple[Outcome, Ending | None]]:
+        return self._others if outcome.job.queue in BULK_QUEUES else self._awaited
+
+    def append(self, outcome: Outcome, ending: Ending | None) -> None:
+        self._lane(outcome).append((outcome, ending))
+
+    def put_back(self, outcome: Outcome, ending: Ending | None) -> None:
+        self._lane(outcome).appendleft((outcome, ending))
+
+    def popleft(self) -> tuple[Outcome, Ending | None]:
+        return (self._awaited or self._others).popleft()
 
 
 class Ledger:
@@ -86,8 +117,7 @@ class Ledger:
         self._on_claim = on_claim
         self._on_abandoned = on_abandoned
         self._relay = Relay(worker)
-        self._ended: deque[tuple[Outcome, Ending | None]] = deque()
-        """How the others ended, not yet sent; None: by RQ's means."""
+        self._ended = _Unsent()
         self._returned: list[tuple[Outcome, Ending]] = []
         """Those that go back to the front of their queues, not yet sent."""
         self._unsure: set[str] = set()
@@ -158,7 +188,7 @@ class Ledger:
                 if isinstance(each, Returned) and ending is not None:
                     self._returned.append((each, ending))
                 else:
-                    self._ended.append((each, ending))
+                    self._ended.append(each, ending)
                 if self.open.get(each.job.id) is each.job:
                     del self.open[each.job.id]
 
@@ -259,7 +289,7 @@ class Ledger:
             if isinstance(outcome, Returned):
                 self._returned.append((outcome, ending))
             else:
-                self._ended.appendleft((outcome, ending))
+                self._ended.put_back(outcome, ending)
         self._worked_s += exchange.worked_s
 
     def recall_all(self) -> None:
@@ -271,9 +301,9 @@ class Ledger:
         """Writes all that there is to write and waits for it; for the farewell. What only RQ could end goes back to
         its queue. Raises `RedisError`.
         """
-        for at, (outcome, ending) in enumerate(self._ended):
-            if ending is None:
-                self._ended[at] = (outcome, ending_of(Returned(outcome.job)))
+        ended, self._ended = self._ended, _Unsent()
+        for outcome, ending in ended:
+            self._ended.append(outcome, ending or ending_of(Returned(outcome.job)))
         while self.has_news(now):
             exchange = self._next_exchange(now)
             if not exchange.calls:
