@@ -17,6 +17,7 @@ from .cli_embed import embed
 from .cli_jobs import cancel, generate, result
 from .cli_status import status
 from .errors import ImpetusError
+from .shown import printable_lines
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -31,7 +32,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ImpetusError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(printable_lines(str(error))) from None
         except KeyboardInterrupt:
             # Click would say "Aborted!" and exit with 1, like any failure.
             click.echo("Interrupted.", err=True)

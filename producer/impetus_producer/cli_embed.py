@@ -17,6 +17,7 @@ from .cli_server import open_session, patience_option, redis_url_option
 from .errors import ImpetusError, InvalidRequestError
 from .reading.duplicates import Ids
 from .reading.source import ReadingOptions, open_source
+from .shown import printable
 from .writing.output import open_output
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def embed(
     except InvalidRequestError as error:
         raise click.UsageError(str(error)) from None
     for note in source.notes:
-        click.echo(note, err=True)
+        click.echo(printable(note), err=True)
     ids = Ids(cast("OnDuplicate", on_duplicate), as_text=out.holds_text_ids_only)
     # Outcomes come in the order of what was read: the oldest of these is the next one's.
     read: deque[Read] = deque()
@@ -209,7 +210,7 @@ def embed(
         raise
     for sentence in (source.left_out(), ids.sentence(), _first_failure(out), _summary(out, elapsed_s)):
         if sentence is not None:
-            click.echo(sentence, err=True)
+            click.echo(printable(sentence), err=True)
     if out.failed:
         raise click.exceptions.Exit(1)
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from . import server_option
 from .client import Producer
-from .discovery import REDIS_URL_VARIABLE, find_redis_url
+from .discovery import find_redis_url
 from .errors import ServerError
 from .fleet import read_fleet
 from .local import LocalServer
 from .patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
-from .server import without_password
+from .shown import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +26,9 @@ CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 _LOOK_EVERY_S = 5.0
 
 
-def redis_url_option(command: CommandT) -> CommandT:
-    return click.option(
-        "--redis-url",
-        envvar=REDIS_URL_VARIABLE,
-        show_envvar=True,
-        metavar="URL",
-        help="The Redis or Valkey server. Default: the one that `impetus-worker run` keeps on this machine.",
-    )(command)
+redis_url_option = server_option.redis_url_option(
+    "The Redis or Valkey server.  [default: the one that `impetus-worker run` keeps on this machine]"
+)
 
 
 def patience_option(command: CommandT) -> CommandT:

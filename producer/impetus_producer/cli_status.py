@@ -13,7 +13,7 @@ from .cli_server import no_worker, patience_option, patient_producer, redis_url_
 from .discovery import find_redis_url
 from .fitness import look
 from .fleet import read_fleet
-from .server import without_password
+from .shown import printable, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,11 +60,12 @@ def _print(fleet: Fleet, fitness: Fitness, url: str) -> None:
         _table(("Worker", "state", "jobs", "last seen", "device", "listens to"), rows, numbers_from=6)
         click.echo()
     for worker in fleet.workers:
+        name = printable(worker.name)
         if worker.alive and not worker.serving:
-            click.echo(f"{worker.name}: its engine is loading its model, or is stuck; its jobs wait.")
+            click.echo(f"{name}: its engine is loading its model, or is stuck; its jobs wait.")
         if worker.engine_deaths:
             times = "once" if worker.engine_deaths == 1 else f"{worker.engine_deaths} times"
-            click.echo(f"{worker.name}: its engine died {times} and was started again; its log says of what.")
+            click.echo(f"{name}: its engine died {times} and was started again; its log says of what.")
     if fleet.suspended:
         click.echo("The workers are suspended: they take no jobs until `rq resume`.")
     if unattended := fleet.unattended():
@@ -79,7 +80,7 @@ def _seen(worker: WorkerState) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int) -> None:
     """Columns as wide as they need to be, numbers to the right."""
-    lines = [header, *(["?" if cell is None else str(cell) for cell in row] for row in rows)]
+    lines = [header, *(["?" if cell is None else printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
     for line in lines:
         cells = (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .errors import ImpetusError, NoServerError
+from .shown import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,11 +45,6 @@ _OWN = re.compile(
     "|(maint|orig|oss|himport)_.*|event_dispatcher|connection_pool|max_connections|timeout|queue_class"
 )
 """What is not taken over from a client whose connections are of a class that redis-py does not bring."""
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown."""
-    return re.sub(r"(password=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*:)[^/]*@", r"\1***@", url))
 
 
 def from_url(url: str) -> Redis:

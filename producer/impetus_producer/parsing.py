@@ -8,8 +8,10 @@ from pydantic import ValidationError
 
 from .contract import EmbeddingRequest, GenerationRequest, json_type
 from .errors import InvalidRequestError
+from .shown import printable
 
 Request: TypeAlias = EmbeddingRequest | GenerationRequest
+_MAX_NAME_CHARACTERS = 100
 RequestT = TypeVar("RequestT", EmbeddingRequest, GenerationRequest)
 
 
@@ -17,6 +19,9 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
     """The request in `payload`, or an `InvalidRequestError` of one sentence that names the field."""
     if not isinstance(payload, dict):
         raise InvalidRequestError(f"the request must be a JSON object, not {json_type(payload)}")
+    if unknown := payload.keys() - kind.model_fields.keys():  # before pydantic writes a complaint about each
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise InvalidRequestError(f"{_shown(min(unknown))}: there is no such field{more}")
     try:
         return kind.model_validate(payload)
     except ValidationError as error:
@@ -28,9 +33,14 @@ def first_sentence(error: ValidationError) -> str:
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     # A field misspelt is a field missing too, and the misspelling says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    field = ".".join(_shown(str(part)) for part in first["loc"] if not str(part).startswith("function-"))
     problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
         first["type"], first["msg"]
     )
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{field}: {problem}{more}" if field else f"{problem}{more}"
+
+
+def _shown(name: str) -> str:
+    """A name that a request chose."""
+    return printable(name[:_MAX_NAME_CHARACTERS])

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from .connections import from_url, like, without_password
+from .connections import from_url, like
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
 from .errors import (
     ImpetusError,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-__all__ = ["Trouble", "adopt", "connect", "hang_up", "server_errors", "trouble", "without_password"]
+__all__ = ["Trouble", "adopt", "connect", "hang_up", "server_errors", "trouble"]
 
 OLDEST_VERSION = (6, 2)
 """Of Redis, for BLMOVE. Any Valkey will do."""

@@ -44,6 +44,9 @@ class CountingTokenizer:
         self._tokenizer.no_padding()
         self.characters = 0
 
+    def to_str(self) -> str:
+        return str(self._tokenizer.to_str())
+
     def encode(self, text: str, **options: Any) -> Any:
         self.characters += len(text)
         return self._tokenizer.encode(text, **options)
@@ -105,10 +108,46 @@ def test_a_text_of_megabytes_costs_only_what_the_model_reads(minilm: ModelFiles,
     assert counting.characters < 20_000
 
 
-def test_a_single_word_of_megabytes_is_still_one_unknown_token(minilm: ModelFiles) -> None:
-    (row,) = TextEncoder.load(minilm.folder).encode(["x" * 1_000_000])
-    assert row.ids.tolist() == [101, 100, 102]
+ENDLESS = {
+    "a letter": "x" * 1_000_000,
+    "accents": "e\u0301É" * 200_000,
+    "another script": "быстрая" * 100_000,
+    "emoji": "🦊" * 300_000,
+    "families": "👩‍👩‍👧‍👦" * 60_000,
+    "spaces": " " * 1_000_000,
+    "lines": "\r\n\t" * 300_000,
+    "what is dropped": "\x00\x01\ufffd" * 300_000,
+    "words of megabytes": ("y" * 400_000 + " and ") * 3,
+    "a word in two": "z" * 300_000 + "\x00" * 300_000 + "z" * 300_000,
+}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS.keys())
+def test_what_never_ends_has_the_tokens_that_it_always_had_and_costs_little(minilm: ModelFiles, text: str) -> None:
+    counting = CountingTokenizer(minilm.folder)
+    encoder = TextEncoder(counting, read_config(minilm.folder).text)
+    (row,) = encoder.encode([text])
+    assert counting.characters < 20_000
+    whole = counting.encode(text).ids
+    assert row.ids.tolist() == whole
     assert not row.truncated
+
+
+@pytest.mark.parametrize("name", ["roberta", *FAMILIES])
+def test_a_word_without_end_is_settled_by_its_beginning(name: str) -> None:
+    folder = small_model(name)
+    config = read_config(folder)
+    tokenizer = CountingTokenizer(config.transformer)
+    choose = random.Random(1)
+    for letters in ("x", "ab", "敏捷的棕色狐狸", "abcdefghijklmnopqrstuvwxyz"):
+        text = "".join(choose.choices(letters, k=60_001))
+        encoder = TextEncoder(tokenizer, replace(config.text, max_tokens=24, prompts=()))
+        tokenizer.characters = 0
+        (row,) = encoder.encode([text])
+        # Where a run of one letter is divided depends on how long it is.
+        assert tokenizer.characters < 20_000 or letters == "x", letters
+        whole = tokenizer.encode(text).ids
+        assert row.ids.tolist() == ([*whole[:23], whole[-1]] if len(whole) > 24 else whole), letters
 
 
 def test_a_text_of_exactly_the_maximum_is_not_truncated(minilm: ModelFiles) -> None:

@@ -21,7 +21,6 @@ from impetus_producer import Producer
 from impetus_producer.cli import cli
 from impetus_producer.contract import STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
 from impetus_producer.local import LocalServer
-from impetus_producer.server import without_password
 
 from .stock_worker import StockWorker, generation_of, honest_work, working
 from .test_outputs import read_back
@@ -429,10 +428,3 @@ def test_help_of_every_command_teaches_by_example() -> None:
         assert result.exit_code == 0
         assert f"impetus {command}" in result.stdout
         assert "--redis-url" in result.stdout
-
-
-def test_a_password_in_the_url_is_not_shown() -> None:
-    assert without_password("redis://me:s3:c%2Fr@t@host:1/0?x=1") == "redis://me:***@host:1/0?x=1"
-    assert without_password("rediss://:secret@host/0") == "rediss://:***@host/0"
-    assert without_password("unix:///tmp/s?password=secret&db=1") == "unix:///tmp/s?password=***&db=1"
-    assert without_password("redis://127.0.0.1:6379/0") == "redis://127.0.0.1:6379/0"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 import zlib
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from impetus_producer.contract import EMBED_FUNCTION, MAX_PAYLOAD_BYTES
-from impetus_worker.batches.payload import read_payload
+from impetus_worker.batches.payload import LongPayloadError, read_payload
 from impetus_worker.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def call(function: str = EMBED_FUNCTION, *args: object, **kwargs: object) -> dict[bytes, bytes]:
@@ -66,6 +70,35 @@ def test_a_small_payload_that_inflates_to_a_huge_one_is_refused() -> None:
     bomb = zlib.compress(b"[" + b" " * (MAX_PAYLOAD_BYTES + 10))
     assert len(bomb) < 100_000
     assert "larger than" in refusal({b"data": bomb})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" + b"[]," * 200_000 + b"[]]",
+        b"[" + b'{"a":1},' * 100_000 + b"0]",
+        b'["' + b'\\"' * 300_000 + b'",' + b"0," * 200_000 + b"0]",
+    ],
+)
+def test_json_of_more_values_than_a_job_has_is_refused_before_it_is_made(data: bytes) -> None:
+    assert "values that a job may carry" in refusal({b"data": zlib.compress(data)})
+
+
+def test_a_string_that_never_ends_is_looked_at_once() -> None:
+    assert "not JSON" in refusal({b"data": zlib.compress(b'["' + b'\\",' * 3_000_000)})
+
+
+def test_brackets_and_commas_in_a_text_are_no_values() -> None:
+    text = '[{"a": 1, "b": [2, 3]}], \\' * 50_000
+    assert read_payload(call(EMBED_FUNCTION, {"input": text}), EMBED_FUNCTION) == {"input": text}
+
+
+@pytest.mark.parametrize("deflate", [zlib.compress, bytes])
+def test_what_is_longer_than_the_caller_reads_is_not_looked_at(deflate: Callable[[bytes], bytes]) -> None:
+    data = json.dumps([EMBED_FUNCTION, None, [{"input": "x" * 1000}], {}]).encode()
+    read_payload({b"data": deflate(data)}, EMBED_FUNCTION, most_bytes=len(data))
+    with pytest.raises(LongPayloadError):
+        read_payload({b"data": deflate(data)}, EMBED_FUNCTION, most_bytes=len(data) - 1)
 
 
 def test_a_callback_is_refused_unless_the_worker_was_told_its_name() -> None:

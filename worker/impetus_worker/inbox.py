@@ -72,6 +72,14 @@ class EngineEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadElsewhere:
+    """What a job that was too long for the loop asks for, or what is wrong with it."""
+
+    token: str
+    came: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """What the server said to each call of the exchange: what it comes to, or the error."""
 

@@ -13,11 +13,15 @@ from impetus_producer.contract import WorkerRecord
 
 from .batches.embedding import DEFAULT_BATCH_TOKENS, EmbeddingBatcher
 from .batches.generation import GenerationBatcher
+from .batches.requests import EmbeddingRequests, GenerationRequests
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from impetus_backends.protocol import EngineInfo
 
     from .batches.batcher import Batcher
+    from .batches.long_jobs import Elsewhere
     from .settings import WorkerSettings
 
 
@@ -57,14 +61,22 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
     )
 
 
-def make_batcher(settings: WorkerSettings, info: EngineInfo) -> Batcher:
-    """The batcher for an engine that has loaded."""
+def make_requests(info: EngineInfo, allowed_callbacks: Collection[str]) -> EmbeddingRequests | GenerationRequests:
+    """What reads the requests to an engine that has loaded."""
+    if info.kind == "generation":
+        return GenerationRequests(info, allowed_callbacks)
+    return EmbeddingRequests(info, embedding_tokenizer(info), allowed_callbacks)
+
+
+def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewhere | None = None) -> Batcher:
+    """The batcher for an engine that has loaded. `elsewhere`: reads the long jobs; without one it does."""
     if settings.role == "generation":
         return GenerationBatcher(
             info,
             worker=settings.name,
             max_concurrent=info.max_concurrent or settings.max_concurrent_generations,
             allowed_callbacks=settings.allow_callbacks,
+            elsewhere=elsewhere,
         )
     return EmbeddingBatcher(
         info,
@@ -74,4 +86,5 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo) -> Batcher:
         max_batch_tokens=settings.max_batch_tokens or DEFAULT_BATCH_TOKENS.get(info.backend, 1024),
         max_wait_s=settings.max_wait_ms / 1e3,
         allowed_callbacks=settings.allow_callbacks,
+        elsewhere=elsewhere,
     )

@@ -3,7 +3,7 @@
 It is an RQ worker to everyone who looks (`rq info`, stop-job, `rq suspend`), and runs jobs of its two names only.
 While the engine works on batch k, the loop ends k-1 and prepares k+1. Whatever may wait for others has a thread of its
 own, and hands over what came of it: the courier (claims and endings), the doorbells, housekeeping, RQ's endings, RQ's
-commands, and two at the engine's pipe.
+commands, the process that reads long jobs, and two at the engine's pipe.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .host.begun import BegunNote
 from .host.engine_lives import EngineLives
 from .host.engine_process import EngineProcess
 from .host.power import open_power
+from .host.reading_process import ReadingProcess
 from .host.supervisor import EXIT_SHUTDOWN
 from .interruptions import Interruptions
 from .leases.claims import Claims
@@ -80,6 +81,7 @@ class QueueWorker:
         self._engine = EngineProcess(self._inbox.tell, self._now)
         self._lives = EngineLives(engine_config(settings))
         self._batcher: Batcher | None = None
+        self._reading: ReadingProcess | None = None
         self._interruptions: Interruptions | None = None
         self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
         self._power = open_power(settings)
@@ -177,6 +179,8 @@ class QueueWorker:
     def _leave(self) -> None:
         """Puts back what is still in flight and says goodbye. Every step is tried, whatever happened to the others."""
         self._engine.kill()
+        if self._reading is not None:
+            self._reading.stop()
         self._power.close()
         if self._routing is None:
             return
@@ -216,6 +220,9 @@ class QueueWorker:
                 case inbox.EngineRefused(life, message) if life == self._engine.life:
                     # One that has served can be served again: that it cannot now may pass.
                     raise ConfigurationError(message) if self._batcher is None else EngineDiedError(message)
+                case inbox.ReadElsewhere():
+                    assert self._batcher is not None
+                    self._ledger.note(self._batcher.take_back(fact, self._now()))
                 case inbox.Answered(answers):
                     if self._ledger.receive(answers):
                         self._answered_at = self._now()
@@ -261,7 +268,9 @@ class QueueWorker:
                   ", ".join((info.model, *info.more_models)))  # fmt: skip
         if info.note:
             _log.warning("%s", info.note)
-        self._batcher = make_batcher(self._settings, info)
+        self._reading = ReadingProcess(info, self._settings.allow_callbacks, self._inbox.tell)
+        self._reading.start()
+        self._batcher = make_batcher(self._settings, info, self._reading)
         self._interruptions = Interruptions(self._engine, self._batcher, self._ledger)
 
     def _hear_engine(self, events: Sequence[Event]) -> None:

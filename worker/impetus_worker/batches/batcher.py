@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import InvalidRequestError
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence, Set
 
-    from impetus_backends.protocol import EngineInfo, Event, Work
+    from impetus_backends.protocol import Event, Work
 
+    from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
     from ..leases.outcomes import Failed, News, Outcome, Stopped
 
@@ -41,6 +40,10 @@ class Batcher(Protocol):
     def read(self, now: float) -> list[Outcome]:
         """Reads what was taken in, for about a hundredth of a second; returns how those jobs end that end by it, such
         as a `Failed` for a bad request."""
+        ...
+
+    def take_back(self, read: ReadElsewhere, now: float) -> list[Outcome]:
+        """Takes a job that was too long for `read`, now that it is read; returns how it ends, if it ends by it."""
         ...
 
     def unread(self) -> Set[str]:
@@ -111,13 +114,3 @@ class Batcher(Protocol):
         groups with nothing beside them. Returns, among others, the `Failed` of those now known to be poison.
         """
         ...
-
-
-def check_model(asked: str | None, info: EngineInfo) -> None:
-    """Raises `InvalidRequestError` when a request asks for a model that this engine does not serve."""
-    if asked is not None and asked not in info.model_aliases:
-        served = ", ".join((info.model, *info.more_models))
-        raise InvalidRequestError(
-            f"model: this worker serves {served} and not {asked!r:.200}; start one with "
-            f"`impetus-worker run --{info.kind}-model …`"
-        )

@@ -30,6 +30,7 @@ from .cost import CostModel
 from .engine_queue import Batch, EngineQueue
 from .quarantine import Quarantine
 from .reading import JobReader
+from .requests import EmbeddingRequests
 from .results import EmbeddingResults
 
 if TYPE_CHECKING:
@@ -37,8 +38,11 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import EngineInfo, Event
 
+    from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
-    from .reading import ReadJob, TextEncoder
+    from .long_jobs import Elsewhere
+    from .reading import ReadJob
+    from .requests import TextEncoder
 
 _LOOKAHEAD_S = 4.0
 """Texts for so much of the device's time are taken in ahead, to be sorted together."""
@@ -82,7 +86,7 @@ class _Lane:
 class EmbeddingBatcher:
     """`Batcher` for embedding jobs. `max_wait_s`: how long the first text waits for others to join its batch.
 
-    `clock`: in seconds, by which reading is cut into slices.
+    `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading is cut into slices.
     """
 
     def __init__(
@@ -95,10 +99,11 @@ class EmbeddingBatcher:
         max_batch_tokens: int,
         max_wait_s: float,
         allowed_callbacks: Collection[str] = (),
+        elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._info = info
-        self._reader = JobReader(info, encoder, allowed_callbacks, clock)
+        self._reader = JobReader(EmbeddingRequests(info, encoder, allowed_callbacks), elsewhere, clock)
         self._results = EmbeddingResults(info, worker)
         self._max_wait_s = max_wait_s
         self._jobs: dict[str, OpenEmbedding] = {}
@@ -150,12 +155,19 @@ class EmbeddingBatcher:
         return self._reader.unread()
 
     def read(self, now: float) -> list[Outcome]:
+        return self._take_in(self._reader.read(_READING_S), now)
+
+    def take_back(self, read: ReadElsewhere, now: float) -> list[Outcome]:
+        job = self._reader.take_back(read.token, read.came)
+        return self._take_in([job] if job is not None else [], now)
+
+    def _take_in(self, jobs: Sequence[ReadJob | Failed], now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        for read in self._reader.read(_READING_S):
-            if isinstance(read, Failed):
-                outcomes.append(read)
+        for job in jobs:
+            if isinstance(job, Failed):
+                outcomes.append(job)
             else:
-                self._open(read, now)
+                self._open(job, now)
         return outcomes
 
     def _open(self, read: ReadJob, now: float) -> None:
@@ -225,7 +237,7 @@ class EmbeddingBatcher:
         return work
 
     def wakes_at(self) -> float | None:
-        if self._reader.jobs(urgent=True) or self._reader.jobs(urgent=False):
+        if self._reader.has_unread:
             return 0.0
         # A window that had closed when there was no work to give waits for the engine.
         closing = [lane.closes_at for lane in self._lanes if lane.backlog.rows and lane.closes_at > self._asked_at]

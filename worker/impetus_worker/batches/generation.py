@@ -17,23 +17,27 @@ from typing import TYPE_CHECKING
 
 from impetus_backends import protocol
 from impetus_backends.protocol import Deferred, Generated, Parked, Progress, Rejected
-from impetus_producer.contract import GENERATE_FUNCTION, GenerationRequest, StreamEvent
-from impetus_producer.parsing import parse_request
+from impetus_producer.contract import StreamEvent
 
 from ..errors import InferenceError, InvalidRequestError, PoisonedJobError
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
-from .batcher import Room, check_model
+from .batcher import Room
+from .long_jobs import LongJobs
 from .open_generation import OpenGeneration
-from .payload import read_payload
+from .payload import LongPayloadError
 from .quarantine import Quarantine
+from .requests import GenerationRequests
 from .results import GenerationResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
     from impetus_backends.protocol import EngineInfo, Event, GenerationWork
+    from impetus_producer.contract import GenerationRequest
 
+    from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
+    from .long_jobs import Elsewhere
 
 _KEPT_FROM_BULK = 8
 """One place in so many is for jobs whose callers wait."""
@@ -48,7 +52,7 @@ _OVERDUE_PATIENCE_S = 15.0
 
 
 class GenerationBatcher:
-    """`Batcher` for generation jobs. `max_concurrent`: how many decode together.
+    """`Batcher` for generation jobs. `max_concurrent`: how many decode together. `elsewhere`: reads the long jobs.
 
     A job's time is counted from when the engine has it, for what happens before its first token may never end either;
     but not while it waits for its model, nor before it begins while a model is being loaded.
@@ -61,14 +65,15 @@ class GenerationBatcher:
         worker: str,
         max_concurrent: int,
         allowed_callbacks: Collection[str] = (),
+        elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._info = info
+        self._requests = GenerationRequests(info, allowed_callbacks)
         self._results = GenerationResults(info, worker)
         self._max_concurrent = max_concurrent
-        self._allowed_callbacks = allowed_callbacks
         self._clock = clock
         self._unread: deque[ClaimedJob] = deque()
+        self._long = LongJobs(elsewhere)
         self._waiting: deque[OpenGeneration] = deque()
         self._in_engine: dict[int, OpenGeneration] = {}
         """By the id of their work."""
@@ -95,7 +100,7 @@ class GenerationBatcher:
         begun = sum(bool(owner.run) for owner in everyone)
         if (self._full and begun) or parked >= self._max_concurrent:
             return Room(interactive=0, bulk=0)
-        held = len(self._unread) + len(everyone) - parked
+        held = len(self._unread) + len(self._long) + len(everyone) - parked
         on_their_way = held - begun
         places = max(0, min(self._max_concurrent - held, self._window - on_their_way))
         if self._has_suspects:
@@ -115,20 +120,32 @@ class GenerationBatcher:
         while self._unread:
             job = self._unread.popleft()
             try:
-                payload = read_payload(job.fields, GENERATE_FUNCTION, self._allowed_callbacks)
-                request = parse_request(GenerationRequest, payload)
-                check_model(request.model, self._info)
+                request = self._requests.parse(job.fields, self._long.most_bytes)
+            except LongPayloadError:
+                self._long.send(job)
             except InvalidRequestError as error:
                 outcomes.append(Failed(job, error))
             else:
-                owner = OpenGeneration(job, request)
-                if job.suspect:
-                    (self._urgent_suspects if owner.urgent else self._bulk_suspects).admit([owner])
-                else:
-                    self._waiting.append(owner)
+                self._take_in(job, request)
             if self._clock() >= stop_at:
                 break
         return outcomes
+
+    def take_back(self, read: ReadElsewhere, now: float) -> list[Outcome]:
+        job = self._long.take_back(read.token)
+        if job is None:
+            return []
+        if isinstance(read.came, InvalidRequestError):
+            return [Failed(job, read.came)]
+        self._take_in(job, read.came)
+        return []
+
+    def _take_in(self, job: ClaimedJob, request: GenerationRequest) -> None:
+        owner = OpenGeneration(job, request)
+        if job.suspect:
+            (self._urgent_suspects if owner.urgent else self._bulk_suspects).admit([owner])
+        else:
+            self._waiting.append(owner)
 
     def wakes_at(self) -> float | None:
         return 0.0 if self._unread else None
@@ -264,6 +281,7 @@ class GenerationBatcher:
             return owner.job.id not in job_ids
 
         self._unread = deque(job for job in self._unread if job.id not in job_ids)
+        self._long.forget(job_ids)
         self._waiting = deque(filter(is_wanted, self._waiting))
         if self._group is not None:
             self._group = deque(filter(is_wanted, self._group))

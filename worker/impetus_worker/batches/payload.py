@@ -6,6 +6,7 @@ Nothing here imports, unpickles or calls anything that a job names.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,28 @@ from ..errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+_MAX_VALUES = 100_000
+"""How many values the JSON of a payload may hold: each costs some 60 bytes and more, though two characters make one."""
+_STRUCTURE = (b",", b":", b"[", b"{")
+# A string that is never closed ends with the payload: nothing is looked at twice.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _CALLBACK_FIELDS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
 
 
-def read_payload(fields: Mapping[bytes, bytes], function: str, allowed_callbacks: Collection[str] = ()) -> Any:
+class LongPayloadError(Exception):
+    """The payload is longer, inflated, than the caller wants to read; whether it is good is not known."""
+
+
+def read_payload(
+    fields: Mapping[bytes, bytes],
+    function: str,
+    allowed_callbacks: Collection[str] = (),
+    most_bytes: int = MAX_PAYLOAD_BYTES,
+) -> Any:
     """The request of a job that calls `function`, as plain JSON data; `fields` is RQ's job hash.
 
-    Raises `InvalidRequestError`.
+    Raises `InvalidRequestError`, and `LongPayloadError` where it is longer than `most_bytes`, a limit of the caller's
+    within the contract's.
     """
     for name in _CALLBACK_FIELDS:
         callback = fields.get(name, b"").decode(errors="replace")
@@ -30,25 +46,30 @@ def read_payload(fields: Mapping[bytes, bytes], function: str, allowed_callbacks
             raise InvalidRequestError(
                 f"{name.decode()}: this worker was not told to run {callback!r}: name it with --allow-callbacks"
             )
-    return _request(_call(_inflate(fields)), function)
+    return _request(_call(_inflate(fields, most_bytes)), function)
 
 
-def _inflate(fields: Mapping[bytes, bytes]) -> bytes:
+def _inflate(fields: Mapping[bytes, bytes], most_bytes: int) -> bytes:
     data = fields.get(b"data")
     if not data:
         raise InvalidRequestError("data: the job carries none")
     inflater = zlib.decompressobj()
     try:
         # RQ, too, takes what does not inflate as it stands; and nothing that inflates begins with a bracket.
-        inflated = data if data.startswith(b"[") else inflater.decompress(data, MAX_PAYLOAD_BYTES)
+        inflated = data if data.startswith(b"[") else inflater.decompress(data, most_bytes)
     except zlib.error:
         inflated, inflater = data, zlib.decompressobj()
-    if inflater.unconsumed_tail or len(inflated) > MAX_PAYLOAD_BYTES:
+    if inflater.unconsumed_tail or len(inflated) > most_bytes:
+        if most_bytes < MAX_PAYLOAD_BYTES:
+            raise LongPayloadError
         raise InvalidRequestError(f"data: the payload is larger than {MAX_PAYLOAD_BYTES:,} bytes")
     return inflated
 
 
 def _call(data: bytes) -> list[Any]:
+    # Most payloads are few characters of structure and much text, and need no closer look.
+    if _structure(data) > _MAX_VALUES and _structure(_STRING.sub(b"", data)) > _MAX_VALUES:
+        raise InvalidRequestError(f"data: this JSON holds more than the {_MAX_VALUES:,} values that a job may carry")
     try:
         call = json.loads(data)
     except UnicodeDecodeError:
@@ -62,6 +83,10 @@ def _call(data: bytes) -> list[Any]:
     if not (isinstance(call, list) and len(call) == 4 and isinstance(call[2], list) and isinstance(call[3], dict)):
         raise InvalidRequestError("data: this is not an RQ call of a function, an instance, arguments and keywords")
     return call
+
+
+def _structure(data: bytes) -> int:
+    return sum(map(data.count, _STRUCTURE))
 
 
 def _request(call: list[Any], function: str) -> Any:

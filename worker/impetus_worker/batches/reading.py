@@ -1,6 +1,6 @@
-"""Jobs into token rows, a few texts at a time, so that the loop is never held up by a large one.
+"""Embedding jobs into token rows, a few texts at a time, so that the loop is never held up by a large one.
 
-Checks of a request what only the model in service can tell. Knows the tokenizer; knows nothing of batches.
+Knows the order of the jobs; what is in one `EmbeddingRequests` knows. The long ones are read elsewhere.
 """
 
 from __future__ import annotations
@@ -8,40 +8,24 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, Protocol
-
-from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, EmbeddingRequest
-from impetus_producer.parsing import parse_request
+from typing import TYPE_CHECKING
 
 from ..errors import InvalidRequestError
 from ..leases.outcomes import Failed
-from .batcher import check_model
-from .payload import read_payload
+from .long_jobs import LongJobs, is_urgent, payload_bytes
+from .payload import LongPayloadError
+from .requests import TEXTS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    import numpy as np
-
-    from impetus_backends.protocol import EngineInfo
+    from impetus_producer.contract import EmbeddingRequest
 
     from ..leases.claims import ClaimedJob
+    from .long_jobs import Elsewhere
+    from .requests import EmbeddingRequests, EncodedRequest, EncodedText
 
-_TEXTS_AT_ONCE = 64
 _MORE_THAN_A_SLICE = 512
-
-
-class EncodedText(Protocol):
-    @property
-    def ids(self) -> np.ndarray: ...
-    @property
-    def truncated(self) -> bool: ...
-
-
-class TextEncoder(Protocol):
-    def encode(
-        self, texts: Sequence[str], *, input_type: Literal["query", "document"] | None = None
-    ) -> Sequence[EncodedText]: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -54,7 +38,7 @@ class ReadJob:
 
     @property
     def urgent(self) -> bool:
-        return self.job.queue == EMBEDDING_QUEUE
+        return is_urgent(self.job)
 
 
 class _Unread:
@@ -77,45 +61,43 @@ class _Unread:
 
     def add(self, job: ClaimedJob) -> None:
         self.claimed.append(job)
-        self.payload_bytes += _payload_bytes(job)
+        self.payload_bytes += payload_bytes(job)
 
     def next_claimed(self) -> ClaimedJob:
         job = self.claimed.popleft()
-        self.payload_bytes -= _payload_bytes(job)
+        self.payload_bytes -= payload_bytes(job)
         return job
 
     def forget(self, job_ids: Collection[str]) -> None:
         self.claimed = deque(job for job in self.claimed if job.id not in job_ids)
-        self.payload_bytes = sum(map(_payload_bytes, self.claimed))
+        self.payload_bytes = sum(map(payload_bytes, self.claimed))
         self.parsed = deque(read for read in self.parsed if read.job.id not in job_ids)
 
 
 class JobReader:
     """Reads jobs in the order in which they came, those that somebody waits for first.
 
-    `clock`: in seconds, by which reading is cut into slices.
+    `elsewhere`: reads the long ones, in an order of its own. `clock`: in seconds, by which reading is cut into slices.
     """
 
-    def __init__(
-        self,
-        info: EngineInfo,
-        encoder: TextEncoder,
-        allowed_callbacks: Collection[str],
-        clock: Callable[[], float],
-    ) -> None:
-        self._info = info
-        self._encoder = encoder
-        self._allowed_callbacks = allowed_callbacks
+    def __init__(self, requests: EmbeddingRequests, elsewhere: Elsewhere | None, clock: Callable[[], float]) -> None:
+        self._requests = requests
         self._clock = clock
         self._urgent, self._patient = _Unread(), _Unread()
+        self._long = LongJobs(elsewhere)
 
     def jobs(self, *, urgent: bool) -> int:
-        """How many jobs are not yet read to their end."""
-        return len(self._lane(urgent))
+        """How many jobs are not yet read to their end, here or elsewhere."""
+        return len(self._lane(urgent)) + self._long.count(urgent=urgent)
 
     def payload_bytes(self, *, urgent: bool) -> int:
         """How large the payloads are that have not been looked at."""
-        return self._lane(urgent).payload_bytes
+        return self._lane(urgent).payload_bytes + self._long.payload_bytes(urgent=urgent)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether a `read` has something to do."""
+        return bool(self._urgent or self._patient)
 
     def unread(self) -> set[str]:
         """The ids of the jobs that are read next, more than a slice of time can hold."""
@@ -124,12 +106,22 @@ class JobReader:
 
     def add(self, job: ClaimedJob) -> None:
         """Takes a job in, and does not look at it yet."""
-        self._lane(job.queue == EMBEDDING_QUEUE).add(job)
+        self._lane(is_urgent(job)).add(job)
 
     def forget(self, job_ids: Collection[str]) -> None:
         for lane in (self._urgent, self._patient):
             if lane:
                 lane.forget(job_ids)
+        self._long.forget(job_ids)
+
+    def take_back(self, token: str, came: EncodedRequest | InvalidRequestError) -> ReadJob | Failed | None:
+        """What was read elsewhere, unless nobody wants it any more."""
+        job = self._long.take_back(token)
+        if job is None:
+            return None
+        if isinstance(came, Exception):
+            return Failed(job, came)
+        return ReadJob(job, came.request, list(came.texts))
 
     def read(self, seconds: float) -> list[ReadJob | Failed]:
         """Parses and tokenises for about so long; returns the jobs that it read to their end, and those that end so."""
@@ -149,10 +141,12 @@ class JobReader:
         """Looks at jobs until there are texts enough to tokenise, at one at least; returns those that are refused."""
         refused: list[Failed] = []
         texts = sum(len(read.request.input) - len(read.texts) for read in lane.parsed)
-        while lane.claimed and texts < _TEXTS_AT_ONCE:
+        while lane.claimed and texts < TEXTS_AT_ONCE:
             job = lane.next_claimed()
             try:
-                request = self._parse(job)
+                request = self._requests.parse(job.fields, self._long.most_bytes)
+            except LongPayloadError:
+                self._long.send(job)
             except InvalidRequestError as error:
                 refused.append(Failed(job, error))
             else:
@@ -162,29 +156,22 @@ class JobReader:
                 break
         return refused
 
-    def _parse(self, job: ClaimedJob) -> EmbeddingRequest:
-        request = parse_request(EmbeddingRequest, read_payload(job.fields, EMBED_FUNCTION, self._allowed_callbacks))
-        check_model(request.model, self._info)
-        if request.dimensions is not None and request.dimensions > self._info.dimensions:
-            raise InvalidRequestError(
-                f"dimensions: {self._info.model} makes vectors of {self._info.dimensions}, "
-                f"and {request.dimensions} were asked for"
-            )
-        return request
-
     def _tokenise_some(self, queue: deque[ReadJob]) -> list[ReadJob | Failed]:
         """The next few texts in one call of the tokenizer, of as many jobs as they come from."""
-        input_type = queue[0].request.input_type
+        first = queue[0].request
         texts: list[str] = []
         shares: list[tuple[ReadJob, int]] = []
         for read in queue:
-            if read.request.input_type != input_type or len(texts) >= _TEXTS_AT_ONCE:
+            if read.request.input_type != first.input_type or len(texts) >= TEXTS_AT_ONCE:
                 break
             begun = len(read.texts)
-            share = read.request.input[begun : begun + _TEXTS_AT_ONCE - len(texts)]
+            share = read.request.input[begun : begun + TEXTS_AT_ONCE - len(texts)]
             shares.append((read, len(share)))
             texts += share
-        encoded = iter(self._encoder.encode(texts, input_type=input_type))
+        try:
+            encoded = iter(self._requests.encode(first, texts))
+        except InvalidRequestError:
+            return self._tokenise_apart([queue.popleft() for _ in shares])
         done: list[ReadJob | Failed] = []
         for read, size in shares:
             read.texts += islice(encoded, size)
@@ -193,17 +180,21 @@ class JobReader:
                 done.append(self._checked(read))
         return done
 
+    def _tokenise_apart(self, jobs: Sequence[ReadJob]) -> list[ReadJob | Failed]:
+        """One of these jobs has a text that cannot be read, which is no concern of the others."""
+        done: list[ReadJob | Failed] = []
+        for read in jobs:
+            try:
+                read.texts += self._requests.encode_alone(read.request, len(read.texts))
+            except InvalidRequestError as error:
+                done.append(Failed(read.job, error))
+            else:
+                done.append(self._checked(read))
+        return done
+
     def _checked(self, read: ReadJob) -> ReadJob | Failed:
-        if not read.request.truncate:
-            for index, text in enumerate(read.texts):
-                if text.truncated:
-                    sentence = (
-                        f"input: item {index} is longer than the {self._info.max_tokens} tokens that "
-                        f"{self._info.model} reads, and 'truncate' is false"
-                    )
-                    return Failed(read.job, InvalidRequestError(sentence))
+        try:
+            self._requests.check_lengths(read.request, read.texts)
+        except InvalidRequestError as error:
+            return Failed(read.job, error)
         return read
-
-
-def _payload_bytes(job: ClaimedJob) -> int:
-    return len(job.fields.get(b"data", b""))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impetus_producer.contract import ROLE_QUEUES
-from impetus_producer.discovery import REDIS_URL_VARIABLE, find_redis_url
+from impetus_producer.discovery import find_redis_url
 from impetus_producer.errors import ImpetusError
-from impetus_producer.server import without_password
+from impetus_producer.server_option import redis_url_option
+from impetus_producer.shown import without_password
 
 from ..settings import ROLES, Role
 from .options import check_installed, with_engine_options
@@ -26,8 +27,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @with_engine_options
-@click.option("--redis-url", envvar=REDIS_URL_VARIABLE, show_envvar=True, metavar="URL",
-              help="The server to look at.  [default: the one that runs on this machine]")  # fmt: skip
+@redis_url_option("The server to look at.  [default: the one that runs on this machine]")
 @click.option("--hardware", type=_FILE, metavar="FILE", help="Ask about another machine, which wrote FILE.")
 @click.option("--record", type=_FILE, metavar="FILE", help="Write this machine's raw answers to FILE, and no more.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impetus_producer.contract import ROLE_QUEUES
-from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.errors import ImpetusError
-from impetus_producer.server import without_password
+from impetus_producer.server_option import redis_url_option
+from impetus_producer.shown import without_password
 
+from .. import logs
 from ..host.supervisor import EXIT_CONFIGURATION, STOP_SIGNALS, Supervisor, worker_name
 from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
 from .options import check_installed, with_engine_options
@@ -30,8 +31,7 @@ _REPORT_S = 5.0
 
 
 @click.command()
-@click.option("--redis-url", envvar=REDIS_URL_VARIABLE, show_envvar=True, metavar="URL",
-              help="The server.  [default: one of its own, in this user's state folder]")  # fmt: skip
+@redis_url_option("The server.  [default: one of its own, in this user's state folder]")
 @click.option("--durable", is_flag=True, envvar="IMPETUS_DURABLE", show_envvar=True,
               help="Have a server of its own write every change to the disk before it answers (appendfsync always): "
               "slower, and no acknowledged job is lost to a kill -9 or when the power fails. Else the disk follows "
@@ -92,7 +92,7 @@ def run(
     impetus-worker run --redis-url redis://queue.example:6379/0 --roles embedding
     impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
     """
-    _set_up_logging()
+    logs.set_up()
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_before_the_start)
@@ -188,7 +188,7 @@ def work() -> None:
     the end of the supervisor."""
     # It has no terminal, and nor has the engine, which inherits this: only the supervisor decides.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _set_up_logging()
+    logs.set_up()
     line = bytearray()
     while not line.endswith(b"\n"):
         if not (part := os.read(0, 1)):
@@ -213,9 +213,3 @@ def work() -> None:
         logging.getLogger(__name__).exception("%s: a fault of Impetus's own", settings.role)
         status = 1
     sys.exit(status)
-
-
-def _set_up_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("rq.worker", "rq.job", "rq.scheduler", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)

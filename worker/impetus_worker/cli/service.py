@@ -14,7 +14,7 @@ import click
 
 from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.errors import ImpetusError
-from impetus_producer.server import without_password
+from impetus_producer.shown import without_password
 
 from ..host.service import Account, Program, ServiceManager
 from ..host.service_manager import service_manager, system_service_manager

@@ -40,7 +40,7 @@ class EngineLives:
         self._tried = backend
 
     def loaded(self, info: EngineInfo) -> bool:
-        """Whether it came back as the one that it was: what another one makes cannot be mixed with what this one made."""
+        """Whether it came back as the one that it was: what another makes cannot be mixed with what it made."""
         is_same = self._fingerprint in (None, info.fingerprint)
         self._fingerprint = info.fingerprint
         return is_same

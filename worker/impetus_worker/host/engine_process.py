@@ -2,34 +2,30 @@
 
 It is spawned once, loads the model once and runs many batches. It holds no job: whatever happens to it, the worker
 puts its work back and starts another. The worker's loop never waits for it: on our side a thread writes and a thread
-reads. The worker and the engine are the same program at the same version, so what crosses
-the pipe is pickled; nothing that came from Redis ever is anything but text and numbers there.
+reads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING
 
+from .. import logs
 from ..inbox import EngineEnded, EngineLoaded, EngineRefused, EngineSaid, EngineTries
+from . import child
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
 
     from impetus_backends.protocol import EngineConfig, EngineInfo, Work
 
 _SIGN_OF_LIFE_S = 1.0
-_REAP_S = 5.0
 _HANG_UP = object()
 _log = logging.getLogger(__name__)
 
@@ -77,13 +73,7 @@ class EngineProcess:
         """Spawns the process, which then says that it is ready, or why not."""
         self.kill()
         self.life += 1
-        ours, theirs = Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from {__name__} import main; main()", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
+        self._process, ours = child.spawn(__name__)
         self._letters = queue.SimpleQueue()
         self._letters.put(config)
         self._sign_at = self._clock()
@@ -112,8 +102,7 @@ class EngineProcess:
     def kill(self) -> None:
         """Ends the process at once, whatever it is doing, and forgets it; its threads clear up after it."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            child.kill(self._process)
             self._process = None
             self._letters.put(_HANG_UP)
         self.info = None
@@ -152,23 +141,10 @@ def _read(
         pass
     except Exception:  # noqa: BLE001 - half a message of a process that was killed may unpickle to anything
         _log.warning("the engine's last message could not be read", exc_info=True)
-    code = _reap(process)
-    tell(EngineEnded(life, f"the engine process {process.pid} {_how_it_ended(code)}"))
+    tell(EngineEnded(life, f"the engine process {process.pid} {child.reap(process)}"))
     letters.put(_HANG_UP)
     writer.join()
     pipe.close()
-
-
-def _reap(process: subprocess.Popen[bytes]) -> int:
-    try:
-        return process.wait(timeout=_REAP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
-
-
-def _how_it_ended(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
 
 
 def serve(pipe: Connection) -> None:
@@ -178,13 +154,13 @@ def serve(pipe: Connection) -> None:
 
     inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
     config = pipe.recv()
-    threading.Thread(target=_listen, args=(pipe, inbox), name="engine-pipe", daemon=True).start()
+    threading.Thread(target=child.listen, args=(pipe, inbox), name="engine-pipe", daemon=True).start()
     try:
-        engine = open_engine(config, on_attempt=lambda backend: _say(pipe, Trying(backend)))
+        engine = open_engine(config, on_attempt=lambda backend: child.say(pipe, Trying(backend)))
     except BackendError as error:
-        _say(pipe, LoadFailure(str(error)))
+        child.say(pipe, LoadFailure(str(error)))
         return
-    _say(pipe, engine.info)
+    child.say(pipe, engine.info)
     heard_at = time.monotonic()
     while True:
         while not (engine.pending() and inbox.empty()):
@@ -196,28 +172,11 @@ def serve(pipe: Connection) -> None:
         events = engine.step()
         # A generation may take minutes: an empty list now and then says that the device still moves.
         if events or time.monotonic() - heard_at > _SIGN_OF_LIFE_S:
-            _say(pipe, events)
+            child.say(pipe, events)
             heard_at = time.monotonic()
 
 
-def _say(pipe: Connection, message: object) -> None:
-    try:
-        pipe.send(message)
-    except OSError:
-        os._exit(0)  # the worker is gone, and nobody wants what was made: as in `_listen`, whichever finds it first
-
-
-def _listen(pipe: Connection, inbox: queue.SimpleQueue[object]) -> None:
-    """Moves messages out of the pipe, so that the worker is soon rid of them; ends the process with the worker."""
-    try:
-        while True:
-            inbox.put(pipe.recv())
-    except (EOFError, OSError):
-        # Not sys.exit: the main thread may be inside the device for minutes, and nobody wants what it makes.
-        os._exit(0)
-
-
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
-    serve(Connection(int(sys.argv[1])))
+    pipe = child.theirs()
+    logs.set_up("engine")
+    serve(pipe)

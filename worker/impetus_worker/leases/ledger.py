@@ -34,8 +34,8 @@ _MAX_CLAIM_BYTES = 4_000_000
 _MANY_ENDED = 64
 _MAX_ENDINGS = 1024
 _MAX_ENDINGS_BYTES = 1_000_000
-"""Of one exchange, which takes some 10 ms a megabyte. The server is nobody else's meanwhile, and what somebody waits for
-waits for its end.
+"""Of one exchange, which takes some 10 ms a megabyte. The server is nobody else's meanwhile, and what ends next waits
+until it is over.
 """
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,44 @@
+"""What may be shown to a person: text that others wrote, and URLs, which may hold passwords."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+_NO_SCHEME = re.compile(r"[\w.-]+(:\d+)?(/\d*)?")
+_HOSTS = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d*)?(,([\w.-]+|\[[\da-fA-F:.]+\])(:\d*)?)*")
+
+
+def printable(text: str) -> str:
+    """The text on one line, with an escape for every character that would move a cursor or is not to be seen."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, but lines stay lines; those after the first are indented, so that none looks like ours."""
+    return "\n    ".join(map(printable, text.splitlines()))
+
+
+def without_password(url: str) -> str:
+    """The scheme, host, port, path and database of a URL, and nothing else of it.
+
+    Where it cannot be told for certain what is a password, the scheme alone.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url if _NO_SCHEME.fullmatch(url) else "***"
+    try:
+        parts = urlsplit(f"redis://{rest}")
+    except ValueError:
+        parts = None
+    # A password may hold the very characters by which a URL is taken apart.
+    if parts is None or "@" in parts.path + parts.query + parts.fragment:
+        return printable(f"{scheme}://***")
+    _, at, hosts = parts.netloc.rpartition("@")
+    if not _HOSTS.fullmatch(hosts):
+        return printable(f"{scheme}://***")
+    database = re.search(r"(?:^|&)(db=\d+)(?:&|$)", parts.query)
+    shown = f"{scheme}://{'***@' if at else ''}{hosts}{parts.path}"
+    return printable(f"{shown}?{database[1]}" if database else shown)
