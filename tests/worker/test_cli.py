@@ -35,15 +35,17 @@ def test_help_needs_no_extra() -> None:
 
 
 def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from impetus_worker.allowed import Allowed
     from impetus_worker.cli.run import _worker_settings, run
 
     for name in ("IMPETUS_WIRED_MEMORY", "IMPETUS_ALLOW_SLEEP", "IMPETUS_STAY_AWAKE_ON_BATTERY", "IMPETUS_DURABLE"):
         monkeypatch.setenv(name, "1")
     options = run.make_context("run", []).params
     assert options["durable"] is True
-    settings = _worker_settings("generation", "redis://", "", options)
+    settings = _worker_settings("generation", "redis://", Allowed(("a.b",), ("hooks.example",)), options)
     assert (settings.wired_memory, settings.allow_sleep, settings.stay_awake_on_battery) == (True, True, True)
     assert type(settings).from_json(settings.to_json()) == settings
+    assert settings.allowed == Allowed(("a.b",), ("hooks.example",))
 
 
 def test_every_option_that_run_shows_can_be_given_by_a_variable() -> None:

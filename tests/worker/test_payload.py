@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impetus_producer.contract import EMBED_FUNCTION, MAX_PAYLOAD_BYTES
+from impetus_worker.allowed import Allowed
 from impetus_worker.batches.payload import LongPayloadError, read_payload
 from impetus_worker.errors import InvalidRequestError
 
@@ -104,7 +105,7 @@ def test_what_is_longer_than_the_caller_reads_is_not_looked_at(deflate: Callable
 def test_a_callback_is_refused_unless_the_worker_was_told_its_name() -> None:
     fields = {**call(EMBED_FUNCTION, 1), b"success_callback_name": b"os.remove"}
     assert "--allow-callbacks" in refusal(fields)
-    assert read_payload(fields, EMBED_FUNCTION, {"os.remove"}) == 1
+    assert read_payload(fields, EMBED_FUNCTION, Allowed(callbacks={"os.remove"})) == 1
 
 
 @given(st.dictionaries(st.sampled_from([b"data", b"status", b"failure_callback_name", b"timeout"]), st.binary()))

@@ -13,6 +13,7 @@ import pytest
 
 from impetus_backends.dispatcher import embedding_tokenizer
 from impetus_producer.contract import EMBED_FUNCTION
+from impetus_worker.allowed import NOTHING
 from impetus_worker.batches.requests import EmbeddingRequests, EncodedRequest
 from impetus_worker.errors import InvalidRequestError, PoisonedJobError
 from impetus_worker.host.reading_process import ReadingProcess
@@ -34,7 +35,7 @@ class Reading:
 
     def __init__(self) -> None:
         self.told: queue.Queue[ReadElsewhere] = queue.Queue()
-        self.process = ReadingProcess(SIMULATED, (), self.told.put)  # type: ignore[arg-type]
+        self.process = ReadingProcess(SIMULATED, NOTHING, self.told.put)  # type: ignore[arg-type]
         self.process.start()
 
     def read(self, *jobs: ClaimedJob, urgent: bool = True) -> None:
@@ -75,7 +76,7 @@ def test_it_comes_to_the_same_as_in_the_loop(reading: Reading) -> None:
     long = run_of("the first text", "and another", dimensions=2)
     reading.read(long)
     there = reading.result(long)
-    here = EmbeddingRequests(SIMULATED, embedding_tokenizer(SIMULATED), ()).read(long.fields)
+    here = EmbeddingRequests(SIMULATED, embedding_tokenizer(SIMULATED), NOTHING).read(long.fields)
     assert [list(row.ids) for row in there.texts] == [list(row.ids) for row in here.texts]
     assert there.request == here.request
     assert there.request.dimensions == 2
@@ -178,7 +179,7 @@ def test_the_process_ends_with_its_worker(reading: Reading) -> None:
 
 def test_a_generation_request_is_read_there_too() -> None:
     told: queue.Queue[ReadElsewhere] = queue.Queue()
-    process = ReadingProcess(replace(SIMULATED, kind="generation"), (), told.put)  # type: ignore[arg-type]
+    process = ReadingProcess(replace(SIMULATED, kind="generation"), NOTHING, told.put)  # type: ignore[arg-type]
     process.start()
     data = json.dumps(["impetus_worker.jobs.generate", None, [{"prompt": "once"}], {}]).encode()
     process.read(ClaimedJob("g", "e", "generation", {b"data": data}, 0.0), urgent=True)

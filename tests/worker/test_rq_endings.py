@@ -12,6 +12,7 @@ from rq import Callback, Queue, Retry
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
+from impetus_worker.allowed import Allowed
 from impetus_worker.inbox import EndedByRq
 from impetus_worker.leases.claims import ClaimedJob, Claims
 from impetus_worker.leases.outcomes import Failed, Finished
@@ -36,7 +37,7 @@ class Ender:
         self.claims = Claims("w1", 20)
         self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
         link = Link("rq-endings", lambda: client(url, 5.0), Reachability())
-        self.endings = RqEndings(link, self.claims, "w1", (MISSING,), self._told.put)
+        self.endings = RqEndings(link, self.claims, "w1", Allowed(callbacks=(MISSING,)), self._told.put)
         self.endings.start()
 
     def claim(self, **options: Any) -> ClaimedJob:

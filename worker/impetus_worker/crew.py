@@ -48,7 +48,7 @@ class Crew:
         self._queues = ROLE_QUEUES[settings.role]
         self._reachability = Reachability()
         self.courier = Courier(self.link("courier"), tell)
-        self.rq_endings = RqEndings(self.link("rq-endings"), claims, settings.name, settings.allow_callbacks, tell)
+        self.rq_endings = RqEndings(self.link("rq-endings"), claims, settings.name, settings.allowed, tell)
         self.bells = {
             queue: Doorbell(self.link(f"bell {queue}", doorbell.ANSWER_S), queue, tell) for queue in self._queues
         }

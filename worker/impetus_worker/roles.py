@@ -16,10 +16,9 @@ from .batches.generation import GenerationBatcher
 from .batches.requests import EmbeddingRequests, GenerationRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from impetus_backends.protocol import EngineInfo
 
+    from .allowed import Allowed
     from .batches.batcher import Batcher
     from .batches.long_jobs import Elsewhere
     from .settings import WorkerSettings
@@ -61,11 +60,11 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
     )
 
 
-def make_requests(info: EngineInfo, allowed_callbacks: Collection[str]) -> EmbeddingRequests | GenerationRequests:
+def make_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | GenerationRequests:
     """What reads the requests to an engine that has loaded."""
     if info.kind == "generation":
-        return GenerationRequests(info, allowed_callbacks)
-    return EmbeddingRequests(info, embedding_tokenizer(info), allowed_callbacks)
+        return GenerationRequests(info, allowed)
+    return EmbeddingRequests(info, embedding_tokenizer(info), allowed)
 
 
 def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewhere | None = None) -> Batcher:
@@ -75,7 +74,7 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
             info,
             worker=settings.name,
             max_concurrent=info.max_concurrent or settings.max_concurrent_generations,
-            allowed_callbacks=settings.allow_callbacks,
+            allowed=settings.allowed,
             elsewhere=elsewhere,
         )
     return EmbeddingBatcher(
@@ -85,6 +84,6 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
         max_batch_texts=settings.max_batch_texts,
         max_batch_tokens=settings.max_batch_tokens or DEFAULT_BATCH_TOKENS.get(info.backend, 1024),
         max_wait_s=settings.max_wait_ms / 1e3,
-        allowed_callbacks=settings.allow_callbacks,
+        allowed=settings.allowed,
         elsewhere=elsewhere,
     )

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
+from .allowed import Allowed
+
 Role = Literal["embedding", "generation"]
 ROLES: tuple[Role, ...] = ("embedding", "generation")
 EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "mlx", "cpu", "numpy", "simulated")
@@ -49,6 +51,7 @@ class WorkerSettings:
     """What is done, when it loads, to a generation model that comes unquantised; `auto` goes by the machine."""
     burst: bool = False
     allow_callbacks: tuple[str, ...] = ()
+    allow_webhooks: tuple[str, ...] = ()
     lease_s: int = DEFAULT_LEASE_S
     simulated_a_ms: float = 4.0
     simulated_b_us: float = 20.0
@@ -64,12 +67,16 @@ class WorkerSettings:
     begun_fd: int | None = None
     """The inherited descriptor of the note that says which jobs have begun (`host.begun`)."""
 
+    @property
+    def allowed(self) -> Allowed:
+        return Allowed(self.allow_callbacks, self.allow_webhooks)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> WorkerSettings:
         values = json.loads(text)
-        for name in ("allow_callbacks", "more_models"):
+        for name in ("allow_callbacks", "allow_webhooks", "more_models"):
             values[name] = tuple(values[name])
         return cls(**{field.name: values[field.name] for field in fields(cls)})

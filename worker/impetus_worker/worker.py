@@ -268,7 +268,7 @@ class QueueWorker:
                   ", ".join((info.model, *info.more_models)))  # fmt: skip
         if info.note:
             _log.warning("%s", info.note)
-        self._reading = ReadingProcess(info, self._settings.allow_callbacks, self._inbox.tell)
+        self._reading = ReadingProcess(info, self._settings.allowed, self._inbox.tell)
         self._reading.start()
         self._batcher = make_batcher(self._settings, info, self._reading)
         self._interruptions = Interruptions(self._engine, self._batcher, self._ledger)

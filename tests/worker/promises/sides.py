@@ -257,6 +257,7 @@ class Ours(Side):
             log,
             *("--roles", "embedding", "--embedding-backend", "simulated"),
             *("--allow-callbacks", ",".join(CALLBACKS + name for name in ALLOWED)),
+            *("--allow-webhooks", "127.0.0.1"),
             *options,
         )
         self._before = (0, 0, 0.0)

@@ -22,6 +22,7 @@ import numpy as np
 
 from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
 
+from ..allowed import NOTHING
 from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
 from .backlog import Backlog, OpenEmbedding, Row
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import EngineInfo, Event
 
+    from ..allowed import Allowed
     from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
     from .long_jobs import Elsewhere
@@ -98,12 +100,12 @@ class EmbeddingBatcher:
         max_batch_texts: int,
         max_batch_tokens: int,
         max_wait_s: float,
-        allowed_callbacks: Collection[str] = (),
+        allowed: Allowed = NOTHING,
         elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._info = info
-        self._reader = JobReader(EmbeddingRequests(info, encoder, allowed_callbacks), elsewhere, clock)
+        self._reader = JobReader(EmbeddingRequests(info, encoder, allowed), elsewhere, clock)
         self._results = EmbeddingResults(info, worker)
         self._max_wait_s = max_wait_s
         self._jobs: dict[str, OpenEmbedding] = {}

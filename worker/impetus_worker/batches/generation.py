@@ -19,6 +19,7 @@ from impetus_backends import protocol
 from impetus_backends.protocol import Deferred, Generated, Parked, Progress, Rejected
 from impetus_producer.contract import StreamEvent
 
+from ..allowed import NOTHING
 from ..errors import InferenceError, InvalidRequestError, PoisonedJobError
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
 from .batcher import Room
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from impetus_backends.protocol import EngineInfo, Event, GenerationWork
     from impetus_producer.contract import GenerationRequest
 
+    from ..allowed import Allowed
     from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
     from .long_jobs import Elsewhere
@@ -64,11 +66,11 @@ class GenerationBatcher:
         *,
         worker: str,
         max_concurrent: int,
-        allowed_callbacks: Collection[str] = (),
+        allowed: Allowed = NOTHING,
         elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._requests = GenerationRequests(info, allowed_callbacks)
+        self._requests = GenerationRequests(info, allowed)
         self._results = GenerationResults(info, worker)
         self._max_concurrent = max_concurrent
         self._clock = clock

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import MAX_PAYLOAD_BYTES
 
+from ..allowed import NOTHING
 from ..errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
+
+    from ..allowed import Allowed
 
 _MAX_VALUES = 100_000
 """How many values the JSON of a payload may hold: each costs some 60 bytes and more, though two characters make one."""
 _STRUCTURE = (b",", b":", b"[", b"{")
 # A string that is never closed ends with the payload: nothing is looked at twice.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_CALLBACK_FIELDS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
 
 
 class LongPayloadError(Exception):
@@ -30,22 +32,15 @@ class LongPayloadError(Exception):
 
 
 def read_payload(
-    fields: Mapping[bytes, bytes],
-    function: str,
-    allowed_callbacks: Collection[str] = (),
-    most_bytes: int = MAX_PAYLOAD_BYTES,
+    fields: Mapping[bytes, bytes], function: str, allowed: Allowed = NOTHING, most_bytes: int = MAX_PAYLOAD_BYTES
 ) -> Any:
-    """The request of a job that calls `function`, as plain JSON data; `fields` is RQ's job hash.
+    """The request of a job that calls `function`, as plain JSON data, and that asks for no more than is `allowed`;
+    `fields` is RQ's job hash.
 
     Raises `InvalidRequestError`, and `LongPayloadError` where it is longer than `most_bytes`, a limit of the caller's
     within the contract's.
     """
-    for name in _CALLBACK_FIELDS:
-        callback = fields.get(name, b"").decode(errors="replace")
-        if callback and callback not in allowed_callbacks:
-            raise InvalidRequestError(
-                f"{name.decode()}: this worker was not told to run {callback!r}: name it with --allow-callbacks"
-            )
+    allowed.check(fields)
     return _request(_call(_inflate(fields, most_bytes)), function)
 
 

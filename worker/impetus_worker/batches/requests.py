@@ -21,11 +21,13 @@ from ..errors import InvalidRequestError
 from .payload import read_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
     from impetus_backends.protocol import EngineInfo
+
+    from ..allowed import Allowed
 
 TEXTS_AT_ONCE = 64
 """So many go to the tokenizer in one call."""
@@ -55,14 +57,14 @@ class EncodedRequest:
 class EmbeddingRequests:
     """Of one engine. Every method raises `InvalidRequestError` for what is wrong with a request."""
 
-    def __init__(self, info: EngineInfo, encoder: TextEncoder, allowed_callbacks: Collection[str]) -> None:
+    def __init__(self, info: EngineInfo, encoder: TextEncoder, allowed: Allowed) -> None:
         self._info = info
         self._encoder = encoder
-        self._allowed_callbacks = allowed_callbacks
+        self._allowed = allowed
 
     def parse(self, fields: Mapping[bytes, bytes], most_bytes: int = MAX_PAYLOAD_BYTES) -> EmbeddingRequest:
         """The request in RQ's job hash. Raises `LongPayloadError` where it is longer than `most_bytes`."""
-        payload = read_payload(fields, EMBED_FUNCTION, self._allowed_callbacks, most_bytes)
+        payload = read_payload(fields, EMBED_FUNCTION, self._allowed, most_bytes)
         request = parse_request(EmbeddingRequest, payload)
         check_model(request.model, self._info)
         if request.dimensions is not None and request.dimensions > self._info.dimensions:
@@ -125,13 +127,13 @@ class EmbeddingRequests:
 class GenerationRequests:
     """Of one engine. Every method raises `InvalidRequestError` for what is wrong with a request."""
 
-    def __init__(self, info: EngineInfo, allowed_callbacks: Collection[str]) -> None:
+    def __init__(self, info: EngineInfo, allowed: Allowed) -> None:
         self._info = info
-        self._allowed_callbacks = allowed_callbacks
+        self._allowed = allowed
 
     def parse(self, fields: Mapping[bytes, bytes], most_bytes: int = MAX_PAYLOAD_BYTES) -> GenerationRequest:
         """The request in RQ's job hash. Raises `LongPayloadError` where it is longer than `most_bytes`."""
-        payload = read_payload(fields, GENERATE_FUNCTION, self._allowed_callbacks, most_bytes)
+        payload = read_payload(fields, GENERATE_FUNCTION, self._allowed, most_bytes)
         request = parse_request(GenerationRequest, payload)
         check_model(request.model, self._info)
         return request

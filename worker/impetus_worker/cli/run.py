@@ -17,6 +17,7 @@ from impetus_producer.server_option import redis_url_option
 from impetus_producer.shown import without_password
 
 from .. import logs
+from ..allowed import Allowed
 from ..host.supervisor import EXIT_CONFIGURATION, STOP_SIGNALS, Supervisor, worker_name
 from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
 from .options import check_installed, with_engine_options
@@ -60,6 +61,9 @@ _REPORT_S = 5.0
               "4bit, or mixed_4_6 on an M5 (unverified); on a CPU nothing.")  # fmt: skip
 @click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
               help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
+@click.option("--allow-webhooks", envvar="IMPETUS_ALLOW_WEBHOOKS", default="", metavar="HOST,…", show_envvar=True,
+              help="Hosts, or HOST:PORT, that jobs may name for RQ webhooks. No other is ever sent to, and redirects "
+              "are not followed.")  # fmt: skip
 @click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
 @click.option("--simulated-a-ms", default=4.0, hidden=True, type=float)
 @click.option("--simulated-b-us", default=20.0, hidden=True, type=float)
@@ -73,6 +77,7 @@ def run(
     durable: bool,
     roles: tuple[Role, ...],
     allow_callbacks: str,
+    allow_webhooks: str,
     until_stdin_closes: bool,
     **options: Any,
 ) -> None:
@@ -109,7 +114,8 @@ def run(
         elif durable:
             click.echo("--durable is for a server of the worker's own; the one given keeps its own promise", err=True)
         click.echo(f"server: {without_password(url)}" + (" (embedded, stops with this program)" if server else ""))
-        workers = [_worker_settings(role, url, allow_callbacks, options) for role in roles]
+        allowed = Allowed(_names(allow_callbacks), _names(allow_webhooks.lower()))
+        workers = [_worker_settings(role, url, allowed, options) for role in roles]
         lifeline = sys.stdin.fileno() if until_stdin_closes else None
         reports = death_reports(url, roles)
         try:
@@ -149,7 +155,7 @@ def death_reports(url: str, roles: Sequence[Role]) -> DeathReports:
     return reports
 
 
-def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[str, Any]) -> WorkerSettings:
+def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, Any]) -> WorkerSettings:
     return WorkerSettings(
         redis_url=url,
         role=role,
@@ -166,7 +172,8 @@ def _worker_settings(role: Role, url: str, allow_callbacks: str, options: dict[s
         max_concurrent_generations=options["max_concurrent_generations"],
         generation_quantize=options["generation_quantize"],
         burst=options["burst"],
-        allow_callbacks=_names(allow_callbacks),
+        allow_callbacks=tuple(allowed.callbacks),
+        allow_webhooks=tuple(allowed.webhooks),
         simulated_a_ms=options["simulated_a_ms"],
         simulated_b_us=options["simulated_b_us"],
         hardware=options["hardware"],

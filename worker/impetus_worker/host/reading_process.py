@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import EngineInfo
 
+    from ..allowed import Allowed
     from ..leases.claims import ClaimedJob
 
 _LIMIT_S = 60.0
@@ -45,12 +46,12 @@ class ReadingProcess(Companion):
     def __init__(
         self,
         info: EngineInfo,
-        allowed_callbacks: Collection[str],
+        allowed: Allowed,
         tell: Callable[[object], None],
         limit_s: float = _LIMIT_S,
     ) -> None:
         super().__init__("reading", tell)
-        self._config = (info, tuple(allowed_callbacks))
+        self._config = (info, allowed)
         self._limit_s = limit_s
         self._changed = threading.Condition()
         self._urgent: deque[ClaimedJob] = deque()
@@ -160,9 +161,9 @@ def main() -> None:
     pipe = child.theirs()
     logs.set_up("reading", logging.WARNING)
     inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
-    info, allowed_callbacks = pipe.recv()
+    info, allowed = pipe.recv()
     threading.Thread(target=child.listen, args=(pipe, inbox), name="pipe", daemon=True).start()
-    requests = make_requests(info, allowed_callbacks)
+    requests = make_requests(info, allowed)
     while True:
         fields = inbox.get()
         try:

@@ -34,12 +34,13 @@ from .rq_job import GuardedJob
 from .webhooks import WebhookSender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from rq import Queue
     from rq.job import Job
     from rq.registry import StartedJobRegistry
 
+    from ..allowed import Allowed
     from .claims import ClaimedJob, Claims
     from .outcomes import Outcome
 
@@ -59,15 +60,15 @@ class RqEndings(Companion):
         link: Link,
         claims: Claims,
         worker: str,
-        allowed_callbacks: Collection[str],
+        allowed: Allowed,
         tell: Callable[[object], None],
     ) -> None:
         super().__init__("rq-endings", tell)
         self._link = link
         self._claims = claims
         self._worker = worker
-        self._allowed_callbacks = allowed_callbacks
-        self._webhooks = WebhookSender()
+        self._allowed = allowed
+        self._webhooks = WebhookSender(allowed)
         self._rq: _FencedWorker | None = None
         self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -126,7 +127,7 @@ class RqEndings(Companion):
             self._link.run(self._claims.finish([failing(claimed, failures[-1], Verb.ABORT)]))
             return
         try:
-            job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed_callbacks, self._webhooks)
+            job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed.callbacks, self._webhooks)
         except PASSING:
             raise
         except Exception as unreadable:  # noqa: BLE001 - whatever bytes lie in the hash, they fail this job alone

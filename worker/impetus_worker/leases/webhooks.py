@@ -1,47 +1,75 @@
-"""RQ's webhooks, sent from a few threads of their own: a slow receiver holds up no job."""
+"""RQ's webhooks, sent from a few threads of their own: a slow receiver holds up no job.
+
+A job chooses the address, so a request reaches no farther than the operator allowed: to hosts that were named, not to
+addresses inside the machine behind their names, not where a redirect points to, and not for longer than a while.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import logging
 import queue
+import socket
+import ssl
 import threading
 import time
+from contextlib import suppress
+from functools import cache
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from rq.job import Job
+from ..errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from rq.job import JobStatus
+    from rq.job import Job, JobStatus
+    from rq.webhook import Webhook
+
+    from ..allowed import Allowed
 
 _THREADS = 4
 _MAX_WAITING = 1000
+_MAX_S = 10.0
+"""From the lookup of the name to the answer's first lines."""
+_OURS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
+"""Headers that say how the request is sent, which is not the job's to say."""
 
 
 class WebhookSender:
     """Sends about in the order of submission, a few at a time. Past a thousand that wait, what comes is dropped."""
 
-    def __init__(self) -> None:
-        self._waiting: queue.Queue[tuple[Job, str | JobStatus, str | None]] = queue.Queue(_MAX_WAITING)
+    def __init__(self, allowed: Allowed) -> None:
+        self._allowed = allowed
+        self._waiting: queue.Queue[tuple[Job, Webhook, str | None]] = queue.Queue(_MAX_WAITING)
         self._threads: list[threading.Thread] = []
         self._log = logging.getLogger(__name__)
 
     def submit(self, job: Job, status: str | JobStatus, exc_string: str | None) -> None:
+        """Takes those of the job's webhooks that are for this status."""
         if not self._threads:
             # Daemons: a receiver that hangs does not keep the worker from ending.
             self._threads = [threading.Thread(target=self._send, name="webhooks", daemon=True) for _ in range(_THREADS)]
             for thread in self._threads:
                 thread.start()
         try:
-            self._waiting.put_nowait((job, status, exc_string))
+            for webhook in job.webhooks:
+                if webhook.job_status == status:
+                    self._waiting.put_nowait((job, webhook, exc_string))
         except queue.Full:
             self._log.warning("job %s: its webhook is dropped, as %d wait to be sent", job.id, _MAX_WAITING)
 
     def _send(self) -> None:
         while True:
-            job, status, exc_string = self._waiting.get()
+            job, webhook, exc_string = self._waiting.get()
             try:
-                Job.send_webhooks(job, status, exc_string=exc_string)
-            except Exception:  # noqa: BLE001 - RQ logs what goes wrong with the sending; the rest must not go unseen
+                self._allowed.check_url(webhook.url)
+                payload = json.dumps(webhook.get_payload(job, exc_string=exc_string)).encode()
+                if (status := send(webhook, payload)) >= 300:
+                    self._log.warning("job %s: the receiver of its webhook answered %d", job.id, status)
+            except (InvalidRequestError, OSError, HTTPException, ValueError) as error:
+                self._log.warning("job %s: its webhook was not sent: %s", job.id, error)
+            except Exception:  # noqa: BLE001 - whatever one holds, the thread has others to send
                 self._log.error("job %s: its webhook could not be sent", job.id, exc_info=True)
             finally:
                 self._waiting.task_done()
@@ -54,3 +82,82 @@ class WebhookSender:
                 self._waiting.all_tasks_done.wait(left_s)
         if self._waiting.unfinished_tasks:
             self._log.warning("%d webhooks were not sent", self._waiting.unfinished_tasks)
+
+
+def send(webhook: Webhook, payload: bytes) -> int:
+    """Sends one request as RQ would, and returns the status of the answer, of which nothing else is read.
+
+    Raises `OSError`, `HTTPException` or `ValueError` for what goes wrong, and `InvalidRequestError` where the host is
+    at an address where a host of that name should not be.
+    """
+    parts = urlsplit(webhook.url)
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    deadline = time.monotonic() + min(float(webhook.timeout), _MAX_S)
+    line = _connected(_addresses(host, port), deadline)
+    connection = HTTPConnection(host, port)
+    connection.sock = line
+    # A receiver that sends a byte now and then would never run into the time-out of a socket.
+    limit = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, (connection,))
+    limit.start()
+    try:
+        if secure:
+            connection.sock = line = _tls().wrap_socket(line, server_hostname=host, do_handshake_on_connect=False)
+            line.do_handshake()
+        headers = {name: value for name, value in (webhook.headers or {}).items() if name.lower() not in _OURS}
+        body = payload if webhook.method == "POST" else None
+        if body is not None:
+            headers = {"Content-Type": "application/json", **headers}
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request(webhook.method, path, body, headers)
+        return connection.getresponse().status
+    finally:
+        limit.cancel()
+        connection.close()
+
+
+def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
+    """Where a host is. Whoever keeps its name chooses its address, so none is this machine or its link's, unless it was
+    such an address, or `localhost`, that the operator allowed."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    named = host == "localhost" or _is_address(host)
+    for *_, address in found:
+        ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        inside = ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast or ip.is_reserved
+        if inside and not named:
+            raise InvalidRequestError(f"webhooks: {host!r} is at {ip}, which is inside this machine or its link")
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _connected(addresses: list[tuple[socket.AddressFamily, tuple[object, ...]]], deadline: float) -> socket.socket:
+    failure: OSError = OSError("the host has no address")
+    for family, address in addresses:
+        line = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            line.settimeout(max(0.01, deadline - time.monotonic()))
+            line.connect(address)
+        except OSError as error:
+            line.close()
+            failure = error
+        else:
+            return line
+    raise failure
+
+
+def _cut(connection: HTTPConnection) -> None:
+    with suppress(OSError, AttributeError):  # it may be closed at this moment
+        connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()

@@ -1,0 +1,73 @@
+"""What jobs may ask of a worker beyond their result, as its operator said: callbacks, and requests to hosts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from impetus_producer.shown import printable
+
+from .errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+_CALLBACK_FIELDS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
+_MAX_WEBHOOKS_BYTES = 65_536
+"""Of what a job says about its webhooks: addresses and headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Nothing, unless told otherwise.
+
+    `callbacks`: the names of functions that jobs may have imported and called. `webhooks`: the hosts, each as `host`
+    or `host:port`, that jobs may have requests sent to."""
+
+    callbacks: Collection[str] = ()
+    webhooks: Collection[str] = ()
+
+    def check(self, fields: Mapping[bytes, bytes]) -> None:
+        """Raises `InvalidRequestError` for a job, given by RQ's hash, that asks for more."""
+        for name in _CALLBACK_FIELDS:
+            callback = fields.get(name, b"").decode(errors="replace")
+            if callback and callback not in self.callbacks:
+                raise InvalidRequestError(
+                    f"{name.decode()}: this worker was not told to run {callback!r:.200}: "
+                    "name it with --allow-callbacks"
+                )
+        for url in _webhook_urls(fields.get(b"webhooks")):
+            self.check_url(url)
+
+    def check_url(self, url: str) -> None:
+        """Raises `InvalidRequestError` for an address that no request may be sent to."""
+        try:
+            parts = urlsplit(url)
+            host = (parts.hostname or "").lower()
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            raise InvalidRequestError(f"webhooks: {printable(url)!r:.200} is no address") from None
+        if host not in self.webhooks and f"{host}:{port}" not in self.webhooks:
+            raise InvalidRequestError(
+                f"webhooks: this worker was not told to send requests to {printable(host)!r:.200}: "
+                "name the host with --allow-webhooks"
+            )
+
+
+def _webhook_urls(field: bytes | None) -> list[str]:
+    if not field:
+        return []
+    try:
+        if len(field) > _MAX_WEBHOOKS_BYTES:
+            raise ValueError
+        webhooks = json.loads(field)
+        if not isinstance(webhooks, list):
+            raise TypeError
+        return [str(webhook["url"]) for webhook in webhooks]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InvalidRequestError("webhooks: these are not RQ's webhooks, or are too many") from None
+
+
+NOTHING = Allowed()
