@@ -52,12 +52,12 @@ def server() -> Iterator[Server]:
     """The server that `impetus-worker run` brings, as it configures it (append-only file, fsync each second), except
     that it does not rewrite its file in the middle of a measurement."""
     folder = Path(tempfile.mkdtemp(prefix="impetus-bench-"))
-    embedded = EmbeddedServer(folder)
+    embedded = EmbeddedServer(folder, listen="127.0.0.1:0")  # where the peers reach it too
     try:
         embedded.start()
-        connection = connect(embedded.url)
+        connection = connect(embedded.listens_at)
         connection.config_set("auto-aof-rewrite-percentage", 0)
-        yield Server(embedded.url, connection, folder)
+        yield Server(embedded.listens_at, connection, folder)
     finally:
         embedded.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,6 +24,16 @@ def state_dir() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "impetus"
 
 
+def write_secret(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, readable by this user alone."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=0o600)
+    draft.write_text(text)
+    draft.replace(path)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerNote:
     """Says that process `pid` keeps a server at `url`."""
@@ -37,12 +47,7 @@ class ServerNote:
 
     def write(self, folder: Path | None = None) -> None:
         """Leaves the note whole or not at all, readable by this user alone."""
-        path = self.path(folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.touch(mode=0o600)
-        draft.write_text(json.dumps(asdict(self)))
-        draft.replace(path)
+        write_secret(self.path(folder), json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path | None = None) -> ServerNote | None:

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from redis import Redis
+from redis.exceptions import AuthenticationError
 
 from impetus_producer import Producer
 from impetus_producer.discovery import ServerNote
 from impetus_worker.errors import ConfigurationError
-from impetus_worker.host.embedded_server import EmbeddedServer
+from impetus_worker.host.embedded_server import EmbeddedServer, url_file
 from impetus_worker.host.restarts import Patience
 from impetus_worker.host.supervisor import STOP_SIGNALS, Supervisor
 from impetus_worker.settings import WorkerSettings
@@ -28,7 +31,6 @@ from .test_faults import documents, embed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.system
 
@@ -160,6 +162,88 @@ def test_a_note_of_a_dead_keeper_whose_number_lives_again_is_not_believed(folder
     assert server is not None
     assert url != "redis://127.0.0.1:1/0"
     server.stop()
+
+
+# -- who reaches it --------------------------------------------------------------------------------------------------
+
+
+def others_may(path: Path) -> int:
+    return path.stat().st_mode & 0o077
+
+
+def test_only_its_user_reaches_it_and_reads_what_it_keeps(folder: Path) -> None:
+    (folder / "valkey").mkdir(parents=True, mode=0o755)  # as an older release left it
+    folder.chmod(0o755)
+    url, server = EmbeddedServer.start_or_join(folder)
+    assert server is not None
+    assert url.startswith("unix://")
+    assert server.listens_at == ""
+    with Redis.from_url(url) as connection:
+        connection.set("x", "secret")
+        settings: Any = connection.config_get("port")
+        assert list(settings.values()) in (["0"], [b"0"])
+    assert not any(map(others_may, (folder, folder / "valkey", ServerNote.path(folder))))
+    files = [path for path in (folder / "valkey").rglob("*") if path.is_file()]
+    assert {"valkey.log", "valkey.pid"} < {path.name for path in files}
+    assert [path for path in (*files, Path(unquote(urlsplit(url).path))) if others_may(path)] == []
+    server.stop()
+
+
+def test_a_folder_with_a_long_name_has_its_socket_elsewhere_and_leaves_none(tmp_path: Path) -> None:
+    folder = tmp_path / ("long " * 20) / "impetus"
+    url, server = EmbeddedServer.start_or_join(folder)
+    assert server is not None
+    with Redis.from_url(url) as connection:
+        assert connection.ping()
+    socket = Path(unquote(urlsplit(url).path))
+    assert folder not in socket.parents
+    assert socket.is_socket()
+    assert not others_may(socket.parent)
+    server.stop()
+    assert not socket.parent.exists()
+
+
+def test_who_comes_by_a_port_needs_a_password_that_stands_in_a_file_and_on_no_command_line(start: Any) -> None:
+    run = start("--listen", "0")
+    url = run.serves()
+    file = url_file(run.state)
+    elsewhere = file.read_text()
+    password = urlsplit(elsewhere).password
+    assert password is not None
+    assert len(password) == 48
+    assert not others_may(file)
+    assert urlsplit(elsewhere).hostname == "127.0.0.1"
+    with Redis.from_url(elsewhere) as connection, Redis.from_url(url) as here:
+        connection.set("x", "1")
+        assert here.get("x") == b"1"
+    with Redis(port=urlsplit(elsewhere).port or 0) as stranger, pytest.raises(AuthenticationError):
+        stranger.ping()
+    assert password not in run.log
+    assert not [command for command in run.tree.values() if password in command]
+    said = subprocess.run(
+        [Path(sys.executable).parent / "impetus", "status", "--redis-url-file", file],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert "redis://***@127.0.0.1:" in said.stdout
+    assert run.stop() == 0
+    assert not file.exists()
+    again = start("--listen", "0")
+    again.serves()
+    assert urlsplit(url_file(again.state).read_text()).password == password
+
+
+@pytest.mark.parametrize("address", ["no-port", "127.0.0.1:x", "70000"])
+def test_an_address_that_is_none_is_refused(start: Any, address: str) -> None:
+    run = start("--listen", address)
+    assert run.process.wait(60) == 2
+    assert "give a port" in run.log
+
+
+def test_an_address_that_is_not_this_machines_is_one_sentence(start: Any) -> None:
+    run = start("--listen", "192.0.2.1:0")
+    assert run.process.wait(60) == 1
+    assert "the embedded server could not start" in run.log
+    assert "Traceback" not in run.log
 
 
 def test_a_server_that_cannot_start_says_why_in_one_sentence(folder: Path) -> None:

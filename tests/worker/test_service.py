@@ -392,7 +392,7 @@ def test_print_shows_the_file_without_its_secrets_and_changes_nothing(
     status, output = say("install", "--print", "--redis-url", "redis://:pw@queue.example/0")
     assert status == 0
     assert "ExecStart=" in output
-    assert "redis://:***@queue.example/0" in output
+    assert "redis://***@queue.example/0" in output
     assert "hf_private" not in output
     assert ":pw@" not in output
     assert system.told == []

