@@ -27,8 +27,8 @@ import numpy as np
 from scripts.corpus import docstrings
 
 from impetus_backends import models
-from impetus_backends.embedding.backends import EmbeddingBackend, make_backend
-from impetus_backends.embedding.tokens import TextEncoder
+from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_producer import Producer
 from impetus_producer.bulk import EmbeddedDocument, embed_documents
 from impetus_producer.documents import Document

@@ -27,8 +27,8 @@ import click
 from scripts.corpus import docstrings
 
 from impetus_backends import models
-from impetus_backends.embedding.backends import make_backend
-from impetus_backends.embedding.tokens import TextEncoder
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_producer import Producer
 from impetus_worker.batches.packing import pack
 

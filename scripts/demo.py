@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from scripts.corpus import docstrings
 
 from impetus_producer import ImpetusError, Producer
-from impetus_producer.discovery import STATE_DIR_VARIABLE, ServerNote
+from impetus_producer.servers.discovery import STATE_DIR_VARIABLE, ServerNote
 
 if TYPE_CHECKING:
     from scripts.corpus import Docstring

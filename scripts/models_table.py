@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from impetus_backends.embedding.backends import make_backend
-from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.coreml import package
-from impetus_backends.embedding.coreml.buckets import Bucket
-from impetus_backends.embedding.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.buckets import Bucket
+from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.devices.operations import INPUTS
 from impetus_backends.embedding.encoder import pad
-from impetus_backends.embedding.operations import INPUTS
-from impetus_backends.embedding.tokens import TextEncoder
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.texts.tokens import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from impetus_backends import models
-from impetus_backends.embedding import backends, engine
-from impetus_backends.embedding.config import EmbeddingConfig, read_config
+from impetus_backends.embedding import engine
+from impetus_backends.embedding.devices import backends
 from impetus_backends.embedding.engine import EmbeddingEngine
-from impetus_backends.embedding.weights import fingerprint
+from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
 from impetus_backends.policy import (
@@ -32,7 +33,7 @@ from impetus_backends.protocol import attempting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from impetus_backends.embedding.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.hardware import Hardware
     from impetus_backends.protocol import Excluded, OnAttempt
 

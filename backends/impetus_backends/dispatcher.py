@@ -29,7 +29,7 @@ from .protocol import OnAttempt, attempting
 if TYPE_CHECKING:
     from .candidates import Means
     from .generation.engine import GenerationEngine
-    from .generation.profiles import ModelLoader
+    from .generation.models.profiles import ModelLoader
     from .measurements import Measurement
     from .protocol import Engine, EngineConfig, EngineInfo
 
@@ -211,7 +211,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
 
 def generation_loader(config: EngineConfig, hardware: Hardware, choice: Choice) -> ModelLoader:
     """What loads generation models as this machine's profile and the configuration say."""
-    from .generation.profiles import ModelLoader, profile_of
+    from .generation.models.profiles import ModelLoader, profile_of
 
     return ModelLoader(
         hardware, profile_of(choice.profile), config.quantize, config.memory_limit_bytes, config.wired_memory
@@ -228,6 +228,6 @@ def embedding_tokenizer(info: EngineInfo) -> Any:
         from .simulated import SimulatedTextEncoder
 
         return SimulatedTextEncoder(info.max_tokens)
-    from .embedding.tokens import TextEncoder
+    from .embedding.texts.tokens import TextEncoder
 
     return TextEncoder.load(Path(info.folder))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from impetus_backends.embedding.engine import EmbeddingEngine
-from impetus_backends.embedding.tokens import EncodedText
+from impetus_backends.embedding.texts.tokens import EncodedText
 from impetus_backends.errors import RequestError
 from impetus_backends.protocol import (
     EngineConfig,

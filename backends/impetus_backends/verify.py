@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impetus_backends import models
-from impetus_backends.embedding.backends import make_backend
-from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.coreml.backend import LEAST_ON_THE_NEURAL_ENGINE, CoreMLEmbeddingBackend
-from impetus_backends.embedding.coreml.cache import PackageCache
-from impetus_backends.embedding.coreml.emulated import EmulatedDevice
-from impetus_backends.embedding.coreml.macos import CoreMLDevice
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.devices.coreml.backend import LEAST_ON_THE_NEURAL_ENGINE, CoreMLEmbeddingBackend
+from impetus_backends.embedding.devices.coreml.cache import PackageCache
+from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
+from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.errors import BackendError
-from impetus_backends.generation.prefill import PROMPT_TOKENS, prefill_seconds
-from impetus_backends.generation.profiles import M5, STANDARD
+from impetus_backends.generation.models.prefill import PROMPT_TOKENS, prefill_seconds
+from impetus_backends.generation.models.profiles import M5, STANDARD
 from impetus_backends.measurements import measure, standard_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from impetus_backends.embedding.backends import EmbeddingBackend
-    from impetus_backends.embedding.config import EmbeddingConfig
-    from impetus_backends.embedding.coreml.buckets import Bucket
-    from impetus_backends.embedding.coreml.device import Device
-    from impetus_backends.generation.profiles import Profile
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.coreml.buckets import Bucket
+    from impetus_backends.embedding.devices.coreml.device import Device
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.generation.models.profiles import Profile
     from impetus_backends.hardware import Hardware
 
 TEXT_MS, BATCH_MS = 5.0, 10.0

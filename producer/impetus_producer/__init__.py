@@ -29,7 +29,7 @@ from .errors import (
     StreamRestartedError,
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle
-from .server import adopt, connect
+from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
     __version__: str

@@ -21,7 +21,7 @@ from .scripts import CANCEL_SCRIPT
 if TYPE_CHECKING:
     from redis import Redis
 
-    from .patience import Patience
+    from .servers.patience import Patience
 
 _POLL_S = 0.5
 

@@ -15,8 +15,8 @@ from .contract import EmbeddingRequest, GenerationRequest
 from .errors import JobNotFoundError
 from .handles import EmbeddingHandle, GenerationHandle, as_text
 from .parsing import parse_request
-from .patience import Patience
-from .server import adopt, connect
+from .servers.patience import Patience
+from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

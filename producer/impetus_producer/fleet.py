@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from . import contract, jobs
-from .server import server_errors
+from .servers.troubles import server_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

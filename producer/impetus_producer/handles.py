@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from . import cancelling, contract, jobs
 from .contract import EmbeddingResult, GenerationResult
 from .errors import JobCancelledError, JobFailedError, JobNotFoundError, ResultTimeoutError
-from .patience import Patience
+from .servers.patience import Patience
 from .streams import StreamText, partial_result, stream_key
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from .contract import EmbeddingRequest, EmbeddingResult
 from .documents import Document, FailedDocument
 from .errors import ImpetusError, InvalidRequestError, JobFailedError, ServerError, ServerFullError
 from .parsing import parse_request
-from .server import server_errors
+from .servers.troubles import server_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

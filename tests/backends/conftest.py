@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from impetus_backends.embedding.config import EmbeddingConfig, read_config
-from impetus_backends.embedding.tokens import TextEncoder
+from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.models import ModelFiles, resolve
 
 FAMILIES = ("mpnet", "modernbert", "nomic", "gte", "t5", "mt5", "qwen3", "gemma", "camembert", "electra")

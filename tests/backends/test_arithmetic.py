@@ -13,11 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from impetus_backends.embedding.architectures import distance_buckets
-from impetus_backends.embedding.backends import make_backend
-from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.fitting import open_weights
-from impetus_backends.embedding.reference import erf
-from impetus_backends.embedding.weights import Weights, fingerprint, weight_files
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.devices.reference import erf
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.folder.weights import Weights, fingerprint, weight_files
 from impetus_backends.errors import ModelError
 
 from .conftest import FAMILIES, small_model

@@ -9,8 +9,8 @@ import pytest
 
 from impetus_backends.candidates import Means
 from impetus_backends.dispatcher import get_compute_dispatcher, measure_embedding, open_embedding, open_engine
-from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.measurements import Measurement, MeasurementCache, conditions, standard_batch
 from impetus_backends.policy import not_installable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.hardware import Hardware
 
 MODEL = str(small_model("bge"))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from impetus_backends.embedding import golden
-from impetus_backends.embedding.backends import make_backend
-from impetus_backends.embedding.config import read_config
+from impetus_backends.embedding.devices import golden
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.engine import EmbeddingEngine, open_engine
-from impetus_backends.embedding.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.errors import BackendUnavailableError, RequestError
 from impetus_backends.models import resolve
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, GenerationWork, Rejected

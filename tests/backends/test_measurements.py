@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from impetus_backends.cache import cache_folder, write_whole
-from impetus_backends.embedding.backends import make_backend
-from impetus_backends.embedding.config import read_config
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.measurements import (
     Conditions,
     Measurement,
@@ -29,7 +29,7 @@ from tests.backends.machines import machine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from impetus_backends.embedding.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend
 
 UNDER = Conditions("Apple M4", "24D70", "abc", ("mlx 0.32",))
 MADE = Measurement(UNDER, "some/model", (("coreml", 0.01), ("mlx", 0.02)), "2026-11-23T10:00:00+00:00")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_backends.embedding.config import read_config
+from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.errors import ModelError
 
 from .conftest import small_model

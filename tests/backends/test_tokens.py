@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from impetus_backends.embedding.config import read_config
 from impetus_backends.embedding.encoder import PROMPT
-from impetus_backends.embedding.tokenizer import read_tokenizer
-from impetus_backends.embedding.tokens import InputType, TextEncoder
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.texts.tokenizer import read_tokenizer
+from impetus_backends.embedding.texts.tokens import InputType, TextEncoder
 from impetus_backends.errors import ModelError, RequestError
 
 from .conftest import DATA, FAMILIES, Recorded, small_model

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from impetus_backends.embedding.backends import EmbeddingBackend, make_backend
-from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.mlx import round_batch
-from impetus_backends.embedding.tokens import InputType, TextEncoder
+from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.devices.mlx import round_batch
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.texts.tokens import InputType, TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError, RequestError
 
 from .conftest import FAMILIES, Recorded, small_model
@@ -20,7 +20,7 @@ from .conftest import FAMILIES, Recorded, small_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.models import ModelFiles
 
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999}

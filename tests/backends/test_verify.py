@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from impetus_backends.embedding.coreml.cache import PackageCache
-from impetus_backends.embedding.coreml.device import Placement
-from impetus_backends.embedding.coreml.emulated import EmulatedDevice
-from impetus_backends.generation.prefill import Shape, prefill_seconds
-from impetus_backends.generation.profiles import M5, STANDARD
+from impetus_backends.embedding.devices.coreml.cache import PackageCache
+from impetus_backends.embedding.devices.coreml.device import Placement
+from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+from impetus_backends.generation.models.prefill import Shape, prefill_seconds
+from impetus_backends.generation.models.profiles import M5, STANDARD
 from impetus_backends.hardware import detect
 from impetus_backends.verify import Check, Verdict, Verifier
 from impetus_worker.cli.main import main
@@ -25,7 +25,7 @@ from .machines import machine
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.generation.profiles import Profile
+    from impetus_backends.generation.models.profiles import Profile
     from impetus_backends.hardware import Hardware
 
 MODEL = str(small_model("bge"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.errors import ModelError, RequestError
-from impetus_backends.generation.conversations import Conversations
-from impetus_backends.generation.loader import load
+from impetus_backends.generation.models.loader import load
+from impetus_backends.generation.texts.conversations import Conversations
 from impetus_backends.protocol import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 
@@ -108,7 +108,7 @@ def with_tokenizer(tiny_folder: Path, loaded: LoadedModel, tmp_path: Path) -> Ca
 def test_a_tokenizer_that_loses_spaces_is_refused_at_load(
     with_tokenizer: Any, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from impetus_backends.generation.tokenizer_check import check_tokenizer
+    from impetus_backends.generation.models.tokenizer_check import check_tokenizer
 
     def lose_spaces(content: dict[str, Any]) -> None:
         content["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": ""}
@@ -126,7 +126,7 @@ def test_a_tokenizer_that_loses_spaces_is_refused_at_load(
 
 def load_without_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     with monkeypatch.context() as context:
-        context.setattr("impetus_backends.generation.loader.check_tokenizer", lambda tokenizer, folder: None)
+        context.setattr("impetus_backends.generation.models.loader.check_tokenizer", lambda tokenizer, folder: None)
         return load(folder)
 
 
@@ -137,7 +137,7 @@ def with_same(folder: Path, loaded: LoadedModel) -> Path:
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_told_of(with_tokenizer: Any, loaded: LoadedModel) -> None:
-    from impetus_backends.generation.tokenizer_check import check_tokenizer
+    from impetus_backends.generation.models.tokenizer_check import check_tokenizer
 
     def merge_less(content: dict[str, Any]) -> None:
         content["model"]["merges"] = content["model"]["merges"][:20]

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.errors import ModelError
-from impetus_backends.generation.context import ASSUMED_CONTEXT_TOKENS, context_tokens
-from impetus_backends.generation.defaults import model_defaults
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
-from impetus_backends.generation.loader import load
+from impetus_backends.generation.models.context import ASSUMED_CONTEXT_TOKENS, context_tokens
+from impetus_backends.generation.models.defaults import model_defaults
+from impetus_backends.generation.models.loader import load
 from impetus_backends.protocol import Generated, Rejected
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 
@@ -67,8 +67,8 @@ def unknown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model of which nobody says how much it reads."""
     write(folder / "config.json", max_position_embeddings=None)
     write(folder / "tokenizer_config.json", model_max_length=None)
-    monkeypatch.setattr("impetus_backends.generation.context._by_transformers", lambda folder: None)
-    monkeypatch.setattr("impetus_backends.generation.context._by_arguments", lambda model: None)
+    monkeypatch.setattr("impetus_backends.generation.models.context._by_transformers", lambda folder: None)
+    monkeypatch.setattr("impetus_backends.generation.models.context._by_arguments", lambda model: None)
     return folder
 
 

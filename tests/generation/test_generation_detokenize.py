@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.generation.tokenizer_kinds import CODE, KINDS, fast
 
-from impetus_backends.generation.detokenize import Decoding, Detokenizer
-from impetus_backends.generation.text import TextBuilder
+from impetus_backends.generation.texts.detokenize import Decoding, Detokenizer
+from impetus_backends.generation.texts.text import TextBuilder
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import pytest
 from impetus_backends.protocol import EmbeddingWork, Generated, Rejected
 
 if TYPE_CHECKING:
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
     from impetus_backends.protocol import EngineInfo
 
 pytestmark = pytest.mark.system

@@ -13,7 +13,7 @@ from impetus_backends.protocol import Generated, Started
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 

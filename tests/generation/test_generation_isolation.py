@@ -11,16 +11,16 @@ import pytest
 from impetus_backends.errors import ModelError
 from impetus_backends.generation import engine as engine_module
 from impetus_backends.generation.batching import Batching, find_batching
-from impetus_backends.generation.detokenize import Detokenizer
 from impetus_backends.generation.engine import EngineLimits
-from impetus_backends.generation.loader import load
+from impetus_backends.generation.models.loader import load
+from impetus_backends.generation.texts.detokenize import Detokenizer
 from impetus_backends.protocol import Generated, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
     from impetus_backends.protocol import EngineInfo
 
 pytestmark = pytest.mark.system

@@ -17,14 +17,14 @@ import pytest
 from pydantic import UUID4, UUID7, Base64Bytes, BaseModel, ConfigDict, Field, IPvAnyAddress, SecretStr, create_model
 
 from impetus_backends.errors import RequestError
-from impetus_backends.generation import grammars as grammars_module
-from impetus_backends.generation.grammar_trial import fault
-from impetus_backends.generation.grammars import Grammars
-from impetus_backends.generation.json_schemas import keepable, repeats_items
+from impetus_backends.generation.schemas import grammars as grammars_module
+from impetus_backends.generation.schemas.grammar_trial import fault
+from impetus_backends.generation.schemas.grammars import Grammars
+from impetus_backends.generation.schemas.json_schemas import keepable, repeats_items
 from impetus_backends.protocol import Generated, Progress, Rejected
 
 if TYPE_CHECKING:
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 

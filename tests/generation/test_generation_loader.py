@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.errors import BackendUnavailableError, ModelError
-from impetus_backends.generation.loader import CACHE_LIMIT_BYTES, load
+from impetus_backends.generation.models.loader import CACHE_LIMIT_BYTES, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 
@@ -24,7 +24,7 @@ def test_loading_leaves_the_limit_on_open_files_alone(run_python: Any, loaded: A
     printed = run_python(
         "import resource\n"
         "from pathlib import Path\n"
-        "from impetus_backends.generation.loader import load\n"
+        "from impetus_backends.generation.models.loader import load\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))  # mlx-lm asks for (2048, 4096)\n"
         "before = resource.setrlimit\n"
         f"load(Path({str(tiny_folder)!r}))\n"

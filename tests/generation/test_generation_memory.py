@@ -13,7 +13,7 @@ from impetus_backends.generation.memory import STEP_TOKENS, Budget, RowCost, mea
 from impetus_backends.protocol import Deferred, Generated, Rejected, Started
 
 if TYPE_CHECKING:
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 

@@ -14,7 +14,7 @@ from impetus_backends.protocol import Generated, Progress, Rejected
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 

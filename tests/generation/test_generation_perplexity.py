@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impetus_backends.errors import BackendError
-from impetus_backends.generation.perplexity import Score, compare, sample_text, score, text_tokens, windows
+from impetus_backends.generation.quantization.perplexity import Score, compare, sample_text, score, text_tokens, windows
 
 if TYPE_CHECKING:
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 
 def by_hand(model: LoadedModel, before: list[int], token: int) -> float:

@@ -12,7 +12,7 @@ from impetus_backends.generation.engine import EngineLimits, open_generation_eng
 from impetus_backends.protocol import Generated, Rejected, Started
 
 if TYPE_CHECKING:
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 

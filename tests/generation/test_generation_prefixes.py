@@ -12,7 +12,7 @@ import pytest
 from impetus_backends.generation.prefixes import LEAST_TOKENS, PrefixCache
 
 if TYPE_CHECKING:
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 

@@ -13,8 +13,8 @@ import pytest
 from tests.backends.machines import NAMES, machine
 
 from impetus_backends.dispatcher import generation_loader, get_compute_dispatcher
-from impetus_backends.generation.limits import MOST_CACHE_BYTES, MemoryLimits, memory_limits
-from impetus_backends.generation.profiles import CHOICES, M5, STANDARD, ModelLoader, Profile, plan
+from impetus_backends.generation.models.limits import MOST_CACHE_BYTES, MemoryLimits, memory_limits
+from impetus_backends.generation.models.profiles import CHOICES, M5, STANDARD, ModelLoader, Profile, plan
 from impetus_backends.policy import not_installable
 from impetus_backends.protocol import EngineConfig
 from impetus_worker.cli.run import run

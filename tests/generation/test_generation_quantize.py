@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from impetus_backends.errors import BackendError
-from impetus_backends.generation.conversion import REPORT, Order, PerplexityError, convert
-from impetus_backends.generation.loader import load
-from impetus_backends.generation.quantize import RECIPES, QuantizationError, quantization_of, quantize
+from impetus_backends.generation.models.loader import load
+from impetus_backends.generation.quantization.conversion import REPORT, Order, PerplexityError, convert
+from impetus_backends.generation.quantization.quantize import RECIPES, QuantizationError, quantization_of, quantize
 from impetus_worker.cli.main import main
 from impetus_worker.settings import GENERATION_RECIPES
 
 if TYPE_CHECKING:
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 
@@ -165,7 +165,7 @@ def test_a_folder_is_replaced_only_if_asked_and_only_if_it_holds_a_model(loaded:
 def test_beyond_the_limit_nothing_is_kept_unless_the_loss_is_accepted(
     loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("impetus_backends.generation.perplexity.Comparison.telling", True)
+    monkeypatch.setattr("impetus_backends.generation.quantization.perplexity.Comparison.telling", True)
     text = QUESTIONS.read_text(encoding="utf-8")
     strict: dict[str, Any] = {"limit": -0.99, "max_tokens": 60, "text": text}
     with pytest.raises(

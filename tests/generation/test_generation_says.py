@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
-from impetus_backends.generation.loader import load
+from impetus_backends.generation.models.loader import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
     from impetus_backends.protocol import GenerationWork
 
 pytestmark = pytest.mark.system

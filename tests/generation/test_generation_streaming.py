@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.generation import engine as engine_module
-from impetus_backends.generation.detokenize import Detokenizer
-from impetus_backends.generation.loader import LoadedModel, load
+from impetus_backends.generation.models.loader import LoadedModel, load
+from impetus_backends.generation.texts.detokenize import Detokenizer
 from impetus_backends.protocol import Generated, Progress, Rejected, Started
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ import jsonschema
 import pytest
 
 from impetus_backends.errors import RequestError
-from impetus_backends.generation.grammar_trial import CPU_LIMIT_S
-from impetus_backends.generation.grammars import Grammars
-from impetus_backends.generation.loader import load
+from impetus_backends.generation.models.loader import load
+from impetus_backends.generation.schemas.grammar_trial import CPU_LIMIT_S
+from impetus_backends.generation.schemas.grammars import Grammars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from impetus_backends.generation.loader import LoadedModel
-    from impetus_backends.generation.structured import JsonConstraint
+    from impetus_backends.generation.models.loader import LoadedModel
+    from impetus_backends.generation.schemas.structured import JsonConstraint
 
 pytestmark = pytest.mark.system
 
@@ -243,7 +243,7 @@ def test_equal_schemas_are_prepared_once_and_their_requests_share_no_state(
 
     schema = json.dumps({"const": "a schema of its own"})
     first = grammars.constraint(schema)
-    monkeypatch.setattr("impetus_backends.generation.grammars.subprocess", None)
+    monkeypatch.setattr("impetus_backends.generation.schemas.grammars.subprocess", None)
     second = grammars.constraint(schema)
     logits = mx.zeros((1, 448))
     opening = first(mx.array([5]), logits)

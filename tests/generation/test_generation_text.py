@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from impetus_backends.generation.detokenize import Decoding, Detokenizer
-from impetus_backends.generation.text import TextBuilder
+from impetus_backends.generation.texts.detokenize import Decoding, Detokenizer
+from impetus_backends.generation.texts.text import TextBuilder
 
 SENTENCE = "the cat sat on the mat, and the dog sat on the cat"
 

@@ -14,7 +14,7 @@ from impetus_backends.protocol import Deferred, Generated, Rejected
 
 if TYPE_CHECKING:
     from impetus_backends.generation.engine import GenerationEngine
-    from impetus_backends.generation.loader import LoadedModel
+    from impetus_backends.generation.models.loader import LoadedModel
 
 
 @pytest.mark.system

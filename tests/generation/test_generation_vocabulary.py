@@ -9,9 +9,9 @@ import pytest
 from tests.generation.tokenizer_kinds import KINDS, fast
 
 from impetus_backends.errors import RequestError
-from impetus_backends.generation.detokenize import token_bytes
-from impetus_backends.generation.grammars import Grammars
-from impetus_backends.generation.structured import JsonConstraint
+from impetus_backends.generation.schemas.grammars import Grammars
+from impetus_backends.generation.schemas.structured import JsonConstraint
+from impetus_backends.generation.texts.detokenize import token_bytes
 
 pytestmark = pytest.mark.system
 pytest.importorskip("mlx_lm")

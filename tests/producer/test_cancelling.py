@@ -16,7 +16,7 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from impetus_producer import JobNotFoundError, Producer, ResultTimeoutError
-from impetus_producer.cli import cli
+from impetus_producer.cli.main import cli
 
 from .servers import Valkey, eventually
 from .stock_worker import embedding_of, finish

@@ -18,9 +18,9 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
-from impetus_producer.cli import cli
+from impetus_producer.cli.main import cli
 from impetus_producer.contract import STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
-from impetus_producer.local import LocalServer
+from impetus_producer.servers.local import LocalServer
 
 from .stock_worker import StockWorker, generation_of, honest_work, working
 from .test_outputs import read_back
@@ -359,7 +359,7 @@ def test_errors_are_one_sentence_and_exit_1_without_a_traceback() -> None:
 def test_without_a_server_or_the_worker_extra_it_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("impetus_producer.local.find_spec", lambda name: None)
+    monkeypatch.setattr("impetus_producer.servers.local.find_spec", lambda name: None)
     (folder / "in.txt").write_text("one\n")
     for arguments in (["embed", "in.txt", "-o", "out.npy"], ["generate", "hello"]):
         result = run(*arguments)
@@ -369,7 +369,7 @@ def test_without_a_server_or_the_worker_extra_it_says_what_to_install(
 
 STANDS_IN = """
 import os, sys
-from impetus_producer.discovery import ServerNote
+from impetus_producer.servers.discovery import ServerNote
 ServerNote(sys.argv[1], os.getpid()).write()
 if sys.argv[2] == "dies":
     from redis import Redis
@@ -393,13 +393,13 @@ def test_with_no_server_one_is_started_and_its_end_is_noticed(
 
         return start
 
-    monkeypatch.setattr("impetus_producer.cli_server.LocalServer", stand_in("dies"))
+    monkeypatch.setattr("impetus_producer.cli.server.LocalServer", stand_in("dies"))
     result = run(*arguments)
     assert result.exit_code == 1
     assert "ended with exit status 1: the worker has had enough" in result.stderr
     assert names(folder) == ["in.txt"]
 
-    monkeypatch.setattr("impetus_producer.cli_server.LocalServer", stand_in("serves"))
+    monkeypatch.setattr("impetus_producer.cli.server.LocalServer", stand_in("serves"))
     with working(redis_url):
         result = run(*arguments, "--model", "m")
     assert result.exit_code == 0

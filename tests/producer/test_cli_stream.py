@@ -14,7 +14,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
-from impetus_producer.cli import cli
+from impetus_producer.cli.main import cli
 
 from .stock_worker import StockWorker, generation_of, working
 from .streaming import Reading, Writer

@@ -10,13 +10,13 @@ import pytest
 from redis import Redis
 
 from impetus_producer import NoServerError, ServerNotReadyError, connect
-from impetus_producer.fitness import Fitness, Level, look
-from impetus_producer.rights import WORKER_RIGHTS, missing_rights
+from impetus_producer.servers.fitness import Fitness, Level, look
+from impetus_producer.servers.rights import WORKER_RIGHTS, missing_rights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from impetus_producer.fitness import Role
+    from impetus_producer.servers.fitness import Role
 
     from .servers import Valkey
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from impetus_producer import contract
-from impetus_producer.cli import cli
+from impetus_producer.cli.main import cli
 from impetus_producer.fleet import read_fleet
 
 if TYPE_CHECKING:

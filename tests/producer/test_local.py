@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from impetus_producer import ImpetusError, MissingExtraError
-from impetus_producer.discovery import ServerNote
-from impetus_producer.local import LocalServer
+from impetus_producer.servers.discovery import ServerNote
+from impetus_producer.servers.local import LocalServer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SERVES = """
 import os, sys
-from impetus_producer.discovery import ServerNote
+from impetus_producer.servers.discovery import ServerNote
 print("starting", sys.argv[1:], flush=True)
 assert "IMPETUS_REDIS_URL" not in os.environ
 ServerNote("redis://127.0.0.1:7/0", os.getpid()).write()
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.system
 HANGS = "import sys; print('busy', flush=True); sys.stdin.read()"
 STUBBORN = """
 import os, signal, threading
-from impetus_producer.discovery import ServerNote
+from impetus_producer.servers.discovery import ServerNote
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ServerNote("redis://127.0.0.1:7/0", os.getpid()).write()
 threading.Event().wait()
@@ -96,7 +96,7 @@ def test_a_process_that_dies_later_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_process_that_will_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("impetus_producer.local._FAREWELL_S", 0.2)
+    monkeypatch.setattr("impetus_producer.servers.local._FAREWELL_S", 0.2)
     with LocalServer(command=program(STUBBORN)) as server:
         child = server._child
         assert child is not None
@@ -109,7 +109,7 @@ def test_the_process_ends_also_when_we_are_killed(tmp_path: Path) -> None:
     os.mkfifo(end)
     source = f"""
 import threading
-from impetus_producer.local import LocalServer
+from impetus_producer.servers.local import LocalServer
 with LocalServer([{str(end)!r}], command={program(SERVES)!r}):
     open({str(ready)!r}, "w").write("up")
     threading.Event().wait()
@@ -122,7 +122,7 @@ with LocalServer([{str(end)!r}], command={program(SERVES)!r}):
 
 
 def test_without_the_worker_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("impetus_producer.local.find_spec", lambda name: None)
+    monkeypatch.setattr("impetus_producer.servers.local.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'impetus-batch\[worker\]'"):
         LocalServer()
 
@@ -134,6 +134,6 @@ def test_nothing_of_the_current_folder_is_imported(module: str, tmp_path: Path) 
     state = {**os.environ, "IMPETUS_STATE_DIR": str(tmp_path / "state")}
     state.pop("IMPETUS_REDIS_URL", None)
     options = ["--roles", "embedding", "--embedding-backend", "simulated"]
-    program = f"from impetus_producer.local import LocalServer\nwith LocalServer({options}): pass"
+    program = f"from impetus_producer.servers.local import LocalServer\nwith LocalServer({options}): pass"
     subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, env=state, check=True, timeout=100)
     assert not (tmp_path / "ran").exists()

@@ -20,13 +20,13 @@ from impetus_producer import (
     ResultTimeoutError,
     ServerError,
     ServerFullError,
-    connections,
     embed_documents,
 )
 from impetus_producer.bulk import EmbeddedDocument
-from impetus_producer.cli import cli
+from impetus_producer.cli.main import cli
 from impetus_producer.documents import Document, FailedDocument
-from impetus_producer.patience import Patience
+from impetus_producer.servers import connections
+from impetus_producer.servers.patience import Patience
 
 from .servers import Proxy, Valkey, eventually
 from .stock_worker import embedding_of, finish, honest_work, vector_of, working

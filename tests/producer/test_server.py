@@ -22,8 +22,8 @@ from impetus_producer import (
     ServerFullError,
     ServerNotReadyError,
 )
-from impetus_producer.connections import from_url
-from impetus_producer.server import Trouble, adopt, connect, hang_up, server_errors, trouble
+from impetus_producer.servers.connections import from_url
+from impetus_producer.servers.troubles import Trouble, adopt, connect, hang_up, server_errors, trouble
 
 from .servers import Proxy, Valkey, eventually
 from .stock_worker import StockWorker, embedding_of, finish, vector_of, working

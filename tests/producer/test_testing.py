@@ -17,11 +17,11 @@ from impetus_producer import (
     Producer,
     ResultTimeoutError,
     embed_documents,
-    lualess,
     testing,
 )
 from impetus_producer.bulk import EmbeddedDocument
 from impetus_producer.documents import Document
+from impetus_producer.servers import lualess
 from impetus_producer.testing import FakeWorker, vector_of
 
 from .test_cancelling import everything, start

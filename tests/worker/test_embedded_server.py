@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from impetus_producer import Producer
-from impetus_producer.discovery import ServerNote
+from impetus_producer.servers.discovery import ServerNote
 from impetus_worker.errors import ConfigurationError
 from impetus_worker.host.embedded_server import EmbeddedServer, url_file
 from impetus_worker.host.restarts import Patience

@@ -16,7 +16,7 @@ from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer, StreamRestartedError
-from impetus_producer.cli_status import status
+from impetus_producer.cli.status import status
 from impetus_producer.contract import (
     AWAITED_KEY,
     GENERATE_FUNCTION,

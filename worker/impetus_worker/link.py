@@ -16,9 +16,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
-from impetus_producer.connections import from_url
 from impetus_producer.errors import ServerError
-from impetus_producer.server import Trouble, hang_up, trouble
+from impetus_producer.servers.connections import from_url
+from impetus_producer.servers.troubles import Trouble, hang_up, trouble
 
 from .errors import ConfigurationError
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from impetus_backends.embedding.operations import Inputs, Ops
-    from impetus_backends.embedding.shapes import EncoderConfig
+    from impetus_backends.embedding.devices.operations import Inputs, Ops
+    from impetus_backends.embedding.folder.shapes import EncoderConfig
 
 T = TypeVar("T")
 _WORDS = "embeddings.word_embeddings.weight"

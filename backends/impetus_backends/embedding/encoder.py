@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from impetus_backends.embedding import architectures
+from impetus_backends.embedding.devices.operations import Inputs
 from impetus_backends.embedding.modules import Dense
-from impetus_backends.embedding.operations import Inputs
 from impetus_backends.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from impetus_backends.embedding.config import EmbeddingConfig
-    from impetus_backends.embedding.operations import Ops
-    from impetus_backends.embedding.shapes import EncoderConfig
+    from impetus_backends.embedding.devices.operations import Ops
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.embedding.folder.shapes import EncoderConfig
 
 T = TypeVar("T")
 PROMPT = 1 << 30

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impetus_backends.embedding import golden
-from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.weights import fingerprint
+from impetus_backends.embedding.devices import golden
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from impetus_backends.embedding.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.models import ModelFiles
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.files import flag, positive
+from impetus_backends.embedding.folder.files import flag, positive
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
-    from impetus_backends.embedding.files import Reader
+    from impetus_backends.embedding.folder.files import Reader
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 _OLD_POOLINGS = {

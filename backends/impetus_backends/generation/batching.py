@@ -22,7 +22,7 @@ from .sampling import Draws, Sampling
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .loader import LoadedModel
+    from .models.loader import LoadedModel
 
 
 class Batching(enum.Enum):

@@ -22,22 +22,22 @@ import numpy as np
 from ..errors import ModelError, RequestError
 from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
 from .batching import Batching, BatchingFinding, find_batching
-from .detokenize import Decoding, Detokenizer
-from .grammars import Grammars
-from .loader import load
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
+from .models.loader import load
 from .prefixes import PrefixCache
-from .prompts import Prompts
 from .requests import Request
 from .running import ReadingError, Row, RunningBatch
 from .sampling import Draws, OwnProcessor, Sampling, repetition_penalty
-from .text import TextBuilder
+from .schemas.grammars import Grammars
+from .texts.detokenize import Decoding, Detokenizer
+from .texts.prompts import Prompts
+from .texts.text import TextBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from .loader import LoadedModel
+    from .models.loader import LoadedModel
     from .running import Token
 
 PREFILL_TOKENS = 512

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
     from ..protocol import GenerationWork
     from .running import Row
-    from .structured import JsonConstraint
-    from .text import TextBuilder
+    from .schemas.structured import JsonConstraint
+    from .texts.text import TextBuilder
 
 
 @dataclass(slots=True, eq=False)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from impetus_backends.embedding.backends import EmbeddingBackend, make_backend
-from impetus_backends.embedding.coreml import package
-from impetus_backends.embedding.coreml.buckets import Bucket, choose
-from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe
-from impetus_backends.embedding.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.buckets import Bucket, choose
+from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe
+from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.devices.operations import INPUTS
 from impetus_backends.embedding.encoder import pad
-from impetus_backends.embedding.operations import INPUTS
-from impetus_backends.embedding.weights import fingerprint
+from impetus_backends.embedding.folder.weights import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 DEFAULT_BUCKETS = choose(256)
 """Of a model that reads 256 tokens, as MiniLM does."""

@@ -11,16 +11,16 @@ import pytest
 
 from impetus_backends import dispatcher
 from impetus_backends.candidates import Means
-from impetus_backends.embedding.backends import make_backend
-from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.coreml.backend import CoreMLEmbeddingBackend, needed_bytes
-from impetus_backends.embedding.coreml.buckets import Bucket, choose
-from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache
-from impetus_backends.embedding.coreml.device import Placement
-from impetus_backends.embedding.coreml.emulated import EmulatedDevice
-from impetus_backends.embedding.coreml.macos import CoreMLDevice
-from impetus_backends.embedding.coreml.runner import Timing
-from impetus_backends.embedding.tokens import TextEncoder
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.devices.coreml.backend import CoreMLEmbeddingBackend, needed_bytes
+from impetus_backends.embedding.devices.coreml.buckets import Bucket, choose
+from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache
+from impetus_backends.embedding.devices.coreml.device import Placement
+from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
+from impetus_backends.embedding.devices.coreml.runner import Timing
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendError, BackendUnavailableError, ModelError, RequestError
 from impetus_backends.hardware import detect
 from impetus_backends.measurements import MeasurementCache
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from impetus_backends.embedding import backends
-    from impetus_backends.embedding.config import EmbeddingConfig
-    from impetus_backends.embedding.coreml.device import Predictor
+    from impetus_backends.embedding.devices import backends
+    from impetus_backends.embedding.devices.coreml.device import Predictor
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_producer import Producer
 
     from ...worker.conftest import Fleet
@@ -272,7 +272,7 @@ def test_the_dispatcher_goes_on_to_the_next_backend_and_says_why(
         return backend_on(device(), config, converted)
 
     if device is None:
-        monkeypatch.setattr("impetus_backends.embedding.coreml.package.build", refuse_conversion)
+        monkeypatch.setattr("impetus_backends.embedding.devices.coreml.package.build", refuse_conversion)
     mac = replace(detect(), system="Darwin", machine="arm64", generation=4, neural_engine=True)
     means = Means(MeasurementCache(tmp_path), make, lambda name: None if name in ("coreml", "numpy") else "not here")
     engine = dispatcher.open_embedding(EngineConfig("embedding", model=str(small_model("bge"))), mac, means)
@@ -365,8 +365,8 @@ def test_core_ml_itself_makes_the_vectors_of_the_evaluated_file(
     compiled = device.compile(minilm_package, tmp_path)
     for bucket in choose(256):
         run, expect = device.load(compiled, bucket.function), emulated.load(minilm_package, bucket.function)
+        from impetus_backends.embedding.devices.operations import INPUTS
         from impetus_backends.embedding.encoder import pad
-        from impetus_backends.embedding.operations import INPUTS
 
         fitting = sorted((row for row in minilm_rows if len(row) <= bucket.length), key=len)[-bucket.batch :]
         batch = pad(minilm_config, fitting, batch=bucket.batch, length=bucket.length)

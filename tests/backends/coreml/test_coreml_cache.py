@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from impetus_backends.embedding.coreml import quantize
-from impetus_backends.embedding.coreml.buckets import Bucket
-from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache, Recipe
-from impetus_backends.embedding.coreml.library import coremltools
+from impetus_backends.embedding.devices.coreml import quantize
+from impetus_backends.embedding.devices.coreml.buckets import Bucket
+from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe
+from impetus_backends.embedding.devices.coreml.library import coremltools
 
 if TYPE_CHECKING:
     from pathlib import Path

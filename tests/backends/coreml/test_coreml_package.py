@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from impetus_backends.embedding.config import read_config
-from impetus_backends.embedding.coreml import package
-from impetus_backends.embedding.coreml.buckets import Bucket
-from impetus_backends.embedding.coreml.evaluator import SavedFunction, SavedPackage
-from impetus_backends.embedding.coreml.library import coremltools, quietly
-from impetus_backends.embedding.coreml.ops import MilOps, Parameters
+from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.buckets import Bucket
+from impetus_backends.embedding.devices.coreml.evaluator import SavedFunction, SavedPackage
+from impetus_backends.embedding.devices.coreml.library import coremltools, quietly
+from impetus_backends.embedding.devices.coreml.ops import MilOps, Parameters
 from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.folder.weights import Weights
 from impetus_backends.embedding.modules import PoolingConfig
-from impetus_backends.embedding.tokens import TextEncoder
-from impetus_backends.embedding.weights import Weights
+from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendError, BackendUnavailableError, ModelError
 
 from ..conftest import FAMILIES, Recorded, small_model
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from impetus_backends.embedding.backends import EmbeddingBackend
-    from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 
 def least_cosine(vectors: np.ndarray, expected: np.ndarray) -> float:

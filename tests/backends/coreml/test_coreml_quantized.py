@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from impetus_backends.embedding import docstrings
-from impetus_backends.embedding.backends import make_backend
-from impetus_backends.embedding.coreml import package
-from impetus_backends.embedding.coreml.accuracy import compare
-from impetus_backends.embedding.coreml.buckets import Bucket
-from impetus_backends.embedding.coreml.cache import PACKAGE, PackageCache
-from impetus_backends.embedding.coreml.evaluator import SavedPackage
-from impetus_backends.embedding.coreml.quantize import Int8, Palette, store
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.accuracy import compare
+from impetus_backends.embedding.devices.coreml.buckets import Bucket
+from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache
+from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.devices.coreml.quantize import Int8, Palette, store
 from impetus_backends.embedding.encoder import embed
 from impetus_worker.cli.main import main
 
@@ -28,8 +28,8 @@ from .conftest import evaluate, size_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.embedding.backends import EmbeddingBackend
-    from impetus_backends.embedding.config import EmbeddingConfig
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 MODEL = str(small_model("bge"))
 
@@ -175,7 +175,7 @@ def test_a_measured_package_whose_vectors_are_broken_is_refused(
     def wrongly_activated(ops: Any, config: EmbeddingConfig, inputs: Any) -> Any:
         return embed(ops, replace(config, encoder=replace(config.encoder, activation="tanh")), inputs)
 
-    monkeypatch.setattr("impetus_backends.embedding.coreml.package.embed", wrongly_activated)
+    monkeypatch.setattr("impetus_backends.embedding.devices.coreml.package.embed", wrongly_activated)
     said = convert()
     assert said.exit_code == 1
     assert "none loses" in said.stderr

@@ -22,8 +22,8 @@ from .quantize import convert as convert_generation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from impetus_backends.embedding.coreml.buckets import Bucket
-    from impetus_backends.embedding.coreml.convert import Report
+    from impetus_backends.embedding.devices.coreml.buckets import Bucket
+    from impetus_backends.embedding.devices.coreml.convert import Report
 
 _MODES = ("none", "int8", "palette6", "w8a8")
 _CALIBRATION_TEXTS = 64
@@ -117,14 +117,14 @@ def convert(
         return
     limit_percent = 1.0 if limit_percent is None else limit_percent
     from impetus_backends import models
-    from impetus_backends.embedding.backends import make_backend
-    from impetus_backends.embedding.config import read_config
-    from impetus_backends.embedding.coreml.cache import PackageCache
-    from impetus_backends.embedding.coreml.convert import AccuracyError, Order, export
-    from impetus_backends.embedding.coreml.convert import convert as run
-    from impetus_backends.embedding.coreml.emulated import EmulatedDevice
-    from impetus_backends.embedding.coreml.macos import CoreMLDevice
-    from impetus_backends.embedding.tokens import TextEncoder
+    from impetus_backends.embedding.devices.backends import make_backend
+    from impetus_backends.embedding.devices.coreml.cache import PackageCache
+    from impetus_backends.embedding.devices.coreml.convert import AccuracyError, Order, export
+    from impetus_backends.embedding.devices.coreml.convert import convert as run
+    from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+    from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
+    from impetus_backends.embedding.folder.config import read_config
+    from impetus_backends.embedding.texts.tokens import TextEncoder
     from impetus_backends.errors import BackendError, BackendUnavailableError
 
     on_mac = platform.system() == "Darwin"
@@ -194,7 +194,7 @@ def _check_options(context: click.Context, quantize: str, *, generation: bool) -
 
 
 def _buckets(wanted: str | None, longest: int) -> tuple[Bucket, ...]:
-    from impetus_backends.embedding.coreml.buckets import DEFAULT_COUNT, Bucket, choose
+    from impetus_backends.embedding.devices.coreml.buckets import DEFAULT_COUNT, Bucket, choose
 
     if wanted is None or wanted.strip().isdecimal():
         count = int(wanted or DEFAULT_COUNT)

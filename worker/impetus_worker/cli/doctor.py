@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impetus_producer.cli.server_option import redis_url_option
 from impetus_producer.contract import ROLE_QUEUES
-from impetus_producer.discovery import find_redis_url
 from impetus_producer.errors import ImpetusError
-from impetus_producer.server_option import redis_url_option
+from impetus_producer.servers.discovery import find_redis_url
 from impetus_producer.shown import without_password
 
 from ..settings import ROLES, Role
@@ -63,7 +63,7 @@ def doctor(
         _record(record)
         return
     from impetus_backends.dispatcher import DEFAULT_MODELS, get_compute_dispatcher
-    from impetus_backends.generation.limits import wired_memory_policy
+    from impetus_backends.generation.models.limits import wired_memory_policy
     from impetus_backends.hardware import detect, read_machine
     from impetus_backends.measurements import MeasurementCache
     from impetus_backends.policy import not_installable, not_installed
@@ -100,8 +100,8 @@ def doctor(
 
 def _server(redis_url: str | None) -> list[str]:
     """What there is to say of the server that a worker would use, in sentences."""
-    from impetus_producer.connections import from_url
-    from impetus_producer.fitness import look
+    from impetus_producer.servers.connections import from_url
+    from impetus_producer.servers.fitness import look
 
     url = find_redis_url(redis_url)
     if url is None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 if TYPE_CHECKING:
-    from impetus_backends.generation.conversion import Report
-    from impetus_backends.generation.perplexity import Comparison
+    from impetus_backends.generation.quantization.conversion import Report
+    from impetus_backends.generation.quantization.perplexity import Comparison
 
 DEFAULT_LIMIT_PERCENT = 2.0
 
@@ -42,9 +42,9 @@ def convert(
     """Converts, prints the report and the command that serves the result, or raises what click shows."""
     from impetus_backends import models
     from impetus_backends.errors import BackendError
-    from impetus_backends.generation.conversion import Order, PerplexityError
-    from impetus_backends.generation.conversion import convert as run
-    from impetus_backends.generation.quantize import RECIPES
+    from impetus_backends.generation.quantization.conversion import Order, PerplexityError
+    from impetus_backends.generation.quantization.conversion import convert as run
+    from impetus_backends.generation.quantization.quantize import RECIPES
 
     try:
         files = models.resolve(model)
@@ -129,7 +129,7 @@ def _verdict(report: Report, comparison: Comparison) -> str:
 
 
 def _read(file: Path | None) -> str:
-    from impetus_backends.generation.perplexity import sample_text
+    from impetus_backends.generation.quantization.perplexity import sample_text
 
     if file is None:
         return sample_text()

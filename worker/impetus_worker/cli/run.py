@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impetus_producer.cli.server_option import redis_url_option
 from impetus_producer.contract import ROLE_QUEUES
 from impetus_producer.errors import ImpetusError
-from impetus_producer.server_option import redis_url_option
 from impetus_producer.shown import without_password
 
 from .. import logs
@@ -130,7 +130,7 @@ def run(
             click.echo("--durable and --listen are for a server of the worker's own, and one was given", err=True)
         click.echo(f"server: {without_password(url)}" + (" (embedded, stops with this program)" if server else ""))
         if server is not None and server.listens_at:
-            from impetus_producer.discovery import state_dir
+            from impetus_producer.servers.discovery import state_dir
 
             from ..host.embedded_server import url_file
 

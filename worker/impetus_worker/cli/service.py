@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from impetus_producer.discovery import REDIS_URL_VARIABLE
 from impetus_producer.errors import ImpetusError
+from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
 from impetus_producer.shown import without_password
 
 from ..host.service import Account, Program, ServiceManager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from impetus_producer.fitness import look
+from impetus_producer.servers.fitness import look
 
 from ..errors import ConfigurationError
 from ..inbox import Renewed

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING
 
-from impetus_producer.discovery import ServerNote, state_dir, write_secret
+from impetus_producer.servers.discovery import ServerNote, state_dir, write_secret
 
 from ..errors import ConfigurationError, MissingExtraError
 from .guard import STOP_S, end_orphan
@@ -184,7 +184,7 @@ def url_file(folder: Path) -> Path:
 def _answers(url: str) -> bool:
     from redis.exceptions import RedisError
 
-    from impetus_producer.connections import from_url
+    from impetus_producer.servers.connections import from_url
 
     try:
         with from_url(url) as connection:

@@ -1,0 +1,1 @@
+"""The devices that embed, each held against the reference."""

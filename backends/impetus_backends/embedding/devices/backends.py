@@ -1,0 +1,61 @@
+"""What a device for embeddings is, and the ones there are, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from impetus_backends.embedding.devices.coreml.backend import CoreMLEmbeddingBackend
+from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
+from impetus_backends.embedding.devices.cpu import CPUEmbeddingBackend
+from impetus_backends.embedding.devices.mlx import MLXEmbeddingBackend
+from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+NAMES = ("coreml", "coreml-emulated", "mlx", "cpu", "numpy")
+
+
+class EmbeddingBackend(Protocol):
+    """One model on one device. `device` and `precision` are final after `load`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def load(self) -> None:
+        """Makes ready; raises `BackendUnavailableError` where this machine cannot, `ModelError` for bad files."""
+
+    def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Token rows as one batch to float32 (rows, dimensions); raises `RequestError` for an unreadable row."""
+        ...
+
+
+def make_backend(name: str, model: EmbeddingConfig | Path, *, threads: int | None = None) -> EmbeddingBackend:
+    """The backend of that name, not yet loaded, for a model's folder or its configuration already read.
+
+    `threads` is for `cpu` alone. Raises `BackendUnavailableError` for an unknown name, `ModelError` for bad files.
+    """
+    if name not in NAMES:
+        raise BackendUnavailableError(f"there is no embedding backend {name!r}; there are {', '.join(NAMES)}")
+    config = model if isinstance(model, EmbeddingConfig) else read_config(model)
+    if name == "coreml":
+        return CoreMLEmbeddingBackend(config, CoreMLDevice)
+    if name == "coreml-emulated":
+        return CoreMLEmbeddingBackend(config, EmulatedDevice, name=name)
+    if name == "mlx":
+        return MLXEmbeddingBackend(config)
+    if name == "cpu":
+        return CPUEmbeddingBackend(config, threads=threads)
+    return NumpyEmbeddingBackend(config)

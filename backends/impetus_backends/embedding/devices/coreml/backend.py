@@ -1,0 +1,186 @@
+"""`CoreMLEmbeddingBackend`: converts once, compiles once, and sorts every batch into the buckets of its package.
+
+Knows nothing of macOS: the device is handed to it. It serves as `ane` only if Core ML's own plan places at least 90 %
+of the cost of every bucket on the Neural Engine; otherwise another backend does the work faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.buckets import Bucket, choose
+from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe, make_whole
+from impetus_backends.embedding.devices.coreml.device import Placement
+from impetus_backends.embedding.devices.coreml.runner import Runner, Timing
+from impetus_backends.embedding.folder.weights import fingerprint
+from impetus_backends.errors import BackendUnavailableError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from impetus_backends.embedding.devices.coreml.device import Device
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+
+LEAST_ON_THE_NEURAL_ENGINE = 0.9
+_PREPARED = "prepared.json"
+_log = logging.getLogger(__name__)
+
+
+class CoreMLEmbeddingBackend:
+    """Core ML on a device. One thread must load and use it."""
+
+    def __init__(
+        self,
+        config: EmbeddingConfig,
+        device: Callable[[], Device],
+        *,
+        name: str = "coreml",
+        cache: PackageCache | None = None,
+        buckets: Sequence[Bucket] | None = None,
+    ) -> None:
+        """`device` makes the device when the backend is loaded. `buckets` and full float16 unless another package was
+        preferred in the cache."""
+        self.name = name
+        self.device = name
+        self.precision = "fp16"
+        self.note: str | None = None
+        self.placement: dict[Bucket, Placement] = {}
+        """By bucket; empty where the device has no plan to tell."""
+        self._config = config
+        self._make_device = device
+        self._cache = cache or PackageCache()
+        self._buckets = tuple(buckets or ())
+        self._runner: Runner | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """About how much it takes once loaded."""
+        return needed_bytes(self._config, self._recipe().buckets)
+
+    @property
+    def timings(self) -> dict[Bucket, Timing]:
+        return self._runner.timings if self._runner else {}
+
+    def load(self) -> None:
+        """Converts, compiles and loads what is not in the cache; raises `BackendUnavailableError`, with figures, where
+        any of that fails or too little of the cost is placed on the Neural Engine, `ModelError` for bad files."""
+        device = self._make_device()
+        recipe = self._recipe()
+        entry = self._cache.find(recipe) or self._convert(recipe)
+        with _or_unavailable(f"use the package in {entry}"):
+            compiled, self.placement = self._prepare(device, entry, recipe.buckets)
+        self._check_placement()
+        functions = {}
+        for bucket in recipe.buckets:
+            with _or_unavailable(f"load the function {bucket.function}"):
+                functions[bucket] = device.load(compiled, bucket.function)
+        runner = Runner(self._config, functions)
+        self.device, self.note = device.label, device.note
+        self.precision = "fp16" if recipe.mode == "none" else recipe.mode
+        if self.placement:
+            least = min(each.neural_engine for each in self.placement.values())
+            with _or_unavailable("run the package"):
+                took = runner.check()
+            calls = ", ".join(f"{bucket} {1e3 * seconds:.1f} ms" for bucket, seconds in took.items())
+            self.note = f"the compute plan places {least:.0%} of the cost on the Neural Engine; a call takes {calls}"
+        self._runner = runner
+
+    def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
+        assert self._runner is not None, "load() comes first"
+        return self._runner.embed(rows)
+
+    def _recipe(self) -> Recipe:
+        model = fingerprint(self._config)
+        if self._buckets:
+            return Recipe(model, "none", self._buckets)
+        return self._cache.preferred(model) or Recipe(model, "none", choose(self._config.text.max_tokens))
+
+    def _convert(self, recipe: Recipe) -> Path:
+        if recipe.calibration:
+            raise BackendUnavailableError(
+                "the package preferred for this model was calibrated and is gone: run `impetus-worker convert` again"
+            )
+        _log.info("converting the model for Core ML, once: %s", ", ".join(map(str, recipe.buckets)))
+
+        def tell(step: str, share: float) -> None:
+            _log.info("%3.0f %% %s", 100 * share, step)
+
+        def write(folder: Path) -> None:
+            package.build(self._config, recipe.buckets, folder / PACKAGE, mode=recipe.mode, progress=tell)
+
+        with _or_unavailable("convert the model"):
+            return self._cache.add(recipe, write)
+
+    def _prepare(self, device: Device, entry: Path, buckets: Sequence[Bucket]) -> tuple[Path, dict[Bucket, Placement]]:
+        """What the device compiled and where it means to run it: found out once a package and system."""
+        folder = entry / f"{device.label}-{device.version}"
+
+        def write(draft: Path) -> None:
+            _log.info("compiling the package for this machine, once")
+            with _or_unavailable("compile the package"):
+                compiled = device.compile(entry / PACKAGE, draft)
+            found = {}
+            for bucket in buckets:
+                with _or_unavailable(f"read the compute plan of {bucket}"):
+                    placement = device.placement(entry / PACKAGE, compiled, bucket.function)
+                if placement is not None:
+                    found[str(bucket)] = asdict(placement)
+            # Relative, for the folder is about to be renamed.
+            told = {"compiled": os.path.relpath(compiled, draft), "placement": found}
+            (draft / _PREPARED).write_text(json.dumps(told, indent=2))
+
+        if not folder.is_dir():
+            make_whole(folder, write)
+        told = json.loads((folder / _PREPARED).read_text())
+        placement = {bucket: Placement(**told["placement"][str(bucket)]) for bucket in buckets if told["placement"]}
+        return (folder / told["compiled"]).resolve(), placement
+
+    def _check_placement(self) -> None:
+        low = {bucket: each for bucket, each in self.placement.items() if not _earned(each)}
+        if low:
+            shares = ", ".join(
+                f"{bucket}: {each.neural_engine:.0%} (CPU {each.cpu:.0%}, GPU {each.gpu:.0%})"
+                for bucket, each in low.items()
+            )
+            raise BackendUnavailableError(
+                f"Core ML places too little of the cost on the Neural Engine, and "
+                f"{LEAST_ON_THE_NEURAL_ENGINE:.0%} is needed: {shares}"
+            )
+
+
+def _earned(placement: Placement) -> bool:
+    return placement.neural_engine >= LEAST_ON_THE_NEURAL_ENGINE
+
+
+def needed_bytes(config: EmbeddingConfig, buckets: Sequence[Bucket]) -> int:
+    """About how much memory the backend takes: float16 weights, once mapped and once more for every bucket, as each
+    loaded function has been seen to keep its own (apple/coremltools#2351), and the widest tensors of each."""
+    encoder = config.encoder
+    hidden, wide = encoder.hidden_size, encoder.intermediate_size
+    gated = encoder.turns or encoder.gated
+    weights = (encoder.vocab_size + (0 if gated else encoder.position_rows)) * hidden
+    weights += sum(2 * (each.heads + each.key_value_heads) * each.head_size * hidden for each in encoder.attentions)
+    weights += encoder.layers * (3 if gated else 2) * hidden * wide
+    tensors = sum(b.batch * b.length * (4 * hidden + 2 * wide + 2 * encoder.heads * b.length) for b in buckets)
+    return 2 * (weights * (1 + len(buckets)) + tensors)
+
+
+@contextlib.contextmanager
+def _or_unavailable(what: str) -> Iterator[None]:
+    """Turns whatever a device raises into `BackendUnavailableError`, saying what was tried."""
+    try:
+        yield
+    except (BackendUnavailableError, ModelError):
+        raise
+    except Exception as error:
+        raise BackendUnavailableError(f"could not {what}: {type(error).__name__}: {error}") from error

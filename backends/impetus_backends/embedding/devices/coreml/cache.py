@@ -1,0 +1,138 @@
+"""Packages kept between runs: each in a folder named by all that decided it, whole or not there at all.
+
+A package is written beside its place and renamed into it, so nobody ever sees half of one, and of two processes that
+convert the same model at once the first to finish wins and the other uses what it made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.cache import cache_folder
+from impetus_backends.embedding import architectures, encoder
+from impetus_backends.embedding.devices import reference
+from impetus_backends.embedding.devices.coreml import ops, package, quantize
+from impetus_backends.embedding.devices.coreml.buckets import Bucket
+from impetus_backends.embedding.devices.coreml.library import coremltools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PACKAGE = "model.mlpackage"
+_RECIPE = "recipe.json"
+_UNFINISHED = ".unfinished-"
+_ABANDONED_S = 24 * 3600
+_WRITERS = (architectures, encoder, reference, ops, package, quantize)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides what is in a package."""
+
+    fingerprint: str
+    """Of the model: `weights.fingerprint`."""
+    mode: str
+    buckets: tuple[Bucket, ...]
+    calibration: str = ""
+    """A digest of the texts that activations were calibrated on."""
+
+    @property
+    def name(self) -> str:
+        """The name of its folder. Another version of coremltools, or of our own writing, makes another package."""
+        content = json.dumps([asdict(self), coremltools().__version__, _writers()])
+        return f"{self.fingerprint}-{self.mode}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def _writers() -> str:
+    """A digest of the modules that decide what a package holds."""
+    digest = hashlib.sha256()
+    for module in _WRITERS:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+class PackageCache:
+    """The packages of one user, for any number of processes at once."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = (folder or cache_folder()) / "coreml"
+
+    def find(self, recipe: Recipe) -> Path | None:
+        """The folder that holds the package, if it is there."""
+        entry = self._folder / recipe.name
+        return entry if (entry / _RECIPE).is_file() else None
+
+    def add(self, recipe: Recipe, write: Callable[[Path], None]) -> Path:
+        """The folder with what `write` put into it. Raises whatever `write` raises, and then leaves nothing."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._clear_abandoned()
+        target = self._folder / recipe.name
+
+        def write_all(folder: Path) -> None:
+            write(folder)
+            (folder / _RECIPE).write_text(json.dumps(asdict(recipe), indent=2))
+
+        make_whole(target, write_all)
+        return target
+
+    def remove(self, recipe: Recipe) -> None:
+        """Renamed first, so that nobody finds half of it either."""
+        entry = self.find(recipe)
+        if entry is not None:
+            doomed = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._folder))
+            entry.rename(doomed / entry.name)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def prefer(self, recipe: Recipe) -> None:
+        """Has backends use this package for its model from now on."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        draft = self._folder / f".{recipe.name}.json"
+        draft.write_text(json.dumps(asdict(recipe)))
+        draft.replace(self._folder / f"{recipe.fingerprint}.json")
+
+    def preferred(self, fingerprint: str) -> Recipe | None:
+        """What was last preferred for a model; nothing where that cannot be read."""
+        try:
+            found: dict[str, Any] = json.loads((self._folder / f"{fingerprint}.json").read_text())
+            found["buckets"] = tuple(Bucket(**bucket) for bucket in found["buckets"])
+            return Recipe(**found)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _clear_abandoned(self) -> None:
+        """What a process left that was killed while it wrote."""
+        for folder in self._folder.glob(f"{_UNFINISHED}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _ABANDONED_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """The folder `target` with all that `write` puts into an empty one, unless another process made it meanwhile.
+
+    Raises whatever `write` raises, and then leaves nothing.
+    """
+    made = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
+    try:
+        write(made)
+        for file in made.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        try:
+            made.rename(target)
+        except OSError:
+            # Somebody else's is as good. Anything else is an error.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

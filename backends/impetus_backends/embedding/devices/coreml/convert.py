@@ -1,0 +1,227 @@
+"""Converting on purpose: a package measured against the reference, and refused where it loses too much.
+
+What passes is what backends serve this model with from then on. Backends convert by themselves too, but only to plain
+float16, which the golden check covers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from impetus_backends.embedding.devices.coreml import macos, package
+from impetus_backends.embedding.devices.coreml.accuracy import NEIGHBOURS, Agreement, compare
+from impetus_backends.embedding.devices.coreml.buckets import Padding, padding
+from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe, make_whole
+from impetus_backends.embedding.devices.coreml.runner import Runner
+from impetus_backends.embedding.devices.operations import INPUTS
+from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.folder.weights import fingerprint
+from impetus_backends.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.coreml.buckets import Bucket
+    from impetus_backends.embedding.devices.coreml.device import Device
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+
+    Progress = Callable[[str, float], None]
+
+DEFAULT_LIMIT = 0.01
+REPORT = "report.json"
+_ROWS_A_STEP = 32
+
+
+class AccuracyError(BackendError):
+    """A package lost more than the limit allows. Carries the report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(
+            f"{report.mode} loses {report.loss:.2%} and {report.limit:.2%} is allowed: nothing was kept. "
+            "Choose another form, allow more with --limit, or take it as it is with --accept-loss"
+        )
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two packages compared."""
+
+    mode: str
+    size_bytes: int
+    agreement: Agreement
+    """With the reference in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was converted and how it did: A is the plain float16 package, B the one asked for (A itself for `none`)."""
+
+    model: str
+    fingerprint: str
+    mode: str
+    buckets: tuple[Bucket, ...]
+    padding: Padding
+    """Of the texts measured with."""
+    device: str
+    """What ran the packages to measure them."""
+    a: Side
+    b: Side
+    limit: float
+
+    @property
+    def loss(self) -> float:
+        return self.b.agreement.loss
+
+    @property
+    def passed(self) -> bool:
+        return self.loss <= self.limit
+
+    def to_json(self) -> str:
+        content = {**asdict(self), "loss": self.loss, "passed": self.passed, "buckets": list(map(str, self.buckets))}
+        return json.dumps(content, indent=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to convert, and what to ask of it."""
+
+    model: str
+    config: EmbeddingConfig
+    mode: str
+    buckets: tuple[Bucket, ...]
+    rows: Sequence[np.ndarray]
+    """Token rows to measure with."""
+    calibration: Sequence[np.ndarray] = ()
+    """Token rows whose activations set the ranges of `w8a8`."""
+    limit: float = DEFAULT_LIMIT
+    accept_loss: bool = False
+
+
+def convert(
+    order: Order,
+    device: Device,
+    reference: EmbeddingBackend,
+    cache: PackageCache,
+    progress: Progress = lambda step, share: None,
+) -> tuple[Path, Report]:
+    """The folder of the finished package, and its report, which lies in it too.
+
+    The package is preferred from then on. Raises `AccuracyError` where it loses more than the limit and that is not
+    accepted: it is then in the cache no longer, and no longer preferred.
+    """
+    if len(order.rows) <= NEIGHBOURS:
+        raise BackendError(f"{len(order.rows)} texts are too few to measure with; at least {NEIGHBOURS + 1} are needed")
+    plain = Recipe(fingerprint(order.config), "none", order.buckets)
+    recipe = Recipe(plain.fingerprint, order.mode, order.buckets, _digest(order.calibration))
+    reports: list[Report] = []
+
+    def build(wanted: Recipe, folder: Path) -> None:
+        if wanted.mode == "w8a8":
+            samples = {bucket: _samples(order, bucket) for bucket in order.buckets}
+            macos.build_w8a8(order.config, order.buckets, folder / PACKAGE, samples, progress)
+        else:
+            package.build(order.config, order.buckets, folder / PACKAGE, mode=wanted.mode, progress=progress)
+
+    def build_and_judge(folder: Path) -> None:
+        build(recipe, folder)
+        judge(folder)
+
+    def judge(folder: Path) -> None:
+        reports.append(report := measure(folder))
+        if not report.passed and not order.accept_loss:
+            raise AccuracyError(report)
+        (folder / REPORT).write_text(report.to_json())
+
+    def measure(folder: Path) -> Report:
+        expected = _embed(reference.embed, order.rows, _part(progress, "the reference"))
+        a = _side(order, device, "none", (cache.find(plain) or folder), expected, _part(progress, "A, float16"))
+        b = a
+        if order.mode != "none":
+            b = _side(order, device, order.mode, folder, expected, _part(progress, f"B, {order.mode}"))
+        lengths = [len(row) for row in order.rows]
+        waste = padding(lengths, order.buckets)
+        return Report(order.model, plain.fingerprint, order.mode, order.buckets, waste, device.label, a, b, order.limit)
+
+    if order.mode != "none" and cache.find(plain) is None:
+        cache.add(plain, lambda folder: build(plain, folder))
+    try:
+        entry = cache.find(recipe)
+        if entry is None:
+            entry = cache.add(recipe, build_and_judge)
+        else:
+            # With other texts and another limit the answer may be another.
+            judge(entry)
+    except AccuracyError:
+        cache.remove(recipe)
+        if cache.preferred(recipe.fingerprint) == recipe:
+            cache.prefer(plain)
+        raise
+    cache.prefer(recipe)
+    return entry, reports[-1]
+
+
+def export(entry: Path, target: Path) -> None:
+    """Copies a finished package and its report to a folder that does not exist yet."""
+    if target.exists():
+        raise BackendError(f"{target} exists already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(entry / PACKAGE, folder / PACKAGE)
+        shutil.copy(entry / REPORT, folder)
+
+    make_whole(target, copy)
+
+
+def _samples(order: Order, bucket: Bucket) -> list[dict[str, np.ndarray]]:
+    """The inputs of one bucket, for the texts to calibrate on that fit it."""
+    fitting = [row for row in order.calibration if len(row) <= bucket.length]
+    groups = [fitting[at : at + bucket.batch] for at in range(0, len(fitting), bucket.batch)]
+    batches = [pad(order.config, group, batch=bucket.batch, length=bucket.length) for group in groups]
+    return [{name: np.ascontiguousarray(getattr(batch, name)) for name in INPUTS} for batch in batches]
+
+
+def _side(
+    order: Order, device: Device, mode: str, folder: Path, expected: np.ndarray, progress: Callable[[float], None]
+) -> Side:
+    with tempfile.TemporaryDirectory() as compiled_in:
+        compiled = device.compile(folder / PACKAGE, Path(compiled_in))
+        functions = {bucket: device.load(compiled, bucket.function) for bucket in order.buckets}
+        vectors = _embed(Runner(order.config, functions).embed, order.rows, progress)
+    size = sum(file.stat().st_size for file in (folder / PACKAGE).rglob("*") if file.is_file())
+    return Side(mode, size, compare(vectors, expected))
+
+
+def _embed(
+    embed: Callable[[Sequence[np.ndarray]], np.ndarray],
+    rows: Sequence[np.ndarray],
+    progress: Callable[[float], None],
+) -> np.ndarray:
+    """Some at a time, of like length, telling how far it is."""
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
+    parts = []
+    for at in range(0, len(order), _ROWS_A_STEP):
+        progress(at / len(order))
+        parts.append(embed([rows[row] for row in order[at : at + _ROWS_A_STEP]]))
+    vectors = np.concatenate(parts)
+    ordered = np.empty_like(vectors)
+    ordered[order] = vectors
+    return ordered
+
+
+def _part(progress: Progress, what: str) -> Callable[[float], None]:
+    return lambda share: progress(f"measuring {what}", share)
+
+
+def _digest(rows: Sequence[np.ndarray]) -> str:
+    return sha256(b"".join(row.tobytes() + b";" for row in rows)).hexdigest()[:16] if rows else ""

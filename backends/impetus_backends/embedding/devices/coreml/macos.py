@@ -1,0 +1,132 @@
+"""Core ML itself, through coremltools: everything here that only a Mac can run. Not yet run on one.
+
+API: https://apple.github.io/coremltools/source/coremltools.models.html. Two of its ways to abort the process are kept
+off: a compute plan is asked of a compiled model only (apple/coremltools#2757), and nothing here runs in a forked child.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.device import Placement
+from impetus_backends.embedding.devices.coreml.library import coremltools
+from impetus_backends.embedding.devices.coreml.package import OUTPUT
+from impetus_backends.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    from impetus_backends.embedding.devices.coreml.buckets import Bucket
+    from impetus_backends.embedding.devices.coreml.device import Predictor
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+
+_FIRST_MACOS = 15
+
+
+def build_w8a8(
+    config: EmbeddingConfig,
+    buckets: Sequence[Bucket],
+    path: Path,
+    samples: Mapping[Bucket, Sequence[dict[str, np.ndarray]]],
+    progress: Callable[[str, float], None],
+) -> None:
+    """A package of int8 weights and int8 activations, whose ranges are those that these inputs reach.
+
+    Pays on an M4 and later. Raises `BackendUnavailableError` off a Mac: calibrating means running the model.
+    """
+    if platform.system() != "Darwin":
+        raise BackendUnavailableError("w8a8 needs a Mac: its activations are calibrated by running the model on it")
+    ct = coremltools()
+    optimize = ct.optimize.coreml
+    how = optimize.OptimizationConfig(global_config=optimize.OpLinearQuantizerConfig(mode="linear_symmetric"))
+    functions = ct.utils.MultiFunctionDescriptor()
+    with tempfile.TemporaryDirectory() as folder:
+        for done, bucket in enumerate(buckets):
+            progress(f"calibrating {bucket} (unverified: not yet run on a Mac)", done / len(buckets))
+            plain, small = Path(folder) / f"{bucket}.mlpackage", Path(folder) / f"{bucket}-w8a8.mlpackage"
+            package.build(config, [bucket], plain, multifunction=False)
+            activations = optimize.linear_quantize_activations(ct.models.MLModel(str(plain)), how, samples[bucket])
+            optimize.linear_quantize_weights(activations, how).save(str(small))
+            functions.add_function(str(small), src_function_name="main", target_function_name=bucket.function)
+        functions.default_function_name = buckets[0].function
+        ct.utils.save_multifunction(functions, str(path))
+
+
+class CoreMLDevice:
+    """This Mac's Neural Engine, with its CPU for what the engine cannot do. Never its GPU."""
+
+    label = "ane"
+    note: str | None = None
+
+    def __init__(self) -> None:
+        """Raises `BackendUnavailableError` where there is no Core ML that knows multifunction packages."""
+        if platform.system() != "Darwin":
+            raise BackendUnavailableError(
+                "Core ML runs on macOS alone; the coreml-emulated backend runs its packages anywhere, slowly"
+            )
+        self.version = platform.mac_ver()[0]
+        if int(self.version.partition(".")[0]) < _FIRST_MACOS:
+            raise BackendUnavailableError(
+                f"our packages need macOS {_FIRST_MACOS} or later, and this is {self.version}"
+            )
+        self._ct = coremltools()
+
+    def compile(self, package: Path, folder: Path) -> Path:
+        target = folder / "model.mlmodelc"
+        return Path(self._ct.models.utils.compile_model(str(package), destination_path=str(target)))
+
+    def load(self, compiled: Path, function: str) -> Predictor:
+        # The first load on a Mac has the Neural Engine's compiler run, which can take minutes.
+        model = self._ct.models.CompiledMLModel(
+            str(compiled), compute_units=self._ct.ComputeUnit.CPU_AND_NE, function_name=function
+        )
+
+        def predict(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            vectors: np.ndarray = model.predict(dict(inputs))[OUTPUT]
+            return vectors
+
+        return predict
+
+    def placement(self, package: Path, compiled: Path, function: str) -> Placement | None:
+        """Raises `BackendUnavailableError` where the compute plan says nothing about the function."""
+        found = self._plan(compiled, function)
+        if found is None:
+            # Core ML plans the default function alone, and coremltools cannot name another.
+            with tempfile.TemporaryDirectory() as folder:
+                spec = self._ct.utils.load_spec(str(package))
+                spec.description.defaultFunctionName = function
+                weights = package / "Data" / "com.apple.CoreML" / "weights"
+                alone = Path(folder) / "model.mlpackage"
+                self._ct.utils.save_spec(spec, str(alone), weights_dir=str(weights))
+                found = self._plan(self.compile(alone, Path(folder)), function)
+        if found is None:
+            raise BackendUnavailableError(f"Core ML's compute plan says nothing about the function {function}")
+        return found
+
+    def _plan(self, compiled: Path, function: str) -> Placement | None:
+        from coremltools.models.compute_device import MLGPUComputeDevice, MLNeuralEngineComputeDevice
+        from coremltools.models.compute_plan import MLComputePlan
+
+        plan = MLComputePlan.load_from_path(str(compiled), compute_units=self._ct.ComputeUnit.CPU_AND_NE)
+        program: Any = plan.model_structure.program
+        neural_engine = gpu = cpu = 0.0
+        for operation in program.functions[function].block.operations:
+            usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+            cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
+            if usage is None or cost is None:
+                continue  # constants run nowhere
+            preferred = usage.preferred_compute_device
+            if isinstance(preferred, MLNeuralEngineComputeDevice):
+                neural_engine += cost.weight
+            elif isinstance(preferred, MLGPUComputeDevice):
+                gpu += cost.weight
+            else:
+                cpu += cost.weight
+        total = neural_engine + gpu + cpu
+        return Placement(neural_engine / total, gpu / total, cpu / total) if total else None

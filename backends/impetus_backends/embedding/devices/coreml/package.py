@@ -1,0 +1,110 @@
+"""The model as one multifunction `.mlpackage`: a function for every bucket, and every weight once.
+
+Runs wherever coremltools does. The package needs macOS 15, the first that knows multifunction packages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.embedding.devices.coreml.library import coremltools, quietly
+from impetus_backends.embedding.devices.coreml.ops import MilOps, Parameters
+from impetus_backends.embedding.devices.operations import INPUTS, Inputs
+from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.errors import BackendUnavailableError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from impetus_backends.embedding.devices.coreml.buckets import Bucket
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+
+OUTPUT = "vectors"
+_LONGEST, _LONGEST_PAIRS = 8192, 2048
+# Everything is written as it shall be, in float16 and with its weights named: coremltools' ninety passes find nothing
+# to improve, and check the whole program after each.
+_PASSES = ("common::dead_code_elimination",)
+
+
+def build(
+    config: EmbeddingConfig,
+    buckets: Sequence[Bucket],
+    path: Path,
+    *,
+    mode: str = "none",
+    multifunction: bool = True,
+    progress: Callable[[str, float], None] = lambda step, share: None,
+) -> None:
+    """Writes the package to `path`, which must not exist. `progress` is told each step and the share then done.
+
+    Not `multifunction`, it holds one bucket, whose function is `main`: what coremltools' own compression works on.
+
+    Raises `BackendUnavailableError` where coremltools is missing or refuses the program, `ModelError` for bad files.
+    """
+    _check_lengths(config, buckets)
+    ct = coremltools()
+    from coremltools.converters.mil.mil import Program
+
+    parameters = Parameters(open_weights(config), mode)
+    program = Program()
+    program.export_as_multifunction = multifunction
+    program.default_function_name = buckets[0].function if multifunction else "main"
+    try:
+        for done, bucket in enumerate(buckets):
+            progress(f"function {bucket.function}", 0.7 * done / len(buckets))
+            program.add_function(
+                bucket.function if multifunction else "main", _function(ct, config, parameters, bucket)
+            )
+        progress("writing the package", 0.7)
+        with quietly():
+            ct.convert(
+                program,
+                convert_to="mlprogram",
+                # Float16 is written out already: this leaves every type as it is.
+                compute_precision=ct.precision.FLOAT32,
+                minimum_deployment_target=ct.target.macOS15,
+                pass_pipeline=ct.PassPipeline(pass_names=list(_PASSES)),
+                skip_model_load=True,
+                package_dir=str(path),
+            )
+    except ModelError:
+        raise
+    except Exception as error:
+        raise BackendUnavailableError(f"coremltools could not convert the model: {error}") from error
+    progress("converted", 1.0)
+
+
+def _check_lengths(config: EmbeddingConfig, buckets: Sequence[Bucket]) -> None:
+    """Raises `BackendUnavailableError` for lengths of which a static shape would take gigabytes: where a layer's scores
+    depend on how far apart two tokens are, a package holds a number for every pair."""
+    pairs = config.encoder.knows_distances or any(each.causal or each.window for each in config.encoder.attentions)
+    most = _LONGEST_PAIRS if pairs else _LONGEST
+    longest = max(bucket.length for bucket in buckets)
+    if longest > most:
+        raise BackendUnavailableError(
+            f"the model reads {longest} tokens and a Core ML package of it ends at {most}: use mlx or cpu, or lower "
+            "max_seq_length in its sentence_bert_config.json"
+        )
+
+
+def input_shapes(config: EmbeddingConfig, bucket: Bucket) -> dict[str, tuple[int, ...]]:
+    """Of the function of a bucket, by name."""
+    flat = (bucket.batch, bucket.length)
+    return dict.fromkeys(INPUTS[:3], flat) | {INPUTS[3]: (bucket.batch, len(config.pooling.modes), bucket.length)}
+
+
+def _function(ct: Any, config: EmbeddingConfig, parameters: Parameters, bucket: Bucket) -> Any:
+    from coremltools.converters.mil.mil import Builder, Function, types
+
+    # Its operations are attached when it is imported, which no type checker sees.
+    mb: Any = Builder
+    kinds = dict(zip(INPUTS, (types.int32, types.int32, types.fp32, types.fp32), strict=True))
+    shapes = input_shapes(config, bucket)
+    inputs = {name: mb.placeholder(shape=shapes[name], dtype=kind, name=name) for name, kind in kinds.items()}
+    with Function(inputs, opset_version=ct.target.macOS15) as function:
+        variables = Inputs(*(function.inputs[name] for name in kinds))
+        vectors = embed(MilOps(parameters, mb, types), config, variables)
+        function.set_outputs([mb.identity(x=vectors, name=OUTPUT)])
+    return function

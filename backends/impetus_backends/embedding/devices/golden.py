@@ -1,0 +1,94 @@
+"""The golden check: a device serves only after it agrees with the reference, alone and in a mixed padded batch.
+
+Silent wrongness is the commonest fault of embedding servers: wrong pooling, a mask ignored, a batch collapsed to one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.texts.tokens import TextEncoder
+from impetus_backends.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+
+GOLDEN_TEXTS = (
+    "",
+    "a",
+    "The quick brown fox jumps over the lazy dog.",
+    "Η γρήγορη αλεπού. 敏捷的棕色狐狸跳过懒狗。 الثعلب البني السريع",
+    "🦊🦊 jumps over 🐶 — “quoted”, 3.14 % of it\tand\u0000 control\u200b characters",
+    "def embed(texts: list[str]) -> np.ndarray: return model(tokenize(texts))",
+    "A batch holds texts of many lengths, and padding must change none of them. " * 4,
+    "Longer than any model reads. " * 200,
+)
+# What is stored smaller is held to a wider bar: its accuracy was measured when it was converted, and here a device is
+# caught that computes something else.
+_LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "palette6": 0.95, "w8a8": 0.95}
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenReport:
+    """How a device did. Both figures are worst cases over all texts."""
+
+    texts: int
+    least_cosine: float
+    """Against the reference, alone and in the batch."""
+    largest_difference: float
+    """Of any element, between a text alone and the same text in the batch."""
+
+
+def check(
+    backend: EmbeddingBackend, config: EmbeddingConfig, folder: Path, texts: Sequence[str] = GOLDEN_TEXTS
+) -> GoldenReport:
+    """Compares a loaded backend with the reference; raises `BackendUnavailableError` with the figures if it is worse
+    than a cosine of 0.9999 (fp32), 0.999 (fp16) or less (weights stored smaller), or returns anything but finite
+    vectors of the right shape and norm.
+    """
+    rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
+    reference = NumpyEmbeddingBackend(config)
+    reference.load()
+    expected = np.concatenate([reference.embed([row]) for row in rows])
+    alone = np.concatenate([_embed(backend, config, [row]) for row in rows])
+    together = _embed(backend, config, rows)
+    cosines = np.concatenate([_cosines(expected, alone), _cosines(expected, together)])
+    report = GoldenReport(len(rows), float(cosines.min()), float(np.abs(alone - together).max()))
+    least = _LEAST_COSINE[backend.precision]
+    if report.least_cosine < least:
+        worst = int(cosines.argmin())
+        where = "in a batch" if worst >= len(rows) else "alone"
+        raise BackendUnavailableError(
+            f"{backend.name} on {backend.device} disagrees with the reference: cosine {report.least_cosine:.6f} for "
+            f"golden text {worst % len(rows)} {where}, and {least} is needed at {backend.precision}"
+        )
+    return report
+
+
+def _embed(backend: EmbeddingBackend, config: EmbeddingConfig, rows: Sequence[np.ndarray]) -> np.ndarray:
+    vectors = backend.embed(rows)
+    fault = None
+    if vectors.shape != (len(rows), config.dimensions):
+        fault = f"shape {vectors.shape} for {len(rows)} texts of {config.dimensions} dimensions"
+    elif not np.isfinite(vectors).all():
+        fault = "vectors that are not finite"
+    elif config.normalised and (off := np.abs(np.linalg.norm(vectors, axis=1) - 1).max()) > 1e-3:
+        fault = f"vectors whose length is off by {off:.4f}"
+    if fault:
+        raise BackendUnavailableError(f"{backend.name} on {backend.device} returned {fault} in its golden check")
+    return vectors
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: np.ndarray = (a * b).sum(axis=1) / np.maximum(lengths, np.float32(1e-12))
+    # A last layer of ReLU makes vectors of zeros, and two of those are the same.
+    return np.where(~a.any(axis=1) & ~b.any(axis=1), 1, cosines)

@@ -1,0 +1,177 @@
+"""The encoder through MLX: on an Apple GPU in float16, elsewhere on the CPU in float32 (correct, and slow).
+
+Knows the encoder and MLX. Operations follow https://ml-explore.github.io/mlx/.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from impetus_backends.embedding.devices.operations import Inputs
+from impetus_backends.embedding.devices.reference import distances, within
+from impetus_backends.embedding.encoder import embed, pad
+from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.weights import Weights
+
+_LENGTH_STEP = 16
+_BATCH_STEP = 8
+_UNSEEN = -1e4
+"""Added to scores that do not count: its exponential is zero, and float16 holds it."""
+_CACHE_BYTES = 512 * 1024 * 1024
+
+
+class MLXOps:
+    """`Ops` on MLX arrays, in the one precision of the device."""
+
+    def __init__(self, weights: Weights, mx: Any, dtype: Any) -> None:
+        self._weights = weights
+        self._mx = mx
+        self._dtype = dtype
+        self._cache: dict[str, Any] = {}
+
+    def _weight(self, name: str, centre: float = 0.0) -> Any:
+        if name not in self._cache:
+            self._cache[name] = self._mx.array(self._weights[name] + np.float32(centre)).astype(self._dtype)
+        return self._cache[name]
+
+    def embed(self, table: str, ids: Any, rows: int) -> Any:
+        return self._weight(table)[ids]
+
+    def row(self, table: str, index: int) -> Any:
+        return self._weight(table)[index]
+
+    def add(self, a: Any, b: Any) -> Any:
+        return a + b
+
+    def multiply(self, a: Any, b: Any) -> Any:
+        return a * b
+
+    def scale(self, x: Any, factor: float) -> Any:
+        return x * factor
+
+    def split(self, x: Any, parts: int) -> Sequence[Any]:
+        found: Sequence[Any] = self._mx.split(x, parts, axis=-1)
+        return found
+
+    def linear(self, x: Any, name: str, width: int, *, bias: bool = True) -> Any:
+        weight = self._weight(f"{name}.weight").T
+        return self._mx.addmm(self._weight(f"{name}.bias"), x, weight) if bias else x @ weight
+
+    project = linear
+
+    def layer_norm(self, x: Any, name: str, eps: float, *, bias: bool = True) -> Any:
+        added = self._weight(f"{name}.bias") if bias else None
+        return self._mx.fast.layer_norm(x, self._weight(f"{name}.weight"), added, eps)
+
+    def rms_norm(self, x: Any, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> Any:
+        each = x.reshape(*x.shape[:-1], -1, size or x.shape[-1])
+        return self._mx.fast.rms_norm(each, self._weight(f"{name}.weight", centre), eps).reshape(x.shape)
+
+    def activate(self, x: Any, kind: str) -> Any:
+        mx = self._mx
+        if kind == "gelu":
+            return x * (1 + mx.erf(x * 0.5**0.5)) * 0.5
+        if kind == "gelu_tanh":
+            return 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+        if kind == "silu":
+            return x * mx.sigmoid(x)
+        return mx.tanh(x) if kind == "tanh" else mx.maximum(x, 0)
+
+    bend = activate
+
+    def turn(self, x: Any, positions: Any, how: Attention) -> Any:
+        batch, length, width = x.shape
+        each = x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3)
+        # Every row begins at position 0, which is what the kernel takes positions to be.
+        turned = self._mx.fast.rope(each, how.head_size, traditional=False, base=how.theta, scale=1.0, offset=0)
+        return turned.transpose(0, 2, 1, 3).reshape(batch, length, width)
+
+    def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: Any) -> Any:
+        places = self._mx.array(buckets[distances(ids.shape[1]) + len(buckets) // 2])
+        return self._weight(table)[places].transpose(2, 0, 1)
+
+    def attention(self, q: Any, k: Any, v: Any, mask: Any, how: Attention, bias: Any = None) -> Any:
+        batch, length, _ = q.shape
+        q, k, v = (x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3) for x in (q, k, v))
+        seen = (mask > 0)[:, None, None, :]
+        if how.causal or how.window:
+            seen = seen & self._mx.array(within(how, length))
+        if how.window or bias is not None:
+            # A token that sees no key would come to nothing that is a number if its scores were all left out.
+            seen = self._mx.where(seen, 0 if bias is None else bias, _UNSEEN).astype(q.dtype)
+        mixed = self._mx.fast.scaled_dot_product_attention(q, k, v, scale=how.scale, mask=seen)
+        return mixed.transpose(0, 2, 1, 3).reshape(batch, length, how.heads * how.head_size)
+
+    def pool(self, x: Any, shares: Any, mode: int) -> Any:
+        # A sum over 512 tokens is beyond float16.
+        return (shares[:, mode][:, None, :] @ x.astype(self._mx.float32))[:, 0]
+
+    def largest(self, x: Any, shares: Any, mode: int) -> Any:
+        seen = shares[:, mode][:, :, None] > 0
+        return self._mx.where(seen, x.astype(self._mx.float32), -1e30).max(axis=1)
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        return self._mx.concatenate(list(parts), axis=-1)
+
+    def first(self, x: Any, count: int) -> Any:
+        return x[:, :count]
+
+    def normalise(self, x: Any) -> Any:
+        return x / self._mx.maximum(self._mx.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+class MLXEmbeddingBackend:
+    """MLX on its default device. One thread must load and use it."""
+
+    name = "mlx"
+    device = "mlx"
+    precision = "fp32"
+
+    def __init__(self, config: EmbeddingConfig) -> None:
+        self._config = config
+        self._ops: MLXOps | None = None
+        self._mx: Any = None
+
+    def load(self) -> None:
+        """Opens the weights; raises `BackendUnavailableError` without MLX."""
+        try:
+            import mlx.core as mx
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"the mlx backend needs MLX ({error}): pip install 'impetus-batch[mlx]'"
+            ) from error
+        on_gpu = bool(mx.metal.is_available())
+        self.device = f"gpu ({mx.device_info().get('device_name', 'Apple')})" if on_gpu else "cpu"
+        self.precision = "fp16" if on_gpu else "fp32"
+        # The pool keeps a buffer of every size ever used; without a limit it only grows.
+        mx.set_cache_limit(_CACHE_BYTES)
+        self._mx = mx
+        self._ops = MLXOps(open_weights(self._config), mx, mx.float16 if on_gpu else mx.float32)
+
+    def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
+        assert self._ops is not None, "load() comes first"
+        longest = max((len(row) for row in rows), default=1)
+        batch = pad(
+            self._config,
+            rows,
+            batch=round_batch(len(rows)),
+            length=min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, max(longest, self._config.encoder.longest)),
+        )
+        inputs = Inputs(*(self._mx.array(array) for array in (batch.ids, batch.positions, batch.mask, batch.shares)))
+        vectors = np.array(embed(self._ops, self._config, inputs), dtype=np.float32)
+        return vectors[: len(rows)]
+
+
+def round_batch(count: int) -> int:
+    """The next power of two up to 8, then the next multiple of 8: few shapes, and little of each batch wasted."""
+    return 1 << (count - 1).bit_length() if count <= _BATCH_STEP else -(-count // _BATCH_STEP) * _BATCH_STEP

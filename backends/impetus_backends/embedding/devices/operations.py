@@ -1,0 +1,115 @@
+"""What a device supplies, and what it is given: the coarse operations that every model here is written in.
+
+Weights are referenced by name, so that a device may keep them in whatever form it likes; no operation asks for a shape,
+so that shapes may be static or dynamic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from impetus_backends.embedding.folder.shapes import Attention
+
+T = TypeVar("T")
+
+
+class Ops(Protocol[T]):
+    """What a device supplies. T is its tensor: an array, a graph node, a name. b texts, l tokens, h units."""
+
+    def embed(self, table: str, ids: T, rows: int) -> T:
+        """Rows of the weight `table`, which has so many: (b, l) integers to (b, l, h)."""
+        ...
+
+    def row(self, table: str, index: int) -> T:
+        """One row of the weight `table`, to be added to (b, l, h)."""
+        ...
+
+    def add(self, a: T, b: T) -> T: ...
+
+    def multiply(self, a: T, b: T) -> T: ...
+
+    def scale(self, x: T, factor: float) -> T: ...
+
+    def split(self, x: T, parts: int) -> Sequence[T]:
+        """Equal parts of the last axis."""
+        ...
+
+    def linear(self, x: T, name: str, width: int, *, bias: bool = True) -> T:
+        """x W^T + bias, with `name.weight` (width, in) and `name.bias` (width)."""
+        ...
+
+    def layer_norm(self, x: T, name: str, eps: float, *, bias: bool = True) -> T:
+        """Over the last axis, with `name.weight` and `name.bias`."""
+        ...
+
+    def rms_norm(self, x: T, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> T:
+        """x / sqrt(mean(x^2) + eps) * (centre + `name.weight`), over the last axis, or over every `size` of it."""
+        ...
+
+    def activate(self, x: T, kind: str) -> T:
+        """`gelu` (with the error function), `gelu_tanh` (its approximation), `relu`, `silu` or `tanh`."""
+        ...
+
+    def turn(self, x: T, positions: T, how: Attention) -> T:
+        """Each head's share of (b, l, h) turned by the angles of its position (arXiv:2104.09864): halves, not pairs."""
+        ...
+
+    def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: T) -> T:
+        """What is added to the scores, a head each: the weight `table` (rows, heads), at the bucket of the distance
+        from the query to the key. `buckets` holds those of the distances -n to n; `ids` tells how many tokens."""
+        ...
+
+    def attention(self, q: T, k: T, v: T, mask: T, how: Attention, bias: T | None = None) -> T:
+        """softmax(q k^T * scale + bias) v in each head; (b, l, h) each; keys whose mask is 0 weigh nothing.
+
+        Whatever a token that sees no key comes to is finite, for padding is such a token, and multiplied by 0 later.
+        """
+        ...
+
+    def pool(self, x: T, shares: T, mode: int) -> T:
+        """(b, l, h) to (b, h) in float32: the sum of the tokens by `shares` (b, mode, l)."""
+        ...
+
+    def largest(self, x: T, shares: T, mode: int) -> T:
+        """(b, l, h) to (b, h) in float32: of each unit the largest, among tokens whose share is more than 0."""
+        ...
+
+    def join(self, parts: Sequence[T]) -> T:
+        """Vectors (b, h) end to end."""
+        ...
+
+    def first(self, x: T, count: int) -> T:
+        """So many of the first units of (b, h)."""
+        ...
+
+    def project(self, x: T, name: str, width: int, *, bias: bool) -> T:
+        """`linear` on pooled vectors, (b, h)."""
+        ...
+
+    def bend(self, x: T, kind: str) -> T:
+        """`activate` on pooled vectors, (b, h)."""
+        ...
+
+    def normalise(self, x: T) -> T:
+        """Rows of (b, h) scaled to length 1, a row of zeros left as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inputs(Generic[T]):
+    """One padded batch: `ids` and `positions` are (b, l) integers, `mask` is (b, l), 1 for tokens and 0 for padding;
+    `shares` is (b, modes, l), how much of each token is in a pooled vector."""
+
+    ids: T
+    positions: T
+    mask: T
+    shares: T
+
+
+INPUTS = ("ids", "positions", "mask", "shares")

@@ -1,0 +1,208 @@
+"""The encoder in numpy, float32: the reference by which every other device is judged, and a device of last resort."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from impetus_backends.embedding.encoder import embed, pad
+from impetus_backends.embedding.folder.fitting import open_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.weights import Weights
+
+    Floats = npt.NDArray[np.float32]
+
+# A rational approximation of erf on [-4, 4], as in Eigen's generic_fast_erf (MPL-2.0) and XLA; within 5e-7 of math.erf.
+_ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+          -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
+_ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+          -1.42647390514189e-02)  # fmt: skip
+
+
+def erf(x: Floats) -> Floats:
+    """The error function in float32, to 5e-7 of the exact value everywhere."""
+    x = np.clip(x, -4, 4)
+    square = x * x
+    p = np.full_like(x, _ERF_P[0])
+    for coefficient in _ERF_P[1:]:
+        p *= square
+        p += np.float32(coefficient)
+    q = np.full_like(x, _ERF_Q[0])
+    for coefficient in _ERF_Q[1:]:
+        q *= square
+        q += np.float32(coefficient)
+    return x * p / q
+
+
+class NumpyOps:
+    """`Ops` on numpy arrays."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._cache: dict[str, Floats] = {}
+
+    def _weight(self, name: str) -> Floats:
+        if name not in self._cache:
+            self._cache[name] = self._weights[name]
+        return self._cache[name]
+
+    def embed(self, table: str, ids: np.ndarray, rows: int) -> Floats:
+        result: Floats = self._weight(table)[ids]
+        return result
+
+    def row(self, table: str, index: int) -> Floats:
+        result: Floats = self._weight(table)[index]
+        return result
+
+    def add(self, a: Floats, b: Floats) -> Floats:
+        return a + b
+
+    def multiply(self, a: Floats, b: Floats) -> Floats:
+        return a * b
+
+    def scale(self, x: Floats, factor: float) -> Floats:
+        return x * np.float32(factor)
+
+    def split(self, x: Floats, parts: int) -> Sequence[Floats]:
+        return np.split(x, parts, axis=-1)
+
+    def linear(self, x: Floats, name: str, width: int, *, bias: bool = True) -> Floats:
+        weight = self._weight(f"{name}.weight")
+        # One flat product: numpy would otherwise make one for each text.
+        product = x.reshape(-1, weight.shape[1]) @ weight.T
+        if bias:
+            product += self._weight(f"{name}.bias")
+        return product.reshape(*x.shape[:-1], width)
+
+    project = linear
+
+    def layer_norm(self, x: Floats, name: str, eps: float, *, bias: bool = True) -> Floats:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        spread = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(eps))
+        result: Floats = centred / spread * self._weight(f"{name}.weight")
+        if bias:
+            result += self._weight(f"{name}.bias")
+        return result
+
+    def rms_norm(self, x: Floats, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> Floats:
+        each = x.reshape(*x.shape[:-1], -1, size or x.shape[-1])
+        length = np.sqrt((each * each).mean(axis=-1, keepdims=True) + np.float32(eps))
+        result: Floats = each / length * (self._weight(f"{name}.weight") + np.float32(centre))
+        return result.reshape(x.shape)
+
+    def activate(self, x: Floats, kind: str) -> Floats:
+        half = np.float32(0.5)
+        result: Floats
+        if kind == "gelu":
+            result = half * x * (1 + erf(x * np.float32(0.5**0.5)))
+        elif kind == "gelu_tanh":
+            result = half * x * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x * x * x)))
+        elif kind == "silu":
+            # By the hyperbolic tangent, which overflows nowhere.
+            result = half * x * (1 + np.tanh(half * x))
+        else:
+            result = np.tanh(x) if kind == "tanh" else np.maximum(x, 0)
+        return result
+
+    bend = activate
+
+    def turn(self, x: Floats, positions: np.ndarray, how: Attention) -> Floats:
+        each = x.reshape(*x.shape[:-1], -1, how.head_size)
+        half = how.head_size // 2
+        angles = (positions[..., None].astype(np.float32) * frequencies(how))[..., None, :]
+        cosine, sine = np.cos(angles), np.sin(angles)
+        left, right = each[..., :half], each[..., half:]
+        turned = np.concatenate([left * cosine - right * sine, right * cosine + left * sine], axis=-1)
+        return turned.reshape(x.shape)
+
+    def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: np.ndarray) -> Floats:
+        by_distance = self._weight(table)[buckets]
+        result: Floats = by_distance[distances(ids.shape[1]) + len(buckets) // 2].transpose(2, 0, 1)
+        return result
+
+    def attention(
+        self, q: Floats, k: Floats, v: Floats, mask: Floats, how: Attention, bias: Floats | None = None
+    ) -> Floats:
+        batch, length, _ = q.shape
+        q, k, v = (x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3) for x in (q, k, v))
+        if how.key_value_heads != how.heads:
+            k, v = (np.repeat(x, how.heads // how.key_value_heads, axis=1) for x in (k, v))
+        scores = q @ k.transpose(0, 1, 3, 2) * np.float32(how.scale)
+        if bias is not None:
+            scores += bias
+        seen = mask[:, None, None, :] > 0
+        if how.causal or how.window:
+            seen = seen & within(how, length)
+        scores = np.where(seen, scores, np.float32(-1e30))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        result: Floats = (weights @ v).transpose(0, 2, 1, 3).reshape(batch, length, how.heads * how.head_size)
+        return result
+
+    def pool(self, x: Floats, shares: Floats, mode: int) -> Floats:
+        result: Floats = (shares[:, mode, None, :] @ x)[:, 0]
+        return result
+
+    def largest(self, x: Floats, shares: Floats, mode: int) -> Floats:
+        result: Floats = np.where(shares[:, mode, :, None] > 0, x, np.float32(-1e30)).max(axis=1)
+        return result
+
+    def join(self, parts: Sequence[Floats]) -> Floats:
+        return np.concatenate(parts, axis=-1)
+
+    def first(self, x: Floats, count: int) -> Floats:
+        return x[:, :count]
+
+    def normalise(self, x: Floats) -> Floats:
+        result: Floats = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.float32(1e-12))
+        return result
+
+
+def distances(length: int) -> np.ndarray:
+    """How far after each query each key comes, (l, l)."""
+    places = np.arange(length)
+    return places[None, :] - places[:, None]
+
+
+def frequencies(how: Attention) -> Floats:
+    """By how much each pair of a head's units is turned from one position to the next."""
+    half = how.head_size // 2
+    found: Floats = (1 / np.float32(how.theta) ** (np.arange(half, dtype=np.float32) / np.float32(half))).astype(
+        np.float32
+    )
+    return found
+
+
+def within(how: Attention, length: int) -> np.ndarray:
+    """Which keys each query may see, (l, l), padding left aside."""
+    apart = distances(length)
+    return (apart <= (0 if how.causal else how.window or length)) & (apart >= -(how.window or length))
+
+
+class NumpyEmbeddingBackend:
+    """The reference. `embed` returns float32 (n, d), as all devices do."""
+
+    name = "numpy"
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self, config: EmbeddingConfig) -> None:
+        self._config = config
+        self._ops: NumpyOps | None = None
+
+    def load(self) -> None:
+        """Opens the weights; raises `ModelError` where they do not fit the configuration."""
+        self._ops = NumpyOps(open_weights(self._config))
+
+    def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
+        assert self._ops is not None, "load() comes first"
+        return embed(self._ops, self._config, pad(self._config, rows)).astype(np.float32, copy=False)

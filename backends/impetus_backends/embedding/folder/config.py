@@ -1,0 +1,167 @@
+"""What an embedding model's files say about how to run it. Nothing is guessed: what is missing or unknown is an error.
+
+Layout: https://sbert.net/docs/sentence_transformer/usage/custom_models.html (modules.json and one folder per module)
+around a Hugging Face `config.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.embedding.folder.files import Reader, flag, positive
+from impetus_backends.embedding.folder.shapes import EncoderConfig, read_shape
+from impetus_backends.embedding.modules import (
+    Dense,
+    Normalise,
+    PoolingConfig,
+    Step,
+    read_modules,
+    read_pooling,
+    read_steps,
+)
+from impetus_backends.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SENTENCE_CONFIGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# What changes nothing while it is empty, and is refused while it is not.
+_EMPTY = (
+    "processing_kwargs",
+    "model_args",
+    "model_kwargs",
+    "tokenizer_args",
+    "processor_kwargs",
+    "config_args",
+    "config_kwargs",
+    "query_length",
+    "document_length",
+    "query_expansion",
+    "tokenizer_name_or_path",
+    "unpad_inputs",
+)
+_TEXT_AS_IT_IS = {"method": "forward", "method_output_name": "last_hidden_state"}
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """What happens to a text before the tokenizer, and how many tokens of it count."""
+
+    max_tokens: int
+    do_lower_case: bool
+    prompts: tuple[tuple[str, str], ...]
+    default_prompt_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingConfig:
+    """Everything the files of one embedding model say. `transformer` is the folder of its weights and tokenizer."""
+
+    transformer: Path
+    encoder: EncoderConfig
+    pooling: PoolingConfig
+    text: TextConfig
+    steps: tuple[Step, ...] = ()
+    """What is done to pooled vectors, in order."""
+    truncate: int | None = None
+    """So many of the first dimensions are kept, of vectors that were trained for it."""
+    root: Path | None = None
+    """The folder of the whole model, where it is not that of the transformer."""
+    files: tuple[Path, ...] = ()
+    """What was read to find all this out."""
+
+    @property
+    def dimensions(self) -> int:
+        """Of the vectors that come out."""
+        widths = [step.outputs for step in self.steps if isinstance(step, Dense)]
+        width = widths[-1] if widths else len(self.pooling.modes) * self.encoder.hidden_size
+        return min(width, self.truncate or width)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether every vector comes out with length 1."""
+        return bool(self.steps) and isinstance(self.steps[-1], Normalise) and self.truncate is None
+
+
+def read_config(folder: Path) -> EmbeddingConfig:
+    """Reads a model's files; raises `ModelError` where they are missing, contradictory, or ask for the unsupported."""
+    reader = Reader()
+    modules = read_modules(reader, folder)
+    for place in {folder, modules.transformer}:
+        if (place / "adapter_config.json").is_file():
+            raise ModelError(f"{place} holds a PEFT adapter (adapter_config.json): merge it into the weights first")
+    file = modules.transformer / "config.json"
+    encoder = read_shape(file, reader.object(file))
+    pooling = read_pooling(reader, modules.pooling, encoder.hidden_size)
+    steps = read_steps(reader, modules, folder, len(pooling.modes) * encoder.hidden_size)
+    stated = _stated(reader, folder)
+    text = _text(reader, folder, modules.transformer, encoder, stated)
+    truncate = stated.get("truncate_dim")
+    if truncate is not None:
+        truncate = positive(folder / "config_sentence_transformers.json", stated, "truncate_dim")
+    return EmbeddingConfig(modules.transformer, encoder, pooling, text, steps, truncate, folder, tuple(reader.files))
+
+
+def _stated(reader: Reader, folder: Path) -> dict[str, Any]:
+    """What the file of the whole model states."""
+    file = folder / "config_sentence_transformers.json"
+    stated = reader.optional(
+        file,
+        known=("__version__", "model_type", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim"),
+    )
+    if stated.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        raise ModelError(f"{file}: model_type {stated['model_type']!r} is not supported")
+    return stated
+
+
+def _text(
+    reader: Reader, folder: Path, transformer: Path, encoder: EncoderConfig, stated: dict[str, Any]
+) -> TextConfig:
+    sentence = _sentence(reader, transformer)
+    tokenizer_file = transformer / "tokenizer_config.json"
+    tokenizer = reader.optional(tokenizer_file)
+    # Padding before a text would move every position that is looked up in a table.
+    for side, allowed in (("truncation_side", ["right"]), ("padding_side", ["right", "left"][: 1 + encoder.turns])):
+        if tokenizer.get(side, "right") not in allowed:
+            raise ModelError(f"{tokenizer_file}: {side} {tokenizer[side]!r} is not supported")
+    # sentence-transformers' own order; the table of positions bounds it because past its end there is nothing to read,
+    # and angles go on as long as the model's own file says.
+    longest = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or encoder.longest
+    if not isinstance(longest, int | float) or longest < 1:
+        raise ModelError(f"{transformer}: the most tokens are stated as {longest!r}, not as a positive number")
+    bound = longest if sentence.get("max_seq_length") and encoder.turns else encoder.longest
+    file = folder / "config_sentence_transformers.json"
+    default, named = stated.get("default_prompt_name"), stated.get("prompts") or {}
+    if not isinstance(named, dict) or not all(isinstance(prompt, str | None) for prompt in named.values()):
+        raise ModelError(f"{file}: prompts are {named!r}, and not texts by name")
+    if default is not None and default not in named:
+        raise ModelError(f"{file}: there is no prompt named {default!r}")
+    return TextConfig(
+        max_tokens=int(min(longest, bound)),
+        do_lower_case=flag(transformer, sentence, "do_lower_case", False),
+        prompts=tuple((name, prompt or "") for name, prompt in named.items()),
+        default_prompt_name=default,
+    )
+
+
+def _sentence(reader: Reader, transformer: Path) -> dict[str, Any]:
+    file = next((transformer / name for name in _SENTENCE_CONFIGS if (transformer / name).is_file()), None)
+    if file is None:
+        return {}
+    known = ("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name")
+    sentence = reader.object(file, known=(*known, *_EMPTY))
+    for key in _EMPTY:
+        if sentence.get(key) not in (None, {}):
+            raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
+    for key, usual in (("transformer_task", "feature-extraction"), ("module_output_name", "token_embeddings")):
+        if sentence.get(key, usual) != usual:
+            raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
+    # Conversations are another matter, and none come here.
+    modalities = {key: value for key, value in sentence.get("modality_config", {}).items() if key != "message"}
+    if modalities not in ({}, {"text": _TEXT_AS_IT_IS}):
+        raise ModelError(f"{file}: modality_config {modalities} is not supported")
+    return sentence

@@ -1,0 +1,1 @@
+"""Texts to the token rows of a model, as sentence-transformers makes them."""

@@ -1,0 +1,106 @@
+"""Reading a model's tokenizer: as transformers reads it, or not at all.
+
+What a `tokenizer_config.json` means depends on the class that it names and on the version that reads it, so the library
+that everybody's vectors were made with is asked, and what it makes is held against the files and the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.embedding.folder.files import read_json
+from impetus_backends.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+
+OLDEST_TRANSFORMERS = (5, 23)
+"""The oldest version that was tried: 5.10 reads some tokenizers wrongly, and says nothing."""
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
+# Tables are filled up to a multiple of some power of two, and no further.
+_LEAST_SHARE = 0.9
+_PROBE = "The quick brown fox, naïve and 3.14 % lazier: über-dogs! 敏捷的棕色狐狸 Быстрая лиса"
+
+
+def read_tokenizer(config: EmbeddingConfig) -> Any:
+    """The tokenizer of a model, that cuts and pads nothing; raises `ModelError` where it cannot be read, or is not one
+    that this model can have been trained with."""
+    folder = config.transformer
+    if not any(any(folder.glob(name)) for name in _FILES):
+        raise ModelError(f"{folder} holds no tokenizer: none of {', '.join(_FILES)}")
+    tokenizer = _as_transformers_does(folder)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    _compare(folder, tokenizer)
+    if config.text.do_lower_case:
+        _lower(tokenizer)
+    rows = config.encoder.vocab_size
+    # Tokens added later may lie beyond the table, as Gemma's for images: a text that has one is refused by itself.
+    words, largest = (_end(tokenizer.get_vocab(with_added_tokens=added)) for added in (False, True))
+    if words > rows or largest < _LEAST_SHARE * rows:
+        raise ModelError(
+            f"the tokenizer in {folder} makes ids below {largest} and the model's table has {rows} rows: "
+            "they are not of one model, or a file is missing"
+        )
+    if len(set(tokenizer.encode(_PROBE, add_special_tokens=False).ids)) < 2:
+        raise ModelError(f"the tokenizer in {folder} takes every word for the same one: its vocabulary is missing")
+    return tokenizer
+
+
+def _as_transformers_does(folder: Path) -> Any:
+    file = folder / "tokenizer_config.json"
+    if file.is_file() and read_json(file, dict).get("auto_map"):
+        raise ModelError(f"{file}: auto_map names code of the model's own, which is never run")
+    # It says on stderr that torch is not there, which is none of a worker's troubles.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError(
+            f"reading a tokenizer needs a package ({error}): pip install 'impetus-batch[worker]'"
+        ) from error
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < OLDEST_TRANSFORMERS:
+        raise ModelError(
+            f"transformers {transformers.__version__} reads some tokenizers wrongly: "
+            f"pip install 'transformers>={'.'.join(map(str, OLDEST_TRANSFORMERS))}'"
+        )
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+    except Exception as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
+
+
+def _compare(folder: Path, tokenizer: Any) -> None:
+    """Raises `ModelError` where the class that one file names cannot be what the other file holds."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    stored = read_json(file, dict)
+    made = json.loads(tokenizer.to_str())
+    kinds = [each["model"].get("type") for each in (stored, made)]
+    if kinds[0] is not None and kinds[0] != kinds[1]:
+        raise ModelError(
+            f"{folder / 'tokenizer_config.json'} makes a {kinds[1]} tokenizer of tokenizer.json, which is {kinds[0]}: "
+            "one of the two files is of another model"
+        )
+
+
+def _end(vocabulary: dict[str, int]) -> int:
+    return max(vocabulary.values(), default=-1) + 1
+
+
+def _lower(tokenizer: Any) -> None:
+    """Adds lower-casing before all else unless the tokenizer has it, by the rule of sentence-transformers."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    present: Any = tokenizer.normalizer
+    parts: list[Any] = [present] if present is not None else []
+    if isinstance(present, Sequence):
+        parts = list(iter(present))
+    if not any(isinstance(part, Lowercase) for part in parts):
+        tokenizer.normalizer = Sequence([Lowercase(), *parts])

@@ -1,0 +1,157 @@
+"""Texts to token rows, exactly as sentence-transformers makes them, with the effort bounded by what the model reads.
+
+Runs in the worker: knows the tokenizer and nothing of devices or weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from impetus_backends.embedding.encoder import PROMPT
+from impetus_backends.embedding.folder.config import TextConfig, read_config
+from impetus_backends.embedding.texts.long_words import shortener
+from impetus_backends.embedding.texts.tokenizer import read_tokenizer
+from impetus_backends.errors import ModelError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+InputType = Literal["query", "document"] | None
+# The names under which model files keep the prompts of each input type, in sentence-transformers' order.
+_PROMPT_NAMES = {
+    "query": ("query", "search_query", "retrieval.query", "s2p_query"),
+    "document": ("document", "passage", "corpus", "search_document", "retrieval.passage"),
+}
+_CHARS_PER_TOKEN = 16
+# How far from a cut a token must end to be sure of: a special token such as [MASK] may lie across the cut.
+_MARGIN_CHARS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """One token row, int32 with special tokens, and whether the text was longer than the model reads."""
+
+    ids: np.ndarray
+    truncated: bool
+
+
+class TextEncoder:
+    """The tokenizer of one model. Safe to use from one thread at a time."""
+
+    def __init__(self, tokenizer: Any, config: TextConfig, *, include_prompt: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._prompts = dict(config.prompts)
+        self._default_prompt_name = config.default_prompt_name
+        self._include_prompt = include_prompt
+        self.max_tokens = config.max_tokens
+        """The longest row that `encode` makes, special tokens included."""
+        self._shorten = shortener(tokenizer)
+        self._head, self._tail = _special_tokens(tokenizer)
+        self._room = self.max_tokens - len(self._head) - len(self._tail)
+        if self._room < 1 or not len(self._head) + len(self._tail):
+            raise ModelError(f"a row of {self.max_tokens} tokens has no room for text, or the tokenizer marks no ends")
+
+    @classmethod
+    def load(cls, folder: Path) -> TextEncoder:
+        """Reads the tokenizer of the model in a folder; raises `ModelError` where it cannot."""
+        config = read_config(folder)
+        return cls(read_tokenizer(config), config.text, include_prompt=config.pooling.include_prompt)
+
+    def encode(self, texts: Sequence[str], *, input_type: InputType = None) -> list[EncodedText]:
+        """One row a text, in order, cut to `max_tokens`; the model's own prompt for that input type comes first.
+
+        A model without a prompt of that name gets none. Raises `RequestError` naming the text that is not Unicode.
+        """
+        prompt = self._prompt(input_type)
+        prompted = [prompt + text for text in texts] if prompt else list(texts)
+        limit = self._room * _CHARS_PER_TOKEN
+        short = [index for index, text in enumerate(prompted) if len(text) <= limit]
+        try:
+            encodings = self._tokenizer.encode_batch_fast([prompted[index] for index in short])
+        except TypeError:
+            raise RequestError(_not_unicode(texts)) from None
+        rows = {index: self._cut(encoding.ids) for index, encoding in zip(short, encodings, strict=True)}
+        for index, text in enumerate(prompted):
+            if index not in rows:
+                try:
+                    rows[index] = self._long(text, limit)
+                except TypeError:
+                    raise RequestError(_not_unicode(texts)) from None
+        encoded = [rows[index] for index in range(len(prompted))]
+        return encoded if self._include_prompt or not prompt else self._without(prompt, encoded)
+
+    def _without(self, prompt: str, encoded: list[EncodedText]) -> list[EncodedText]:
+        """The same rows with the tokens of the prompt marked, which are then read and not pooled.
+
+        As in sentence-transformers they are the first so many as the prompt alone has, its ends but the last included.
+        """
+        count = len(self._tokenizer.encode(prompt).ids[: self.max_tokens]) - bool(self._tail)
+        for text in encoded:
+            text.ids[:count] += PROMPT
+        return encoded
+
+    def _prompt(self, input_type: InputType) -> str:
+        if input_type is None:
+            return self._prompts.get(self._default_prompt_name or "", "")
+        # An empty prompt of one name does not hide another: sentence-transformers itself writes "document": "".
+        return next((self._prompts[name] for name in _PROMPT_NAMES[input_type] if self._prompts.get(name)), "")
+
+    def _cut(self, ids: list[int]) -> EncodedText:
+        if len(ids) <= self.max_tokens:
+            return EncodedText(np.array(ids, dtype=np.int32), truncated=False)
+        return EncodedText(np.array([*ids[: self.max_tokens - len(self._tail)], *self._tail], dtype=np.int32), True)
+
+    def _long(self, text: str, size: int) -> EncodedText:
+        """The row of a long text from the shortest prefix that settles it, doubling from `size` characters.
+
+        A prefix settles it when one more token than there is room for lies whole before the last word of the prefix
+        and well away from the cut: tokenizers work word by word, so nothing after the cut can reach that far back.
+        Within a word it can, from any distance: a text without words is read to its end.
+        """
+        shorten = self._shorten
+        while size < len(text):
+            end = _word_end(text, size)
+            encoding = self._tokenizer.encode(text[:end], add_special_tokens=False)
+            if len(encoding) > self._room:
+                word = encoding.word_ids[self._room]
+                settled = encoding.offsets[self._room][1] <= end - _MARGIN_CHARS
+                if settled and word is not None and word != encoding.word_ids[-1]:
+                    ids = [*self._head, *encoding.ids[: self._room], *self._tail]
+                    return EncodedText(np.array(ids, dtype=np.int32), True)
+            if shorten is not None:  # once; ordinary texts need it not at all
+                text, shorten = shorten(text), None
+            else:
+                size *= 2
+        return self._cut(self._tokenizer.encode(text).ids)
+
+
+def _word_end(text: str, size: int) -> int:
+    """The last end of a word in the second half of the first `size` characters, or `size` where there is none."""
+    for index in range(size, size // 2, -1):
+        if text[index].isspace() and not text[index - 1].isspace():
+            return index
+    return size
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after every text."""
+    encoding = tokenizer.encode("a")
+    content = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
+    if not content:
+        raise ModelError("the tokenizer makes no token of the letter a")
+    return encoding.ids[: content[0]], encoding.ids[content[-1] + 1 :]
+
+
+def _not_unicode(texts: Sequence[str]) -> str:
+    for index, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"text {index} is not valid Unicode: half of a surrogate pair at character {error.start}"
+        except AttributeError:
+            return f"text {index} is not a string"
+    return "a text cannot be tokenized"

@@ -1,0 +1,1 @@
+"""Answers that are JSON of a given schema."""

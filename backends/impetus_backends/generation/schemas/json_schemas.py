@@ -1,0 +1,255 @@
+"""JSON schemas as people's tools write them, in the words that llguidance knows.
+
+What is changed allows no answer that the schema forbids: bounds beyond what it counts with are drawn in, names of
+properties are spelt out, unions that say how to tell them apart have to say it. A `format` that it does not know is an
+annotation, as the standard has it. One thing cannot be kept to while an answer is made, that items differ, and so it is
+looked at when the answer is there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+from ...errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MOST_OPTIONAL_PROPERTIES = 400
+"""In one object. Each may be the next, or none: of 500 and more llguidance loses count in the middle of an answer."""
+_FORMATS = {"uuid", "ipv4", "ipv6", "date", "date-time", "time", "duration", "email", "hostname", "uri"}
+_HEX = "[0-9a-f]"
+_PATTERNS = {
+    f"uuid{version}": f"^{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89ab]{_HEX}{{3}}-{_HEX}{{12}}$"
+    for version in range(1, 9)
+}
+# pydantic's names for what is more than an address; an address is one of them as well.
+_LIKE = {
+    **dict.fromkeys(("ipv4network", "ipv4interface", "ipvanyaddress", "ipvanyinterface", "ipvanynetwork"), "ipv4"),
+    **dict.fromkeys(("ipv6network", "ipv6interface"), "ipv6"),
+}
+_DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+_NAME_PATTERNS = _PATTERNS | {
+    "uuid": f"^{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}$",
+    "date": f"^{_DATE}$",
+    "date-time": f"^{_DATE}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$",
+    "ipv4": r"^((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3})$",
+}
+_MOST_INTEGER = 2**63 - 1024
+"""The largest double below 2**63."""
+_MOST_NUMBER = 1e18
+_MOST_UNROLLED = 4
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_NAMED = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
+_SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
+           "unevaluatedProperties", "unevaluatedItems", "additionalItems")  # fmt: skip
+_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,),
+    "boolean": (bool,), "null": (type(None),),
+}  # fmt: skip
+
+
+def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """A schema and every schema in it, the inner ones first. What stands under `const`, `enum` and such is none."""
+    if not isinstance(schema, dict):
+        return
+    inner = [each for key in _NAMED if isinstance(schema.get(key), dict) for each in schema[key].values()]
+    inner += [each for key in _LISTS if isinstance(schema.get(key), list) for each in schema[key]]
+    inner += [schema[key] for key in _SINGLE if key in schema]
+    for each in inner:
+        yield from subschemas(each)
+    yield schema
+
+
+def keepable(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that llguidance keeps to, as far as it can. Raises `RequestError` for what could never end."""
+    made: dict[str, Any] = json.loads(json.dumps(schema))
+    for part in list(subschemas(made)):
+        _spell_out_names(made, part)
+        _tell_apart(made, part)
+        _unroll_unique(made, part)
+        _draw_in_bounds(part)
+        _settle_format(part)
+        part.pop("uniqueItems", None)
+        _refuse_endless(part)
+    return made
+
+
+def repeats_items(schema: dict[str, Any], value: Any) -> bool:
+    """Whether somewhere in an answer items are equal that its schema wants to differ."""
+    if not any(part.get("uniqueItems") is True for part in subschemas(schema)):
+        return False
+    try:
+        return _repeats(schema, schema, value)
+    except RecursionError:  # a schema that refers to itself before it says anything
+        return False
+
+
+def _repeats(root: dict[str, Any], schema: Any, value: Any) -> bool:
+    schema = _resolved(root, schema)
+    if not isinstance(schema, dict):
+        return False
+    if any(_repeats(root, each, value) for each in schema.get("allOf", ())):
+        return True
+    for key in ("anyOf", "oneOf"):
+        fitting = [each for each in schema.get(key, ()) if _fits_type(_resolved(root, each), value)]
+        if fitting and all(_repeats(root, each, value) for each in fitting):
+            return True
+    if isinstance(value, list):
+        if schema.get("uniqueItems") is True and len({json.dumps(each, sort_keys=True) for each in value}) < len(value):
+            return True
+        first = schema.get("prefixItems", [])
+        rest = schema.get("items", {})
+        return any(_repeats(root, first[at] if at < len(first) else rest, each) for at, each in enumerate(value))
+    if isinstance(value, dict):
+        named, rest = schema.get("properties", {}), schema.get("additionalProperties", {})
+        return any(_repeats(root, named.get(name, rest), each) for name, each in value.items())
+    return False
+
+
+def _fits_type(schema: Any, value: Any) -> bool:
+    if not isinstance(schema, dict):
+        return schema is not False
+    if "const" in schema:
+        return bool(schema["const"] == value)
+    wanted = schema.get("type")
+    names = wanted if isinstance(wanted, list) else [wanted] if isinstance(wanted, str) else list(_TYPES)
+    return any(isinstance(value, _TYPES.get(name, ())) for name in names)
+
+
+def _resolved(root: dict[str, Any], schema: Any) -> Any:
+    """The schema that a reference into the same document means, with what stands beside the reference."""
+    for _ in range(32):
+        reference = schema.get("$ref") if isinstance(schema, dict) else None
+        if not (isinstance(reference, str) and (reference == "#" or reference.startswith("#/"))):
+            break
+        at: Any = root
+        for name in reference.split("/")[1:]:
+            name = name.replace("~1", "/").replace("~0", "~")
+            at = at.get(name) if isinstance(at, dict) else None
+        beside = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = at | beside if isinstance(at, dict) else at
+    return schema
+
+
+def _values(root: dict[str, Any], schema: Any) -> list[Any] | None:
+    """All that a schema allows, where it lists it."""
+    schema = _resolved(root, schema)
+    if not isinstance(schema, dict):
+        return None
+    if isinstance(schema.get("enum"), list):
+        return list(schema["enum"])
+    if "const" in schema:
+        return [schema["const"]]
+    return [False, True] if schema.get("type") == "boolean" else None
+
+
+def _spell_out_names(root: dict[str, Any], part: dict[str, Any]) -> None:
+    """`propertyNames` becomes the properties that there may be, or the pattern of their names."""
+    if "propertyNames" not in part or "patternProperties" in part:
+        return
+    names, rest = _resolved(root, part["propertyNames"]), part.get("additionalProperties", True)
+    if not isinstance(names, dict):
+        return
+    listed = _values(root, names)
+    own = part.get("properties", {})
+    if listed is not None:
+        allowed = [name for name in listed if isinstance(name, str)]
+        if not set(own) <= set(allowed) or rest is False:
+            return
+        part["properties"] = own | {name: rest for name in allowed if name not in own}
+        part["additionalProperties"] = False
+    elif not set(names) - {"type", "title", "description"}:
+        pass  # any text
+    elif (pattern := _name_pattern(names)) is not None and not own:
+        part["patternProperties"] = {pattern: rest}
+        part["additionalProperties"] = False
+    else:
+        return
+    del part["propertyNames"]
+
+
+def _name_pattern(names: dict[str, Any]) -> str | None:
+    says = {key: value for key, value in names.items() if key not in ("type", "title", "description")}
+    if set(says) == {"pattern"}:
+        return str(says["pattern"])
+    if set(says) == {"format"}:
+        return _NAME_PATTERNS.get(str(says["format"]))
+    if set(says) <= {"minLength", "maxLength"}:
+        return f"^.{{{says.get('minLength', 0)},{says.get('maxLength', '')}}}$"
+    return None
+
+
+def _tell_apart(root: dict[str, Any], part: dict[str, Any]) -> None:
+    """A `oneOf` whose branches name themselves in a property is an `anyOf`, once each has to."""
+    tag = part.get("discriminator")
+    name = tag.get("propertyName") if isinstance(tag, dict) else None
+    if not isinstance(name, str) or not isinstance(part.get("oneOf"), list):
+        return
+    branches: list[dict[str, Any]] = []
+    seen: list[Any] = []
+    for each in part["oneOf"]:
+        branch = _resolved(root, each)
+        kinds = _values(root, branch.get("properties", {}).get(name)) if isinstance(branch, dict) else None
+        if kinds is None or any(kind in seen for kind in kinds):
+            return
+        seen += kinds
+        branches.append(branch | {"required": list(dict.fromkeys([*branch.get("required", []), name]))})
+    part["anyOf"] = branches
+    del part["oneOf"], part["discriminator"]
+
+
+def _unroll_unique(root: dict[str, Any], part: dict[str, Any]) -> None:
+    """Of few values every array of different ones can be listed."""
+    if part.get("uniqueItems") is not True or "prefixItems" in part or part.get("type") != "array":
+        return
+    values = _values(root, part.get("items"))
+    if values is None:
+        return
+    values = [value for at, value in enumerate(values) if value not in values[:at]]
+    part["maxItems"] = min(part.get("maxItems", len(values)), len(values))
+    if len(values) <= _MOST_UNROLLED:
+        lengths = range(part.get("minItems", 0), part["maxItems"] + 1)
+        listed = [list(each) for length in lengths for each in itertools.permutations(values, length)]
+        for key in ("items", "minItems", "maxItems", "type"):
+            part.pop(key, None)
+        part["enum"] = listed
+
+
+def _draw_in_bounds(part: dict[str, Any]) -> None:
+    most = _MOST_INTEGER if part.get("type") == "integer" else _MOST_NUMBER
+    for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
+        bound = part.get(key)
+        if isinstance(bound, bool) or not isinstance(bound, int | float):
+            continue
+        lower = key.lower().endswith("minimum")
+        if (bound < -most) if lower else (bound > most):
+            del part[key]
+            part.setdefault("minimum" if lower else "maximum", -most if lower else most)
+
+
+def _settle_format(part: dict[str, Any]) -> None:
+    name = part.get("format")
+    if name is None or name in _FORMATS:
+        return
+    del part["format"]
+    if not isinstance(name, str) or "pattern" in part:
+        return
+    if name in _PATTERNS:
+        part["pattern"] = _PATTERNS[name]
+    elif name in _LIKE:
+        part["format"] = _LIKE[name]
+
+
+def _refuse_endless(part: dict[str, Any]) -> None:
+    properties, required = part.get("properties"), part.get("required")
+    if not isinstance(properties, dict):
+        return
+    optional = len(set(properties) - set(map(str, required if isinstance(required, list) else ())))
+    if optional > MOST_OPTIONAL_PROPERTIES:
+        raise RequestError(
+            f"the JSON schema cannot be kept to: an object of it has {optional:,} optional properties, and at most "
+            f"{MOST_OPTIONAL_PROPERTIES} are supported beside those in 'required'"
+        )

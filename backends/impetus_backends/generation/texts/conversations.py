@@ -1,0 +1,74 @@
+"""A model's chat template, and whether it says what it is given.
+
+Templates are programs, and some leave out without a word what comes in a form that they do not expect: that of LLaVA
+takes the content of a message only as a list of parts, and of a plain text it makes nothing. So texts that nobody else
+would write are sent through a template before it is used, and looked for in what comes out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import RequestError
+
+_PROBES = ("Zkqv-17 quuxly", "Vbnm-29 fnordly", "Wxyj-83 plughly")
+# A conversation around the role that is tried. Templates insist on turns that alternate, and on a user at the end.
+_AROUND: dict[str, tuple[str, ...]] = {
+    "user": ("user",),
+    "assistant": ("user", "assistant", "user"),
+    "tool": ("user", "assistant", "tool"),
+}
+
+
+class Conversations:
+    """Turns messages into the tokens of a prompt. `tokenizer`: mlx-lm's `TokenizerWrapper`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._parts = False
+        """Whether contents go into the template as lists of parts, each a text."""
+        self._said: dict[str, bool] = {}
+        """By role: whether the template says what such a message holds."""
+        if tokenizer.has_chat_template and not self._says("user"):
+            self._parts = True
+            if not self._says("user"):
+                self._parts = False
+
+    def tokens(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
+        """The conversation as the template writes it, with the assistant's turn opened. Raises `RequestError`."""
+        if not self._tokenizer.has_chat_template:
+            raise RequestError("this model has no chat template and takes no messages: send `prompt` instead")
+        try:
+            tokens = list(self._tokenizer.apply_chat_template(self._formed(messages), add_generation_prompt=True))
+        except Exception as error:  # templates are programs, and refuse by raising what they like
+            raise RequestError(f"the model's chat template refused the messages: {error}") from error
+        for role in dict.fromkeys(role for role, content in messages if content):
+            if role not in self._said:
+                self._said[role] = self._says(role)
+            if not self._said[role]:
+                raise RequestError(
+                    f"this model's chat template leaves out what messages of the role {role!r:.40} say: send `prompt` "
+                    "instead, or give their text another role"
+                )
+        return tokens
+
+    def _formed(self, messages: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
+        def form(content: str) -> Any:
+            return [{"type": "text", "text": content}] if self._parts else content
+
+        return [{"role": role, "content": form(content)} for role, content in messages]
+
+    def _says(self, role: str) -> bool:
+        """Whether a message of this role is to be found in what the template makes of it.
+
+        A template that refuses the trial says why when it refuses the messages themselves; if it takes those, it is
+        the trial that it did not like.
+        """
+        around = _AROUND.get(role, (role, "user"))
+        trial = tuple(zip(around, _PROBES, strict=False))
+        probe = next(content for at, content in trial if at == role)
+        try:
+            made = self._tokenizer.apply_chat_template(self._formed(trial), add_generation_prompt=True, tokenize=False)
+        except Exception:  # noqa: BLE001 - templates raise what they like
+            return True
+        return probe in str(made)

@@ -1,0 +1,1 @@
+"""The `impetus` command: what is typed."""

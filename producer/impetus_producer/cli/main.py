@@ -1,0 +1,76 @@
+"""The `impetus` command: its group, its errors and its end. Each command is in a module of its own.
+
+0    done
+1    a document or job failed, or something Impetus says in one sentence on stderr
+2    the command line was not understood
+130  interrupted
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ImpetusError
+from ..shown import printable_lines
+from .embed import embed
+from .jobs import cancel, generate, result
+from .status import status
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Turns what goes wrong into one sentence on stderr and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ImpetusError as error:
+            raise click.ClickException(printable_lines(str(error))) from None
+        except KeyboardInterrupt:
+            # Click would say "Aborted!" and exit with 1, like any failure.
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(_INTERRUPTED) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="impetus-batch")
+def cli() -> None:
+    """Embeddings and generations through a Redis queue, worked by Macs.
+
+    \b
+    Try it with nothing set up; a server and a worker are started for the time it takes:
+        impetus embed docs.jsonl --output docs.parquet
+        impetus generate "Name three rivers."
+
+    \b
+    Against a server that is there:
+        impetus embed docs.jsonl --output docs.parquet --redis-url redis://mac-mini.local:6379/0
+        impetus status
+
+    The server is the one given by --redis-url or IMPETUS_REDIS_URL, else the one that `impetus-worker run` keeps on
+    this machine.
+    """
+
+
+for _command in (embed, generate, status, result, cancel):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """The entry point of the program."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # By default these end the process on the spot, and leave drafts and children behind. nohup's wish stands.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end_in_order)
+    cli(prog_name="impetus")
+
+
+def _end_in_order(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

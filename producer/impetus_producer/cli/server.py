@@ -1,0 +1,122 @@
+"""Which server a command talks to, what it says when nobody works there, and the option that names it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..client import Producer
+from ..errors import ServerError
+from ..fleet import read_fleet
+from ..servers.discovery import find_redis_url
+from ..servers.local import LocalServer
+from ..servers.patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
+from ..shown import without_password
+from . import server_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
+
+_LOOK_EVERY_S = 5.0
+
+
+redis_url_option = server_option.redis_url_option(
+    "The Redis or Valkey server.  [default: the one that `impetus-worker run` keeps on this machine]"
+)
+
+
+def patience_option(command: CommandT) -> CommandT:
+    return click.option(
+        "--patience",
+        "patience_s",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_PATIENCE_S,
+        show_default=True,
+        envvar=PATIENCE_VARIABLE,
+        show_envvar=True,
+        metavar="SECONDS",
+        help="How long to wait, each time, for a server that goes away.",
+    )(command)
+
+
+def patient_producer(redis_url: str | None, patience_s: float) -> Producer:
+    """A producer that says on stderr when it waits for its server, which is there now."""
+    producer = Producer(redis_url, patience_s=patience_s)
+    producer.patience.say = lambda sentence: click.echo(sentence, err=True)
+    return producer
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A server to work with, and what to call while waiting for it."""
+
+    producer: Producer
+    check: Callable[[], None]
+    """Says or raises why nothing comes. Cheap; call it about once a second."""
+
+
+@contextmanager
+def open_session(
+    redis_url: str | None, patience_s: float, queue: str, worker_options: Sequence[str]
+) -> Iterator[Session]:
+    """The server given or found; where there is none, one of our own, with a worker, for the time of the block."""
+    url = find_redis_url(redis_url)
+    if url is not None:
+        producer = patient_producer(url, patience_s)
+        notice = _NoWorkerNotice(producer, queue, url)
+        notice()
+        yield Session(producer, notice)
+        return
+    server = LocalServer(worker_options)
+    click.echo("No server was given or found: starting one, and a worker, for this command.", err=True)
+    with server:
+        try:
+            # Nobody starts this one again.
+            yield Session(Producer(server.url, patience_s=0), server.check)
+        except ServerError:
+            # The server went with its worker, and that one's last words say why.
+            server.check_soon()
+            raise
+
+
+class _NoWorkerNotice:
+    """Says once, on stderr, that nobody listens to a queue."""
+
+    def __init__(self, producer: Producer, queue: str, url: str) -> None:
+        self._producer = producer
+        self._queue = queue
+        self._url = url
+        self._next_look = 0.0
+        self._said = False
+
+    def __call__(self) -> None:
+        # Whoever waits for the server says so.
+        if self._said or self._producer.patience.away or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_EVERY_S
+        with suppress(ServerError):
+            self._look()
+
+    def _look(self) -> None:
+        fleet = read_fleet(self._producer.connection)
+        if fleet.suspended:
+            self._say("The workers are suspended; waiting. Let them go on: rq resume")
+        elif not fleet.listening_to(self._queue):
+            self._say(f"{no_worker([self._queue], self._url)} Waiting.")
+
+    def _say(self, sentence: str) -> None:
+        self._said = True
+        click.echo(sentence, err=True)
+
+
+def no_worker(queues: Sequence[str], url: str) -> str:
+    return (
+        f"No worker is listening to {', '.join(queues)}. "
+        f"Start one: impetus-worker run --redis-url {without_password(url)}."
+    )

@@ -1,0 +1,90 @@
+"""`impetus status`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from ..fleet import read_fleet
+from ..servers.discovery import find_redis_url
+from ..servers.fitness import look
+from ..shown import printable, without_password
+from .server import no_worker, patience_option, patient_producer, redis_url_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..fleet import Fleet, WorkerState
+    from ..servers.fitness import Fitness
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@patience_option
+@redis_url_option
+def status(as_json: bool, patience_s: float, redis_url: str | None) -> None:
+    """Show the queues, their workers, whether anyone is listening, and whether the server keeps what it is given.
+
+    Reads only: nothing is moved or cleaned up by looking.
+
+    \b
+    Examples:
+        impetus status
+        impetus status --json | jq '.queues[] | select(.waiting > 0)'
+    """
+    producer = patient_producer(redis_url, patience_s)
+    url = find_redis_url(redis_url) or ""
+    fleet = producer.patience.ask(producer.connection, partial(read_fleet, producer.connection))
+    fitness = producer.patience.ask(producer.connection, partial(look, producer.connection, "producer"))
+    if as_json:
+        said = {"server": without_password(url), **asdict(fleet), "unattended": fleet.unattended(), **asdict(fitness)}
+        click.echo(json.dumps(said))
+    else:
+        _print(fleet, fitness, url)
+
+
+def _print(fleet: Fleet, fitness: Fitness, url: str) -> None:
+    click.echo(f"Server  {without_password(url)}")
+    for finding in fitness.findings:
+        click.echo(f"  {finding.level}: {finding.sentence}")
+    click.echo()
+    counts = [(q.name, q.waiting, q.running, q.finished, q.failed) for q in fleet.queues]
+    _table(("Queue", "waiting", "running", "finished", "failed"), counts, numbers_from=1)
+    click.echo()
+    if fleet.workers:
+        rows = [(w.name, w.state, w.jobs, _seen(w), w.device or "?", ", ".join(w.queues)) for w in fleet.workers]
+        _table(("Worker", "state", "jobs", "last seen", "device", "listens to"), rows, numbers_from=6)
+        click.echo()
+    for worker in fleet.workers:
+        name = printable(worker.name)
+        if worker.alive and not worker.serving:
+            click.echo(f"{name}: its engine is loading its model, or is stuck; its jobs wait.")
+        if worker.engine_deaths:
+            times = "once" if worker.engine_deaths == 1 else f"{worker.engine_deaths} times"
+            click.echo(f"{name}: its engine died {times} and was started again; its log says of what.")
+    if fleet.suspended:
+        click.echo("The workers are suspended: they take no jobs until `rq resume`.")
+    if unattended := fleet.unattended():
+        click.echo(no_worker(unattended, url))
+
+
+def _seen(worker: WorkerState) -> str:
+    if worker.silent_s is None:
+        return "?"
+    return f"{worker.silent_s:.0f} s ago" + ("" if worker.alive else ", silent")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int) -> None:
+    """Columns as wide as they need to be, numbers to the right."""
+    lines = [header, *(["?" if cell is None else printable(str(cell)) for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
+    for line in lines:
+        cells = (
+            cell.rjust(width) if at >= numbers_from else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())

@@ -1,0 +1,126 @@
+"""Waiting for a server that is away for a while: the one place where something is asked again.
+
+What is asked has to mean the same when it is asked twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import InvalidRequestError, ResultTimeoutError, ServerConfigurationError, ServerError
+from .troubles import server_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+AnswerT = TypeVar("AnswerT")
+
+PATIENCE_VARIABLE = "IMPETUS_PATIENCE_S"
+DEFAULT_PATIENCE_S = 300.0
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
+_SAME_OUTAGE_S = 30.0
+"""Failures less apart are of one outage, as two attempts in a row to reach a silent server may be."""
+
+_log = logging.getLogger("impetus_producer")
+
+
+def patience_s(given: float | None = None) -> float:
+    """How long to wait for a server: as given, else `IMPETUS_PATIENCE_S`, else five minutes."""
+    if given is not None:
+        return given
+    if not (written := os.environ.get(PATIENCE_VARIABLE)):
+        return DEFAULT_PATIENCE_S
+    try:
+        return float(written)
+    except ValueError:
+        raise InvalidRequestError(f"{PATIENCE_VARIABLE} is to be a number of seconds, not {written!r}") from None
+
+
+class Patience:
+    """Asks again while the server is away, for `limit_s` at most each time that it goes. Shared between threads.
+
+    `say` gets one sentence when the server goes, and one when it is back, however many wait, and however often they
+    ask anew meanwhile.
+    """
+
+    def __init__(self, limit_s: float | None = None, say: Callable[[str], None] = _log.warning) -> None:
+        self.limit_s = patience_s(limit_s)
+        self.say = say
+        self._lock = threading.Lock()
+        self._away_since: float | None = None
+        self._last_failure = 0.0
+
+    @property
+    def away(self) -> bool:
+        """Whether the server did not answer when it was asked last."""
+        return self._away_since is not None
+
+    def ask(
+        self,
+        connection: Redis,
+        question: Callable[[], AnswerT],
+        *,
+        deadline: float | None = None,
+        never_for: type[ServerError] | tuple[type[ServerError], ...] = (),
+        while_away: Callable[[], None] | None = None,
+    ) -> AnswerT:
+        """What `question` returns, once the server answers it. Lines that failed are made anew in between.
+
+        Raises what the server's trouble is when patience ends, and at once where waiting does not help, or for those
+        in `never_for`; `ResultTimeoutError` at `deadline`, by the monotonic clock. What `while_away` raises ends it.
+        """
+        given_up_at: float | None = None
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                with server_errors(connection):
+                    answer = question()
+            except ServerConfigurationError:
+                raise
+            except ServerError as error:
+                if isinstance(error, never_for):
+                    raise
+                # Who asks the same again and again, and fails alone, has patience only once.
+                given_up_at = given_up_at or self._went(error) + self.limit_s
+                now = self._last_failure = time.monotonic()
+                if now >= given_up_at:
+                    raise
+                if deadline is not None and now >= deadline:
+                    raise ResultTimeoutError(f"the time given is over, and {error}") from error
+                if while_away is not None:
+                    while_away()
+                left_s = min(given_up_at, deadline or given_up_at) - now
+                time.sleep(max(0.0, min(left_s, pause_s * random.uniform(0.5, 1))))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                self._came_back()
+                return answer
+
+    def _went(self, error: ServerError) -> float:
+        """Since when the server is away, which is said if nobody knew."""
+        with self._lock:
+            now = time.monotonic()
+            if self._away_since is not None and now - self._last_failure < _SAME_OUTAGE_S:
+                return self._away_since
+            self._away_since = self._last_failure = now
+        if self.limit_s:
+            self.say(f"Waiting up to {self.limit_s:g} s for the server: {error}")
+        return now
+
+    def _came_back(self) -> None:
+        # Looked at without the lock first, as this is asked after each answer.
+        if self._away_since is not None:
+            with self._lock:
+                if self._away_since is None:
+                    return
+                self._away_since = None
+            if self.limit_s:
+                self.say("The server answers again.")

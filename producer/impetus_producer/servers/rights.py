@@ -1,0 +1,198 @@
+"""What our user may do on a server, tried out without doing it.
+
+A server checks rights when a command is queued in a transaction. So each is queued, and the transaction discarded:
+this needs no right to look at rights.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import contract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+_NAME = "impetus-probe"
+
+#: What each command takes after its key, as far as it takes anything.
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "BLMOVE": (f"rq:queue:{_NAME}", "LEFT", "LEFT", 0.01),
+    "EXPIRE": (1,),
+    "HDEL": ("f",),
+    "HEXISTS": ("f",),
+    "HGET": ("f",),
+    "HINCRBY": ("f", 1),
+    "HINCRBYFLOAT": ("f", 1),
+    "HMGET": ("f",),
+    "HSET": ("f", 1),
+    "HSETNX": ("f", 1),
+    "LPUSH": ("e",),
+    "LRANGE": (0, 0),
+    "LREM": (0, "e"),
+    "LTRIM": (0, 0),
+    "PEXPIRE": (1,),
+    "PUBLISH": (_NAME,),
+    "RPUSH": ("e",),
+    "SADD": ("m",),
+    "SCRIPT": ("LOAD", "return 1"),
+    "SET": (1, "EX", 1),
+    "SREM": ("m",),
+    "EVALSHA": ("0" * 40, 0),
+    "XADD": ("*", "f", 1),
+    "XREVRANGE": ("+", "-"),
+    "ZADD": (1, "m"),
+    "ZCOUNT": (0, 1),
+    "ZRANGE": (0, 0),
+    "ZRANGEBYSCORE": (0, 1),
+    "ZREM": ("m",),
+    "ZSCAN": (0,),
+    "ZSCORE": ("m",),
+}
+
+#: Keys, `*` for a name, with the commands that each role uses on them; those that take no key first.
+PRODUCER_RIGHTS: dict[str, str] = {
+    "": "EVALSHA SCRIPT TIME",
+    "rq:queues": "SADD SMEMBERS",
+    "rq:queue:*": "RPUSH LPUSH LREM LLEN",
+    "rq:job:*": "HSETNX HSET HGET HMGET DEL",
+    "rq:results:*": "XREAD EXISTS DEL",
+    "rq:canceled:*": "ZADD",
+    "rq:deferred:*": "ZREM",
+    "rq:scheduled:*": "ZREM",
+    "rq:finished:*": "ZREM ZCARD ZCOUNT",
+    "rq:failed:*": "ZREM ZCARD ZCOUNT",
+    "rq:wip:*": "ZCARD",
+    "rq:suspended": "EXISTS",
+    "rq:workers": "SMEMBERS",
+    "rq:worker:*": "HGETALL SCARD",
+    "rq:pubsub:*": "PUBLISH",
+    f"{contract.AWAITED_KEY}*": "SET DEL",
+    f"{contract.CANCEL_KEY}*": "SET DEL",
+    f"{contract.STREAM_KEY}*": "XREAD XREVRANGE",
+    f"{contract.WORKER_RECORD_KEY}*": "GET PTTL",
+}
+WORKER_RIGHTS: dict[str, str] = {
+    "": "EVALSHA SCRIPT TIME",
+    "rq:queues": "SADD SREM SMEMBERS",
+    "rq:queue:*": "BLMOVE LPUSH RPUSH LRANGE LTRIM LREM LLEN",
+    "rq:job:*": "HGETALL HGET HMGET HEXISTS HSET HSETNX HDEL HINCRBY EXPIRE PERSIST DEL SCARD SMEMBERS SREM",
+    "rq:results:*": "XADD EXPIRE DEL",
+    "rq:wip:*": "ZADD ZREM ZSCORE ZRANGEBYSCORE",
+    "rq:finished:*": "ZADD ZREM ZRANGE ZRANGEBYSCORE",
+    "rq:failed:*": "ZADD ZREM ZRANGEBYSCORE",
+    "rq:scheduled:*": "ZADD ZREM ZRANGEBYSCORE ZSCAN",
+    "rq:deferred:*": "ZADD ZREM ZRANGEBYSCORE",
+    "rq:scheduler-lock:*": "SET EXISTS DEL",
+    "rq:suspended": "EXISTS",
+    "rq:workers": "SADD SREM SMEMBERS",
+    "rq:workers:*": "SADD SREM SMEMBERS EXISTS",
+    "rq:worker:*": "HSET HGET HGETALL HINCRBY HINCRBYFLOAT EXPIRE PEXPIRE SADD SREM DEL",
+    "rq:pubsub:*": "SUBSCRIBE PUBLISH",
+    f"{contract.AWAITED_KEY}*": "EXISTS DEL",
+    f"{contract.CANCEL_KEY}*": "EXISTS DEL",
+    f"{contract.STREAM_KEY}*": "XADD EXPIRE",
+    f"{contract.WORKER_RECORD_KEY}*": "SET GET MGET PTTL DEL",
+    "impetus:tokens:*": "HSET HGET HMGET HDEL",
+    "impetus:leases:*": "ZADD ZREM ZSCORE ZRANGEBYSCORE",
+    "impetus:deaths:*": "HINCRBY HGET HDEL",
+    "impetus:recovery:*": "SET",
+}
+_QUICKER = {"PUBLISH", "SUBSCRIBE"}
+"""What works without these takes longer, and works."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRight:
+    needed: bool
+    """Whether anything works without it."""
+    sentence: str
+
+
+def missing_rights(connection: Redis, role: Literal["worker", "producer"]) -> list[MissingRight]:
+    """Every command, key and channel that a role needs and our user may not use; each once."""
+    from redis.exceptions import NoPermissionError, RedisError
+
+    table = WORKER_RIGHTS if role == "worker" else PRODUCER_RIGHTS
+    commands: dict[str, bool] = {}
+    keys: dict[str, list[str]] = {}
+    # A connection of its own, which is closed: what was begun on it ends there, whatever happens. Nothing is sent a
+    # second time either, as on a new connection it would be done.
+    own: Any = connection
+    with own.client() as client:
+        line = client.connection
+        try:
+            begun = _try(line, "MULTI")
+            if isinstance(begun, NoPermissionError):
+                commands["MULTI"] = True
+            for command, pattern, words in _probes(table):
+                answer = _try(line, *words)
+                if not isinstance(answer, NoPermissionError):
+                    continue
+                if _is_of_command(answer):
+                    commands[command] = command not in _QUICKER
+                else:
+                    keys.setdefault(pattern, []).append(command)
+        finally:
+            line.disconnect()
+    user = _user(connection) if commands or keys else ""
+    if isinstance(begun, RedisError) and not isinstance(begun, NoPermissionError):
+        raise begun
+    return [
+        *(MissingRight(needed, _command_sentence(user, name)) for name, needed in commands.items()),
+        *(MissingRight(not _QUICKER & set(used), _key_sentence(user, key, used)) for key, used in keys.items()),
+    ]
+
+
+def _probes(table: dict[str, str]) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    """Commands, the pattern of the key or channel of each, and the words to send."""
+    for pattern, names in table.items():
+        key = pattern.replace("*", _NAME)
+        for name in names.split():
+            if name == "XREAD":
+                yield name, pattern, (name, "COUNT", 1, "STREAMS", key, "0")
+            else:
+                yield name, pattern, (name, *([key] if key else []), *_ARGUMENTS.get(name, ()))
+
+
+def _try(line: Any, *words: Any) -> Any:
+    from redis.exceptions import ResponseError
+
+    line.send_command(*words, check_health=False)
+    try:
+        return line.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _is_of_command(error: Exception) -> bool:
+    return bool(re.search(r"run the '|to run ", str(error)))
+
+
+def _user(connection: Redis) -> str:
+    from redis.exceptions import ResponseError
+
+    try:
+        name: Any = connection.execute_command("ACL", "WHOAMI")  # type: ignore[no-untyped-call]
+    except ResponseError:
+        return "<user>"
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _command_sentence(user: str, command: str) -> str:
+    less = ", and jobs that run are stopped a little later without" if command in _QUICKER else ""
+    return f"the server's user {user} may not use {command}{less}: ACL SETUSER {user} +{command.lower()}"
+
+
+def _key_sentence(user: str, pattern: str, commands: list[str]) -> str:
+    if _QUICKER & set(commands):
+        return (
+            f"the server's user {user} may not use the channels {pattern} ({', '.join(commands)}), and jobs that run "
+            f"are stopped a little later without: ACL SETUSER {user} &{pattern}"
+        )
+    used = ", ".join(commands)
+    return f"the server's user {user} may not use the keys {pattern} ({used}): ACL SETUSER {user} ~{pattern}"

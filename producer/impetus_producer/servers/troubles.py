@@ -1,0 +1,210 @@
+"""How servers answer: reaching one, what its troubles mean, and one sentence for each of them.
+
+What a server answers is an open set, so whatever it says is taken to pass, but for what only somebody who changes
+its configuration can mend: authentication, access rights, and cluster mode.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ImpetusError, NoServerError, ServerConfigurationError, ServerFullError, ServerNotReadyError
+from .connections import from_url, like
+from .discovery import REDIS_URL_VARIABLE, find_redis_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+__all__ = ["Trouble", "adopt", "connect", "hang_up", "server_errors", "trouble"]
+
+OLDEST_VERSION = (6, 2)
+"""Of Redis, for BLMOVE. Any Valkey will do."""
+# In a script an ACL's refusal and a cluster's come as an ordinary error with these words.
+_CLUSTER = re.compile(r"MOVED |ASK |CROSSSLOT|hash to the same slot|non local key|in cluster mode")
+_ACCESS = re.compile(r"NOPERM|ACL failure|has no permissions|No permissions to access")
+_AUTHENTICATION = re.compile(r"NOAUTH|WRONGPASS|Authentication required|invalid username-password|invalid password")
+
+
+class Trouble(StrEnum):
+    PASSING = "passing"
+    """Wait and try again: the server restarts, loads, fails over, or its disk or memory is full."""
+    CONFIGURATION = "configuration"
+    """Waiting does not help: somebody has to change the address, the password, the rights or the server."""
+
+
+def connect(redis_url: str | None = None) -> Redis:
+    """A client for the server found by `find_redis_url`, which is there and can hold queues.
+
+    Raises `NoServerError` or `ServerConfigurationError`. A server that is there but not ready yet is not waited for
+    and no error: who uses it waits.
+    """
+    url = find_redis_url(redis_url)
+    if url is None:
+        raise NoServerError(
+            "no Redis server is known: give its URL, set "
+            f"{REDIS_URL_VARIABLE}, or start `impetus-worker run` on this machine, which brings one"
+        )
+    connection = from_url(url)
+    with suppress(ServerNotReadyError):
+        check_server(connection)
+    return connection
+
+
+def adopt(connection: Any) -> Redis:
+    """A client of our own for the server of a redis-py client that somebody else made, whatever its settings.
+
+    Raises `ImpetusError` for what is no such client, and `ServerConfigurationError` where its server says that it
+    cannot hold queues. A server that does not answer is waited for by who uses it.
+    """
+    own = like(connection)
+    with suppress(NoServerError, ServerNotReadyError):
+        check_server(own)
+    return own
+
+
+def check_server(connection: Redis) -> dict[str, str]:
+    """What a server says of itself in its greeting: one round trip.
+
+    Raises what is wrong with it; `ServerConfigurationError` if it can never hold queues.
+    """
+    with server_errors():
+        said = _greeting(connection)
+    mode, version = said.get("mode"), said.get("version", "")
+    if mode == "cluster":
+        raise ServerConfigurationError(
+            "the Redis server runs in cluster mode, and queues need one server: use one with cluster-enabled no"
+        )
+    if mode == "sentinel":
+        raise ServerConfigurationError(
+            "this is a Sentinel, which holds no data: use the URL redis+sentinel://host:port/name-of-the-service"
+        )
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if said.get("server") == "redis" and numbers and numbers < OLDEST_VERSION:
+        raise ServerConfigurationError(
+            f"the Redis server is version {version}, and BLMOVE needs 6.2: update it, or use Valkey"
+        )
+    return said
+
+
+def _greeting(connection: Redis) -> dict[str, str]:
+    """What the server says of itself; nothing where it does not say."""
+    from redis import exceptions
+
+    ask: Any = connection.execute_command
+    try:
+        flat = ask("HELLO")
+    except exceptions.NoPermissionError:
+        connection.ping()
+        return {}
+    except exceptions.ResponseError as error:
+        if "unknown command" not in str(error):
+            raise
+        return {"server": "redis", "version": "older than 6.0", "mode": "standalone"}
+    if isinstance(flat, dict):  # as RESP3 has it
+        flat = [word for pair in flat.items() for word in pair]
+    words = [each.decode() if isinstance(each, bytes) else str(each) for each in flat]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def trouble(error: BaseException) -> Trouble:
+    """Whether what a server answered, or that it did not answer, passes by itself. Ours and redis-py's errors alike."""
+    from redis import exceptions
+
+    if isinstance(error, ServerConfigurationError):
+        return Trouble.CONFIGURATION
+    if isinstance(error, ImpetusError):
+        return Trouble.PASSING
+    refused = (
+        exceptions.AuthenticationError,
+        exceptions.AuthorizationError,
+        exceptions.AuthenticationWrongNumberOfArgsError,
+        exceptions.NoPermissionError,
+        exceptions.ClusterCrossSlotError,
+        exceptions.AskError,
+    )
+    if isinstance(error, refused):
+        return Trouble.CONFIGURATION
+    if isinstance(error, exceptions.ResponseError):
+        said = str(error)
+        if any(words.search(said) for words in (_CLUSTER, _ACCESS, _AUTHENTICATION)):
+            return Trouble.CONFIGURATION
+    return Trouble.PASSING
+
+
+def hang_up(connection: Redis, *, in_use: bool = True) -> None:
+    """Drops all connections of a client, also those that other threads wait on; each is made anew on its next use.
+
+    A server that was demoted answers READONLY and keeps the line, so that after a failover behind one address a
+    client would ask the wrong one for ever. Threads that wait on a line find it closed by the other side; without
+    `in_use` they are left alone, and find out by themselves.
+    """
+    pool: Any = connection.connection_pool
+    for each in list(getattr(pool, "_in_use_connections", ())) if in_use else ():
+        line = getattr(each, "_sock", None)
+        if isinstance(line, socket.socket):
+            # The plain one's, also of TLS: whoever waits there may go on to use what TLS's own would take away.
+            with suppress(OSError):
+                socket.socket.shutdown(line, socket.SHUT_RDWR)
+    pool.disconnect(inuse_connections=False)
+
+
+@contextmanager
+def server_errors(connection: Redis | None = None) -> Iterator[None]:
+    """Turns whatever goes wrong with the server into an `ImpetusError` of one sentence that says what to do.
+
+    `connection` drops the lines that nobody uses, among them the one that had the trouble, as the server at their
+    other end may be the wrong one by now. Lines in use are left to their users: threads that hang up on each other,
+    each because another did, would never end.
+    """
+    from redis import exceptions
+
+    try:
+        yield
+    except ImpetusError:
+        raise
+    except (exceptions.RedisError, OSError) as error:
+        ours = _sentence(error)
+        if connection is not None and not isinstance(ours, ServerConfigurationError | ServerFullError):
+            hang_up(connection, in_use=False)
+        raise ours from error
+
+
+def _sentence(error: Exception) -> ImpetusError:
+    from redis import exceptions
+
+    said = " ".join(str(error).split()) or type(error).__name__
+    if trouble(error) is Trouble.CONFIGURATION:
+        return ServerConfigurationError(_configuration_sentence(error, said))
+    if isinstance(error, exceptions.OutOfMemoryError) or said.startswith("OOM "):
+        return ServerFullError(
+            "the Redis server is out of memory and takes no more jobs: raise its maxmemory, or wait until results "
+            "are fetched or expire"
+        )
+    if isinstance(error, exceptions.BusyLoadingError):
+        return ServerNotReadyError(f"the Redis server is not ready ({said}): wait until it has loaded its data")
+    if isinstance(error, exceptions.ReadOnlyError | exceptions.MasterDownError):
+        return ServerNotReadyError(
+            f"the Redis server is a replica and takes no jobs ({said}): wait for the failover, or use the primary's URL"
+        )
+    if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | exceptions.InvalidResponse | OSError):
+        return NoServerError(f"the Redis server does not answer ({said}): is it running?")
+    return ServerNotReadyError(f"the Redis server refuses for now ({said}): see its log, and try again")
+
+
+def _configuration_sentence(error: Exception, said: str) -> str:
+    from redis import exceptions
+
+    if isinstance(error, exceptions.AskError | exceptions.ClusterCrossSlotError) or _CLUSTER.search(said):
+        return f"the Redis server runs in cluster mode ({said}), and queues need one server: use one without it"
+    if isinstance(error, exceptions.NoPermissionError) or _ACCESS.search(said):
+        return (
+            f"the Redis server denies its user a right ({said}): "
+            "ACL SETUSER <user> ~rq:* ~impetus:* &rq:* +@all -@dangerous -@admin grants what is needed"
+        )
+    return f"the Redis server refused the user or password in its URL: {said}"
