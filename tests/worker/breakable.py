@@ -161,7 +161,8 @@ class Server:
 
 
 _SUPERVISE = """
-import json, logging, sys
+import json, logging, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever it was to those who started this
 from impetus_worker.settings import WorkerSettings
 from impetus_worker.host.supervisor import Supervisor
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

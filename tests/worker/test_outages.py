@@ -34,6 +34,8 @@ pytestmark = pytest.mark.system
 EMBED = "impetus_worker.jobs.embed"
 FOUND_OUT_WITHIN_S = 45
 """The longest that a worker may take to find that its connections were forgotten."""
+STOPPED_WITHIN_S = 30
+"""The longest that one may take to stop where no server answers it."""
 
 
 def pass_time(seconds: float) -> None:
@@ -85,6 +87,19 @@ def test_a_running_job_is_cancelled_though_the_workers_connections_were_forgotte
     assert network.forget()
     assert job.cancel(timeout_s=FOUND_OUT_WITHIN_S)
     assert site.status(job.job_id) == "stopped"
+
+
+def test_a_worker_behind_a_silent_network_stops_when_told_to_and_its_jobs_run_elsewhere(site: Site) -> None:
+    network = site.network()
+    cut_off = site.start(url=network.url, a_ms=200)
+    jobs = [site.producer.embed(f"text {number}").job_id for number in range(12)]
+    eventually(lambda: any(site.status(job) == "started" for job in jobs))
+    network.black_hole()
+    # With nobody to tell, it waits no longer than for one answer.
+    assert cut_off.stop(STOPPED_WITHIN_S) == 0
+    assert "stopping without Redis" in site.said()
+    site.start()
+    site.check(jobs)
 
 
 def reset(network: Proxy) -> None:

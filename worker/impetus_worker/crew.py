@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from impetus_producer.contract import ROLE_QUEUES
@@ -92,12 +93,13 @@ class Crew:
             housekeeping.hurry()
 
     def stop(self, *, webhooks_s: float, patience_s: float) -> None:
-        """Ends them all. Gives webhooks that wait so long to be sent, and an exchange or an ending so long to end."""
+        """Ends them all. Gives webhooks that wait so long to be sent, and what is under way so long to end."""
         for companion in self._everyone():
             companion.stop()
         self.rq_endings.send_webhooks(webhooks_s)
-        self.courier.join(patience_s)
-        self.rq_endings.join(patience_s)
+        deadline = time.monotonic() + patience_s
+        for companion in (self.courier, self.rq_endings):
+            companion.join(max(0.0, deadline - time.monotonic()))
 
     def _everyone(self) -> list[Companion]:
         return [self.courier, self.rq_endings, *self.bells.values(), self._commands, *self._housekeeping]

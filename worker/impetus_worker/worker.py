@@ -105,7 +105,10 @@ class QueueWorker:
         self._suspended = False
         self._told_to_end: set[str] = set()
         """Tokens of runs that were interrupted for a wish, which is told again until they have ended."""
-        self._answered_at = 0.0
+        self._unanswered_since: float | None = None
+        """Since when an exchange is due an answer; None where none is."""
+        self._gave_up = False
+        """Whether it stops without a server, which did not answer."""
         self._send_from = 0.0
         self._claim_from = 0.0
         self._pulse = Pulse()
@@ -184,6 +187,10 @@ class QueueWorker:
         self._power.close()
         if self._routing is None:
             return
+        if self._gave_up:
+            self._crew.stop(webhooks_s=0.0, patience_s=0.0)
+            _log.warning("nothing was put back: the leases of what it held, and its record, run out by themselves")
+            return
         self._crew.stop(webhooks_s=0.0 if self._stopping == COLD else _FAREWELL_S, patience_s=_FAREWELL_S)
         link = self._crew.link("farewell")
         try:
@@ -225,14 +232,12 @@ class QueueWorker:
                     self._ledger.note(self._batcher.take_back(fact, self._now()))
                 case inbox.Answered(answers):
                     if self._ledger.receive(answers):
-                        self._answered_at = self._now()
+                        self._unanswered_since = None
                     else:
                         self._send_from = self._now() + IDLE_WAIT_S
-                        self._give_up_stopping_warm()
                 case inbox.Unanswered(retry_in_s):
                     self._ledger.recall()
                     self._send_from = self._now() + retry_in_s
-                    self._give_up_stopping_warm()
                 case inbox.Rang(queue):
                     self._intake.hear(queue)
                 case inbox.EndedByRq(job):
@@ -328,6 +333,7 @@ class QueueWorker:
         if (slept_s := self._now.slept_s()) > 0:
             _log.warning("this process did not run for %.0f s", slept_s)
             self._engine.heard()  # nor did the engine, and its silence meanwhile says nothing
+        self._give_up_stopping_warm()
         self._interruptions.enforce_timeouts(now)
         if self._engine.info is not None and self._interruptions.engine_is_hung(now):
             self._restart_engine(suspect=True)
@@ -364,6 +370,8 @@ class QueueWorker:
         now = self._now()
         if now >= self._send_from and self._has_to_send(now):
             self._ledger.send(self._wanted(now), now)
+            if self._unanswered_since is None:
+                self._unanswered_since = now
 
     def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         """What a claim brought."""
@@ -448,7 +456,8 @@ class QueueWorker:
         self._stopping = manner
         _log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
         if manner == WARM:
-            self._answered_at = self._now()  # from now on its patience counts
+            if self._unanswered_since is not None:
+                self._unanswered_since = self._now()  # from now on its patience counts
             self._hand_over()
             if self._routing is not None:
                 self._routing.stand_down()
@@ -456,9 +465,10 @@ class QueueWorker:
 
     def _give_up_stopping_warm(self) -> None:
         """A worker that is to stop does not wait for a server that is away: leases run out by themselves."""
-        if self._stopping == WARM and self._now() - self._answered_at > _FAREWELL_S:
+        since = self._unanswered_since
+        if self._stopping == WARM and since is not None and self._now() - since > _FAREWELL_S:
             _log.error("stopping without Redis, which does not answer")
-            self._stopping = COLD
+            self._stopping, self._gave_up = COLD, True
 
     def _hand_over(self) -> None:
         """Puts back what the engine has not begun."""
