@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 110
 
 
-def chaos(*options: str) -> tuple[int, str]:
+def run_script(module: str, *options: str) -> tuple[int, str]:
     """Exit status and output; nothing is left running, also where it takes too long."""
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.chaos", *options],
+        [sys.executable, "-m", module, *options],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,
@@ -40,8 +40,9 @@ def chaos(*options: str) -> tuple[int, str]:
 @pytest.mark.system
 @pytest.mark.timeout(LIMIT_S + 40)
 def test_all_holds_while_everything_breaks_for_a_short_while() -> None:
-    status, said = chaos(
-        *("--seconds", "12", "--seed", "10", "--jobs-per-s", "15", "--fault-every-s", "1", "--lease-s", "2")
+    status, said = run_script(
+        "scripts.chaos",
+        *("--seconds", "12", "--seed", "10", "--jobs-per-s", "15", "--fault-every-s", "1", "--lease-s", "2"),
     )
     summary: dict[str, Any] = json.loads(said.splitlines()[-1])
     assert status == 0, said
@@ -52,7 +53,7 @@ def test_all_holds_while_everything_breaks_for_a_short_while() -> None:
 
 
 def test_every_fault_says_in_a_line_what_it_does() -> None:
-    status, said = chaos("--list-faults")
+    status, said = run_script("scripts.chaos", "--list-faults")
     assert status == 0
     assert [line.split()[0] for line in said.splitlines()] == list(FAULTS)
     assert all(len(line) < 120 for line in said.splitlines())

@@ -38,6 +38,16 @@ class Allowed:
                     f"{name.decode()}: this worker was not told to run {callback!r:.200}: "
                     "name it with --allow-callbacks"
                 )
+        self._check_webhooks(fields)
+
+    def allows_webhooks(self, fields: Mapping[bytes, bytes]) -> bool:
+        try:
+            self._check_webhooks(fields)
+        except InvalidRequestError:
+            return False
+        return True
+
+    def _check_webhooks(self, fields: Mapping[bytes, bytes]) -> None:
         for url in _webhook_urls(fields.get(b"webhooks")):
             self.check_url(url)
 

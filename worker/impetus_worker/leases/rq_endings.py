@@ -23,6 +23,7 @@ from rq.timeouts import TimerDeathPenalty
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
+from ..allowed import NOTHING
 from ..companion import Companion
 from ..errors import InvalidRequestError, LeaseLostError, PoisonedJobError
 from ..inbox import EndedByRq
@@ -127,7 +128,7 @@ class RqEndings(Companion):
             self._link.run(self._claims.finish([failing(claimed, failures[-1], Verb.ABORT)]))
             return
         try:
-            job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed.callbacks, self._webhooks)
+            job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed, self._webhooks)
         except PASSING:
             raise
         except Exception as unreadable:  # noqa: BLE001 - whatever bytes lie in the hash, they fail this job alone
@@ -141,7 +142,10 @@ class RqEndings(Companion):
         except LeaseLostError:
             _log.warning(_NOT_OURS, claimed.id)
         except Exception as failure:  # noqa: BLE001 - RQ gave up half-way, and the job must end all the same
-            _log.error("job %s: RQ could not end it", claimed.id, exc_info=True)
+            _log.error(
+                *("job %s: RQ could not end it: %s: %s", claimed.id, type(failure).__name__, failure),
+                exc_info=_log.isEnabledFor(logging.DEBUG),  # what lies in the hash is not worth a page
+            )
             self._link.run(self._claims.finish([failing(claimed, failure, Verb.ABORT)]))
         if not self._link.run(self._claims.forget(claimed)):
             # RQ logs what keeps it from writing a failure, and goes on.
@@ -184,7 +188,7 @@ class RqEndings(Companion):
         """Takes a run that is no longer this worker's out of its books, and gives back the slot it may have held."""
         self._link.run(self._claims.forget(claimed))
         if claimed.fields.get(b"rate_limit_key"):
-            job = GuardedJob(claimed, self._link.connection, self._worker, (), self._webhooks)
+            job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
             status = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
             if status not in (b"queued", b"started"):
                 job._status = JobStatus.FINISHED  # RQ asks what the job is now, and it holds no slot any more

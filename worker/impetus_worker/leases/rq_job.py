@@ -18,27 +18,32 @@ from rq.serializers import JSONSerializer
 from impetus_producer.contract import EMBED_FUNCTION, GENERATE_FUNCTION, ROLE_QUEUES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from redis import Redis
     from rq.job import JobStatus
 
+    from ..allowed import Allowed
     from .claims import ClaimedJob
     from .webhooks import WebhookSender
 
 
 class GuardedJob(Job):
-    """A callback not in `allowed` is as if there were none. Raises whatever RQ raises for a hash it cannot read."""
+    """A callback or webhook that is not `allowed` is as if there were none. Raises whatever RQ raises for a hash that
+    it cannot read.
+    """
 
     def __init__(
-        self, claimed: ClaimedJob, connection: Redis, worker: str, allowed: Collection[str], webhooks: WebhookSender
+        self, claimed: ClaimedJob, connection: Redis, worker: str, allowed: Allowed, webhooks: WebhookSender
     ) -> None:
         super().__init__(claimed.id, connection=connection, serializer=JSONSerializer)
         self._allowed = allowed
         self._sender = webhooks
+        # Nor webhooks that nobody allowed: the job is refused for them, and RQ need not read them.
+        left_out = (b"result", b"exc_info", *(() if allowed.allows_webhooks(claimed.fields) else (b"webhooks",)))
         self.restore(
             {
-                **{name: value for name, value in claimed.fields.items() if name not in (b"result", b"exc_info")},
+                **{name: value for name, value in claimed.fields.items() if name not in left_out},
                 b"data": _call_of(claimed.queue),
                 b"status": b"started",
                 b"worker_name": worker.encode(),
@@ -54,15 +59,15 @@ class GuardedJob(Job):
 
     @property
     def success_callback(self) -> Callable[..., Any] | None:
-        return _own_errors(super().success_callback) if self._success_callback_name in self._allowed else None
+        return _own_errors(super().success_callback) if self._success_callback_name in self._allowed.callbacks else None
 
     @property
     def failure_callback(self) -> Callable[..., Any] | None:
-        return _own_errors(super().failure_callback) if self._failure_callback_name in self._allowed else None
+        return _own_errors(super().failure_callback) if self._failure_callback_name in self._allowed.callbacks else None
 
     @property
     def stopped_callback(self) -> Callable[..., Any] | None:
-        return _own_errors(super().stopped_callback) if self._stopped_callback_name in self._allowed else None
+        return _own_errors(super().stopped_callback) if self._stopped_callback_name in self._allowed.callbacks else None
 
     def send_webhooks(self, status: str | JobStatus, *, exc_string: str | None = None) -> None:
         if self.webhooks:
