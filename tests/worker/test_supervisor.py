@@ -53,7 +53,8 @@ from impetus_worker.settings import WorkerSettings
 settings = WorkerSettings.from_json(sys.stdin.readline())
 note = BegunNote.open(settings.begun_fd)
 def say(word):
-    print('{"worker": "%s", "word": "%s", "pid": %d}' % (settings.name, word, os.getpid()), flush=True)
+    line = '{"worker": "%s", "word": "%s", "pid": %d}' % (settings.name, word, os.getpid())
+    os.write(1, line.encode() + b"\\n")  # at once: a signal may come in the middle, and say something too
 first = settings.name.startswith("first")
 """
 """The beginning of every worker below."""
