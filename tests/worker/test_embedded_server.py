@@ -87,7 +87,7 @@ class Run:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(90)
 
 
 def _below(pid: int) -> dict[int, str]:
