@@ -389,7 +389,7 @@ def test_a_terminal_that_closes_is_a_warm_stop_and_the_server_goes_last(start: A
     eventually(lambda: producer.connection.hget(f"rq:job:{job_id}", "status") == b"started")
     producer.connection.close()
     os.close(controlling)
-    assert one.process.wait(30) == 0
+    assert one.process.wait(90) == 0
     assert not any(map(runs, one.tree))
     # What the engine had begun was finished, and written down, before the server went.
     again = start()
@@ -405,7 +405,7 @@ def test_a_run_stopped_while_it_starts_exits_0_and_leaves_nothing(start: Any, nu
     assert note is not None
     one.tree = _below(one.process.pid)
     one.process.send_signal(number)
-    assert one.process.wait(30) == 0, one.log
+    assert one.process.wait(90) == 0, one.log
     eventually(lambda: not any(map(runs, one.tree)))
     assert "Traceback" not in one.log
     assert ServerNote.read(one.state) is None
