@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,30 @@ def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatc
     assert (settings.wired_memory, settings.allow_sleep, settings.stay_awake_on_battery) == (True, True, True)
     assert type(settings).from_json(settings.to_json()) == settings
     assert settings.allowed == Allowed(("a.b",), ("hooks.example",))
+
+
+_CAUGHT = """
+import contextlib, os, signal, sys
+from impetus_worker.cli import run
+
+def told_to_stop_where_whatever_comes_is_caught(url, roles):
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return reports(url, roles)
+
+reports, run.death_reports = run.death_reports, told_to_stop_where_whatever_comes_is_caught
+run.run.main(["--redis-url", "redis://127.0.0.1:1/0", "--embedding-backend", "simulated", "--roles", "embedding"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_before_the_start_is_heard_though_what_it_raises_is_caught(number: signal.Signals) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _CAUGHT, str(int(number))], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "starting" not in done.stderr
 
 
 def test_every_option_that_run_shows_can_be_given_by_a_variable() -> None:

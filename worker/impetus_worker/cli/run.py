@@ -18,8 +18,9 @@ from impetus_producer.shown import without_password
 
 from .. import logs
 from ..allowed import Allowed
-from ..host.supervisor import EXIT_CONFIGURATION, STOP_SIGNALS, Supervisor, worker_name
+from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
+from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options
 
 if TYPE_CHECKING:
@@ -111,9 +112,7 @@ def run(
     impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
     """
     logs.set_up()
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _end_before_the_start)
+    early_stop = EarlyStop()
     server = None
     try:
         check_installed("impetus-worker run")
@@ -141,6 +140,7 @@ def run(
         lifeline = sys.stdin.fileno() if until_stdin_closes else None
         reports = death_reports(url, roles)
         try:
+            early_stop.check()
             status = Supervisor(workers, server, lifeline, on_death=reports.report).run()
         finally:
             reports.close(_REPORT_S)
@@ -150,11 +150,6 @@ def run(
         if server is not None:
             server.stop()  # the last of all
     sys.exit(status)
-
-
-def _end_before_the_start(number: int, frame: object) -> None:
-    """Told to stop before any worker was started: there is nothing to finish, and that is no failure."""
-    raise SystemExit(0)
 
 
 def _say_whether_durable(url: str) -> None:
