@@ -33,6 +33,7 @@ from .leases.ledger import Ledger
 from .leases.outcomes import Failed, Returned, Stopped
 from .link import PASSING
 from .roles import engine_config, make_batcher, worker_record
+from .stopping import FAREWELL_S, Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from .settings import WorkerSettings
 
 IDLE_WAIT_S = 1.0
-_FAREWELL_S = 10.0
 _HANDOVER_S = 10.0
 """Before the machine falls asleep nothing is claimed for so long, which the sleep itself does not count to."""
 _STALLED_S = 300.0
@@ -57,7 +57,6 @@ _MAX_RQ_WAITING = (256, 4096)
 
 _POISON = f"{DEATHS_ALONE} workers died with this job running, and nothing beside it"
 
-WARM, COLD = "warm", "cold"
 _log = logging.getLogger(__name__)
 
 
@@ -96,7 +95,7 @@ class QueueWorker:
         self._intake = Intake({queue: bell.listen for queue, bell in self._crew.bells.items()})
         self._intake.pause(True)  # until it is known which queues are this worker's
         self._routing: Routing | None = None
-        self._stopping: str | None = None
+        self._stopping = Stopping(self._now)
         self._exit_status = 0
         self._unlooked: set[str] = set()
         """Housekeeping that has not yet looked for jobs to put on the queues."""
@@ -105,10 +104,6 @@ class QueueWorker:
         self._suspended = False
         self._told_to_end: set[str] = set()
         """Tokens of runs that were interrupted for a wish, which is told again until they have ended."""
-        self._unanswered_since: float | None = None
-        """Since when an exchange is due an answer; None where none is."""
-        self._gave_up = False
-        """Whether it stops without a server, which did not answer."""
         self._send_from = 0.0
         self._claim_from = 0.0
         self._pulse = Pulse()
@@ -157,7 +152,7 @@ class QueueWorker:
         while True:
             self._absorb(self._inbox.wait(self._wait_s()))
             self._pulse.beat()
-            if self._stopping == COLD or (self._stopping and self._ledger.is_empty):
+            if self._stopping.cold or (self._stopping and self._ledger.is_empty):
                 return
             self._look_after()
             self._send()  # before the rest, so that the server works while the worker does
@@ -187,11 +182,11 @@ class QueueWorker:
         self._power.close()
         if self._routing is None:
             return
-        if self._gave_up:
+        if self._stopping.without_server:
             self._crew.stop(webhooks_s=0.0, patience_s=0.0)
             _log.warning("nothing was put back: the leases of what it held, and its record, run out by themselves")
             return
-        self._crew.stop(webhooks_s=0.0 if self._stopping == COLD else _FAREWELL_S, patience_s=_FAREWELL_S)
+        self._crew.stop(webhooks_s=0.0 if self._stopping.cold else FAREWELL_S, patience_s=FAREWELL_S)
         link = self._crew.link("farewell")
         try:
             facts = self._inbox.wait(0)
@@ -232,7 +227,7 @@ class QueueWorker:
                     self._ledger.note(self._batcher.take_back(fact, self._now()))
                 case inbox.Answered(answers):
                     if self._ledger.receive(answers):
-                        self._unanswered_since = None
+                        self._stopping.answered()
                     else:
                         self._send_from = self._now() + IDLE_WAIT_S
                 case inbox.Unanswered(retry_in_s):
@@ -264,7 +259,7 @@ class QueueWorker:
                 "the engine came back as another one, %s on %s: the worker begins anew", info.backend, info.device
             )
             self._exit_status = EXIT_SHUTDOWN
-            self._stop(COLD)
+            self._stop(cold=True)
         if self._batcher is not None:
             return
         for reason in info.reasons:
@@ -333,7 +328,7 @@ class QueueWorker:
         if (slept_s := self._now.slept_s()) > 0:
             _log.warning("this process did not run for %.0f s", slept_s)
             self._engine.heard()  # nor did the engine, and its silence meanwhile says nothing
-        self._give_up_stopping_warm()
+        self._stopping.look()
         self._interruptions.enforce_timeouts(now)
         if self._engine.info is not None and self._interruptions.engine_is_hung(now):
             self._restart_engine(suspect=True)
@@ -370,8 +365,7 @@ class QueueWorker:
         now = self._now()
         if now >= self._send_from and self._has_to_send(now):
             self._ledger.send(self._wanted(now), now)
-            if self._unanswered_since is None:
-                self._unanswered_since = now
+            self._stopping.asked()
 
     def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         """What a claim brought."""
@@ -433,10 +427,10 @@ class QueueWorker:
         match command.name:
             case inbox.SHUTDOWN:
                 self._exit_status = EXIT_SHUTDOWN if command.remote else 0
-                self._stop(COLD if self._stopping else WARM)
+                self._stop(cold=bool(self._stopping))
             case inbox.SUPERVISOR_GONE:
                 if not self._stopping:
-                    self._stop(WARM)
+                    self._stop(cold=False)
             case inbox.HANDOVER:
                 _log.info("the machine is about to sleep: what has not begun goes back to its queue")
                 self._claim_from = self._now() + _HANDOVER_S
@@ -451,24 +445,13 @@ class QueueWorker:
             case other:
                 _log.warning("ignoring the command %r for job %r", other, command.job_id)
 
-    def _stop(self, manner: str) -> None:
-        """Warm: what the engine has begun is finished, the rest goes back. Cold: everything goes back at once."""
-        self._stopping = manner
-        _log.info("stopping (%s)%s", manner, "; signal again to stop at once" if manner == WARM else "")
-        if manner == WARM:
-            if self._unanswered_since is not None:
-                self._unanswered_since = self._now()  # from now on its patience counts
+    def _stop(self, *, cold: bool) -> None:
+        self._stopping.begin(cold=cold)
+        if not cold:
             self._hand_over()
             if self._routing is not None:
                 self._routing.stand_down()
                 self._crew.hurry()
-
-    def _give_up_stopping_warm(self) -> None:
-        """A worker that is to stop does not wait for a server that is away: leases run out by themselves."""
-        since = self._unanswered_since
-        if self._stopping == WARM and since is not None and self._now() - since > _FAREWELL_S:
-            _log.error("stopping without Redis, which does not answer")
-            self._stopping, self._gave_up = COLD, True
 
     def _hand_over(self) -> None:
         """Puts back what the engine has not begun."""
