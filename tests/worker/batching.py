@@ -13,6 +13,7 @@ import numpy as np
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo
 from impetus_producer.contract import EMBED_FUNCTION, EmbeddingResult
 from impetus_worker.batches.embedding import EmbeddingBatcher
+from impetus_worker.errors import JobTimeoutError
 from impetus_worker.leases.claims import ClaimedJob
 from impetus_worker.leases.outcomes import Failed, Finished, Outcome
 
@@ -101,3 +102,7 @@ def vectors(outcome: Outcome) -> list[list[float]]:
 def error(outcome: Outcome) -> Exception:
     assert isinstance(outcome, Failed)
     return outcome.error
+
+
+def out_of_time(late: ClaimedJob) -> Failed:
+    return Failed(late, JobTimeoutError("the job ran longer than its timeout"))

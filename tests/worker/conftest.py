@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from rq import Queue
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from .hold import Hold
     from .site import Site
 
 T = TypeVar("T")
@@ -152,3 +153,43 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield site
     finally:
         site.end()
+
+
+@pytest.fixture
+def claims(connection: Redis) -> Hold:
+    """The scripts of a worker that is in RQ's books."""
+    from rq import SimpleWorker
+    from rq.serializers import JSONSerializer
+
+    from .hold import Hold
+
+    worker = SimpleWorker(["embedding", "embedding-bulk"], name="w1", connection=connection, serializer=JSONSerializer)
+    worker.register_birth()
+    return Hold(connection, worker.name)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    """Starts `impetus-worker run` with options, as often as it is called. What still runs ends with the test."""
+    from .runs import Run, runs
+
+    started: list[Run] = []
+
+    def begin(*options: str, state: Path | None = None, **more: Any) -> Run:
+        started.append(Run(state or tmp_path / "Zustände ☃" / "state", *options, **more))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        try:
+            each.stop()
+        except subprocess.TimeoutExpired:
+            each.process.kill()
+        for pid in filter(runs, each.tree):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """For a server's state; as on a Mac, where the usual one is called so."""
+    return tmp_path / "Application Support" / "impetus"

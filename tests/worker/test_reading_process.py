@@ -16,6 +16,7 @@ from impetus_producer.contract import EMBED_FUNCTION
 from impetus_worker.allowed import NOTHING
 from impetus_worker.batches.requests import EmbeddingRequests, EncodedRequest
 from impetus_worker.errors import InvalidRequestError, PoisonedJobError
+from impetus_worker.host import child
 from impetus_worker.host.reading_process import ReadingProcess
 from impetus_worker.leases.claims import ClaimedJob
 
@@ -56,8 +57,13 @@ class Reading:
         assert self.process._process is not None
         return self.process._process.pid
 
-    def await_another(self, pid: int) -> None:
-        eventually(lambda: self.process._process is not None and self.pid != pid)
+    def stand_still(self) -> int:
+        """Has the process started, and stops it where it waits for a job; returns its number."""
+        first = run_of("x", token="first")
+        self.read(first)
+        self.result(first)
+        os.kill(self.pid, signal.SIGSTOP)
+        return self.pid
 
 
 @pytest.fixture
@@ -93,10 +99,7 @@ def test_what_is_wrong_with_a_job_is_said_of_that_job(reading: Reading) -> None:
 
 
 def test_what_somebody_waits_for_is_read_before_bulk(reading: Reading) -> None:
-    first = run_of("x", token="first")
-    reading.read(first)
-    reading.result(first)
-    os.kill(reading.pid, signal.SIGSTOP)
+    reading.stand_still()
     held, bulk, urgent = (run_of("x", token=token) for token in ("held", "bulk", "urgent"))
     reading.read(held)
     reading.read(bulk, urgent=False)
@@ -108,10 +111,8 @@ def test_what_somebody_waits_for_is_read_before_bulk(reading: Reading) -> None:
 def test_a_job_that_takes_too_long_to_read_fails_and_the_next_is_read(
     reading: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, slow, after = (run_of("x", token=token) for token in ("first", "slow", "after"))
-    reading.read(first)
-    reading.result(first)
-    os.kill(reading.pid, signal.SIGSTOP)
+    reading.stand_still()
+    slow, after = (run_of("x", token=token) for token in ("slow", "after"))
     with monkeypatch.context() as patch:
         patch.setattr(reading.process, "_limit_s", 0.2)
         reading.read(slow)
@@ -124,40 +125,33 @@ def test_a_job_that_takes_too_long_to_read_fails_and_the_next_is_read(
 
 
 def test_a_process_that_dies_once_is_no_fault_of_the_job(reading: Reading) -> None:
-    first, unlucky = run_of("x", token="first"), run_of("x", token="unlucky")
-    reading.read(first)
-    reading.result(first)
-    pid = reading.pid
-    os.kill(pid, signal.SIGSTOP)
+    pid = reading.stand_still()
+    unlucky = run_of("x", token="unlucky")
     reading.read(unlucky)
     os.kill(pid, signal.SIGKILL)
     reading.result(unlucky)
     assert reading.pid != pid
 
 
-def test_a_job_with_which_each_process_dies_fails_alone(reading: Reading) -> None:
-    first, deadly, after = (run_of("x", token=token) for token in ("first", "deadly", "after"))
-    reading.read(first)
-    reading.result(first)
-    pid = reading.pid
-    os.kill(pid, signal.SIGSTOP)
-    reading.read(deadly)
-    os.kill(pid, signal.SIGKILL)
-    reading.await_another(pid)
-    os.kill(reading.pid, signal.SIGKILL)
-    came = reading.came()
+def test_a_job_with_which_each_process_dies_fails_alone(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = reading.stand_still()
+    deadly, after = (run_of("x", token=token) for token in ("deadly", "after"))
+    spawn = child.spawn
+    with monkeypatch.context() as patch:
+        patch.setattr(child, "spawn", lambda _: spawn("no_such_module"))  # one that ends at once
+        reading.read(deadly)
+        os.kill(pid, signal.SIGKILL)
+        came = reading.came()
     assert came.token == "deadly"
     assert isinstance(came.came, PoisonedJobError)
-    assert "SIGKILL" in str(came.came)
+    assert "ended with exit status 1, each of 2 times" in str(came.came)
     reading.read(after)
     reading.result(after)
 
 
 def test_a_job_that_nobody_wants_any_more_is_dropped_where_it_is(reading: Reading) -> None:
-    first, running, waiting, after = (run_of("x", token=token) for token in ("first", "running", "waiting", "after"))
-    reading.read(first)
-    reading.result(first)
-    os.kill(reading.pid, signal.SIGSTOP)
+    reading.stand_still()
+    running, waiting, after = (run_of("x", token=token) for token in ("running", "waiting", "after"))
     reading.read(running, waiting)
     eventually(lambda: reading.process._under_way == "running")
     reading.process.forget(["running", "waiting"])
