@@ -133,6 +133,17 @@ def test_what_never_ends_has_the_tokens_that_it_always_had_and_costs_little(mini
     assert not row.truncated
 
 
+def test_a_long_word_in_which_a_word_of_its_own_may_stand_is_read_to_its_end(minilm: ModelFiles) -> None:
+    tokenizer = Tokenizer.from_file(str(minilm.folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.add_tokens(["magic"])
+    text = "x" * 5000 + "magic" + "x" * 5000
+    (row,) = TextEncoder(tokenizer, read_config(minilm.folder).text).encode([text])
+    assert row.ids.tolist() == tokenizer.encode(text).ids
+    assert len(row.ids) == 5
+
+
 @pytest.mark.parametrize("name", ["e5", "roberta", *FAMILIES])
 def test_a_text_without_words_has_the_row_of_the_whole_text(name: str) -> None:
     config = read_config(small_model(name))

@@ -136,6 +136,13 @@ def test_a_name_that_leads_inside_the_machine_is_not_followed(address: str, monk
         send(Webhook("http://hooks.example/", "finished"), b"")
 
 
+@pytest.mark.parametrize("address", ["192.0.2.7", "10.0.0.5", "::ffff:93.184.216.34", "2606:2800:220:1::1"])
+def test_a_name_that_leads_elsewhere_is_followed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(family, 0, 0, "", (address, 80))])
+    assert webhooks._addresses("hooks.example", 80) == [(family, (address, 80))]
+
+
 def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
     elsewhere = receiver.url("/secret").encode()
     receiver.answer = lambda line: line.sendall(b"HTTP/1.1 302 Found\r\nLocation: %s\r\n\r\n" % elsewhere)
