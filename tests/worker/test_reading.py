@@ -10,7 +10,7 @@ import pytest
 from impetus_worker.batches.embedding import EmbeddingBatcher
 from impetus_worker.batches.generation import GenerationBatcher
 from impetus_worker.batches.requests import EncodedRequest
-from impetus_worker.errors import InvalidRequestError
+from impetus_worker.errors import PoisonedJobError
 from impetus_worker.inbox import ReadElsewhere
 from impetus_worker.leases.outcomes import Failed
 
@@ -103,7 +103,7 @@ def test_what_is_wrong_with_a_long_job_fails_it(batcher: EmbeddingBatcher) -> No
     long = job(LONG)
     batcher.add([long])
     batcher.read(0.0)
-    (outcome,) = batcher.take_back(ReadElsewhere(long.token, InvalidRequestError("input: no")), 0.0)
+    (outcome,) = batcher.take_back(ReadElsewhere(long.token, PoisonedJobError("input: no")), 0.0)
     assert isinstance(outcome, Failed)
     assert outcome.job is long
 
@@ -156,8 +156,10 @@ def test_a_long_request_for_text_is_read_elsewhere_too(elsewhere: Elsewhere) -> 
     bad = replace(generating.job(LONG), token="bad")
     batcher.add([bad])
     batcher.read(0.0)
-    (outcome,) = batcher.take_back(ReadElsewhere(bad.token, InvalidRequestError("prompt: no")), 0.0)
+    (outcome,) = batcher.take_back(ReadElsewhere(bad.token, PoisonedJobError("data: no")), 0.0)
     assert isinstance(outcome, Failed)
+    assert outcome.job is bad
+    assert batcher.next_work(0.0) is None
 
 
 def test_without_another_place_the_loop_reads_whatever_comes() -> None:

@@ -118,7 +118,7 @@ def test_a_job_that_takes_too_long_to_read_fails_and_the_next_is_read(
         reading.read(slow)
         came = reading.came()
     assert came.token == "slow"
-    assert isinstance(came.came, InvalidRequestError)
+    assert isinstance(came.came, PoisonedJobError)
     assert "took longer" in str(came.came)
     reading.read(after)
     reading.result(after)

@@ -31,7 +31,7 @@ class EngineDiedError(ImpetusError):
 
 
 class PoisonedJobError(ImpetusError):
-    """The engine died every time it ran this job and nothing else."""
+    """The engine, or the process that reads long jobs, died each time that it had this job and nothing else."""
 
 
 class LeaseLostError(ImpetusError):

@@ -73,7 +73,7 @@ class EngineEnded:
 
 @dataclass(frozen=True, slots=True)
 class ReadElsewhere:
-    """What a job that was too long for the loop asks for, or what is wrong with it."""
+    """What a job that was too long for the loop asks for, or the `ImpetusError` with which it fails."""
 
     token: str
     came: Any

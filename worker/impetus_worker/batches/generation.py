@@ -20,7 +20,7 @@ from impetus_backends.protocol import Deferred, Generated, Parked, Progress, Rej
 from impetus_producer.contract import StreamEvent
 
 from ..allowed import NOTHING
-from ..errors import InferenceError, InvalidRequestError, PoisonedJobError
+from ..errors import ImpetusError, InferenceError, InvalidRequestError, PoisonedJobError
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
 from .batcher import Room
 from .long_jobs import LongJobs
@@ -137,7 +137,7 @@ class GenerationBatcher:
         job = self._long.take_back(read.token)
         if job is None:
             return []
-        if isinstance(read.came, InvalidRequestError):
+        if isinstance(read.came, ImpetusError):
             return [Failed(job, read.came)]
         self._take_in(job, read.came)
         return []

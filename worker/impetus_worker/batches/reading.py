@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidRequestError
+from ..errors import ImpetusError, InvalidRequestError
 from ..leases.outcomes import Failed
 from .long_jobs import LongJobs, is_urgent, payload_bytes
 from .payload import LongPayloadError
@@ -114,12 +114,12 @@ class JobReader:
                 lane.forget(job_ids)
         self._long.forget(job_ids)
 
-    def take_back(self, token: str, came: EncodedRequest | InvalidRequestError) -> ReadJob | Failed | None:
+    def take_back(self, token: str, came: EncodedRequest | ImpetusError) -> ReadJob | Failed | None:
         """What was read elsewhere, unless nobody wants it any more."""
         job = self._long.take_back(token)
         if job is None:
             return None
-        if isinstance(came, Exception):
+        if isinstance(came, ImpetusError):
             return Failed(job, came)
         return ReadJob(job, came.request, list(came.texts))
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _LIMIT_S = 60.0
 """With what it takes to start the process and to load a tokenizer."""
 _ATTEMPTS = 2
-"""A process may be killed for what is no fault of the job."""
+"""A process may be killed, or asleep for a while, for what is no fault of the job."""
 _log = logging.getLogger(__name__)
 
 
@@ -118,11 +118,11 @@ class ReadingProcess(Companion):
             finally:
                 limit.cancel()
             if late.is_set():
-                return InvalidRequestError(f"data: reading this job took longer than the {self._limit_s:.0f} s it may")
+                how = f"took longer than the {self._limit_s:.0f} s it may"
             with self._changed:
                 if self._under_way != job.token or self.stopped.is_set():
                     return None
-            _log.error("the process that reads long jobs %s with job %s", how, job.id)
+            _log.error("job %s: the process that reads long jobs %s", job.id, how)
         return PoisonedJobError(f"data: the process that read this job {how}, each of {_ATTEMPTS} times")
 
     def _ask(self, job: ClaimedJob) -> object:
