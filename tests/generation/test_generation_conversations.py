@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,6 +37,11 @@ STRICT = (
     "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}[{{ message.role }}] {{ message.content | trim }} "
     "{% endfor %}"
+)
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS_FOR_ZEBRAS = (
+    "{% if 'zebra' in messages[-1].content %}" + ENDLESS + "{% endif %}"
+    "{% for message in messages %}{{ message.content }}{% endfor %}"
 )
 NOBODY = "Hello. {% for message in messages %}{{ message.role }}{% endfor %}"
 
@@ -154,3 +160,31 @@ def test_a_tokenizer_that_cannot_read_ordinary_text_is_refused_in_one_sentence(
     (folder / "tokenizer_config.json").write_text(json.dumps(configuration | {"tokenizer_class": "GemmaTokenizer"}))
     with pytest.raises(ModelError, match="tokenizer"):
         load(folder)
+
+
+def test_a_template_that_does_not_end_for_a_request_fails_that_one_and_the_others_go_on(
+    with_template: Any, make_engine: Any, work: Any, drive: Any
+) -> None:
+    engine = make_engine(loaded=with_template(ENDLESS_FOR_ZEBRAS))
+    ended = drive(
+        engine,
+        work(1, None, messages=(("user", "A zebra"),)),
+        work(2, None, messages=(("user", "A horse"),)),
+        work(3, "Text"),
+    )
+    assert ended[1].message == "the model's chat template did not come to an end within 2 s of computing"
+    assert not isinstance(ended[2], Rejected)
+    assert not isinstance(ended[3], Rejected)
+
+
+def test_a_template_that_never_ends_holds_up_the_loading_once_and_no_request(
+    with_template: Any, make_engine: Any, work: Any, drive: Any
+) -> None:
+    engine = make_engine(loaded=with_template(ENDLESS))
+    before = time.process_time()
+    ended = drive(engine, *(work(each, None, messages=(("user", "Hello"),)) for each in range(1, 21)), work(30, "Text"))
+    assert time.process_time() - before < 20, "each had its own time"
+    assert {ended[each].message for each in range(1, 21)} == {
+        "the model's chat template did not come to an end within 2 s of computing"
+    }
+    assert not isinstance(ended[30], Rejected)

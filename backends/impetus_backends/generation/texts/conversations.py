@@ -7,9 +7,15 @@ would write are sent through a template before it is used, and looked for in wha
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PROBES = ("Zkqv-17 quuxly", "Vbnm-29 fnordly", "Wxyj-83 plughly")
 # A conversation around the role that is tried. Templates insist on turns that alternate, and on a user at the end.
@@ -18,6 +24,9 @@ _AROUND: dict[str, tuple[str, ...]] = {
     "assistant": ("user", "assistant", "user"),
     "tool": ("user", "assistant", "tool"),
 }
+_TEMPLATE_S = 2
+"""Of computing: common templates take milliseconds for long conversations, and all that decode wait meanwhile."""
+_ENDLESS = f"the model's chat template did not come to an end within {_TEMPLATE_S} s of computing"
 
 
 class Conversations:
@@ -29,6 +38,8 @@ class Conversations:
         """Whether contents go into the template as lists of parts, each a text."""
         self._said: dict[str, bool] = {}
         """By role: whether the template says what such a message holds."""
+        self._endless = False
+        """Whether the template did not come to an end with the shortest of conversations."""
         if tokenizer.has_chat_template and not self._says("user"):
             self._parts = True
             if not self._says("user"):
@@ -38,8 +49,16 @@ class Conversations:
         """The conversation as the template writes it, with the assistant's turn opened. Raises `RequestError`."""
         if not self._tokenizer.has_chat_template:
             raise RequestError("this model has no chat template and takes no messages: send `prompt` instead")
+        if self._endless:
+            raise RequestError(_ENDLESS)
         try:
-            tokens = list(self._tokenizer.apply_chat_template(self._formed(messages), add_generation_prompt=True))
+            with _time_limit():
+                text = self._tokenizer.apply_chat_template(
+                    self._formed(messages), add_generation_prompt=True, tokenize=False
+                )
+            tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
+        except _EndlessError:
+            raise RequestError(_ENDLESS) from None
         except Exception as error:  # templates are programs, and refuse by raising what they like
             raise RequestError(f"the model's chat template refused the messages: {error}") from error
         for role in dict.fromkeys(role for role, content in messages if content):
@@ -68,7 +87,41 @@ class Conversations:
         trial = tuple(zip(around, _PROBES, strict=False))
         probe = next(content for at, content in trial if at == role)
         try:
-            made = self._tokenizer.apply_chat_template(self._formed(trial), add_generation_prompt=True, tokenize=False)
+            with _time_limit():
+                made = self._tokenizer.apply_chat_template(
+                    self._formed(trial), add_generation_prompt=True, tokenize=False
+                )
+        except _EndlessError:
+            self._endless = True
+            return True
         except Exception:  # noqa: BLE001 - templates raise what they like
             return True
         return probe in str(made)
+
+
+class _EndlessError(Exception):
+    """The template has had its time."""
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Interrupts what computes for longer, wherever it is: only a process's first thread can do that to itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over = False
+
+    def interrupt(*_: object) -> None:
+        if not over:
+            raise _EndlessError
+
+    before = signal.signal(signal.SIGPROF, interrupt)
+    signal.setitimer(signal.ITIMER_PROF, _TEMPLATE_S, 0.1)  # and again: what a destructor raises is lost
+    try:
+        try:
+            yield
+        finally:
+            over = True
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
