@@ -195,6 +195,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             memory_bytes,
             config.prefix_cache_bytes,
             config.prefill_tokens or loader.profile.prefill_tokens,
+            special_tokens=config.special_tokens,
         )
         return open_generation_engine(
             files.folder, model_name=files.name, aliases=files.aliases, limits=limits, load=loader.load

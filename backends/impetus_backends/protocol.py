@@ -83,6 +83,8 @@ class GenerationWork:
     logprobs: bool = False
     schema: str | None = None
     """The JSON schema that the answer keeps to, as JSON."""
+    special_tokens: str | None = None
+    """What special tokens in messages are: `control` or `text`; none means the engine's default."""
     model: str | None = None
     """One of the engine's aliases; none means its default."""
     stream: bool = False
@@ -217,6 +219,8 @@ class EngineConfig:
     """How much of that may be kept of prompts, for later ones that begin alike."""
     prefill_tokens: int | None = None
     """Prompt tokens that a generation engine reads in one step; none means what suits the machine."""
+    special_tokens: str = "control"
+    """Of generation: what they are in messages that do not say (`GenerationWork`)."""
     quantize: str = "auto"
     """Of generation: `generation.profiles.CHOICES`, for models that come unquantised."""
     simulated_a_s: float = 0.004

@@ -130,6 +130,7 @@ class Producer:
         seed: int | None = None,
         logprobs: bool = False,
         response_format: Mapping[str, Any] | None = None,
+        special_tokens: Literal["control", "text"] | None = None,
         stream: bool = False,
         cancel_if_abandoned: bool = False,
         bulk: bool = False,
@@ -137,6 +138,7 @@ class Producer:
         """Enqueues one job that continues `prompt` or answers `messages`.
 
         `response_format`: `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`.
+        `special_tokens="text"`: what messages hold is text, though it spells the model's own control tokens.
         `stream`: so that the handle's `stream()` has the text while it is made. `cancel_if_abandoned`: the job ends
         `ABANDONED_AFTER_S` (30 s) after the last `result()` or `stream()` that waited for it, the first of which has
         to come within that time.
@@ -158,6 +160,7 @@ class Producer:
             "seed": seed,
             "logprobs": logprobs or None,
             "response_format": None if response_format is None else dict(response_format),
+            "special_tokens": special_tokens,
             "stream": stream or None,
             "cancel_if_abandoned": cancel_if_abandoned or None,
         }

@@ -279,6 +279,9 @@ class GenerationRequest(_Wire):
     logprobs: bool = False
     """Also return each token with the logarithm of its probability."""
     response_format: ResponseFormat | None = None
+    special_tokens: Literal["control", "text"] | None = None
+    """What the model's special tokens are where they stand in the content of messages: `control`, as the model knows
+    them, so that a text may close its turn, or `text` like any other. None: as the worker is told, else `control`."""
     stream: bool = False
     """Also write the text to the Redis stream `STREAM_KEY` + job id while it is made."""
     cancel_if_abandoned: bool = False
@@ -294,6 +297,8 @@ class GenerationRequest(_Wire):
     def _one_source(self) -> GenerationRequest:
         if (self.messages is None) == (self.prompt is None):
             raise _invalid("send either 'prompt' or 'messages', and not both")
+        if self.prompt is not None and self.special_tokens == "text":
+            raise _invalid("'special_tokens' is about 'messages': a 'prompt' is read as it is")
         return self
 
 

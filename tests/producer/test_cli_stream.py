@@ -136,7 +136,7 @@ def test_options_of_sampling_and_of_the_form_of_the_answer_reach_the_worker(fold
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     (folder / "a.json").write_text(json.dumps(schema))
     with working(redis_url, work):
-        sampling = ("--top-k", "5", "--min-p", "0.1", "--repetition-penalty", "1.1")
+        sampling = ("--top-k", "5", "--min-p", "0.1", "--repetition-penalty", "1.1", "--special-tokens", "text")
         results = [
             run(redis_url, "generate", "x", *sampling, "--json-schema", "a.json", "--logprobs", "--json"),
             run(redis_url, "generate", "x", "--json-schema", json.dumps(schema)),
@@ -147,7 +147,7 @@ def test_options_of_sampling_and_of_the_form_of_the_answer_reach_the_worker(fold
     messages = [{"role": "user", "content": "x"}]
     assert requests == [
         {"messages": messages, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "logprobs": True,
-         "response_format": by_schema},
+         "response_format": by_schema, "special_tokens": "text"},
         {"messages": messages, "response_format": by_schema},
         {"messages": messages, "response_format": {"type": "json_object"}, "stream": True},
     ]  # fmt: skip

@@ -269,6 +269,11 @@ def test_everything_a_generation_may_be_asked_for_reaches_the_job(producer: Prod
         producer.generate("x", response_format={"type": "yaml"})
     with pytest.raises(InvalidRequestError, match="min_p"):
         producer.generate("x", min_p=2)
+    with pytest.raises(InvalidRequestError, match="'special_tokens' is about 'messages'"):
+        producer.generate("x", special_tokens="text")
+    talk: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "special_tokens": "text"}
+    job = Job.fetch(producer.generate(**talk).job_id, connection, serializer=JSONSerializer)
+    assert job.args[0] == talk
 
 
 @given(data=st.data(), text=st.text(alphabet="aé日🙂", max_size=12))

@@ -38,13 +38,16 @@ def test_help_needs_no_extra() -> None:
 def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from impetus_worker.allowed import Allowed
     from impetus_worker.cli.run import _worker_settings, run
+    from impetus_worker.roles import engine_config
 
     for name in ("IMPETUS_WIRED_MEMORY", "IMPETUS_ALLOW_SLEEP", "IMPETUS_STAY_AWAKE_ON_BATTERY", "IMPETUS_DURABLE"):
         monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("IMPETUS_SPECIAL_TOKENS", "text")
     options = run.make_context("run", []).params
     assert options["durable"] is True
     settings = _worker_settings("generation", "redis://", Allowed(("a.b",), ("hooks.example",)), options)
     assert (settings.wired_memory, settings.allow_sleep, settings.stay_awake_on_battery) == (True, True, True)
+    assert engine_config(settings).special_tokens == "text"
     assert type(settings).from_json(settings.to_json()) == settings
     assert settings.allowed == Allowed(("a.b",), ("hooks.example",))
 

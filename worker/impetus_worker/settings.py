@@ -13,6 +13,7 @@ ROLES: tuple[Role, ...] = ("embedding", "generation")
 EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "mlx", "cpu", "numpy", "simulated")
 GENERATION_BACKENDS = ("auto", "mlx", "simulated")
 GENERATION_RECIPES = ("4bit", "8bit", "mixed_4_6", "mxfp4", "nvfp4")
+SPECIAL_TOKENS = ("control", "text")
 QUANTIZE_AT_LOAD = ("auto", "none", *GENERATION_RECIPES)
 
 DEFAULT_LEASE_S = 20
@@ -47,6 +48,8 @@ class WorkerSettings:
     """Padded tokens a batch may cost; none means what suits the backend."""
     max_wait_ms: float = 5.0
     max_concurrent_generations: int = 16
+    special_tokens: str = "control"
+    """What a model's special tokens are in messages that do not say: `SPECIAL_TOKENS`."""
     generation_quantize: str = "auto"
     """What is done, when it loads, to a generation model that comes unquantised; `auto` goes by the machine."""
     burst: bool = False

@@ -60,6 +60,8 @@ class EngineLimits:
     prefill_tokens: int = PREFILL_TOKENS
     context_tokens: int | None = None
     """What the model is to read at most, prompt and answer together, whatever its files say."""
+    special_tokens: str = "control"
+    """What they are in messages that do not say: `control` or `text`."""
 
 
 def open_generation_engine(
@@ -124,7 +126,12 @@ class GenerationEngine:
         self._prefixes = PrefixCache(0)
         self._cost: RowCost | None = None
         """What a request takes in memory, measured when there first is a limit."""
-        self._prompts = Prompts(loaded.tokenizer, loaded.context_tokens, context_known=loaded.context_known)
+        self._prompts = Prompts(
+            loaded.tokenizer,
+            loaded.context_tokens,
+            context_known=loaded.context_known,
+            special_tokens=self._limits.special_tokens,
+        )
         self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
         self._preparing: deque[Request] = deque()

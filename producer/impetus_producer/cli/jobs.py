@@ -62,6 +62,11 @@ _CHECK_EVERY_S = 1.0
     help="The answer is JSON that keeps to this schema: a file, or the schema itself, which begins with a brace.",
 )
 @click.option("--json-object", is_flag=True, help="The answer is some JSON object.")
+@click.option(
+    "--special-tokens",
+    type=click.Choice(["control", "text"]),
+    help="What the model's own control tokens are where a message spells them. Default: as the worker is told.",
+)
 @click.option("--model", metavar="NAME", help="The model. Default: the one the worker serves.")
 @click.option(
     "--stream", is_flag=True, help="Print the text while it is made. Ctrl-C stops the job and keeps what is there."
@@ -92,6 +97,7 @@ def generate(
     seed: int | None,
     json_schema: str | None,
     json_object: bool,
+    special_tokens: str | None,
     model: str | None,
     stream: bool,
     logprobs: bool,
@@ -135,6 +141,7 @@ def generate(
         "seed": seed,
         "logprobs": logprobs or None,
         "response_format": {"type": "json_object"} if json_object else _schema_format(json_schema),
+        "special_tokens": special_tokens,
         "stream": stream or None,
     }
     options |= {"prompt": prompt} if raw else {"messages": _conversation(system, messages_file, prompt)}

@@ -71,6 +71,7 @@ class OpenGeneration(Witness):
             seed=request.seed,
             logprobs=request.logprobs,
             schema=request.response_format.schema_text() if request.response_format is not None else None,
+            special_tokens=request.special_tokens,
             model=request.model,
             stream=request.stream,
         )

@@ -19,7 +19,7 @@ from impetus_producer.shown import without_password
 from .. import logs
 from ..allowed import Allowed
 from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
-from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, Role, WorkerSettings
+from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, SPECIAL_TOKENS, Role, WorkerSettings
 from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options
 
@@ -68,6 +68,10 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--prefill-tokens", envvar="IMPETUS_PREFILL_TOKENS", type=click.IntRange(1), show_envvar=True,
               help="Prompt tokens read between two steps: fewer pause running streams less, more read long prompts "
               "faster.  [default: 512; on an M5 2048]")  # fmt: skip
+@click.option("--special-tokens", envvar="IMPETUS_SPECIAL_TOKENS", default="control", show_default=True,
+              show_envvar=True, type=click.Choice(SPECIAL_TOKENS),
+              help="What a model's special tokens are in messages that do not say: as it knows them, or text like any "
+              "other, which cannot close its turn.")  # fmt: skip
 @click.option("--generation-quantize", envvar="IMPETUS_GENERATION_QUANTIZE", default="auto", show_default=True,
               show_envvar=True, type=click.Choice(QUANTIZE_AT_LOAD),
               help="What is done, when it loads, to a generation model that comes unquantised. 'auto': on an Apple GPU "
@@ -187,6 +191,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         max_batch_tokens=options["max_batch_tokens"],
         max_wait_ms=options["max_wait_ms"],
         max_concurrent_generations=options["max_concurrent_generations"],
+        special_tokens=options["special_tokens"],
         generation_quantize=options["generation_quantize"],
         burst=options["burst"],
         allow_callbacks=tuple(allowed.callbacks),

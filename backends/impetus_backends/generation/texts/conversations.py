@@ -45,20 +45,25 @@ class Conversations:
             if not self._says("user"):
                 self._parts = False
 
-    def tokens(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
-        """The conversation as the template writes it, with the assistant's turn opened. Raises `RequestError`."""
+    def tokens(self, messages: tuple[tuple[str, str], ...], *, special_tokens_as_text: bool = False) -> list[int]:
+        """The conversation as the template writes it, with the assistant's turn opened. Raises `RequestError`.
+
+        `special_tokens_as_text`: a token of the vocabulary that is no piece of text (an added one, special or not,
+        white space aside) comes from the template alone. Where a message spells one, that is read as other text is.
+        """
         if not self._tokenizer.has_chat_template:
             raise RequestError("this model has no chat template and takes no messages: send `prompt` instead")
         if self._endless:
             raise RequestError(_ENDLESS)
         try:
-            with _time_limit():
-                text = self._tokenizer.apply_chat_template(
-                    self._formed(messages), add_generation_prompt=True, tokenize=False
-                )
-            tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
+            if special_tokens_as_text:
+                tokens = self._tokens_of_text_alone(messages)
+            else:
+                tokens = list(self._tokenizer.encode(self._written(messages), add_special_tokens=False))
         except _EndlessError:
             raise RequestError(_ENDLESS) from None
+        except RequestError:
+            raise
         except Exception as error:  # templates are programs, and refuse by raising what they like
             raise RequestError(f"the model's chat template refused the messages: {error}") from error
         for role in dict.fromkeys(role for role, content in messages if content):
@@ -70,6 +75,26 @@ class Conversations:
                     "instead, or give their text another role"
                 )
         return tokens
+
+    def _written(self, messages: tuple[tuple[str, str], ...]) -> str:
+        with _time_limit():
+            return str(
+                self._tokenizer.apply_chat_template(self._formed(messages), add_generation_prompt=True, tokenize=False)
+            )
+
+    def _tokens_of_text_alone(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
+        tokenizer = self._tokenizer._tokenizer  # transformers' own, beneath mlx-lm's
+        if self._tokenizer._chat_template is not None:
+            raise RequestError("special_tokens: this model's conversations are not written by a template of its own")
+        if tokenizer.chat_control_tokens is None:
+            added = (each.content for each in tokenizer.added_tokens_decoder.values())
+            tokenizer.chat_control_tokens = [each for each in added if each.strip()]
+        with _time_limit():
+            return list(
+                self._tokenizer.apply_chat_template(
+                    self._formed(messages), add_generation_prompt=True, sanitize_control_tokens=True
+                )
+            )
 
     def _formed(self, messages: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
         def form(content: str) -> Any:
@@ -87,16 +112,13 @@ class Conversations:
         trial = tuple(zip(around, _PROBES, strict=False))
         probe = next(content for at, content in trial if at == role)
         try:
-            with _time_limit():
-                made = self._tokenizer.apply_chat_template(
-                    self._formed(trial), add_generation_prompt=True, tokenize=False
-                )
+            made = self._written(trial)
         except _EndlessError:
             self._endless = True
             return True
         except Exception:  # noqa: BLE001 - templates raise what they like
             return True
-        return probe in str(made)
+        return probe in made
 
 
 class _EndlessError(Exception):

@@ -16,15 +16,24 @@ _CHARACTERS_PER_TOKEN = 8
 
 
 class Prompts:
-    """Reads requests for one model. `tokenizer`: mlx-lm's `TokenizerWrapper`; `context_tokens`: the most it reads."""
+    """Reads requests for one model. `tokenizer`: mlx-lm's `TokenizerWrapper`; `context_tokens`: the most it reads;
+    `special_tokens`: what they are in messages that do not say."""
 
-    def __init__(self, tokenizer: Any, context_tokens: int, *, context_known: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        context_tokens: int,
+        *,
+        context_known: bool = True,
+        special_tokens: str = "control",
+    ) -> None:
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
         self._reads = f"the {context_tokens:,} this model reads"
         if not context_known:
             self._reads = f"the {context_tokens:,} that are assumed, for how much this model reads is not known"
         self._conversations = Conversations(tokenizer)
+        self._special_tokens = special_tokens
 
     def tokens(self, work: GenerationWork) -> list[int]:
         """The prompt's token ids: at least one, and with `max_tokens` no more than the model's context.
@@ -34,7 +43,8 @@ class Prompts:
         """
         self._refuse_far_too_long(work)
         if work.messages is not None:
-            tokens = self._conversations.tokens(work.messages)
+            as_text = (work.special_tokens or self._special_tokens) == "text"
+            tokens = self._conversations.tokens(work.messages, special_tokens_as_text=as_text)
         elif work.prompt is not None:
             tokens = _continuation(self._tokenizer, work.prompt)
         else:
