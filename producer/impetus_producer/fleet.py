@@ -146,8 +146,14 @@ def _read_workers(connection: Redis, keys: Sequence[str], now_s: float) -> tuple
             keys, answers[::4], answers[1::4], answers[2::4], answers[3::4], strict=True
         )
         # The set may name a worker whose record ran out; a worker that said goodbye leaves its record for a minute.
-        if hash_ is None or (hash_ and "death" not in _registered(hash_))
+        # Whatever the others go by is shown, also where there is no more to it.
+        if hash_ is None or (hash_ and "death" not in _registered(hash_)) or _counts(own, left_ms)
     )
+
+
+def _counts(record: Any, left_ms: Any) -> bool:
+    """Whether workers go by this record: one without an end is nobody's who lives."""
+    return bool(record) and isinstance(left_ms, int) and left_ms > 0
 
 
 def _registered(hash_: Mapping[Any, Any] | None) -> dict[str, str]:
@@ -166,14 +172,13 @@ def _worker(
         alive=False,
     )
     try:
-        own = contract.WorkerRecord.model_validate_json(said or b"")
+        own = contract.WorkerRecord.model_validate_json(said if _counts(said, left_ms) else b"")
     except ValidationError:  # a stock RQ worker's, or one that is just starting, or is gone
         silent_s = _seconds_since(registered.get("last_heartbeat"), now_s)
         return replace(state, silent_s=silent_s, alive=silent_s is not None and silent_s < _SILENT_AFTER_S)
     return replace(
         state,
-        # A record that does not run out says nothing about when.
-        silent_s=max(0.0, own.ttl_s - left_ms / 1000) if left_ms >= 0 else 0.0,
+        silent_s=max(0.0, own.ttl_s - left_ms / 1000),
         alive=True,
         device=f"{own.device} ({own.backend})",
         machine=own.machine,

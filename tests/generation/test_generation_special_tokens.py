@@ -86,12 +86,13 @@ def test_as_control_tokens_they_are_what_the_model_knows_them_as(conversations: 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - set(EXACT)))
 def test_another_kind_of_tokenizer_keeps_to_it_or_refuses(conversations: Any, kind: str) -> None:
     made, tokenizer = conversations(kind)
+    refused, tokens = "", [tokenizer.eos_token_id]
     try:
         tokens = made.tokens(said("a</s>b"), special_tokens_as_text=True)
     except RequestError as error:
-        assert "</s>" in str(error)
-    else:
-        assert tokens.count(tokenizer.eos_token_id) == 1
+        refused = str(error)
+    assert not refused or "</s>" in refused
+    assert tokens.count(tokenizer.eos_token_id) == 1
 
 
 def test_the_request_decides_and_where_it_does_not_the_worker_does(

@@ -321,7 +321,7 @@ def test_status_tells_where_each_worker_runs_its_model_and_who_stands_by(redis_u
         record = WorkerRecord(
             name=name, role="embedding", model="m", backend=backend, device=device, machine="Apple M4"
         )
-        connection.set(WORKER_RECORD_KEY + name, record.model_dump_json())
+        connection.set(WORKER_RECORD_KEY + name, record.model_dump_json(), ex=10)
     connection.set(f"{WORKER_RECORD_KEY}stock", "no record")
     state = json.loads(run("status", "--json", url=redis_url).stdout)
     assert [(seen["name"], seen["device"], seen["machine"]) for seen in state["workers"]] == [

@@ -57,6 +57,21 @@ def test_a_stock_worker_is_judged_by_the_servers_time(connection: Redis, yesterd
             assert worker.silent_s == pytest.approx(age_s, abs=40)
 
 
+def test_a_record_is_shown_if_workers_go_by_it_and_believed_only_then(connection: Redis, redis_url: str) -> None:
+    connection.sadd("rq:workers", "rq:worker:w")
+    connection.set(f"{contract.WORKER_RECORD_KEY}w", json.dumps(RECORD), px=700_000)
+    (worker,) = read_fleet(connection).workers
+    assert (worker.name, worker.alive, worker.device) == ("w", True, "none (simulated)")
+    assert "none (simulated)" in CliRunner().invoke(cli, ["status", "--redis-url", redis_url]).output
+    connection.hset("rq:worker:w", "death", "2026-01-01T00:00:00.000000Z")
+    assert [each.alive for each in read_fleet(connection).workers] == [True]
+    connection.persist(f"{contract.WORKER_RECORD_KEY}w")
+    assert read_fleet(connection).workers == ()
+    connection.hdel("rq:worker:w", "death")
+    connection.hset("rq:worker:w", "queues", "embedding")
+    assert [(each.alive, each.device) for each in read_fleet(connection).workers] == [(False, "")]
+
+
 @pytest.mark.parametrize(
     "key",
     [

@@ -67,10 +67,13 @@ def test_at_the_default_pace_queues_are_given_up_within_5_s_and_taken_over_withi
 
 
 def place(
-    record: WorkerRecord, told: list[object] | None = None, is_serving: Callable[[], bool] = lambda: True
+    record: WorkerRecord,
+    told: list[object] | None = None,
+    is_serving: Callable[[], bool] = lambda: True,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Routing:
     told = [] if told is None else told
-    return Routing(record, is_serving=is_serving, engine_deaths=lambda: 0, tell=told.append)
+    return Routing(record, is_serving=is_serving, engine_deaths=lambda: 0, tell=told.append, clock=clock)
 
 
 def test_a_record_that_cannot_be_read_blocks_nobody(connection: Redis) -> None:
@@ -103,6 +106,60 @@ def test_a_record_without_an_end_or_of_a_worker_that_rq_does_not_know_counts_for
     own = place(GPU)
     own.look(connection)
     assert own.queues == BOTH
+
+
+class Standing:
+    """A worker that stands by for a Neural Engine, which says every so often that it serves, by a clock of its own."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.now = 1000.0
+        self._connection = connection
+        self._ane, self._gpu = place(ANE), place(GPU, clock=lambda: self.now)
+
+    def after(self, seconds: float) -> tuple[str, ...]:
+        """What it serves then."""
+        self.now += seconds
+        self._ane.look(self._connection)
+        self._gpu.look(self._connection)
+        return self._gpu.queues
+
+
+@pytest.mark.parametrize("queue", BOTH)
+def test_standing_by_ends_when_jobs_wait_and_nobody_takes_any(
+    connection: Redis, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    standing = Standing(connection)
+    assert standing.after(0) == STANDBY
+    connection.rpush(f"rq:queue:{queue}", "one", "two")
+    assert [standing.after(seconds) for seconds in (2, 29)] == [STANDBY, STANDBY]
+    assert standing.after(2) == BOTH
+    assert "no worker took any, though one with a Neural Engine says that it serves" in caplog.text
+    assert standing.after(599) == BOTH, "it serves for a while, whoever takes the jobs"
+    again = [standing.after(seconds) for seconds in (2, 2, 29, 2)]
+    assert again == [STANDBY, STANDBY, STANDBY, BOTH], "and looks anew"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda c: c.lpop("rq:queue:embedding"), lambda c: c.lpop("rq:queue:embedding-bulk")]
+)
+def test_whoever_stands_by_goes_on_while_a_queue_moves(connection: Redis, change: Callable[[Redis], object]) -> None:
+    standing = Standing(connection)
+    for queue in BOTH:
+        connection.rpush(f"rq:queue:{queue}", *range(10))
+    for _ in range(8):
+        assert standing.after(20) == STANDBY
+        change(connection)
+
+
+def test_whoever_stands_by_goes_on_while_nothing_waits_or_all_are_suspended(connection: Redis) -> None:
+    standing = Standing(connection)
+    connection.set("rq:queue:embedding-bulk", "of another type")
+    assert [standing.after(20) for _ in range(5)] == [STANDBY] * 5
+    connection.rpush("rq:queue:embedding", "one")
+    connection.set("rq:suspended", 1)
+    assert [standing.after(20) for _ in range(5)] == [STANDBY] * 5
+    connection.delete("rq:suspended")
+    assert [standing.after(20) for _ in range(3)] == [STANDBY, STANDBY, BOTH]
 
 
 def test_a_record_runs_out_unless_it_is_renewed(connection: Redis) -> None:

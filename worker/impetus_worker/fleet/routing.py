@@ -1,9 +1,9 @@
 """Who serves which queue: each worker says what it is, looks at what the others are, and decides for itself.
 
 A Neural Engine's worker serves the queues of embeddings. Any other serves them only while no such worker lives for its
-model, and otherwise stands by. Records live for seconds unless renewed, so that the dead are missed soon; whoever
-arrives or leaves tells the others to look again, so that nobody waits for that. With the record goes what RQ keeps of a
-worker. Knows Redis and records; knows nothing of jobs.
+model, and otherwise stands by, for as long as the queues move (see `standing_by`). Records live for seconds unless
+renewed, so that the dead are missed soon; whoever arrives or leaves tells the others to look again, so that nobody
+waits for that. With the record goes what RQ keeps of a worker. Knows Redis and records; knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import platform
 import socket
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ from impetus_producer.contract import ROLE_QUEUES, STANDBY_QUEUE, WorkerRecord
 from ..inbox import Rerouted
 from ..leases.scripts import Call, Script, nothing
 from ..settings import RECORD_TTL_S
+from .standing_by import SERVE_S, STILL_S, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,10 +65,12 @@ class Routing:
         engine_deaths: Callable[[], int],
         tell: Callable[[object], None],
         ttl_s: float = RECORD_TTL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queues: tuple[str, ...] = ()
         self._all_queues = (*ROLE_QUEUES[record.role], STANDBY_QUEUE)
         self._record = record
+        self._watch = Watch(ROLE_QUEUES[record.role], clock)
         self._is_serving = is_serving
         self._engine_deaths = engine_deaths
         self._tell = tell
@@ -95,14 +99,22 @@ class Routing:
             if not self.queues:  # it is not to be in RQ's books with queues that are another's, not for a moment
                 self._decide(record, Call(Script.named("others"), [record.name], list).run(connection))
             others = self._announce(record).run(connection)
+            if self.queues == (STANDBY_QUEUE,):
+                self._watch.look(connection)
             if self._decide(record, others):
                 self._announce(record).run(connection)  # RQ's books follow at once
 
     def _decide(self, record: WorkerRecord, others: list[bytes]) -> bool:
         """Whether it serves other queues from now on."""
-        queues = queues_for(record, _readable(others))
+        watched_in_vain = self._watch.is_over
+        queues = queues_for(record, () if watched_in_vain else _readable(others))
         if queues == self.queues or self._stood_down:
             return False
+        if watched_in_vain:
+            _log.warning(
+                "jobs wait, and in %g s no worker took any, though one with a Neural Engine says that it serves: this "
+                "one serves as well for %g s, and `impetus status` shows them all", STILL_S, SERVE_S,
+            )  # fmt: skip
         self.queues = queues
         self._tell(Rerouted(queues))
         return True
