@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from scripts.corpus import docstrings
 
-from impetus_producer import ImpetusError, Producer
+from impetus_producer import ImpetusError, Producer, connect
 from impetus_producer.servers.discovery import STATE_DIR_VARIABLE, ServerNote
 
 if TYPE_CHECKING:
@@ -39,20 +41,27 @@ START_LIMIT_S = 120
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=2500, help="how many docstrings (default: 2500)")
+    parser.add_argument(
+        "--as-producer",
+        action="store_true",
+        help="act, all but the workers, as a Redis user with no more rights than README's producer",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="impetus-demo-") as name:
         folder = Path(name)
         try:
-            print(json.dumps(show(folder, arguments.documents)))
+            print(json.dumps(show(folder, arguments.documents, as_producer=arguments.as_producer)))
         except KeyboardInterrupt:
             print("\nstopped; nothing is left running", file=sys.stderr)
             return 130
     return 0
 
 
-def show(folder: Path, count: int) -> dict[str, Any]:
+def show(folder: Path, count: int, *, as_producer: bool = False) -> dict[str, Any]:
     say("1. A server and two workers: impetus-worker run")
     with Workers(folder, MODEL) as url:
+        if as_producer:
+            url = producers_url(url)
         say(f"2. Embedding {count} docstrings of the standard library: impetus embed")
         documents = docstrings(count)
         source, output = folder / "docs.jsonl", folder / "docs.parquet"
@@ -83,6 +92,17 @@ def show(folder: Path, count: int) -> dict[str, Any]:
         "generations": answers,
         "failed": failed + wrong,
     }
+
+
+def producers_url(url: str) -> str:
+    """The server as a user sees it that has the rights of README's producer; made for this."""
+    (rules,) = re.findall(r"ACL SETUSER producer on >\S+ (.*)", (DATA.parents[1] / "README.md").read_text())
+    password = secrets.token_hex(16)
+    with connect(url) as connection:
+        connection.acl_setuser("producer", enabled=True, reset=True, passwords=[f"+{password}"])
+        connection.execute_command("ACL", "SETUSER", "producer", *rules.split())  # type: ignore[no-untyped-call]
+    print("   from here on as the user `producer`, who cannot touch what workers rely on")
+    return url.replace("://", f"://producer:{password}@", 1)
 
 
 def search(producer: Producer, documents: list[Docstring], vectors: np.ndarray) -> None:

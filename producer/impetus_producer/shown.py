@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 _NO_SCHEME = re.compile(r"[\w.-]+(:\d+)?(/\d*)?")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HOSTS = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d*)?(,([\w.-]+|\[[\da-fA-F:.]+\])(:\d*)?)*")
 
 
@@ -19,6 +20,11 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """As `printable`, but lines stay lines; those after the first are indented, so that none looks like ours."""
     return "\n    ".join(map(printable, text.splitlines()))
+
+
+def for_terminal(text: str) -> str:
+    """The text with its lines and tabs, and an escape for every other control character: what a terminal obeys."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def without_password(url: str) -> str:

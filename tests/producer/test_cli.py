@@ -199,22 +199,44 @@ def test_ctrl_c_leaves_no_half_file_and_no_job(folder: Path, redis_url: str, con
     assert names(folder) == ["in.txt"]
 
 
+def _all_of(terminal: int) -> bytes:
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(terminal)
+    return shown
+
+
 def test_a_terminal_shows_count_rate_and_time_left(folder: Path, redis_url: str, worker: StockWorker) -> None:
     (folder / "in.txt").write_text("text\n" * 500)
     ours, theirs = pty.openpty()
     command = [*PROGRAM, "embed", "in.txt", "-o", "out.npy", "--redis-url", redis_url]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
     os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 4096):
-            shown += part
-    except OSError:  # how Linux says that the other end is closed
-        pass
-    os.close(ours)
+    shown = _all_of(ours)
     assert process.wait(20) == 0
     assert b"500/500" in shown
     assert b"docs/s" in shown
+
+
+@pytest.mark.parametrize("options", [(), ("--stream",)])
+def test_a_terminal_obeys_nothing_of_a_models_text_and_a_file_gets_it_as_it_is(
+    redis_url: str, options: tuple[str, ...]
+) -> None:
+    said = "two\nlines\tand \x1b]0;title\x07\x9b2J\r🙂"
+    command = [*PROGRAM, "generate", "hello", *options, "--redis-url", redis_url]
+    with working(redis_url, lambda function, request: generation_of(said)):
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL)
+        os.close(theirs)
+        shown = _all_of(ours)
+        assert process.wait(20) == 0
+        assert shown.decode().replace("\r\n", "\n") == "two\nlines\tand \\x1b]0;title\\x07\\x9b2J\\r🙂\n"
+        if not options:
+            assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode() == f"{said}\n"
 
 
 def test_generate_prints_the_text_alone_and_with_json_everything(redis_url: str, worker: StockWorker) -> None:

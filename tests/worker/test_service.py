@@ -106,6 +106,8 @@ def test_the_unit_runs_what_it_was_told_and_restarts_on_a_crash(tmp_path: Path) 
     assert settings["Restart"] == ["on-failure"]
     assert settings["RestartPreventExitStatus"] == ["3"]
     assert settings["UMask"] == ["0077"]
+    assert settings["NoNewPrivileges"] == ["true"]
+    assert not {"ProtectSystem", "PrivateTmp", "CapabilityBoundingSet"} & set(settings), "a user may lack the right"
     assert settings["WantedBy"] == ["default.target"]
     (command,) = settings["ExecStart"]
     assert [word.replace("$$", "$") for word in unescaped(command)] == list(PROGRAM.command)
@@ -199,13 +201,18 @@ def test_a_system_unit_runs_in_the_users_name_and_keeps_variables_where_nobody_e
     system = System()
     home = tmp_path / "100 % ada"
     unit = SystemUnit(tmp_path, account(home), system)
-    unit.install(PROGRAM)
+    unit.install(Program(PROGRAM.command, {**PROGRAM.environment, "HF_HOME": "/data/models of %u"}))
     text = unit.file.read_text()
     settings = read_unit(text)
     assert (settings["User"], settings["WorkingDirectory"]) == (["ada"], [str(home).replace("%", "%%")])
     assert (settings["Restart"], settings["WantedBy"]) == (["on-failure"], ["multi-user.target"])
     assert settings["After"] == ["network-online.target"]
     assert "s3cret" not in text
+    assert settings["ReadWritePaths"] == [f'"{tmp_path}/100 %% ada" "/tmp" "/var/tmp" "-/data/models of %%u"']
+    assert settings["CapabilityBoundingSet"] == [""]
+    for name in ("NoNewPrivileges", "RestrictSUIDSGID", "ProtectKernelTunables", "RestrictNamespaces"):
+        assert settings[name] == ["true"]
+    assert settings["ProtectSystem"] == ["strict"]
     (file,) = settings["EnvironmentFile"]
     assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
     # systemd reads such a file as a shell would.

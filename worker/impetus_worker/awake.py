@@ -43,6 +43,10 @@ class AwakeClock:
             self._unsaid_s += gap_s
         return now - self._asleep_s
 
+    def worked(self) -> None:
+        """What has passed since the last call was long work of the thread that calls, and no sleep."""
+        self._last = self._clock()
+
     def slept_s(self) -> float:
         """How long it slept since this was last asked."""
         self()

@@ -270,7 +270,9 @@ class QueueWorker:
             _log.warning("%s", info.note)
         self._reading = ReadingProcess(info, self._settings.allowed, self._inbox.tell)
         self._reading.start()
+        self._now()
         self._batcher = make_batcher(self._settings, info, self._reading)
+        self._now.worked()  # to import and to read a tokenizer takes seconds, where it is done for the first time
         self._interruptions = Interruptions(self._engine, self._batcher, self._ledger)
 
     def _hear_engine(self, events: Sequence[Event]) -> None:

@@ -16,6 +16,7 @@ from ..contract import EmbeddingResult, GenerationRequest, GenerationResult
 from ..errors import ImpetusError, InvalidRequestError, ResultTimeoutError, ServerError, StreamRestartedError
 from ..handles import GenerationHandle
 from ..parsing import parse_request
+from ..shown import for_terminal
 from .server import open_session, patience_option, patient_producer, redis_url_option
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ def _print_stream(handle: GenerationHandle, timeout_s: float | None, check: Call
         try:
             for piece in handle.stream(left_s, on_wait=check):
                 line_open = not piece.endswith("\n")  # known before Ctrl-C can come in between
-                click.echo(piece, nl=False)
+                click.echo(_as_shown(piece), nl=False)
                 sys.stdout.flush()
             click.echo()
             return
@@ -317,6 +318,11 @@ def _print_stream(handle: GenerationHandle, timeout_s: float | None, check: Call
             raise
 
 
+def _as_shown(text: str) -> str:
+    """A model's text: to a file or another program as it is."""
+    return for_terminal(text) if sys.stdout.isatty() else text
+
+
 def _end_line(line_open: bool) -> None:
     if line_open:
         click.echo()
@@ -324,7 +330,7 @@ def _end_line(line_open: bool) -> None:
 
 def _print(answer: EmbeddingResult | GenerationResult, as_json: bool) -> None:
     if isinstance(answer, GenerationResult):
-        click.echo(answer.model_dump_json() if as_json else answer.text)
+        click.echo(answer.model_dump_json() if as_json else _as_shown(answer.text))
         return
     rows = [list(map(float, row)) for row in answer.vectors]
     if as_json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from impetus_backends.cache import write_whole
+from impetus_producer.servers.discovery import STATE_DIR_VARIABLE
 
 from ..errors import ServiceError
 from .service import STOP_S, ServiceState, in_name_of, removed
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
     from .service import Account, Answer, Program, Run
 
 UNIT = "impetus-worker.service"
+# What needs no namespace, and so also works where a user may make none. Nothing here forbids memory that is written and
+# run: ONNX Runtime and MLX compile.
+_CONFINED = (
+    "NoNewPrivileges=true\n"
+    "LockPersonality=true\n"
+    "RestrictRealtime=true\n"
+    "RestrictSUIDSGID=true\n"
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK\n"
+    "SystemCallArchitectures=native\n"
+)
+_FOLDERS = (STATE_DIR_VARIABLE, "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
+"""Variables that name a folder to write to."""
 _AFTER_NETWORK = "Wants=network-online.target\nAfter=network-online.target\n"
 
 
@@ -58,6 +71,7 @@ class SystemdUnit:
             "KillMode=mixed\n"
             f"TimeoutStopSec={STOP_S}\n"
             "UMask=0077\n"
+            f"{_CONFINED}"
             "\n"
             "[Install]\n"
             f"WantedBy={wanted_by}\n"
@@ -117,8 +131,28 @@ class SystemUnit(SystemdUnit):
 
     def text(self, program: Program) -> str:
         home, variables = (str(path).replace("%", "%%") for path in (self._account.home, self._variables))
-        settings = f"User={self._account.name}\nEnvironmentFile={variables}\nWorkingDirectory={home}\n"
+        settings = (
+            f"User={self._account.name}\nEnvironmentFile={variables}\nWorkingDirectory={home}\n"
+            # The account has no more rights than that, and here not even all of these.
+            "CapabilityBoundingSet=\n"
+            "ProtectSystem=strict\n"
+            # /tmp is the machine's: what is too long for a socket's name lies there.
+            f"ReadWritePaths={' '.join(map(_quoted_path, (home, '/tmp', '/var/tmp', *self._folders(program))))}\n"
+            "ProtectKernelTunables=true\n"
+            "ProtectKernelModules=true\n"
+            "ProtectKernelLogs=true\n"
+            "ProtectControlGroups=true\n"
+            "ProtectClock=true\n"
+            "ProtectHostname=true\n"
+            "ProtectProc=invisible\n"
+            "RestrictNamespaces=true\n"
+        )
         return self._text(program, settings, wanted_by="multi-user.target", after=_AFTER_NETWORK)
+
+    def _folders(self, program: Program) -> list[str]:
+        """Where it is told to write besides; one that is not there (`-`) stops nothing."""
+        environment = in_name_of(self._account, program).environment
+        return [f"-{environment[name].replace('%', '%%')}" for name in _FOLDERS if environment.get(name)]
 
     def variables(self, program: Program) -> str:
         """The content of the file of variables."""
@@ -140,6 +174,12 @@ def _quoted_variable(text: str) -> str:
     for special in '\\"$`':
         text = text.replace(special, f"\\{special}")
     return f'"{text}"'
+
+
+def _quoted_path(path: str) -> str:
+    """A path in a list of them; its specifiers are escaped already."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _quoted(text: str) -> str:
