@@ -100,7 +100,7 @@ def producers_url(url: str) -> str:
     password = secrets.token_hex(16)
     with connect(url) as connection:
         connection.acl_setuser("producer", enabled=True, reset=True, passwords=[f"+{password}"])
-        connection.execute_command("ACL", "SETUSER", "producer", *rules.split())  # type: ignore[no-untyped-call]
+        connection.execute_command("ACL", "SETUSER", "producer", *rules.split())
     print("   from here on as the user `producer`, who cannot touch what workers rely on")
     return url.replace("://", f"://producer:{password}@", 1)
 

@@ -196,6 +196,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             config.prefix_cache_bytes,
             config.prefill_tokens or loader.profile.prefill_tokens,
             special_tokens=config.special_tokens,
+            max_answer_tokens=config.max_answer_tokens,
         )
         return open_generation_engine(
             files.folder, model_name=files.name, aliases=files.aliases, limits=limits, load=loader.load

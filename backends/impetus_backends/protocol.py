@@ -9,11 +9,11 @@ pipe between processes.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
 
@@ -66,25 +66,46 @@ class EmbeddingWork:
 
 @dataclass(frozen=True, slots=True)
 class GenerationWork:
-    """One text to continue or conversation to answer."""
+    """One text to continue or conversation to answer. None of a value means that the model's own default holds."""
 
     id: int
     prompt: str | None
-    messages: tuple[tuple[str, str], ...] | None
-    """(role, content) pairs."""
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    messages: tuple[Mapping[str, Any], ...] | None
+    """As chat templates take them: `role` and `content` (a string), and where there are such `name`, `tool_calls`,
+    `tool_call_id` and `reasoning_content`."""
+    max_tokens: int | None = None
+    """None: what is left of the model's context, up to the engine's own limit."""
+    min_tokens: int = 0
+    n: int = 1
+    """So many answers, one after another; the seed of each is one more than that before."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    """The model's own end-of-text tokens are never drawn."""
     seed: int | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
     schema: str | None = None
     """The JSON schema that the answer keeps to, as JSON."""
     special_tokens: str | None = None
     """What special tokens in messages are: `control` or `text`; none means the engine's default."""
+    continue_final_message: bool = False
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_effort: str | None = None
+    max_reasoning_tokens: int | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """As chat templates take them: `{"type": "function", "function": {…}}`."""
+    tool_choice: str = "auto"
+    """`none`, `auto`, `required`, or `=` and the name of the one to call."""
+    parallel_tool_calls: bool = True
     model: str | None = None
     """One of the engine's aliases; none means its default."""
     stream: bool = False
@@ -109,10 +130,13 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The next piece of a streamed generation's text: whole characters, that nothing later takes back."""
+    """The next piece of a streamed generation: whole characters, that nothing later takes back."""
 
     id: int
     text: str
+    reasoning: str = ""
+    """Of what the model thinks before it answers."""
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +154,44 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
-    """A generation is over. Times count from `admit`."""
+class Call:
+    """A tool that the model wants called. `arguments`: JSON."""
 
-    id: int
+    name: str
+    arguments: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """A token as text, the natural logarithm of its probability, and the likeliest tokens of its place."""
+
+    token: str
+    logprob: float
+    others: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One of the answers of a generation."""
+
     text: str
     finish_reason: str
-    """`stop`, `length` or `cancelled`."""
+    """`stop`, `length`, `tool_calls` or `cancelled`."""
+    reasoning: str | None = None
+    """What the model thought before it answered; none: it did not."""
+    calls: tuple[Call, ...] = ()
+    logprobs: tuple[Likely, ...] | None = None
+    """For a request that asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A generation is over. Times count from `admit`, tokens are those of all its answers."""
+
+    id: int
+    answers: tuple[Answer, ...]
+    """At least one."""
     prompt_tokens: int
     completion_tokens: int
     first_token_s: float
@@ -147,8 +202,17 @@ class Generated:
     """As in `EngineInfo`, of this model."""
     cached_tokens: int = 0
     """Prompt tokens that an earlier prompt's memory spared it."""
-    logprobs: tuple[tuple[str, float], ...] | None = None
-    """For a request that asked: each token as text, and the natural logarithm of its probability."""
+    reasoning_tokens: int = 0
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """How tokens were drawn, by names of fields of `GenerationWork`."""
+
+    @property
+    def text(self) -> str:
+        return self.answers[0].text
+
+    @property
+    def finish_reason(self) -> str:
+        return self.answers[0].finish_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +283,8 @@ class EngineConfig:
     """How much of that may be kept of prompts, for later ones that begin alike."""
     prefill_tokens: int | None = None
     """Prompt tokens that a generation engine reads in one step; none means what suits the machine."""
+    max_answer_tokens: int = 4096
+    """Of a generation's answer, where its request does not say."""
     special_tokens: str = "control"
     """Of generation: what they are in messages that do not say (`GenerationWork`)."""
     quantize: str = "auto"

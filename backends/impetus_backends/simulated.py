@@ -19,11 +19,13 @@ from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.texts.tokens import EncodedText
 from impetus_backends.errors import RequestError
 from impetus_backends.protocol import (
+    Answer,
     EngineConfig,
     EngineInfo,
     Event,
     Generated,
     GenerationWork,
+    Likely,
     Progress,
     Rejected,
     Started,
@@ -152,10 +154,11 @@ class SimulatedGenerationEngine:
         if not isinstance(work, GenerationWork):
             self._events.append(Rejected(work.id, f"{self._info.model} generates text and makes no embeddings"))
             return
-        prompt = work.prompt if work.prompt is not None else " ".join(text for _, text in work.messages or ())
+        prompt = work.prompt if work.prompt is not None else " ".join(each["content"] for each in work.messages or ())
         seed = f"{prompt}\0{work.seed}"
-        if work.schema is not None:
-            self._events.append(Rejected(work.id, f"{self._info.model} cannot keep to a schema"))
+        asks_for = "a schema" if work.schema is not None else "n" if work.n > 1 else "tools" if work.tools else ""
+        if asks_for:
+            self._events.append(Rejected(work.id, f"{self._info.model} does nothing about {asks_for}"))
             return
         self._waiting.append(_Running(work, self._clock(), len(prompt.split()), seed, 24 + _hash(seed) % 40))
 
@@ -195,10 +198,10 @@ class SimulatedGenerationEngine:
         self._events.clear()
 
     def _ended(self, running: _Running, text: str, reason: str) -> Generated:
+        logprobs = tuple(Likely(word, 0.0) for word in running.words) if running.work.logprobs else None
         return Generated(
             id=running.work.id,
-            text=text,
-            finish_reason=reason,
+            answers=(Answer(text, reason, logprobs=logprobs),),
             prompt_tokens=running.prompt_tokens,
             completion_tokens=len(running.words),
             first_token_s=running.first_token_s or 0.0,
@@ -206,7 +209,6 @@ class SimulatedGenerationEngine:
             model=self._info.model,
             fingerprint=self._info.fingerprint,
             note=self._info.note,
-            logprobs=tuple((word, 0.0) for word in running.words) if running.work.logprobs else None,
         )
 
 
@@ -220,7 +222,7 @@ def _advance(running: _Running) -> tuple[str, str | None]:
         return text[: min(stops)], "stop"
     if len(running.words) >= running.length:
         return text, "stop"
-    return text, "length" if len(running.words) >= running.work.max_tokens else None
+    return text, "length" if len(running.words) >= (running.work.max_tokens or MAX_TOKENS) else None
 
 
 def open_simulated_embedding(

@@ -118,7 +118,7 @@ class Producer:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Mapping[str, str]] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         model: str | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
@@ -128,12 +128,14 @@ class Producer:
         repetition_penalty: float | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
-        logprobs: bool = False,
+        logprobs: bool | None = None,
         response_format: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         special_tokens: Literal["control", "text"] | None = None,
-        stream: bool = False,
+        stream: bool | None = None,
         cancel_if_abandoned: bool = False,
         bulk: bool = False,
+        **more: Any,
     ) -> GenerationHandle:
         """Enqueues one job that continues `prompt` or answers `messages`.
 
@@ -141,7 +143,8 @@ class Producer:
         `special_tokens="text"`: what messages hold is text, though it spells the model's own control tokens.
         `stream`: so that the handle's `stream()` has the text while it is made. `cancel_if_abandoned`: the job ends
         `ABANDONED_AFTER_S` (30 s) after the last `result()` or `stream()` that waited for it, the first of which has
-        to come within that time.
+        to come within that time. `more`: any other field of `contract.GenerationRequest`, so that the body of a chat
+        completion for OpenAI can be given as it is: `generate(**body)`.
 
         What is not given takes the contract's default. Raises `InvalidRequestError` at once for what a worker would
         refuse.
@@ -160,9 +163,11 @@ class Producer:
             "seed": seed,
             "logprobs": logprobs or None,
             "response_format": None if response_format is None else dict(response_format),
+            "tools": None if tools is None else [dict(tool) for tool in tools],
             "special_tokens": special_tokens,
             "stream": stream or None,
             "cancel_if_abandoned": cancel_if_abandoned or None,
+            **more,
         }
         payload = {name: value for name, value in fields.items() if value is not None}
         parse_request(GenerationRequest, payload)

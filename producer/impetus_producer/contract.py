@@ -4,21 +4,37 @@ Jobs are ordinary RQ jobs with RQ's JSON serializer. Each names one of two funct
 an `EmbeddingRequest` or a `GenerationRequest`; its return value is the matching result, again a JSON object. Any
 service can enqueue with plain RQ, knowing nothing but this page.
 
-This module knows no Redis and no RQ. Field names and meanings follow OpenAI's embeddings and chat APIs where those
-have them (https://platform.openai.com/docs/api-reference).
+The parts of a conversation are in `conversation.py`. This module knows no Redis and no RQ. Field names and meanings
+follow OpenAI's embeddings and chat APIs where those have them (https://platform.openai.com/docs/api-reference).
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from array import array
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from .conversation import MAX_SCHEMA_BYTES as MAX_SCHEMA_BYTES
+from .conversation import MAX_TEXT_BYTES as MAX_TEXT_BYTES
+from .conversation import (
+    MAX_TOOLS,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    Tool,
+    ToolCall,
+    Wire,
+    check_tools,
+    check_turns,
+    checked_text,
+    invalid,
+    json_type,
+    without_nulls,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,15 +71,10 @@ ROLE_QUEUES = {
 }
 BULK_QUEUES = frozenset({EMBEDDING_BULK_QUEUE, GENERATION_BULK_QUEUE})
 
-MAX_TEXT_BYTES = 10_000_000
-"""The longest single text or prompt, in bytes of UTF-8."""
 MAX_TEXTS_PER_JOB = 2048
 """The most texts one embedding job may carry (OpenAI's limit)."""
 MAX_PAYLOAD_BYTES = 64_000_000
 """The largest job payload a worker reads, after decompression."""
-
-MAX_SCHEMA_BYTES = 100_000
-"""The largest JSON schema that a request may ask its answer to keep to."""
 
 DEFAULT_RESULT_TTL_S = 3600
 """How long a result waits in Redis to be fetched."""
@@ -73,52 +84,19 @@ DEFAULT_TIMEOUT_S = 600
 """How long a job may run once its first batch has started."""
 
 
-def _invalid(sentence: str) -> PydanticCustomError:
-    return PydanticCustomError("invalid", "{sentence}", {"sentence": sentence})
-
-
-def _checked_text(value: Any, what: str = "the text") -> str:
-    if not isinstance(value, str):
-        raise _invalid(f"{what} must be a string, not {json_type(value)}")
-    try:
-        size = len(value) if value.isascii() else len(value.encode())
-    except UnicodeEncodeError:
-        raise _invalid(f"{what} holds half a surrogate pair, which is no text") from None
-    if size > MAX_TEXT_BYTES:
-        raise _invalid(f"{what} is longer than {MAX_TEXT_BYTES:,} bytes of UTF-8")
-    return value
-
-
 def _checked_input(value: Any) -> list[str]:
     if isinstance(value, str):
-        return [_checked_text(value)]
+        return [checked_text(value)]
     if not isinstance(value, list | tuple):
-        raise _invalid(f"must be a string or a list of strings, not {json_type(value)}")
+        raise invalid(f"must be a string or a list of strings, not {json_type(value)}")
     if not value:
-        raise _invalid("the list is empty: send at least one text")
+        raise invalid("the list is empty: send at least one text")
     if len(value) > MAX_TEXTS_PER_JOB:
-        raise _invalid(f"{len(value)} texts are more than the {MAX_TEXTS_PER_JOB} a job may carry")
-    return [_checked_text(text, f"item {index}") for index, text in enumerate(value)]
+        raise invalid(f"{len(value)} texts are more than the {MAX_TEXTS_PER_JOB} a job may carry")
+    return [checked_text(text, f"item {index}") for index, text in enumerate(value)]
 
 
-def json_type(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-class _Wire(BaseModel):
-    # defer_build: services that only enqueue pay for the models they use.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True)
-
-
-class EmbeddingRequest(_Wire):
+class EmbeddingRequest(Wire):
     """Texts to embed. Vectors come back in the order of `input`, one each."""
 
     input: Annotated[list[str], BeforeValidator(_checked_input)]
@@ -137,7 +115,7 @@ class EmbeddingRequest(_Wire):
     """Cut a text past the model's length. False: fail the job instead."""
 
 
-class VectorBlock(_Wire):
+class VectorBlock(Wire):
     """A matrix of float32: `data` is little-endian bytes in C order, base64 of these, or a list of rows."""
 
     dtype: Literal["float32"] = "float32"
@@ -170,14 +148,14 @@ class VectorBlock(_Wire):
         return self.data if isinstance(self.data, bytes) else base64.b64decode(self.data)
 
 
-class EmbeddingUsage(_Wire):
+class EmbeddingUsage(Wire):
     prompt_tokens: int
     """Tokens the model read, after truncation, special tokens included."""
     truncated_texts: int = 0
     """How many texts were longer than the model reads."""
 
 
-class Provenance(_Wire):
+class Provenance(Wire):
     """Where and by what a result was made."""
 
     worker: str
@@ -190,7 +168,7 @@ class Provenance(_Wire):
     """What a reader must know, such as that the model is a random one made for tests."""
 
 
-class EmbeddingResult(_Wire):
+class EmbeddingResult(Wire):
     """What an embedding job returns. `vectors` holds the numbers, one row a text."""
 
     object: Literal["embedding"] = "embedding"
@@ -205,111 +183,200 @@ class EmbeddingResult(_Wire):
         return self.embeddings.rows()
 
 
-class Message(_Wire):
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-    _size = field_validator("content", mode="before")(_checked_text)
-
-
 def _checked_stop(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class JsonSchema(_Wire):
-    """A named JSON schema, as in OpenAI's structured outputs."""
+class StreamOptions(Wire):
+    include_usage: bool = False
+    """Taken for OpenAI's sake: a result always has its usage."""
+    include_obfuscation: bool = False
+    """Taken for OpenAI's sake."""
 
-    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
-    name: str = ""
-    description: str = ""
-    strict: bool | None = None
-    """Taken for OpenAI's sake: an answer keeps to the schema in any case."""
 
-    @field_validator("json_schema")
-    @classmethod
-    def _small_enough(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if (size := len(json.dumps(value))) > MAX_SCHEMA_BYTES:
-            raise _invalid(f"the schema's {size:,} bytes are more than the {MAX_SCHEMA_BYTES:,} allowed")
+def _text_alone(value: Any) -> Any:
+    if isinstance(value, list) and any(each != "text" for each in value):
+        kinds = ", ".join(str(each)[:20] for each in value if each != "text")
+        raise invalid(f"{kinds}: this model answers in text")
+    return value
+
+
+def _bias_by_token(value: Any) -> Any:
+    """JSON has token ids as strings."""
+    if not isinstance(value, dict):
         return value
+    made: dict[int, Any] = {}
+    for token, bias in value.items():
+        if not (isinstance(token, int) or (isinstance(token, str) and token.isascii() and token.isdecimal())):
+            raise invalid(f"{str(token)[:20]!r} is no token id")
+        if len(str(token)) > 10:
+            raise invalid(f"{str(token)[:20]}: no vocabulary has so many tokens")
+        made[int(token)] = bias
+    return made
 
 
-class ResponseFormat(_Wire):
-    """What an answer has to be: any text, some JSON object, or JSON that keeps to a schema."""
+class GenerationRequest(Wire):
+    """A text to continue (`prompt`) or a conversation to answer (`messages`), one of the two.
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    Names and meanings are those of OpenAI's chat completions, as far as they have any here; null says the same as
+    nothing. Where a request does not say how to draw tokens, the model's own `generation_config.json` does, and where
+    that is silent too, all tokens may be drawn with their own probabilities. The result says what held.
+    """
 
-    @model_validator(mode="after")
-    def _schema_where_it_belongs(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise _invalid("'json_schema' goes with the type json_schema, and with no other")
-        return self
-
-    def schema_text(self) -> str | None:
-        """The JSON schema of the answer, as JSON; None where any text will do."""
-        if self.type == "text":
-            return None
-        return json.dumps(self.json_schema.json_schema if self.json_schema is not None else {"type": "object"})
-
-
-class GenerationRequest(_Wire):
-    """A text to continue (`prompt`) or a conversation to answer (`messages`), one of the two."""
-
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096), AfterValidator(check_turns)] | None = None
     prompt: str | None = None
     model: str | None = None
     """One of those the worker serves; none means its default."""
-    max_tokens: Annotated[int, Field(gt=0, le=1_000_000)] = 256
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    max_tokens: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    """None: what is left of the model's context, up to what the worker allows (`--max-answer-tokens`)."""
+    max_completion_tokens: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    """The same, by its newer name."""
+    min_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """So many come before the text may end by itself."""
+    n: Annotated[int, Field(gt=0, le=128)] = 1
+    """So many answers, made one after another in one place; the seed of each is one more than that before."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0 always takes the likeliest token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Draw from the likeliest tokens that together make up this probability."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Draw from so many of the likeliest tokens; 0 from all."""
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Draw from tokens at least so probable, as a share of the likeliest one's probability."""
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     """Divides the odds of tokens that stand in the prompt or the answer (https://arxiv.org/abs/1909.05858)."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Taken off a token's logit for each time that it stands in the answer."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Taken off a token's logit once it stands in the answer."""
+    logit_bias: Annotated[
+        dict[int, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_bias_by_token), Field(max_length=1024)
+    ] = Field(default_factory=dict)
+    """Added to the logits of these token ids; -100 bans one, 100 allows no other."""
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_checked_stop), Field(max_length=16)] = (
         Field(default_factory=list)
     )
     """Text ends before the first of these; it never holds one."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """The same seed draws the same tokens, alone or beside strangers."""
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)] = Field(
+        default_factory=list
+    )
+    """Tokens that end a text as the model's own end-of-text tokens do."""
+    ignore_eos: bool = False
+    """Go on to `max_tokens`: the model's own end-of-text tokens are never drawn."""
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    """The same seed draws the same tokens where the same probabilities are computed."""
     logprobs: bool = False
     """Also return each token with the logarithm of its probability."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """With `logprobs`: also the so many likeliest tokens of each place."""
     response_format: ResponseFormat | None = None
     special_tokens: Literal["control", "text"] | None = None
     """What the model's special tokens are where they stand in the content of messages: `control`, as the model knows
     them, so that a text may close its turn, or `text` like any other. None: as the worker is told, else `control`."""
+    continue_final_message: bool = False
+    """The answer goes on from the last message, an assistant's, and holds only what is new."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further variables of the model's chat template; one that it does not know has no effect."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """For templates that know it; `none` turns thinking off where it can be turned off."""
+    max_reasoning_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Of a model that thinks: after so many tokens its thoughts are brought to an end."""
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(check_tools)] = Field(default_factory=list)
+    """What the model may ask to be called."""
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    """`none`: an answer in text; `auto`, the default with tools: as the model likes; `required`: some call; or a call
+    of the one that is named."""
+    parallel_tool_calls: bool = True
+    """False: at most one call."""
     stream: bool = False
     """Also write the text to the Redis stream `STREAM_KEY` + job id while it is made."""
     cancel_if_abandoned: bool = False
     """Stop it once nobody has waited for it for `ABANDONED_AFTER_S`. Handles say that they wait; whoever enqueues with
     plain RQ sets the key `AWAITED_KEY` + job id."""
 
+    # What OpenAI's clients may send and what changes nothing here.
+    stream_options: StreamOptions | None = None
+    modalities: Annotated[list[str], BeforeValidator(_text_alone)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: Literal[False] | None = None
+    """Results are kept in Redis for a while, and nowhere else."""
+    service_tier: Literal["auto", "default"] | None = None
+    verbosity: Literal["medium"] | None = None
+    priority: Literal[0] | None = None
+    """Order is by queue: `Producer.generate(bulk=True)` waits for all that is not bulk."""
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
+    functions: None = None
+    function_call: None = None
+
+    _nulls = model_validator(mode="before")(without_nulls)
+
     @field_validator("prompt", mode="before")
     @classmethod
     def _prompt_size(cls, value: Any) -> Any:
-        return value if value is None else _checked_text(value, "the prompt")
+        return value if value is None else checked_text(value, "the prompt")
 
     @model_validator(mode="after")
-    def _one_source(self) -> GenerationRequest:
+    def _goes_together(self) -> GenerationRequest:
         if (self.messages is None) == (self.prompt is None):
-            raise _invalid("send either 'prompt' or 'messages', and not both")
-        if self.prompt is not None and self.special_tokens == "text":
-            raise _invalid("'special_tokens' is about 'messages': a 'prompt' is read as it is")
+            raise invalid("send either 'prompt' or 'messages', and not both")
+        if self.max_completion_tokens is not None and self.max_tokens not in (None, self.max_completion_tokens):
+            raise invalid("is not max_tokens, which means the same", field="max_completion_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise invalid("goes with 'logprobs': true", field="top_logprobs")
+        if self.prompt is not None:
+            self._check_prompt_alone()
+        if self.continue_final_message and self.messages is not None and self.messages[-1].role != "assistant":
+            raise invalid("the last message is not an assistant's", field="continue_final_message")
+        if isinstance(self.tool_choice, NamedTool):
+            if self.tool_choice.function.name not in {tool.function.name for tool in self.tools}:
+                raise invalid(f"there is no tool {self.tool_choice.function.name[:100]!r}", field="tool_choice")
+        elif self.tool_choice == "required" and not self.tools:
+            raise invalid("there are no tools", field="tool_choice")
+        if self.calls_for_a_tool and self.response_format is not None and self.response_format.type != "text":
+            raise invalid("an answer that is a call of a tool has no format", field="response_format")
         return self
 
+    def _check_prompt_alone(self) -> None:
+        about_messages = (
+            ("special_tokens", self.special_tokens == "text"),
+            ("continue_final_message", self.continue_final_message),
+            ("chat_template_kwargs", bool(self.chat_template_kwargs)),
+            ("reasoning_effort", self.reasoning_effort is not None),
+            ("max_reasoning_tokens", self.max_reasoning_tokens is not None),
+            ("tools", bool(self.tools)),
+        )
+        for name, is_there in about_messages:
+            if is_there:
+                raise invalid(f"'{name}' is about 'messages': a 'prompt' is read as it is", field=name)
 
-class GenerationUsage(_Wire):
+    @property
+    def most_tokens(self) -> int | None:
+        """Of an answer; None where the request does not say."""
+        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    @property
+    def calls_for_a_tool(self) -> bool:
+        """Whether the answer has to be a call."""
+        return isinstance(self.tool_choice, NamedTool) or self.tool_choice == "required"
+
+
+class GenerationUsage(Wire):
+    """Of all answers together; the prompt is counted once."""
+
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     """How many of the prompt's tokens were not read again, because an earlier prompt began with them."""
+    reasoning_tokens: int = 0
+    """How many of the completion's tokens are thoughts."""
 
 
-class GenerationTimings(_Wire):
+class GenerationTimings(Wire):
     """Seconds, on the worker's clock."""
 
     first_token_s: float
@@ -317,25 +384,54 @@ class GenerationTimings(_Wire):
     total_s: float
 
 
-class TokenLogprob(_Wire):
+class LikelyToken(Wire):
+    token: str
+    logprob: float
+
+
+class TokenLogprob(Wire):
     """One token of an answer, as text; a token that holds only part of a character is \ufffd."""
 
     token: str
     logprob: float
     """The natural logarithm of its probability, before temperature and the cuts of top_p, top_k and min_p."""
+    top_logprobs: list[LikelyToken] = Field(default_factory=list)
+    """The likeliest tokens of its place, the likeliest first."""
 
 
-class GenerationResult(_Wire):
-    object: Literal["generation"] = "generation"
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+class Choice(Wire):
+    """One answer."""
+
     text: str
-    finish_reason: Literal["stop", "length", "cancelled"]
-    """`stop`: it ended by itself or at a stop string; `length`: `max_tokens` ended it; `cancelled`: something else did
-    (the user, the timeout, nobody waiting), and this is the text made until then."""
+    finish_reason: FinishReason
+    """`stop`: it ended by itself or at a stop string; `length`: `max_tokens` ended it; `tool_calls`: it wants tools to
+    be called; `cancelled`: something else did (the user, the timeout, nobody waiting), and this is what was made until
+    then."""
+    reasoning_content: str | None = None
+    """What a model that thinks thought first. None: it does not, or did not."""
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+
+
+class GenerationResult(Choice):
+    """What a generation returns: its answer, and where `n` asked for more, those in `more_choices`."""
+
+    object: Literal["generation"] = "generation"
     model: str
     usage: GenerationUsage
     timings: GenerationTimings
     provenance: Provenance
-    logprobs: list[TokenLogprob] | None = None
+    sampling: dict[str, float] = Field(default_factory=dict)
+    """By name, how tokens were drawn: what the request said, or the model's own files, or nobody."""
+    more_choices: list[Choice] = Field(default_factory=list)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """All answers, `n` of them."""
+        return [self, *self.more_choices]
 
 
 class StreamEvent(StrEnum):
@@ -348,6 +444,11 @@ class StreamEvent(StrEnum):
     """The job is over, and nothing comes after it."""
 
 
+def channel_name(choice: int, *, reasoning: bool = False) -> str:
+    """Of an answer's text, or of what the model thought before it: "", "reasoning", "1", "1/reasoning"."""
+    return "/".join(filter(None, (str(choice) if choice else "", "reasoning" if reasoning else "")))
+
+
 class StreamField(StrEnum):
     """The fields of an entry in a token stream."""
 
@@ -356,15 +457,17 @@ class StreamField(StrEnum):
     RUN = "run"
     """Which run of the job this belongs to: any text, new for each run."""
     AT = "at"
-    """With `text`: how many characters of this run's text come before it. An entry may be written twice."""
+    """With `text`: how many characters of this run and channel come before it. An entry may be written twice."""
     TEXT = "text"
+    CHANNEL = "channel"
+    """With `text`: of what this is a part, where it is not the text of the first answer: `channel_name`."""
     STATUS = "status"
     """With `end`: finished, failed or stopped."""
     RESULT = "result"
     """With `end`, of a job that failed or was stopped: what it had made, a `GenerationResult` as JSON."""
 
 
-class WorkerRecord(_Wire):
+class WorkerRecord(Wire):
     """What a worker says of itself to the others, and to whoever looks. Fields of later versions are passed over."""
 
     model_config = ConfigDict(extra="ignore")

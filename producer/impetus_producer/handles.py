@@ -13,7 +13,7 @@ from . import cancelling, contract, jobs
 from .contract import EmbeddingResult, GenerationResult
 from .errors import JobCancelledError, JobFailedError, JobNotFoundError, ResultTimeoutError
 from .servers.patience import Patience
-from .streams import StreamText, partial_result, stream_key
+from .streams import Delta, StreamText, partial_result, stream_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -158,10 +158,19 @@ class GenerationHandle(JobHandle[GenerationResult]):
         self._renew_at = 0.0
 
     def stream(self, timeout_s: float | None = None, *, on_wait: Callable[[], None] | None = None) -> Iterator[str]:
-        """Yields the text in pieces as it is made; together they are exactly `result().text`.
+        """Yields the text of the first answer in pieces as it is made; together they are exactly `result().text`.
+
+        As `deltas`, which also has the model's thoughts, its calls of tools, and further answers.
+        """
+        for delta in self.deltas(timeout_s, on_wait=on_wait):
+            if delta.text and not delta.choice:
+                yield delta.text
+
+    def deltas(self, timeout_s: float | None = None, *, on_wait: Callable[[], None] | None = None) -> Iterator[Delta]:
+        """Yields all that the model says in pieces as it is made; together they are exactly `result()`.
 
         May be called late (it begins with all that is there), more than once, and for a job that was not enqueued with
-        `stream=True`, whose text comes in one piece. `on_wait` is called about once a second while nothing comes; what
+        `stream=True`, which comes in one piece. `on_wait` is called about once a second while nothing comes; what
         it raises ends the stream. Do not take longer over a piece than `ABANDONED_AFTER_S` where the job asked for
         `cancel_if_abandoned`.
 
@@ -186,8 +195,7 @@ class GenerationHandle(JobHandle[GenerationResult]):
                     # Should the job not be over after all, it is soon, and the result is what counts.
                     answer = self.result(_left_s(deadline))
             if answer is not None:
-                if rest := text.rest(answer.text):
-                    yield rest
+                yield from text.rest(answer)
                 return
             if not read or time.monotonic() >= look_at:
                 look_at = time.monotonic() + _POLL_S

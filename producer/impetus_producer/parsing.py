@@ -6,7 +6,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
-from .contract import EmbeddingRequest, GenerationRequest, json_type
+from .contract import EmbeddingRequest, GenerationRequest
+from .conversation import json_type
 from .errors import InvalidRequestError
 from .shown import printable
 
@@ -30,10 +31,12 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
 
 def first_sentence(error: ValidationError) -> str:
     """The first of pydantic's complaints as `field: what is wrong with it`."""
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = error.errors(include_url=False, include_input=False)
     # A field misspelt is a field missing too, and the misspelling says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    field = ".".join(_shown(str(part)) for part in first["loc"] if not str(part).startswith("function-"))
+    inner = str(first.get("ctx", {}).get("field", "")).split(".")
+    parts = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    field = ".".join(_shown(part) for part in (*parts, *filter(None, inner)))
     problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
         first["type"], first["msg"]
     )

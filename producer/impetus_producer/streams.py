@@ -5,69 +5,103 @@ Knows the entries (`contract.StreamField`) and no Redis.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .contract import STREAM_KEY, GenerationResult, StreamEvent, StreamField
+from .contract import STREAM_KEY, GenerationResult, StreamEvent, StreamField, channel_name
 from .errors import StreamRestartedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from .conversation import ToolCall
 
 
 def stream_key(job_id: str) -> str:
     return f"{STREAM_KEY}{job_id}"
 
 
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer while it is made."""
+
+    text: str = ""
+    reasoning: str = ""
+    """Of what a model that thinks thinks before it answers."""
+    choice: int = 0
+    """Which answer this is of, where `n` asked for more than one."""
+    calls: tuple[ToolCall, ...] = ()
+    """Tools that are to be called, all at the end."""
+
+
 class StreamText:
-    """The text of a job's latest run, as far as it is known.
+    """What a job's latest run says, as far as it is known.
 
     Entries may come twice, and a worker that was taken for dead may go on writing: only what belongs to the run that
-    started last counts, and of that only what goes on where the text ends. What is missing, the result supplies.
+    started last counts, and of that only what goes on where its channel ends. What is missing, the result supplies.
     """
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._run: str | None = None
-        self._text = ""
+        self._said: dict[str, str] = {}
+        """By channel."""
         self._handed_out = False
         self.ended = False
         """Whether the stream said that the job is over."""
 
-    def read(self, entries: Iterable[Mapping[bytes, bytes]]) -> list[str]:
-        """The pieces of text that these entries add.
+    def read(self, entries: Iterable[Mapping[bytes, bytes]]) -> list[Delta]:
+        """What these entries add.
 
         Raises `StreamRestartedError` where another run begins after text of an earlier one was handed out.
         """
-        pieces: list[str] = []
+        pieces: list[Delta] = []
         for entry in entries:
             event, run = _field(entry, StreamField.EVENT), _field(entry, StreamField.RUN)
             if event == StreamEvent.START and run != self._run:
                 if self._handed_out:
                     raise self._restarted()
-                self._run, self._text, self.ended = run, "", False
+                self._run, self.ended = run, False
+                self._said.clear()
                 pieces.clear()
             elif event == StreamEvent.TEXT and run == self._run:
                 at, text = int(_field(entry, StreamField.AT) or 0), _field(entry, StreamField.TEXT)
-                if at <= len(self._text) < at + len(text):
-                    pieces.append(text[len(self._text) - at :])
-                    self._text += pieces[-1]
+                channel = _field(entry, StreamField.CHANNEL)
+                said = self._said.get(channel, "")
+                if at <= len(said) < at + len(text):
+                    pieces.append(_delta(channel, text[len(said) - at :]))
+                    self._said[channel] = said + text[len(said) - at :]
             elif event == StreamEvent.END and (self._run is None or run in ("", self._run)):
                 self.ended = True
         self._handed_out |= bool(pieces)
         return pieces
 
-    def rest(self, whole: str) -> str:
-        """What `whole`, the job's text, has beyond what was handed out; `StreamRestartedError` where that is void."""
-        if not self._handed_out:
-            return whole
-        if not whole.startswith(self._text):
-            raise self._restarted()
-        return whole[len(self._text) :]
+    def rest(self, whole: GenerationResult) -> list[Delta]:
+        """What the result has beyond what was handed out; `StreamRestartedError` where that is void."""
+        rest: list[Delta] = []
+        for choice, answer in enumerate(whole.choices):
+            for reasoning, text in ((True, answer.reasoning_content or ""), (False, answer.text)):
+                channel = channel_name(choice, reasoning=reasoning)
+                said = self._said.get(channel, "") if self._handed_out else ""
+                if not text.startswith(said):
+                    raise self._restarted()
+                if len(text) > len(said):
+                    rest.append(_delta(channel, text[len(said) :]))
+            if answer.tool_calls:
+                rest.append(Delta(choice=choice, calls=tuple(answer.tool_calls)))
+        return rest
 
     def _restarted(self) -> StreamRestartedError:
         return StreamRestartedError(
             f"job {self._job_id} was begun anew: the text streamed so far is void. stream() again reads the new one"
         )
+
+
+def _delta(channel: str, text: str) -> Delta:
+    choice, _, kind = channel.rpartition("/") if "/" in channel else (("", "", channel) if channel == "reasoning" else
+                                                                       (channel, "", ""))  # fmt: skip
+    number = int(choice) if choice.isdecimal() else 0
+    return Delta(reasoning=text, choice=number) if kind == "reasoning" else Delta(text, choice=number)
 
 
 def partial_result(entries: Iterable[Mapping[bytes, bytes]]) -> GenerationResult | None:

@@ -208,10 +208,10 @@ class FakeWorker:
         return result, raw if request.encoding_format == "raw" else None
 
     def _generate(self, request: GenerationRequest, run: FakeRun) -> dict[str, Any]:
-        prompt = request.prompt if request.prompt is not None else [*(request.messages or ())][-1].content
+        prompt = request.prompt if request.prompt is not None else [*(request.messages or ())][-1].text
         usual = "{}" if request.response_format is not None else f"An answer to: {prompt}"
         tokens = _tokens(self._answers.get(prompt, usual))
-        made = tokens[: request.max_tokens]
+        made = tokens[: request.most_tokens]
         for at, token in enumerate(made if request.stream else ()):
             run.say(len("".join(made[:at])), token)
         return {

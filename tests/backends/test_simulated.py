@@ -37,7 +37,7 @@ def generation(sleeps: list[float], max_concurrent: int = 2) -> SimulatedGenerat
 
 
 def ask(number: int, prompt: str = "hello there", max_tokens: int = 100, **options: object) -> GenerationWork:
-    return GenerationWork(number, prompt, None, max_tokens, 0.0, 1.0, **options)  # type: ignore[arg-type]
+    return GenerationWork(number, prompt, None, max_tokens, **options)  # type: ignore[arg-type]
 
 
 def drain(engine: SimulatedGenerationEngine) -> list[Event]:

@@ -16,9 +16,18 @@ from impetus_backends.generation.models.loader import LoadedModel, load
 from impetus_backends.protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
+
+
+def turns(*messages: tuple[str, str] | Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Messages as engines take them; those in pairs have a role and a content."""
+    return tuple({"role": each[0], "content": each[1]} if isinstance(each, tuple) else each for each in messages)
+
+
+def conversation(*messages: tuple[str, str] | Mapping[str, Any], **changes: Any) -> GenerationWork:
+    return GenerationWork(1, None, turns(*messages), **changes)
 
 
 class MakeEngine(Protocol):
@@ -168,6 +177,8 @@ def work() -> Callable[..., GenerationWork]:
 
     def make(work_id: int, prompt: str | None = "Hello", **changes: Any) -> GenerationWork:
         fields: dict[str, Any] = {"messages": None, "max_tokens": 32, "temperature": 0.0, "top_p": 1.0} | changes
+        if fields["messages"] is not None:
+            fields["messages"] = turns(*fields["messages"])
         return GenerationWork(id=work_id, prompt=prompt, **fields)
 
     return make

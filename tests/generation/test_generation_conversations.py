@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.generation.conftest import conversation
 
 from impetus_backends.errors import ModelError, RequestError
 from impetus_backends.generation.models.loader import load
@@ -62,7 +63,7 @@ CONVERSATION = (("user", "What is naïve?"), ("assistant", "An answer."), ("user
 @pytest.mark.parametrize("template", [LLAVA, FIRST_PART, EITHER, NO_SYSTEM, STRICT])
 def test_every_text_of_a_conversation_is_in_the_prompt(with_template: Any, template: str) -> None:
     model = with_template(template)
-    prompt = model.tokenizer.decode(Conversations(model.tokenizer).tokens(CONVERSATION))
+    prompt = model.tokenizer.decode(Conversations(model.tokenizer).tokens(conversation(*CONVERSATION)))
     for _, content in CONVERSATION:
         assert content in prompt
     assert "{" not in prompt, "a list of parts was written as it is"
@@ -84,14 +85,14 @@ def test_a_text_that_its_template_leaves_out_is_refused_with_the_role(
 def test_a_template_that_says_no_text_in_any_form_is_refused(with_template: Any) -> None:
     conversations = Conversations(with_template(NOBODY).tokenizer)
     with pytest.raises(RequestError, match="leaves out what messages of the role 'user' say: send `prompt`"):
-        conversations.tokens(CONVERSATION)
+        conversations.tokens(conversation(*CONVERSATION))
 
 
 def test_a_template_that_refuses_does_so_in_its_own_words(with_template: Any) -> None:
     conversations = Conversations(with_template(STRICT).tokenizer)
     with pytest.raises(RequestError, match="roles must alternate"):
-        conversations.tokens((("user", "one"), ("user", "two")))
-    assert conversations.tokens(CONVERSATION)
+        conversations.tokens(conversation(("user", "one"), ("user", "two")))
+    assert conversations.tokens(conversation(*CONVERSATION))
 
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_every_token_that_the_files_call_an_end_ends_a_text(
     engine = GenerationEngine(loaded, info)
     drawn = drive(engine, work(1, "Hello", max_tokens=12, logprobs=True))[1]
     engine.close()
-    third = loaded.tokenizer.convert_tokens_to_ids(drawn.logprobs[2][0])
+    third = loaded.tokenizer.convert_tokens_to_ids(drawn.answers[0].logprobs[2].token)
     assert isinstance(third, int)
     write(folder / "generation_config.json", eos_token_id=[third, 99_999_999])
     changed = load(folder)

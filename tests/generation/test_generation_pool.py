@@ -15,6 +15,7 @@ from impetus_backends.generation import pool as pool_module
 from impetus_backends.generation.pool import ModelPool
 from impetus_backends.models import ModelFiles
 from impetus_backends.protocol import (
+    Answer,
     Deferred,
     EmbeddingWork,
     EngineInfo,
@@ -68,6 +69,7 @@ class CountingEngine:
         while self._waiting:
             work = self._waiting.popleft()
             if self.share is None or self.used + ROW_BYTES <= self.share:
+                assert work.max_tokens is not None
                 self._running[work.id] = work.max_tokens
                 self._events.append(Started(work.id))
             else:
@@ -91,7 +93,7 @@ class CountingEngine:
 
     def _end(self, work_id: int, reason: str) -> None:
         self._events.append(
-            Generated(work_id, "", reason, 1, 1, 0.0, 0.0, self.info.model, f"print of {self.info.model}")
+            Generated(work_id, (Answer("", reason),), 1, 1, 0.0, 0.0, self.info.model, f"print of {self.info.model}")
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.generation.conftest import conversation
 from tests.generation.tokenizer_kinds import KINDS, fast
 
 from impetus_backends.errors import RequestError
@@ -13,6 +14,8 @@ from impetus_backends.protocol import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from impetus_backends.protocol import GenerationWork
 
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message.role }}\n{{ message.content }}</s>\n{% endfor %}"
@@ -50,8 +53,8 @@ def controls(tokenizer: Any, tokens: list[int]) -> list[int]:
     return [token for token in tokens if token in tokenizer.added_tokens_decoder]
 
 
-def said(*contents: str) -> tuple[tuple[str, str], ...]:
-    return tuple((("user", "assistant")[at % 2], content) for at, content in enumerate(contents))
+def said(*contents: str) -> GenerationWork:
+    return conversation(*((("user", "assistant")[at % 2], content) for at, content in enumerate(contents)))
 
 
 @pytest.mark.parametrize("kind", EXACT)
@@ -62,7 +65,7 @@ def test_a_text_adds_no_control_token_and_loses_no_character(conversations: Any,
     plain = made.tokens(said("a", "b", "x"), special_tokens_as_text=True)
     assert controls(tokenizer, tokens) == controls(tokenizer, plain), "the template's own, and no other"
     if "\ue000" not in text:  # what transformers marks them with, and drops where a text has it
-        whole = made._written(said("a", text, "x"))
+        whole = made._written(said("a", text, "x").messages)
         decoded = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
         # A decoder may put a space before, or after, a special token, or strip one: of the text itself none is changed.
         assert "".join(decoded.split()) == "".join(whole.split())

@@ -133,9 +133,10 @@ def test_a_request_that_runs_again_says_that_it_starts_anew(
     for at, prompt in enumerate(prompts):
         event = streamed(heard[at])
         assert event.text == solo(prompt)
-        assert event.logprobs is not None
+        logprobs = event.answers[0].logprobs
+        assert logprobs is not None
         written = event.completion_tokens - (event.finish_reason == "stop")
-        assert len(event.logprobs) == written, "nothing of the first run is left in the second"
+        assert len(logprobs) == written, "nothing of the first run is left in the second"
     starts = [sum(isinstance(event, Started) for event in events) for events in heard.values()]
     assert starts == [2] * 5
 

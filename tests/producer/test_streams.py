@@ -20,8 +20,8 @@ from impetus_producer import (
     StreamRestartedError,
     handles,
 )
-from impetus_producer.contract import ABANDONED_AFTER_S, AWAITED_KEY
-from impetus_producer.streams import StreamText
+from impetus_producer.contract import ABANDONED_AFTER_S, AWAITED_KEY, GenerationResult
+from impetus_producer.streams import Delta, StreamText
 
 from .stock_worker import fail, finish, generation_of
 from .streaming import Reading, Writer
@@ -288,9 +288,10 @@ def test_however_a_run_is_cut_and_repeated_its_text_is_read_once(data: st.DataOb
     batches = data.draw(st.lists(st.integers(0, len(entries)), max_size=3).map(sorted))
     pieces: list[str] = []
     for begin, end in zip([0, *batches], [*batches, len(entries)], strict=True):
-        pieces += reader.read(entries[begin:end])
+        pieces += [delta.text for delta in reader.read(entries[begin:end])]
     assert "".join(pieces) == text
-    assert reader.rest(text + "!") == "!"
+    whole = GenerationResult.model_validate(generation_of(text + "!"), strict=False)
+    assert reader.rest(whole) == [Delta("!")]
 
 
 def test_the_partial_result_is_read_as_plain_json(connection: Redis, handle: GenerationHandle, writer: Writer) -> None:

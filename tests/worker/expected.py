@@ -61,7 +61,8 @@ def _text(prompt: str | None, messages: tuple[tuple[str, str], ...], max_tokens:
     engine = open_simulated_generation(
         EngineConfig(kind="generation", backend="simulated", simulated_a_s=0.0), sleep=lambda seconds: None
     )
-    engine.admit(GenerationWork(1, prompt, messages or None, max_tokens, seed=seed))
+    turns = tuple({"role": role, "content": content} for role, content in messages)
+    engine.admit(GenerationWork(1, prompt, turns or None, max_tokens, seed=seed))
     while True:
         for event in engine.step():
             if isinstance(event, Generated):

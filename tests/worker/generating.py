@@ -8,7 +8,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from impetus_backends import protocol
-from impetus_backends.protocol import EngineInfo, Generated, GenerationWork
+from impetus_backends.protocol import Answer, EngineInfo, Generated, GenerationWork
 from impetus_producer.contract import GENERATE_FUNCTION
 from impetus_worker.batches.generation import GenerationBatcher
 from impetus_worker.leases.claims import ClaimedJob
@@ -45,7 +45,7 @@ def take(batcher: GenerationBatcher, jobs: list[ClaimedJob], now: float = 0.0) -
 
 
 def done(work: GenerationWork) -> Generated:
-    return Generated(work.id, f"after {work.prompt}", "stop", 3, 4, 0.1, 0.2, "m", "f")
+    return Generated(work.id, (Answer(f"after {work.prompt}", "stop"),), 3, 4, 0.1, 0.2, "m", "f")
 
 
 def admitted(batcher: GenerationBatcher) -> list[GenerationWork]:
@@ -57,7 +57,7 @@ def events_of(batcher: GenerationBatcher, *events: Event) -> list[News]:
 
 
 def cut(work: GenerationWork, text: str) -> Generated:
-    return Generated(work.id, text, "cancelled", 3, 4, 0.1, 0.2, "m", "f")
+    return Generated(work.id, (Answer(text, "cancelled"),), 3, 4, 0.1, 0.2, "m", "f")
 
 
 def said(news: Sequence[News]) -> list[tuple[str, int, str]]:

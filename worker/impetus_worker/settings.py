@@ -48,6 +48,8 @@ class WorkerSettings:
     """Padded tokens a batch may cost; none means what suits the backend."""
     max_wait_ms: float = 5.0
     max_concurrent_generations: int = 16
+    max_answer_tokens: int = 4096
+    """Of an answer whose request does not say."""
     special_tokens: str = "control"
     """What a model's special tokens are in messages that do not say: `SPECIAL_TOKENS`."""
     generation_quantize: str = "auto"

@@ -12,6 +12,7 @@ logits processors never raise into the batch at all (see `sampling`).
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -20,21 +21,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ModelError, RequestError
-from ..protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Progress, Rejected, Started, Work
+from ..protocol import (
+    Answer,
+    Deferred,
+    EngineInfo,
+    Event,
+    Generated,
+    GenerationWork,
+    Likely,
+    Rejected,
+    Started,
+    Work,
+)
 from .batching import Batching, BatchingFinding, find_batching
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
 from .models.loader import load
 from .prefixes import PrefixCache
-from .requests import Request
+from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
+from .requests import Request, sampling_of
 from .running import ReadingError, Row, RunningBatch
-from .sampling import Draws, OwnProcessor, Sampling, repetition_penalty
+from .sampling import Draws
 from .schemas.grammars import Grammars
+from .texts.channels import Channels
 from .texts.detokenize import Decoding, Detokenizer
 from .texts.prompts import Prompts
 from .texts.text import TextBuilder
+from .texts.tool_calls import ToolCalls, forced_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from .models.loader import LoadedModel
@@ -45,6 +60,8 @@ PREFILL_TOKENS = 512
 
 _PREPARING_WAIT_S = 0.002
 """How long a step takes that has nothing to do but to wait for a schema. Other models may have more to do."""
+_END_OF_PROMPT = 16
+"""So many tokens of a prompt are looked at for whether they begin a thought."""
 _PREFIX_SHARE = 4
 """Remembered prompts get a quarter of what the weights leave, at most."""
 
@@ -62,6 +79,8 @@ class EngineLimits:
     """What the model is to read at most, prompt and answer together, whatever its files say."""
     special_tokens: str = "control"
     """What they are in messages that do not say: `control` or `text`."""
+    max_answer_tokens: int = 4096
+    """Of an answer, where its request does not say."""
 
 
 def open_generation_engine(
@@ -132,6 +151,7 @@ class GenerationEngine:
             context_known=loaded.context_known,
             special_tokens=self._limits.special_tokens,
         )
+        self._channels = Channels(loaded.tokenizer)
         self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
         self._preparing: deque[Request] = deque()
@@ -140,6 +160,8 @@ class GenerationEngine:
         self._suspects: deque[Request] = deque()
         """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""
         self._on_trial = False
+        self._to_go_on: list[Request] = []
+        """Those of which another answer is wanted."""
         self._running: dict[int, Request] = {}
         """In the batch, by the id of their work."""
         self._events: list[Event] = []
@@ -158,23 +180,52 @@ class GenerationEngine:
             self._reject(work.id, "this engine generates text and makes no embeddings")
             return
         try:
-            tokens = self._prompts.tokens(work)
-            request = Request(work, np.asarray(tokens, dtype=np.int64), self._clock())
+            request = self._read(work)
             self._check_memory(request)
         except RequestError as error:
             self._reject(work.id, str(error))
             return
-        if work.schema is None:
+        if request.schema is None:
             self._waiting.append(request)
         else:
             self._preparing.append(request)
             self._take_prepared()
 
+    def _read(self, work: GenerationWork) -> Request:
+        """Raises `RequestError`."""
+        tokens = self._prompts.tokens(work)
+        request = Request(
+            work,
+            np.asarray(tokens, dtype=np.int64),
+            self._clock(),
+            max_tokens=work.max_tokens or self._most_tokens(len(tokens)),
+            drawn=sampling_of(work, self._loaded.defaults.sampling),
+            schema=work.schema,
+        )
+        if work.tools and work.tool_choice != "none":
+            request.tool_calls = ToolCalls(self._loaded.tokenizer, work.tools, harmony=self._channels.harmony)
+            if request.has_to_call:
+                request.schema = forced_schema(work.tools, work.tool_choice)
+            elif not self._channels.calls:
+                raise RequestError("tools: how this model writes calls of tools is not known here; with tool_choice "
+                                   "'required', or a tool's name, it is kept to one")  # fmt: skip
+        if work.messages is not None:
+            end = self._decoding.decode(tokens[-_END_OF_PROMPT:])
+            request.thinking = self._channels.opens_with_thought(end)
+        return request
+
+    def _most_tokens(self, prompt_tokens: int) -> int:
+        """Of an answer whose request does not say: what the context leaves, the operator allows, and memory holds."""
+        most = min(self._loaded.context_tokens - prompt_tokens, self._limits.max_answer_tokens)
+        while most > 1 and not self._alone.allows([prompt_tokens + most]):
+            most //= 2
+        return most
+
     def _take_prepared(self) -> None:
         """Lets in the requests whose schemas are ready, or refuses them."""
         for _ in range(len(self._preparing)):
             request = self._preparing.popleft()
-            schema = request.work.schema
+            schema = request.schema
             assert schema is not None
             if not self._grammars.is_ready(schema):
                 self._preparing.append(request)
@@ -182,7 +233,8 @@ class GenerationEngine:
             try:
                 request.constraint = self._grammars.constraint(schema)
             except RequestError as error:
-                self._reject(request.work.id, str(error))
+                field = "response_format" if request.work.schema is not None else "tools"
+                self._reject(request.work.id, f"{field}: {error}")
             else:
                 self._waiting.append(request)
 
@@ -220,11 +272,12 @@ class GenerationEngine:
     def _end_cancelled(self, request: Request) -> None:
         """With what its last run made, which for a suspect is the one that failed."""
         try:
-            text = request.text.finish() if request.row is not None else ""
+            made = request.text.finish() if request.row is not None else ""
+            request.answers.append(request.answer(made, "cancelled") if made else Answer("", "cancelled"))
         except Exception as error:  # noqa: BLE001 - a detokenizer's trouble with this row's tokens
             self._reject(request.work.id, f"the model's tokens cannot be turned into text: {error}")
         else:
-            self._end(request, text, "cancelled")
+            self._end(request)
 
     def pending(self) -> int:
         """Requests not done, and events that no `step` has handed over yet."""
@@ -271,27 +324,63 @@ class GenerationEngine:
                 self._events.append(Deferred(request.work.id))
 
     def _start(self, request: Request, *, alone: bool = False) -> None:
+        """Runs it from its first answer, or where it has some, its next one."""
         work = request.work
         assert self._batch is not None
         try:
-            processors: list[Any] = []
-            if work.repetition_penalty != 1:
-                processors.append(OwnProcessor(repetition_penalty(work.repetition_penalty)))
-            if work.schema is not None:
-                # Fresh for every run, because it goes along with the answer; the first was made to check the schema.
-                processors.append(request.constraint or self._grammars.constraint(work.schema))
-                request.constraint = None
-            sampling = Sampling(work.temperature, work.top_p, work.top_k, work.min_p, work.seed)
+            if request.row is not None:  # its last run came to nothing
+                request.begin_anew()
             request.text = TextBuilder(Detokenizer(self._decoding), work.stop)
-            request.completion_tokens = 0
+            request.splitter = None
+            if work.messages is not None:
+                request.splitter = self._channels.splitter(
+                    thinking=request.thinking, calls=request.tool_calls is not None and not request.has_to_call
+                )
             request.logprobs.clear()
-            request.row = Row(work.id, request.prompt, work.max_tokens, Draws(sampling), tuple(processors), alone)
+            request.row = Row(
+                work.id,
+                request.prompt,
+                request.max_tokens,
+                Draws(request.sampling),
+                tuple(self._processors(request)),
+                work.stop_token_ids,
+                alone,
+            )
+        except RequestError as error:
+            self._reject(work.id, str(error))
+            return
         except Exception as error:  # noqa: BLE001 - nothing else has run: whatever it is, it is this request's
             self._reject(work.id, f"the request cannot be started: {error}")
             return
         self._batch.add(request.row)
         self._running[work.id] = request
-        self._events.append(Started(work.id))
+        if not request.answers:
+            self._events.append(Started(work.id))
+
+    def _processors(self, request: Request) -> Iterator[Any]:
+        """Fresh for every run, because they go along with the answer."""
+        work, ends = request.work, self._loaded.tokenizer.eos_token_ids
+        if work.logit_bias:
+            yield OwnProcessor(bias(work.logit_bias, self._loaded.vocabulary_size))
+        if (penalty := request.drawn["repetition_penalty"]) != 1:
+            yield OwnProcessor(repetition_penalty(penalty))
+        if work.frequency_penalty or work.presence_penalty:
+            yield OwnProcessor(answer_penalties(work.frequency_penalty, work.presence_penalty, len(request.prompt)))
+        if work.ignore_eos and ends:
+            yield OwnProcessor(forbid(ends, math.inf))
+        if work.min_tokens and (forbidden := {*ends, *work.stop_token_ids}):
+            yield OwnProcessor(forbid(forbidden, len(request.prompt) + work.min_tokens))
+        constraint = None
+        if request.schema is not None:  # the first was made to check the schema
+            constraint, request.constraint = request.constraint or self._grammars.constraint(request.schema), None
+        if (
+            work.messages is not None
+            and self._channels.thinks
+            and (constraint or work.max_reasoning_tokens is not None)
+        ):
+            yield self._channels.thinking(request.thinking, work.max_reasoning_tokens, constraint)
+        elif constraint is not None:
+            yield constraint
 
     def _take(self, tokens: list[Token]) -> None:
         """Reads one step's tokens, and ends the requests that are done or at fault."""
@@ -312,6 +401,8 @@ class GenerationEngine:
         if ended:
             assert self._batch is not None
             self._batch.remove(ended)
+        self._waiting.extendleft(reversed(self._to_go_on))
+        self._to_go_on.clear()
 
     def _advance(self, request: Request, token: Token, now: float) -> bool:
         """Takes one token into a request; when that was its last, ends it and returns True."""
@@ -324,23 +415,51 @@ class GenerationEngine:
             self._reject(request.work.id, f"choosing a token failed for this request: {error}")
             return True
         request.completion_tokens += 1
-        if request.completion_tokens == 1:
+        if request.first_token_at is None:
             request.first_token_at = now
+        if request.splitter is not None and request.splitter.thinking:
+            request.reasoning_tokens += 1
         if token.finish_reason != "stop":  # else it is the end-of-text token, which is no text
             request.text.add(token.token)
             if request.work.logprobs:
-                piece = self._decoding.piece(token.token, first=not request.logprobs)
-                request.logprobs.append((piece, float(token.logprobs[token.token].item())))
-        if token.finish_reason is None and not request.text.stopped:
-            if request.work.stream and (piece := request.text.take()):
-                self._events.append(Progress(request.work.id, piece))
+                request.logprobs.append(self._likely(request, token))
+        ended = token.finish_reason is not None or request.text.stopped
+        if (request.work.stream and not ended) or request.splitter is not None:
+            progress = request.progress()
+            if progress is not None and request.work.stream and not ended:
+                self._events.append(progress)
+        if not ended:
             return False
         text = request.text.finish()
-        if token.finish_reason == "stop" and (fault := request.schema_fault(text)) is not None:
+        reason = "stop" if token.finish_reason == "stop" or request.text.stopped else "length"
+        try:
+            answer = request.answer(text, reason)
+        except RequestError as error:
+            self._reject(request.work.id, str(error))
+            return True
+        if token.finish_reason == "stop" and (fault := request.schema_fault(answer.text)) is not None:
             self._reject(request.work.id, fault)
             return True
-        self._end(request, text, "stop" if token.finish_reason == "stop" or request.text.stopped else "length")
+        request.answers.append(answer)
+        request.cached_tokens = max(request.cached_tokens, request.row.cached_tokens if request.row is not None else 0)
+        request.row = None
+        if len(request.answers) < request.work.n:
+            self._to_go_on.append(request)
+        else:
+            self._end(request)
         return True
+
+    def _likely(self, request: Request, token: Token) -> Likely:
+        piece = self._decoding.piece
+        first, count = not request.logprobs, request.work.top_logprobs
+        others: list[tuple[str, float]] = []
+        if count:
+            import mlx.core as mx
+
+            chosen: Any = mx.argpartition(-token.logprobs, kth=count)[:count].tolist()
+            others = sorted(((piece(each, first=first), float(token.logprobs[each].item())) for each in chosen),
+                            key=lambda each: -each[1])  # fmt: skip
+        return Likely(piece(token.token, first=first), float(token.logprobs[token.token].item()), tuple(others))
 
     def _not_numbers(self, request: Request) -> str:
         where = f"after {request.completion_tokens:,} tokens" if request.completion_tokens else "at its first token"
@@ -349,22 +468,23 @@ class GenerationEngine:
             f"what it computes is out of the range of {self._info.precision}"
         )
 
-    def _end(self, request: Request, text: str, reason: str) -> None:
+    def _end(self, request: Request) -> None:
         now = self._clock()
+        first_token_at = request.first_token_at
         self._events.append(
             Generated(
                 id=request.work.id,
-                text=text,
-                finish_reason=reason,
+                answers=tuple(request.answers),
                 prompt_tokens=len(request.prompt),
                 completion_tokens=request.completion_tokens,
-                first_token_s=request.first_token_at - request.admitted_at if request.completion_tokens else 0.0,
+                first_token_s=first_token_at - request.admitted_at if first_token_at is not None else 0.0,
                 total_s=now - request.admitted_at,
                 model=self._info.model,
                 fingerprint=self._info.fingerprint,
                 note=self._info.note,
-                cached_tokens=request.row.cached_tokens if request.row is not None else 0,
-                logprobs=tuple(request.logprobs) if request.work.logprobs else None,
+                cached_tokens=request.row.cached_tokens if request.row is not None else request.cached_tokens,
+                reasoning_tokens=request.reasoning_tokens,
+                sampling=request.drawn,
             )
         )
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import BackendError, ModelError
-from ..protocol import Deferred, Event, Generated, GenerationWork, Parked, Rejected, Work
+from ..protocol import Answer, Deferred, Event, Generated, GenerationWork, Parked, Rejected, Work
 from .memory import give_back
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class ModelPool:
         if found := next((each for each in model.waiting if each[1].id == work_id), None):
             model.waiting.remove(found)
             del self._works[work_id]
-            self._events.append(Generated(work_id, "", "cancelled", 0, 0, 0.0, 0.0, model.files.name, ""))
+            self._events.append(Generated(work_id, (Answer("", "cancelled"),), 0, 0, 0.0, 0.0, model.files.name, ""))
             self._reshare()  # room may have been made for what is no longer wanted
         elif model.engine is not None:
             model.engine.cancel(work_id)

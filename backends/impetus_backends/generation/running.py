@@ -41,6 +41,8 @@ class Row:
     draws: Draws
     processors: tuple[Any, ...] = ()
     """mlx-lm's logits processors."""
+    stop_tokens: tuple[int, ...] = ()
+    """Those that end it besides the model's own."""
     alone: bool = False
     """Whether its prompt is read with no other."""
     cached_tokens: int = 0
@@ -99,7 +101,8 @@ class RunningBatch:
         from mlx_lm.generate import GenerationBatch, StopSequences
 
         self._model = model
-        self._stops = StopSequences([[token] for token in sorted(end_tokens)])
+        self._end_tokens = frozenset(end_tokens)
+        self._stops = StopSequences([[token] for token in sorted(self._end_tokens)])
         self._prefill_tokens = prefill_tokens
         self._prefixes = prefixes
         self._solo = solo
@@ -248,12 +251,19 @@ class RunningBatch:
             samplers=[self._sampler] * len(rows),
             fallback_sampler=self._sampler,
             logits_processors=[list(row.processors) for row in rows],
-            stop_sequences=[self._stops] * len(rows),
+            stop_sequences=[self._stops_of(row) for row in rows],
             max_tokens=[row.max_tokens for row in rows],
         )
         if self._solo:
             batch.prompt_cache = _kept_apart(caches[0])
         return _Reading(rows, [row.prompt[row.cached_tokens : -1].tolist() for row in rows], batch)
+
+    def _stops_of(self, row: Row) -> Any:
+        from mlx_lm.generate import StopSequences
+
+        if not row.stop_tokens:
+            return self._stops
+        return StopSequences([[token] for token in sorted({*self._end_tokens, *row.stop_tokens})])
 
     def _read_piece(self, reading: _Reading) -> bool:
         """Reads what a step may; says whether its rows decode from now on."""

@@ -21,8 +21,6 @@ _SEEDS = 2**64
 """MLX knows so many. Any other integer is as good a seed as what is left of it."""
 _MOST_TOP_K = 2**31 - 1
 """More than any vocabulary has, and what MLX can count to. More must not fail the step of everybody."""
-PENALISED_TOKENS = 1024
-"""How far back a repetition penalty looks, the prompt included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,27 +142,3 @@ class _Parameters:
         kept = mx.where((self._top_k > 0) & (self._top_k < kept), self._top_k, kept)
         by_rank = mx.take_along_axis(ordered, mx.minimum(kept, width) - 1, axis=-1)
         return mx.maximum(by_rank, ordered[:, :1] + self._log_min_p)
-
-
-class OwnProcessor:
-    """One request's change to its own logits. What it raises stays in `error`, and the batch goes on without it."""
-
-    def __init__(self, processor: Callable[[mx.array, mx.array], mx.array]) -> None:
-        self._processor = processor
-        self.error: Exception | None = None
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        if self.error is None:
-            try:
-                return self._processor(tokens, logits)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the neighbours' step must go on
-                self.error = error
-        return logits
-
-
-def repetition_penalty(penalty: float) -> Callable[[mx.array, mx.array], mx.array]:
-    """mlx-lm's, which divides positive logits of tokens seen before by `penalty` and multiplies negative ones."""
-    from mlx_lm.sample_utils import make_repetition_penalty
-
-    processor: Callable[[mx.array, mx.array], mx.array] = make_repetition_penalty(penalty, PENALISED_TOKENS)
-    return processor

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from impetus_backends import protocol
 from impetus_backends.protocol import Deferred, Generated, Parked, Progress, Rejected
-from impetus_producer.contract import StreamEvent
+from impetus_producer.contract import StreamEvent, channel_name
 
 from ..allowed import NOTHING
 from ..errors import ImpetusError, InferenceError, InvalidRequestError, PoisonedJobError
@@ -209,8 +209,12 @@ class GenerationBatcher:
         match event:
             case protocol.Started():
                 return self._begin(owner, now)
-            case Progress(text=text):
-                return [self._text(owner, text)]
+            case Progress():
+                return [
+                    self._text(owner, channel_name(event.choice, reasoning=reasoning), text)
+                    for reasoning, text in ((True, event.reasoning), (False, event.text))
+                    if text
+                ]
             case Parked():
                 owner.parked = True
                 for each in self._in_engine.values():
@@ -235,23 +239,27 @@ class GenerationBatcher:
         for each in self._in_engine.values():
             if not each.parked:
                 each.resume(now)  # the engine steps again, whatever it may have been loading
-        owner.run, owner.streamed = f"{owner.job.token}:{next(self._ids)}", 0
+        owner.run, owner.streamed = f"{owner.job.token}:{next(self._ids)}", {}
         self._window = min(self._max_concurrent, 2 * self._window)
         news: list[News] = [Started(owner.job, awaited=owner.request.cancel_if_abandoned)]
         if owner.request.stream:
             news.append(Said(owner.job, StreamEvent.START, owner.run))
         return news
 
-    def _text(self, owner: OpenGeneration, text: str) -> Said:
-        said = Said(owner.job, StreamEvent.TEXT, owner.run, at=owner.streamed, text=text)
-        owner.streamed += len(text)
-        return said
+    def _text(self, owner: OpenGeneration, channel: str, text: str) -> Said:
+        at = owner.streamed.get(channel, 0)
+        owner.streamed[channel] = at + len(text)
+        return Said(owner.job, StreamEvent.TEXT, owner.run, at=at, text=text, channel=channel)
 
     def _finish(self, owner: OpenGeneration, event: Generated) -> list[News]:
         news: list[News] = []
-        if owner.request.stream and owner.run and len(event.text) > owner.streamed:
-            news.append(self._text(owner, event.text[owner.streamed :]))
-        if event.finish_reason == "cancelled":
+        if owner.request.stream and owner.run:
+            for choice, answer in enumerate(event.answers):
+                for reasoning, text in ((True, answer.reasoning or ""), (False, answer.text)):
+                    channel = channel_name(choice, reasoning=reasoning)
+                    if rest := text[owner.streamed.get(channel, 0) :]:
+                        news.append(self._text(owner, channel, rest))
+        if event.answers[-1].finish_reason == "cancelled":
             outcome = owner.ending or Stopped(owner.job)
             return [*news, *self._end(owner, outcome, self._results.of(event))]
         return [*news, *self._end(owner, Finished(owner.job, self._results.of(event)))]

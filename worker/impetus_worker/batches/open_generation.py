@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from impetus_backends.protocol import GenerationWork
 from impetus_producer.contract import GENERATION_QUEUE
+from impetus_producer.conversation import NamedTool
 
 from .quarantine import Witness
 
+_ROLES = {"developer": "system"}
+
 if TYPE_CHECKING:
     from impetus_producer.contract import GenerationRequest
+    from impetus_producer.conversation import Message
 
     from ..leases.claims import ClaimedJob
     from ..leases.outcomes import Failed, Stopped
@@ -31,8 +36,8 @@ class OpenGeneration(Witness):
     """Whether it waits in the engine for its model, and so takes no place."""
     run: str = ""
     """Names what the engine has begun of it, and is empty until it has."""
-    streamed: int = 0
-    """How many characters of this run's text have been told."""
+    streamed: dict[str, int] = field(default_factory=dict)
+    """By channel, how many characters of this run have been told."""
     ending: Failed | Stopped | None = None
     """How it is to end as soon as the engine has handed over what it made."""
 
@@ -57,21 +62,62 @@ class OpenGeneration(Witness):
     def work(self, work_id: int) -> GenerationWork:
         """What the engine is asked for."""
         request = self.request
+        choice = request.tool_choice
         return GenerationWork(
             id=work_id,
             prompt=request.prompt,
-            messages=tuple((each.role, each.content) for each in request.messages) if request.messages else None,
-            max_tokens=request.max_tokens,
+            messages=tuple(map(_for_templates, request.messages)) if request.messages else None,
+            max_tokens=request.most_tokens,
+            min_tokens=request.min_tokens,
+            n=request.n,
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
             min_p=request.min_p,
             repetition_penalty=request.repetition_penalty,
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
+            logit_bias=request.logit_bias,
             stop=tuple(request.stop),
+            stop_token_ids=tuple(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
             seed=request.seed,
             logprobs=request.logprobs,
+            top_logprobs=request.top_logprobs or 0,
             schema=request.response_format.schema_text() if request.response_format is not None else None,
             special_tokens=request.special_tokens,
+            continue_final_message=request.continue_final_message,
+            template_variables=request.chat_template_kwargs,
+            reasoning_effort=request.reasoning_effort,
+            max_reasoning_tokens=request.max_reasoning_tokens,
+            tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools),
+            tool_choice=f"={choice.function.name}" if isinstance(choice, NamedTool) else choice or "auto",
+            parallel_tool_calls=request.parallel_tool_calls,
             model=request.model,
             stream=request.stream,
         )
+
+
+def _for_templates(message: Message) -> dict[str, Any]:
+    """As chat templates read messages: arguments of calls are objects, and what is not there is not named."""
+    made: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.text}
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if (value := getattr(message, name)) is not None:
+            made[name] = value
+    if message.tool_calls:
+        made["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return made
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return json.loads(text or "{}")
+    except ValueError:  # what a model wrote once need not be JSON
+        return text

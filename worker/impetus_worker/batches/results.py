@@ -10,8 +10,13 @@ import numpy as np
 
 from ..leases.outcomes import Finished
 
+_LEAST_LOGPROB = -9999.0
+"""OpenAI's, for what is very unlikely."""
+
 if TYPE_CHECKING:
-    from impetus_backends.protocol import EngineInfo, Generated
+    from collections.abc import Iterable
+
+    from impetus_backends.protocol import Answer, EngineInfo, Generated
 
     from .backlog import OpenEmbedding
 
@@ -62,16 +67,46 @@ class GenerationResults:
 
     def of(self, event: Generated) -> bytes:
         """What was made, be it the whole of it or as far as it came."""
-        usage = {"prompt_tokens": event.prompt_tokens, "completion_tokens": event.completion_tokens}
+        usage = {
+            "prompt_tokens": event.prompt_tokens,
+            "completion_tokens": event.completion_tokens,
+            "cached_tokens": event.cached_tokens,
+            "reasoning_tokens": event.reasoning_tokens,
+        }
+        first, *more = map(_choice, event.answers)
         result: dict[str, Any] = {
             "object": "generation",
-            "text": event.text,
-            "finish_reason": event.finish_reason,
+            **first,
             "model": event.model,
-            "usage": usage | {"cached_tokens": event.cached_tokens},
+            "usage": usage,
             "timings": {"first_token_s": round(event.first_token_s, 6), "total_s": round(event.total_s, 6)},
             "provenance": self._provenance | {"fingerprint": event.fingerprint, "note": event.note},
+            "sampling": dict(event.sampling),
         }
-        if event.logprobs is not None:
-            result["logprobs"] = [{"token": token, "logprob": round(each, 6)} for token, each in event.logprobs]
+        if more:
+            result["more_choices"] = more
         return json.dumps(result, separators=(",", ":")).encode()
+
+
+def _choice(answer: Answer) -> dict[str, Any]:
+    """The contract's `Choice`; what is not there is not named."""
+    choice: dict[str, Any] = {"text": answer.text, "finish_reason": answer.finish_reason}
+    if answer.reasoning is not None:
+        choice["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        choice["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.calls
+        ]
+    if answer.logprobs is not None:
+        choice["logprobs"] = [
+            {"token": each.token, "logprob": round(each.logprob, 6)}
+            | ({"top_logprobs": _likely(each.others)} if each.others else {})
+            for each in answer.logprobs
+        ]
+    return choice
+
+
+def _likely(tokens: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
+    """JSON has no infinity; of a token that cannot come the logarithm is a number as small as any that can."""
+    return [{"token": token, "logprob": round(max(logprob, _LEAST_LOGPROB), 6)} for token, logprob in tokens]

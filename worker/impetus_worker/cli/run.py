@@ -68,6 +68,10 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--prefill-tokens", envvar="IMPETUS_PREFILL_TOKENS", type=click.IntRange(1), show_envvar=True,
               help="Prompt tokens read between two steps: fewer pause running streams less, more read long prompts "
               "faster.  [default: 512; on an M5 2048]")  # fmt: skip
+@click.option("--max-answer-tokens", envvar="IMPETUS_MAX_ANSWER_TOKENS", default=4096, show_default=True,
+              show_envvar=True, type=click.IntRange(1),
+              help="The most tokens of an answer whose request does not say: less, where the context or the memory "
+              "leaves less.")  # fmt: skip
 @click.option("--special-tokens", envvar="IMPETUS_SPECIAL_TOKENS", default="control", show_default=True,
               show_envvar=True, type=click.Choice(SPECIAL_TOKENS),
               help="What a model's special tokens are in messages that do not say: as it knows them, or text like any "
@@ -191,6 +195,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         max_batch_tokens=options["max_batch_tokens"],
         max_wait_ms=options["max_wait_ms"],
         max_concurrent_generations=options["max_concurrent_generations"],
+        max_answer_tokens=options["max_answer_tokens"],
         special_tokens=options["special_tokens"],
         generation_quantize=options["generation_quantize"],
         burst=options["burst"],

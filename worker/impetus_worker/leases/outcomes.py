@@ -63,8 +63,10 @@ class Said:
     run: str
     """Names this run of the job, and no other."""
     at: int = 0
-    """With text: how many characters of this run came before it."""
+    """With text: how many characters of this run and channel came before it."""
     text: str = ""
+    channel: str = ""
+    """With text: of what it is a part (`contract.channel_name`)."""
     status: str = ""
     """With the end: how the job ends."""
     result: bytes = b""

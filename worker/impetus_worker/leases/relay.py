@@ -7,15 +7,16 @@ after one of a later.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import AWAITED_KEY, STREAM_KEY, STREAM_TTL_S, StreamEvent
 
-from .outcomes import Said
 from .scripts import Call, Script, ids
 
 if TYPE_CHECKING:
     from .claims import ClaimedJob
+    from .outcomes import Said
 
 _ASK_EVERY_S = 2.0
 _ASK = "ask"
@@ -35,8 +36,9 @@ class Relay:
 
     def say(self, said: Said) -> None:
         last = self._said[-1] if self._said else None
-        if last and last.event == said.event == StreamEvent.TEXT and last.run == said.run:
-            self._said[-1] = Said(said.job, said.event, said.run, at=last.at, text=last.text + said.text)
+        both = StreamEvent.TEXT
+        if last and last.event == said.event == both and (last.run, last.channel) == (said.run, said.channel):
+            self._said[-1] = replace(said, at=last.at, text=last.text + said.text)
         else:
             self._said.append(said)
 
@@ -59,7 +61,7 @@ class Relay:
         for said in self._sent:
             job = said.job
             arguments += (job.id, job.token, job.queue, said.event.value, said.run, said.at, said.text.encode(),
-                          said.status, said.result)  # fmt: skip
+                          said.channel or said.status, said.result)  # fmt: skip
         if now >= self._ask_at:
             self._ask_at = now + _ASK_EVERY_S
             for job in self._watched.values():

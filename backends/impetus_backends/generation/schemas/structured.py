@@ -71,6 +71,10 @@ class JsonConstraint:
                 self.error = RequestError(f"llguidance failed at the JSON schema: {one_sentence(str(error))}")
         return logits
 
+    def begin_anew(self) -> None:
+        """What was drawn last is no part of the answer, though it was allowed: that begins with the next."""
+        self._begun = False
+
     def fault(self, text: str) -> str | None:
         """Why a whole answer is not what was asked for all the same: one sentence, or none."""
         try:

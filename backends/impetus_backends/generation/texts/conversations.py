@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ...errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ...protocol import GenerationWork
 
 _PROBES = ("Zkqv-17 quuxly", "Vbnm-29 fnordly", "Wxyj-83 plughly")
 # A conversation around the role that is tried. Templates insist on turns that alternate, and on a user at the end.
@@ -24,6 +26,14 @@ _AROUND: dict[str, tuple[str, ...]] = {
     "assistant": ("user", "assistant", "user"),
     "tool": ("user", "assistant", "tool"),
 }
+# Arguments of `apply_chat_template` that are no variables of a template.
+_OWN_OPTIONS = {
+    "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens", "self",
+}  # fmt: skip
+# Templates that take an effort know three.
+_EFFORTS = {"minimal": "low", "xhigh": "high", "none": "low"}
 _TEMPLATE_S = 2
 """Of computing: common templates take milliseconds for long conversations, and all that decode wait meanwhile."""
 _ENDLESS = f"the model's chat template did not come to an end within {_TEMPLATE_S} s of computing"
@@ -38,6 +48,8 @@ class Conversations:
         """Whether contents go into the template as lists of parts, each a text."""
         self._said: dict[str, bool] = {}
         """By role: whether the template says what such a message holds."""
+        self._has_tools: bool | None = None
+        """Whether the template says what tools there are; not known before a request has some."""
         self._endless = False
         """Whether the template did not come to an end with the shortest of conversations."""
         if tokenizer.has_chat_template and not self._says("user"):
@@ -45,28 +57,30 @@ class Conversations:
             if not self._says("user"):
                 self._parts = False
 
-    def tokens(self, messages: tuple[tuple[str, str], ...], *, special_tokens_as_text: bool = False) -> list[int]:
+    def tokens(self, work: GenerationWork, *, special_tokens_as_text: bool = False) -> list[int]:
         """The conversation as the template writes it, with the assistant's turn opened. Raises `RequestError`.
 
         `special_tokens_as_text`: a token of the vocabulary that is no piece of text (an added one, special or not,
         white space aside) comes from the template alone. Where a message spells one, that is read as other text is.
         """
+        messages = work.messages or ()
         if not self._tokenizer.has_chat_template:
             raise RequestError("this model has no chat template and takes no messages: send `prompt` instead")
         if self._endless:
             raise RequestError(_ENDLESS)
+        options = self._options(work)
         try:
             if special_tokens_as_text:
-                tokens = self._tokens_of_text_alone(messages)
+                tokens = self._tokens_of_text_alone(messages, options)
             else:
-                tokens = list(self._tokenizer.encode(self._written(messages), add_special_tokens=False))
+                tokens = list(self._tokenizer.encode(self._written(messages, options), add_special_tokens=False))
         except _EndlessError:
             raise RequestError(_ENDLESS) from None
         except RequestError:
             raise
         except Exception as error:  # templates are programs, and refuse by raising what they like
             raise RequestError(f"the model's chat template refused the messages: {error}") from error
-        for role in dict.fromkeys(role for role, content in messages if content):
+        for role in dict.fromkeys(each["role"] for each in messages if each["content"]):
             if role not in self._said:
                 self._said[role] = self._says(role)
             if not self._said[role]:
@@ -76,31 +90,55 @@ class Conversations:
                 )
         return tokens
 
-    def _written(self, messages: tuple[tuple[str, str], ...]) -> str:
-        with _time_limit():
-            return str(
-                self._tokenizer.apply_chat_template(self._formed(messages), add_generation_prompt=True, tokenize=False)
-            )
+    def _options(self, work: GenerationWork) -> dict[str, Any]:
+        """What else the template is told."""
+        if taken := sorted(_OWN_OPTIONS & work.template_variables.keys()):
+            raise RequestError(f"chat_template_kwargs: {taken[0]} is not for a request to say")
+        options = dict(work.template_variables)
+        if work.reasoning_effort is not None:
+            options.setdefault("reasoning_effort", _EFFORTS.get(work.reasoning_effort, work.reasoning_effort))
+            if work.reasoning_effort == "none":
+                options.setdefault("enable_thinking", False)
+        if work.tools and work.tool_choice != "none":
+            if not self._takes_tools(work.tools):
+                raise RequestError("this model's chat template has no place for tools: leave them out, or take a model "
+                                   "that was trained to call tools")  # fmt: skip
+            options["tools"] = [dict(tool) for tool in work.tools]
+        if work.continue_final_message:
+            options |= {"continue_final_message": True, "add_generation_prompt": False}
+        return options
 
-    def _tokens_of_text_alone(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
+    def _takes_tools(self, tools: Sequence[Mapping[str, Any]]) -> bool:
+        if self._has_tools is None:
+            trial = ({"role": "user", "content": _PROBES[0]},)
+            try:
+                said = self._written(trial, {"tools": [dict(tool) for tool in tools]})
+                self._has_tools = said != self._written(trial)
+            except Exception:  # noqa: BLE001 - it says why when it refuses the request itself
+                return True
+        return self._has_tools
+
+    def _written(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> str:
+        told: dict[str, Any] = {"add_generation_prompt": True, **(options or {})}
+        with _time_limit():
+            return str(self._tokenizer.apply_chat_template(self._formed(messages), tokenize=False, **told))
+
+    def _tokens_of_text_alone(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[int]:
         tokenizer = self._tokenizer._tokenizer  # transformers' own, beneath mlx-lm's
         if self._tokenizer._chat_template is not None:
             raise RequestError("special_tokens: this model's conversations are not written by a template of its own")
         if tokenizer.chat_control_tokens is None:
             added = (each.content for each in tokenizer.added_tokens_decoder.values())
             tokenizer.chat_control_tokens = [each for each in added if each.strip()]
+        told: dict[str, Any] = {"add_generation_prompt": True, **options, "sanitize_control_tokens": True}
         with _time_limit():
-            return list(
-                self._tokenizer.apply_chat_template(
-                    self._formed(messages), add_generation_prompt=True, sanitize_control_tokens=True
-                )
-            )
+            return list(self._tokenizer.apply_chat_template(self._formed(messages), **told))
 
-    def _formed(self, messages: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
+    def _formed(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         def form(content: str) -> Any:
             return [{"type": "text", "text": content}] if self._parts else content
 
-        return [{"role": role, "content": form(content)} for role, content in messages]
+        return [{**each, "content": form(each["content"])} for each in messages]
 
     def _says(self, role: str) -> bool:
         """Whether a message of this role is to be found in what the template makes of it.
@@ -109,8 +147,8 @@ class Conversations:
         the trial that it did not like.
         """
         around = _AROUND.get(role, (role, "user"))
-        trial = tuple(zip(around, _PROBES, strict=False))
-        probe = next(content for at, content in trial if at == role)
+        trial = tuple({"role": each, "content": probe} for each, probe in zip(around, _PROBES, strict=False))
+        probe = next(each["content"] for each in trial if each["role"] == role)
         try:
             made = self._written(trial)
         except _EndlessError:

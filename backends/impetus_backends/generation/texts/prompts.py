@@ -44,25 +44,27 @@ class Prompts:
         self._refuse_far_too_long(work)
         if work.messages is not None:
             as_text = (work.special_tokens or self._special_tokens) == "text"
-            tokens = self._conversations.tokens(work.messages, special_tokens_as_text=as_text)
+            tokens = self._conversations.tokens(work, special_tokens_as_text=as_text)
         elif work.prompt is not None:
             tokens = _continuation(self._tokenizer, work.prompt)
         else:
             raise RequestError("the request holds neither a prompt nor messages")
         if not tokens:
             raise RequestError("the prompt is empty: the model needs at least one token to go on from")
-        if work.max_tokens < 1:
+        if work.max_tokens is not None and work.max_tokens < 1:
             raise RequestError(f"max_tokens is {work.max_tokens}, and must be at least 1")
-        if len(tokens) + work.max_tokens > self._context_tokens:
+        if work.max_tokens is not None and len(tokens) + work.max_tokens > self._context_tokens:
             raise RequestError(
                 f"the prompt's {len(tokens):,} tokens and the {work.max_tokens:,} of max_tokens are together more than "
                 f"{self._reads}"
             )
+        if len(tokens) >= self._context_tokens:
+            raise RequestError(f"the prompt's {len(tokens):,} tokens leave no room for an answer, of {self._reads}")
         return tokens
 
     def _refuse_far_too_long(self, work: GenerationWork) -> None:
         """Looks at the start of a very long text first: reading all of 10 MB would hold everybody up for long."""
-        text = work.prompt or "".join(content for _, content in work.messages or ())
+        text = work.prompt or "".join(each["content"] for each in work.messages or ())
         looked_at = _CHARACTERS_PER_TOKEN * self._context_tokens
         if len(text) > looked_at:
             length = len(_continuation(self._tokenizer, text[:looked_at]))

@@ -2,7 +2,7 @@
 -- to run only while somebody waits for them nobody waits for any more.
 --
 -- ARGV: worker, prefix of the streams' keys, their time to live (s), prefix of the keys by which clients say that they
---       wait, then for each entry: job id, token, queue, event, run, at, text, status, result
+--       wait, then for each entry: job id, token, queue, event, run, at, text, channel or status, result
 --   event: 'start', 'text' and 'end' are written; 'ask' asks
 -- Returns the ids of abandoned jobs. Running out of memory ends it with the server's error: it may be sent again whole,
 -- because a reader knows a piece that it has by its place in the text.
@@ -17,6 +17,7 @@ local function entry_of(event, run, from, text, status, result)
   if event == 'text' then
     put('at', from)
     put('text', text)
+    if status ~= '' then put('channel', status) end
   elseif event == 'end' then
     put('status', status)
     if result ~= '' then put('result', result) end

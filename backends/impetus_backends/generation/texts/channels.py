@@ -1,0 +1,167 @@
+"""What a model thinks, what it answers and what it wants called, told apart in the text that it makes.
+
+Models mark these by texts that their tokenizers know. mlx-lm knows the marks of most families, and finds them in a text
+that comes in pieces; those of gpt-oss ("harmony") are added here. Source of the latter:
+https://github.com/openai/harmony/blob/main/docs/format.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..processors import Thinking
+
+_HARMONY: dict[str, list[tuple[str, str]]] = {
+    "normal": [
+        ("<|channel|>analysis<|message|>", "reasoning"),
+        ("<|channel|>final<|message|>", "normal"),
+        ("<|channel|>commentary<|message|>", "normal"),
+        ("<|channel|>commentary to=functions.", "tool"),
+        ("<|start|>assistant", "normal"),
+        ("<|end|>", "normal"),
+        ("<|return|>", "normal"),
+    ],
+    "reasoning": [("<|end|>", "normal"), ("<|start|>assistant", "normal")],
+    "tool": [("<|call|>", "normal"), ("<|end|>", "normal")],
+}
+
+
+@dataclass(slots=True)
+class Said:
+    """A piece of a text, or the whole of it, told apart."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[str] = field(default_factory=list)
+    """What stands between the marks of each call."""
+
+
+class Channels:
+    """How one model tells apart what it says. `tokenizer`: mlx-lm's `TokenizerWrapper`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        from mlx_lm.generate import TextStateMachine, make_text_state_machine
+
+        vocabulary = tokenizer.get_vocab()
+        self.harmony = "<|channel|>" in vocabulary and "<|message|>" in vocabulary
+        self.thinks: bool = tokenizer.has_thinking or self.harmony
+        self.calls: bool = tokenizer.has_tool_calling or self.harmony
+        self.think_start: str = tokenizer.think_start or ""
+        self.think_start_tokens: tuple[int, ...] = tuple(tokenizer.think_start_tokens or ())
+        self.think_end_tokens: tuple[int, ...] = tuple(tokenizer.think_end_tokens or ())
+        self._forced_end = self.think_end_tokens
+        if self.harmony:
+            self._with_calls = self._without = TextStateMachine(_HARMONY)
+            final = "<|channel|>final<|message|>"
+            self.think_end_tokens = tuple(tokenizer.encode(final, add_special_tokens=False))
+            self._forced_end = tuple(tokenizer.encode(f"<|end|><|start|>assistant{final}", add_special_tokens=False))
+            return
+        self._with_calls = make_text_state_machine(tokenizer)
+        thoughts: dict[str, list[tuple[str, str]]] = {"normal": []}
+        if tokenizer.has_thinking:
+            thoughts = {
+                "normal": [(tokenizer.think_start, "reasoning")],
+                "reasoning": [(tokenizer.think_end, "normal")],
+            }
+        self._without = TextStateMachine(thoughts)
+
+    def opens_with_thought(self, prompt: str) -> bool:
+        """Whether the template has begun the thinking already. `prompt`: as the template wrote it."""
+        return bool(self.think_start) and prompt.rstrip().endswith(self.think_start)
+
+    def thinking(self, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
+        """What bounds the thoughts of one answer, and lets what it is kept to begin after them. Harmony's answers
+        always begin with a mark, which is as good as a thought."""
+        return Thinking(
+            self.think_start_tokens,
+            self.think_end_tokens,
+            self._forced_end,
+            begun=begun or self.harmony,
+            most_tokens=most_tokens,
+            constraint=constraint,
+        )
+
+    def splitter(self, *, thinking: bool, calls: bool) -> Splitter | None:
+        """For one answer; None where there is nothing to tell apart. `thinking`: it begins with a thought; `calls`:
+        whether calls are looked for."""
+        if not (self.thinks or (calls and self.calls)):
+            return None
+        machine = self._with_calls if calls else self._without
+        return Splitter(machine, "reasoning" if thinking else "normal")
+
+
+class Splitter:
+    """One answer, in pieces. What it says of pieces, taken together, is what it says of the whole.
+
+    Line breaks around thoughts and calls belong to their form, and not to what is said.
+    """
+
+    def __init__(self, machine: Any, state: str) -> None:
+        self._machine = machine
+        self._first_state = state
+        self._state = machine.make_state(state)
+        self._held = {"normal": "", "reasoning": ""}
+        """White space that may be the last of its kind."""
+        self._begun = {"normal": state == "normal", "reasoning": False}
+        """Whether white space counts: not before the first word after a mark."""
+        self._spoken = False
+        self._call: str | None = None
+        self._called = False
+
+    @property
+    def thinking(self) -> bool:
+        return bool(self._state[0] == "reasoning")
+
+    def whole(self, text: str, *, complete: bool) -> Said:
+        """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole."""
+        fresh = Splitter(self._machine, self._first_state)
+        said = fresh.feed(text)
+        rest = fresh._state[3]
+        fresh._state = (*fresh._state[:3], "")
+        fresh._take(said, fresh._state[0], rest)
+        if fresh._call is not None and complete:
+            said.calls.append(fresh._call)
+        if not fresh._called and not said.calls:
+            said.text += fresh._held["normal"]
+        return said
+
+    def feed(self, piece: str) -> Said:
+        """What a piece adds."""
+        said = Said()
+        before = self._state[0]
+        self._state, segments = self._machine.split(self._state, piece)
+        for at, (state, text) in enumerate(segments):
+            if at:
+                self._enter(said, before, state)
+            self._take(said, state, text)
+            before = state
+        return said
+
+    def _enter(self, said: Said, before: str, state: str) -> None:
+        """A mark came."""
+        if before == "tool" and self._call is not None:
+            said.calls.append(self._call)
+            self._call, self._called = None, True
+        if state == "tool":
+            self._call = ""
+        elif state in self._begun and state != before:
+            self._begun[state] = False
+            if state == "normal" and not self._spoken:
+                self._held[state] = ""
+
+    def _take(self, said: Said, state: str, text: str) -> None:
+        if state == "tool":
+            self._call = (self._call or "") + text
+            return
+        if not self._begun[state]:
+            text = text.lstrip("\n") if state == "reasoning" else text.lstrip()
+            self._begun[state] = bool(text)
+        text = self._held[state] + text
+        kept = text.rstrip("\n") if state == "reasoning" else text.rstrip()
+        self._held[state] = text[len(kept) :]
+        if state == "reasoning":
+            said.reasoning += kept
+        else:
+            said.text += kept
+            self._spoken = self._spoken or bool(kept)

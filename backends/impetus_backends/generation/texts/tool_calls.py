@@ -1,0 +1,113 @@
+"""Calls of tools: out of what a model writes, by mlx-lm's parser for its family, or out of JSON it was kept to."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from ...errors import RequestError
+from ...protocol import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_HARMONY_CALL = re.compile(r"\s*([\w.-]+)\s*(?:<\|constrain\|>)?\s*(?:json)?\s*<\|message\|>(.*)", re.DOTALL)
+_NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+class ToolCalls:
+    """The calls of one request. `tokenizer`: mlx-lm's `TokenizerWrapper`."""
+
+    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]], *, harmony: bool) -> None:
+        self._parse = tokenizer.tool_parser
+        self._tools = tools
+        self._by_name: dict[str, Mapping[str, Any]] = {tool["function"]["name"]: tool["function"] for tool in tools}
+        self._harmony = harmony
+
+    def of(self, written: Iterable[str]) -> tuple[Call, ...] | None:
+        """The calls that stand in these texts; None where one of them is none, so that they are text like any other.
+
+        Raises `RequestError` where a tool is strict and what it is called with is not of its schema.
+        """
+        calls: list[Call] = []
+        for text in written:
+            try:
+                found = self._parse_harmony(text) if self._harmony else self._parse(text, list(self._tools))
+                calls += [self._call(each) for each in (found if isinstance(found, list) else [found])]
+            except RequestError:
+                raise
+            except Exception:  # noqa: BLE001 - a parser raises what it likes about a text that is no call
+                return None
+        return tuple(calls)
+
+    def of_json(self, text: str) -> tuple[Call, ...]:
+        """The call that an answer is which was kept to `forced_schema`."""
+        said = json.loads(text)
+        return (self._call(said),)
+
+    def _parse_harmony(self, text: str) -> dict[str, Any]:
+        if (found := _HARMONY_CALL.fullmatch(text)) is None:
+            raise ValueError("no call")
+        return {"name": found[1], "arguments": json.loads(found[2] or "{}")}
+
+    def _call(self, said: Mapping[str, Any]) -> Call:
+        name, arguments = said["name"], said.get("arguments", said.get("parameters", {}))
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}")
+        if name not in self._by_name or not isinstance(arguments, dict):
+            raise ValueError("no call of a tool that there is")
+        function = self._by_name[name]
+        if function.get("strict") and (fault := _fault(function.get("parameters") or _NO_ARGUMENTS, arguments)):
+            raise RequestError(f"the model called {name} with arguments that are not of its schema: {fault}")
+        return Call(name, json.dumps(arguments, ensure_ascii=False), str(said.get("id") or f"call_{uuid.uuid4().hex}"))
+
+
+def forced_schema(tools: Sequence[Mapping[str, Any]], choice: str) -> str:
+    """The JSON schema of one call of one of these tools; `choice`: `required`, or `=` and a name."""
+    wanted = [tool["function"] for tool in tools if choice in ("required", f"={tool['function']['name']}")]
+    definitions = {each["name"]: _moved(each.get("parameters") or _NO_ARGUMENTS, each["name"]) for each in wanted}
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{_escaped(name)}"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for name in definitions
+    ]
+    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return json.dumps(schema | {"$defs": definitions})
+
+
+def _moved(part: Any, name: str) -> Any:
+    """A schema that has become a definition of another: what it refers to in itself is now further down."""
+    if isinstance(part, list):
+        return [_moved(each, name) for each in part]
+    if not isinstance(part, dict):
+        return part
+    moved = {key: _moved(value, name) for key, value in part.items()}
+    reference = part.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = f"#/$defs/{_escaped(name)}{reference[1:]}"
+    return moved
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _fault(schema: Mapping[str, Any], value: Any) -> str:
+    """Why a value is not of a schema; empty where it is."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        Draft202012Validator.check_schema(dict(schema))
+        error = next(Draft202012Validator(dict(schema)).iter_errors(value), None)
+    except SchemaError as broken:
+        return f"its schema is none ({broken.message:.200})"
+    except Exception as unresolved:  # noqa: BLE001 - references that lead nowhere, patterns that are none
+        return f"its schema cannot be looked at ({unresolved!s:.200})"
+    return "" if error is None else f"{error.message:.200}"

@@ -1,0 +1,238 @@
+"""The parts of a conversation, as in OpenAI's chat completions: messages, tools, and calls of tools.
+
+Only what can mean something to a model that reads text is taken; anything else is refused by its name. Source of names
+and shapes: https://platform.openai.com/docs/api-reference/chat/create
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_TEXT_BYTES = 10_000_000
+"""The longest single text or prompt, in bytes of UTF-8."""
+MAX_SCHEMA_BYTES = 100_000
+"""The largest JSON schema that a request may ask its answer to keep to, and the most that its tools may take."""
+MAX_TOOLS = 128
+
+_OTHER_PARTS = {
+    "image_url": "an image",
+    "input_image": "an image",
+    "input_audio": "audio",
+    "video_url": "a video",
+    "file": "a file",
+    "input_file": "a file",
+}
+
+
+class Wire(BaseModel):
+    """What crosses Redis: frozen, strict, and without fields that nobody knows."""
+
+    # defer_build: services that only enqueue pay for the models they use.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True)
+
+
+def invalid(sentence: str, *, field: str = "") -> PydanticCustomError:
+    """What is wrong, in one sentence; `field`: with which part of what is looked at."""
+    return PydanticCustomError("invalid", "{sentence}", {"sentence": sentence, "field": field})
+
+
+def json_type(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def checked_text(value: Any, what: str = "the text") -> str:
+    if not isinstance(value, str):
+        raise invalid(f"{what} must be a string, not {json_type(value)}")
+    try:
+        size = len(value) if value.isascii() else len(value.encode())
+    except UnicodeEncodeError:
+        raise invalid(f"{what} holds half a surrogate pair, which is no text") from None
+    if size > MAX_TEXT_BYTES:
+        raise invalid(f"{what} is longer than {MAX_TEXT_BYTES:,} bytes of UTF-8")
+    return value
+
+
+def without_nulls(value: Any) -> Any:
+    """An object without its fields that are null, which stand for what holds where nothing is said."""
+    if isinstance(value, dict):
+        return {name: each for name, each in value.items() if each is not None}
+    return value
+
+
+class TextPart(Wire):
+    """A piece of a message's text."""
+
+    type: Literal["text", "refusal"]
+    text: Annotated[str, BeforeValidator(checked_text)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_alone(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise invalid(f"must be an object with a type and a text, not {json_type(value)}")
+        kind = value.get("type")
+        if isinstance(kind, str) and kind in _OTHER_PARTS:
+            raise invalid(f"{_OTHER_PARTS[kind]}, and this model reads text")
+        if kind == "refusal" and "refusal" in value:
+            return {**{name: each for name, each in value.items() if name != "refusal"}, "text": value["refusal"]}
+        return value
+
+
+def _as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": checked_text(value)}] if isinstance(value, str) else value
+
+
+class CalledFunction(Wire):
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    arguments: Annotated[str, BeforeValidator(checked_text)] = "{}"
+    """JSON, as the model wrote it."""
+
+
+class ToolCall(Wire):
+    """What a model wants done: one call of one of the request's tools."""
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+    """Its place among the calls of an answer, which streams state."""
+
+    _nulls = model_validator(mode="before")(without_nulls)
+
+
+class Message(Wire):
+    """One turn of a conversation. `developer` speaks as `system` does."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[list[TextPart], BeforeValidator(_as_parts), Field(max_length=4096)] = Field(default_factory=list)
+    """A string, or a list of parts of text, which are joined; null or absent beside tool calls."""
+    name: Annotated[str, Field(max_length=256)] | None = None
+    """Of the person, or the tool, that speaks: for templates that say it."""
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    tool_call_id: str | None = None
+    """Of a `tool` message: the call that it answers."""
+    reasoning_content: Annotated[str, BeforeValidator(checked_text)] | None = None
+    """Of an `assistant` message: what it thought, for templates that say it."""
+    refusal: Annotated[str, BeforeValidator(checked_text)] | None = None
+    """Taken as text where there is no other."""
+    annotations: list[Any] = Field(default_factory=list)
+    """Taken for OpenAI's sake, and not read."""
+    audio: None = None
+    function_call: None = None
+
+    _nulls = model_validator(mode="before")(without_nulls)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content is not None):
+            raise invalid("tool_calls and reasoning_content are an assistant's")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise invalid("tool_call_id goes with the role tool, and with no other")
+        if "content" not in self.model_fields_set and not self.tool_calls and self.refusal is None:
+            raise invalid("this field is required", field="content")
+        return self
+
+    @property
+    def text(self) -> str:
+        if not self.content and self.refusal is not None:
+            return self.refusal
+        return self.content[0].text if len(self.content) == 1 else "".join(part.text for part in self.content)
+
+
+class Function(Wire):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """The JSON schema of its arguments; none: it takes none."""
+    strict: bool | None = None
+    """Whether arguments that do not keep to the schema fail the answer."""
+
+    _nulls = model_validator(mode="before")(without_nulls)
+
+
+class Tool(Wire):
+    """A function that the model may ask to be called."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class _NamedFunction(Wire):
+    name: str
+
+
+class NamedTool(Wire):
+    """The one tool that the model has to call."""
+
+    type: Literal["function"]
+    function: _NamedFunction
+
+
+def check_tools(tools: list[Tool]) -> list[Tool]:
+    size = sum(len(json.dumps(each.function.parameters)) for each in tools)
+    if size > MAX_SCHEMA_BYTES:
+        raise invalid(f"the {size:,} bytes of their parameters are more than the {MAX_SCHEMA_BYTES:,} allowed")
+    names = [each.function.name for each in tools]
+    if len(set(names)) < len(names):
+        raise invalid("two of them have the same name")
+    return tools
+
+
+def check_turns(messages: list[Message]) -> list[Message]:
+    """Every answer of a tool answers a call that was made before it."""
+    called: set[str] = set()
+    for at, message in enumerate(messages):
+        if message.tool_call_id is not None and message.tool_call_id not in called:
+            raise invalid("answers no call that an earlier message makes", field=f"{at}.tool_call_id")
+        called |= {call.id for call in message.tool_calls}
+    return messages
+
+
+class JsonSchema(Wire):
+    """A named JSON schema, as in OpenAI's structured outputs."""
+
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    name: str = ""
+    description: str = ""
+    strict: bool | None = None
+    """Taken for OpenAI's sake: an answer keeps to the schema in any case."""
+
+    _nulls = model_validator(mode="before")(without_nulls)
+
+    @field_validator("json_schema")
+    @classmethod
+    def _small_enough(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if (size := len(json.dumps(value))) > MAX_SCHEMA_BYTES:
+            raise invalid(f"the schema's {size:,} bytes are more than the {MAX_SCHEMA_BYTES:,} allowed")
+        return value
+
+
+class ResponseFormat(Wire):
+    """What an answer has to be: any text, some JSON object, or JSON that keeps to a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise invalid("'json_schema' goes with the type json_schema, and with no other")
+        return self
+
+    def schema_text(self) -> str | None:
+        """The JSON schema of the answer, as JSON; None where any text will do."""
+        if self.type == "text":
+            return None
+        return json.dumps(self.json_schema.json_schema if self.json_schema is not None else {"type": "object"})
