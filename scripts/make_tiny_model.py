@@ -40,11 +40,11 @@ SIZES = {"tiny": Sizes(), "30m": Sizes(hidden=512, layers=10, heads=8, key_value
 CHAT_TEMPLATE = (
     "{% if tools %}{{ '<|im_start|>system\n# Tools\n' }}"
     "{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}{% endfor %}"
-    "{{ 'To call one, write <tool_call>{\"name\": ..., \"arguments\": ...}</tool_call><|im_end|>\n' }}{% endif %}"
+    '{{ \'To call one, write <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>\n\' }}{% endif %}'
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
     "{% for call in message.tool_calls or [] %}{% set tool_call = call.function %}"
-    "{{ '<tool_call>\n{\"name\": \"' + tool_call.name + '\", \"arguments\": ' }}"
+    '{{ \'<tool_call>\n{"name": "\' + tool_call.name + \'", "arguments": \' }}'
     "{{ tool_call.arguments | tojson }}{{ '}\n</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\n' }}"
     "{% endfor %}"

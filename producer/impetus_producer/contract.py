@@ -337,6 +337,9 @@ class GenerationRequest(Wire):
                 raise invalid(f"there is no tool {self.tool_choice.function.name[:100]!r}", field="tool_choice")
         elif self.tool_choice == "required" and not self.tools:
             raise invalid("there are no tools", field="tool_choice")
+        if (self.ignore_eos or self.min_tokens) and self.keeps_to_a_form:
+            raise invalid("goes with neither ignore_eos nor min_tokens: JSON ends where it is complete",
+                          field="response_format")  # fmt: skip
         if self.calls_for_a_tool and self.response_format is not None and self.response_format.type != "text":
             raise invalid("an answer that is a call of a tool has no format", field="response_format")
         return self
@@ -358,6 +361,11 @@ class GenerationRequest(Wire):
     def most_tokens(self) -> int | None:
         """Of an answer; None where the request does not say."""
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    @property
+    def keeps_to_a_form(self) -> bool:
+        """Whether the answer is JSON, whatever the model would like."""
+        return self.calls_for_a_tool or (self.response_format is not None and self.response_format.type != "text")
 
     @property
     def calls_for_a_tool(self) -> bool:

@@ -65,10 +65,10 @@ CASES: dict[str, tuple[Any, bool, str, tuple[str, str, list[str]]]] = {
                                   ("", "x", ["1", "2"])),
     "a call that is not closed": (HERMES, False, "<tool_call>1", ("", "", ["1"])),
     "half a mark": (HERMES, False, "a <thin", ("a <thin", "", [])),
-    "harmony": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
-                "<|return|>", ("Yes.", "Hm.", [])),
-    "harmony, a call": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary "
-                        'to=functions.look <|constrain|>json<|message|>{"at": "x"}<|call|>',
+    "harmony": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
+                "Yes.<|return|>", ("Yes.", "Hm.", [])),
+    "harmony, a call": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>"
+                        'commentary to=functions.look <|constrain|>json<|message|>{"at": "x"}<|call|>',
                         ("", "Hm.", ['look <|constrain|>json<|message|>{"at": "x"}'])),
 }  # fmt: skip
 
@@ -128,7 +128,9 @@ def test_a_call_of_harmony_is_read() -> None:
     assert (call.name, json.loads(call.arguments)) == ("look", {"at": "x"})
 
 
-@pytest.mark.parametrize("written", ["{", '{"name": "other", "arguments": {}}', '{"name": "look", "arguments": 1}', "[]"])
+@pytest.mark.parametrize(
+    "written", ["{", '{"name": "other", "arguments": {}}', '{"name": "look", "arguments": 1}', "[]"]
+)
 def test_what_is_no_call_stays_text(written: str) -> None:
     assert ToolCalls(HERMES, [LOOK], harmony=False).of([written]) in (None, ())
 
@@ -136,7 +138,9 @@ def test_what_is_no_call_stays_text(written: str) -> None:
 def test_a_strict_tool_is_called_by_its_schema_or_the_answer_fails() -> None:
     calls = ToolCalls(HERMES, [STRICT], harmony=False)
     assert calls.of(['{"name": "look", "arguments": {"at": "x"}}'])
-    with pytest.raises(RequestError, match=r"called look with arguments that are not of its schema: 'at' is a required"):
+    with pytest.raises(
+        RequestError, match=r"called look with arguments that are not of its schema: 'at' is a required"
+    ):
         calls.of(['{"name": "look", "arguments": {}}'])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from impetus_backends.errors import ModelError
 from impetus_backends.generation import engine as engine_module
+from impetus_backends.generation import requests as requests_module
 from impetus_backends.generation.batching import Batching, find_batching
 from impetus_backends.generation.engine import EngineLimits
 from impetus_backends.generation.models.loader import load
@@ -170,7 +171,7 @@ def test_a_request_whose_own_processor_raises_fails_alone(
 
         return process
 
-    monkeypatch.setattr(engine_module, "repetition_penalty", penalty)
+    monkeypatch.setattr(requests_module, "repetition_penalty", penalty)
     ended = drive(make_engine(), *neighbours(work), work(BAD, "bad", repetition_penalty=1.5))
     assert "the processor is broken" in only_bad_failed(ended, neighbour_texts).message
 
@@ -248,7 +249,7 @@ def test_tokens_that_cannot_become_text_fail_alone(
         made += 1
         return Detokenizer(Broken() if made == 3 else decoding)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine_module, "Detokenizer", make)
+    monkeypatch.setattr(requests_module, "Detokenizer", make)
     works = neighbours(work)
     ended = drive(make_engine(), *works[:2], work(BAD, "bad", **changes), *works[2:])
     assert "turned into text" in only_bad_failed(ended, neighbour_texts).message

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_backends.generation import engine as engine_module
+from impetus_backends.generation import requests as requests_module
 from impetus_backends.generation.models.loader import LoadedModel, load
 from impetus_backends.generation.texts.detokenize import Detokenizer
 from impetus_backends.protocol import Generated, Progress, Rejected, Started
@@ -268,7 +268,7 @@ def test_a_cancelled_request_whose_tokens_cannot_become_text_is_rejected_alone(
         made.append(Breaks(decoding))
         return made[-1]
 
-    monkeypatch.setattr(engine_module, "Detokenizer", make)
+    monkeypatch.setattr(requests_module, "Detokenizer", make)
     heard = watch(
         engine := make_engine(),
         work(0, "Hello"),

@@ -12,13 +12,10 @@ logits processors never raise into the batch at all (see `sampling`).
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..errors import ModelError, RequestError
 from ..protocol import (
@@ -28,7 +25,6 @@ from ..protocol import (
     Event,
     Generated,
     GenerationWork,
-    Likely,
     Rejected,
     Started,
     Work,
@@ -37,22 +33,16 @@ from .batching import Batching, BatchingFinding, find_batching
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
 from .models.loader import load
 from .prefixes import PrefixCache
-from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
-from .requests import Request, sampling_of
-from .running import ReadingError, Row, RunningBatch
-from .sampling import Draws
+from .requests import RequestReader
+from .running import ReadingError, RunningBatch
 from .schemas.grammars import Grammars
-from .texts.channels import Channels
-from .texts.detokenize import Decoding, Detokenizer
-from .texts.prompts import Prompts
-from .texts.text import TextBuilder
-from .texts.tool_calls import ToolCalls, forced_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from .models.loader import LoadedModel
+    from .requests import Request
     from .running import Token
 
 PREFILL_TOKENS = 512
@@ -60,8 +50,6 @@ PREFILL_TOKENS = 512
 
 _PREPARING_WAIT_S = 0.002
 """How long a step takes that has nothing to do but to wait for a schema. Other models may have more to do."""
-_END_OF_PROMPT = 16
-"""So many tokens of a prompt are looked at for whether they begin a thought."""
 _PREFIX_SHARE = 4
 """Remembered prompts get a quarter of what the weights leave, at most."""
 
@@ -145,15 +133,13 @@ class GenerationEngine:
         self._prefixes = PrefixCache(0)
         self._cost: RowCost | None = None
         """What a request takes in memory, measured when there first is a limit."""
-        self._prompts = Prompts(
-            loaded.tokenizer,
-            loaded.context_tokens,
-            context_known=loaded.context_known,
-            special_tokens=self._limits.special_tokens,
-        )
-        self._channels = Channels(loaded.tokenizer)
-        self._decoding = Decoding(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
+        self._reader = RequestReader(
+            loaded,
+            self._grammars,
+            special_tokens=self._limits.special_tokens,
+            max_answer_tokens=self._limits.max_answer_tokens,
+        )
         self._preparing: deque[Request] = deque()
         """Requests whose JSON schemas are not ready."""
         self._waiting: deque[Request] = deque()
@@ -180,7 +166,7 @@ class GenerationEngine:
             self._reject(work.id, "this engine generates text and makes no embeddings")
             return
         try:
-            request = self._read(work)
+            request = self._reader.read(work, self._clock(), lambda tokens: self._alone.allows([tokens]))
             self._check_memory(request)
         except RequestError as error:
             self._reject(work.id, str(error))
@@ -190,36 +176,6 @@ class GenerationEngine:
         else:
             self._preparing.append(request)
             self._take_prepared()
-
-    def _read(self, work: GenerationWork) -> Request:
-        """Raises `RequestError`."""
-        tokens = self._prompts.tokens(work)
-        request = Request(
-            work,
-            np.asarray(tokens, dtype=np.int64),
-            self._clock(),
-            max_tokens=work.max_tokens or self._most_tokens(len(tokens)),
-            drawn=sampling_of(work, self._loaded.defaults.sampling),
-            schema=work.schema,
-        )
-        if work.tools and work.tool_choice != "none":
-            request.tool_calls = ToolCalls(self._loaded.tokenizer, work.tools, harmony=self._channels.harmony)
-            if request.has_to_call:
-                request.schema = forced_schema(work.tools, work.tool_choice)
-            elif not self._channels.calls:
-                raise RequestError("tools: how this model writes calls of tools is not known here; with tool_choice "
-                                   "'required', or a tool's name, it is kept to one")  # fmt: skip
-        if work.messages is not None:
-            end = self._decoding.decode(tokens[-_END_OF_PROMPT:])
-            request.thinking = self._channels.opens_with_thought(end)
-        return request
-
-    def _most_tokens(self, prompt_tokens: int) -> int:
-        """Of an answer whose request does not say: what the context leaves, the operator allows, and memory holds."""
-        most = min(self._loaded.context_tokens - prompt_tokens, self._limits.max_answer_tokens)
-        while most > 1 and not self._alone.allows([prompt_tokens + most]):
-            most //= 2
-        return most
 
     def _take_prepared(self) -> None:
         """Lets in the requests whose schemas are ready, or refuses them."""
@@ -330,22 +286,7 @@ class GenerationEngine:
         try:
             if request.row is not None:  # its last run came to nothing
                 request.begin_anew()
-            request.text = TextBuilder(Detokenizer(self._decoding), work.stop)
-            request.splitter = None
-            if work.messages is not None:
-                request.splitter = self._channels.splitter(
-                    thinking=request.thinking, calls=request.tool_calls is not None and not request.has_to_call
-                )
-            request.logprobs.clear()
-            request.row = Row(
-                work.id,
-                request.prompt,
-                request.max_tokens,
-                Draws(request.sampling),
-                tuple(self._processors(request)),
-                work.stop_token_ids,
-                alone,
-            )
+            request.row = self._reader.begin(request, alone=alone)
         except RequestError as error:
             self._reject(work.id, str(error))
             return
@@ -356,31 +297,6 @@ class GenerationEngine:
         self._running[work.id] = request
         if not request.answers:
             self._events.append(Started(work.id))
-
-    def _processors(self, request: Request) -> Iterator[Any]:
-        """Fresh for every run, because they go along with the answer."""
-        work, ends = request.work, self._loaded.tokenizer.eos_token_ids
-        if work.logit_bias:
-            yield OwnProcessor(bias(work.logit_bias, self._loaded.vocabulary_size))
-        if (penalty := request.drawn["repetition_penalty"]) != 1:
-            yield OwnProcessor(repetition_penalty(penalty))
-        if work.frequency_penalty or work.presence_penalty:
-            yield OwnProcessor(answer_penalties(work.frequency_penalty, work.presence_penalty, len(request.prompt)))
-        if work.ignore_eos and ends:
-            yield OwnProcessor(forbid(ends, math.inf))
-        if work.min_tokens and (forbidden := {*ends, *work.stop_token_ids}):
-            yield OwnProcessor(forbid(forbidden, len(request.prompt) + work.min_tokens))
-        constraint = None
-        if request.schema is not None:  # the first was made to check the schema
-            constraint, request.constraint = request.constraint or self._grammars.constraint(request.schema), None
-        if (
-            work.messages is not None
-            and self._channels.thinks
-            and (constraint or work.max_reasoning_tokens is not None)
-        ):
-            yield self._channels.thinking(request.thinking, work.max_reasoning_tokens, constraint)
-        elif constraint is not None:
-            yield constraint
 
     def _take(self, tokens: list[Token]) -> None:
         """Reads one step's tokens, and ends the requests that are done or at fault."""
@@ -422,7 +338,7 @@ class GenerationEngine:
         if token.finish_reason != "stop":  # else it is the end-of-text token, which is no text
             request.text.add(token.token)
             if request.work.logprobs:
-                request.logprobs.append(self._likely(request, token))
+                request.logprobs.append(self._reader.likely(request, token))
         ended = token.finish_reason is not None or request.text.stopped
         if (request.work.stream and not ended) or request.splitter is not None:
             progress = request.progress()
@@ -448,18 +364,6 @@ class GenerationEngine:
         else:
             self._end(request)
         return True
-
-    def _likely(self, request: Request, token: Token) -> Likely:
-        piece = self._decoding.piece
-        first, count = not request.logprobs, request.work.top_logprobs
-        others: list[tuple[str, float]] = []
-        if count:
-            import mlx.core as mx
-
-            chosen: Any = mx.argpartition(-token.logprobs, kth=count)[:count].tolist()
-            others = sorted(((piece(each, first=first), float(token.logprobs[each].item())) for each in chosen),
-                            key=lambda each: -each[1])  # fmt: skip
-        return Likely(piece(token.token, first=first), float(token.logprobs[token.token].item()), tuple(others))
 
     def _not_numbers(self, request: Request) -> str:
         where = f"after {request.completion_tokens:,} tokens" if request.completion_tokens else "at its first token"

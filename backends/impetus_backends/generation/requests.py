@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..errors import RequestError
 from ..protocol import Answer, Likely, Progress
-from .sampling import Sampling
+from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
+from .running import Row
+from .sampling import Draws, Sampling
+from .texts.channels import Channels
+from .texts.detokenize import Decoding, Detokenizer
+from .texts.prompts import Prompts
+from .texts.text import TextBuilder
+from .texts.tool_calls import ToolCalls, forced_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..protocol import GenerationWork
-    from .running import Row
+    from .models.loader import LoadedModel
+    from .running import Token
+    from .schemas.grammars import Grammars
     from .texts.channels import Splitter
-    from .texts.text import TextBuilder
-    from .texts.tool_calls import ToolCalls
+
+_END_OF_PROMPT = 16
+"""So many tokens of a prompt are looked at for whether they begin a thought."""
 
 _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What holds where neither a request nor the model's own files say anything."""
@@ -126,3 +138,101 @@ class Request:
             calls = calls[:1]
         return Answer(text, "tool_calls" if calls and reason == "stop" else reason, reasoning or None, calls or (),
                       logprobs)  # fmt: skip
+
+
+class RequestReader:
+    """Reads requests for one model, and begins their runs."""
+
+    def __init__(self, loaded: LoadedModel, grammars: Grammars, *, special_tokens: str, max_answer_tokens: int) -> None:
+        self._loaded = loaded
+        self._grammars = grammars
+        self._max_answer_tokens = max_answer_tokens
+        self._prompts = Prompts(
+            loaded.tokenizer,
+            loaded.context_tokens,
+            context_known=loaded.context_known,
+            special_tokens=special_tokens,
+        )
+        self._channels = Channels(loaded.tokenizer)
+        self._decoding = Decoding(loaded.tokenizer)
+
+    def read(self, work: GenerationWork, now: float, fits: Callable[[int], bool]) -> Request:
+        """`fits`: whether there is memory for so many tokens. Raises `RequestError`."""
+        tokens = self._prompts.tokens(work)
+        request = Request(
+            work,
+            np.asarray(tokens, dtype=np.int64),
+            now,
+            max_tokens=work.max_tokens or self._most_tokens(len(tokens), fits),
+            drawn=sampling_of(work, self._loaded.defaults.sampling),
+            schema=work.schema,
+        )
+        if work.tools and work.tool_choice != "none":
+            request.tool_calls = ToolCalls(self._loaded.tokenizer, work.tools, harmony=self._channels.harmony)
+            if request.has_to_call:
+                request.schema = forced_schema(work.tools, work.tool_choice)
+            elif not self._channels.calls:
+                raise RequestError(
+                    "tools: how this model writes calls of tools is not known here; with tool_choice 'required', or a "
+                    "tool's name, it is kept to one"
+                )
+        if work.messages is not None:
+            end = self._decoding.decode(tokens[-_END_OF_PROMPT:])
+            request.thinking = self._channels.opens_with_thought(end)
+        return request
+
+    def _most_tokens(self, prompt_tokens: int, fits: Callable[[int], bool]) -> int:
+        """Of an answer whose request does not say: what the context leaves, the operator allows, and memory holds."""
+        most = min(self._loaded.context_tokens - prompt_tokens, self._max_answer_tokens)
+        while most > 1 and not fits(prompt_tokens + most):
+            most //= 2
+        return most
+
+    def begin(self, request: Request, *, alone: bool) -> Row:
+        """A fresh run of its next answer. Raises `RequestError`, and what a library makes of what it was given."""
+        work = request.work
+        request.text = TextBuilder(Detokenizer(self._decoding), work.stop)
+        request.splitter = None
+        if work.messages is not None:
+            request.splitter = self._channels.splitter(
+                thinking=request.thinking, calls=request.tool_calls is not None and not request.has_to_call
+            )
+        request.logprobs.clear()
+        processors = tuple(self._processors(request))
+        draws = Draws(request.sampling)
+        return Row(work.id, request.prompt, request.max_tokens, draws, processors, work.stop_token_ids, alone)
+
+    def _processors(self, request: Request) -> Iterator[Any]:
+        """Fresh for every run, because they go along with the answer."""
+        work, ends = request.work, self._loaded.tokenizer.eos_token_ids
+        if work.logit_bias:
+            yield OwnProcessor(bias(work.logit_bias, self._loaded.vocabulary_size))
+        if (penalty := request.drawn["repetition_penalty"]) != 1:
+            yield OwnProcessor(repetition_penalty(penalty))
+        if work.frequency_penalty or work.presence_penalty:
+            yield OwnProcessor(answer_penalties(work.frequency_penalty, work.presence_penalty, len(request.prompt)))
+        if work.ignore_eos and ends:
+            yield OwnProcessor(forbid(ends, math.inf))
+        if work.min_tokens and (forbidden := {*ends, *work.stop_token_ids}):
+            yield OwnProcessor(forbid(forbidden, len(request.prompt) + work.min_tokens))
+        constraint = None
+        if request.schema is not None:  # the first was made to check the schema
+            constraint, request.constraint = request.constraint or self._grammars.constraint(request.schema), None
+        bounded = constraint is not None or work.max_reasoning_tokens is not None
+        if work.messages is not None and self._channels.thinks and bounded:
+            yield self._channels.thinking(request.thinking, work.max_reasoning_tokens, constraint)
+        elif constraint is not None:
+            yield constraint
+
+    def likely(self, request: Request, token: Token) -> Likely:
+        """What there is to tell of a token that was drawn, and of those that were likely in its place."""
+        piece = self._decoding.piece
+        first, count = not request.logprobs, request.work.top_logprobs
+        others: list[tuple[str, float]] = []
+        if count:
+            import mlx.core as mx
+
+            chosen: Any = mx.argpartition(-token.logprobs, kth=count)[:count].tolist()
+            others = [(piece(each, first=first), float(token.logprobs[each].item())) for each in chosen]
+        drawn = float(token.logprobs[token.token].item())
+        return Likely(piece(token.token, first=first), drawn, tuple(sorted(others, key=lambda each: -each[1])))
