@@ -52,6 +52,8 @@ FAILS: dict[str, dict[str, bytes]] = {
     "NaN": {"data": zlib.compress(OPEN + b'{"input": "x", "dimensions": NaN}], {}]')},
     "a pickle": {"data": zlib.compress(b"\x80\x04\x95")},
     "no bytes at all": {"data": b""},
+    "two hundred fields": {f"field {number}": b"" for number in range(200)},
+    "a field of 100 MB": {"another": b"x" * 100 * MEGABYTE},
     "words of a chat": {"data": call({"messages": [{"role": "user", "content": "x"}]})},
 }
 FINISHES: dict[str, dict[str, bytes]] = {
@@ -61,6 +63,8 @@ FINISHES: dict[str, dict[str, bytes]] = {
     "time to live of 30 digits": {"ttl": b"9" * 30},
     "result_ttl in hex": {"result_ttl": b"0x10"},
     "timeout that is no number": {"timeout": b"soon"},
+    "long meta that RQ would read": {"meta": b"[" + b"[]," * 3_000_000 + b"[]]", "retries_left": b"1"},
+    "deep meta that RQ would read": {"meta": b"[" * 90_000, "result_ttl": b"60"},
     "another worker's run": {"worker_name": b"x", "impetus_execution": b"E"},
     "one word of 10 MB": {"data": call({"input": "x" * 10_000_000})},
     "six texts of 10 MB": {"data": call({"input": ["words " * 1_666_000] * 6})},

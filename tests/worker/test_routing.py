@@ -89,6 +89,7 @@ def test_a_record_that_cannot_be_read_blocks_nobody(connection: Redis) -> None:
 
 def test_a_record_of_a_later_version_is_read(connection: Redis) -> None:
     connection.sadd("rq:workers", "rq:worker:ane")
+    connection.sadd("impetus:workers", "ane")
     connection.set(f"{WORKER_RECORD_KEY}ane", ANE.model_dump_json()[:-1] + ', "colour": "blue"}', ex=10)
     told: list[object] = []
     own = place(GPU, told)
@@ -101,6 +102,7 @@ def test_a_record_of_a_later_version_is_read(connection: Redis) -> None:
 
 def test_a_record_without_an_end_or_of_a_worker_that_rq_does_not_know_counts_for_nothing(connection: Redis) -> None:
     connection.sadd("rq:workers", "rq:worker:ane")
+    connection.sadd("impetus:workers", "ane")
     connection.set(f"{WORKER_RECORD_KEY}ane", ANE.model_dump_json())
     connection.set(f"{WORKER_RECORD_KEY}ane2", ANE.model_copy(update={"name": "ane2"}).model_dump_json(), ex=10)
     own = place(GPU)

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, DataError, MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from impetus_producer.errors import ServerError
@@ -38,7 +38,8 @@ _CALM_S = 3.0
 PASSING = (RedisError, OSError, ServerError)
 """What a call to the server may raise that is the server's or the network's affair."""
 _ABOUT_DATA = re.compile(
-    "WRONGTYPE|not an integer|not a valid float|not a float|out of range|overflow|NaN or Infinity|last possible ID"
+    "WRONGTYPE|not an integer|not a valid float|not a float|out of range|overflow|NaN or Infinity|last possible ID|"
+    "wrong number of arguments|syntax error|invalid expire time|Invalid stream ID"
 )
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ def is_about_data(error: BaseException) -> bool:
     """Whether the server would say the same however long one waits: a key of another type, or a value that is no
     number. That is the fault of what lies there, and no trouble of the server's.
     """
-    return isinstance(error, ResponseError) and _ABOUT_DATA.search(str(error)) is not None
+    return isinstance(error, DataError) or (
+        isinstance(error, ResponseError) and _ABOUT_DATA.search(str(error)) is not None
+    )
 
 
 class Reachability:

@@ -46,6 +46,8 @@ def read_payload(
 
 def _inflate(fields: Mapping[bytes, bytes], most_bytes: int) -> bytes:
     data = fields.get(b"data")
+    if fields.get(b"impetus_too_large"):
+        raise InvalidRequestError("data: the job's hash is longer than a worker reads, or has more fields than any job")
     if not data:
         raise InvalidRequestError("data: the job carries none")
     inflater = zlib.decompressobj()

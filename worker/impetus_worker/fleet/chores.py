@@ -7,6 +7,7 @@ RQ's own cleanup of the started registry runs failure callbacks, so it is left o
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -14,7 +15,6 @@ from rq import Queue
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.exceptions import NoSuchJobError
 from rq.group import Group
-from rq.job import Job
 from rq.rate_limit import RateLimitRegistry
 from rq.registry import (
     DeferredJobRegistry,
@@ -25,6 +25,7 @@ from rq.registry import (
 )
 from rq.serializers import JSONSerializer
 
+from ..leases.rq_job import StoredJob
 from ..leases.scripts import Call, Script, ids
 from ..link import is_about_data
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 REGISTRIES_INTERVAL_S = 600.0
 _SCHEDULED_AT_ONCE = 500
+_RATE_LIMITS_AT_ONCE = 1000
+_RATE_LIMITS_S = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -60,10 +63,10 @@ class Schedule:
 
 def _enqueue_by_rq(connection: Redis, queue: str, job_id: str) -> None:
     """A job with a rate limit waits for its slot, as RQ has it."""
-    registry = ScheduledJobRegistry(queue, connection=connection, serializer=JSONSerializer)
-    target = Queue(queue, connection=connection, serializer=JSONSerializer)
+    registry = ScheduledJobRegistry(queue, connection=connection, serializer=JSONSerializer, job_class=StoredJob)
+    target = Queue(queue, connection=connection, serializer=JSONSerializer, job_class=StoredJob)
     try:
-        job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
+        job = StoredJob.fetch(job_id, connection=connection, serializer=JSONSerializer)
         with connection.pipeline() as pipeline:
             registry.remove(job.id, pipeline=pipeline)
             target._enqueue_rate_limited_job(job, pipeline=pipeline, at_front=job.should_enqueue_at_front())
@@ -83,13 +86,22 @@ class Registries:
         now: Any = connection.time()  # RQ would take this machine's clock, and throw results away that it finds too old
         for queue in self._queues:
             for kind in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry):
-                registry = kind(queue, connection=connection, serializer=JSONSerializer)
+                registry = kind(queue, connection=connection, serializer=JSONSerializer, job_class=StoredJob)
                 _try(lambda registry=registry: registry.cleanup(now[0]))  # type: ignore[misc]
             _try(lambda queue=queue: _enqueue_ready(connection, queue))  # type: ignore[misc]
-        for limit in RateLimitRegistry.all(connection):
-            _try(limit.cleanup)
+        self._clean_rate_limits(connection)
         if Group.acquire_maintenance_lock(connection, int(REGISTRIES_INTERVAL_S) - 1):
             _try(lambda: Group.clean_registries(connection=connection))
+
+    def _clean_rate_limits(self, connection: Redis) -> None:
+        """Some of them, where there are very many: anybody may name one, and scheduled jobs wait meanwhile."""
+        stop_at = time.monotonic() + _RATE_LIMITS_S
+        names: Any = connection.srandmember("rq:rl-keys", _RATE_LIMITS_AT_ONCE)
+        for name in names or ():
+            if time.monotonic() >= stop_at:
+                return
+            limit = RateLimitRegistry(name.decode(errors="replace"), connection=connection)
+            _try(limit.cleanup)
 
 
 def _raise_passing(error: Exception) -> None:
@@ -106,7 +118,7 @@ def _try(chore: Callable[[], object]) -> None:
 
 
 def _enqueue_ready(connection: Redis, queue: str) -> None:
-    registry = ReadyJobRegistry(queue, connection=connection, serializer=JSONSerializer)
+    registry = ReadyJobRegistry(queue, connection=connection, serializer=JSONSerializer, job_class=StoredJob)
     members: Any = connection.zrange(registry.key, 0, -1)
     for member in members:
         job_id = member.decode(errors="replace")

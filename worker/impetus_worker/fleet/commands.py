@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _PING_EVERY_S = 5.0
 _ANSWER_S = 10.0
 _REFUSED_WAIT_S = 60.0
+_MOST_BYTES = 10_000
+"""More than any command takes."""
 _log = logging.getLogger(__name__)
 
 
@@ -66,10 +69,10 @@ class Commands(Companion):
                     pubsub.ping()
 
     def _hear(self, message: dict[str, Any]) -> None:
-        try:
-            payload: object = parse_payload(message)
-        except ValueError:
-            payload = None
+        payload: object = None
+        if len(message.get("data") or b"") <= _MOST_BYTES:
+            with suppress(ValueError, RecursionError):
+                payload = parse_payload(message)
         if not isinstance(payload, dict) or not isinstance(payload.get("job_id", ""), str):
             _log.warning("ignoring a command that is none: %.200r", message.get("data"))
             return

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from ..allowed import Allowed
     from ..leases.claims import ClaimedJob
 
-_LIMIT_S = 60.0
-"""With what it takes to start the process and to load a tokenizer."""
+_LIMIT_S = 20.0
+"""With what it takes to start the process and to load a tokenizer. The longest jobs that people send take two or three;
+the other long ones wait meanwhile."""
 _ATTEMPTS = 2
 """A process may be killed, or asleep for a while, for what is no fault of the job."""
 _log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class ReadingProcess(Companion):
         self._config = (info, allowed)
         self._limit_s = limit_s
         self._changed = threading.Condition()
+        self._failures: dict[str, int] = {}
+        """By token, how often the process died of a job, or ran out of time with it."""
         self._urgent: deque[ClaimedJob] = deque()
         self._patient: deque[ClaimedJob] = deque()
         self._under_way = ""
@@ -74,6 +77,8 @@ class ReadingProcess(Companion):
                 kept = [job for job in waiting if job.token not in tokens]
                 waiting.clear()
                 waiting.extend(kept)
+            for token in tokens:
+                self._failures.pop(token, None)
             if self._under_way in tokens:
                 self._under_way = ""
                 self._kill()
@@ -91,7 +96,10 @@ class ReadingProcess(Companion):
             came = self._read(job)
             with self._changed:
                 wanted, self._under_way = self._under_way == job.token, ""
-            if wanted and not self.stopped.is_set():
+                if wanted and came is None:
+                    self._patient.append(job)  # once more, when the others have had their turn
+            if wanted and came is not None and not self.stopped.is_set():
+                self._failures.pop(job.token, None)
                 self.tell(ReadElsewhere(job.token, came))
         self._hang_up()
 
@@ -106,23 +114,25 @@ class ReadingProcess(Companion):
             return job
 
     def _read(self, job: ClaimedJob) -> object:
-        how = ""
-        for _ in range(_ATTEMPTS):
-            late = threading.Event()
-            limit = threading.Timer(self._limit_s, self._out_of_time, (late,))
-            limit.start()
-            try:
-                return self._ask(job)
-            except (EOFError, OSError):
-                how = self._hang_up()
-            finally:
-                limit.cancel()
-            if late.is_set():
-                how = f"took longer than the {self._limit_s:.0f} s it may"
-            with self._changed:
-                if self._under_way != job.token or self.stopped.is_set():
-                    return None
-            _log.error("job %s: the process that reads long jobs %s", job.id, how)
+        """What came of it; None where the process died or ran out of time, and it is to be tried again."""
+        late = threading.Event()
+        limit = threading.Timer(self._limit_s, self._out_of_time, (late,))
+        limit.start()
+        try:
+            return self._ask(job)
+        except (EOFError, OSError):
+            how = self._hang_up()
+        finally:
+            limit.cancel()
+        if late.is_set():
+            how = f"took longer than the {self._limit_s:.0f} s it may"
+        with self._changed:
+            if self._under_way != job.token or self.stopped.is_set():
+                return None
+        _log.error("job %s: the process that reads long jobs %s", job.id, how)
+        self._failures[job.token] = failures = self._failures.get(job.token, 0) + 1
+        if failures < _ATTEMPTS:
+            return None
         return PoisonedJobError(f"data: the process that read this job {how}, each of {_ATTEMPTS} times")
 
     def _ask(self, job: ClaimedJob) -> object:

@@ -84,6 +84,8 @@ class Verb(StrEnum):
     """How a run ends in Redis."""
 
     FINISH = "finish"
+    COMPLETE = "complete"
+    """Finishes it whatever it has of dependents."""
     FAIL = "fail"
     STOP = "stop"
     ABORT = "abort"
@@ -117,7 +119,8 @@ class Ending:
     def __post_init__(self) -> None:
         stored = b""
         if self.verb is not Verb.RETURN:
-            stored = base64.b64encode(self.payload if self.verb is Verb.FINISH else zlib.compress(self.payload))
+            is_result = self.verb in (Verb.FINISH, Verb.COMPLETE)
+            stored = base64.b64encode(self.payload if is_result else zlib.compress(self.payload))
         object.__setattr__(self, "stored", stored)
 
 

@@ -47,6 +47,15 @@ def ending_of(outcome: Outcome) -> Ending | None:
             return Ending(job, Verb.STOP, reason[:_MAX_REASON_CHARACTERS].encode(), _failure_ttl_s(job))
 
 
+def without_rq(outcome: Outcome, error: Exception) -> Ending:
+    """How a run ends that RQ cannot end: what was done is kept, whatever the job asked for besides."""
+    if isinstance(outcome, Finished):
+        job = outcome.job
+        ttl_s = _ttl_s(job.fields.get(b"result_ttl"), DEFAULT_RESULT_TTL)
+        return Ending(job, Verb.COMPLETE, outcome.result, ttl_s or DEFAULT_RESULT_TTL, outcome.vectors)
+    return failing(outcome.job, outcome.error if isinstance(outcome, Failed) else error, Verb.ABORT)
+
+
 def failing(job: ClaimedJob, error: Exception, verb: Verb = Verb.FAIL) -> Ending:
     """Ends the run with the reason that RQ shows: the error's name and its sentence."""
     name = f"{type(error).__module__}.{type(error).__qualname__}"

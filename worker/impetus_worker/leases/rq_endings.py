@@ -29,9 +29,9 @@ from ..errors import InvalidRequestError, LeaseLostError, PoisonedJobError
 from ..inbox import EndedByRq
 from ..link import FIRST_WAIT_S, MAX_WAIT_S, PASSING, Link, is_about_data
 from .claims import Verb
-from .endings import failing
+from .endings import failing, without_rq
 from .outcomes import Failed, Finished, Stopped
-from .rq_job import GuardedJob
+from .rq_job import GuardedJob, StoredJob
 from .webhooks import WebhookSender
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class RqEndings(Companion):
         self._sealed = True
         if failures and (is_about_data(failures[-1]) or len(failures) >= _MAX_FAILURES):
             _log.error("job %s: RQ cannot end it: %s", claimed.id, failures[-1])
-            self._link.run(self._claims.finish([failing(claimed, failures[-1], Verb.ABORT)]))
+            self._link.run(self._claims.finish([without_rq(outcome, failures[-1])]))
             return
         try:
             job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed, self._webhooks)
@@ -154,7 +154,9 @@ class RqEndings(Companion):
     def _end_by_rq(self, outcome: Outcome, job: GuardedJob) -> None:
         claimed, rq = outcome.job, self._rq_worker()
         rq.holds = lambda: self._link.run(self._claims.seal(claimed))
-        queue = rq.queue_class(claimed.queue, connection=self._link.connection, serializer=JSONSerializer)
+        queue = rq.queue_class(
+            claimed.queue, connection=self._link.connection, serializer=JSONSerializer, job_class=StoredJob
+        )
         execution = Execution(claimed.token, claimed.id, self._link.connection, worker_name=self._worker)
         match outcome:
             case Finished():
@@ -180,7 +182,11 @@ class RqEndings(Companion):
     def _rq_worker(self) -> _FencedWorker:
         if self._rq is None:
             self._rq = _FencedWorker(
-                ["embedding"], name=self._worker, connection=self._link.connection, serializer=JSONSerializer
+                ["embedding"],
+                name=self._worker,
+                connection=self._link.connection,
+                serializer=JSONSerializer,
+                job_class=StoredJob,
             )
         return self._rq
 
@@ -188,11 +194,19 @@ class RqEndings(Companion):
         """Takes a run that is no longer this worker's out of its books, and gives back the slot it may have held."""
         self._link.run(self._claims.forget(claimed))
         if claimed.fields.get(b"rate_limit_key"):
-            job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
             status = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
             if status not in (b"queued", b"started"):
-                job._status = JobStatus.FINISHED  # RQ asks what the job is now, and it holds no slot any more
-                release_slot(job)
+                self._release_slot(claimed)
+
+    def _release_slot(self, claimed: ClaimedJob) -> None:
+        try:
+            job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
+            job._status = JobStatus.FINISHED  # RQ asks what the job is now, and it holds no slot any more
+            release_slot(job)
+        except Exception as error:
+            if isinstance(error, PASSING) and not is_about_data(error):
+                raise
+            _log.warning("job %s: its place under a rate limit cannot be given back: %s", claimed.id, error)
 
 
 class _FencedWorker(BaseWorker):

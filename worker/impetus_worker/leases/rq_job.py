@@ -18,7 +18,7 @@ from rq.serializers import JSONSerializer
 from impetus_producer.contract import EMBED_FUNCTION, GENERATE_FUNCTION, ROLE_QUEUES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from redis import Redis
     from rq.job import JobStatus
@@ -28,7 +28,40 @@ if TYPE_CHECKING:
     from .webhooks import WebhookSender
 
 
-class GuardedJob(Job):
+_NOT_READ = (b"data", b"result", b"exc_info")
+_MOST_META_BYTES = 100_000
+_MOST_BYTES = 1_000_000
+"""Of every other field."""
+
+
+class StoredJob(Job):
+    """Any job that RQ's code reads here: what is long of it stays in Redis as it is, neither read nor written."""
+
+    def restore(self, raw_data: Mapping[Any, Any]) -> None:
+        """Raises `ValueError` for a hash that RQ should not read, and what RQ raises for one that it cannot."""
+        fields = {_bytes(name): value for name, value in raw_data.items()}
+        for name, value in fields.items():
+            if name not in _NOT_READ and len(value) > _MOST_BYTES:
+                raise ValueError(
+                    f"{name[:40].decode(errors='replace')}: the field is longer than {_MOST_BYTES:,} bytes"
+                )
+        self._keeps_meta = len(fields.get(b"meta", b"")) <= _MOST_META_BYTES
+        left_out = _NOT_READ if self._keeps_meta else (*_NOT_READ, b"meta")
+        known = {name: value for name, value in fields.items() if name not in left_out}
+        if b"data" in fields:
+            known[b"data"] = _call_of(fields.get(b"origin", b"").decode(errors="replace"))
+        super().restore(known)
+
+    def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
+        """As RQ saves it, but for what was not read."""
+        fields: dict[str, Any] = super().to_dict(include_meta and self._keeps_meta, include_result)
+        fields.pop("data", None)
+        return fields
+
+    _keeps_meta = True
+
+
+class GuardedJob(StoredJob):
     """A callback or webhook that is not `allowed` is as if there were none. Raises whatever RQ raises for a hash that
     it cannot read.
     """
@@ -40,22 +73,17 @@ class GuardedJob(Job):
         self._allowed = allowed
         self._sender = webhooks
         # Nor webhooks that nobody allowed: the job is refused for them, and RQ need not read them.
-        left_out = (b"result", b"exc_info", *(() if allowed.allows_webhooks(claimed.fields) else (b"webhooks",)))
+        left_out = () if allowed.allows_webhooks(claimed.fields) else (b"webhooks",)
         self.restore(
             {
                 **{name: value for name, value in claimed.fields.items() if name not in left_out},
-                b"data": _call_of(claimed.queue),
+                b"data": b"",
+                b"origin": claimed.queue.encode(),
                 b"status": b"started",
                 b"worker_name": worker.encode(),
                 b"started_at": _iso(claimed.claimed_at),
             }
         )
-
-    def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
-        """As RQ saves it, but for the payload, which stays what it is in Redis."""
-        fields: dict[str, Any] = super().to_dict(include_meta, include_result)
-        del fields["data"]
-        return fields
 
     @property
     def success_callback(self) -> Callable[..., Any] | None:
@@ -87,6 +115,10 @@ def _own_errors(callback: Callable[..., Any] | None) -> Callable[..., Any] | Non
             raise RuntimeError(f"the callback raised {type(error).__name__}: {error}") from error
 
     return called
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _call_of(queue: str) -> bytes:

@@ -41,6 +41,7 @@ _MOST_INTEGER = 2**63 - 1024
 """The largest double below 2**63."""
 _MOST_NUMBER = 1e18
 _MOST_UNROLLED = 4
+_MOST_ADDED = 50_000
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
@@ -66,9 +67,10 @@ def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
 def keepable(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema that llguidance keeps to, as far as it can. Raises `RequestError` for what could never end."""
     made: dict[str, Any] = json.loads(json.dumps(schema))
+    room = _Room()
     for part in list(subschemas(made)):
-        _spell_out_names(made, part)
-        _tell_apart(made, part)
+        _spell_out_names(made, part, room)
+        _tell_apart(made, part, room)
         _unroll_unique(made, part)
         _draw_in_bounds(part)
         _settle_format(part)
@@ -146,7 +148,26 @@ def _values(root: dict[str, Any], schema: Any) -> list[Any] | None:
     return [False, True] if schema.get("type") == "boolean" else None
 
 
-def _spell_out_names(root: dict[str, Any], part: dict[str, Any]) -> None:
+class _Room:
+    """For what is said again, once for each place where it holds: schemas in schemas make that grow by powers."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_ADDED
+
+    def take(self, added: Any, times: int = 1) -> None:
+        """Raises `RequestError` where there is no more."""
+        waiting, values = [added], 0
+        while waiting and values * times <= self._left:
+            values += 1
+            each = waiting.pop()
+            waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+        self._left -= values * times
+        if self._left < 0:
+            raise RequestError("the JSON schema is too intricate: what it says of properties, once for each of their "
+                               f"names, comes to more than {_MOST_ADDED:,} values")  # fmt: skip
+
+
+def _spell_out_names(root: dict[str, Any], part: dict[str, Any], room: _Room) -> None:
     """`propertyNames` becomes the properties that there may be, or the pattern of their names."""
     if "propertyNames" not in part or "patternProperties" in part:
         return
@@ -159,6 +180,7 @@ def _spell_out_names(root: dict[str, Any], part: dict[str, Any]) -> None:
         allowed = [name for name in listed if isinstance(name, str)]
         if not set(own) <= set(allowed) or rest is False:
             return
+        room.take(rest, len(allowed))
         part["properties"] = own | {name: rest for name in allowed if name not in own}
         part["additionalProperties"] = False
     elif not set(names) - {"type", "title", "description"}:
@@ -182,7 +204,7 @@ def _name_pattern(names: dict[str, Any]) -> str | None:
     return None
 
 
-def _tell_apart(root: dict[str, Any], part: dict[str, Any]) -> None:
+def _tell_apart(root: dict[str, Any], part: dict[str, Any], room: _Room) -> None:
     """A `oneOf` whose branches name themselves in a property is an `anyOf`, once each has to."""
     tag = part.get("discriminator")
     name = tag.get("propertyName") if isinstance(tag, dict) else None
@@ -197,6 +219,7 @@ def _tell_apart(root: dict[str, Any], part: dict[str, Any]) -> None:
             return
         seen += kinds
         branches.append(branch | {"required": list(dict.fromkeys([*branch.get("required", []), name]))})
+    room.take(branches)
     part["anyOf"] = branches
     del part["oneOf"], part["discriminator"]
 

@@ -34,6 +34,8 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 # Templates that take an effort know three.
 _EFFORTS = {"minimal": "low", "xhigh": "high", "none": "low"}
+# transformers marks what is to be text by these, and takes them out of a text first.
+_MARKS = ("\U000f0000", "\U000f0001")
 _TEMPLATE_S = 2
 """Of computing: common templates take milliseconds for long conversations, and all that decode wait meanwhile."""
 _ENDLESS = f"the model's chat template did not come to an end within {_TEMPLATE_S} s of computing"
@@ -130,6 +132,11 @@ class Conversations:
         if tokenizer.chat_control_tokens is None:
             added = (each.content for each in tokenizer.added_tokens_decoder.values())
             tokenizer.chat_control_tokens = [each for each in added if each.strip()]
+        if any(mark in each["content"] for mark in _MARKS for each in messages):
+            raise RequestError(
+                "special_tokens: the private characters U+F0000 and U+F0001 cannot be told from the marks by which "
+                "special tokens are kept apart: leave them out"
+            )
         told: dict[str, Any] = {"add_generation_prompt": True, **options, "sanitize_control_tokens": True}
         with _time_limit():
             return list(self._tokenizer.apply_chat_template(self._formed(messages), **told))

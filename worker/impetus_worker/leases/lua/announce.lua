@@ -21,6 +21,7 @@ if record == '' then
 elseif is_new then
   call('SET', own, record, 'PX', ttl_ms)
 end
+if record ~= '' then write('SADD', ROSTER, worker) end
 
 -- Whole, so that it comes back after a server lost it.
 local now_iso = iso(server_time())
@@ -46,6 +47,6 @@ end
 
 local others, names = living_records(worker)
 if is_new then
-  for _, name in ipairs(names) do ring_at('rq:worker:' .. name) end
+  for _, name in ipairs(names) do ring_at(name) end
 end
 return others

@@ -28,12 +28,12 @@ for _, queue in ipairs(queues) do
 end
 local key, record = 'rq:worker:' .. worker, RECORD .. worker
 write('SREM', 'rq:workers', key)
+write('SREM', ROSTER, worker)
 for queue in string.gmatch(read('HGET', key, 'queues') or '', '[^,]+') do write('SREM', 'rq:workers:' .. queue, key) end
 local said = call('DEL', record)
 call('DEL', key, executions_of(worker))
 if said == 1 then
-  for _, other in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
-    ring_at(other)
-  end
+  local _, others = living_records(worker)
+  for _, other in ipairs(others) do ring_at(other) end
 end
 return back

@@ -9,6 +9,7 @@
 --          ...}
 local worker, lease, margin = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local max_jobs, max_bytes, prefix = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local MAX_ID, MAX_FIELDS, MAX_HASH_BYTES = 255, 100, 80000000
 local MAX_LOOKED_AT = 1024  -- ids of jobs that are gone cost time too
 local seconds, micros = server_time()
 local reply = {0, string.format('%d.%06d', seconds, micros)}
@@ -27,7 +28,7 @@ local taken = {}  -- by this claim, which may meet an id again before the tokens
 local function fail(id, key, queue)
   call('HSET', key, 'status', 'failed')
   -- RQ reads a registry's ids as UTF-8, all of them or none.
-  if not string.find(id, '[\128-\255]') then write('ZADD', 'rq:failed:' .. queue, score, id) end
+  if #id <= MAX_ID and not string.find(id, '[\128-\255]') then write('ZADD', 'rq:failed:' .. queue, score, id) end
 end
 
 local function start(id, key, queue, token, job)
@@ -46,16 +47,35 @@ local function start(id, key, queue, token, job)
   end
 end
 
+-- All fields of a job; of one that has more than any job has, or longer ones, those by which it can be failed.
+local function fields_of(key, length)
+  -- Who may not ask for it reads whatever there is.
+  local size = length <= MAX_FIELDS and pcall('MEMORY', 'USAGE', key, 'SAMPLES', 0)
+  if size and not (type(size) == 'number' and size > MAX_HASH_BYTES) then return call('HGETALL', key) end
+  local fields = {'impetus_too_large', '1'}
+  for _, name in ipairs({'status', 'origin', 'timeout', 'failure_ttl', 'rate_limit_key'}) do
+    if call('HSTRLEN', key, name) < 100 then
+      local value = call('HGET', key, name)
+      if value then
+        fields[#fields + 1] = name
+        fields[#fields + 1] = value
+      end
+    end
+  end
+  return fields
+end
+
 -- Looks at one id of a queue; `held` is what the tokens say of it.
 local function take(id, queue, position, held, deaths)
   local key = 'rq:job:' .. id
-  local fields, job = read('HGETALL', key), {}
-  if not fields or #fields == 0 then return end
+  local length = read('HLEN', key)
+  if not length or length == 0 then return end
+  local fields, job = fields_of(key, length), {}
   for i = 1, #fields, 2 do
     job[fields[i]] = fields[i + 1]
     bytes = bytes + #fields[i + 1]
   end
-  if not string.find(id, '^[%w_%-]+$') then return fail(id, key, queue) end
+  if #id > MAX_ID or not string.find(id, '^[%w_%-]+$') then return fail(id, key, queue) end
   -- Enqueued twice and running now: the run under way is the one that counts.
   if ENDED[job.status] or ((held or taken[id]) and job.status == 'started') then return end
   if held then end_run(queue, id, split(held)) send_collected() end  -- enqueued again: that run is over

@@ -2,7 +2,8 @@
 -- workers' own; everything else others can write, so it is read with care, and a key of the wrong type is replaced.
 local call, pcall = redis.call, redis.pcall
 local TOKENS, LEASES, DEATHS = 'impetus:tokens:', 'impetus:leases:', 'impetus:deaths:'
-local RECORD, CANCEL = 'impetus:worker:', 'impetus:cancel:'
+local RECORD, CANCEL, ROSTER = 'impetus:worker:', 'impetus:cancel:', 'impetus:workers'
+local MAX_WORKERS = 1000
 local MAX_TTL_S = 1000000000
 
 local function server_time()
@@ -58,7 +59,7 @@ local function count_on(command, key, field, by)
 end
 
 -- Rings at a worker, so that it looks at the others at once. It looks by itself too, so who may not publish does not.
-local function ring_at(key) pcall('PUBLISH', 'rq:pubsub:' .. string.sub(key, #'rq:worker:' + 1), '{"command": "impetus-look"}') end
+local function ring_at(worker) pcall('PUBLISH', 'rq:pubsub:' .. worker, '{"command": "impetus-look"}') end
 
 -- Commands that take many members are sent once for many jobs, and in parts: Lua passes some thousands and no more.
 local function in_parts(members, size, send)
@@ -109,16 +110,20 @@ local function show_idle(worker)
 end
 
 -- What the workers say of themselves that are in RQ's books and live, this one aside, and their names. A record without
--- an end is nobody's who lives.
+-- an end is nobody's who lives. They are found by a list of our own: anybody may name a million in RQ's.
 local function living_records(worker)
-  local records, names = {}, {}
-  for _, key in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
-    local name = string.sub(key, #'rq:worker:' + 1)
+  local records, names, gone = {}, {}, {}
+  local many = (read('SCARD', ROSTER) or 0) > MAX_WORKERS
+  local roster = many and read('SRANDMEMBER', ROSTER, MAX_WORKERS) or read('SMEMBERS', ROSTER)
+  for _, name in ipairs(roster or {}) do
     local said = name ~= worker and read('GET', RECORD .. name)
-    if said and call('PTTL', RECORD .. name) > 0 then
+    if said and call('PTTL', RECORD .. name) > 0 and read('SISMEMBER', 'rq:workers', 'rq:worker:' .. name) == 1 then
       records[#records + 1], names[#names + 1] = said, name
+    elseif not said and name ~= worker then
+      gone[#gone + 1] = name
     end
   end
+  in_parts(gone, 1000, function(...) call('SREM', ROSTER, ...) end)
   return records, names
 end
 

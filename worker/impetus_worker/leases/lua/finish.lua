@@ -4,15 +4,16 @@
 -- ARGV: worker, seconds that it worked since it last said so, name of the field for vectors, the payloads and vectors
 --       of all jobs joined, then for each run: job id, token, queue, verb, bytes of its payload, bytes of its vectors
 --       (-1 for none), time to live (s, -1 for ever, 0 keeps nothing), started (epoch s)
---   verb: 'finish' with the base64 return value, 'fail' or 'stop' with the base64 reason, 'abort' fails it whatever it
---         has of dependents, 'return' puts the job back at the front of its queue as if it had never been claimed
+--   verb: 'finish' with the base64 return value, 'fail' or 'stop' with the base64 reason, 'complete' finishes and 'abort'
+--         fails it whatever it has of dependents, 'return' puts the job back at the front of its queue as if it had never been claimed
 -- Returns one number a run: 1 done, 0 it was not this worker's any more and nothing is written, 2 RQ has more to do.
 local worker, worked, vectors_field, payloads, offset = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], 1
 local DONE, LOST, RQS = 1, 0, 2
-local MAX_DEPENDENTS = 100
+local MAX_DEPENDENTS, MAX_LOOKS = 100, 20000
+local ending = {}  -- what has become of jobs by this call
 local seconds, micros = server_time()
 local now_iso, now = iso(seconds, micros), string.format('%d.%06d', seconds, micros)
-local STATUS = {finish = 'finished', fail = 'failed', abort = 'failed', stop = 'stopped'}
+local STATUS = {finish = 'finished', complete = 'finished', fail = 'failed', abort = 'failed', stop = 'stopped'}
 
 -- The next so many bytes of what was sent joined.
 local function cut(size)
@@ -22,23 +23,37 @@ end
 
 -- The jobs that wait for this one and can run once it has ended so: {id, queue, at front, ttl} each, and whether others
 -- are left. nil where RQ must see to it.
+-- Asked once for each key, however many of these runs' dependents depend on the same jobs; nil for more than enough.
+local looks, seen = 0, {}
+local function look(command, key, ...)
+  local name = command .. key
+  if seen[name] == nil then
+    looks = looks + 1
+    if looks > MAX_LOOKS then return nil end
+    seen[name] = read(command, key, ...) or false
+  end
+  return seen[name]
+end
+
 local function dependents_of(id, verb)
   local ready, left = {}, false
   local key = 'rq:job:' .. id .. ':dependents'
   if (read('SCARD', key) or 0) > MAX_DEPENDENTS then return nil end
   local ids = read('SMEMBERS', key) or {}
   for _, dependent in ipairs(ids) do
-    local job = read('HMGET', 'rq:job:' .. dependent, 'status', 'origin', 'allow_dependency_failures', 'enqueue_at_front',
+    local job = look('HMGET', 'rq:job:' .. dependent, 'status', 'origin', 'allow_dependency_failures', 'enqueue_at_front',
                      'ttl', 'rate_limit_key')
+    if job == nil then return nil end
     local status = job and job[1]
     local failures_allowed = job and (job[3] == '1' or job[3] == 'True')
     local met = status and status ~= 'canceled' and (verb == 'finish' or failures_allowed)
     if met then
       local dependencies = 'rq:job::' .. dependent .. ':dependencies'  -- RQ's two colons
-      if (read('SCARD', dependencies) or 0) > MAX_DEPENDENTS then return nil end
-      for _, other in ipairs(read('SMEMBERS', dependencies) or {}) do
-        local ended = other ~= id and read('HGET', 'rq:job:' .. other, 'status')
-        if ended and ended ~= 'finished' and not (failures_allowed and ended == 'failed') then met = false end
+      if (look('SCARD', dependencies) or 0) > MAX_DEPENDENTS then return nil end
+      for _, other in ipairs(look('SMEMBERS', dependencies) or {}) do
+        local ended = other ~= id and (ending[other] or look('HGET', 'rq:job:' .. other, 'status'))
+        if ended == nil then return nil end
+        if ended and ended ~= 'finished' and not (failures_allowed and ended == 'failed') then met = false break end
       end
     end
     if not met then
@@ -61,6 +76,7 @@ local function enqueue_dependents(id, ready, left, ttl)
     write('SADD', 'rq:queues', 'rq:queue:' .. job.queue)
     write(job.at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. job.queue, job.id)
     write('SREM', 'rq:job:' .. id .. ':dependents', job.id)
+    seen['HMGET' .. key] = nil
   end
   if left and ttl >= 0 then call('EXPIRE', 'rq:job:' .. id .. ':dependents', ttl) end
 end
@@ -71,7 +87,7 @@ local function end_job(id, queue, token, verb, payload, vectors, ttl, started)
     call('DEL', key, results, 'rq:job::' .. id .. ':dependencies')
     return
   end
-  local ok = verb == 'finish'
+  local ok = STATUS[verb] == 'finished'
   call('HSET', key, 'status', STATUS[verb], 'ended_at', now_iso, 'last_heartbeat', now_iso)
   local entry = {'type', ok and 1 or 2, 'worker_name', worker, ok and 'return_value' or 'exc_string', payload,
                  'execution_id', token, 'execution_started_at', started, 'execution_ended_at', now}
@@ -128,11 +144,12 @@ for at = 5, #ARGV, 8 do
     if verb == 'return' then
       put_back(queue, id, token)
     else
-      if verb == 'abort' then call('DEL', executions_keys(id, token)) end
+      if verb == 'abort' or verb == 'complete' then call('DEL', executions_keys(id, token)) end
       end_job(id, queue, token, verb, payload, vectors, ttl, started)
+      ending[id] = STATUS[verb]
       if any_dependents then enqueue_dependents(id, ready, left, ttl) end
       if state[2] and ttl > 0 then call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
-      if verb == 'finish' then finished = finished + 1 else failed = failed + 1 end
+      if STATUS[verb] == 'finished' then finished = finished + 1 else failed = failed + 1 end
       if tokens.deaths then collect('HDEL', DEATHS .. queue, id, id .. ':alone') end
       wishes[#wishes + 1] = CANCEL .. id
     end

@@ -4,6 +4,7 @@
 local worker, key = ARGV[1], 'rq:worker:' .. ARGV[1]
 local said = call('DEL', RECORD .. worker)
 write('SREM', 'rq:workers', key)
+write('SREM', ROSTER, worker)
 for at = 2, #ARGV do write('SREM', 'rq:workers:' .. ARGV[at], key) end
 if read('HEXISTS', key, 'birth') == 1 then
   call('HSET', key, 'death', iso(server_time()))
@@ -11,7 +12,6 @@ if read('HEXISTS', key, 'birth') == 1 then
 end
 call('DEL', executions_of(worker))
 if said == 1 then
-  for _, other in ipairs(read('SMEMBERS', 'rq:workers') or {}) do
-    ring_at(other)
-  end
+  local _, others = living_records(worker)
+  for _, other in ipairs(others) do ring_at(other) end
 end
