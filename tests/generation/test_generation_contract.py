@@ -245,3 +245,69 @@ def test_a_template_without_tools_says_so(loaded: LoadedModel, make_engine: Any,
     assert "this model's chat template has no place for tools" in ended.message
     fine = drive(engine, work(2, None, messages=(("user", "x"),), tools=tools, tool_choice="none"))[2]
     assert isinstance(fine, Generated)
+
+
+def test_a_long_prompt_is_read_while_the_others_go_on(
+    make_engine: Any, work: Any, solo: Any, loaded: LoadedModel
+) -> None:
+    from impetus_backends.generation.texts import long_prompts
+
+    wide = dataclasses.replace(loaded, context_tokens=300_000)
+    engine = make_engine(loaded=wide)
+    engine.admit(work(1, PROMPT, stream=True))
+    engine.step()
+    for at in range(2, 6):
+        engine.admit(work(at, "a" * 1_500_000, max_tokens=4))
+    assert long_prompts.LONG_CHARACTERS < 1_500_000
+    ended: dict[int, Any] = {}
+    while engine.pending():
+        for event in engine.step():
+            if isinstance(event, Generated | Rejected):
+                ended[event.id] = event
+    assert list(ended) == [1, 2, 3, 4, 5], "who decodes does not wait for who is read"
+    assert ended[1].text == solo(PROMPT)
+    assert all("more than the 300,000 this model reads" in ended[at].message for at in range(2, 6))
+
+
+def test_a_long_prompt_makes_what_it_would_have_made_and_may_be_cancelled(
+    make_engine: Any, work: Any, drive: Any, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from impetus_backends.generation.texts import long_prompts
+
+    short = drive(make_engine(), work(1, PROMPT), work(2, None, messages=(("user", "Who?"),)))
+    monkeypatch.setattr(long_prompts, "LONG_CHARACTERS", 1)
+    engine = make_engine()
+    long = drive(engine, work(1, PROMPT), work(2, None, messages=(("user", "Who?"),)), work(3, None, messages=()))
+    assert [long[at].text for at in (1, 2)] == [short[at].text for at in (1, 2)]
+    assert isinstance(long[3], Rejected)
+    engine.admit(work(4, PROMPT))
+    engine.cancel(4)
+    (ended,) = engine.step()
+    assert (ended.id, ended.finish_reason, engine.pending()) == (4, "cancelled", 0)
+
+
+@pytest.mark.parametrize("levels", [3, 20])
+def test_a_schema_that_grows_by_powers_is_refused_at_once(make_engine: Any, work: Any, drive: Any, levels: int) -> None:
+    def nested(depth: int) -> dict[str, Any]:
+        return {
+            "propertyNames": {"$ref": "#/$defs/e"},
+            "additionalProperties": nested(depth - 1) if depth else {"type": "string"},
+        }
+
+    schema = json.dumps({"$defs": {"e": {"enum": [str(each) for each in range(50)]}}, **nested(levels)})
+    ended = drive(make_engine(), work(1, PROMPT, schema=schema))[1]
+    assert "the JSON schema is too intricate" in ended.message
+
+
+def test_branches_that_are_told_apart_in_each_other_are_refused_at_once(
+    make_engine: Any, work: Any, drive: Any
+) -> None:
+    def kind(name: str, inner: str | None) -> dict[str, Any]:
+        either = {"oneOf": [{"$ref": f"#/$defs/{inner}a"}, {"$ref": f"#/$defs/{inner}b"}],
+                  "discriminator": {"propertyName": "kind"}} if inner else {"type": "string"}  # fmt: skip
+        return {"type": "object", "properties": {"kind": {"const": name}, "x": either}, "required": ["kind", "x"]}
+
+    definitions = {f"{at}{side}": kind(f"{at}{side}", str(at - 1) if at else None) for at in range(25) for side in "ab"}
+    schema = json.dumps({"$defs": definitions, "$ref": "#/$defs/24a"})
+    ended = drive(make_engine(), work(1, PROMPT, schema=schema))[1]
+    assert isinstance(ended, Rejected)

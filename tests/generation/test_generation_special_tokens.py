@@ -113,3 +113,11 @@ def test_the_request_decides_and_where_it_does_not_the_worker_does(
     assert lengths["control", None] == lengths["control", "control"] == lengths["text", "control"]
     assert lengths["text", None] == lengths["control", "text"] == lengths["text", "text"]
     assert lengths["text", None] > lengths["control", None], "as text it is several tokens"
+
+
+@pytest.mark.parametrize("mark", ["\U000f0000", "\U000f0001"])
+def test_what_would_be_lost_is_refused(conversations: Any, mark: str) -> None:
+    made, _ = conversations("byte-level BPE")
+    with pytest.raises(RequestError, match=r"special_tokens: the private characters U\+F0000 and U\+F0001"):
+        made.tokens(said(f"x{mark}y"), special_tokens_as_text=True)
+    assert made.tokens(said(f"x{mark}y"))

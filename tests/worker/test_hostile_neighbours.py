@@ -32,7 +32,7 @@ DATA = json.dumps([EMBED_FUNCTION, None, [{"input": "x"}], {}])
 
 def stored(site: Site, job_id: str, status: str, **fields: Any) -> None:
     """A job in the books of nobody."""
-    made = {"status": status, "origin": "embedding", "created_at": AT, "timeout": 60, "data": DATA, **fields}
+    made: Any = {"status": status, "origin": "embedding", "created_at": AT, "timeout": 60, "data": DATA, **fields}
     site.connection.hset(f"rq:job:{job_id}", mapping=made)
 
 

@@ -39,6 +39,7 @@ from .schemas.grammars import Grammars
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
     from .models.loader import LoadedModel
@@ -165,8 +166,15 @@ class GenerationEngine:
         if not isinstance(work, GenerationWork):
             self._reject(work.id, "this engine generates text and makes no embeddings")
             return
+        if self._reader.long.is_long(work):
+            self._reader.long.put(work, self._clock())
+        else:
+            self._take_in(work, self._clock())
+
+    def _take_in(self, work: GenerationWork, admitted_at: float, tokens: Future[list[int]] | None = None) -> None:
         try:
-            request = self._reader.read(work, self._clock(), lambda tokens: self._alone.allows([tokens]))
+            read = tokens.result() if tokens is not None else None
+            request = self._reader.read(work, admitted_at, lambda tokens: self._alone.allows([tokens]), read)
             self._check_memory(request)
         except RequestError as error:
             self._reject(work.id, str(error))
@@ -215,6 +223,10 @@ class GenerationEngine:
 
     def cancel(self, work_id: int) -> None:
         """Ends a request wherever it is; its place is free for the next step. An unknown id is no error."""
+        if self._reader.long.cancel(work_id) is not None:
+            self._events.append(
+                Generated(work_id, (Answer("", "cancelled"),), 0, 0, 0.0, 0.0, self._info.model, self._info.fingerprint)
+            )
         for queue in (self._preparing, self._waiting, self._suspects):
             for request in [request for request in queue if request.work.id == work_id]:
                 queue.remove(request)
@@ -238,15 +250,20 @@ class GenerationEngine:
     def pending(self) -> int:
         """Requests not done, and events that no `step` has handed over yet."""
         requests = (self._preparing, self._waiting, self._suspects, self._running)
-        return sum(map(len, requests)) + len(self._events)
+        return sum(map(len, requests)) + len(self._reader.long) + len(self._events)
 
     def step(self) -> list[Event]:
         """One decoding step of all that decode (and a piece of the prompts that are not read yet)."""
         assert self._batch is not None
+        while (read := self._reader.long.take()) is not None:
+            self._take_in(*read)
         self._take_prepared()
         self._fill()
-        if self._preparing and not (self._running or self._events):
-            self._grammars.wait(_PREPARING_WAIT_S)
+        if not (self._running or self._events):
+            if self._preparing:
+                self._grammars.wait(_PREPARING_WAIT_S)
+            else:
+                self._reader.long.wait(_PREPARING_WAIT_S)
         if self._running:
             with self._isolated():
                 self._take(self._batch.step())
@@ -256,6 +273,7 @@ class GenerationEngine:
     def close(self) -> None:
         """Drops all work and gives the batch's memory back. The engine cannot be used afterwards."""
         self._grammars.close()
+        self._reader.long.close()
         for collection in (self._preparing, self._waiting, self._suspects, self._running, self._events):
             collection.clear()
         self._prefixes.clear()

@@ -15,6 +15,7 @@ from .running import Row
 from .sampling import Draws, Sampling
 from .texts.channels import Channels
 from .texts.detokenize import Decoding, Detokenizer
+from .texts.long_prompts import LongPrompts
 from .texts.prompts import Prompts
 from .texts.text import TextBuilder
 from .texts.tool_calls import ToolCalls, forced_schema
@@ -147,18 +148,23 @@ class RequestReader:
         self._loaded = loaded
         self._grammars = grammars
         self._max_answer_tokens = max_answer_tokens
-        self._prompts = Prompts(
-            loaded.tokenizer,
-            loaded.context_tokens,
-            context_known=loaded.context_known,
-            special_tokens=special_tokens,
-        )
+
+        def open_prompts(tokenizer: Any) -> Prompts:
+            return Prompts(
+                tokenizer, loaded.context_tokens, context_known=loaded.context_known, special_tokens=special_tokens
+            )
+
+        self._prompts = open_prompts(loaded.tokenizer)
+        self.long = LongPrompts(loaded.tokenizer, open_prompts)
         self._channels = Channels(loaded.tokenizer)
         self._decoding = Decoding(loaded.tokenizer)
 
-    def read(self, work: GenerationWork, now: float, fits: Callable[[int], bool]) -> Request:
-        """`fits`: whether there is memory for so many tokens. Raises `RequestError`."""
-        tokens = self._prompts.tokens(work)
+    def read(
+        self, work: GenerationWork, now: float, fits: Callable[[int], bool], tokens: list[int] | None = None
+    ) -> Request:
+        """`fits`: whether there is memory for so many tokens; `tokens`: the prompt, where it has been read already.
+        Raises `RequestError`."""
+        tokens = self._prompts.tokens(work) if tokens is None else tokens
         request = Request(
             work,
             np.asarray(tokens, dtype=np.int64),

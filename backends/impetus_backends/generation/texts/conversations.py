@@ -8,6 +8,7 @@ would write are sent through a template before it is used, and looked for in wha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ _EFFORTS = {"minimal": "low", "xhigh": "high", "none": "low"}
 _MARKS = ("\U000f0000", "\U000f0001")
 _TEMPLATE_S = 2
 """Of computing: common templates take milliseconds for long conversations, and all that decode wait meanwhile."""
+_THREADS_TEMPLATE_S = 10.0
+"""Of the clock, for long conversations, which are read beside what decodes."""
 _ENDLESS = f"the model's chat template did not come to an end within {_TEMPLATE_S} s of computing"
 
 
@@ -171,10 +174,30 @@ class _EndlessError(Exception):
 
 
 @contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
-    """Interrupts what computes for longer, wherever it is: only a process's first thread can do that to itself."""
-    if threading.current_thread() is not threading.main_thread():
+def _time_limit_by_clock() -> Iterator[None]:
+    """For a thread, which no signal reaches: another one raises the error in it."""
+    thread, over = threading.get_ident(), threading.Event()
+
+    def interrupt() -> None:
+        if not over.is_set():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_EndlessError))
+
+    limit = threading.Timer(_THREADS_TEMPLATE_S, interrupt)
+    limit.daemon = True
+    limit.start()
+    try:
         yield
+    finally:
+        over.set()
+        limit.cancel()
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Interrupts what computes for longer, wherever it is."""
+    if threading.current_thread() is not threading.main_thread():
+        with _time_limit_by_clock():
+            yield
         return
     over = False
 
