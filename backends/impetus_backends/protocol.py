@@ -91,6 +91,8 @@ class GenerationWork:
     ignore_eos: bool = False
     """The model's own end-of-text tokens are never drawn."""
     seed: int | None = None
+    deterministic: bool = False
+    """Whether no neighbour is to change how the device rounds for it."""
     logprobs: bool = False
     top_logprobs: int = 0
     schema: str | None = None

@@ -264,7 +264,11 @@ class GenerationRequest(Wire):
     ignore_eos: bool = False
     """Go on to `max_tokens`: the model's own end-of-text tokens are never drawn."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    """The same seed draws the same tokens where the same probabilities are computed."""
+    """The same seed draws the same tokens where the same probabilities are computed: on a CPU always, on a GPU not
+    where two tokens are all but equally likely, as how it rounds depends on who decodes beside."""
+    deterministic: bool = False
+    """Decode in a batch of its own, so that nobody beside it changes how the device rounds: the same request has the
+    same text on the same machine. One such job runs at a time, in turn with the others."""
     logprobs: bool = False
     """Also return each token with the logarithm of its probability."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

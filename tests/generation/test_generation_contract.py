@@ -311,3 +311,51 @@ def test_branches_that_are_told_apart_in_each_other_are_refused_at_once(
     schema = json.dumps({"$defs": definitions, "$ref": "#/$defs/24a"})
     ended = drive(make_engine(), work(1, PROMPT, schema=schema))[1]
     assert isinstance(ended, Rejected)
+
+
+class Rounding:
+    """A model whose logits depend on how many rows it computes, as a GPU's do; and who has been told of what."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.rows: list[int] = []
+
+    def __call__(self, tokens: Any, **options: Any) -> Any:
+        import mlx.core as mx
+
+        self.rows.append(tokens.shape[0])
+        logits = self._model(tokens, **options)
+        return logits + 3.0 * mx.sin(mx.arange(logits.shape[-1]) * (tokens.shape[0] - 1))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def test_who_is_to_be_deterministic_is_told_the_same_beside_whomever(
+    make_engine: Any, work: Any, drive: Any, loaded: LoadedModel, solo: Any
+) -> None:
+    model = Rounding(loaded.model)
+    engine = make_engine(4, loaded=dataclasses.replace(loaded, model=model))
+    beside = [work(at, f"Neighbour {at}", max_tokens=40) for at in range(10, 16)]
+    asked = [work(at, PROMPT, deterministic=True) for at in (1, 2, 3)]
+    ended = drive(engine, *beside[:2], work(4, PROMPT), *asked, *beside[2:])
+    assert {ended[at].text for at in (1, 2, 3)} == {solo(PROMPT)}
+    assert ended[4].text != solo(PROMPT), "beside others this device rounds otherwise"
+    assert max(model.rows) > 1
+    assert engine.pending() == 0
+
+
+def test_a_deterministic_request_is_deferred_cancelled_and_failed_as_others_are(
+    make_engine: Any, work: Any, drive: Any, loaded: LoadedModel, solo: Any
+) -> None:
+    engine = make_engine(3)
+    for at in (1, 2, 3):
+        engine.admit(work(at, PROMPT, deterministic=True, n=2, **SEVERAL))
+    engine.step()
+    for at in (1, 2):
+        engine.cancel(at)
+    ended = drive(engine, work(4, "Another"), work(5, PROMPT, deterministic=True, logit_bias={99_999: 1.0}))
+    assert ended[1].answers[-1].finish_reason == ended[2].answers[-1].finish_reason == "cancelled"
+    assert len(ended[3].answers) == 2
+    assert ended[4].text == solo("Another")
+    assert isinstance(ended[5], Rejected)

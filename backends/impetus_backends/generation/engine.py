@@ -151,6 +151,11 @@ class GenerationEngine:
         """Those of which another answer is wanted."""
         self._running: dict[int, Request] = {}
         """In the batch, by the id of their work."""
+        self._lone: GenerationEngine | None = None
+        """For requests that are to be deterministic: the same model, one request at a time, in turn with the batch."""
+        self._to_be_lone: deque[Request] = deque()
+        self._is_lone: Request | None = None
+        """The one that it runs."""
         self._events: list[Event] = []
         self.resize(_left_by_weights(loaded, self._limits))
         self._alone = self._budget
@@ -180,10 +185,15 @@ class GenerationEngine:
             self._reject(work.id, str(error))
             return
         if request.schema is None:
-            self._waiting.append(request)
+            self._queue(request)
         else:
             self._preparing.append(request)
             self._take_prepared()
+
+    def _queue(self, request: Request) -> None:
+        """Where each request is a batch of its own anyway, all are deterministic."""
+        lone = request.work.deterministic and self._limits.max_concurrent > 1
+        (self._to_be_lone if lone else self._waiting).append(request)
 
     def _take_prepared(self) -> None:
         """Lets in the requests whose schemas are ready, or refuses them."""
@@ -200,7 +210,7 @@ class GenerationEngine:
                 field = "response_format" if request.work.schema is not None else "tools"
                 self._reject(request.work.id, f"{field}: {error}")
             else:
-                self._waiting.append(request)
+                self._queue(request)
 
     def _check_memory(self, request: Request) -> None:
         if not self._alone.allows([request.longest_tokens]):
@@ -219,7 +229,12 @@ class GenerationEngine:
             for_requests = memory_bytes - for_prefixes
         self._budget = Budget(self._cost or RowCost(0, 0), for_requests)
         self._prefixes.resize(for_prefixes)
-        return self._budget.allows(each.longest_tokens for each in self._running.values())
+        return self._budget.allows(self._taken())
+
+    def _taken(self) -> list[int]:
+        """The most tokens that each of the requests may come to that run."""
+        running = [*self._running.values(), *([self._is_lone] if self._is_lone else ())]
+        return [each.longest_tokens for each in running]
 
     def cancel(self, work_id: int) -> None:
         """Ends a request wherever it is; its place is free for the next step. An unknown id is no error."""
@@ -227,7 +242,9 @@ class GenerationEngine:
             self._events.append(
                 Generated(work_id, (Answer("", "cancelled"),), 0, 0, 0.0, 0.0, self._info.model, self._info.fingerprint)
             )
-        for queue in (self._preparing, self._waiting, self._suspects):
+        if self._lone is not None:
+            self._lone.cancel(work_id)
+        for queue in (self._preparing, self._waiting, self._suspects, self._to_be_lone):
             for request in [request for request in queue if request.work.id == work_id]:
                 queue.remove(request)
                 self._end_cancelled(request)
@@ -249,8 +266,9 @@ class GenerationEngine:
 
     def pending(self) -> int:
         """Requests not done, and events that no `step` has handed over yet."""
-        requests = (self._preparing, self._waiting, self._suspects, self._running)
-        return sum(map(len, requests)) + len(self._reader.long) + len(self._events)
+        requests = (self._preparing, self._waiting, self._suspects, self._running, self._to_be_lone)
+        lone = self._lone.pending() if self._lone is not None else 0
+        return sum(map(len, requests)) + len(self._reader.long) + len(self._events) + lone
 
     def step(self) -> list[Event]:
         """One decoding step of all that decode (and a piece of the prompts that are not read yet)."""
@@ -267,6 +285,9 @@ class GenerationEngine:
         if self._running:
             with self._isolated():
                 self._take(self._batch.step())
+        if self._is_lone is not None and self._lone is not None:
+            self._events += self._lone.step()
+            self._is_lone = self._is_lone if self._lone.pending() else None
         events, self._events = self._events, []
         return events
 
@@ -274,8 +295,12 @@ class GenerationEngine:
         """Drops all work and gives the batch's memory back. The engine cannot be used afterwards."""
         self._grammars.close()
         self._reader.long.close()
-        for collection in (self._preparing, self._waiting, self._suspects, self._running, self._events):
+        requests = (self._preparing, self._waiting, self._suspects, self._running, self._to_be_lone)
+        for collection in (*requests, self._events):
             collection.clear()
+        if self._lone is not None:
+            self._lone.close()
+            self._lone = self._is_lone = None
         self._prefixes.clear()
         if self._batch is not None:
             self._batch.close()
@@ -283,19 +308,35 @@ class GenerationEngine:
 
     def _fill(self) -> None:
         """Starts waiting requests while there is room: suspects first, and with nothing beside them."""
-        if not self._running:
+        if not self._taken():
             self._on_trial = False
         if self._suspects or self._on_trial:
-            if not self._running:
+            if not self._taken():
                 self._on_trial = True
                 self._start(self._suspects.popleft())
             return
-        while self._waiting and len(self._running) < self._limits.max_concurrent:
+        self._start_lone()
+        while self._waiting and len(self._taken()) < self._limits.max_concurrent:
             request = self._waiting.popleft()
-            if self._budget.allows([request.longest_tokens, *(each.longest_tokens for each in self._running.values())]):
+            if self._budget.allows([request.longest_tokens, *self._taken()]):
                 self._start(request)
             else:
                 self._events.append(Deferred(request.work.id))
+
+    def _start_lone(self) -> None:
+        """Whoever is to be deterministic shares no step with anybody, and no prompt that was read beside others: so
+        nobody changes how the device rounds for it. One at a time, so that it holds up nobody else for long."""
+        if not self._to_be_lone or self._is_lone is not None or len(self._taken()) >= self._limits.max_concurrent:
+            return
+        request = self._to_be_lone.popleft()
+        if not self._budget.allows([request.longest_tokens, *self._taken()]):
+            self._events.append(Deferred(request.work.id))
+            return
+        if self._lone is None:
+            limits = replace(self._limits, max_concurrent=1, memory_bytes=None, prefix_cache_bytes=0)
+            self._lone = GenerationEngine(self._loaded, self._info, limits, clock=self._clock)
+        self._is_lone = request
+        self._lone._waiting.append(request)
 
     def _start(self, request: Request, *, alone: bool = False) -> None:
         """Runs it from its first answer, or where it has some, its next one."""

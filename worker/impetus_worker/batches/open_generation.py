@@ -82,6 +82,7 @@ class OpenGeneration(Witness):
             stop_token_ids=tuple(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
             seed=request.seed,
+            deterministic=request.deterministic,
             logprobs=request.logprobs,
             top_logprobs=request.top_logprobs or 0,
             schema=request.response_format.schema_text() if request.response_format is not None else None,
