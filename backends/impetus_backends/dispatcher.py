@@ -178,6 +178,8 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
     if not choice.candidates:
         raise _nothing("generation", choice.reasons)
     files = [models.resolve(name) for name in (config.model or DEFAULT_MODELS["generation"], *config.more_models)]
+    if config.served_names:
+        files[0] = replace(files[0], name=config.served_names[0], aliases=(*config.served_names, *files[0].aliases))
     loader = generation_loader(config, hardware, choice)
     memory_bytes = config.memory_limit_bytes or memory_limit_bytes(hardware)
     try:
@@ -195,6 +197,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             memory_bytes,
             config.prefix_cache_bytes,
             config.prefill_tokens or loader.profile.prefill_tokens,
+            context_tokens=config.context_tokens,
             special_tokens=config.special_tokens,
             max_answer_tokens=config.max_answer_tokens,
         )

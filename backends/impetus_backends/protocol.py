@@ -285,6 +285,10 @@ class EngineConfig:
     """How much of that may be kept of prompts, for later ones that begin alike."""
     prefill_tokens: int | None = None
     """Prompt tokens that a generation engine reads in one step; none means what suits the machine."""
+    served_names: tuple[str, ...] = ()
+    """Of generation: names by which requests may ask for the default model as well; results carry the first."""
+    context_tokens: int | None = None
+    """Of generation: what the models read at most, whatever their files say."""
     max_answer_tokens: int = 4096
     """Of a generation's answer, where its request does not say."""
     special_tokens: str = "control"

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from impetus_backends.dispatcher import open_engine
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
 from impetus_backends.generation.models.loader import load
+from impetus_backends.protocol import EngineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,3 +98,16 @@ def test_every_answer_is_known_in_four_bits(quantised: LoadedModel, make_engine:
     ended = drive(make_engine(loaded=quantised), *works)
     assert [ended[number].text.strip() for number in range(len(PAIRS))] == [answer for _, answer in PAIRS]
     assert {event.finish_reason for event in ended.values()} == {"stop"}
+
+
+def test_a_model_is_asked_for_by_the_names_it_is_served_under_and_reads_what_it_is_told() -> None:
+    config = EngineConfig(
+        kind="generation", model=str(FOLDER), backend="mlx", served_names=("gpt-4o", "mine"), context_tokens=77
+    )
+    engine = open_engine(config)
+    try:
+        assert engine.info.model == "gpt-4o"
+        assert {"gpt-4o", "mine", "tiny-says"} <= set(engine.info.model_aliases)
+        assert engine.info.max_tokens == 77
+    finally:
+        engine.close()

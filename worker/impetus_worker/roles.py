@@ -34,6 +34,8 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         memory_limit_bytes=int(settings.memory_limit_gb * 2**30) if settings.memory_limit_gb else None,
         prefix_cache_bytes=settings.prefix_cache_mb * 2**20,
         prefill_tokens=settings.prefill_tokens,
+        served_names=settings.served_names if settings.role == "generation" else (),
+        context_tokens=settings.context_tokens,
         max_answer_tokens=settings.max_answer_tokens,
         special_tokens=settings.special_tokens,
         quantize=settings.generation_quantize,

@@ -48,6 +48,10 @@ class WorkerSettings:
     """Padded tokens a batch may cost; none means what suits the backend."""
     max_wait_ms: float = 5.0
     max_concurrent_generations: int = 16
+    served_names: tuple[str, ...] = ()
+    """Of generation: further names of the model; results carry the first."""
+    context_tokens: int | None = None
+    """Of generation: what models read at most; none means what their files say."""
     max_answer_tokens: int = 4096
     """Of an answer whose request does not say."""
     special_tokens: str = "control"
@@ -82,6 +86,6 @@ class WorkerSettings:
     @classmethod
     def from_json(cls, text: str) -> WorkerSettings:
         values = json.loads(text)
-        for name in ("allow_callbacks", "allow_webhooks", "more_models"):
+        for name in ("allow_callbacks", "allow_webhooks", "more_models", "served_names"):
             values[name] = tuple(values[name])
         return cls(**{field.name: values[field.name] for field in fields(cls)})

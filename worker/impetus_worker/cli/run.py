@@ -68,6 +68,16 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--prefill-tokens", envvar="IMPETUS_PREFILL_TOKENS", type=click.IntRange(1), show_envvar=True,
               help="Prompt tokens read between two steps: fewer pause running streams less, more read long prompts "
               "faster.  [default: 512; on an M5 2048]")  # fmt: skip
+@click.option("--served-model-name", "served_names", envvar="IMPETUS_SERVED_MODEL_NAME", default="", metavar="NAME,…",
+              show_envvar=True, help="Further names by which jobs may ask for the generation model; results carry the "
+              "first.")  # fmt: skip
+@click.option(
+    "--context-tokens",
+    envvar="IMPETUS_CONTEXT_TOKENS",
+    type=click.IntRange(2),
+    show_envvar=True,
+    help="What generation models read at most, prompt and answer together.  [default: what their files say]",
+)
 @click.option("--max-answer-tokens", envvar="IMPETUS_MAX_ANSWER_TOKENS", default=4096, show_default=True,
               show_envvar=True, type=click.IntRange(1),
               help="The most tokens of an answer whose request does not say: less, where the context or the memory "
@@ -195,6 +205,8 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         max_batch_tokens=options["max_batch_tokens"],
         max_wait_ms=options["max_wait_ms"],
         max_concurrent_generations=options["max_concurrent_generations"],
+        served_names=_names(options["served_names"]),
+        context_tokens=options["context_tokens"],
         max_answer_tokens=options["max_answer_tokens"],
         special_tokens=options["special_tokens"],
         generation_quantize=options["generation_quantize"],
