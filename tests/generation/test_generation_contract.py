@@ -359,3 +359,22 @@ def test_a_deterministic_request_is_deferred_cancelled_and_failed_as_others_are(
     assert len(ended[3].answers) == 2
     assert ended[4].text == solo("Another")
     assert isinstance(ended[5], Rejected)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_repeats_an_item_is_drawn_anew_and_by_the_same_seed_the_same(
+    make_engine: Any, work: Any, drive: Any, stream: bool
+) -> None:
+    schema = json.dumps(
+        {"type": "array", "items": {"enum": ["a", "b", "c", "d", "e"]}, "uniqueItems": True, "minItems": 3}
+    )
+    drawn = {"schema": schema, "temperature": 2.0, "stream": stream, "max_tokens": 400}
+    works = [work(seed, PROMPT, seed=seed, **drawn) for seed in range(12)]
+    ended = drive(make_engine(), *works)
+    again = drive(make_engine(3), *works)
+    answers = [json.loads(ended[seed].text) for seed in range(12)]
+    assert all(len(set(answer)) == len(answer) for answer in answers)
+    assert any(event.completion_tokens > 60 for event in ended.values()), "one at least was drawn anew"
+    assert [again[seed].text for seed in range(12)] == [ended[seed].text for seed in range(12)]
+    greedy = drive(make_engine(), work(1, PROMPT, schema=schema.replace("3", "5"), stream=stream))[1]
+    assert isinstance(greedy, Generated) or "repeats an item" in greedy.message

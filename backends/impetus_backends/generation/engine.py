@@ -148,7 +148,7 @@ class GenerationEngine:
         """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""
         self._on_trial = False
         self._to_go_on: list[Request] = []
-        """Those of which another answer is wanted."""
+        """Those of which another answer is wanted, or the same one drawn anew."""
         self._running: dict[int, Request] = {}
         """In the batch, by the id of their work."""
         self._lone: GenerationEngine | None = None
@@ -413,7 +413,10 @@ class GenerationEngine:
             self._reject(request.work.id, str(error))
             return True
         if token.finish_reason == "stop" and (fault := request.schema_fault(answer.text)) is not None:
-            self._reject(request.work.id, fault)
+            if request.try_again():
+                self._to_go_on.append(request)
+            else:
+                self._reject(request.work.id, fault)
             return True
         request.answers.append(answer)
         request.cached_tokens = max(request.cached_tokens, request.row.cached_tokens if request.row is not None else 0)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .schemas.grammars import Grammars
     from .texts.channels import Splitter
 
+_MOST_FAULTS = 8
+_SEEDS_APART = 2**40
 _END_OF_PROMPT = 16
 """So many tokens of a prompt are looked at for whether they begin a thought."""
 
@@ -67,6 +69,8 @@ class Request:
     text: TextBuilder = field(init=False, repr=False)
     splitter: Splitter | None = None
     """Of this run's text as far as it has been told."""
+    faults: int = 0
+    """How many of its answers were not what was asked for, though each of their tokens was allowed."""
     answers: list[Answer] = field(default_factory=list)
     """Those that are whole."""
     completion_tokens: int = 0
@@ -88,8 +92,18 @@ class Request:
             self.drawn["top_p"],
             int(self.drawn["top_k"]),
             self.drawn["min_p"],
-            None if seed is None else seed + len(self.answers),
+            None if seed is None else seed + len(self.answers) + self.faults * _SEEDS_APART,
         )
+
+    def try_again(self) -> bool:
+        """After an answer that is not what was asked for: whether another may be drawn. A greedy one were the same."""
+        if self.faults == _MOST_FAULTS or self.sampling.greedy:
+            return False
+        self.faults += 1
+        self.row = None
+        if self.work.stream:
+            self.begin_anew()
+        return True
 
     def begin_anew(self) -> None:
         """Nothing that it has said counts any more."""
