@@ -15,7 +15,7 @@ README = Path(__file__).parents[1] / "README.md"
 def rules_of(name: str) -> list[str]:
     """What README's lines grant to the user, in their order."""
     lines = re.findall(rf"ACL SETUSER {name} (?:(?:reset )?on >\S+ ?)?(.*)", README.read_text())
-    return " ".join(lines).split()
+    return [str(rule) for line in lines for rule in line.split()]
 
 
 def make_user(connection: Redis, name: str, password: str) -> None:
