@@ -96,11 +96,11 @@ def show(folder: Path, count: int, *, as_producer: bool = False) -> dict[str, An
 
 def producers_url(url: str) -> str:
     """The server as a user sees it that has the rights of README's producer; made for this."""
-    (rules,) = re.findall(r"ACL SETUSER producer on >\S+ (.*)", (DATA.parents[1] / "README.md").read_text())
+    lines = re.findall(r"ACL SETUSER producer (?!reset)(.*)", (DATA.parents[1] / "README.md").read_text())
     password = secrets.token_hex(16)
     with connect(url) as connection:
         connection.acl_setuser("producer", enabled=True, reset=True, passwords=[f"+{password}"])
-        connection.execute_command("ACL", "SETUSER", "producer", *rules.split())
+        connection.execute_command("ACL", "SETUSER", "producer", *" ".join(lines).split())
     print("   from here on as the user `producer`, who cannot touch what workers rely on")
     return url.replace("://", f"://producer:{password}@", 1)
 

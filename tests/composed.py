@@ -17,6 +17,7 @@ PASSWORDS = {
     "REDIS_PASSWORD": "of-the-operator",
     "REDIS_WORKER_PASSWORD": "of-workers",
     "REDIS_PRODUCER_PASSWORD": "of-producers",
+    "REDIS_DASHBOARD_PASSWORD": "of-the-dashboards-user",
     "DASHBOARD_PASSWORD": "of-the-dashboard",
 }
 

@@ -64,12 +64,14 @@ def test_every_published_port_is_bound_to_loopback() -> None:
 
 def test_whoever_knocks_at_valkey_has_a_password_of_its_own_that_must_be_given() -> None:
     environment = SERVICES["valkey"]["environment"]
-    for name in ("REDIS_PASSWORD", "REDIS_WORKER_PASSWORD", "REDIS_PRODUCER_PASSWORD"):
+    for name in ("REDIS_PASSWORD", "REDIS_WORKER_PASSWORD", "REDIS_PRODUCER_PASSWORD", "REDIS_DASHBOARD_PASSWORD"):
         assert environment[name].startswith(f"${{{name}:?")
+        assert f'"$${name}"' in SERVICES["valkey"]["command"][2], "it is refused where it would be misread"
+        assert name in (DOCKER / "README.md").read_text()
     assert environment["VALKEYCLI_AUTH"] == "${REDIS_PASSWORD}"
     worker, dashboard = SERVICES["worker"]["environment"], SERVICES["rq-dashboard"]["environment"]
     assert worker[REDIS_URL_VARIABLE] == "redis://worker:${REDIS_WORKER_PASSWORD}@valkey:6379/0"
-    assert dashboard["RQ_DASHBOARD_REDIS_URL"] == "redis://producer:${REDIS_PRODUCER_PASSWORD}@valkey:6379/0"
+    assert dashboard["RQ_DASHBOARD_REDIS_URL"] == "redis://dashboard:${REDIS_DASHBOARD_PASSWORD}@valkey:6379/0"
     assert dashboard["RQ_DASHBOARD_PASSWORD"].startswith("${DASHBOARD_PASSWORD:?")
 
 

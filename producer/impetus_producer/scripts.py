@@ -1,5 +1,7 @@
 """What a producer has the server do in one step: enqueue jobs, and cancel one."""
 
+import hashlib
+
 ENQUEUE_SCRIPT = """
 -- One step, and the same when it is sent again because its answer was lost: a job that is there is not touched.
 -- ARGV: queue, number of common fields, their names and values, then id and data of each job
@@ -60,3 +62,8 @@ while redis.call('ZCARD', key .. ':allowed') < concurrency do
 end
 return {status}
 """
+
+
+def digest(script: str) -> str:
+    """The name that a server gives to the script, which its `EVALSHA` and a rule `+evalsha|<digest>` take."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

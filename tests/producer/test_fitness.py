@@ -10,8 +10,10 @@ import pytest
 from redis import Redis
 
 from impetus_producer import NoServerError, ServerNotReadyError, connect
+from impetus_producer.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
 from impetus_producer.servers.fitness import Fitness, Level, look
 from impetus_producer.servers.rights import WORKER_RIGHTS, missing_rights
+from tests.users import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     MakeValkey = Callable[..., Valkey]
 
 README_RIGHTS = ("~rq:*", "~impetus:*", "&rq:*", "+@all", "-@dangerous", "-@admin")
-PRODUCER_KEYS = ("~rq:*", "~impetus:awaited:*", "~impetus:cancel:*", "%R~impetus:stream:*", "%R~impetus:worker:*")
 
 
 def url_of(server: Valkey, *rights: str) -> str:
@@ -118,9 +119,10 @@ def test_the_rights_that_are_recommended_are_enough_and_the_rest_is_unknown(valk
 
 
 def test_a_producer_needs_no_more_than_its_own_keys_and_a_worker_does(valkey: MakeValkey) -> None:
-    url = url_of(valkey(), *PRODUCER_KEYS, "&rq:*", "+@all", "-@dangerous")
+    url = url_of(valkey(), *rules_of("producer"))
     assert missing_rights(connect(url), "producer") == []
     missing = said(look(connect(url), "worker"), Level.REFUSE)
+    assert "EVALSHA: ACL SETUSER svc +evalsha" in missing
     for key in ("tokens", "leases", "deaths", "recovery", "worker", "stream"):
         assert f"impetus:{key}:*" in missing
 
@@ -144,11 +146,37 @@ def test_each_command_that_is_denied_is_named_and_how_to_grant_it(valkey: MakeVa
     assert missing_rights(connect(url), "worker") == []
 
 
-@pytest.mark.parametrize("role", ["worker", "producer"])
-def test_a_channel_that_is_denied_only_makes_it_slower(valkey: MakeValkey, role: Role) -> None:
-    (right,) = missing_rights(connect(url_of(valkey(), "~*", "resetchannels", "+@all")), role)
+def test_a_channel_that_is_denied_only_makes_a_worker_slower_and_is_not_a_producers(valkey: MakeValkey) -> None:
+    connection = connect(url_of(valkey(), "~*", "resetchannels", "+@all"))
+    (right,) = missing_rights(connection, "worker")
     assert not right.needed
     assert right.sentence.endswith("ACL SETUSER svc &rq:pubsub:*")
+    assert missing_rights(connection, "producer") == []
+
+
+@pytest.mark.parametrize("script", [ENQUEUE_SCRIPT, CANCEL_SCRIPT])
+def test_a_producers_script_that_is_denied_is_named_by_its_digest(valkey: MakeValkey, script: str) -> None:
+    server = valkey()
+    rules = [rule for rule in rules_of("producer") if rule != f"+evalsha|{digest(script)}"]
+    url = url_of(server, *rules)
+    (right,) = missing_rights(connect(url), "producer")
+    assert right.needed
+    assert right.sentence.endswith(f": ACL SETUSER svc +evalsha|{digest(script)}")
+    server.ask(*right.sentence.partition(": ")[2].split())
+    assert missing_rights(connect(url), "producer") == []
+
+
+def test_a_right_to_keys_or_scripts_is_named_no_wider_than_it_is_needed(valkey: MakeValkey) -> None:
+    server = valkey()
+    url = url_of(server, *(rule for rule in rules_of("producer") if rule not in ("%R~rq:*", "+script|load")))
+    missing = [right.sentence.partition(": ")[2] for right in missing_rights(connect(url), "producer")]
+    assert set(missing) == {
+        "ACL SETUSER svc +script|load",
+        *(f"ACL SETUSER svc %R~rq:{key}" for key in ("wip:*", "suspended", "workers", "worker:*")),
+    }
+    for each in missing:
+        server.ask(*each.split())
+    assert missing_rights(connect(url), "producer") == []
 
 
 def test_trying_rights_out_changes_nothing(valkey: MakeValkey) -> None:

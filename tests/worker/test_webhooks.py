@@ -74,7 +74,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 def hooks(*urls: str) -> dict[bytes, bytes]:
-    return {b"webhooks": json.dumps([Webhook(url, "finished").to_dict() for url in urls]).encode()}
+    # Not by RQ's class: it refuses what a hostile job may write.
+    return {b"webhooks": json.dumps([{"url": url, "job_status": "finished"} for url in urls]).encode()}
 
 
 # -- who may be named ------------------------------------------------------------------------------------------------
@@ -83,8 +84,16 @@ def hooks(*urls: str) -> dict[bytes, bytes]:
 def test_a_job_whose_webhook_goes_where_nobody_allowed_is_refused() -> None:
     allowed = Allowed(webhooks=("hooks.example", "other.example:8443"))
     allowed.check({})
-    allowed.check(hooks("https://hooks.example/x", "http://HOOKS.example:81/y", "https://other.example:8443/"))
+    allowed.check(hooks("https://hooks.example/x", "http://HOOKS.example:80/y", "https://other.example:8443/"))
     for url in (
+        "ftp://hooks.example/",
+        "file://hooks.example/etc/passwd",
+        "gopher://hooks.example:80/",
+        "//hooks.example/",
+        "http://hooks.example:81/y",
+        "http://hooks.example:443/",
+        "https://hooks.example:80/",
+        "https://other.example:443/",
         "http://127.0.0.1:9/",
         "https://other.example/",
         "http://hooks.example@evil.example/",
@@ -96,6 +105,14 @@ def test_a_job_whose_webhook_goes_where_nobody_allowed_is_refused() -> None:
             allowed.check(hooks(url))
     with pytest.raises(InvalidRequestError, match="--allow-webhooks"):
         NOTHING.check(hooks("https://hooks.example/x"))
+
+
+def test_an_address_of_ipv6_is_named_with_or_without_brackets_and_with_them_where_a_port_follows() -> None:
+    Allowed(webhooks=("2001:db8::1",)).check(hooks("http://[2001:db8::1]/"))
+    Allowed(webhooks=("[2001:db8::1]",)).check(hooks("http://[2001:db8::1]/"))
+    Allowed(webhooks=("[2001:db8::1]:8080",)).check(hooks("http://[2001:db8::1]:8080/"))
+    with pytest.raises(InvalidRequestError, match="HOST:PORT"):
+        Allowed(webhooks=("2001:db8::1:8080",)).check(hooks("http://[2001:db8::1]:8080/"))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +144,13 @@ def test_a_request_is_rqs_but_for_how_it_is_sent(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1", "::1", "169.254.169.254", "0.0.0.0", "fe80::1%lo", "::ffff:127.0.0.1", "224.0.0.1"]
+    "address",
+    [
+        *("127.0.0.1", "::1", "169.254.1.1", "0.0.0.0", "fe80::1%lo", "::ffff:127.0.0.1", "224.0.0.1", "::127.0.0.1"),
+        *("2002:7f00:1::", "2002:a9fe:101::1"),  # 6to4
+        *("2001:0:7f00:1::1", "2001:0:808:808::80ff:fffe"),  # Teredo: its server, and the client
+        *("64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "64:ff9b:1::808:808"),  # NAT64
+    ],
 )
 def test_a_name_that_leads_inside_the_machine_is_not_followed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -136,7 +159,31 @@ def test_a_name_that_leads_inside_the_machine_is_not_followed(address: str, monk
         send(Webhook("http://hooks.example/", "finished"), b"")
 
 
-@pytest.mark.parametrize("address", ["192.0.2.7", "10.0.0.5", "::ffff:93.184.216.34", "2606:2800:220:1::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("169.254.169.254", "169.254.170.2", "169.254.170.23", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+        *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42"),
+        *("::ffff:168.63.129.16", "2002:6464:64c8::", "64:ff9b::a83f:8110", "2001:0:a83f:8110::1"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_clouds_metadata_is_not_asked_even_where_its_address_was_named(
+    address: str, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(family, 0, 0, "", (address, 80))])
+    with pytest.raises(InvalidRequestError, match="metadata"):
+        webhooks._addresses(address if named else "hooks.example", 80)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("192.0.2.7", "10.0.0.5", "192.168.1.1", "100.64.0.1", "fd12::1"),
+        *("::ffff:93.184.216.34", "2606:2800:220:1::1", "2002:5db8:d822::1", "64:ff9b::5db8:d822"),
+    ],
+)
 def test_a_name_that_leads_elsewhere_is_followed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(family, 0, 0, "", (address, 80))])
@@ -199,7 +246,7 @@ def job(*urls: str) -> Any:
 def test_the_sender_goes_on_after_whatever_one_webhook_does(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sender = WebhookSender(Allowed(webhooks=("127.0.0.1", "no-such-host.invalid")))
+    sender = WebhookSender(Allowed(webhooks=(f"127.0.0.1:{receiver.port}", "no-such-host.invalid")))
     receiver.answer = lambda line: line.sendall(b"HTTP/1.1 500 No\r\n\r\n")
     sender.submit(
         job("http://elsewhere.example/", "http://no-such-host.invalid/", receiver.url("/last")), "finished", None

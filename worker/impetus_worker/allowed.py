@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 _CALLBACK_FIELDS = (b"success_callback_name", b"failure_callback_name", b"stopped_callback_name")
+_PORTS = {"http": 80, "https": 443}
 _MAX_WEBHOOKS_BYTES = 65_536
 """Of what a job says about its webhooks: addresses and headers."""
 
@@ -23,8 +24,8 @@ _MAX_WEBHOOKS_BYTES = 65_536
 class Allowed:
     """Nothing, unless told otherwise.
 
-    `callbacks`: the names of functions that jobs may have imported and called. `webhooks`: the hosts, each as `host`
-    or `host:port`, that jobs may have requests sent to."""
+    `callbacks`: the names of functions that jobs may have imported and called. `webhooks`: where jobs may have requests
+    sent to by http or https, each as `host`, at the scheme's own port, or as `host:port`."""
 
     callbacks: Collection[str] = ()
     webhooks: Collection[str] = ()
@@ -56,13 +57,20 @@ class Allowed:
         try:
             parts = urlsplit(url)
             host = (parts.hostname or "").lower()
-            port = parts.port or (443 if parts.scheme == "https" else 80)
+            port = parts.port
         except ValueError:
             raise InvalidRequestError(f"webhooks: {printable(url)!r:.200} is no address") from None
-        if host not in self.webhooks and f"{host}:{port}" not in self.webhooks:
+        if parts.scheme not in _PORTS:
+            raise InvalidRequestError(f"webhooks: {printable(url)!r:.200} is neither http nor https")
+        own_port = _PORTS[parts.scheme]
+        written = f"[{host}]" if ":" in host else host
+        names = {f"{written}:{port or own_port}"}
+        if port in (None, own_port):
+            names |= {host, written}
+        if names.isdisjoint(self.webhooks):
             raise InvalidRequestError(
-                f"webhooks: this worker was not told to send requests to {printable(host)!r:.200}: "
-                "name the host with --allow-webhooks"
+                f"webhooks: this worker was not told to send requests to {printable(host)!r:.200}, port "
+                f"{port or own_port}: name it with --allow-webhooks, as HOST:PORT for a port that is not the scheme's"
             )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import contract
+from ..scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,7 @@ _NAME = "impetus-probe"
 #: What each command takes after its key, as far as it takes anything.
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "BLMOVE": (f"rq:queue:{_NAME}", "LEFT", "LEFT", 0.01),
+    "EVALSHA": ("0" * 40, 0),
     "EXPIRE": (1,),
     "HDEL": ("f",),
     "HEXISTS": ("f",),
@@ -40,11 +42,10 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "PUBLISH": (_NAME,),
     "RPUSH": ("e",),
     "SADD": ("m",),
-    "SCRIPT": ("LOAD", "return 1"),
+    "SCRIPT|LOAD": ("return 1",),
     "SET": (1, "EX", 1),
     "SISMEMBER": ("m",),
     "SREM": ("m",),
-    "EVALSHA": ("0" * 40, 0),
     "XADD": ("*", "f", 1),
     "XREVRANGE": ("+", "-"),
     "ZADD": (1, "m"),
@@ -56,9 +57,11 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "ZSCORE": ("m",),
 }
 
-#: Keys, `*` for a name, with the commands that each role uses on them; those that take no key first.
+#: Keys, `*` for a name, with the commands that each role uses on them; those that take no key first, `|` before a first
+#: argument that alone is needed. A producer also publishes to the worker of a job that it cancels, and is content where
+#: it may not: whoever may publish there can shut workers down.
 PRODUCER_RIGHTS: dict[str, str] = {
-    "": "EVALSHA SCRIPT TIME",
+    "": f"EVALSHA|{digest(ENQUEUE_SCRIPT)} EVALSHA|{digest(CANCEL_SCRIPT)} SCRIPT|LOAD TIME",
     "rq:queues": "SADD SMEMBERS",
     "rq:queue:*": "RPUSH LPUSH LREM LLEN",
     "rq:job:*": "HSETNX HSET HGET HMGET DEL",
@@ -66,20 +69,21 @@ PRODUCER_RIGHTS: dict[str, str] = {
     "rq:canceled:*": "ZADD",
     "rq:deferred:*": "ZREM",
     "rq:scheduled:*": "ZREM",
+    "rq:ready:*": "ZREM",
+    "rq:rl:*": "HGET ZADD ZCARD ZPOPMIN ZREM",
     "rq:finished:*": "ZREM ZCARD ZCOUNT",
     "rq:failed:*": "ZREM ZCARD ZCOUNT",
     "rq:wip:*": "ZCARD",
     "rq:suspended": "EXISTS",
     "rq:workers": "SMEMBERS",
     "rq:worker:*": "HGETALL SCARD",
-    "rq:pubsub:*": "PUBLISH",
     f"{contract.AWAITED_KEY}*": "SET DEL",
     f"{contract.CANCEL_KEY}*": "SET DEL",
     f"{contract.STREAM_KEY}*": "XREAD XREVRANGE",
     f"{contract.WORKER_RECORD_KEY}*": "GET PTTL",
 }
 WORKER_RIGHTS: dict[str, str] = {
-    "": "EVALSHA SCRIPT TIME",
+    "": "EVALSHA SCRIPT|LOAD TIME",
     "rq:queues": "SADD SREM SMEMBERS",
     "rq:queue:*": "BLMOVE LPUSH RPUSH LRANGE LTRIM LREM LLEN",
     "rq:job:*": "HGETALL HGET HMGET HEXISTS HLEN HSTRLEN HSET HSETNX HDEL HINCRBY EXPIRE PERSIST DEL SCARD SMEMBERS "
@@ -108,6 +112,10 @@ WORKER_RIGHTS: dict[str, str] = {
 }
 _QUICKER = {"PUBLISH", "SUBSCRIBE"}
 """What works without these takes longer, and works."""
+_READING = frozenset(
+    {"EXISTS", "GET", "HGETALL", "PTTL", "SCARD", "SMEMBERS", "XREAD", "XREVRANGE", "ZCARD", "ZCOUNT", "HGET", "HMGET"}
+)
+"""Whoever uses only these on a key need not write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +156,10 @@ def missing_rights(connection: Redis, role: Literal["worker", "producer"]) -> li
         raise begun
     return [
         *(MissingRight(needed, _command_sentence(user, name)) for name, needed in commands.items()),
-        *(MissingRight(not _QUICKER & set(used), _key_sentence(user, key, used)) for key, used in keys.items()),
+        *(
+            MissingRight(not _QUICKER & set(used), _key_sentence(user, key, used, table[key]))
+            for key, used in keys.items()
+        ),
     ]
 
 
@@ -159,8 +170,12 @@ def _probes(table: dict[str, str]) -> Iterator[tuple[str, str, tuple[Any, ...]]]
         for name in names.split():
             if name == "XREAD":
                 yield name, pattern, (name, "COUNT", 1, "STREAMS", key, "0")
-            else:
-                yield name, pattern, (name, *([key] if key else []), *_ARGUMENTS.get(name, ()))
+                continue
+            command, *first = name.split("|")
+            rest = _ARGUMENTS.get(name, ())
+            if command == "EVALSHA" and first:  # whoever may run one script is denied another
+                first, rest = [first[0].lower()], (0,)
+            yield name, pattern, (command, *first, *([key] if key else []), *rest)
 
 
 def _try(line: Any, *words: Any) -> Any:
@@ -189,14 +204,17 @@ def _user(connection: Redis) -> str:
 
 def _command_sentence(user: str, command: str) -> str:
     less = ", and jobs that run are stopped a little later without" if command in _QUICKER else ""
-    return f"the server's user {user} may not use {command}{less}: ACL SETUSER {user} +{command.lower()}"
+    return (
+        f"the server's user {user} may not use {command.replace('|', ' ')}{less}: ACL SETUSER {user} +{command.lower()}"
+    )
 
 
-def _key_sentence(user: str, pattern: str, commands: list[str]) -> str:
+def _key_sentence(user: str, pattern: str, commands: list[str], all_commands: str) -> str:
     if _QUICKER & set(commands):
         return (
             f"the server's user {user} may not use the channels {pattern} ({', '.join(commands)}), and jobs that run "
             f"are stopped a little later without: ACL SETUSER {user} &{pattern}"
         )
     used = ", ".join(commands)
-    return f"the server's user {user} may not use the keys {pattern} ({used}): ACL SETUSER {user} ~{pattern}"
+    rule = "%R~" if _READING.issuperset(all_commands.split()) else "~"
+    return f"the server's user {user} may not use the keys {pattern} ({used}): ACL SETUSER {user} {rule}{pattern}"

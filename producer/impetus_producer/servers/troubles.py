@@ -204,7 +204,7 @@ def _configuration_sentence(error: Exception, said: str) -> str:
         return f"the Redis server runs in cluster mode ({said}), and queues need one server: use one without it"
     if isinstance(error, exceptions.NoPermissionError) or _ACCESS.search(said):
         return (
-            f"the Redis server denies its user a right ({said}): "
-            "ACL SETUSER <user> ~rq:* ~impetus:* &rq:* +@all -@dangerous -@admin grants what is needed"
+            f"the Redis server denies its user a right ({said}): `impetus status` says what a producer lacks, "
+            "`impetus-worker doctor` what a worker, and README.md has the rules of both"
         )
     return f"the Redis server refused the user or password in its URL: {said}"

@@ -29,6 +29,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
 from impetus_worker import jobs
+from tests.producer.servers import free_port
 from tests.worker.conftest import RunningWorker, eventually
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ ON_SUCCESS, ON_FAILURE, ON_STOPPED, RAISES, SUSPENDS = (Callback(CALLBACKS + nam
 RQ = str(Path(sys.executable).parent / "rq")
 REGISTRIES = ("wip", "finished", "failed", "deferred", "scheduled", "canceled", "ready")
 _TIMES = {"created_at", "enqueued_at", "started_at", "ended_at", "last_heartbeat", "worker_name"}
+WEBHOOK_PORT = free_port()
+"""Where tests listen on loopback: workers that outlive a test are told of it before it begins."""
 _FOR_EVER_S = 10_000_000
 
 
@@ -257,7 +260,7 @@ class Ours(Side):
             log,
             *("--roles", "embedding", "--embedding-backend", "simulated"),
             *("--allow-callbacks", ",".join(CALLBACKS + name for name in ALLOWED)),
-            *("--allow-webhooks", "127.0.0.1"),
+            *("--allow-webhooks", f"127.0.0.1:{WEBHOOK_PORT}"),
             *options,
         )
         self._before = (0, 0, 0.0)

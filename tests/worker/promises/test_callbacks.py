@@ -18,6 +18,7 @@ from tests.worker.promises.sides import (
     ON_FAILURE,
     ON_SUCCESS,
     RAISES,
+    WEBHOOK_PORT,
     Both,
     Side,
 )
@@ -114,7 +115,7 @@ class Listener:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", WEBHOOK_PORT), Handler)
         self._server.daemon_threads = False
         self._thread = threading.Thread(target=partial(self._server.serve_forever, 0.05))
         self._thread.start()

@@ -93,8 +93,10 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
               help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
 @click.option("--allow-webhooks", envvar="IMPETUS_ALLOW_WEBHOOKS", default="", metavar="HOST,…", show_envvar=True,
-              help="Hosts, or HOST:PORT, that jobs may name for RQ webhooks. No other is ever sent to, and redirects "
-              "are not followed.")  # fmt: skip
+              help="Hosts that jobs may name for RQ webhooks, by http at port 80 and by https at 443; HOST:PORT allows "
+              "another port. No other is ever sent to, and redirects are not followed. A host may be in a private "
+              "network (10.0.0.0/8, fc00::/7, …), and not be this machine, unless named by its address, or a cloud's "
+              "metadata service.")  # fmt: skip
 @click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
 @click.option("--simulated-a-ms", default=4.0, hidden=True, type=float)
 @click.option("--simulated-b-us", default=20.0, hidden=True, type=float)

@@ -32,6 +32,24 @@ _THREADS = 4
 _MAX_WAITING = 1000
 _MAX_S = 10.0
 """From the lookup of the name to the answer's first lines."""
+_METADATA = tuple(
+    ipaddress.ip_network(each)
+    for each in (
+        "169.254.169.254/32",  # EC2, Azure, Google, OCI and others: "Instance metadata" in the manual of each
+        "169.254.170.2/32",  # Amazon ECS, "Task metadata endpoint", and the credentials of tasks
+        "169.254.170.23/32",  # Amazon EKS, "EKS Pod Identity", and fd00:ec2::23
+        "fd00:ec2::/32",  # Amazon EC2 User Guide, "Access instance metadata": fd00:ec2::254; clock and names beside it
+        "fd20:ce::254/128",  # Google Compute Engine, "VM metadata", on machines with IPv6 alone
+        "fd00:c1::a9fe:a9fe/128",  # Oracle Cloud Infrastructure, "Getting Instance Metadata"
+        "192.0.0.192/32",  # Oracle Cloud Infrastructure Compute Classic, "Retrieving Instance Metadata"
+        "100.100.100.200/32",  # Alibaba Cloud ECS, "Instance metadata"; cloud-init's data source AliYun
+        "168.63.129.16/32",  # Azure, "What is IP address 168.63.129.16?": it hands out a machine's certificates
+        "169.254.42.42/32",  # Scaleway, "Instance user data", and the next
+        "fd00:42::42/128",
+    )
+)
+"""Where clouds tell a machine its secrets. Not all are link-local, and none is where anybody takes webhooks."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _OURS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
 """Headers that say how the request is sent, which is not the job's to say."""
 
@@ -118,16 +136,34 @@ def send(webhook: Webhook, payload: bytes) -> int:
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
     """Where a host is. Whoever keeps its name chooses its address, so none is this machine or its link's, unless it was
-    such an address, or `localhost`, that the operator allowed."""
+    such an address, or `localhost`, that the operator allowed; and none is a cloud's metadata service in any case.
+    Private networks (RFC 1918, fc00::/7) are where an operator's own receivers are."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     named = host == "localhost" or _is_address(host)
     for *_, address in found:
-        ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        inside = ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast or ip.is_reserved
-        if inside and not named:
-            raise InvalidRequestError(f"webhooks: {host!r} is at {ip}, which is inside this machine or its link")
+        for ip in _meant(str(address[0]).partition("%")[0]):
+            if any(ip in network for network in _METADATA):
+                raise InvalidRequestError(f"webhooks: {host!r} is at {ip}, which is a cloud's metadata service")
+            inside = ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast or ip.is_reserved
+            if inside and not named:
+                raise InvalidRequestError(f"webhooks: {host!r} is at {ip}, which is inside this machine or its link")
     return [(family, address) for family, _, _, _, address in found]
+
+
+def _meant(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Whom a request to this address reaches: the IPv4 addresses that one of IPv6 carries, or itself.
+
+    A network's own prefix for NAT64 cannot be told from any other, and the one for local use (RFC 8215) says not where
+    the address stands: that is reserved, as it is."""
+    ip = ipaddress.ip_address(address)
+    if ip.version == 4:
+        return [ip]
+    if ip in _NAT64:  # RFC 6052
+        return [ipaddress.IPv4Address(ip.packed[-4:])]
+    if ip.teredo is not None:
+        return list(ip.teredo)
+    carried = ip.ipv4_mapped or ip.sixtofour
+    return [ip if carried is None else carried]
 
 
 def _is_address(host: str) -> bool:

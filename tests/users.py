@@ -1,0 +1,24 @@
+"""The Redis users that README.md makes, by its own lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def rules_of(name: str) -> list[str]:
+    """What README's lines grant to the user, in their order."""
+    lines = re.findall(rf"ACL SETUSER {name} (?:(?:reset )?on >\S+ ?)?(.*)", README.read_text())
+    return [str(rule) for line in lines for rule in line.split()]
+
+
+def make_user(connection: Redis, name: str, password: str) -> None:
+    """The server has that user from now on, and nothing is left of one that it had before."""
+    execute: Any = connection.execute_command
+    execute("ACL", "SETUSER", name, "reset", "on", f">{password}", *rules_of(name))
