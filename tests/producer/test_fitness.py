@@ -191,6 +191,6 @@ def test_every_command_of_the_workers_scripts_is_among_its_rights() -> None:
     scripts = Path(__file__).parents[2] / "worker" / "impetus_worker"
     used = set()
     for script in scripts.rglob("*.lua"):
-        used |= set(re.findall(r"(?:call|read|write)\('([A-Z]+)'", script.read_text()))
+        used |= set(re.findall(r"\b(?:call|read|write)\('([A-Z]+)'", script.read_text()))
     assert used
     assert used - set(" ".join(WORKER_RIGHTS.values()).split()) == set()
