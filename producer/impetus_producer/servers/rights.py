@@ -23,6 +23,7 @@ _NAME = "impetus-probe"
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "BLMOVE": (f"rq:queue:{_NAME}", "LEFT", "LEFT", 0.01),
     "EXPIRE": (1,),
+    "GETRANGE": (0, 0),
     "HDEL": ("f",),
     "HEXISTS": ("f",),
     "HGET": ("f",),
@@ -57,7 +58,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 #: Keys, `*` for a name, with the commands that each role uses on them; those that take no key first.
 PRODUCER_RIGHTS: dict[str, str] = {
     "": "EVALSHA SCRIPT TIME",
-    "rq:queues": "SADD SMEMBERS",
+    "rq:queues": "SADD SCARD SRANDMEMBER",
     "rq:queue:*": "RPUSH LPUSH LREM LLEN",
     "rq:job:*": "HSETNX HSET HGET HMGET DEL",
     "rq:results:*": "XREAD EXISTS DEL",
@@ -68,13 +69,13 @@ PRODUCER_RIGHTS: dict[str, str] = {
     "rq:failed:*": "ZREM ZCARD ZCOUNT",
     "rq:wip:*": "ZCARD",
     "rq:suspended": "EXISTS",
-    "rq:workers": "SMEMBERS",
-    "rq:worker:*": "HGETALL SCARD",
+    "rq:workers": "SCARD SRANDMEMBER",
+    "rq:worker:*": "HMGET SCARD",
     "rq:pubsub:*": "PUBLISH",
     f"{contract.AWAITED_KEY}*": "SET DEL",
     f"{contract.CANCEL_KEY}*": "SET DEL",
     f"{contract.STREAM_KEY}*": "XREAD XREVRANGE",
-    f"{contract.WORKER_RECORD_KEY}*": "GET PTTL",
+    f"{contract.WORKER_RECORD_KEY}*": "GETRANGE PTTL",
 }
 WORKER_RIGHTS: dict[str, str] = {
     "": "EVALSHA SCRIPT TIME",
