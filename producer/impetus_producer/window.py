@@ -11,6 +11,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from . import contract, jobs
@@ -191,7 +192,8 @@ class Window:
         try:
             answer: Any = self._ask(lambda: self.producer.connection.xread(streams, block=_BLOCK_MS))
         except ServerDataError as error:
-            return self._end_overwritten(error)
+            self._end_overwritten(error)
+            return True
         if not answer:
             self._look_for_the_lost()
             return False
@@ -220,28 +222,30 @@ class Window:
         self.ended.append(job_id)
         return self._failed(self.sent.pop(job_id), error)
 
-    def _end_overwritten(self, error: ServerDataError) -> bool:
+    def _end_overwritten(self, error: ServerDataError) -> None:
         """Ends the jobs in whose results' place something else lies, for which the others cannot be read together."""
         waiting = list(self.sent)
-
-        def look() -> list[Any]:
-            with self.producer.connection.pipeline(transaction=False) as pipeline:
-                for job_id in waiting:
-                    pipeline.xread({jobs.results_key(job_id): "$"})
-                return pipeline.execute(raise_on_error=False)
-
-        overwritten = []
-        for job_id, answer in zip(waiting, self._ask(look), strict=True):
-            if isinstance(answer, Exception):
-                if trouble(answer) is not Trouble.DATA:
-                    raise answer
-                overwritten.append(job_id)
+        wrong = self._ask(partial(self._of_another_type, waiting))
+        overwritten = list(compress(waiting, wrong))
+        if not overwritten:
+            raise error
         again: list[_Job] = []
         for job_id in overwritten:
             again += self._end_badly(job_id, UnreadableResultError(job_id, str(error)))
         self._discard_ended()
         self._enqueue(again)
-        return bool(overwritten)
+
+    def _of_another_type(self, job_ids: Sequence[str]) -> list[bool]:
+        """Whether what lies in the place of a job's results is no stream."""
+        with self.producer.connection.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.xread({jobs.results_key(job_id): "$"})
+            answers = pipeline.execute(raise_on_error=False)
+        wrong = [isinstance(answer, Exception) for answer in answers]
+        for answer in answers:
+            if isinstance(answer, Exception) and trouble(answer) is not Trouble.DATA:
+                raise answer
+        return wrong
 
     def _end(self, job_id: str, outcome: jobs.Outcome) -> list[_Job]:
         """Settles the documents of a job that ended, or returns what is to be tried again."""

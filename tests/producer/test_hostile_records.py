@@ -421,3 +421,9 @@ def test_registries_of_another_type_end_no_run(connection: Redis, redis_url: str
 
     assert all(isinstance(each, EmbeddedDocument) for each in outcomes_of(producer, redis_url, work))
     assert connection.keys("rq:job:*") == connection.keys("rq:results:*") == []
+
+
+def test_a_queue_of_another_type_ends_a_run_at_once(connection: Redis, producer: Producer) -> None:
+    connection.set("rq:queue:embedding-bulk", "x")
+    with pytest.raises(ServerDataError, match="WRONGTYPE"):
+        list(embed_documents(producer, [Document("a", "a")]))
