@@ -23,10 +23,12 @@ from .errors import (
     NoServerError,
     ResultTimeoutError,
     ServerConfigurationError,
+    ServerDataError,
     ServerError,
     ServerFullError,
     ServerNotReadyError,
     StreamRestartedError,
+    UnreadableResultError,
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle
 from .servers.troubles import adopt, connect
@@ -52,10 +54,12 @@ __all__ = [
     "Producer",
     "ResultTimeoutError",
     "ServerConfigurationError",
+    "ServerDataError",
     "ServerError",
     "ServerFullError",
     "ServerNotReadyError",
     "StreamRestartedError",
+    "UnreadableResultError",
     "__version__",
     "adopt",
     "connect",

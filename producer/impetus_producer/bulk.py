@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import contract
 from .documents import Document, FailedDocument
-from .errors import InvalidRequestError, ServerError, ServerFullError
+from .errors import InvalidRequestError, ServerDataError, ServerError, ServerFullError
 from .window import Embedded, EmbeddedDocument, Options, Window
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _run(
             yield from window.finished()
             if window.waiting and not window.collect() and while_waiting is not None:
                 while_waiting()
-    except ServerFullError:
+    except (ServerFullError, ServerDataError):
         raise
     except ServerError:
         # Nobody is there to withdraw from, and asking again would take as long as finding that out did.

@@ -17,6 +17,7 @@ from . import jobs
 from .contract import CANCEL_TTL_S
 from .errors import JobNotFoundError, ResultTimeoutError
 from .scripts import CANCEL_SCRIPT
+from .servers.answers import Trouble, trouble
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -61,7 +62,15 @@ def cancel(connection: Redis, patience: Patience, job_id: str, timeout_s: float)
 
 def _await_end(connection: Redis, job_id: str, limit_s: float) -> None:
     """What ends a job leaves an entry here. Where it came before we looked, the limit is what it costs."""
-    connection.xread({jobs.results_key(job_id): "$"}, block=max(1, int(1000 * limit_s)))
+    from redis.exceptions import ResponseError
+
+    try:
+        connection.xread({jobs.results_key(job_id): "$"}, block=max(1, int(1000 * limit_s)))
+    except ResponseError as error:
+        # Of another type: no end leaves an entry there.
+        if trouble(error) is not Trouble.DATA:
+            raise
+        time.sleep(limit_s)
 
 
 def _step(connection: Redis, job_id: str, name: str) -> tuple[str, str] | None:
@@ -70,7 +79,7 @@ def _step(connection: Redis, job_id: str, name: str) -> tuple[str, str] | None:
     answer: Any = script(args=[job_id, jobs.cancel_key(job_id), CANCEL_TTL_S, now, name])
     if not answer:
         return None
-    status, worker, *_ = [each.decode() for each in answer] + [""]
+    status, worker, *_ = [each.decode(errors="replace") for each in answer] + [""]
     return status, worker
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from . import contract, jobs
 from .contract import EmbeddingRequest, GenerationRequest
 from .errors import JobNotFoundError
-from .handles import EmbeddingHandle, GenerationHandle, as_text
+from .handles import EmbeddingHandle, GenerationHandle, as_text, named
 from .parsing import parse_request
 from .servers.patience import Patience
 from .servers.troubles import adopt, connect
@@ -181,7 +181,10 @@ class Producer:
 
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
-        origin = self._ask(lambda: self.connection.hget(jobs.job_key(job_id), "origin"))
+        # Redis knows bytes: what is no text, as a command line may hold, is nobody's id.
+        is_text = not any("\ud800" <= each <= "\udfff" for each in job_id)
+        with named(job_id):
+            origin = self._ask(lambda: self.connection.hget(jobs.job_key(job_id), "origin")) if is_text else None
         if origin is None:
             raise JobNotFoundError(f"there is no job {job_id}, or its time to live ran out")
         generation = as_text(origin) in contract.ROLE_QUEUES["generation"]

@@ -73,6 +73,8 @@ BULK_QUEUES = frozenset({EMBEDDING_BULK_QUEUE, GENERATION_BULK_QUEUE})
 
 MAX_TEXTS_PER_JOB = 2048
 """The most texts one embedding job may carry (OpenAI's limit)."""
+MAX_DIMENSIONS = 1_000_000
+"""The widest vector that is read back."""
 MAX_PAYLOAD_BYTES = 64_000_000
 """The largest job payload a worker reads, after decompression."""
 
@@ -115,13 +117,35 @@ class EmbeddingRequest(Wire):
     """Cut a text past the model's length. False: fail the job instead."""
 
 
+# At the first fault: else there would be a complaint about each of millions of numbers.
+_Rows: TypeAlias = Annotated[list[Annotated[list[float], Field(fail_fast=True)]], Field(fail_fast=True)]
+
+
 class VectorBlock(Wire):
-    """A matrix of float32: `data` is little-endian bytes in C order, base64 of these, or a list of rows."""
+    """A matrix of float32: `data` is little-endian bytes in C order, base64 of these, or a list of rows, and all of it
+    that `shape` says.
+    """
 
     dtype: Literal["float32"] = "float32"
-    shape: tuple[int, int]
+    shape: tuple[Annotated[int, Field(ge=0, le=MAX_TEXTS_PER_JOB)], Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]]
+    """Texts and dimensions."""
     encoding: Literal["base64", "float", "raw"] = "base64"
-    data: bytes | str | list[list[float]]
+    data: bytes | str | _Rows
+
+    @model_validator(mode="after")
+    def _holds_what_its_shape_says(self) -> VectorBlock:
+        count, width = self.shape
+        if isinstance(self.data, list):
+            if len(self.data) != count or any(len(row) != width for row in self.data):
+                raise invalid(f"are not {count} rows of {width} numbers", field="data")
+            return self
+        try:
+            size = len(self._bytes())
+        except ValueError:  # also what is no ASCII
+            raise invalid("is no base64", field="data") from None
+        if size != 4 * count * width:
+            raise invalid(f"{size:,} bytes are not {count} rows of {width} float32", field="data")
+        return self
 
     @classmethod
     def from_bytes(cls, raw: bytes, shape: tuple[int, int]) -> VectorBlock:
@@ -140,12 +164,13 @@ class VectorBlock(Wire):
                 flat.byteswap()
             return [flat[row * width : (row + 1) * width].tolist() for row in range(count)]
         if isinstance(self.data, list):
-            return np.asarray(self.data, dtype=np.float32).reshape(count, width)
+            with np.errstate(over="ignore"):  # what float32 does not hold is infinite
+                return np.asarray(self.data, dtype=np.float32).reshape(count, width)
         return np.frombuffer(self._bytes(), dtype="<f4").reshape(count, width)
 
     def _bytes(self) -> bytes:
         assert not isinstance(self.data, list)
-        return self.data if isinstance(self.data, bytes) else base64.b64decode(self.data)
+        return self.data if isinstance(self.data, bytes) else base64.b64decode(self.data, validate=True)
 
 
 class EmbeddingUsage(Wire):
@@ -407,7 +432,7 @@ class TokenLogprob(Wire):
     token: str
     logprob: float
     """The natural logarithm of its probability, before temperature and the cuts of top_p, top_k and min_p."""
-    top_logprobs: list[LikelyToken] = Field(default_factory=list)
+    top_logprobs: list[LikelyToken] = Field(default_factory=list, fail_fast=True)
     """The likeliest tokens of its place, the likeliest first."""
 
 
@@ -424,8 +449,8 @@ class Choice(Wire):
     then."""
     reasoning_content: str | None = None
     """What a model that thinks thought first. None: it does not, or did not."""
-    tool_calls: list[ToolCall] = Field(default_factory=list)
-    logprobs: list[TokenLogprob] | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list, fail_fast=True)
+    logprobs: Annotated[list[TokenLogprob], Field(fail_fast=True)] | None = None
 
 
 class GenerationResult(Choice):
@@ -438,7 +463,7 @@ class GenerationResult(Choice):
     provenance: Provenance
     sampling: dict[str, float] = Field(default_factory=dict)
     """By name, how tokens were drawn: what the request said, or the model's own files, or nobody."""
-    more_choices: list[Choice] = Field(default_factory=list)
+    more_choices: list[Choice] = Field(default_factory=list, fail_fast=True)
 
     @property
     def choices(self) -> list[Choice]:
@@ -496,7 +521,7 @@ class WorkerRecord(Wire):
     """Whether it embeds on a Neural Engine, and so goes before all that do not."""
     serving: bool = True
     """False while its engine loads, or is stuck."""
-    engine_deaths: int = 0
+    engine_deaths: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """How often its engine process ended though nobody had told it to; it was started again each time."""
     machine: str = ""
     """The chip."""
@@ -504,6 +529,6 @@ class WorkerRecord(Wire):
     """What there is to know of the backend, such as how much of the model its compute plan places on what."""
     since: str = ""
     """When it started, ISO 8601, UTC."""
-    ttl_s: float = 10.0
+    ttl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     """How long this record lives unless it is renewed. What of that is gone tells when it was renewed last, by the
     server's clock alone."""

@@ -25,7 +25,7 @@ class MissingExtraError(ImpetusError):
 
 
 class ServerError(ImpetusError):
-    """The Redis or Valkey server cannot do what it was asked to. The base of the four below."""
+    """The Redis or Valkey server cannot do what it was asked to. The base of the five below."""
 
 
 class NoServerError(ServerError):
@@ -42,6 +42,10 @@ class ServerFullError(ServerError):
 
 class ServerConfigurationError(ServerError):
     """The server can never serve as it is set up: its password, its access rights or its mode have to be changed."""
+
+
+class ServerDataError(ServerError):
+    """The server serves, and what lies there is not what should: a key of another type. Waiting does not help."""
 
 
 class JobFailedError(ImpetusError):
@@ -64,6 +68,14 @@ class JobCancelledError(ImpetusError):
     """
 
     partial: GenerationResult | None = None
+
+
+class UnreadableResultError(ImpetusError):
+    """What lies in Redis as the job's result is none of the contract's: something other than a worker wrote it."""
+
+    def __init__(self, job_id: str, why: str) -> None:
+        super().__init__(f"the result of job {job_id} cannot be read: {why}")
+        self.job_id = job_id
 
 
 class StreamRestartedError(ImpetusError):

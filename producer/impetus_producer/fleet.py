@@ -3,6 +3,8 @@
 RQ's own counts clean their registries as they count (jobs are moved to "failed" by it); these do not. Source of the
 keys: rq 3.0, `registry.py`, `worker_registration.py`. Times are the server's: what this machine's clock says, or a
 worker's, decides nothing about our workers. What a key of a wrong type should have said is unknown.
+
+Whoever may write to the server may name queues and workers without end, so only so many are read, and so much of each.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from . import contract, jobs
+from .servers.answers import known_answers
 from .servers.troubles import server_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from redis import Redis
-    from redis.client import Pipeline
 
 _SILENT_AFTER_S = 60.0
 _WORKER_KEY = "rq:worker:"
+MAX_QUEUES = 1000
+MAX_WORKERS = 1000
+_REGISTERED = ("state", "queues", "last_heartbeat", "death")
+_MAX_RECORD_BYTES = 65_536
+_MAX_VALUE_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +74,20 @@ class Fleet:
     workers: tuple[WorkerState, ...]
     suspended: bool
     """Somebody ran `rq suspend`: workers finish what they run and take nothing."""
+    queues_left_out: int = 0
+    """How many there are beyond the first `MAX_QUEUES`; the contract's are always among those."""
+    workers_left_out: int = 0
+    """How many names of workers there are beyond the first `MAX_WORKERS`."""
 
     def listening_to(self, queue: str) -> bool:
         return any(worker.alive and queue in worker.queues for worker in self.workers)
 
     def unattended(self) -> list[str]:
-        """The contract's queues that no live worker listens to."""
+        """The contract's queues that no live worker listens to. None where that cannot be told, as workers were left
+        out.
+        """
+        if self.workers_left_out:
+            return []
         return [name for names in contract.ROLE_QUEUES.values() for name in names if not self.listening_to(name)]
 
 
@@ -84,33 +99,31 @@ def read_fleet(connection: Redis) -> Fleet:
 
 def _read(connection: Redis) -> Fleet:
     with connection.pipeline(transaction=False) as pipeline:
-        pipeline.smembers("rq:queues")
-        pipeline.smembers("rq:workers")
+        # Gives all of a set that is no larger.
+        pipeline.srandmember("rq:queues", MAX_QUEUES)
+        pipeline.scard("rq:queues")
+        pipeline.srandmember("rq:workers", MAX_WORKERS)
+        pipeline.scard("rq:workers")
         pipeline.exists("rq:suspended")
         pipeline.time()
-        queue_keys, worker_keys, suspended, time = _answers(pipeline)
+        queue_keys, queue_count, worker_keys, worker_count, suspended, time = known_answers(pipeline)
     now_s = time[0] + time[1] / 1e6
     ours = [name for names in contract.ROLE_QUEUES.values() for name in names]
     known = {_text(key).removeprefix(jobs.queue_key("")) for key in queue_keys or ()}
-    others = sorted(known - {*ours, contract.STANDBY_QUEUE})
+    others = sorted(known - {*ours, contract.STANDBY_QUEUE})[: MAX_QUEUES - len(ours)]
+    workers = sorted(_text(key) for key in worker_keys or ())
     return Fleet(
         queues=_read_queues(connection, ours + others, now_s),
-        workers=_read_workers(connection, sorted(_text(key) for key in worker_keys or ()), now_s),
+        workers=_read_workers(connection, workers, now_s),
         suspended=bool(suspended),
+        queues_left_out=_left_out(queue_count, known, ours + others),
+        workers_left_out=max(0, int(worker_count or 0) - len(workers)),
     )
 
 
-def _answers(pipeline: Pipeline) -> list[Any]:
-    """What the server answers, None for a key of a wrong type. Raises any other error."""
-    from redis.exceptions import ResponseError
-
-    answers = pipeline.execute(raise_on_error=False)
-    for at, answer in enumerate(answers):
-        if isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer):
-            answers[at] = None
-        elif isinstance(answer, Exception):
-            raise answer
-    return answers
+def _left_out(count: int | None, drawn: set[str], shown: list[str]) -> int:
+    """How many queues are not shown, going by those that were drawn."""
+    return max(0, int(count or 0) - len(drawn)) + len(drawn.difference(shown, (contract.STANDBY_QUEUE,)))
 
 
 def _read_queues(connection: Redis, names: Sequence[str], now_s: float) -> tuple[QueueState, ...]:
@@ -122,7 +135,7 @@ def _read_queues(connection: Redis, names: Sequence[str], now_s: float) -> tuple
                 pipeline.zcard(f"rq:{registry}:{name}")
                 # What ran out stays until a worker cleans the registry; a score below 0 never runs out.
                 pipeline.zcount(f"rq:{registry}:{name}", 0, now_s)
-        answers = iter(_answers(pipeline))
+        answers = iter(known_answers(pipeline))
     return tuple(QueueState(name, next(answers), next(answers), _kept(answers), _kept(answers)) for name in names)
 
 
@@ -135,19 +148,20 @@ def _read_workers(connection: Redis, keys: Sequence[str], now_s: float) -> tuple
     with connection.pipeline(transaction=False) as pipeline:
         for key in keys:
             own = contract.WORKER_RECORD_KEY + key.removeprefix(_WORKER_KEY)
-            pipeline.hgetall(key)
+            pipeline.hmget(key, _REGISTERED)
             pipeline.scard(f"{key}:executions")
-            pipeline.get(own)
+            pipeline.getrange(own, 0, _MAX_RECORD_BYTES)
             pipeline.pttl(own)
-        answers = _answers(pipeline)
+        answers = known_answers(pipeline)
     return tuple(
-        _worker(key.removeprefix(_WORKER_KEY), _registered(hash_), running, own, left_ms, now_s)
-        for key, hash_, running, own, left_ms in zip(
+        _worker(key.removeprefix(_WORKER_KEY), registered, running, own, left_ms, now_s)
+        for key, said, running, own, left_ms in zip(
             keys, answers[::4], answers[1::4], answers[2::4], answers[3::4], strict=True
         )
+        for registered in (_registered(said),)
         # The set may name a worker whose record ran out; a worker that said goodbye leaves its record for a minute.
         # Whatever the others go by is shown, also where there is no more to it.
-        if hash_ is None or (hash_ and "death" not in _registered(hash_)) or _counts(own, left_ms)
+        if said is None or (registered and "death" not in registered) or _counts(own, left_ms)
     )
 
 
@@ -156,8 +170,10 @@ def _counts(record: Any, left_ms: Any) -> bool:
     return bool(record) and isinstance(left_ms, int) and left_ms > 0
 
 
-def _registered(hash_: Mapping[Any, Any] | None) -> dict[str, str]:
-    return {_text(name): _text(value) for name, value in (hash_ or {}).items()}
+def _registered(said: Sequence[Any] | None) -> dict[str, str]:
+    """What is there of `_REGISTERED`."""
+    pairs = zip(_REGISTERED, said or (), strict=False)
+    return {name: _text(value)[:_MAX_VALUE_CHARACTERS] for name, value in pairs if value is not None}
 
 
 def _worker(

@@ -6,13 +6,23 @@ Knows the contract and Redis.
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import cancelling, contract, jobs
 from .contract import EmbeddingResult, GenerationResult
-from .errors import JobCancelledError, JobFailedError, JobNotFoundError, ResultTimeoutError
+from .errors import (
+    JobCancelledError,
+    JobFailedError,
+    JobNotFoundError,
+    ResultTimeoutError,
+    ServerDataError,
+    UnreadableResultError,
+)
+from .servers.answers import known_answers
 from .servers.patience import Patience
+from .shown import name_shown
 from .streams import Delta, StreamText, partial_result, stream_key
 
 if TYPE_CHECKING:
@@ -54,7 +64,19 @@ class JobHandle(Generic[ResultT]):
         deadline: float | None = None,
         while_away: Callable[[], None] | None = None,
     ) -> _AnswerT:
-        return self._patience.ask(self._connection, question, deadline=deadline, while_away=while_away)
+        with named(self.job_id):
+            return self._patience.ask(self._connection, question, deadline=deadline, while_away=while_away)
+
+    def _ask_for_result(
+        self,
+        question: Callable[[], _AnswerT],
+        deadline: float | None = None,
+        while_away: Callable[[], None] | None = None,
+    ) -> _AnswerT:
+        try:
+            return self._patience.ask(self._connection, question, deadline=deadline, while_away=while_away)
+        except ServerDataError as error:
+            raise UnreadableResultError(self.job_id, str(error)) from error
 
     def status(self) -> str:
         """RQ's word for it: queued, started, finished, failed, canceled, stopped, deferred or scheduled."""
@@ -70,16 +92,17 @@ class JobHandle(Generic[ResultT]):
         """Waits for the result; without `timeout_s`, for as long as it takes.
 
         Raises `ResultTimeoutError` when the time is over (the job goes on), `JobFailedError` with the worker's
-        sentence, `JobCancelledError`, or `JobNotFoundError` when Redis no longer knows the job.
+        sentence, `JobCancelledError`, `JobNotFoundError` when Redis no longer knows the job, or `UnreadableResultError`
+        when what lies there is no result.
         """
         deadline = _deadline(timeout_s)
         key = jobs.results_key(self.job_id)
         seen: Any = {key: "0-0"}
         while True:
-            entries = self._ask(partial(self._read, seen, deadline), deadline).get(key)
+            entries = self._ask_for_result(partial(self._read, seen, deadline), deadline).get(key)
             if entries and (answer := self._answer(entries[-1], deadline)) is not None:
                 return answer
-            self._ask(partial(self._look, deadline, timeout_s), deadline)
+            self._ask_for_result(partial(self._look, deadline, timeout_s), deadline)
 
     def _read(self, seen: dict[Any, Any], deadline: float | None) -> dict[str, list[dict[bytes, bytes]]]:
         """New entries of the streams in `seen`, by key, moving it on; waits for `_POLL_S` at most."""
@@ -100,9 +123,9 @@ class JobHandle(Generic[ResultT]):
         """
         outcome = jobs.decode_outcome(self.job_id, entry)
         if outcome.error is None:
-            return jobs.read_result(self._result_type, outcome.return_value) if outcome.final else None
+            return jobs.read_result(self.job_id, self._result_type, outcome.return_value) if outcome.final else None
         error: JobFailedError | JobCancelledError = outcome.error
-        if self._ask(self._status, deadline) == "stopped":
+        if self._ask_for_result(self._status, deadline) == "stopped":
             error = JobCancelledError(f"job {self.job_id} was stopped while it ran")
         raise self._ask(partial(self._with_partial, error), deadline)
 
@@ -113,7 +136,7 @@ class JobHandle(Generic[ResultT]):
         if status in ("finished", "failed") and not self._connection.exists(jobs.results_key(self.job_id)):
             raise JobNotFoundError(f"the result of job {self.job_id} was discarded: its time to live ran out")
         if deadline is not None and time.monotonic() >= deadline:
-            raise ResultTimeoutError(f"job {self.job_id} is {status}: no result within {timeout_s:g} s")
+            raise ResultTimeoutError(f"job {self.job_id} is {name_shown(status)}: no result within {timeout_s:g} s")
 
     def _with_partial(self, error: _EndT) -> _EndT:
         return error
@@ -127,7 +150,8 @@ class JobHandle(Generic[ResultT]):
         True says that it is so. Where the job still runs after `timeout_s`, raises `ResultTimeoutError`: its worker has
         been told, by a note that stays in Redis, and stops it as soon as it can.
         """
-        return cancelling.cancel(self._connection, self._patience, self.job_id, timeout_s)
+        with named(self.job_id):
+            return cancelling.cancel(self._connection, self._patience, self.job_id, timeout_s)
 
     def delete(self) -> None:
         """Frees what an ended job keeps in Redis, without waiting for its time to live."""
@@ -183,7 +207,13 @@ class GenerationHandle(JobHandle[GenerationResult]):
         text = StreamText(self.job_id)
         look_at = 0.0
         while True:
-            read = self._ask(partial(self._read, seen, deadline), deadline, on_wait)
+            try:
+                read = self._ask_for_result(partial(self._read, seen, deadline), deadline, on_wait)
+            except UnreadableResultError:
+                # It may be what lies in the stream's place: then the result supplies all of it.
+                if seen.pop(key, None) is None:
+                    raise
+                continue
             try:
                 answer = self._answer(read[results_key][-1], deadline) if results_key in read else None
             except (JobFailedError, JobCancelledError):
@@ -199,12 +229,14 @@ class GenerationHandle(JobHandle[GenerationResult]):
                 return
             if not read or time.monotonic() >= look_at:
                 look_at = time.monotonic() + _POLL_S
-                self._ask(partial(self._look, deadline, timeout_s), deadline, on_wait)
+                self._ask_for_result(partial(self._look, deadline, timeout_s), deadline, on_wait)
                 if on_wait is not None:
                     on_wait()
 
     def _with_partial(self, error: _EndT) -> _EndT:
-        last: Any = self._connection.xrevrange(stream_key(self.job_id), count=_END_AMONG_LAST)
+        with self._connection.pipeline(transaction=False) as pipeline:
+            pipeline.xrevrange(stream_key(self.job_id), count=_END_AMONG_LAST)
+            last: Any = known_answers(pipeline)[0] or ()
         error.partial = partial_result(fields for _, fields in last)
         return error
 
@@ -212,6 +244,15 @@ class GenerationHandle(JobHandle[GenerationResult]):
         if self._awaited and time.monotonic() >= self._renew_at:
             self._renew_at = time.monotonic() + _RENEW_S
             self._connection.set(jobs.awaited_key(self.job_id), 1, ex=contract.ABANDONED_AFTER_S)
+
+
+@contextmanager
+def named(job_id: str) -> Iterator[None]:
+    """Has a `ServerDataError` say of which job."""
+    try:
+        yield
+    except ServerDataError as error:
+        raise ServerDataError(f"job {job_id}: {error}") from error
 
 
 def _deadline(timeout_s: float | None) -> float | None:
@@ -223,4 +264,5 @@ def _left_s(deadline: float | None) -> float | None:
 
 
 def as_text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    """A word that anybody may have written."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

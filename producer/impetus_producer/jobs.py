@@ -15,9 +15,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
+from pydantic import ValidationError
+
 from .contract import AWAITED_KEY, CANCEL_KEY, VECTORS_FIELD
-from .errors import JobFailedError
+from .errors import JobFailedError, UnreadableResultError
+from .parsing import first_sentence
 from .scripts import ENQUEUE_SCRIPT
+from .servers.answers import Trouble, known_answers, trouble
+from .shown import shortened
 from .streams import stream_key
 
 if TYPE_CHECKING:
@@ -29,7 +34,15 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound="BaseModel")
 
 _COMPRESS_FROM_BYTES = 1024
-FAILED, RETRIED, SUCCESSFUL = 2, 4, 1
+SUCCESSFUL, FAILED, STOPPED, RETRIED, RETRIES_EXHAUSTED = 1, 2, 3, 4, 5
+"""RQ's types of results."""
+_TYPES = {str(kind).encode(): kind for kind in (SUCCESSFUL, FAILED, STOPPED, RETRIED, RETRIES_EXHAUSTED)}
+MAX_RESULT_BYTES = 256_000_000
+"""The largest return value that is read."""
+MAX_TRACE_BYTES = 4_000_000
+"""The longest traceback that is read."""
+MAX_REASON_CHARACTERS = 10_000
+"""So much is kept of the sentence of a failure."""
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
@@ -108,23 +121,64 @@ class Outcome:
 
 
 def decode_outcome(job_id: str, entry: Mapping[bytes, bytes]) -> Outcome:
-    """Reads an entry of the stream `rq:results:<id>`."""
-    kind = int(entry[b"type"])
+    """Reads an entry of the stream `rq:results:<id>`, whoever wrote it, in bounded memory.
+
+    Raises `UnreadableResultError`. A failure whose reason cannot be read is a failure.
+    """
+    kind = _TYPES.get(entry.get(b"type", b""))
+    if kind is None:
+        raise UnreadableResultError(job_id, f"{entry.get(b'type', b'')[:20]!r} is no type of result that RQ knows")
     if kind == SUCCESSFUL:
-        encoded = entry.get(b"return_value")
-        value: Any = json.loads(base64.b64decode(encoded)) if encoded else None
-        if (vectors := entry.get(VECTORS_FIELD.encode())) is not None:
-            value["embeddings"]["data"] = vectors
-        return Outcome(True, value, None)
+        return Outcome(True, _return_value(job_id, entry), None)
     if kind == RETRIED:
         return Outcome(False, None, None)
-    trace = zlib.decompress(base64.b64decode(entry[b"exc_string"])).decode() if entry.get(b"exc_string") else ""
-    return Outcome(True, None, failure_from(job_id, trace))
+    return Outcome(True, None, _failure(job_id, entry.get(b"exc_string", b"")))
 
 
-def read_result(result_type: type[ModelT], return_value: Any) -> ModelT:
-    """A job's return value as the contract's result. Lenient where JSON has lists for tuples."""
-    return result_type.model_validate(return_value, strict=False)
+def _return_value(job_id: str, entry: Mapping[bytes, bytes]) -> Any:
+    encoded = entry.get(b"return_value", b"")
+    if len(encoded) > MAX_RESULT_BYTES:
+        raise UnreadableResultError(job_id, f"its {len(encoded):,} bytes are larger than any result")
+    try:
+        raw = base64.b64decode(encoded)
+        value: Any = json.loads(raw) if raw else None
+        if b"\\ud" in raw or b"\\uD" in raw:
+            # Half a surrogate pair is no text, and fails whoever writes it anywhere.
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # no base64, no UTF-8, no JSON
+        raise UnreadableResultError(job_id, f"it is no JSON in base64 ({shortened(str(error))})") from None
+    if (vectors := entry.get(VECTORS_FIELD.encode())) is not None:
+        if not isinstance(value, dict) or not isinstance(value.get("embeddings"), dict):
+            raise UnreadableResultError(job_id, "there are vectors beside it, and it has no place for them")
+        value["embeddings"]["data"] = vectors
+    return value
+
+
+def _failure(job_id: str, encoded: bytes) -> JobFailedError:
+    """Reads no further than a traceback is long: a few bytes inflate to gigabytes."""
+    inflating = zlib.decompressobj()
+    try:
+        trace = inflating.decompress(base64.b64decode(encoded), MAX_TRACE_BYTES) if encoded else b""
+    except (ValueError, zlib.error):
+        return JobFailedError(job_id, "the job failed, and its reason cannot be read: it is no text that RQ wrote")
+    if encoded and not inflating.eof:
+        return JobFailedError(
+            job_id,
+            f"the job failed, and its reason cannot be read: it is cut off, or longer than {MAX_TRACE_BYTES:,} bytes",
+        )
+    return failure_from(job_id, trace.decode(errors="replace"))
+
+
+def read_result(job_id: str, result_type: type[ModelT], return_value: Any) -> ModelT:
+    """A job's return value as the contract's result. Lenient where JSON has lists for tuples.
+
+    Raises `UnreadableResultError`.
+    """
+    try:
+        return result_type.model_validate(return_value, strict=False)
+    except ValidationError as error:
+        why = f"it is not what the contract says: {shortened(first_sentence(error), 500)}"
+        raise UnreadableResultError(job_id, why) from None
 
 
 def failure_from(job_id: str, trace: str) -> JobFailedError:
@@ -132,14 +186,15 @@ def failure_from(job_id: str, trace: str) -> JobFailedError:
     lines = trace.strip().splitlines() or ["the job failed and left no reason"]
     name, separator, message = lines[-1].partition(": ")
     if not separator or " " in name:
-        return JobFailedError(job_id, lines[-1])
-    return JobFailedError(job_id, message, reason=name.rpartition(".")[2])
+        return JobFailedError(job_id, shortened(lines[-1], MAX_REASON_CHARACTERS))
+    return JobFailedError(job_id, shortened(message, MAX_REASON_CHARACTERS), reason=shortened(name.rpartition(".")[2]))
 
 
 def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None) -> None:
     """Deletes ended jobs, all that is kept by their id, and their places in the registries of `queue`, or of theirs.
 
-    Their streams are the workers' to write; where we may not delete them their time to live does.
+    Their streams are the workers' to write; where we may not delete them their time to live does. What is of another
+    type, such as a registry, holds nothing of them.
     """
     from redis.exceptions import NoPermissionError
 
@@ -147,15 +202,17 @@ def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None)
         if queue is None:
             for job_id in job_ids:
                 pipeline.hget(job_key(job_id), "origin")
-            origins = [origin.decode() if isinstance(origin, bytes) else origin for origin in pipeline.execute()]
+            origins = [each or b"" for each in known_answers(pipeline)]
         else:
-            origins = [queue] * len(job_ids)
+            origins = [queue.encode()] * len(job_ids)
         for job_id, origin in zip(job_ids, origins, strict=True):
             pipeline.delete(stream_key(job_id))
             pipeline.delete(job_key(job_id), results_key(job_id), awaited_key(job_id), cancel_key(job_id))
-            pipeline.zrem(f"rq:finished:{origin}", job_id)
-            pipeline.zrem(f"rq:failed:{origin}", job_id)
+            pipeline.zrem(b"rq:finished:" + origin, job_id)
+            pipeline.zrem(b"rq:failed:" + origin, job_id)
         answers = pipeline.execute(raise_on_error=False)
     for at, answer in enumerate(answers):
-        if isinstance(answer, Exception) and not (at % 4 == 0 and isinstance(answer, NoPermissionError)):
+        if not isinstance(answer, Exception) or trouble(answer) is Trouble.DATA:
+            continue
+        if not (at % 4 == 0 and isinstance(answer, NoPermissionError)):
             raise answer

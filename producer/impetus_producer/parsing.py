@@ -13,6 +13,7 @@ from .shown import printable
 
 Request: TypeAlias = EmbeddingRequest | GenerationRequest
 _MAX_NAME_CHARACTERS = 100
+_MAX_COMPLAINTS = 1000
 RequestT = TypeVar("RequestT", EmbeddingRequest, GenerationRequest)
 
 
@@ -31,6 +32,9 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
 
 def first_sentence(error: ValidationError) -> str:
     """The first of pydantic's complaints as `field: what is wrong with it`."""
+    if (count := error.error_count()) > _MAX_COMPLAINTS:
+        # To look at one is to have all of them written, which takes a kilobyte each.
+        return f"{count:,} things are wrong with it"
     errors = error.errors(include_url=False, include_input=False)
     # A field misspelt is a field missing too, and the misspelling says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+MAX_NAME_CHARACTERS = 100
+"""So much is shown of a name that others chose."""
 _NO_SCHEME = re.compile(r"[\w.-]+(:\d+)?(/\d*)?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HOSTS = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d*)?(,([\w.-]+|\[[\da-fA-F:.]+\])(:\d*)?)*")
@@ -15,6 +17,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def shortened(text: str, most: int = MAX_NAME_CHARACTERS) -> str:
+    """The text, or as much of it as leaves room for an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def name_shown(name: str) -> str:
+    """As `printable`, of a name that others chose, which may be as long as they like."""
+    return shortened(printable(shortened(name)))
 
 
 def printable_lines(text: str) -> str:

@@ -5,8 +5,11 @@ Knows the entries (`contract.StreamField`) and no Redis.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import ValidationError
 
 from .contract import STREAM_KEY, GenerationResult, StreamEvent, StreamField, channel_name
 from .errors import StreamRestartedError
@@ -15,6 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .conversation import ToolCall
+
+
+_CHANNEL = re.compile("(reasoning|[1-9][0-9]{0,2}(/reasoning)?)?")
+_PLACE = re.compile("[0-9]{1,12}")
+_NAMES = tuple(
+    name.encode()
+    for name in (StreamField.EVENT, StreamField.RUN, StreamField.AT, StreamField.TEXT, StreamField.CHANNEL)
+)
+
+
+class _Entry(NamedTuple):
+    event: str
+    run: str
+    at: int
+    text: str
+    channel: str
 
 
 def stream_key(job_id: str) -> str:
@@ -38,7 +57,8 @@ class StreamText:
     """What a job's latest run says, as far as it is known.
 
     Entries may come twice, and a worker that was taken for dead may go on writing: only what belongs to the run that
-    started last counts, and of that only what goes on where its channel ends. What is missing, the result supplies.
+    started last counts, and of that only what goes on where its channel ends. An entry that is none of the contract's
+    is passed over. What is missing, the result supplies.
     """
 
     def __init__(self, job_id: str) -> None:
@@ -56,8 +76,7 @@ class StreamText:
         Raises `StreamRestartedError` where another run begins after text of an earlier one was handed out.
         """
         pieces: list[Delta] = []
-        for entry in entries:
-            event, run = _field(entry, StreamField.EVENT), _field(entry, StreamField.RUN)
+        for event, run, at, text, channel in filter(None, map(_read, entries)):
             if event == StreamEvent.START and run != self._run:
                 if self._handed_out:
                     raise self._restarted()
@@ -65,8 +84,6 @@ class StreamText:
                 self._said.clear()
                 pieces.clear()
             elif event == StreamEvent.TEXT and run == self._run:
-                at, text = int(_field(entry, StreamField.AT) or 0), _field(entry, StreamField.TEXT)
-                channel = _field(entry, StreamField.CHANNEL)
                 said = self._said.get(channel, "")
                 if at <= len(said) < at + len(text):
                     pieces.append(_delta(channel, text[len(said) - at :]))
@@ -98,20 +115,30 @@ class StreamText:
 
 
 def _delta(channel: str, text: str) -> Delta:
-    choice, _, kind = channel.rpartition("/") if "/" in channel else (("", "", channel) if channel == "reasoning" else
-                                                                       (channel, "", ""))  # fmt: skip
-    number = int(choice) if choice.isdecimal() else 0
-    return Delta(reasoning=text, choice=number) if kind == "reasoning" else Delta(text, choice=number)
+    """`channel` is one that `channel_name` makes."""
+    number, _, _ = channel.partition("/")
+    choice = int(number) if number.isdecimal() else 0
+    return Delta(reasoning=text, choice=choice) if channel.endswith("reasoning") else Delta(text, choice=choice)
 
 
 def partial_result(entries: Iterable[Mapping[bytes, bytes]]) -> GenerationResult | None:
-    """What a job that failed or was stopped had made, from the first `end` among these entries."""
+    """What a job that failed or was stopped had made, from the first `end` among these entries, if it can be read."""
     for entry in entries:
-        if _field(entry, StreamField.EVENT) == StreamEvent.END:
-            result = _field(entry, StreamField.RESULT)
-            return GenerationResult.model_validate_json(result, strict=False) if result else None
+        if entry.get(StreamField.EVENT.encode()) == StreamEvent.END.encode():
+            result = entry.get(StreamField.RESULT.encode())
+            try:
+                return GenerationResult.model_validate_json(result, strict=False) if result else None
+            except ValidationError:
+                return None
     return None
 
 
-def _field(entry: Mapping[bytes, bytes], name: StreamField) -> str:
-    return entry.get(name.encode(), b"").decode()
+def _read(entry: Mapping[bytes, bytes]) -> _Entry | None:
+    """None for what is no entry of the contract's."""
+    try:
+        event, run, at, text, channel = (entry.get(name, b"").decode() for name in _NAMES)
+    except UnicodeDecodeError:
+        return None
+    if event == StreamEvent.TEXT and not (_PLACE.fullmatch(at) and _CHANNEL.fullmatch(channel)):
+        return None
+    return _Entry(event, run, int(at) if event == StreamEvent.TEXT else 0, text, channel)

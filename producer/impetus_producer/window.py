@@ -11,16 +11,25 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-
-from pydantic import ValidationError
 
 from . import contract, jobs
 from .client import InputType, Producer, embedding_payload
 from .contract import EmbeddingRequest, EmbeddingResult
 from .documents import Document, FailedDocument
-from .errors import ImpetusError, InvalidRequestError, JobFailedError, ServerError, ServerFullError
+from .errors import (
+    ImpetusError,
+    InvalidRequestError,
+    JobFailedError,
+    ServerDataError,
+    ServerError,
+    ServerFullError,
+    UnreadableResultError,
+)
+from .handles import as_text
 from .parsing import parse_request
+from .servers.answers import Trouble, known_answers, trouble
 from .servers.troubles import server_errors
 
 if TYPE_CHECKING:
@@ -180,7 +189,11 @@ class Window:
         """Waits for results and takes all there are, in one round trip. False when none came."""
         self._enqueue([])
         streams: Any = {jobs.results_key(job_id): job.seen for job_id, job in self.sent.items()}
-        answer: Any = self._ask(lambda: self.producer.connection.xread(streams, block=_BLOCK_MS))
+        try:
+            answer: Any = self._ask(lambda: self.producer.connection.xread(streams, block=_BLOCK_MS))
+        except ServerDataError as error:
+            self._end_overwritten(error)
+            return True
         if not answer:
             self._look_for_the_lost()
             return False
@@ -190,7 +203,11 @@ class Window:
         for key, entries in answer:
             job_id = (key.decode() if isinstance(key, bytes) else key)[prefix:]
             for entry_id, fields in entries:
-                outcome = jobs.decode_outcome(job_id, fields)
+                try:
+                    outcome = jobs.decode_outcome(job_id, fields)
+                except UnreadableResultError as error:
+                    again += self._end_badly(job_id, error)
+                    break
                 if outcome.final:
                     again += self._end(job_id, outcome)
                     break
@@ -200,6 +217,35 @@ class Window:
         if len(self.ended) >= 8:
             self._discard_ended()
         return True
+
+    def _end_badly(self, job_id: str, error: ImpetusError) -> list[_Job]:
+        self.ended.append(job_id)
+        return self._failed(self.sent.pop(job_id), error)
+
+    def _end_overwritten(self, error: ServerDataError) -> None:
+        """Ends the jobs in whose results' place something else lies, for which the others cannot be read together."""
+        waiting = list(self.sent)
+        wrong = self._ask(partial(self._of_another_type, waiting))
+        overwritten = list(compress(waiting, wrong))
+        if not overwritten:
+            raise error
+        again: list[_Job] = []
+        for job_id in overwritten:
+            again += self._end_badly(job_id, UnreadableResultError(job_id, str(error)))
+        self._discard_ended()
+        self._enqueue(again)
+
+    def _of_another_type(self, job_ids: Sequence[str]) -> list[bool]:
+        """Whether what lies in the place of a job's results is no stream."""
+        with self.producer.connection.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.xread({jobs.results_key(job_id): "$"})
+            answers = pipeline.execute(raise_on_error=False)
+        wrong = [isinstance(answer, Exception) for answer in answers]
+        for answer in answers:
+            if isinstance(answer, Exception) and trouble(answer) is not Trouble.DATA:
+                raise answer
+        return wrong
 
     def _end(self, job_id: str, outcome: jobs.Outcome) -> list[_Job]:
         """Settles the documents of a job that ended, or returns what is to be tried again."""
@@ -211,10 +257,10 @@ class Window:
                 return []
             return self._failed(job, outcome.error)
         try:
-            result = jobs.read_result(EmbeddingResult, outcome.return_value)
-            vectors = result.vectors
-        except (ValidationError, ValueError) as error:
-            return self._failed(job, ImpetusError(f"the worker's result is not what the contract says: {error}"))
+            result = jobs.read_result(job_id, EmbeddingResult, outcome.return_value)
+        except UnreadableResultError as error:
+            return self._failed(job, error)
+        vectors = result.vectors
         if len(vectors) != len(job.indices):
             return self._failed(
                 job, ImpetusError(f"the worker sent {len(vectors)} vectors for {len(job.indices)} texts")
@@ -241,8 +287,12 @@ class Window:
         return []
 
     def _was_stopped(self, job_id: str) -> bool:
-        status: Any = self._ask(lambda: self.producer.connection.hget(jobs.job_key(job_id), "status"))
-        return status in (b"stopped", "stopped")
+        def status() -> Any:
+            with self.producer.connection.pipeline(transaction=False) as pipeline:
+                pipeline.hget(jobs.job_key(job_id), "status")
+                return known_answers(pipeline)[0]
+
+        return self._ask(status) in (b"stopped", "stopped")
 
     def _give_up(self, job: _Job, reason: str, retryable: bool = False) -> None:
         for index in job.indices:
@@ -257,7 +307,7 @@ class Window:
         for job_id, status, has_result in zip(waiting, answers[::2], answers[1::2], strict=True):
             if has_result:
                 continue
-            word = status.decode() if isinstance(status, bytes) else status
+            word = None if status is None else as_text(status)
             if word in ("canceled", "stopped"):
                 self._give_up(self.sent.pop(job_id), "its job was cancelled", retryable=True)
                 self.ended.append(job_id)
@@ -271,7 +321,7 @@ class Window:
             for job_id in job_ids:
                 pipeline.hget(jobs.job_key(job_id), "status")
                 pipeline.exists(jobs.results_key(job_id))
-            return pipeline.execute()
+            return known_answers(pipeline)
 
     def _lost(self, job: _Job) -> list[_Job]:
         job.losses += 1
@@ -298,7 +348,7 @@ class Window:
             with self.producer.connection.pipeline(transaction=False) as pipeline:
                 for job_id in waiting:
                     pipeline.lrem(jobs.queue_key(_QUEUE), -1, job_id)
-                removed = pipeline.execute()
+                removed = known_answers(pipeline)
             # Whose id was still in the queue, no worker has it.
             self.ended += [job_id for job_id, count in zip(waiting, removed, strict=True) if count]
             if self.ended:

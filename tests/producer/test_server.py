@@ -19,6 +19,7 @@ from impetus_producer import (
     NoServerError,
     Producer,
     ServerConfigurationError,
+    ServerDataError,
     ServerFullError,
     ServerNotReadyError,
 )
@@ -44,6 +45,7 @@ PASSING = [
     exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."),
     exceptions.ResponseError("BUSY Valkey is busy running a script."),
     exceptions.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
+    exceptions.ResponseError("Error running script (call to f_1): @user_script:1: -MISCONF the disk is full"),
     exceptions.ResponseError("SOMEDAY a word that nobody has heard of"),
     exceptions.BusyLoadingError("Valkey is loading the dataset in memory"),
     exceptions.MasterDownError("Link with MASTER is down"),
@@ -79,6 +81,27 @@ def test_whatever_a_server_answers_passes_and_is_an_error_of_one_sentence(error:
         raise error
     assert not isinstance(caught.value, ServerConfigurationError)
     assert "\n" not in str(caught.value)
+
+
+WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
+DATA = [
+    exceptions.ResponseError(WRONG_TYPE),
+    exceptions.ResponseError(f"Command # 2 (HGET rq:job:OOM READONLY) of pipeline caused error: {WRONG_TYPE}"),
+    exceptions.ResponseError(f"Command # 2 (HGET rq:job:NOPERM x) of pipeline caused error: {WRONG_TYPE}"),
+    exceptions.ResponseError(f"Error running script (call to f_1): @user_script:1: {WRONG_TYPE}"),
+    exceptions.ResponseError("hash value is not an integer"),
+    exceptions.ResponseError("user_script:1: attempt to compare nil with number script: 1, on @user_script:1."),
+    exceptions.ResponseError("unknown command 'FROB', with args beginning with: "),
+    exceptions.ResponseError("DB index is out of range"),
+    ServerDataError("it is of another type"),
+]
+
+
+@pytest.mark.parametrize("error", DATA, ids=str)
+def test_what_lies_in_the_server_is_no_trouble_of_the_servers_and_is_not_waited_for(error: Exception) -> None:
+    assert trouble(error) is Trouble.DATA
+    with pytest.raises(ServerDataError), server_errors():
+        raise error
 
 
 @pytest.mark.parametrize("error", CONFIGURATION, ids=str)

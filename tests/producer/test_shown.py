@@ -18,7 +18,7 @@ from impetus_producer.cli.server_option import redis_url_option, without_url
 from impetus_producer.contract import EmbeddingRequest
 from impetus_producer.errors import InvalidRequestError
 from impetus_producer.parsing import parse_request
-from impetus_producer.shown import printable, printable_lines, without_password
+from impetus_producer.shown import name_shown, printable, printable_lines, shortened, without_password
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +62,14 @@ def test_text_of_others_is_one_line_that_moves_no_cursor() -> None:
     assert printable("plain – ümläut 敏捷") == "plain – ümläut 敏捷"
     assert printable("a\n2026-01-01 INFO forged \x1b[31m\u202e\r") == "a\\n2026-01-01 INFO forged \\x1b[31m\\u202e\\r"
     assert printable_lines("one\n2026 INFO two\x1b") == "one\n    2026 INFO two\\x1b"
+
+
+def test_names_of_others_are_shown_as_far_as_they_help() -> None:
+    assert name_shown("embedding") == "embedding"
+    assert name_shown("a" * 100) == "a" * 100
+    assert name_shown("a" * 101) == "a" * 99 + "…"
+    assert len(name_shown("\x1b" * 1_000_000)) == 100
+    assert shortened("abcdef", 3) == "ab…"
 
 
 def test_a_name_that_a_request_chose_is_shown_as_a_name() -> None:

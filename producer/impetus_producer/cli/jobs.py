@@ -16,7 +16,7 @@ from ..contract import EmbeddingResult, GenerationRequest, GenerationResult
 from ..errors import ImpetusError, InvalidRequestError, ResultTimeoutError, ServerError, StreamRestartedError
 from ..handles import GenerationHandle
 from ..parsing import parse_request
-from ..shown import for_terminal
+from ..shown import for_terminal, name_shown
 from .server import open_session, patience_option, patient_producer, redis_url_option
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def cancel(job_id: str, timeout_s: float, patience_s: float, redis_url: str | No
     """
     handle = patient_producer(redis_url, patience_s).handle(job_id)
     if not handle.cancel(timeout_s):
-        raise ImpetusError(f"job {job_id} had ended before: it is {handle.status()}")
+        raise ImpetusError(f"job {job_id} had ended before: it is {name_shown(handle.status())}")
     click.echo(f"cancelled {job_id}")
 
 
@@ -284,7 +284,7 @@ def _wait(
         return handle.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
     except ResultTimeoutError:
         raise ResultTimeoutError(
-            f"job {handle.job_id} is {handle.status()}: no result within {timeout_s:g} s. "
+            f"job {handle.job_id} is {name_shown(handle.status())}: no result within {timeout_s:g} s. "
             f"Ask again: impetus result {handle.job_id}"
         ) from None
 
@@ -309,7 +309,7 @@ def _print_stream(handle: GenerationHandle, timeout_s: float | None, check: Call
         except ResultTimeoutError:
             _end_line(line_open)
             raise ResultTimeoutError(
-                f"job {handle.job_id} is {handle.status()}: it did not end within {timeout_s:g} s. "
+                f"job {handle.job_id} is {name_shown(handle.status())}: it did not end within {timeout_s:g} s. "
                 f"Go on with it: impetus result {handle.job_id} --stream"
             ) from None
         except (ImpetusError, KeyboardInterrupt):

@@ -107,7 +107,7 @@ class _NoWorkerNotice:
         fleet = read_fleet(self._producer.connection)
         if fleet.suspended:
             self._say("The workers are suspended; waiting. Let them go on: rq resume")
-        elif not fleet.listening_to(self._queue):
+        elif self._queue in fleet.unattended():
             self._say(f"{no_worker([self._queue], self._url)} Waiting.")
 
     def _say(self, sentence: str) -> None:

@@ -12,7 +12,7 @@ import click
 from ..fleet import read_fleet
 from ..servers.discovery import find_redis_url
 from ..servers.fitness import look
-from ..shown import printable, without_password
+from ..shown import name_shown, without_password
 from .server import no_worker, patience_option, patient_producer, redis_url_option
 
 if TYPE_CHECKING:
@@ -54,13 +54,21 @@ def _print(fleet: Fleet, fitness: Fitness, url: str) -> None:
     click.echo()
     counts = [(q.name, q.waiting, q.running, q.finished, q.failed) for q in fleet.queues]
     _table(("Queue", "waiting", "running", "finished", "failed"), counts, numbers_from=1)
+    if fleet.queues_left_out:
+        click.echo(f"and {fleet.queues_left_out:,} more queues, which are not shown")
     click.echo()
     if fleet.workers:
         rows = [(w.name, w.state, w.jobs, _seen(w), w.device or "?", ", ".join(w.queues)) for w in fleet.workers]
         _table(("Worker", "state", "jobs", "last seen", "device", "listens to"), rows, numbers_from=6)
+    if fleet.workers_left_out:
+        click.echo(
+            f"and {fleet.workers_left_out:,} more names of workers, which are not shown: "
+            "whether anybody listens to a queue is unknown"
+        )
+    if fleet.workers or fleet.workers_left_out:
         click.echo()
     for worker in fleet.workers:
-        name = printable(worker.name)
+        name = name_shown(worker.name)
         if worker.alive and not worker.serving:
             click.echo(f"{name}: its engine is loading its model, or is stuck; its jobs wait.")
         if worker.engine_deaths:
@@ -79,8 +87,8 @@ def _seen(worker: WorkerState) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int) -> None:
-    """Columns as wide as they need to be, numbers to the right."""
-    lines = [header, *(["?" if cell is None else printable(str(cell)) for cell in row] for row in rows)]
+    """Columns as wide as they need to be, numbers to the right; what others wrote is shortened."""
+    lines = [header, *(["?" if cell is None else name_shown(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
     for line in lines:
         cells = (

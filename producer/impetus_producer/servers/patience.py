@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import InvalidRequestError, ResultTimeoutError, ServerConfigurationError, ServerError
+from ..errors import InvalidRequestError, ResultTimeoutError, ServerConfigurationError, ServerDataError, ServerError
 from .troubles import server_errors
 
 if TYPE_CHECKING:
@@ -84,6 +84,9 @@ class Patience:
                 with server_errors(connection):
                     answer = question()
             except ServerConfigurationError:
+                raise
+            except ServerDataError:
+                self._came_back()
                 raise
             except ServerError as error:
                 if isinstance(error, never_for):

@@ -25,6 +25,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "BLMOVE": (f"rq:queue:{_NAME}", "LEFT", "LEFT", 0.01),
     "EVALSHA": ("0" * 40, 0),
     "EXPIRE": (1,),
+    "GETRANGE": (0, 0),
     "HDEL": ("f",),
     "HEXISTS": ("f",),
     "HGET": ("f",),
@@ -62,7 +63,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 #: it may not: whoever may publish there can shut workers down.
 PRODUCER_RIGHTS: dict[str, str] = {
     "": f"EVALSHA|{digest(ENQUEUE_SCRIPT)} EVALSHA|{digest(CANCEL_SCRIPT)} SCRIPT|LOAD TIME",
-    "rq:queues": "SADD SMEMBERS",
+    "rq:queues": "SADD SCARD SRANDMEMBER",
     "rq:queue:*": "RPUSH LPUSH LREM LLEN",
     "rq:job:*": "HSETNX HSET HGET HMGET DEL",
     "rq:results:*": "XREAD EXISTS DEL",
@@ -75,12 +76,12 @@ PRODUCER_RIGHTS: dict[str, str] = {
     "rq:failed:*": "ZREM ZCARD ZCOUNT",
     "rq:wip:*": "ZCARD",
     "rq:suspended": "EXISTS",
-    "rq:workers": "SMEMBERS",
-    "rq:worker:*": "HGETALL SCARD",
+    "rq:workers": "SCARD SRANDMEMBER",
+    "rq:worker:*": "HMGET SCARD",
     f"{contract.AWAITED_KEY}*": "SET DEL",
     f"{contract.CANCEL_KEY}*": "SET DEL",
     f"{contract.STREAM_KEY}*": "XREAD XREVRANGE",
-    f"{contract.WORKER_RECORD_KEY}*": "GET PTTL",
+    f"{contract.WORKER_RECORD_KEY}*": "GETRANGE PTTL",
 }
 WORKER_RIGHTS: dict[str, str] = {
     "": "EVALSHA SCRIPT|LOAD TIME",

@@ -1,18 +1,21 @@
-"""How servers answer: reaching one, what its troubles mean, and one sentence for each of them.
-
-What a server answers is an open set, so whatever it says is taken to pass, but for what only somebody who changes
-its configuration can mend: authentication, access rights, and cluster mode.
-"""
+"""Reaching a server, and one sentence for each of its troubles."""
 
 from __future__ import annotations
 
 import re
 import socket
 from contextlib import contextmanager, suppress
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImpetusError, NoServerError, ServerConfigurationError, ServerFullError, ServerNotReadyError
+from ..errors import (
+    ImpetusError,
+    NoServerError,
+    ServerConfigurationError,
+    ServerDataError,
+    ServerFullError,
+    ServerNotReadyError,
+)
+from .answers import ACCESS, CLUSTER, Trouble, server_words, trouble
 from .connections import from_url, like
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
 
@@ -25,17 +28,7 @@ __all__ = ["Trouble", "adopt", "connect", "hang_up", "server_errors", "trouble"]
 
 OLDEST_VERSION = (6, 2)
 """Of Redis, for BLMOVE. Any Valkey will do."""
-# In a script an ACL's refusal and a cluster's come as an ordinary error with these words.
-_CLUSTER = re.compile(r"MOVED |ASK |CROSSSLOT|hash to the same slot|non local key|in cluster mode")
-_ACCESS = re.compile(r"NOPERM|ACL failure|has no permissions|No permissions to access")
-_AUTHENTICATION = re.compile(r"NOAUTH|WRONGPASS|Authentication required|invalid username-password|invalid password")
-
-
-class Trouble(StrEnum):
-    PASSING = "passing"
-    """Wait and try again: the server restarts, loads, fails over, or its disk or memory is full."""
-    CONFIGURATION = "configuration"
-    """Waiting does not help: somebody has to change the address, the password, the rights or the server."""
+_MAX_SAID_CHARACTERS = 300
 
 
 def connect(redis_url: str | None = None) -> Redis:
@@ -112,31 +105,6 @@ def _greeting(connection: Redis) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-def trouble(error: BaseException) -> Trouble:
-    """Whether what a server answered, or that it did not answer, passes by itself. Ours and redis-py's errors alike."""
-    from redis import exceptions
-
-    if isinstance(error, ServerConfigurationError):
-        return Trouble.CONFIGURATION
-    if isinstance(error, ImpetusError):
-        return Trouble.PASSING
-    refused = (
-        exceptions.AuthenticationError,
-        exceptions.AuthorizationError,
-        exceptions.AuthenticationWrongNumberOfArgsError,
-        exceptions.NoPermissionError,
-        exceptions.ClusterCrossSlotError,
-        exceptions.AskError,
-    )
-    if isinstance(error, refused):
-        return Trouble.CONFIGURATION
-    if isinstance(error, exceptions.ResponseError):
-        said = str(error)
-        if any(words.search(said) for words in (_CLUSTER, _ACCESS, _AUTHENTICATION)):
-            return Trouble.CONFIGURATION
-    return Trouble.PASSING
-
-
 def hang_up(connection: Redis, *, in_use: bool = True) -> None:
     """Drops all connections of a client, also those that other threads wait on; each is made anew on its next use.
 
@@ -170,7 +138,9 @@ def server_errors(connection: Redis | None = None) -> Iterator[None]:
         raise
     except (exceptions.RedisError, OSError) as error:
         ours = _sentence(error)
-        if connection is not None and not isinstance(ours, ServerConfigurationError | ServerFullError):
+        if connection is not None and not isinstance(
+            ours, ServerConfigurationError | ServerFullError | ServerDataError
+        ):
             hang_up(connection, in_use=False)
         raise ours from error
 
@@ -178,9 +148,12 @@ def server_errors(connection: Redis | None = None) -> Iterator[None]:
 def _sentence(error: Exception) -> ImpetusError:
     from redis import exceptions
 
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(server_words(error).split()) or type(error).__name__
+    said = said if len(said) <= _MAX_SAID_CHARACTERS else f"{said[:_MAX_SAID_CHARACTERS]}…"
     if trouble(error) is Trouble.CONFIGURATION:
         return ServerConfigurationError(_configuration_sentence(error, said))
+    if trouble(error) is Trouble.DATA:
+        return ServerDataError(f"the Redis server cannot do this with what lies there ({said}): waiting does not help")
     if isinstance(error, exceptions.OutOfMemoryError) or said.startswith("OOM "):
         return ServerFullError(
             "the Redis server is out of memory and takes no more jobs: raise its maxmemory, or wait until results "
@@ -200,9 +173,9 @@ def _sentence(error: Exception) -> ImpetusError:
 def _configuration_sentence(error: Exception, said: str) -> str:
     from redis import exceptions
 
-    if isinstance(error, exceptions.AskError | exceptions.ClusterCrossSlotError) or _CLUSTER.search(said):
+    if isinstance(error, exceptions.AskError | exceptions.ClusterCrossSlotError) or CLUSTER.search(said):
         return f"the Redis server runs in cluster mode ({said}), and queues need one server: use one without it"
-    if isinstance(error, exceptions.NoPermissionError) or _ACCESS.search(said):
+    if isinstance(error, exceptions.NoPermissionError) or ACCESS.search(said):
         return (
             f"the Redis server denies its user a right ({said}): `impetus status` says what a producer lacks, "
             "`impetus-worker doctor` what a worker, and README.md has the rules of both"
