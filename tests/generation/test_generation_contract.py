@@ -368,7 +368,7 @@ def test_an_answer_that_repeats_an_item_is_drawn_anew_and_by_the_same_seed_the_s
     schema = json.dumps(
         {
             "type": "array",
-            "items": {"enum": ["a", "b", "c", "d", "e"]},
+            "items": {"enum": [*"abcdefgh"]},
             "uniqueItems": True,
             "minItems": 3,
             "maxItems": 3,
