@@ -215,7 +215,7 @@ def test_a_hostile_schema_takes_its_moment_and_no_more(grammars: Grammars, schem
     with pytest.raises(RequestError, match="too intricate"):
         grammars.constraint(json.dumps(schema))
     # Of this process; the trial's own is killed at CPU_LIMIT_S, which is what "too intricate" tells.
-    assert time.process_time() - started < CPU_LIMIT_S
+    assert time.process_time() - started < 3 * CPU_LIMIT_S
 
 
 @pytest.mark.parametrize(

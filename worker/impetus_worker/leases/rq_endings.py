@@ -125,7 +125,10 @@ class RqEndings(Companion):
         self._sealed = True
         if failures and (is_about_data(failures[-1]) or len(failures) >= _MAX_FAILURES):
             _log.error("job %s: RQ cannot end it: %s", claimed.id, failures[-1])
-            self._link.run(self._claims.finish([without_rq(outcome, failures[-1])]))
+            # What lies beside a job, such as its dependents, anybody may have put there: the job itself is done.
+            data = is_about_data(failures[-1])
+            ending = without_rq(outcome, failures[-1]) if data else failing(claimed, failures[-1], Verb.ABORT)
+            self._link.run(self._claims.finish([ending]))
             return
         try:
             job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed, self._webhooks)
