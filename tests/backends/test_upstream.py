@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -575,6 +576,29 @@ def test_a_server_that_restarts_costs_no_request(server: ScriptedServer, make_en
             b'{"choices": [{"message": {"content": "back"}, "finish_reason": "stop"}]}'
         )
     assert ended(events_until(engine, lambda events: engine.pending() == 0)).text == "back"
+
+
+@pytest.mark.parametrize(("resets", "served"), [(3, True), (4, False)])
+def test_a_connection_that_is_reset_before_an_answer_is_tried_again_a_few_times(
+    server: ScriptedServer, make_engine: Any, resets: int, served: bool
+) -> None:
+    left = iter(range(resets))
+
+    def script(asked: Asked) -> None:
+        if next(left, None) is not None:
+            # With no time to linger, what is sent at the close is a reset.
+            asked.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            asked.close_connection = True
+            for file in (asked.rfile, asked.wfile, asked.connection):
+                file.close()
+            return
+        asked.head()
+        asked.delta(content="x", finish_reason="stop")
+
+    server.script = script
+    patient = Patience(away_s=LIMIT_S)
+    (last,) = run(make_engine(patient), work())[1:]
+    assert isinstance(last, Generated) is served, last
 
 
 def test_a_server_that_stays_away_is_a_failure_worth_another_try_and_waiting_can_be_cancelled() -> None:

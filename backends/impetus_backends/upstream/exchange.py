@@ -24,6 +24,7 @@ _LONGEST_BODY = 64 * 2**20
 _LONGEST_ERROR = 64 * 2**10
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.25, 2.0
 """Between two tries to connect."""
+_RESETS = 3
 _DONE = "[DONE]"
 
 
@@ -38,6 +39,10 @@ class Patience:
     """Until an answer begins. A server may be loading the model, or have others to answer first."""
     between_s: float = 120.0
     """Between two pieces of an answer."""
+
+
+class _ResetError(ConnectionResetError):
+    """The connection was reset before any answer came."""
 
 
 Told: TypeAlias = "dict[str, Any] | UpstreamError | None"
@@ -109,6 +114,21 @@ class Exchange:
         self._tell(self, ended)
 
     def _chunks(self) -> Iterator[dict[str, Any]]:
+        """Those of one answer. A server whose queue of connections is full resets some of them: these are tried again,
+        a few times only, for it may also be the request that it dies of."""
+        until, wait_s = time.monotonic() + self._patience.away_s, _FIRST_WAIT_S
+        for _ in range(_RESETS):
+            try:
+                yield from self._chunks_of_one_try()
+            except _ResetError:
+                if time.monotonic() >= until or self._cancelled.wait(wait_s):
+                    raise
+                wait_s = min(2 * wait_s, _MAX_WAIT_S)
+            else:
+                return
+        yield from self._chunks_of_one_try()
+
+    def _chunks_of_one_try(self) -> Iterator[dict[str, Any]]:
         connection = self._connect()
         if connection is None:
             return
@@ -117,8 +137,14 @@ class Exchange:
             own.settimeout(self._patience.first_s)
             headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Connection": "close"}
             body = json.dumps(self._body).encode()
-            connection.request("POST", self._path, body, headers | bearer(self._key))
-            with connection.getresponse() as response:
+            try:
+                connection.request("POST", self._path, body, headers | bearer(self._key))
+                answer = connection.getresponse()
+            except http.client.RemoteDisconnected:
+                raise
+            except (ConnectionResetError, BrokenPipeError) as error:
+                raise _ResetError(*error.args) from None
+            with answer as response:
                 if response.status != 200:
                     raise self._refused(response)
                 if response.headers.get_content_type() == "text/event-stream":
