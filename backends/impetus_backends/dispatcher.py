@@ -1,7 +1,8 @@
 """Which backend serves here, and why: the one place that knows them all.
 
 `policy` gives the order; the first that loads, fits the memory and passes its golden check serves, and `candidates`
-lets Core ML serve only where it is the faster one. The simulated backends serve only when asked for by name.
+lets Core ML serve only where it is the faster one. The simulated backends, and another server of generations, serve
+only when asked for by name.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ DEFAULT_MODELS = {
 }
 
 SIMULATED = "simulated"
+UPSTREAM = "openai"
+"""Of generation: another program, which speaks OpenAI's API."""
 _SIMULATED_DEVICES = {"coreml": "ane", "mlx": "gpu", "cpu": "cpu", "numpy": "cpu"}
 
 
@@ -82,7 +85,7 @@ def _by_name(wanted: str) -> Choice:
 
 def _generation_by_name(wanted: str, hardware: Hardware) -> Choice:
     choice = _by_name(wanted)
-    if wanted == SIMULATED:
+    if wanted in (SIMULATED, UPSTREAM):
         return choice
     profile, why = loader_profile(hardware)
     return replace(choice, reasons=(*choice.reasons, *why), profile=profile)
@@ -99,6 +102,8 @@ def open_engine(config: EngineConfig, on_attempt: OnAttempt | None = None) -> En
     serve.
     """
     attempt = on_attempt or _unheard
+    if config.kind == "generation" and config.backend == UPSTREAM:
+        return _open_upstream(config, attempt)
     if config.model is None:
         default = SIMULATED if config.backend == SIMULATED else DEFAULT_MODELS[config.kind]
         config = replace(config, model=default)
@@ -121,6 +126,14 @@ def _check_excluded(config: EngineConfig) -> None:
     for each in config.excluded:
         if each.backend == config.backend:
             raise BackendUnavailableError(f"{each.backend}: {each.reason}; ask for another backend, or for 'auto'")
+
+
+def _open_upstream(config: EngineConfig, attempt: OnAttempt) -> Engine:
+    from .upstream.engine import open_upstream
+
+    _check_excluded(config)
+    with attempting(attempt, UPSTREAM):
+        return open_upstream(config)
 
 
 def _open_simulated(config: EngineConfig) -> Engine:

@@ -302,6 +302,8 @@ class EngineConfig:
     """The machine to choose for; none means this one."""
     excluded: tuple[Excluded, ...] = ()
     """Backends that are passed over."""
+    upstream: str | None = None
+    """Of the generation backend `openai`: the URL of the server that it forwards to, up to `/v1`."""
     wired_memory: bool = False
     """Of generation: whether MLX may wire memory for the GPU."""
 

@@ -185,7 +185,7 @@ class Provenance(Wire):
 
     worker: str
     backend: str
-    """`coreml`, `mlx`, `cpu`, `numpy` or `simulated`."""
+    """`coreml`, `mlx`, `cpu`, `numpy`, `openai` (another server, which it was forwarded to) or `simulated`."""
     device: str
     fingerprint: str
     """Names weights, pooling, precision and backend: vectors with equal fingerprints may be compared."""

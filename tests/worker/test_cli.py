@@ -57,6 +57,31 @@ def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatc
     assert settings.allowed == Allowed(("a.b",), ("hooks.example",))
 
 
+def test_the_upstream_comes_with_its_backend_and_no_other_and_reaches_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from impetus_worker.allowed import Allowed
+    from impetus_worker.cli.run import _worker_settings, run
+    from impetus_worker.roles import engine_config
+
+    for arguments, words in (
+        (["--generation-backend", "openai"], "needs --upstream URL"),
+        (["--upstream", "http://127.0.0.1:1/v1"], "goes with --generation-backend openai"),
+        (["--generation-backend", "openai", "--upstream", "http://u:s3cret@h/v1"], "IMPETUS_UPSTREAM_KEY"),
+        (["--generation-backend", "openai", "--upstream", "127.0.0.1"], "http://HOST:PORT/v1"),
+    ):
+        said = CliRunner().invoke(main, ["run", *arguments])
+        assert said.exit_code == 2
+        assert words in " ".join(said.output.split())
+        assert "s3cret" not in said.output
+    monkeypatch.setenv("IMPETUS_UPSTREAM", "http://127.0.0.1:1/v1/")
+    options = run.make_context("run", ["--generation-backend", "openai"]).params
+    settings = _worker_settings("generation", "redis://", Allowed(), options)
+    assert type(settings).from_json(settings.to_json()) == settings
+    assert engine_config(settings).upstream == "http://127.0.0.1:1/v1"
+    assert _worker_settings("embedding", "redis://", Allowed(), options).upstream is None
+
+
 _CAUGHT = """
 import contextlib, os, signal, sys
 from impetus_worker.cli import run

@@ -135,6 +135,38 @@ def test_what_only_rq_can_end_goes_to_it_and_is_held_until_it_has() -> None:
     assert book.ledger.open == {}
 
 
+def test_a_run_is_ended_by_rqs_means_only_when_its_last_words_are_written() -> None:
+    book, spoke, other = Book(), claimed("spoke", retries_left=b"1"), claimed("other", retries_left=b"1")
+    book.ledger.take([spoke, other], 0.0)
+    book.ledger.note([Said(spoke, StreamEvent.TEXT, "r", text="a")])
+    book.ledger.note([Failed(each, ValueError("x")) for each in (spoke, other)])
+    book.ledger.send(None, 0.0)
+    assert [outcome.job.id for outcome in book.for_rq] == ["other"]
+    book.ledger.recall()
+    book.ledger.send(None, 0.0)
+    assert [outcome.job.id for outcome in book.for_rq] == ["other"]
+    book.ledger.receive([[]])
+    assert book.ledger.has_news(0.0)
+    book.ledger.send(None, 0.0)
+    assert [outcome.job.id for outcome in book.for_rq] == ["other", "spoke"]
+
+
+def test_an_ending_goes_beside_the_last_words_of_its_run_and_never_before_them() -> None:
+    book, job, other = Book(), claimed("one"), claimed("other")
+    book.ledger.take([job, other], 0.0)
+    book.ledger.note([Said(job, StreamEvent.TEXT, "r", text="a")])
+    book.ledger.send(None, 0.0)
+    book.ledger.note(
+        [Said(job, StreamEvent.END, "r", status="finished"), *(Finished(each, b"{}") for each in (job, other))]
+    )
+    book.ledger.send(None, 0.0)  # beside the words that are under way, others would overtake them
+    assert book.ended() == ["other"]
+    book.ledger.receive([[]])
+    book.ledger.send(None, 0.0)
+    assert [call.script for call in book.sent[-1]] == [Script.named("relay"), Script.named("finish")]
+    assert book.ended() == ["one"]
+
+
 def test_exchanges_that_are_under_way_are_answered_in_the_order_in_which_they_were_sent() -> None:
     book, one, two = Book(), claimed("one"), claimed("two")
     book.end(one)

@@ -104,11 +104,13 @@ def test_print_shows_the_file_without_its_secrets_and_changes_nothing(
     home: Path, system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_private")
+    monkeypatch.setenv("IMPETUS_UPSTREAM_KEY", "sk_private")
     status, output = say("install", "--print", "--redis-url", "redis://:pw@queue.example/0")
     assert status == 0
     assert "ExecStart=" in output
     assert "redis://***@queue.example/0" in output
-    assert "hf_private" not in output
+    assert "_private" not in output
+    assert "IMPETUS_UPSTREAM_KEY=***" in output
     assert ":pw@" not in output
     assert system.told == []
     assert not (home / ".config").exists()

@@ -79,6 +79,7 @@ def _engine(role: Role) -> tuple[Engine, Batcher]:
         name="inline",
         model=os.environ.get(f"IMPETUS_{role.upper()}_MODEL"),
         backend=os.environ.get(f"IMPETUS_{role.upper()}_BACKEND", "auto"),
+        upstream=os.environ.get("IMPETUS_UPSTREAM"),
         max_wait_ms=0.0,
     )
     engine = open_engine(engine_config(settings))

@@ -39,6 +39,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_answer_tokens=settings.max_answer_tokens,
         special_tokens=settings.special_tokens,
         quantize=settings.generation_quantize,
+        upstream=settings.upstream,
         wired_memory=settings.wired_memory,
         simulated_a_s=settings.simulated_a_ms / 1e3,
         simulated_b_s=settings.simulated_b_us / 1e6,

@@ -11,7 +11,7 @@ from .allowed import Allowed
 Role = Literal["embedding", "generation"]
 ROLES: tuple[Role, ...] = ("embedding", "generation")
 EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "mlx", "cpu", "numpy", "simulated")
-GENERATION_BACKENDS = ("auto", "mlx", "simulated")
+GENERATION_BACKENDS = ("auto", "mlx", "openai", "simulated")
 GENERATION_RECIPES = ("4bit", "8bit", "mixed_4_6", "mxfp4", "nvfp4")
 SPECIAL_TOKENS = ("control", "text")
 QUANTIZE_AT_LOAD = ("auto", "none", *GENERATION_RECIPES)
@@ -38,6 +38,8 @@ class WorkerSettings:
     more_models: tuple[str, ...] = ()
     """Of generation: models besides that jobs may name."""
     backend: str = "auto"
+    upstream: str | None = None
+    """Of the generation backend `openai`: the URL of the server that jobs are forwarded to. Without a secret."""
     memory_limit_gb: float | None = None
     """What models and their work may take; none means 75 % of the machine's memory."""
     prefix_cache_mb: int = 512

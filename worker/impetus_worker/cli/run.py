@@ -24,7 +24,7 @@ from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ..fleet.recovery import DeathReports
 
@@ -41,6 +41,27 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
     return f"{host.strip('[]') or '127.0.0.1'}:{port}"
 
 
+def _upstream(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if not value:
+        return None
+    from impetus_backends.errors import BackendUnavailableError
+    from impetus_backends.upstream.address import read_address
+
+    try:
+        return str(read_address(value))
+    except BackendUnavailableError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _check_upstream(options: Mapping[str, Any]) -> None:
+    """Raises `click.UsageError` unless the backend that forwards and where to come together."""
+    forwards = options["generation_backend"] == "openai"
+    if forwards and options["upstream"] is None:
+        raise click.UsageError("--generation-backend openai needs --upstream URL: the server to forward to")
+    if options["upstream"] is not None and not forwards:
+        raise click.UsageError("--upstream goes with --generation-backend openai, and with no other")
+
+
 @click.command()
 @redis_url_option("The server.  [default: one of its own, in this user's state folder]")
 @click.option("--durable", is_flag=True, envvar="IMPETUS_DURABLE", show_envvar=True,
@@ -51,6 +72,9 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
               help="Have a server of its own listen there too, for other users and machines, with a password that it "
               "makes. Else only this user's programs on this machine reach it.")  # fmt: skip
 @with_engine_options
+@click.option("--upstream", envvar="IMPETUS_UPSTREAM", metavar="URL", show_envvar=True, callback=_upstream,
+              help="With --generation-backend openai: the server that generations are forwarded to, as "
+              "http://127.0.0.1:8080/v1. It speaks OpenAI's API; IMPETUS_UPSTREAM_KEY is its key.")  # fmt: skip
 @click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", default=256, show_default=True, show_envvar=True,
               type=click.IntRange(1), help="The most texts in a batch.")  # fmt: skip
 @click.option("--max-batch-tokens", envvar="IMPETUS_MAX_BATCH_TOKENS", type=click.IntRange(1), show_envvar=True,
@@ -131,6 +155,7 @@ def run(
     impetus-worker run --redis-url redis://queue.example:6379/0 --roles embedding
     impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
     """
+    _check_upstream(options)
     logs.set_up()
     early_stop = EarlyStop()
     server = None
@@ -200,6 +225,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         model=options[f"{role}_model"],
         more_models=_names(options["more_generation_models"]),
         backend=options[f"{role}_backend"],
+        upstream=options["upstream"] if role == "generation" else None,
         memory_limit_gb=options["memory_limit_gb"],
         prefix_cache_mb=options["prefix_cache_mb"],
         prefill_tokens=options["prefill_tokens"],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _KEPT = re.compile(r"IMPETUS_|HF_|XDG_(CACHE|DATA|STATE)_HOME$|(HTTPS?|NO|ALL)_PROXY$", re.IGNORECASE)
-_SECRET = re.compile(r"TOKEN|PASSWORD|SECRET")
+_SECRET = re.compile(r"TOKEN|PASSWORD|SECRET|_KEY$")
 _RUN_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 
 

@@ -222,13 +222,21 @@ class Ledger:
         if self._relay.has_news(now) and not any(other.relayed for other in self._under_way):
             exchange.relayed = True
             exchange.calls.append(self._relay.relaying(now))
+        # What a run said is written only while it lasts, its last words too, which hold what it had made. So an ending
+        # never overtakes them; one by RQ's means is another thread's, and waits until they are written.
+        unsent, unsure, later = self._relay.unsent(), self._relay.unsure(), []
         while self._ended and len(exchange.endings) < _MAX_ENDINGS and size < _MAX_ENDINGS_BYTES:
             outcome, ending = self._ended.popleft()
+            if outcome.job.token in (unsure if ending is None else unsent):
+                later.append((outcome, ending))
+                continue
             if ending is None:
                 self._rq_endings.put(outcome)
                 continue
             exchange.endings.append((outcome, ending))
             size += len(ending.stored) + len(ending.vectors or b"")
+        for outcome, ending in reversed(later):
+            self._ended.put_back(outcome, ending)
         if self._may_return:
             # Each goes to the front, so the last one first; tokens count as claims do.
             exchange.endings += sorted(self._returned, key=lambda each: each[0].job.token, reverse=True)

@@ -54,6 +54,14 @@ class Relay:
     def has_news(self, now: float) -> bool:
         return bool(self._said) or (bool(self._watched) and now >= self._ask_at)
 
+    def unsent(self) -> set[str]:
+        """Tokens of the runs of which something is to be sent."""
+        return {said.job.token for said in self._said}
+
+    def unsure(self) -> set[str]:
+        """Tokens of the runs of which it is not known that all they said is written."""
+        return {said.job.token for said in (*self._said, *self._sent)}
+
     def relaying(self, now: float) -> Call[list[str]]:
         """Writes what was said, and asks what is to be asked; the answer is the ids of jobs nobody waits for."""
         arguments: list[Any] = [self._worker, STREAM_KEY, STREAM_TTL_S, AWAITED_KEY]

@@ -1,0 +1,291 @@
+"""What a server's chunks come to: pieces of text as they come, and answers at the end.
+
+The server is another program, which may send anything: what is no answer raises `UpstreamError`, and what is taken is
+what the queue's contract can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BackendError
+from ..protocol import Answer, Call, Likely, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ..protocol import GenerationWork
+
+_LEAST_LOGPROB = -9999.0
+_MAX_NAME, _MAX_ID, _MAX_CALLS = 128, 256, 128
+_SAID_CHARACTERS = 300
+
+
+class UpstreamError(BackendError):
+    """The server did not serve a request. `permanent`: it would not serve the same one again either."""
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+def is_permanent(status: int) -> bool:
+    """Whether the request is at fault, and not the moment."""
+    return status < 500 and status not in (408, 409, 425, 429)
+
+
+def said_by(body: str) -> str:
+    """What the body of an error says, on one line, at most 300 characters of it."""
+    try:
+        value: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        value = body
+    for _ in range(4):
+        if not isinstance(value, dict):
+            break
+        value = next((value[name] for name in ("error", "message", "detail") if value.get(name)), json.dumps(value))
+    text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())[:_SAID_CHARACTERS]
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+def error_in(chunk: Mapping[str, Any]) -> UpstreamError | None:
+    """A server that has begun to answer has no status left to say that it failed; it says so in a chunk."""
+    error = chunk.get("error")
+    if not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    permanent = isinstance(code, int) and 400 <= code < 600 and is_permanent(code)
+    return UpstreamError(f"the upstream failed while it answered: {said_by(json.dumps(error))}", permanent=permanent)
+
+
+@dataclass(slots=True)
+class _CallInParts:
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Choice:
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[_CallInParts] = field(default_factory=list)
+    calls_by_index: dict[int, _CallInParts] = field(default_factory=dict)
+    logprobs: list[Likely] = field(default_factory=list)
+    reason: str | None = None
+
+    def take_call(self, delta: Any) -> None:
+        """A call, or the next part of one. There are servers that number all calls alike, and some that do not."""
+        if not isinstance(delta, dict) or not isinstance(function := delta.get("function") or {}, dict):
+            raise UpstreamError("the upstream wrote a call of a tool that is no object")
+        call_id, name, index = _text(delta.get("id")), _text(function.get("name")), delta.get("index")
+        call = self.calls_by_index.get(index) if isinstance(index, int) else None
+        if call is None or (name and call_id and call.id not in ("", call_id)):
+            if len(self.calls) == _MAX_CALLS:
+                raise UpstreamError(f"the upstream called more than {_MAX_CALLS} tools")
+            call = _CallInParts()
+            self.calls.append(call)
+            self.calls_by_index[index if isinstance(index, int) else -len(self.calls)] = call
+        call.id, call.name = call.id or call_id[:_MAX_ID], call.name or name
+        arguments = function.get("arguments")
+        call.arguments.append(json.dumps(arguments) if isinstance(arguments, dict) else _text(arguments))
+
+    def answer(self, work: GenerationWork, number: int, *, cancelled: bool) -> Answer:
+        reason = self.reason or "cancelled"
+        calls: tuple[Call, ...] = ()
+        if not (cancelled and self.reason is None):  # of a call that was not ended nobody knows whether it is whole
+            calls = tuple(self._calls(number))
+        if calls and not work.parallel_tool_calls:
+            calls = calls[:1]
+        if calls and reason == "stop":
+            reason = "tool_calls"
+        elif not calls and reason == "tool_calls":
+            reason = "stop"
+        reasoning = "".join(self.reasoning) or None
+        return Answer("".join(self.text), reason, reasoning, calls, tuple(self.logprobs) if work.logprobs else None)
+
+    def _calls(self, number: int) -> Iterator[Call]:
+        for at, call in enumerate(self.calls):
+            if not 0 < len(call.name) <= _MAX_NAME:
+                raise UpstreamError("the upstream called a tool without a name, or with one that is too long")
+            yield Call(call.name, "".join(call.arguments) or "{}", call.id or f"call_{number}_{at}")
+
+
+class Answers:
+    """All answers to one piece of work, however many requests they take."""
+
+    def __init__(self, work: GenerationWork) -> None:
+        self._work = work
+        self._choices: list[_Choice] = []
+        self._before = 0
+        """How many choices there were when the request that runs was sent."""
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.reasoning_tokens = 0
+        self._completion_tokens = 0
+        """Of requests that ended."""
+        self._pieces = 0
+        """Chunks of the one that runs that held something, which are about as many tokens."""
+        self._usage: Mapping[str, Any] = {}
+
+    @property
+    def completion_tokens(self) -> int:
+        return self._completion_tokens + (_count(self._usage, "completion_tokens") or self._pieces)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was said."""
+        return bool(self.completion_tokens)
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self._choices) >= self._work.n and all(each.reason is not None for each in self._choices)
+
+    def __len__(self) -> int:
+        return len(self._choices)
+
+    def take(self, chunk: Mapping[str, Any]) -> list[Progress]:
+        """What a chunk adds, for whoever streams. Raises `UpstreamError` where it is no part of an answer."""
+        if (error := error_in(chunk)) is not None:
+            raise error
+        if isinstance(usage := chunk.get("usage"), dict):
+            self._usage = usage
+        choices = chunk.get("choices") or []
+        if not isinstance(choices, list):
+            raise UpstreamError("the upstream sent choices that are no list")
+        return [progress for each in choices if (progress := self._take_choice(each)) is not None]
+
+    def _take_choice(self, part: Any) -> Progress | None:
+        if not isinstance(part, dict) or not isinstance(index := part.get("index") or 0, int):
+            raise UpstreamError("the upstream sent a choice that is no object with an index")
+        number = self._before + index
+        if not self._before <= number < self._work.n:
+            raise UpstreamError(f"the upstream sent choice {index} of {self._work.n - self._before}")
+        while len(self._choices) <= number:
+            self._choices.append(_Choice())
+        choice = self._choices[number]
+        # A server that does not know streams sends a message; a continued prompt has its text beside these.
+        delta = part.get("delta") or part.get("message") or {}
+        if not isinstance(delta, dict):
+            raise UpstreamError("the upstream sent a piece of an answer that is no object")
+        text = _text(delta.get("content")) or _text(part.get("text"))
+        reasoning = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
+        calls = delta.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise UpstreamError("the upstream sent calls of tools that are no list")
+        for call in calls:
+            choice.take_call(call)
+        if self._work.logprobs and part.get("logprobs"):
+            choice.logprobs += _likely(part["logprobs"])
+        if (reason := part.get("finish_reason")) is not None:
+            choice.reason = _reason(reason)
+        self._pieces += bool(text or reasoning or calls)
+        if not (text or reasoning):
+            return None
+        choice.text.append(text)
+        choice.reasoning.append(reasoning)
+        return Progress(self._work.id, text, reasoning, number)
+
+    def end_of_request(self) -> None:
+        """The request that runs was answered. Raises `UpstreamError` where that was no whole answer."""
+        if not self._choices[self._before :] or any(each.reason is None for each in self._choices):
+            raise UpstreamError("the upstream ended its answer before it was whole")
+        self._count_usage()
+        self._before = len(self._choices)
+
+    def _count_usage(self) -> None:
+        self.prompt_tokens = _count(self._usage, "prompt_tokens") or self.prompt_tokens
+        if self._before == 0:
+            self.cached_tokens = _count(self._usage.get("prompt_tokens_details"), "cached_tokens")
+        self.reasoning_tokens += _count(self._usage.get("completion_tokens_details"), "reasoning_tokens")
+        self._completion_tokens = self.completion_tokens
+        self._usage, self._pieces = {}, 0
+
+    def whole(self) -> tuple[Answer, ...]:
+        """The answers, all `n`. Raises `UpstreamError` where one is not what was asked for."""
+        answers = tuple(each.answer(self._work, at, cancelled=False) for at, each in enumerate(self._choices))
+        for answer in answers:
+            self._check(answer)
+        return answers
+
+    def so_far(self) -> tuple[Answer, ...]:
+        """What there is of a work that ends now; the last of them says that it was cancelled."""
+        self._count_usage()
+        ended = [each for each in self._choices if each.reason is not None]
+        begun = [each for each in self._choices if each.reason is None] or [_Choice()]
+        return tuple(each.answer(self._work, at, cancelled=True) for at, each in enumerate((*ended, *begun)))
+
+    def _check(self, answer: Answer) -> None:
+        """Some servers pass over what they do not know. Nobody is to take their answer for what was promised."""
+        if answer.finish_reason == "length":
+            return
+        wanted = self._work.tool_choice
+        if self._work.tools and wanted not in ("auto", "none"):
+            if not answer.calls:
+                raise UpstreamError("tool_choice: the upstream answered without the call that it was to make")
+            if wanted.startswith("=") and any(call.name != wanted[1:] for call in answer.calls):
+                raise UpstreamError("tool_choice: the upstream called another tool than the one that it was to call")
+        elif self._work.schema is not None and not answer.calls:
+            try:
+                json.loads(answer.text)
+            except (ValueError, RecursionError):
+                raise UpstreamError(
+                    "response_format: the upstream's answer is no JSON, so it does not keep to schemas"
+                ) from None
+
+
+def _text(value: Any) -> str:
+    """Text that UTF-8 can hold: JSON can spell half a surrogate pair."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UpstreamError("the upstream sent something else where text belongs")
+    return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _count(usage: Any, name: str) -> int:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _reason(given: Any) -> str:
+    match given:
+        case "length":
+            return "length"
+        case "tool_calls" | "function_call":
+            return "tool_calls"
+        case "content_filter":
+            raise UpstreamError("the upstream keeps its answer back (content_filter)", permanent=True)
+        case "abort" | "error":
+            raise UpstreamError(f"the upstream gave its answer up ({given})")
+    return "stop"
+
+
+def _likely(logprobs: Any) -> Iterator[Likely]:
+    """Of a chat, or in the older form of a continued prompt."""
+    if not isinstance(logprobs, dict):
+        raise UpstreamError("the upstream sent logprobs that are no object")
+    tokens = logprobs.get("tokens")
+    if isinstance(tokens, list):
+        values, tops = (logprobs.get(name) or [] for name in ("token_logprobs", "top_logprobs"))
+        for at, token in enumerate(tokens):
+            top = tops[at] if at < len(tops) and isinstance(tops[at], dict) else {}
+            others = sorted(((_text(name), _logprob(each)) for name, each in top.items()), key=lambda each: -each[1])
+            yield Likely(_text(token), _logprob(values[at] if at < len(values) else None), tuple(others))
+        return
+    for each in logprobs.get("content") or []:
+        if not isinstance(each, dict):
+            raise UpstreamError("the upstream sent a token's logprob that is no object")
+        tops = [top for top in each.get("top_logprobs") or [] if isinstance(top, dict)]
+        others = [(_text(top.get("token")), _logprob(top.get("logprob"))) for top in tops]
+        yield Likely(_text(each.get("token")), _logprob(each.get("logprob")), tuple(others))
+
+
+def _logprob(value: Any) -> float:
+    """Neither JSON nor the contract has an infinity."""
+    if not isinstance(value, int | float) or math.isnan(value):
+        return _LEAST_LOGPROB
+    return max(float(value), _LEAST_LOGPROB) if value < 0 else 0.0
