@@ -246,6 +246,12 @@ def _text(value: Any) -> str:
     return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _list(value: Any) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise UpstreamError("the upstream sent something else where a list belongs")
+    return value or []
+
+
 def _count(usage: Any, name: str) -> int:
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and value > 0 else 0
@@ -270,16 +276,16 @@ def _likely(logprobs: Any) -> Iterator[Likely]:
         raise UpstreamError("the upstream sent logprobs that are no object")
     tokens = logprobs.get("tokens")
     if isinstance(tokens, list):
-        values, tops = (logprobs.get(name) or [] for name in ("token_logprobs", "top_logprobs"))
+        values, tops = (_list(logprobs.get(name)) for name in ("token_logprobs", "top_logprobs"))
         for at, token in enumerate(tokens):
             top = tops[at] if at < len(tops) and isinstance(tops[at], dict) else {}
             others = sorted(((_text(name), _logprob(each)) for name, each in top.items()), key=lambda each: -each[1])
             yield Likely(_text(token), _logprob(values[at] if at < len(values) else None), tuple(others))
         return
-    for each in logprobs.get("content") or []:
+    for each in _list(logprobs.get("content")):
         if not isinstance(each, dict):
             raise UpstreamError("the upstream sent a token's logprob that is no object")
-        tops = [top for top in each.get("top_logprobs") or [] if isinstance(top, dict)]
+        tops = [top for top in _list(each.get("top_logprobs")) if isinstance(top, dict)]
         others = [(_text(top.get("token")), _logprob(top.get("logprob"))) for top in tops]
         yield Likely(_text(each.get("token")), _logprob(each.get("logprob")), tuple(others))
 
