@@ -355,7 +355,7 @@ class GenerationRequest(Wire):
             raise invalid("send either 'prompt' or 'messages', and not both")
         if self.max_completion_tokens is not None and self.max_tokens not in (None, self.max_completion_tokens):
             raise invalid("is not max_tokens, which means the same", field="max_completion_tokens")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise invalid("goes with 'logprobs': true", field="top_logprobs")
         if self.prompt is not None:
             self._check_prompt_alone()

@@ -137,5 +137,7 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(changes: dict[str, Any],
 def test_null_says_as_much_as_nothing_in_every_field() -> None:
     body = dict.fromkeys(GenerationRequest.model_fields) | {"messages": [{"role": "user", "content": "x"}]}
     assert parse_request(GenerationRequest, body) == parse_request(GenerationRequest, {"messages": body["messages"]})
+    defaults = {"n": 1, "top_logprobs": 0, "logprobs": False, "tools": [], "logit_bias": {}, "store": False}
+    assert parse_request(GenerationRequest, {"messages": body["messages"]} | defaults)
     with pytest.raises(ValidationError):
         GenerationResult.model_validate({"text": "x"})
