@@ -103,6 +103,12 @@ def test_a_channel_is_read_as_it_is_named(choice: int, reasoning: bool, name: st
     assert piece == (Delta(reasoning="a", choice=choice) if reasoning else Delta("a", choice=choice))
 
 
+def test_a_piece_that_leaves_a_gap_is_passed_over_and_the_result_supplies_it() -> None:
+    text = StreamText("j")
+    assert text.read([entry(StreamEvent.START), said("", 0, "Y"), said("", 2, "s.")]) == [Delta("Y")]
+    assert text.rest(WHOLE)[1] == Delta("es.")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -164,6 +164,18 @@ def test_whoever_stands_by_goes_on_while_nothing_waits_or_all_are_suspended(conn
     assert [standing.after(20) for _ in range(3)] == [STANDBY, STANDBY, BOTH]
 
 
+def test_the_workers_own_list_is_read_in_parts_and_forgets_who_is_gone(connection: Redis) -> None:
+    connection.sadd("impetus:workers", *(f"gone-{number}" for number in range(10_000)))
+    ane, gpu = place(ANE), place(GPU)
+    ane.look(connection)
+    assert connection.scard("impetus:workers") > 6000, "a thousand are looked at at a time"
+    for _ in range(12):
+        gpu.look(connection)
+    assert connection.smembers("impetus:workers") == {b"ane", b"gpu"}
+    gpu.look(connection)
+    assert gpu.queues == STANDBY
+
+
 def test_a_record_runs_out_unless_it_is_renewed(connection: Redis) -> None:
     place(ANE).look(connection)
     assert 0 < connection.pttl(f"{WORKER_RECORD_KEY}ane") <= RECORD_TTL_S * 1000
