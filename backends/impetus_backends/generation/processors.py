@@ -100,7 +100,7 @@ def forbid(forbidden: Iterable[int], until_tokens: float) -> Processor:
     return without
 
 
-class Thinking:
+class Thinking(OwnProcessor):
     """A model's thoughts, ahead of its answer: ended after `most_tokens`, and free of what the answer is kept to.
 
     `start`: the tokens that begin a thought; `end`: those that end one, and `forced_end` those by which that is brought
@@ -119,6 +119,7 @@ class Thinking:
         most_tokens: int | None = None,
         constraint: Any = None,
     ) -> None:
+        super().__init__(self._next)
         self._start, self._end, self._forced_end = tuple(start), tuple(end), tuple(forced_end)
         self._most_tokens = most_tokens
         self.constraint = constraint
@@ -126,23 +127,10 @@ class Thinking:
         self._may_begin = not begun and len(self._start) == 1
         self._thought: list[int] | None = [] if begun else None
         self._first = True
-        self._own_error: Exception | None = None
-
-    @property
-    def error(self) -> Exception | None:
-        return self._own_error or (self.constraint.error if self.constraint is not None else None)
 
     def fault(self, text: str) -> str | None:
         fault: str | None = self.constraint.fault(text) if self.constraint is not None else None
         return fault
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        if self.error is None:
-            try:
-                return self._next(tokens, logits)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the neighbours' step must go on
-                self._own_error = error
-        return logits
 
     def _next(self, tokens: mx.array, logits: mx.array) -> mx.array:
         import mlx.core as mx
@@ -166,11 +154,17 @@ class Thinking:
         if self.constraint is None:
             return logits
         if not self._may_begin:
-            return self.constraint(tokens, logits)  # type: ignore[no-any-return]
+            return self._constrained(tokens, logits)
         own = logits[:, self._start[0]]
-        constrained = self.constraint(tokens, mx.array(logits))
+        constrained = self._constrained(tokens, mx.array(logits))
         constrained[:, self._start[0]] = own
-        return constrained  # type: ignore[no-any-return]
+        return constrained
+
+    def _constrained(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        made: mx.array = self.constraint(tokens, logits)
+        if self.constraint.error is not None:
+            raise self.constraint.error
+        return made
 
     def _bounded(self, logits: mx.array) -> mx.array:
         """While it thinks: after enough of it, token by token what ends it."""
