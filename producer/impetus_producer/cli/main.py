@@ -15,6 +15,7 @@ import click
 
 from ..errors import ImpetusError
 from ..shown import printable_lines
+from .config_file import with_config_file
 from .embed import embed
 from .jobs import cancel, generate, result
 from .status import status
@@ -61,6 +62,7 @@ def cli() -> None:
 
 for _command in (embed, generate, status, result, cancel):
     cli.add_command(_command)
+with_config_file("impetus", cli)
 
 
 def main() -> None:
