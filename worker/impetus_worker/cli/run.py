@@ -121,6 +121,9 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               "another port. No other is ever sent to, and redirects are not followed. A host may be in a private "
               "network (10.0.0.0/8, fc00::/7, …), and not be this machine, unless named by its address, or a cloud's "
               "metadata service.")  # fmt: skip
+@click.option("--log-format", envvar=logs.FORMAT_VARIABLE, default="text", show_default=True, show_envvar=True,
+              type=click.Choice(logs.FORMATS), help="What the log on stderr is: a line a message, or a JSON object, "
+              "with time, level, logger, message and job_id.")  # fmt: skip
 @click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
 @click.option("--simulated-a-ms", default=4.0, hidden=True, type=float)
 @click.option("--simulated-b-us", default=20.0, hidden=True, type=float)
@@ -136,6 +139,7 @@ def run(
     roles: tuple[Role, ...],
     allow_callbacks: str,
     allow_webhooks: str,
+    log_format: str,
     until_stdin_closes: bool,
     **options: Any,
 ) -> None:
@@ -156,6 +160,7 @@ def run(
     impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
     """
     _check_upstream(options)
+    os.environ[logs.FORMAT_VARIABLE] = log_format
     logs.set_up()
     early_stop = EarlyStop()
     server = None
