@@ -18,8 +18,8 @@ from impetus_producer.shown import without_password
 
 from .. import logs
 from ..allowed import Allowed
-from ..host.metrics_server import metrics_server
 from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
+from ..observing.server import metrics_server
 from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, SPECIAL_TOKENS, Role, WorkerSettings
 from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options

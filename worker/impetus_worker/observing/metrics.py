@@ -1,66 +1,35 @@
-"""What a worker counts of its work, for Prometheus: told where the loop stands, kept by prometheus_client.
+"""What a worker counts of its work, for Prometheus: kept by prometheus_client, in its multiprocess mode.
 
 Names and units are vLLM's and TEI's where they have such a thing, under the prefix `impetus_`. Each process writes into
 files of its own in the folder that the library's `PROMETHEUS_MULTIPROC_DIR` names, and the supervisor sums them up for
-whoever scrapes (`host.metrics_server`). A worker without that folder counts nothing.
+whoever scrapes (`server.py`).
 """
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.protocol import Embedded, EmbeddingWork, Generated
 from impetus_producer.contract import BULK_QUEUES
 
-from .leases.outcomes import Failed, Finished, Outcome, Returned, Stopped
+from ..leases.outcomes import Failed, Finished, Outcome, Returned, Stopped
+from .observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from impetus_backends.protocol import Event, Work
 
-    from .leases.claims import ClaimedJob
+    from ..leases.claims import ClaimedJob
 
-FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _LOOK_S = 1.0
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _RESULT = {Finished: "finished", Failed: "failed", Stopped: "stopped", Returned: "returned"}
 
 
-def open_metrics(role: str) -> Metrics:
-    """Those of a worker of this role: kept where somebody set a place for them, and else nowhere."""
-    return _Kept(role) if os.environ.get(FOLDER_VARIABLE) else Metrics()
-
-
-class Metrics:
-    """Keeps nothing. Times are the loop's, in seconds."""
-
-    def took(self, jobs: Iterable[ClaimedJob], now: float) -> None:
-        """These jobs were claimed."""
-
-    def ended(self, outcome: Outcome, now: float) -> None:
-        """It is known how a run ends."""
-
-    def admitted(self, work: Work) -> None:
-        """The engine is given this."""
-
-    def heard(self, event: Event) -> None:
-        """The engine said this."""
-
-    def lost_lease(self, job: ClaimedJob) -> None:
-        """A run turned out to be another's by now."""
-
-    def engine_died(self) -> None:
-        """The engine ended by itself, or was ended because it hung."""
-
-    def look(self, now: float, begun: Callable[[], Collection[str]], held: int) -> None:
-        """Which jobs the engine has begun, of so many held. Asked for at most once a second."""
-
-
-class _Kept(Metrics):
+class Metrics(Observer):
     def __init__(self, role: str) -> None:
         self._role = role
         self._started: dict[str, float] = {}

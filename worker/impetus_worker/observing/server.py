@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from impetus_producer.errors import MissingExtraError
 
 from ..errors import ConfigurationError
-from ..metrics import FOLDER_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _LIVE = re.compile(r"gauge_live\w*_(\d+)\.db")
 
 
@@ -43,11 +43,11 @@ def metrics_server(address: str | None) -> Iterator[None]:
             server, thread = start_http_server(int(port), host, registry)
         except OSError as error:
             raise ConfigurationError(f"metrics cannot be served at {address}: {error.strerror}") from None
-        os.environ[FOLDER_VARIABLE] = folder
+        os.environ[_FOLDER_VARIABLE] = folder
         try:
             yield
         finally:
-            del os.environ[FOLDER_VARIABLE]
+            del os.environ[_FOLDER_VARIABLE]
             server.shutdown()
             server.server_close()
             thread.join()
