@@ -32,7 +32,7 @@ from .leases.intake import Intake
 from .leases.ledger import Ledger
 from .leases.outcomes import Failed, Returned, Stopped
 from .link import PASSING
-from .observing.observer import open_observers
+from .observing.observers import open_observers
 from .roles import engine_config, make_batcher, worker_record
 from .stopping import FAREWELL_S, Stopping
 
