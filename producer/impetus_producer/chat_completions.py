@@ -25,7 +25,7 @@ def chat_completion(result: GenerationResult, job_id: str, *, created: int | Non
         "choices": [
             {
                 "index": index,
-                "finish_reason": _reason(choice),
+                "finish_reason": finish_reason(choice),
                 "logprobs": _logprobs(choice.logprobs),
                 "message": _message(choice),
             }
@@ -76,7 +76,7 @@ class ChatChunks:
         fingerprint = result.provenance.fingerprint
         for index, choice in enumerate(result.choices):
             yield from self._role(index)
-            yield self._chunk([_part(index, {}, _reason(choice), _logprobs(choice.logprobs))], fingerprint)
+            yield self._chunk([_part(index, {}, finish_reason(choice), _logprobs(choice.logprobs))], fingerprint)
         if self._include_usage:
             yield self._chunk([], fingerprint, usage=usage(result.usage))
 
@@ -114,7 +114,8 @@ def _head(model: str, fingerprint: str | None, job_id: str, kind: str, created: 
     }
 
 
-def _reason(choice: Choice) -> str:
+def finish_reason(choice: Choice) -> str:
+    """In OpenAI's words, which has none for an answer that was stopped from outside."""
     return "stop" if choice.finish_reason == "cancelled" else choice.finish_reason
 
 

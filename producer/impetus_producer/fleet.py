@@ -72,6 +72,8 @@ class WorkerState:
     """Every name by which a request may ask for one of its models."""
     note: str = ""
     """What there is to know of its backend."""
+    since: str = ""
+    """When it started, by its own clock, ISO 8601."""
     serving: bool = True
     """False while its engine loads its model, or is stuck."""
     engine_deaths: int = 0
@@ -97,6 +99,11 @@ class Fleet:
     """How many there are beyond the first `MAX_QUEUES`; the contract's are always among those."""
     workers_left_out: int = 0
     """How many names of workers there are beyond the first `MAX_WORKERS`."""
+
+    def ours(self) -> tuple[QueueState, ...]:
+        """The contract's queues."""
+        names = {name for names in contract.ROLE_QUEUES.values() for name in names}
+        return tuple(queue for queue in self.queues if queue.name in names)
 
     def listening_to(self, queue: str) -> bool:
         return any(worker.alive and queue in worker.queues for worker in self.workers)
@@ -234,6 +241,7 @@ def _worker(
         model=own.model,
         aliases=own.aliases,
         note=own.note or "",
+        since=own.since,
         serving=own.serving,
         engine_deaths=own.engine_deaths,
     )
