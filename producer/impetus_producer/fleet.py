@@ -106,7 +106,8 @@ def _read(connection: Redis) -> Fleet:
         pipeline.scard("rq:workers")
         pipeline.exists("rq:suspended")
         pipeline.time()
-        queue_keys, queue_count, worker_keys, worker_count, suspended, time = known_answers(pipeline)
+        said = known_answers(pipeline.execute(raise_on_error=False))
+    queue_keys, queue_count, worker_keys, worker_count, suspended, time = said
     now_s = time[0] + time[1] / 1e6
     ours = [name for names in contract.ROLE_QUEUES.values() for name in names]
     known = {_text(key).removeprefix(jobs.queue_key("")) for key in queue_keys or ()}
@@ -135,7 +136,7 @@ def _read_queues(connection: Redis, names: Sequence[str], now_s: float) -> tuple
                 pipeline.zcard(f"rq:{registry}:{name}")
                 # What ran out stays until a worker cleans the registry; a score below 0 never runs out.
                 pipeline.zcount(f"rq:{registry}:{name}", 0, now_s)
-        answers = iter(known_answers(pipeline))
+        answers = iter(known_answers(pipeline.execute(raise_on_error=False)))
     return tuple(QueueState(name, next(answers), next(answers), _kept(answers), _kept(answers)) for name in names)
 
 
@@ -152,7 +153,7 @@ def _read_workers(connection: Redis, keys: Sequence[str], now_s: float) -> tuple
             pipeline.scard(f"{key}:executions")
             pipeline.getrange(own, 0, _MAX_RECORD_BYTES)
             pipeline.pttl(own)
-        answers = known_answers(pipeline)
+        answers = known_answers(pipeline.execute(raise_on_error=False))
     return tuple(
         _worker(key.removeprefix(_WORKER_KEY), registered, running, own, left_ms, now_s)
         for key, said, running, own, left_ms in zip(
