@@ -132,7 +132,8 @@ def _read(connection: Redis) -> Fleet:
         pipeline.scard("rq:workers")
         pipeline.exists("rq:suspended")
         pipeline.time()
-        queue_keys, queue_count, worker_keys, worker_count, suspended, time = known_answers(pipeline)
+        said = known_answers(pipeline.execute(raise_on_error=False))
+    queue_keys, queue_count, worker_keys, worker_count, suspended, time = said
     now_s = time[0] + time[1] / 1e6
     ours = [name for names in contract.ROLE_QUEUES.values() for name in names]
     known = {_text(key).removeprefix(jobs.queue_key("")) for key in queue_keys or ()}
@@ -162,7 +163,7 @@ def _read_queues(connection: Redis, names: Sequence[str], now_s: float) -> tuple
                 # What ran out stays until a worker cleans the registry; a score below 0 never runs out.
                 pipeline.zcount(f"rq:{registry}:{name}", 0, now_s)
             pipeline.lrange(jobs.queue_key(name), 0, 0)
-        answers = iter(known_answers(pipeline))
+        answers = iter(known_answers(pipeline.execute(raise_on_error=False)))
     states, firsts = [], []
     for name in names:
         states.append(QueueState(name, next(answers), next(answers), _kept(answers), _kept(answers)))
@@ -175,7 +176,10 @@ def _waited_s(connection: Redis, job_ids: Sequence[str], now_s: float) -> list[f
     with connection.pipeline(transaction=False) as pipeline:
         for job_id in job_ids:
             pipeline.hget(jobs.job_key(job_id), "enqueued_at")
-        return [_seconds_since(_text(at or "")[:_MAX_VALUE_CHARACTERS], now_s) for at in known_answers(pipeline)]
+        return [
+            _seconds_since(_text(at or "")[:_MAX_VALUE_CHARACTERS], now_s)
+            for at in known_answers(pipeline.execute(raise_on_error=False))
+        ]
 
 
 def _kept(answers: Iterator[Any]) -> int | None:
@@ -191,7 +195,7 @@ def _read_workers(connection: Redis, keys: Sequence[str], now_s: float) -> tuple
             pipeline.scard(f"{key}:executions")
             pipeline.getrange(own, 0, _MAX_RECORD_BYTES)
             pipeline.pttl(own)
-        answers = known_answers(pipeline)
+        answers = known_answers(pipeline.execute(raise_on_error=False))
     return tuple(
         _worker(key.removeprefix(_WORKER_KEY), registered, running, own, left_ms, now_s)
         for key, said, running, own, left_ms in zip(

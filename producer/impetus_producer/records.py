@@ -60,13 +60,17 @@ def failed_records(connection: Redis, most: int) -> list[tuple[JobRecord, str]]:
     with server_errors(connection), connection.pipeline(transaction=False) as pipeline:
         for queue in (name for names in contract.ROLE_QUEUES.values() for name in names):
             pipeline.zrange(f"rq:failed:{queue}", 0, most - 1, desc=True)
-        ids = [each.decode(errors="replace") for answer in known_answers(pipeline) for each in answer or ()]
+        ids = [
+            each.decode(errors="replace")
+            for answer in known_answers(pipeline.execute(raise_on_error=False))
+            for each in answer or ()
+        ]
     records = [each for each in _read(connection, ids) if each is not None and each.status == "failed"]
     latest = sorted(records, key=lambda record: record.ended_at, reverse=True)[:most]
     with server_errors(connection), connection.pipeline(transaction=False) as pipeline:
         for record in latest:
             pipeline.xrevrange(jobs.results_key(record.job_id), count=1)
-        ends = known_answers(pipeline)
+        ends = known_answers(pipeline.execute(raise_on_error=False))
     return [(record, _sentence(record.job_id, end)) for record, end in zip(latest, ends, strict=True)]
 
 
@@ -74,7 +78,7 @@ def _read(connection: Redis, job_ids: Sequence[str]) -> list[JobRecord | None]:
     with server_errors(connection), connection.pipeline(transaction=False) as pipeline:
         for job_id in job_ids:
             pipeline.hmget(jobs.job_key(job_id), _FIELDS)
-        answers = known_answers(pipeline)
+        answers = known_answers(pipeline.execute(raise_on_error=False))
     return [_record(job_id, said) for job_id, said in zip(job_ids, answers, strict=True)]
 
 
