@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .talks.results import as_text, look_at
-from .talks.steps import LOOK_S, Heard, Listen, Pause, Piece, Question, past
+from .talks.steps import LOOK_S, End, Heard, Listen, Pause, Piece, Question, advanced, past
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -41,21 +41,17 @@ class Line:
 
     def pieces(self, talk: Talk[T]) -> Generator[Any, None, T]:
         """The pieces of a talk, as they come."""
-        try:
-            step = next(talk)
-            while True:
-                if isinstance(step, Piece):
-                    yield step.value
-                    step = next(talk)
-                    continue
-                try:
-                    answer = self._take(step)
-                except Exception as error:  # noqa: BLE001 - what it means is the talk's to know
-                    step = talk.throw(error)
-                else:
-                    step = talk.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        step = advanced(talk)
+        while not isinstance(step, End):
+            if isinstance(step, Piece):
+                yield step.value
+            try:
+                answer = self._take(step)
+            except Exception as error:  # noqa: BLE001 - what it means is the talk's to know
+                step = advanced(talk, error=error)
+            else:
+                step = advanced(talk, answer)
+        return step.value
 
     def _take(self, step: Step) -> Any:
         match step:
@@ -64,8 +60,8 @@ class Line:
             case Listen():
                 return self._listen(step)
             case Pause():
-                return time.sleep(step.seconds)
-        raise AssertionError(step)
+                time.sleep(step.seconds)
+        return None
 
     def ask(self, question: Question[T]) -> T:
         return self._ask(partial(question.put_to, self._connection), question.deadline)

@@ -123,8 +123,23 @@ class Piece:
     value: Any
 
 
+@dataclass(frozen=True, slots=True)
+class End(Generic[T]):
+    """What came of the talk. Nobody yields it."""
+
+    value: T
+
+
 Step: TypeAlias = Question[Any] | Listen | Pause | Piece
 Talk: TypeAlias = Generator[Step, Any, T]
+
+
+def advanced(talk: Talk[T], answer: Any = None, error: Exception | None = None) -> Step | End[T]:
+    """The talk's first step, or the one after that which had this answer, or this error."""
+    try:
+        return talk.send(answer) if error is None else talk.throw(error)
+    except StopIteration as end:
+        return End(end.value)
 
 
 def past(deadline: float | None) -> bool:
@@ -137,10 +152,8 @@ def deadline_in(timeout_s: float | None) -> float | None:
 
 def directly(client: Redis, talk: Talk[T]) -> T:
     """Holds a talk of questions alone, and waits for nobody."""
-    try:
-        step = next(talk)
-        while True:
-            assert isinstance(step, Question)
-            step = talk.send(step.put_to(client))
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+    step = advanced(talk)
+    while not isinstance(step, End):
+        assert isinstance(step, Question)
+        step = advanced(talk, step.put_to(client))
+    return step.value
