@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle
-
     from impetus_producer.contract import EmbeddingResult, GenerationResult
 
     from .gateway import Call
@@ -76,13 +75,10 @@ async def submit(call: Call, order: Order) -> str:
     payload = dict(order.payload)
     if not later and key is None:
         options = replace(options, result_ttl_s=_ANSWERED_TTL_S, failure_ttl_s=_ANSWERED_FAILURE_TTL_S)
-    abandonable = not later and order.role == "generation"
-    if abandonable:
+    if not later and order.role == "generation":
         payload["cancel_if_abandoned"] = True
     queue = lanes[later]
-    await gateway.producer.enqueue(
-        queue, _FUNCTIONS[order.role], {job_id: payload}, options=options, awaited=abandonable
-    )
+    await gateway.producer.enqueue(queue, _FUNCTIONS[order.role], {job_id: payload}, options)
     gateway.watch.sent(queue)
     if key is not None:
         await _check_same(call, job_id, options.meta["digest"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import closing
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ TOOL: Any = {
         "parameters": {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]},
     },
 }
+NO_MESSAGES: Any = [{"role": "user", "content": [{}]}]
 QUESTION: Any = [{"role": "user", "content": "Name three rivers."}]
 
 
@@ -68,19 +70,17 @@ def test_openais_client_gets_the_queues_vectors_to_the_bit(
 
 
 def test_ollamas_client_gets_the_queues_vectors_to_the_bit(served: Serving, of_the_queue: bytes) -> None:
-    client = ollama.Client(served.url)
-    answer = client.embed("bge", TEXTS)
-    assert np.asarray(answer.embeddings, dtype=np.float32).tobytes() == of_the_queue
-    old = client.embeddings("bge", TEXTS[0])
-    assert np.asarray(old.embedding, dtype=np.float32).tobytes() == of_the_queue[: len(of_the_queue) // 3]
-    with pytest.raises(ollama.ResponseError, match="there is no model 'llama3' here") as caught:
-        client.embed("llama3", TEXTS)
-    assert caught.value.status_code == 404
+    with closing(ollama.Client(served.url)) as client:
+        answer = client.embed("bge", TEXTS)
+        assert np.asarray(answer.embeddings, dtype=np.float32).tobytes() == of_the_queue
+        old = client.embeddings("bge", TEXTS[0])
+        assert np.asarray(old.embedding, dtype=np.float32).tobytes() == of_the_queue[: len(of_the_queue) // 3]
+        with pytest.raises(ollama.ResponseError, match="there is no model 'llama3' here") as caught:
+            client.embed("llama3", TEXTS)
+        assert caught.value.status_code == 404
 
 
-def test_a_chat_is_answered_as_the_queue_answers_it_whole_and_streamed(
-    client: openai.OpenAI, served: Serving
-) -> None:
+def test_a_chat_is_answered_as_the_queue_answers_it_whole_and_streamed(client: openai.OpenAI, served: Serving) -> None:
     asked: dict[str, Any] = {"messages": QUESTION, "temperature": 0, "max_tokens": 30}
     expected = served.producer.generate(**asked).result(60)
     whole = client.chat.completions.create(model="tiny-says", **asked)
@@ -88,9 +88,7 @@ def test_a_chat_is_answered_as_the_queue_answers_it_whole_and_streamed(
     assert whole.usage is not None
     assert whole.usage.completion_tokens == expected.usage.completion_tokens
     chunks = list(
-        client.chat.completions.create(
-            model="tiny-says", stream=True, stream_options={"include_usage": True}, **asked
-        )
+        client.chat.completions.create(model="tiny-says", stream=True, stream_options={"include_usage": True}, **asked)
     )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == expected.text
@@ -107,7 +105,8 @@ def test_a_tool_is_called_whole_and_streamed(client: openai.OpenAI) -> None:
         "tool_choice": {"type": "function", "function": {"name": "weather"}},
         "max_tokens": 100,
     }
-    (call,) = client.chat.completions.create(**asked).choices[0].message.tool_calls or ()
+    (call,) = client.chat.completions.create(**asked).choices[0].message.tool_calls or [None]
+    assert call is not None
     assert call.type == "function"
     assert json.loads(call.function.arguments) == {"city": "Oslo"}
     calls = [
@@ -169,7 +168,7 @@ def test_what_is_wrong_is_told_by_its_field(client: openai.OpenAI) -> None:
     assert caught.value.param == "input"
     assert "token ids are not read here" in str(caught.value)
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="tiny-says", messages=[{"role": "user", "content": [{}]}])  # type: ignore[typeddict-item]
+        client.chat.completions.create(model="tiny-says", messages=NO_MESSAGES)
     assert caught.value.param == "messages.0.content.0.type"
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(input="x", model="bge", dimensions=10_000, encoding_format="float")
