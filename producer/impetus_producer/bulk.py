@@ -16,7 +16,8 @@ from .window import Embedded, EmbeddedDocument, Options, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .client import InputType, Producer
+    from .client import Producer
+    from .requests import InputType
 
 __all__ = ["DEFAULT_BACKLOG_JOBS", "DEFAULT_TEXTS_PER_JOB", "Embedded", "EmbeddedDocument", "embed_documents"]
 

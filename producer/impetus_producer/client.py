@@ -1,36 +1,25 @@
-"""The producer: puts requests on the queues and hands out what will become their results.
-
-Knows the contract and Redis. Knows no model, no device, no file.
-"""
+"""The producer: puts requests on the queues and hands out what will become their results."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from . import contract, jobs
-from .contract import EmbeddingRequest, GenerationRequest
-from .errors import JobNotFoundError
-from .handles import EmbeddingHandle, GenerationHandle, as_text, named
-from .parsing import parse_request
-from .servers.patience import Patience
+from .handles import EmbeddingHandle, GenerationHandle
+from .line import Line
+from .requests import Requests
 from .servers.troubles import adopt, connect
+from .talks.results import role_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from redis import Redis
 
-InputType = Literal["query", "document"]
-EncodingFormat = Literal["base64", "float", "raw"]
-_AnswerT = TypeVar("_AnswerT")
-_JOBS_PER_ROUND_TRIP = 32
-_BACKLOG_POLL_S = 0.05
+    from .talks.steps import Talk
 
 
-class Producer:
+class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", GenerationHandle]):
     """Enqueues jobs at one server.
 
     `redis_url`: the server; without it `IMPETUS_REDIS_URL`, else the server that `impetus-worker run` keeps on this
@@ -50,197 +39,32 @@ class Producer:
         failure_ttl_s: int = contract.DEFAULT_FAILURE_TTL_S,
         patience_s: float | None = None,
     ) -> None:
+        super().__init__(timeout_s, result_ttl_s, failure_ttl_s, patience_s)
         self.connection = adopt(connection) if connection is not None else connect(redis_url)
-        self.patience = Patience(patience_s)
-        self.options = jobs.JobOptions(timeout_s, result_ttl_s, failure_ttl_s)
-
-    def embed(
-        self,
-        input: str | Sequence[str],  # noqa: A002 - the contract's name for it
-        *,
-        model: str | None = None,
-        dimensions: int | None = None,
-        input_type: InputType | None = None,
-        truncate: bool = True,
-        encoding_format: EncodingFormat = "base64",
-        bulk: bool = False,
-    ) -> EmbeddingHandle:
-        """Enqueues one job that embeds a text, or up to 2,048 texts. `bulk`: nobody is waiting for it.
-
-        Raises `InvalidRequestError` at once for what a worker would refuse.
-        """
-        texts = input if isinstance(input, str) else list(input)
-        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format)
-        return self._enqueue_embeddings([payload], bulk)[0][0]
-
-    def embed_many(
-        self,
-        texts: Iterable[str],
-        *,
-        texts_per_job: int = 64,
-        max_backlog_jobs: int = 256,
-        model: str | None = None,
-        dimensions: int | None = None,
-        input_type: InputType | None = None,
-        truncate: bool = True,
-        encoding_format: EncodingFormat = "raw",
-        bulk: bool = True,
-    ) -> Iterator[EmbeddingHandle]:
-        """Splits texts into jobs, and yields the jobs' handles in the order of the texts.
-
-        Results lie in Redis as `raw` vectors, which take the least room; RQ itself does not show those: ask for
-        `base64` where results are read by other means than these handles.
-
-        Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs on the queue, so that it may be endless:
-        it goes on enqueueing as you take handles, and waits while workers are behind.
-        """
-        queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
-        ahead: deque[EmbeddingHandle] = deque()
-        payloads = (
-            embedding_payload(part, model, dimensions, input_type, truncate, encoding_format)
-            for part in _parts(texts, texts_per_job, contract.MAX_TEXT_BYTES)
-        )
-        for group in _parts(payloads, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs)):
-            handles, queued = self._enqueue_embeddings(group, bulk)
-            ahead.extend(handles)
-            while len(ahead) >= max_backlog_jobs:
-                yield ahead.popleft()
-            while queued >= max_backlog_jobs:
-                # The handles go first: whoever waits for one of them is what empties the queue.
-                if ahead:
-                    yield ahead.popleft()
-                else:
-                    time.sleep(_BACKLOG_POLL_S)
-                queued = self._ask(lambda: int(self.connection.llen(jobs.queue_key(queue))))
-        yield from ahead
-
-    def generate(
-        self,
-        prompt: str | None = None,
-        *,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        model: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        logprobs: bool | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        special_tokens: Literal["control", "text"] | None = None,
-        stream: bool | None = None,
-        cancel_if_abandoned: bool = False,
-        bulk: bool = False,
-        **more: Any,
-    ) -> GenerationHandle:
-        """Enqueues one job that continues `prompt` or answers `messages`.
-
-        `response_format`: `{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"schema": ...}}`.
-        `special_tokens="text"`: what messages hold is text, though it spells the model's own control tokens.
-        `stream`: so that the handle's `stream()` has the text while it is made. `cancel_if_abandoned`: the job ends
-        `ABANDONED_AFTER_S` (30 s) after the last `result()` or `stream()` that waited for it, the first of which has
-        to come within that time. `more`: any other field of `contract.GenerationRequest`, so that the body of a chat
-        completion for OpenAI can be given as it is: `generate(**body)`.
-
-        What is not given takes the contract's default. Raises `InvalidRequestError` at once for what a worker would
-        refuse.
-        """
-        fields = {
-            "prompt": prompt,
-            "messages": None if messages is None else [dict(message) for message in messages],
-            "model": model,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "stop": stop if stop is None or isinstance(stop, str) else list(stop),
-            "seed": seed,
-            "logprobs": logprobs or None,
-            "response_format": None if response_format is None else dict(response_format),
-            "tools": None if tools is None else [dict(tool) for tool in tools],
-            "special_tokens": special_tokens,
-            "stream": stream or None,
-            "cancel_if_abandoned": cancel_if_abandoned or None,
-            **more,
-        }
-        payload = {name: value for name, value in fields.items() if value is not None}
-        parse_request(GenerationRequest, payload)
-        queue = contract.GENERATION_BULK_QUEUE if bulk else contract.GENERATION_QUEUE
-        job_id = jobs.new_id()
-        if cancel_if_abandoned:
-            # Before there is a job that a worker could find abandoned.
-            self._ask(lambda: self.connection.set(jobs.awaited_key(job_id), 1, ex=contract.ABANDONED_AFTER_S))
-        self.enqueue(queue, contract.GENERATE_FUNCTION, {job_id: payload})
-        return GenerationHandle(job_id, self.connection, self.patience, awaited=cancel_if_abandoned)
+        self._line = Line(self.connection, self.patience)
 
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
-        # Redis knows bytes: what is no text, as a command line may hold, is nobody's id.
-        is_text = not any("\ud800" <= each <= "\udfff" for each in job_id)
-        with named(job_id):
-            origin = self._ask(lambda: self.connection.hget(jobs.job_key(job_id), "origin")) if is_text else None
-        if origin is None:
-            raise JobNotFoundError(f"there is no job {job_id}, or its time to live ran out")
-        generation = as_text(origin) in contract.ROLE_QUEUES["generation"]
-        return (GenerationHandle if generation else EmbeddingHandle)(job_id, self.connection, self.patience)
+        kind = GenerationHandle if self._line.hold(role_of(job_id)) == "generation" else EmbeddingHandle
+        return kind(job_id, self.connection, self.patience)
 
     def enqueue(self, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]]) -> int:
         """Enqueues payloads that were checked, by their jobs' ids; returns the queue's new length.
 
         May be asked again with the same ids: what is there stays as it is.
         """
-        return self._ask(partial(jobs.enqueue, self.connection, queue, function, payloads, self.options))
+        return self._line.ask(jobs.enqueueing(queue, function, payloads, self.options))
 
-    def _ask(self, question: Callable[[], _AnswerT]) -> _AnswerT:
-        return self.patience.ask(self.connection, question)
+    def _embedding(self, payload: Mapping[str, Any], bulk: bool) -> EmbeddingHandle:
+        job_id = self._line.hold(self._enqueueing_one("embedding", payload, bulk))
+        return EmbeddingHandle(job_id, self.connection, self.patience)
 
-    def _enqueue_embeddings(
-        self, payloads: Sequence[Mapping[str, Any]], bulk: bool
-    ) -> tuple[list[EmbeddingHandle], int]:
-        queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
-        by_id = {jobs.new_id(): payload for payload in payloads}
-        queued = self.enqueue(queue, contract.EMBED_FUNCTION, by_id)
-        return [EmbeddingHandle(job_id, self.connection, self.patience) for job_id in by_id], queued
+    def _embeddings(self, talk: Talk[None]) -> Iterator[EmbeddingHandle]:
+        for job_id in self._line.pieces(talk):
+            yield EmbeddingHandle(job_id, self.connection, self.patience)
 
-
-def embedding_payload(
-    texts: str | list[str],
-    model: str | None,
-    dimensions: int | None,
-    input_type: InputType | None,
-    truncate: bool,
-    encoding_format: EncodingFormat = "base64",
-) -> dict[str, Any]:
-    """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
-    fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
-    payload = {name: value for name, value in fields.items() if value is not None}
-    if not truncate:
-        payload["truncate"] = False
-    if encoding_format != "base64":
-        payload["encoding_format"] = encoding_format
-    parse_request(EmbeddingRequest, payload)
-    return payload
-
-
-ItemT = TypeVar("ItemT")
-
-
-def _parts(items: Iterable[ItemT], size: int, characters: float = float("inf")) -> Iterator[list[ItemT]]:
-    """Lists of `size` items, or fewer where those that are texts would make more than so many characters."""
-    part: list[ItemT] = []
-    held = 0
-    for item in items:
-        length = len(item) if isinstance(item, str) else 0
-        if part and (len(part) == size or held + length > characters):
-            yield part
-            part, held = [], 0
-        part.append(item)
-        held += length
-    if part:
-        yield part
+    def _generation(self, payload: Mapping[str, Any], bulk: bool) -> GenerationHandle:
+        job_id = self._line.hold(self._enqueueing_one("generation", payload, bulk))
+        return GenerationHandle(
+            job_id, self.connection, self.patience, awaited=bool(payload.get("cancel_if_abandoned"))
+        )

@@ -15,7 +15,6 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from . import contract, jobs
-from .client import InputType, Producer, embedding_payload
 from .contract import EmbeddingRequest, EmbeddingResult
 from .documents import Document, FailedDocument
 from .errors import (
@@ -27,17 +26,21 @@ from .errors import (
     ServerFullError,
     UnreadableResultError,
 )
-from .handles import as_text
 from .parsing import parse_request
+from .requests import embedding_payload
 from .servers.answers import Trouble, known_answers, trouble
 from .servers.troubles import server_errors
+from .talks.results import as_text
+from .talks.steps import directly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
 
+    from .client import Producer
     from .documents import DocumentId
+    from .requests import InputType
 
 _QUEUE = contract.EMBEDDING_BULK_QUEUE
 _BLOCK_MS = 500
@@ -160,14 +163,8 @@ class Window:
         # Noted first: who presses Ctrl-C meanwhile leaves no job behind.
         self.sent.update(by_id)
         self.unsent = []
-        enqueue = partial(
-            jobs.enqueue,
-            self.producer.connection,
-            _QUEUE,
-            contract.EMBED_FUNCTION,
-            payloads,
-            self.producer.options,
-        )
+        question = jobs.enqueueing(_QUEUE, contract.EMBED_FUNCTION, payloads, self.producer.options)
+        enqueue = partial(question.put_to, self.producer.connection)
         try:
             self._ask(enqueue, never_for=ServerFullError if others else ())
         except ServerFullError:
@@ -290,7 +287,7 @@ class Window:
         def status() -> Any:
             with self.producer.connection.pipeline(transaction=False) as pipeline:
                 pipeline.hget(jobs.job_key(job_id), "status")
-                return known_answers(pipeline)[0]
+                return known_answers(pipeline.execute(raise_on_error=False))[0]
 
         return self._ask(status) in (b"stopped", "stopped")
 
@@ -321,7 +318,7 @@ class Window:
             for job_id in job_ids:
                 pipeline.hget(jobs.job_key(job_id), "status")
                 pipeline.exists(jobs.results_key(job_id))
-            return known_answers(pipeline)
+            return known_answers(pipeline.execute(raise_on_error=False))
 
     def _lost(self, job: _Job) -> list[_Job]:
         job.losses += 1
@@ -332,8 +329,11 @@ class Window:
         return []
 
     def _discard_ended(self) -> None:
-        self._ask(lambda: jobs.discard(self.producer.connection, self.ended, _QUEUE))
+        self._ask(self._discard)
         self.ended = []
+
+    def _discard(self) -> None:
+        directly(self.producer.connection, jobs.discarding(self.ended, _QUEUE))
 
     def forget(self) -> None:
         """Leaves the jobs to their time to live."""
@@ -348,11 +348,11 @@ class Window:
             with self.producer.connection.pipeline(transaction=False) as pipeline:
                 for job_id in waiting:
                     pipeline.lrem(jobs.queue_key(_QUEUE), -1, job_id)
-                removed = known_answers(pipeline)
+                removed = known_answers(pipeline.execute(raise_on_error=False))
             # Whose id was still in the queue, no worker has it.
             self.ended += [job_id for job_id, count in zip(waiting, removed, strict=True) if count]
             if self.ended:
-                jobs.discard(self.producer.connection, self.ended, _QUEUE)
+                self._discard()
 
 
 def _refusal(text: str) -> str | None:

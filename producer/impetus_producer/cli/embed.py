@@ -23,10 +23,10 @@ from .server import open_session, patience_option, redis_url_option
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ..client import InputType
     from ..documents import Read
     from ..reading.duplicates import OnDuplicate
     from ..reading.source import InputFormat, Source
+    from ..requests import InputType
     from ..writing.output import Output
 
 _REDRAW_EVERY_S = 0.1
