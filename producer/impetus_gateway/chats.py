@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
     from typing import Protocol
 
-    from impetus_producer.asynchronous import AsyncGenerationHandle
     from starlette.responses import Response
 
+    from impetus_producer.asynchronous import AsyncGenerationHandle
     from impetus_producer.contract import GenerationResult
     from impetus_producer.streams import Delta
 

@@ -23,9 +23,9 @@ from .submitting import embedding_handle, generation_handle
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle
     from starlette.responses import Response
 
+    from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle
     from impetus_producer.contract import GenerationResult
 
     from .gateway import Call
