@@ -19,7 +19,7 @@ def test_a_job_enqueued_under_a_span_names_it_and_another_has_no_meta(producer: 
         traced = producer.embed("one", bulk=True)
     untraced = producer.embed("two", bulk=True)
     ours = span.get_span_context()
-    expected = f"00-{format_trace_id(ours.trace_id)}-{format_span_id(ours.span_id)}-01"
+    expected = f"00-{format_trace_id(ours.trace_id)}-{format_span_id(ours.span_id)}-{ours.trace_flags:02x}"
     meta = connection.hget(f"rq:job:{traced.job_id}", "meta")
     assert json.loads(meta or b"{}") == {"traceparent": expected}
     assert not connection.hexists(f"rq:job:{untraced.job_id}", "meta")
