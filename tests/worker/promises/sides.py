@@ -345,7 +345,7 @@ def burst(redis_server: RedisServer, log: Path) -> Iterator[Ours]:
     allowed = ("--allow-callbacks", ",".join(CALLBACKS + name for name in ALLOWED))
     side.running = RunningWorker(url, log, *options, *allowed)
     try:
-        assert side.running.process.wait(timeout=15) == 0, side.running.log
+        assert side.running.process.wait(timeout=90) == 0, side.running.log
     finally:
         side.running.stop()
 
