@@ -67,7 +67,7 @@ def test_config_show_prints_a_file_that_says_the_same(config: Path) -> None:
     assert shown(again) == shown(config)
     run = shown(config)["run"]
     assert (run["redis-url"], run["allow-webhooks"], run["burst"]) == ("redis://h/1", "a.example,b.example", True)
-    assert shown(config, cli)["status"]["redis-url"] == "redis://h/1"
+    assert shown(config, cli)["status"]["redis-url"] == shown(config, cli)["serve"]["redis-url"] == "redis://h/1"
 
 
 def test_a_password_in_the_file_is_not_shown(config: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -220,6 +222,29 @@ def test_a_terminal_shows_count_rate_and_time_left(folder: Path, redis_url: str,
     assert process.wait(20) == 0
     assert b"500/500" in shown
     assert b"docs/s" in shown
+
+
+def test_top_shows_the_queues_again_and_again_in_a_terminal_and_refuses_to_elsewhere(
+    redis_url: str, producer: Producer, worker: StockWorker
+) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (30, 200))
+    command = [*PROGRAM, "top", "--every", "0.2", "--redis-url", redis_url]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while shown.count(b"ended/s") < 3:
+        shown += os.read(ours, 4096)
+    producer.embed("a text").result(timeout_s=30)
+    shown = b""
+    while not re.search(rb"embedding +0 +0 +1 +0 +[0-9.]+\x1b", shown):
+        shown += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    os.close(ours)
+    elsewhere = run("top", "--redis-url", redis_url)
+    assert elsewhere.exit_code == 2
+    assert "impetus status --json" in elsewhere.output
 
 
 @pytest.mark.parametrize("options", [(), ("--stream",)])
@@ -449,4 +474,4 @@ def test_help_of_every_command_teaches_by_example() -> None:
         result = run(command, "--help")
         assert result.exit_code == 0
         assert f"impetus {command}" in result.stdout
-        assert "--redis-url" in result.stdout
+        assert "--redis-url" in result.stdout or command == "config"

@@ -44,20 +44,20 @@ def test_the_work_of_both_roles_is_counted_and_what_a_dead_worker_counted_stays(
     eventually(lambda: fleet.status(refused) == "failed")
     seen = scrape(port)
     for lane, result in (("bulk", "finished"), ("interactive", "finished"), ("interactive", "failed")):
-        assert seen[f"impetus_requests_total{{lane={lane},result={result},role=embedding}}"] == 1
-    assert seen["impetus_batch_texts_sum{}"] == 4
-    assert seen["impetus_prompt_tokens_total{role=embedding}"] > 4
-    assert seen["impetus_padding_tokens_total{}"] > 0
-    assert seen["impetus_device_seconds_total{role=embedding}"] > 0
-    assert seen["impetus_generation_tokens_total{}"] == made.usage.completion_tokens
-    assert seen["impetus_time_to_first_token_seconds_count{}"] == 1
-    assert seen["impetus_request_latency_seconds_count{role=generation}"] == 1
-    eventually(lambda: scrape(port)["impetus_num_requests_running{role=embedding}"] == 0)
+        assert seen[f"impetus_worker_requests_total{{lane={lane},result={result},role=embedding}}"] == 1
+    assert seen["impetus_worker_batch_texts_sum{}"] == 4
+    assert seen["impetus_worker_prompt_tokens_total{role=embedding}"] > 4
+    assert seen["impetus_worker_padding_tokens_total{}"] > 0
+    assert seen["impetus_worker_device_seconds_total{role=embedding}"] > 0
+    assert seen["impetus_worker_generation_tokens_total{}"] == made.usage.completion_tokens
+    assert seen["impetus_worker_time_to_first_token_seconds_count{}"] == 1
+    assert seen["impetus_worker_request_latency_seconds_count{role=generation}"] == 1
+    eventually(lambda: scrape(port)["impetus_worker_num_requests_running{role=embedding}"] == 0)
 
     os.kill(fleet.worker_pid("embedding"), signal.SIGKILL)
     assert producer.embed(["one more"], bulk=True).result(60)
     seen = scrape(port)
-    assert seen["impetus_requests_total{lane=bulk,result=finished,role=embedding}"] == 2
+    assert seen["impetus_worker_requests_total{lane=bulk,result=finished,role=embedding}"] == 2
     assert worker.stop() == 0
 
 
@@ -65,13 +65,13 @@ def test_an_engine_that_died_and_what_went_back_for_it_are_counted(fleet: Fleet)
     port = free_port()
     fleet.start("--metrics-port", str(port), "--simulated-a-ms", "2500")
     handles = [Producer(fleet.url).embed([f"text {number}"]) for number in range(3)]
-    eventually(lambda: scrape(port).get("impetus_num_requests_running{role=embedding}", 0) > 0)
+    eventually(lambda: scrape(port).get("impetus_worker_num_requests_running{role=embedding}", 0) > 0)
     os.kill(fleet.engine_pid(), signal.SIGKILL)
     for handle in handles:
         assert handle.result(60)
     seen = scrape(port)
-    assert seen["impetus_engine_deaths_total{role=embedding}"] == 1
-    assert seen["impetus_requests_total{lane=interactive,result=finished,role=embedding}"] == 3
+    assert seen["impetus_worker_engine_deaths_total{role=embedding}"] == 1
+    assert seen["impetus_worker_requests_total{lane=interactive,result=finished,role=embedding}"] == 3
 
 
 def test_a_port_that_is_taken_is_one_sentence_before_anything_starts(fleet: Fleet) -> None:

@@ -68,14 +68,18 @@ def _config(program: str, group: click.Group) -> click.Group:
     def config() -> None:
         """What the commands' options come to: from the environment, the file or by default."""
 
+    assert config.help is not None
+    config.help += f"\n\n\b\nExamples:\n    {program} config show\n    {program} --config FILE config show"
+
     @config.command()
     @click.pass_context
     def show(context: click.Context) -> None:
         """Print every option's value, and where it comes from, in the form that the file has."""
         root, path = context.find_root(), file_in_use(context)
         click.echo(f"# {path}" if path else f"# no file: {default_file()} would be read")
-        for name, command in sorted(group.commands.items()):
-            if not command.hidden and command is not config and any(_options(command)):
+        for name in sorted(group.list_commands(root)):
+            command = _command(group, root, name)
+            if not command.hidden and any(_options(command)):
                 click.echo(f"\n[{program}.{name}]")
                 for line in _shown(click.Context(command, info_name=name, parent=root)):
                     click.echo(line)
@@ -111,23 +115,26 @@ def _read(program: str, group: click.Group, context: click.Context, path: Path |
         if not named and not path.is_file():
             return
         said = tomllib.loads(path.read_text(encoding="utf-8"))
-        context.default_map = dict(_defaults(said, program, group))
+        context.default_map = dict(_defaults(said, program, group, context))
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path}: {error}") from None
     context.meta[_FILE] = path
 
 
-def _defaults(said: Mapping[str, Any], program: str, group: click.Group) -> Iterator[tuple[str, dict[str, Any]]]:
+def _defaults(
+    said: Mapping[str, Any], program: str, group: click.Group, context: click.Context
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """For each command what the file says of its parameters. Raises `ValueError`."""
     for key in said:
         if key not in (*_PROGRAMS, *_OF_EVERY_COMMAND):
             raise ValueError(f"{key!r} is not known: {_advice(key, (*_PROGRAMS, *_OF_EVERY_COMMAND))}")
     general = {key: said[key] for key in _OF_EVERY_COMMAND if key in said}
-    tables = _table(said.get(program, {}), program)
+    tables, names = _table(said.get(program, {}), program), group.list_commands(context)
     for name in tables:
-        if name not in group.commands:
-            raise ValueError(f"there is no command `{program} {name}`: {_advice(name, group.commands)}")
-    for name, command in group.commands.items():
+        if name not in names:
+            raise ValueError(f"there is no command `{program} {name}`: {_advice(name, names)}")
+    for name in names if general else tables:
+        command = _command(group, context, name)
         table = _table(tables.get(name, {}), f"{program}.{name}")
         options = {_key(option): option for option in _options(command)}
         for key in table:
@@ -153,6 +160,12 @@ def _value(option: click.Option, value: Any) -> Any:
     if not isinstance(value, str | int | float):
         raise ValueError(f"{key!r} should be a string or a number, or a list of strings")
     return [value] if option.multiple else value
+
+
+def _command(group: click.Group, context: click.Context, name: str) -> click.Command:
+    command = group.get_command(context, name)
+    assert command is not None, name
+    return command
 
 
 def _options(command: click.Command) -> Iterator[click.Option]:

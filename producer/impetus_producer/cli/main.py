@@ -20,6 +20,7 @@ from .config_file import with_config_file
 from .embed import embed
 from .jobs import cancel, generate, result
 from .status import status
+from .top import top
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -75,7 +76,7 @@ def cli() -> None:
     """
 
 
-for _command in (embed, generate, status, result, cancel):
+for _command in (embed, generate, status, top, result, cancel):
     cli.add_command(_command)
 with_config_file("impetus", cli)
 

@@ -1,8 +1,8 @@
 """What a worker counts of its work, for Prometheus: kept by prometheus_client, in its multiprocess mode.
 
-Names and units are vLLM's and TEI's where they have such a thing, under the prefix `impetus_`. Each process writes into
-files of its own in the folder that the library's `PROMETHEUS_MULTIPROC_DIR` names, and the supervisor sums them up for
-whoever scrapes (`server.py`).
+Names and units are vLLM's and TEI's where they have such a thing, after `impetus_worker_`; without that word they are a
+gateway's, of what it was asked. Each process writes into files of its own in the folder that the library's
+`PROMETHEUS_MULTIPROC_DIR` names, and the supervisor sums them up for whoever scrapes (`server.py`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Instruments:
         from prometheus_client import Counter, Gauge, Histogram
 
         def name(rest: str) -> str:
-            return f"impetus_{rest}"
+            return f"impetus_worker_{rest}"
 
         self.requests: Any = Counter(name("requests"), "Runs that ended, by how.", ["role", "lane", "result"])
         self.latency: Any = Histogram(
