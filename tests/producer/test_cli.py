@@ -342,6 +342,7 @@ def test_status_tells_queues_and_workers_and_changes_nothing(redis_url: str, con
     before = connection.zrange("rq:failed:embedding", 0, -1)
     state = json.loads(run("status", "--json", url=redis_url).stdout)
     queues = {queue.pop("name"): queue for queue in state["queues"]}
+    assert queues["embedding"].pop("oldest_s") >= 0
     assert queues["embedding"] == {"waiting": 1, "running": 0, "finished": 0, "failed": 1}
     assert [queues[name]["waiting"] for name in ("generation", "embedding-bulk", "other")] == [1, 0, 1]
     (seen,) = state["workers"]
