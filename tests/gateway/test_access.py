@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +14,16 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from impetus_gateway.callers import Keys, Role, new_key
+from impetus_gateway.callers import Caller, Keys, Role, new_key
+from impetus_gateway.errors import HttpError
 from impetus_gateway.limits import Limits
 from impetus_gateway.serving import Address, check_address
 from impetus_producer import Producer
 from impetus_producer.cli.main import cli
 from impetus_producer.errors import ImpetusError, InvalidRequestError
+from tests.producer.servers import Valkey
 from tests.worker.conftest import eventually
+from tests.worker.runs import SIMULATED, runs, tree_below
 
 from .serving import Serving, serving
 
@@ -114,9 +119,6 @@ def test_a_keys_requests_a_minute_are_counted(as_: Any) -> None:
 def test_places_and_requests_come_back() -> None:
     now = [0.0]
     limits = Limits(2, clock=lambda: now[0])
-    from impetus_gateway.callers import Caller
-    from impetus_gateway.errors import HttpError
-
     caller = Caller(name="c", requests_per_minute=60, max_concurrent=1)
     other = Caller(name="o")
     with limits.place(caller):
@@ -223,7 +225,7 @@ def test_keys_are_made_on_the_command_line_and_a_wrong_file_is_refused(tmp_path:
         Keys.read(path)
 
 
-def test_it_speaks_tls_by_file_and_ends_in_order(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_alone_on_a_machine_it_brings_server_and_worker_speaks_tls_and_ends_in_order(tmp_path: Path) -> None:
     certificate = tmp_path / "cert.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
@@ -231,31 +233,32 @@ def test_it_speaks_tls_by_file_and_ends_in_order(redis_server: RedisServer, tmp_
         check=True, capture_output=True,
     )  # fmt: skip
     log = tmp_path / "serve.log"
-    import sys
-
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("IMPETUS_")}
     with log.open("wb") as written:
         process = subprocess.Popen(
             [sys.executable, "-m", "impetus_producer", "serve", "--port", "0", "--certfile", certificate,
-             "--keyfile", tmp_path / "key.pem", "--redis-url", redis_server.url],
-            stderr=written,
+             "--keyfile", tmp_path / "key.pem", "--", *SIMULATED],
+            stderr=written, env={**environment, "IMPETUS_STATE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)},
         )  # fmt: skip
     try:
         eventually(lambda: b"Serving at" in log.read_bytes() or process.poll() is not None)
         url = log.read_text().split("Serving at ")[1].split(";")[0].replace("127.0.0.1", "localhost")
         assert url.startswith("https://")
+        tree = tree_below(process.pid)
+        assert len(tree) > 2
         trust = ssl.create_default_context(cafile=str(certificate))
-        with httpx.Client(verify=trust, trust_env=False) as client:
-            assert client.get(f"{url}/health").json() == {"status": "ok"}
+        with httpx.Client(base_url=url, verify=trust, trust_env=False) as client:
+            eventually(lambda: client.get("/ready").status_code == 200)
+            assert client.post(EMBEDDINGS, json={"input": "x"}).json()["model"]
         process.terminate()
         assert process.wait(30) == 0
+        eventually(lambda: not any(map(runs, tree)))
     finally:
         process.kill()
         process.wait()
 
 
 def test_a_server_that_goes_away_is_said_and_comes_back(tmp_path: Path) -> None:
-    from tests.producer.servers import Valkey
-
     valkey = Valkey(tmp_path)
     try:
         with serving(f"redis://127.0.0.1:{valkey.port}/0", patience_s=0.2) as running:
