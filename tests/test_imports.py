@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
     "impetus_producer": ROOT / "producer",
+    "impetus_gateway": ROOT / "producer",
     "impetus_worker": ROOT / "worker",
     "impetus_backends": ROOT / "backends",
 }
@@ -54,6 +55,12 @@ def test_producer_and_backends_import_nothing_else_of_ours(package: str) -> None
     for path in sources(package):
         ours = imported(ast.walk(ast.parse(path.read_text()))) & (PACKAGES.keys() - {package})
         assert not ours, f"{path} imports {ours}"
+
+
+def test_the_gateway_imports_the_producer_alone() -> None:
+    for path in sources("impetus_gateway"):
+        ours = imported(ast.walk(ast.parse(path.read_text()))) & (PACKAGES.keys() - {"impetus_gateway"})
+        assert ours <= {"impetus_producer"}, f"{path} imports {ours}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -75,6 +75,8 @@ class JobOptions:
     timeout_s: int
     result_ttl_s: int
     failure_ttl_s: int
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What the enqueuer notes beside the job, RQ's `job.meta`: plain JSON data."""
 
 
 def encode_payload(function: str, payload: Mapping[str, Any]) -> bytes:
@@ -106,6 +108,8 @@ def enqueueing(
         "result_ttl": options.result_ttl_s,
         "failure_ttl": options.failure_ttl_s,
     }
+    if options.meta:
+        common["meta"] = json.dumps(options.meta)
     arguments: list[Any] = [queue, len(common)]
     for name, value in common.items():
         arguments += (name, value)

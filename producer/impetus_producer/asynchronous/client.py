@@ -12,6 +12,7 @@ from ..requests import Requests
 from ..servers.connections import for_asyncio, like
 from ..servers.troubles import client_for
 from ..talks.results import role_of
+from ..talks.steps import Question, Vigil
 from .handles import AsyncEmbeddingHandle, AsyncGenerationHandle
 from .line import AsyncLine
 
@@ -79,12 +80,30 @@ class AsyncProducer(
         role = await self._line.hold(role_of(job_id))
         return (AsyncGenerationHandle if role == "generation" else AsyncEmbeddingHandle)(job_id, self._line)
 
-    async def enqueue(self, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]]) -> int:
+    async def enqueue(
+        self,
+        queue: str,
+        function: str,
+        payloads: Mapping[str, Mapping[str, Any]],
+        options: jobs.JobOptions | None = None,
+    ) -> int:
         """Enqueues payloads that were checked, by their jobs' ids; returns the queue's new length.
 
-        May be asked again with the same ids: what is there stays as it is.
+        May be asked again with the same ids: what is there stays as it is. `options`: others than the producer's own.
         """
-        return await self._line.ask(jobs.enqueueing(queue, function, payloads, self.options))
+        awaited = [job_id for job_id, payload in payloads.items() if payload.get("cancel_if_abandoned")]
+        for job_id in awaited:
+            # Before there is a job that a worker could find abandoned.
+            await self._line.ask(Question(Vigil(jobs.awaited_key(job_id)).say))
+        return await self._line.ask(jobs.enqueueing(queue, function, payloads, options or self.options))
+
+    def embedding_handle(self, job_id: str) -> AsyncEmbeddingHandle:
+        """As `handle`, of a job that embeds, without asking whether there is one."""
+        return AsyncEmbeddingHandle(job_id, self._line)
+
+    def generation_handle(self, job_id: str) -> AsyncGenerationHandle:
+        """As `handle`, of a job that generates, without asking whether there is one."""
+        return AsyncGenerationHandle(job_id, self._line)
 
     async def _embedding(self, payload: Mapping[str, Any], bulk: bool) -> AsyncEmbeddingHandle:
         job_id = await self._line.hold(self._enqueueing_one("embedding", payload, bulk))

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import signal
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,8 +26,21 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
+_OF_THE_GATEWAY = {"serve": "serve", "serve-key": "serve_key"}
+"""Commands of `impetus_gateway.cli`, which is another package and imported when one of them is asked for."""
+
+
 class _Group(click.Group):
     """Turns what goes wrong into one sentence on stderr and an exit status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_OF_THE_GATEWAY]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (name := _OF_THE_GATEWAY.get(cmd_name)) is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module("impetus_gateway.cli"), name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -48,6 +62,7 @@ def cli() -> None:
     Try it with nothing set up; a server and a worker are started for the time it takes:
         impetus embed docs.jsonl --output docs.parquet
         impetus generate "Name three rivers."
+        impetus serve
 
     \b
     Against a server that is there:
