@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,9 +57,12 @@ class Address:
             family, kind, protocol, _, place = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
-            listening = socket.socket(family, kind, protocol)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(place)
+            with ExitStack() as closing:
+                listening = closing.enter_context(socket.socket(family, kind, protocol))
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listening.bind(place)
+                listening.listen(_BACKLOG_CONNECTIONS)
+                closing.pop_all()
         except OSError as error:
             raise ImpetusError(f"{self.host}:{self.port} cannot be listened at: {error.strerror or error}") from None
         return listening

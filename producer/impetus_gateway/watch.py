@@ -71,6 +71,10 @@ class Watch:
         """The workers that take jobs of this queue now."""
         return [] if self._fleet is None else [each for each in self._fleet.workers if each.serves(queue)]
 
+    def is_served(self, queue: str) -> bool:
+        """Whether somebody takes jobs of this queue, and is not told to take none."""
+        return bool(self.serving(queue)) and not (self._fleet is not None and self._fleet.suspended)
+
     def default_model(self, role: str) -> str:
         """The name of what answers where a request names no model; empty where that is unknown."""
         workers = self.serving(contract.ROLE_QUEUES[role][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from contextlib import closing
 from importlib.util import find_spec
@@ -29,7 +30,12 @@ TOOL: Any = {
     "type": "function",
     "function": {
         "name": "weather",
-        "parameters": {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
     },
 }
 NO_MESSAGES: Any = [{"role": "user", "content": [{}]}]
@@ -61,8 +67,6 @@ def test_openais_client_gets_the_queues_vectors_to_the_bit(
     answer = client.embeddings.create(input=TEXTS, model="bge", **more)
     rows: Any = [each.embedding for each in answer.data]
     if encoding == "base64":
-        import base64
-
         rows = [np.frombuffer(base64.b64decode(row), "<f4") for row in rows]
     assert np.asarray(rows, dtype=np.float32).tobytes() == of_the_queue
     assert answer.model == "bge"
@@ -103,7 +107,7 @@ def test_a_tool_is_called_whole_and_streamed(client: openai.OpenAI) -> None:
         "messages": QUESTION,
         "tools": [TOOL],
         "tool_choice": {"type": "function", "function": {"name": "weather"}},
-        "max_tokens": 100,
+        "max_tokens": 200,
     }
     (call,) = client.chat.completions.create(**asked).choices[0].message.tool_calls or [None]
     assert call is not None
@@ -134,7 +138,8 @@ def test_openais_asynchronous_client_has_many_answers_at_once(served: Serving, o
             return list(rows), list(await asyncio.gather(*(told() for _ in range(8))))
 
     rows, texts = asyncio.run(ask())
-    assert np.asarray(rows, dtype=np.float32).tobytes() == of_the_queue
+    # In a batch of other texts the last bits may be others.
+    assert np.allclose(rows, np.frombuffer(of_the_queue, np.float32).reshape(len(TEXTS), -1), atol=1e-5)
     assert len(set(texts)) == 1
     assert texts[0]
 
