@@ -16,6 +16,7 @@ import click
 
 from ..errors import ImpetusError
 from ..shown import printable_lines
+from .batch import batch
 from .config_file import with_config_file
 from .embed import embed
 from .jobs import cancel, generate, result
@@ -76,7 +77,7 @@ def cli() -> None:
     """
 
 
-for _command in (embed, generate, status, top, result, cancel):
+for _command in (embed, generate, batch, status, top, result, cancel):
     cli.add_command(_command)
 with_config_file("impetus", cli)
 
