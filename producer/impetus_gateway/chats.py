@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from impetus_producer.bodies.chats import ENDPOINT as ENDPOINT
+from impetus_producer.bodies.chats import chat_payload
 from impetus_producer.chat_completions import ChatChunks, chat_completion
-from impetus_producer.contract import GenerationRequest
-from impetus_producer.errors import ImpetusError, InvalidRequestError, ResultTimeoutError, StreamRestartedError
-from impetus_producer.parsing import parse_request
+from impetus_producer.errors import ImpetusError, ResultTimeoutError, StreamRestartedError
 
 from .answers import json_answer
 from .errors import http_error
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
     from typing import Protocol
 
-    from impetus_producer.asynchronous import AsyncGenerationHandle
     from starlette.responses import Response
 
+    from impetus_producer.asynchronous import AsyncGenerationHandle
     from impetus_producer.contract import GenerationResult
     from impetus_producer.streams import Delta
 
@@ -34,16 +34,8 @@ if TYPE_CHECKING:
         def ended(self, result: GenerationResult) -> Iterator[dict[str, Any]]: ...
 
 
-ENDPOINT = "/v1/chat/completions"
-
-
 async def chat(call: Call) -> Response:
-    body = call.json()
-    for name in ("prompt", "cancel_if_abandoned"):
-        if name in body:
-            raise InvalidRequestError(f"{name}: there is no such field", field=name)
-    request = parse_request(GenerationRequest, body)
-    payload = {name: value for name, value in body.items() if value is not None}
+    request, payload = chat_payload(call.json())
     job_id = await submit(call, Order("generation", payload, ENDPOINT))
     if wants_no_wait(call):
         return accepted(job_id)

@@ -24,10 +24,11 @@ from .watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from impetus_producer.asynchronous import AsyncProducer
     from redis import Redis
     from starlette.responses import Response
     from starlette.types import Message, Receive, Scope, Send
+
+    from impetus_producer.asynchronous import AsyncProducer
 
     from .settings import Settings
 

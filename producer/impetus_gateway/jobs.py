@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
+from impetus_producer.bodies import completions
+from impetus_producer.bodies.completions import TextChunks, text_completion
 from impetus_producer.chat_completions import ChatChunks, chat_completion
 from impetus_producer.contract import EmbeddingResult
 from impetus_producer.errors import ImpetusError, ResultTimeoutError
 from impetus_producer.operations import retry
 from impetus_producer.records import JobRecord, read_record
 
-from . import completions, ollama
+from . import ollama
 from .answers import json_answer
 from .callers import Role
 from .embeddings import in_openais_words
@@ -23,9 +25,9 @@ from .submitting import embedding_handle, generation_handle
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle
     from starlette.responses import Response
 
+    from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle
     from impetus_producer.contract import GenerationResult
 
     from .gateway import Call
@@ -126,9 +128,9 @@ def _endpoint(record: JobRecord) -> str | None:
     return endpoint if isinstance(endpoint, str) else None
 
 
-def _chunks(record: JobRecord) -> ChatChunks | completions.TextChunks:
+def _chunks(record: JobRecord) -> ChatChunks | TextChunks:
     if _endpoint(record) == completions.ENDPOINT:
-        return completions.TextChunks(record.job_id, "", with_usage=False)
+        return TextChunks(record.job_id, "", with_usage=False)
     return ChatChunks(record.job_id)
 
 
@@ -137,7 +139,7 @@ async def _result(call: Call, record: JobRecord) -> Any:
     result: EmbeddingResult | GenerationResult = await _handle(call, record).result(_READ_WITHIN_S)
     endpoint = _endpoint(record)
     if not isinstance(result, EmbeddingResult):
-        make = completions.text_completion if endpoint == completions.ENDPOINT else chat_completion
+        make = text_completion if endpoint == completions.ENDPOINT else chat_completion
         return make(result, record.job_id)
     if endpoint in (ollama.EMBED, ollama.EMBEDDINGS):
         return from_json(await ollama.in_ollamas_words(result, endpoint))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import models_json_schema
 
+from impetus_producer.bodies.completions import CompletionsBody
+from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.contract import GenerationRequest
 
 from . import chats, completions, embeddings, health, jobs, models, ollama
@@ -163,7 +165,7 @@ def _list(of: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    bodies = (embeddings.EmbeddingsBody, completions.CompletionsBody, ollama.EmbedBody, ollama.OldEmbedBody)
+    bodies = (EmbeddingsBody, CompletionsBody, ollama.EmbedBody, ollama.OldEmbedBody)
     _, made = models_json_schema([(each, "validation") for each in (*bodies, GenerationRequest)], ref_template=_REF)
     asked: dict[str, Any] = made["$defs"]
     chat = asked.pop("GenerationRequest")

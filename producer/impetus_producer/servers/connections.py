@@ -48,8 +48,12 @@ _OWN = re.compile(
 )
 """What is not taken over from a client whose connections are of a class that redis-py does not bring."""
 _FOR_ASYNCIO = ("redis.asyncio", "valkey.asyncio")
-_COUNTERPARTS = {"redis": "redis.asyncio.connection", "fakeredis": "fakeredis.aioredis"}
-"""Where classes of connections for asyncio are."""
+_COUNTERPARTS = {
+    "UnixDomainSocketConnection": ("redis.asyncio.connection", "UnixDomainSocketConnection"),
+    "SSLConnection": ("redis.asyncio.connection", "SSLConnection"),
+    "FakeRedisConnection": ("fakeredis.aioredis", "FakeAsyncRedisConnection"),
+}
+"""Of connections for threads: the modules and names of those for asyncio."""
 
 
 def from_url(url: str) -> Redis:
@@ -100,7 +104,7 @@ def like(client: Any, *, asyncio: bool = False) -> Redis:
         return client  # type: ignore[no-any-return]
     kind, settings = _taken(pool)
     own = _client(kind, settings)
-    if kind is not None and kind.__module__.startswith("fakeredis") and find_spec("lupa") is None:
+    if _runs_no_lua(pool):
         from .lualess import teach
 
         return teach(own)
@@ -113,7 +117,12 @@ def for_asyncio(model: Redis) -> AsyncRedis:
 
     pool: Any = model.connection_pool
     if not hasattr(pool, "sentinel_manager"):
-        return _asyncio_client(*_taken(pool))
+        own = _asyncio_client(*_taken(pool))
+        if _runs_no_lua(pool):
+            from .lualess import teach_as
+
+            teach_as(model, own)
+        return own
     from redis.asyncio import sentinel
 
     untyped: Any = sentinel
@@ -124,15 +133,17 @@ def for_asyncio(model: Redis) -> AsyncRedis:
     return Redis.from_pool(untyped.SentinelConnectionPool(pool.service_name, manager, ssl=kind is not None, **settings))
 
 
+def _runs_no_lua(pool: Any) -> bool:
+    return pool.connection_class.__module__.startswith("fakeredis") and find_spec("lupa") is None
+
+
 def _asyncio_client(kind: type | None, settings: Mapping[str, Any]) -> AsyncRedis:
     from redis import asyncio
 
     own: dict[str, Any] = {**settings, **_waits(tcp="path" not in settings, asyncio=True)}
     if kind is not None:
-        # Each has a counterpart of its name.
-        own["connection_class"] = getattr(
-            import_module(_COUNTERPARTS[kind.__module__.partition(".")[0]]), kind.__name__
-        )
+        module, name = _COUNTERPARTS.get(kind.__name__, (kind.__module__, kind.__name__))
+        own["connection_class"] = getattr(import_module(module), name)
     return asyncio.Redis.from_pool(asyncio.ConnectionPool(**own))
 
 
