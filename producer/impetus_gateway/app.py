@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from . import chats, completions, embeddings, health, jobs, models, ollama, openapi
+from . import chats, completions, dashboard, embeddings, health, jobs, models, ollama, openapi
 from .answers import error_answer
 from .callers import Role
 from .errors import HttpError
@@ -85,6 +85,11 @@ def _routes(gateway: Gateway) -> list[Route]:
         at(health.READY, health.ready, None),
         at(health.METRICS, health.metrics, Role.OPERATE),
         at(openapi.ENDPOINT, openapi.document, None),
+        at(dashboard.PAGE, dashboard.page, None),
+        at(dashboard.FILE, dashboard.file, None),
+        at(dashboard.EVENTS, dashboard.events, Role.OPERATE),
+        at(dashboard.SUSPEND, dashboard.suspend, Role.OPERATE, "POST"),
+        at(dashboard.RESUME, dashboard.resume, Role.OPERATE, "POST"),
     ]
 
 

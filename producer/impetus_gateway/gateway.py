@@ -19,6 +19,7 @@ from .errors import HttpError, http_error
 from .events import HungUpError
 from .limits import Limits
 from .metrics import Metrics, Stopwatch
+from .overview import Overview
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class Gateway:
         self.limits = Limits(settings.max_requests)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.watch, self.limits)
+        self.overview = Overview(connection, self.watch, self.metrics)
+        self.is_leaving: Callable[[], bool] = lambda: False
+        """Whether it was told to end: what has no end by itself ends then."""
         self._afterwards: set[asyncio.Task[None]] = set()
 
     async def ask(self, question: Callable[Concatenate[Redis, P], T], *details: P.args, **more: P.kwargs) -> T:

@@ -12,7 +12,7 @@ from impetus_producer.bodies.completions import CompletionsBody
 from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.contract import GenerationRequest
 
-from . import chats, completions, embeddings, health, jobs, models, ollama
+from . import chats, completions, dashboard, embeddings, health, jobs, models, ollama
 from .answers import json_answer
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ def _paths() -> dict[str, Any]:
         },
         jobs.EVENTS: {"get": _operation("job_events", {200: _stream("What becomes of it")}, _errors(404), named=True)},
         jobs.RETRY: {"post": _getting("retry", _ref("Job"), 404, 409, named=True)},
+        dashboard.EVENTS: {
+            "get": _operation("fleet_events", {200: _stream("The fleet, about once a second")}, _errors())
+        },
+        dashboard.SUSPEND: {"post": _getting("suspend", _ref("Suspended"))},
+        dashboard.RESUME: {"post": _getting("resume", _ref("Suspended"))},
         health.HEALTH: {"get": _getting("health", {"type": "object", "required": ["status"]})},
         health.READY: {
             "get": _operation(
@@ -213,4 +218,5 @@ def _answers() -> dict[str, Any]:
         "Accepted": _object({**job, "url": _TEXT}),
         "Job": _object(job, result={}, error={}, cancelled={"type": "boolean"}),
         "Ready": _object(ready),
+        "Suspended": _object({"suspended": {"type": "boolean"}}),
     }  # fmt: skip

@@ -89,24 +89,30 @@ def serve(
     and ends the gateway with what it raises.
     """
     listening = address.open()
+    server = make_server(gateway, address, access_log=access_log)
+    asyncio.run(_serve(server, listening, lambda: on_start(address.url(listening.getsockname()[1])), check))
+
+
+def make_server(gateway: Gateway, address: Address, *, access_log: bool = False) -> Server:
+    """The server of one gateway, which waits for its requests when it ends."""
     config = uvicorn.Config(
         make_app(gateway),
-        # A request's own limits say more than a connection's.
         timeout_graceful_shutdown=max(1, round(gateway.settings.drain_s)),
         backlog=_BACKLOG_CONNECTIONS,
         ssl_certfile=address.certfile,
         ssl_keyfile=address.keyfile,
         server_header=False,
         access_log=access_log,
-        log_level="warning" if not access_log else "info",
+        log_level="info" if access_log else "warning",
         ws="none",
         lifespan="on",
     )
-    server = _Server(config)
-    asyncio.run(_serve(server, listening, lambda: on_start(address.url(listening.getsockname()[1])), check))
+    server = Server(config)
+    gateway.is_leaving = lambda: server.should_exit
+    return server
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """One whose end by a signal is an end in order, and no signal of its own again."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -121,7 +127,7 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    server: _Server, listening: socket.socket, on_start: Callable[[], None], check: Callable[[], None]
+    server: Server, listening: socket.socket, on_start: Callable[[], None], check: Callable[[], None]
 ) -> None:
     serving = asyncio.create_task(server.serve([listening]))
     try:

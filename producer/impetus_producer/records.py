@@ -55,6 +55,22 @@ def read_record(connection: Redis, job_id: str) -> JobRecord | None:
     return _read(connection, [job_id])[0]
 
 
+def open_records(connection: Redis, most: int) -> list[JobRecord]:
+    """Jobs of the contract's queues that are not over, up to so many of each queue: first those that run, then those
+    that wait, in their order.
+    """
+    queues = [name for names in contract.ROLE_QUEUES.values() for name in names]
+    with server_errors(connection), connection.pipeline(transaction=False) as pipeline:
+        for queue in queues:
+            pipeline.zrange(f"rq:wip:{queue}", 0, most - 1)
+        for queue in queues:
+            pipeline.lrange(jobs.queue_key(queue), 0, most - 1)
+        answers = known_answers(pipeline.execute(raise_on_error=False))
+    # What runs is named with its execution.
+    ids = [each.decode(errors="replace").partition(":")[0] for answer in answers for each in answer or ()]
+    return [each for each in _read(connection, ids) if each is not None and not each.over]
+
+
 def failed_records(connection: Redis, most: int) -> list[tuple[JobRecord, str]]:
     """The jobs of the contract's queues that failed last, with the sentence that each failed with, the latest first."""
     with server_errors(connection), connection.pipeline(transaction=False) as pipeline:
