@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from impetus_producer.cli.server import open_session, patience_option, redis_url_option
-from impetus_producer.errors import MissingExtraError
+from impetus_producer.errors import ImpetusError, MissingExtraError
+from impetus_producer.servers.discovery import state_dir
 from impetus_producer.shown import printable
 
+if TYPE_CHECKING:
+    from impetus_producer.batches.store import BatchStore
+
+_NEEDED = ("httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -99,6 +105,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="SECONDS",
     help="After SIGTERM or Ctrl-C, how long what is being answered may take.",
 )
+@click.option(
+    "--files",
+    "files_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="IMPETUS_FILES",
+    metavar="DIR",
+    help="Keep files and batches there (/v1/files, /v1/batches). Gateways may share a folder.  [default: a folder in "
+    "this user's state]",
+)
+@click.option("--no-files", is_flag=True, help="Keep none, and run no batches.")
 @click.option("--access-log", is_flag=True, help="A line on stderr for each request.")
 @click.argument("worker_options", nargs=-1, metavar="[-- WORKER-OPTION...]")
 @patience_option
@@ -117,6 +133,8 @@ def serve(
     max_wait: float,
     timeout_s: float,
     drain_s: float,
+    files_folder: Path | None,
+    no_files: bool,
     access_log: bool,
     worker_options: tuple[str, ...],
     patience_s: float,
@@ -142,7 +160,7 @@ def serve(
 
     \b
     Paths:
-        /v1/embeddings  /v1/chat/completions  /v1/completions  /v1/models  /v1/jobs/ID
+        /v1/embeddings  /v1/chat/completions  /v1/completions  /v1/models  /v1/files  /v1/batches  /v1/jobs/ID
         /api/embed  /api/embeddings  /health  /ready  /metrics  /openapi.json
     A request with the header `Prefer: respond-async` is answered at once with a job to look for at /v1/jobs/ID.
     """
@@ -167,10 +185,11 @@ def serve(
         origins=origins,
         hosts=(*hosts, "*") if without_keys else (*hosts, host),
     )
+    store = None if no_files else _open_store(files_folder or state_dir() / "files")
     with open_session(redis_url, patience_s, None, worker_options) as session:
         producer = AsyncProducer(connection=session.producer.connection, patience_s=patience_s)
         serve_until_signalled(
-            Gateway(settings, keys, producer, session.producer.connection),
+            Gateway(settings, keys, producer, session.producer.connection, store),
             address,
             access_log=access_log,
             on_start=_say_where,
@@ -220,10 +239,22 @@ def serve_key(name: str, keys_file: Path, roles: tuple[str, ...]) -> None:
     click.echo(key)
 
 
+def _open_store(folder: Path) -> BatchStore:
+    from impetus_producer.batches.store import BatchStore
+
+    try:
+        return BatchStore(folder)
+    except OSError as error:
+        raise ImpetusError(f"files cannot be kept in {folder}: {error.strerror or error}") from None
+
+
 def _say_where(url: str) -> None:
     click.echo(printable(f"Serving at {url}; Ctrl-C ends it."), err=True)
 
 
 def _require_extra() -> None:
-    if any(find_spec(name) is None for name in ("httptools", "prometheus_client", "starlette", "uvicorn")):
+    if any(
+        find_spec(name) is None
+        for name in ("httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn")
+    ):
         raise MissingExtraError("serving HTTP", "gateway")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from impetus_producer.asynchronous import AsyncProducer
+    from impetus_producer.batches.store import BatchStore
 
     from .settings import Settings
 
@@ -42,12 +43,20 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 class Gateway:
     """One gateway's parts."""
 
-    def __init__(self, settings: Settings, keys: Keys, producer: AsyncProducer, connection: Redis) -> None:
-        """`connection`: to the same server, for what is asked in threads."""
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        producer: AsyncProducer,
+        connection: Redis,
+        store: BatchStore | None = None,
+    ) -> None:
+        """`connection`: to the same server, for what is asked in threads. `store`: where files and batches are kept."""
         self.settings = settings
         self.keys = keys
         self.producer = producer
         self.connection = connection
+        self.store = store
         self.watch = Watch(connection, settings)
         self.limits = Limits(settings.max_requests)
         self.bodies = Bodies(settings)

@@ -23,6 +23,8 @@ from tests.worker.conftest import Fleet, eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from impetus_producer.batches.store import BatchStore
+
 MODELS = Path(__file__).parents[1] / "data" / "models"
 REAL_EMBEDDINGS = ("--embedding-model", str(MODELS / "bge"), "--embedding-backend", "numpy")
 REAL_GENERATION = ("--generation-model", str(MODELS / "tiny-says"), "--generation-backend", "mlx")
@@ -53,11 +55,18 @@ class Serving:
 
 @contextmanager
 def serving(
-    redis_url: str, keys: Keys | None = None, *, patience_s: float = 20, port: int = 0, **settings: Any
+    redis_url: str,
+    keys: Keys | None = None,
+    *,
+    patience_s: float = 20,
+    port: int = 0,
+    store: BatchStore | None = None,
+    **settings: Any,
 ) -> Iterator[Serving]:
     producer = Producer(redis_url)
     made = Settings(**{"drain_s": 20.0, **settings})
-    gateway = Gateway(made, keys or Keys(), AsyncProducer(redis_url, patience_s=patience_s), producer.connection)
+    asked = AsyncProducer(redis_url, patience_s=patience_s)
+    gateway = Gateway(made, keys or Keys(), asked, producer.connection, store)
     address = Address(port=port)
     server, listening = make_server(gateway, address), address.open()
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="gateway")
