@@ -129,7 +129,7 @@ class _Place:
             json.dump(noted, file)
             file.flush()
             os.fsync(file.fileno())
-        return noted["run"]
+        return str(noted["run"])
 
 
 def _run(
