@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import contract, jobs
 from ..errors import ServerError, ServerNotReadyError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
     from ..talks.steps import Talk
+
+
+T = TypeVar("T")
 
 
 class AsyncProducer(
@@ -74,6 +77,14 @@ class AsyncProducer(
     async def close(self) -> None:
         """Closes all connections. Jobs go on; who still waits for one gets an `ImpetusError`."""
         await self._line.close()
+
+    async def ask(self, question: Question[T]) -> T:
+        """The answer, waited for as long as patience lasts; `talks/steps.py` says what a question is."""
+        return await self._line.ask(question)
+
+    async def hold(self, talk: Talk[T]) -> T:
+        """What comes of a talk that has no pieces."""
+        return await self._line.hold(talk)
 
     async def handle(self, job_id: str) -> AsyncEmbeddingHandle | AsyncGenerationHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""

@@ -16,6 +16,7 @@ import click
 
 from ..errors import ImpetusError
 from ..shown import printable_lines
+from .batch import batch
 from .embed import embed
 from .jobs import cancel, generate, result
 from .status import status
@@ -74,7 +75,7 @@ def cli() -> None:
     """
 
 
-for _command in (embed, generate, status, result, cancel):
+for _command in (embed, generate, batch, status, result, cancel):
     cli.add_command(_command)
 
 
