@@ -31,6 +31,7 @@ from .errors import (
     UnreadableResultError,
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle
+from .kept.store import Store
 from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ __all__ = [
     "ServerError",
     "ServerFullError",
     "ServerNotReadyError",
+    "Store",
     "StreamRestartedError",
     "UnreadableResultError",
     "__version__",

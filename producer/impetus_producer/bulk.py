@@ -85,7 +85,7 @@ def work_documents(
     max_backlog_jobs: int,
     while_waiting: Callable[[], None] | None = None,
 ) -> Iterator[OutcomeT | FailedDocument]:
-    """`embed_documents` for any kind of work. `keeper`: what is known already, and is told of all that becomes known."""
+    """`embed_documents` for any kind of work. `keeper` says what is known, and is told of what becomes known."""
     if documents_per_job < 1 or max_backlog_jobs < 1:
         raise InvalidRequestError("texts_per_job and max_backlog_jobs must be at least 1")
     work.check()

@@ -127,6 +127,7 @@ class Window(Generic[OutcomeT]):
                 wanted.append(key)
             self.waiting_for.setdefault(key, []).extend(slots)
             if key in found:
+                self.keeper.taken += len(slots)
                 self._settle(key, found[key])
         self.unsent += self._jobs_of(wanted)
         self._enqueue()

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .handles import JobHandle
 
 KEY_BYTES = 16
+ON_DEVICE = "documents on "
+"""Before a device's name, in what is counted: how many documents it made."""
 _WAIT_S = 0.5
 _PROBE = "Which model is this?"
 
@@ -138,7 +140,8 @@ class EmbeddingWork(Work[EmbeddedDocument]):
             else "the worker's vector holds numbers not finite"
             for vector in vectors
         ]
-        return Result(answers, result.usage.model_dump())
+        usage = {name: count for name, count in result.usage if count}
+        return Result(answers, {**usage, f"{ON_DEVICE}{result.provenance.device}": len(answers)})
 
     def outcome(self, document: Document, answer: Answer) -> EmbeddedDocument:
         return EmbeddedDocument(document.id, vector_of(answer.value), answer.model, answer.fingerprint)

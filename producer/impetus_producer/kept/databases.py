@@ -38,7 +38,9 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
 
 def _prepare(database: sqlite3.Connection, path: Path, schema: str) -> None:
     (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    ((ours,), (version,)) = (database.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
+    ((ours,), (version,)) = (
+        database.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+    )
     if tables and ours != _APPLICATION_ID:
         raise ImpetusError(f"{str(path)!r} is another program's database: give another name")
     if tables and version != _VERSION:

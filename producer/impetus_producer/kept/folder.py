@@ -65,6 +65,11 @@ class RunFolder:
         except FileNotFoundError:
             return False
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is anything to be gone on with, once it is closed."""
+        return self.path.exists()
+
     def clear(self) -> None:
         """Forgets what earlier runs left."""
         for entry in self.path.iterdir():

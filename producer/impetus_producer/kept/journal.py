@@ -36,10 +36,14 @@ class Keeper:
         self.fingerprints: set[str] = set()
         """Of all answers of this run. Answers that were kept are taken if theirs is among these."""
         self.usage: Counter[str] = Counter()
+        self.taken = 0
+        """Documents whose answer was known."""
+        self.computed = 0
+        """Answers that this run made."""
 
     @property
     def asks_for_fingerprint(self) -> bool:
-        """Whether there is anything kept that a fingerprint would tell to be right or wrong: then give it to `accept`."""
+        """Whether answers are kept, of which a fingerprint says if they are right: then give it to `accept`."""
         return False
 
     def accept(self, fingerprint: str) -> None:
@@ -63,6 +67,7 @@ class Keeper:
         """`failures`: those that would fail again."""
         self.fingerprints.update(answer.fingerprint for _, answer in answers)
         self.usage.update(usage)
+        self.computed += len(answers)
 
     def ended(self, job_ids: Iterable[str]) -> None:
         """Nothing is left of these in Redis."""
@@ -92,11 +97,13 @@ class StoreKeeper(Keeper):
 class Journal(Keeper, AbstractContextManager["Journal"]):
     """Keeps answers, failures and the window of jobs in the files of a folder, from which another process goes on.
 
-    `store`: where answers go instead, to be found by other runs too.
+    `store`: where answers go instead, to be found by other runs too. `jobs_stay`: whether the server is there after
+    this run.
     """
 
-    def __init__(self, folder: Path, store: Store | None = None) -> None:
+    def __init__(self, folder: Path, store: Store | None = None, *, jobs_stay: bool = True) -> None:
         super().__init__()
+        self._jobs_stay = jobs_stay
         self._path = folder / JOURNAL
         with ExitStack() as opened:
             self._database = open_database(self._path, _SCHEMA)
@@ -117,6 +124,13 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
     def goes_on(self) -> bool:
         """Whether an earlier run of this output had come anywhere."""
         return bool(self._of_earlier_runs)
+
+    @property
+    def holds_anything(self) -> bool:
+        """Whether there is anything to go on with."""
+        with database_errors(self._path):
+            (jobs,) = self._database.execute("SELECT count(*) FROM jobs").fetchone()
+        return bool(self._of_earlier_runs or self._recorded or jobs)
 
     @property
     def asks_for_fingerprint(self) -> bool:
@@ -150,11 +164,11 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
     def unfinished(self) -> Mapping[str, Sequence[bytes]]:
         with database_errors(self._path):
             rows = self._database.execute("SELECT id, keys FROM jobs").fetchall()
-        return {
-            job_id: [keys[at : at + _ID_BYTES] for at in range(0, len(keys), _ID_BYTES)] for job_id, keys in rows
-        }
+        return {job_id: [keys[at : at + _ID_BYTES] for at in range(0, len(keys), _ID_BYTES)] for job_id, keys in rows}
 
     def sent(self, jobs: Mapping[str, Sequence[bytes]]) -> None:
+        if not self._jobs_stay:
+            return
         with database_errors(self._path), transaction(self._database):
             self._database.executemany(
                 "INSERT OR REPLACE INTO jobs VALUES (?, ?)", [(job_id, b"".join(keys)) for job_id, keys in jobs.items()]
@@ -179,4 +193,8 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._opened.close()
+        with self._opened:
+            worthless = not self.holds_anything
+        if worthless:
+            for name in (ANSWERS, JOURNAL):
+                (self._path.parent / name).unlink(missing_ok=True)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS makers (maker INTEGER PRIMARY KEY, model TEXT, fingerprint TEXT, UNIQUE (model, fingerprint));
+CREATE TABLE IF NOT EXISTS makers
+  (maker INTEGER PRIMARY KEY, model TEXT, fingerprint TEXT, UNIQUE (model, fingerprint));
 CREATE TABLE IF NOT EXISTS answers (key BLOB, maker INTEGER, value BLOB, PRIMARY KEY (key, maker))
 """
 _KEYS_AT_ONCE = 500
@@ -35,7 +36,7 @@ class Answer:
 
 
 class Store(AbstractContextManager["Store"]):
-    """An SQLite file of answers, made where it is not there. Shared between threads, and between processes of a machine.
+    """An SQLite file of answers, made where it is not there. Threads, and processes of one machine, may share it.
 
     Holds hashes of texts and what was made of them, no text. Raises `ImpetusError` where it cannot be read or written.
     """

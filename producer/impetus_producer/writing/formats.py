@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ImpetusError, InvalidRequestError, MissingExtraError
 from .drafts import Draft, set_aside
@@ -31,9 +31,11 @@ class VectorFile(ABC):
     holds_text_ids_only: ClassVar[bool] = False
     """Whether 0 and "0" are written as the same id."""
 
-    def __init__(self, path: Path, file: IO[bytes], columns: Mapping[str, Any], with_files: bool) -> None:
+    def __init__(self, path: Path, drafts: Path, columns: Mapping[str, Any], with_files: bool) -> None:
         self._path = path
-        self._file = file
+        self._drafts = drafts
+        self._draft = Draft(path, drafts)
+        self._file = self._draft.file
         self._columns = columns
         self._with_files = with_files
         self._width: int | None = None
@@ -69,14 +71,17 @@ class VectorFile(ABC):
     def finish(self) -> None:
         """Writes what is still held. The file is whole then."""
 
-    def publish_companion(self) -> None:  # noqa: B027 - most formats are one file
-        """Puts a second file, where there is one, under its final name."""
+    def publish(self) -> None:
+        """Puts what was finished under its final name."""
+        self._draft.publish()
 
-    def set_companion_aside(self) -> None:  # noqa: B027 - most formats are one file
-        """Renames an earlier run's second file with its first."""
+    def set_aside(self) -> Path | None:
+        """Renames what an earlier run wrote there, so that nobody takes it for this one's. None where nothing is."""
+        return set_aside(self._path)
 
-    def abandon(self) -> None:  # noqa: B027 - most formats hold nothing
-        """Lets go of what else is open."""
+    def close(self) -> None:
+        """Lets go of what is open, whatever became of it."""
+        self._draft.close()
 
 
 class _JsonLines(VectorFile):
@@ -109,10 +114,10 @@ class _Numpy(VectorFile):
     rows is known; numpy leaves room for that.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], columns: Mapping[str, Any], with_files: bool) -> None:
-        super().__init__(path, file, columns, with_files)
+    def __init__(self, path: Path, drafts: Path, columns: Mapping[str, Any], with_files: bool) -> None:
+        super().__init__(path, drafts, columns, with_files)
         self._ids_path = path.with_name(path.name + ".ids.jsonl")
-        self._ids = Draft(self._ids_path, like=path)
+        self._ids = Draft(self._ids_path, drafts, like=path)
         self._rows = self._body_at = 0
 
     @staticmethod
@@ -152,14 +157,17 @@ class _Numpy(VectorFile):
         header = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._width)}
         npy.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call, unused-ignore]
 
-    def publish_companion(self) -> None:
+    def publish(self) -> None:
         self._ids.publish()
+        super().publish()
 
-    def set_companion_aside(self) -> None:
+    def set_aside(self) -> Path | None:
         set_aside(self._ids_path)
+        return super().set_aside()
 
-    def abandon(self) -> None:
-        self._ids.remove()
+    def close(self) -> None:
+        self._ids.close()
+        super().close()
 
 
 class _Parquet(VectorFile):
@@ -168,8 +176,8 @@ class _Parquet(VectorFile):
 
     holds_text_ids_only = True
 
-    def __init__(self, path: Path, file: IO[bytes], columns: Mapping[str, Any], with_files: bool) -> None:
-        super().__init__(path, file, columns, with_files)
+    def __init__(self, path: Path, drafts: Path, columns: Mapping[str, Any], with_files: bool) -> None:
+        super().__init__(path, drafts, columns, with_files)
         self._writer: Any = None
         self._documents: list[Document] = []
         self._vectors: list[np.ndarray | list[float]] = []
@@ -225,11 +233,12 @@ class _Parquet(VectorFile):
             self._flush()
         self._writer.close()
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         if self._writer is not None:
             # Its destructor would write a footer into a file that is closed by then.
             with suppress(Exception):
                 self._writer.close()
+        super().close()
 
 
 def _as_json(value: Any) -> Any:

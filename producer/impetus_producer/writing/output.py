@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..documents import Document, FailedDocument
 from ..errors import InvalidRequestError
-from .drafts import Draft, set_aside
+from ..kept.folder import RunFolder
+from .drafts import Draft
 from .formats import FORMATS, VectorFile
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class Output(AbstractContextManager["Output"]):
     Both appear when the `with` block ends without an exception; after one, neither is touched. Where no document
     failed there is no list, not even an earlier run's. Where no document has a vector there is no vectors' file: an
     earlier run's is renamed to `<file>.before`, and `set_aside` is that name.
+
+    `folder` is this run's alone. What others put there stays after an exception, and where something is worth trying
+    again.
     """
 
     def __init__(
@@ -38,15 +42,16 @@ class Output(AbstractContextManager["Output"]):
         self.errors_path = path.with_name(path.name + ".errors.jsonl")
         self.holds_text_ids_only = make_vectors.holds_text_ids_only
         self.set_aside: Path | None = None
-        self.written = self.failed = 0
+        self.written = self.failed = self.retryable = 0
         self.first_failure: FailedDocument | None = None
-        with ExitStack() as cleanup:
-            self._draft = Draft(path)
-            cleanup.callback(self._draft.remove)
-            self._errors = Draft(self.errors_path, like=path)
-            cleanup.callback(self._errors.remove)
-            self._vectors = make_vectors(path, self._draft.file, columns, with_files)
-            cleanup.pop_all()
+        with ExitStack() as opened:
+            self.folder = RunFolder(path)
+            opened.callback(self.folder.close, done=False)
+            self._errors = Draft(self.errors_path, self.folder.drafts, like=path)
+            opened.callback(self._errors.close)
+            self._vectors = make_vectors(path, self.folder.drafts, columns, with_files)
+            opened.callback(self._vectors.close)
+            self._opened = opened.pop_all()
 
     def write(self, outcome: EmbeddedDocument | FailedDocument, read: Read) -> None:
         """What became of a document that was read."""
@@ -68,31 +73,27 @@ class Output(AbstractContextManager["Output"]):
         self._errors.file.write(json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         self.first_failure = self.first_failure or outcome
         self.failed += 1
+        self.retryable += outcome.retryable
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._opened:
             if error is None:
                 self._publish()
-        finally:
-            self._vectors.abandon()
-            self._draft.remove()
-            self._errors.remove()
+                self.folder.close(done=not self.retryable)
 
     def _publish(self) -> None:
         if self.written:
             self._vectors.finish()
         elif self.failed:
-            self.set_aside = set_aside(self.path)
-            self._vectors.set_companion_aside()
+            self.set_aside = self._vectors.set_aside()
         if self.failed:
             self._errors.publish()
         else:
             self.errors_path.unlink(missing_ok=True)
         if self.written:
-            self._vectors.publish_companion()
-            self._draft.publish()
+            self._vectors.publish()
 
 
 def open_output(name: str, *, columns: Mapping[str, Any] | None = None, with_files: bool = False) -> Output:
