@@ -10,9 +10,10 @@ Importing this loads no numpy, no Redis client and no model library.
 
 from typing import TYPE_CHECKING, Any
 
-from .bulk import embed_documents
+from .bulk import EmbeddedDocument, embed_documents
 from .client import Producer
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
+from .documents import Document, FailedDocument
 from .errors import (
     ImpetusError,
     InvalidRequestError,
@@ -38,9 +39,12 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Document",
+    "EmbeddedDocument",
     "EmbeddingHandle",
     "EmbeddingRequest",
     "EmbeddingResult",
+    "FailedDocument",
     "GenerationHandle",
     "GenerationRequest",
     "GenerationResult",

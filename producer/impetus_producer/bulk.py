@@ -5,12 +5,14 @@ Knows the producer, the jobs' bytes and documents. Knows no file and no terminal
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from .client import MOST_CHARACTERS
 from .documents import Document, FailedDocument
 from .errors import InvalidRequestError, ServerDataError, ServerError, ServerFullError
 from .kept.journal import Keeper, StoreKeeper
-from .window import MOST_CHARACTERS, Window
+from .reading.until_error import UntilError
+from .window import Window
 from .works import Embedded, EmbeddedDocument, EmbeddingWork, Work
 
 if TYPE_CHECKING:
@@ -127,25 +129,35 @@ def _run(
 
 
 class _Reader:
-    """Takes some documents at a time. What their iterator raises is kept until those before it are done with."""
+    """Takes some documents at a time, until their iterator ends or raises."""
 
     def __init__(self, documents: Iterable[Document | FailedDocument], count: int, characters: int) -> None:
-        self._documents = iter(documents)
+        self._source = UntilError(_checked(documents))
+        self._documents = iter(self._source)
         self._count = count
         self._characters = characters
         self.exhausted = False
-        self.error: Exception | None = None
+
+    @property
+    def error(self) -> Exception | None:
+        return self._source.error
 
     def read(self) -> list[Document | FailedDocument]:
         part: list[Document | FailedDocument] = []
         characters = 0
-        try:
-            while len(part) < self._count and characters < self._characters:
+        while len(part) < self._count and characters < self._characters:
+            try:
                 document = next(self._documents)
-                part.append(document)
-                characters += len(document.text) if isinstance(document, Document) else 0
-        except StopIteration:
-            self.exhausted = True
-        except Exception as error:  # noqa: BLE001 - it is raised later
-            self.error, self.exhausted = error, True
+            except StopIteration:
+                self.exhausted = True
+                break
+            part.append(document)
+            characters += len(document.text) if isinstance(document, Document) else 0
         return part
+
+
+def _checked(documents: Iterable[Any]) -> Iterator[Document | FailedDocument]:
+    for index, document in enumerate(documents):
+        if not isinstance(document, Document | FailedDocument):
+            raise InvalidRequestError(f"documents: item {index} is a {type(document).__name__}, not a Document")
+        yield document

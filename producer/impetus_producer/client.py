@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import contract, jobs
 from .contract import EmbeddingRequest, GenerationRequest
-from .errors import JobNotFoundError
+from .errors import InvalidRequestError, JobNotFoundError
 from .handles import EmbeddingHandle, GenerationHandle, as_text, named
 from .parsing import parse_request
+from .reading.until_error import UntilError
 from .servers.patience import Patience
 from .servers.troubles import adopt, connect
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 InputType = Literal["query", "document"]
 EncodingFormat = Literal["base64", "float", "raw"]
 _AnswerT = TypeVar("_AnswerT")
+MOST_CHARACTERS = 32_000_000
+"""Of texts that are held at once, here and in Redis."""
+CHARACTERS_PER_JOB = 1_000_000
+"""Jobs are closed early past this. Longer texts travel alone."""
 _JOBS_PER_ROUND_TRIP = 32
 _BACKLOG_POLL_S = 0.05
 
@@ -91,21 +97,44 @@ class Producer:
         Results lie in Redis as `raw` vectors, which take the least room; RQ itself does not show those: ask for
         `base64` where results are read by other means than these handles.
 
-        Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs on the queue, so that it may be endless:
-        it goes on enqueueing as you take handles, and waits while workers are behind.
+        Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs, and 32 million characters, on the queue,
+        so that it may be endless: it goes on enqueueing as you take handles, and waits while workers are behind.
+
+        Where `texts` raises, or holds what no worker would take, the handles of all texts before are yielded first.
+        Raises `InvalidRequestError` at once for options that no job could have, and for a lone string.
         """
+        _check_many(texts, texts_per_job, max_backlog_jobs)
+        payload = partial(
+            embedding_payload,
+            model=model,
+            dimensions=dimensions,
+            input_type=input_type,
+            truncate=truncate,
+            encoding_format=encoding_format,
+        )
+        payload(["no text in particular"])
+        return self._embed_many(UntilError(_checked(texts)), texts_per_job, max_backlog_jobs, payload, bulk)
+
+    def _embed_many(
+        self,
+        texts: UntilError[str],
+        texts_per_job: int,
+        max_backlog_jobs: int,
+        payload: Callable[[list[str]], dict[str, Any]],
+        bulk: bool,
+    ) -> Iterator[EmbeddingHandle]:
         queue = contract.EMBEDDING_BULK_QUEUE if bulk else contract.EMBEDDING_QUEUE
         ahead: deque[EmbeddingHandle] = deque()
-        payloads = (
-            embedding_payload(part, model, dimensions, input_type, truncate, encoding_format)
-            for part in _parts(texts, texts_per_job, contract.MAX_TEXT_BYTES)
-        )
-        for group in _parts(payloads, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs)):
-            handles, queued = self._enqueue_embeddings(group, bulk)
+        # What the last jobs that can still be on the queue weigh, the newest last.
+        sizes: deque[int] = deque(maxlen=max_backlog_jobs)
+        parts = _parts(texts, texts_per_job, CHARACTERS_PER_JOB, len)
+        for group in _parts(parts, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs), MOST_CHARACTERS // 4, _characters):
+            handles, queued = self._enqueue_embeddings([payload(part) for part in group], bulk)
             ahead.extend(handles)
+            sizes.extend(map(_characters, group))
             while len(ahead) >= max_backlog_jobs:
                 yield ahead.popleft()
-            while queued >= max_backlog_jobs:
+            while queued >= max_backlog_jobs or sum(islice(reversed(sizes), queued)) >= MOST_CHARACTERS:
                 # The handles go first: whoever waits for one of them is what empties the queue.
                 if ahead:
                     yield ahead.popleft()
@@ -113,6 +142,8 @@ class Producer:
                     time.sleep(_BACKLOG_POLL_S)
                 queued = self._ask(lambda: int(self.connection.llen(jobs.queue_key(queue))))
         yield from ahead
+        if texts.error is not None:
+            raise texts.error
 
     def generate(
         self,
@@ -228,19 +259,56 @@ def embedding_payload(
     return payload
 
 
+def text_refusal(text: str) -> str | None:
+    """Why the contract does not take this text."""
+    # Most texts are short ASCII, and asking the contract costs twenty times as much.
+    if text.isascii() and len(text) <= contract.MAX_TEXT_BYTES:
+        return None
+    try:
+        parse_request(EmbeddingRequest, {"input": text})
+    except InvalidRequestError as error:
+        return str(error).removeprefix("input: ")
+    return None
+
+
+def _check_many(texts: Any, texts_per_job: Any, max_backlog_jobs: Any) -> None:
+    if isinstance(texts, str | bytes | bytearray) or not hasattr(texts, "__iter__"):
+        raise InvalidRequestError(f"texts must be an iterable of strings, not a {type(texts).__name__}: give a list")
+    for name, value, most in (
+        ("texts_per_job", texts_per_job, contract.MAX_TEXTS_PER_JOB),
+        ("max_backlog_jobs", max_backlog_jobs, None),
+    ):
+        if not isinstance(value, int) or value < 1 or (most is not None and value > most):
+            limits = "at least 1" if most is None else f"from 1 to {most:,}"
+            raise InvalidRequestError(f"{name} must be a whole number {limits}, not {value!r}")
+
+
+def _checked(texts: Iterable[Any]) -> Iterator[str]:
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"texts: item {index} is a {type(text).__name__}, not a string")
+        if (reason := text_refusal(text)) is not None:
+            raise InvalidRequestError(f"texts: item {index}: {reason}")
+        yield text
+
+
 ItemT = TypeVar("ItemT")
 
 
-def _parts(items: Iterable[ItemT], size: int, characters: float = float("inf")) -> Iterator[list[ItemT]]:
-    """Lists of `size` items, or fewer where those that are texts would make more than so many characters."""
+def _parts(items: Iterable[ItemT], size: int, most: int, weight: Callable[[ItemT], int]) -> Iterator[list[ItemT]]:
+    """Lists of `size` items, or fewer where together they would weigh more than `most`."""
     part: list[ItemT] = []
     held = 0
     for item in items:
-        length = len(item) if isinstance(item, str) else 0
-        if part and (len(part) == size or held + length > characters):
+        weighs = weight(item)
+        if part and (len(part) == size or held + weighs > most):
             yield part
             part, held = [], 0
         part.append(item)
-        held += length
+        held += weighs
     if part:
         yield part
+
+
+def _characters(texts: Iterable[str]) -> int:
+    return sum(map(len, texts))

@@ -15,6 +15,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import jobs
+from .client import CHARACTERS_PER_JOB
 from .documents import Document, FailedDocument
 from .errors import ImpetusError, JobFailedError, ServerDataError, ServerError, ServerFullError, UnreadableResultError
 from .handles import as_text
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 _BLOCK_MS = 500
 _MOST_LOSSES = 5
 """So often is a job sent again that Redis lost. A server that evicts loses them for ever."""
-_CHARACTERS_PER_JOB = 1_000_000
-"""Jobs are closed early past this. Longer texts travel alone."""
-MOST_CHARACTERS = 32_000_000
-"""Of texts that are held at once, here and in Redis."""
 _DISCARD_FROM = 8
 
 _AnswerT = TypeVar("_AnswerT")
@@ -137,7 +134,7 @@ class Window(Generic[OutcomeT]):
         characters = 0
         for key in keys:
             length = self.waiting_for[key][0].characters
-            if part and (len(part) >= self.texts_per_job or characters + length > _CHARACTERS_PER_JOB):
+            if part and (len(part) >= self.texts_per_job or characters + length > CHARACTERS_PER_JOB):
                 yield _Job(part)
                 part, characters = [], 0
             part.append(key)

@@ -13,12 +13,11 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from . import contract, jobs
-from .client import InputType, embedding_payload
+from .client import InputType, embedding_payload, text_refusal
 from .contract import EmbeddingRequest, EmbeddingResult
 from .documents import Document, FailedDocument
-from .errors import InvalidRequestError, ResultTimeoutError
+from .errors import ResultTimeoutError
 from .kept.store import Answer
-from .parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -111,15 +110,7 @@ class EmbeddingWork(Work[EmbeddedDocument]):
         self._payload(["no text in particular"])
 
     def refusal(self, document: Document) -> str | None:
-        text = document.text
-        # Most texts are short ASCII, and asking the contract costs twenty times as much.
-        if text.isascii() and len(text) <= contract.MAX_TEXT_BYTES:
-            return None
-        try:
-            parse_request(EmbeddingRequest, {"input": text})
-        except InvalidRequestError as error:
-            return str(error).removeprefix("input: ")
-        return None
+        return text_refusal(document.text)
 
     def key(self, document: Document) -> bytes:
         return text_key(document.text, self.dimensions, self.input_type, self.truncate)
