@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from array import array
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 from . import contract, jobs
 from .client import InputType, embedding_payload, text_refusal
@@ -57,6 +57,11 @@ class Result:
     usage: Mapping[str, int]
 
 
+class Served(NamedTuple):
+    model: str
+    fingerprint: str
+
+
 class Work(ABC, Generic[OutcomeT]):
     """What is done with each document. Documents of one key have one answer, whoever asks."""
 
@@ -65,6 +70,8 @@ class Work(ABC, Generic[OutcomeT]):
     shared_fields: ClassVar[frozenset[str]]
     """Of a request: what is the same for all documents, so that a refusal of it ends the run."""
     most_per_job: ClassVar[int]
+    label: ClassVar[str]
+    """What is being done, in a word."""
 
     @abstractmethod
     def check(self) -> None:
@@ -88,8 +95,8 @@ class Work(ABC, Generic[OutcomeT]):
     def outcome(self, document: Document, answer: Answer) -> OutcomeT: ...
 
     @abstractmethod
-    def fingerprint(self, producer: Producer, while_waiting: Callable[[], None] | None) -> str:
-        """Of the model that would answer now. Waits for it, at the front of the queue."""
+    def served(self, producer: Producer, while_waiting: Callable[[], None] | None) -> Served:
+        """The model that would answer now. Waits for it, at the front of the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     function: ClassVar[str] = contract.EMBED_FUNCTION
     shared_fields: ClassVar[frozenset[str]] = frozenset(EmbeddingRequest.model_fields) - {"input"}
     most_per_job: ClassVar[int] = contract.MAX_TEXTS_PER_JOB
+    label: ClassVar[str] = "Embedding"
 
     def check(self) -> None:
         self._payload(["no text in particular"])
@@ -137,9 +145,9 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     def outcome(self, document: Document, answer: Answer) -> EmbeddedDocument:
         return EmbeddedDocument(document.id, vector_of(answer.value), answer.model, answer.fingerprint)
 
-    def fingerprint(self, producer: Producer, while_waiting: Callable[[], None] | None) -> str:
+    def served(self, producer: Producer, while_waiting: Callable[[], None] | None) -> Served:
         result: EmbeddingResult = awaited(producer.embed(_PROBE, model=self.model), while_waiting)
-        return result.provenance.fingerprint
+        return Served(result.model, result.provenance.fingerprint)
 
 
 def text_key(text: str, *options: object) -> bytes:

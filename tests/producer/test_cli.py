@@ -147,7 +147,7 @@ def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, 
     (folder / "in.txt").write_text("one\n")
     (folder / "in.jsonl").write_text("{}\n")
     for arguments, sentence in {
-        ("in.txt", "-o", "out.csv"): "must end in one of .parquet, .jsonl, .npy",
+        ("in.txt", "-o", "out.csv"): "must end in one of .parquet, .jsonl, .npy, .arrow,",
         ("in.txt", "-o", "no/out.npy"): "there is no such folder",
         ("in.txt",): "Missing option '--output'",
         ("no.txt", "-o", "out.npy"): "'no.txt' cannot be read: No such file",

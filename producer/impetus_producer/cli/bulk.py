@@ -8,8 +8,7 @@ import time
 from collections import deque
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -17,69 +16,34 @@ from ..bulk import work_documents
 from ..errors import ImpetusError, InvalidRequestError
 from ..kept.journal import Journal
 from ..kept.store import Store
+from ..pooling import mean_pooled
+from ..reading import chunks
 from ..reading.duplicates import Ids
 from ..shown import printable
-from .progress import ProgressKind, progress
+from .progress import progress
 from .server import open_session
 from .summary import Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from ..documents import Read
-    from ..reading.duplicates import OnDuplicate
     from ..reading.source import Source
     from ..works import EmbeddedDocument, Work
     from ..writing.output import Output
+    from .options import RunOptions
     from .server import Session
-
-CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How a run goes, whatever is done with its documents."""
+class Chunking:
+    """`tokenizer`: the name of a model, None for the one that is served. `pooled`: one vector for each document."""
 
-    resume: bool
-    store: Path | None
-    on_duplicate: OnDuplicate
-    documents_per_job: int
-    max_backlog_jobs: int
-    progress: ProgressKind
-    as_json: bool
-    patience_s: float
-    redis_url: str | None
-
-
-def run_options(command: CommandT) -> CommandT:
-    """The options that every run has. What they say is `resume`, `store`, `progress_kind` and `as_json`."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="At the end one JSON object on standard output."),
-        click.option(
-            "--progress",
-            "progress_kind",
-            type=click.Choice(["auto", "bar", "lines", "json", "none"]),
-            default="auto",
-            show_default=True,
-            help="How to say on stderr how far it is: auto is a bar on a terminal, else a line every 5 s.",
-        ),
-        click.option(
-            "--store",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="An SQLite file of what was computed by any run, by content, model and options: what is in it is not "
-            "computed again, and what is computed goes there. Made where it is not there.",
-        ),
-        click.option(
-            "--resume/--no-resume",
-            " /--restart",
-            default=True,
-            show_default=True,
-            help="Go on where an earlier run of OUT stopped, or begin anew.",
-        ),
-    ):
-        command = option(command)
-    return command
+    tokens: int
+    overlap: int
+    tokenizer: str | None
+    pooled: bool
 
 
 def check_apart(source: Source, output: str) -> None:
@@ -96,7 +60,8 @@ def run(
     out: Output,
     options: RunOptions,
     worker_options: Sequence[str],
-    label: Literal["Embedding", "Generating"],
+    documents_per_job: int,
+    chunking: Chunking | None = None,
 ) -> None:
     """Works on all documents and says how it went. Raises `click.exceptions.Exit(1)` where some failed."""
     for note in source.notes:
@@ -112,9 +77,9 @@ def run(
                 Journal(out.folder.path, store, jobs_stay=session.stays) as journal,
             ):
                 if journal.goes_on:
-                    _say(f"Going on with what an earlier run of {out.path} did; --no-resume begins anew.")
+                    _say(f"Going on with what an earlier run of {out.name} did; --no-resume begins anew.")
                 started = time.monotonic()
-                _work(source, work, out, ids, journal, session, options, label)
+                _work(source, work, out, ids, journal, session, options, documents_per_job, chunking)
                 elapsed_s = time.monotonic() - started
     except KeyboardInterrupt:
         click.echo(f"\n{_unfinished(out)}", err=True)
@@ -145,11 +110,15 @@ def _work(
     journal: Journal,
     session: Session,
     options: RunOptions,
-    label: str,
+    documents_per_job: int,
+    chunking: Chunking | None,
 ) -> None:
     # Outcomes come in the order of what was read: the oldest of these is the next one's.
     read: deque[Read] = deque()
-    with progress(options.progress, source.count, lambda: journal.computed > 0, label) as (advance, look):
+    documents: Iterable[Read] = ids.checked(lambda: source)
+    if chunking is not None:
+        documents = chunks.chunked(documents, _chunker(chunking, work, session))
+    with progress(options.progress, source.count, lambda: journal.computed > 0, work.label) as (advance, look):
 
         def while_waiting() -> None:
             session.check()
@@ -158,19 +127,27 @@ def _work(
         outcomes = work_documents(
             session.producer,
             work,
-            _noted(ids.checked(lambda: source), read),
+            _noted(documents, read),
             keeper=journal,
-            documents_per_job=options.documents_per_job,
+            documents_per_job=documents_per_job,
             max_backlog_jobs=options.max_backlog_jobs,
             while_waiting=while_waiting,
         )
         # Closing withdraws what still waits, however this ends.
         with closing(cast("Any", outcomes)):
-            for outcome in outcomes:
-                out.write(outcome, read.popleft())
-                advance()
+            pooled = chunking is not None and chunking.pooled
+            pairs = mean_pooled(outcomes, read) if pooled else ((each, read.popleft()) for each in outcomes)
+            for outcome, document in pairs:
+                out.write(outcome, document)
+                if chunking is None or pooled or chunks.is_first(document):
+                    advance()
     if not out.written and not out.failed:
         raise ImpetusError(f"there are no documents in {source.name!r}")
+
+
+def _chunker(chunking: Chunking, work: Work[EmbeddedDocument], session: Session) -> chunks.Chunker:
+    name = chunking.tokenizer or work.served(session.producer, session.check).model
+    return chunks.Chunker(chunks.open_tokenizer(name), chunking.tokens, chunking.overlap)
 
 
 def _open_store(path: Path | None) -> AbstractContextManager[Store | None]:
@@ -185,9 +162,9 @@ def _noted(documents: Iterable[Read], read: deque[Read]) -> Iterator[Read]:
 
 def _unfinished(out: Output) -> str:
     if not out.folder.is_kept:
-        return f"{out.path} was not written; the jobs that still waited were withdrawn."
+        return f"{out.name} was not written; the jobs that still waited were withdrawn."
     return (
-        f"{out.path} is not whole yet. What is done is kept in {out.folder.path.name}: run the same command again to "
+        f"{out.name} is not whole yet. What is done is kept in {out.folder.path.name}: run the same command again to "
         "go on."
     )
 

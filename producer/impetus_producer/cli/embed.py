@@ -7,64 +7,35 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from .. import contract
-from ..bulk import DEFAULT_BACKLOG_JOBS, DEFAULT_TEXTS_PER_JOB
+from ..bulk import DEFAULT_TEXTS_PER_JOB
 from ..errors import InvalidRequestError
-from ..reading.source import ReadingOptions, open_source
+from ..reading import chunks
+from ..reading.source import open_source
 from ..works import EmbeddingWork
 from ..writing.output import open_output
-from .bulk import RunOptions, check_apart, run, run_options
-from .server import patience_option, redis_url_option
+from ..writing.rows import PRECISIONS, Layout
+from .bulk import Chunking, check_apart, run
+from .options import reading_options, run_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from typing import Any
 
     from ..client import InputType
-    from ..reading.duplicates import OnDuplicate
-    from ..reading.source import InputFormat
-    from .progress import ProgressKind
+    from ..reading.source import ReadingOptions
+    from ..writing.rows import Precision
+    from .options import RunOptions
 
 
-@click.command(short_help="Embed documents and write their vectors to a file.")
+@click.command(short_help="Embed documents and write their vectors to a file or a database.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
     "--output",
     "-o",
     required=True,
     metavar="OUT",
-    help="Where the vectors go: a name ending in .parquet, .jsonl or .npy.",
+    help="Where the vectors go: a name ending in .parquet, .arrow, .jsonl or .npy, or a database; see below.",
 )
-@click.option("--id-field", metavar="NAME", help="The field or column with the id. [default: id]")
-@click.option(
-    "--text-field",
-    metavar="NAME",
-    help="The field or column with the text; doc.body is the field body within doc. [default: text]",
-)
-@click.option(
-    "--column",
-    "columns",
-    metavar="NAME",
-    multiple=True,
-    help="A field or column to write beside the vector. May be given several times.",
-)
-@click.option(
-    "--input-format",
-    type=click.Choice(["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"]),
-    help="What INPUT holds. Default: by its ending; for `-`, by its first lines.",
-)
-@click.option("--delimiter", metavar="C", help="What separates the columns of CSV. [default: a comma; a tab in .tsv]")
-@click.option(
-    "--encoding",
-    metavar="NAME",
-    help="Such as utf-16, latin-1 or cp1252. [default: by the mark it begins with, else utf-8]",
-)
-@click.option("--follow-links", is_flag=True, help="Read what links in a folder lead to, outside of it too.")
-@click.option(
-    "--on-duplicate",
-    type=click.Choice(["keep", "fail", "last"]),
-    default="keep",
-    show_default=True,
-    help="Of documents with one id: keep all, fail all but the first, or take only the last.",
-)
+@reading_options
 @click.option("--model", metavar="NAME", help="The model. Default: the one the worker serves.")
 @click.option(
     "--dimensions",
@@ -81,6 +52,42 @@ if TYPE_CHECKING:
     "--no-truncate", is_flag=True, help="Fail a text that is longer than the model reads, instead of cutting it."
 )
 @click.option(
+    "--chunk",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="Cut texts into chunks of at most so many tokens, at ends of paragraphs and sentences where that is possible.",
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="TOKENS",
+    help="Begin each chunk with about so many tokens of the one before.",
+)
+@click.option(
+    "--pool-chunks", type=click.Choice(["mean"]), help="One vector for each document: the mean of those of its chunks."
+)
+@click.option(
+    "--tokenizer",
+    metavar="NAME",
+    help="What counts the tokens of chunks: a model's folder, its tokenizer.json, or its name on Hugging Face. "
+    "Default: that of the model.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="float32",
+    show_default=True,
+    help="The numbers that are written: int8 comes with a factor a row; binary (int8) and ubinary (uint8) are signs, "
+    "eight a byte, as sentence-transformers packs them.",
+)
+@click.option(
+    "--rows-per-file",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Make OUT a folder of files of N rows: OUT/00000.parquet and so on.",
+)
+@click.option(
     "--texts-per-job",
     type=click.IntRange(1, contract.MAX_TEXTS_PER_JOB),
     default=DEFAULT_TEXTS_PER_JOB,
@@ -88,40 +95,23 @@ if TYPE_CHECKING:
     metavar="N",
     help="How many texts travel together.",
 )
-@click.option(
-    "--max-backlog-jobs",
-    type=click.IntRange(min=1),
-    default=DEFAULT_BACKLOG_JOBS,
-    show_default=True,
-    metavar="N",
-    help="How many jobs are in Redis at once.",
-)
 @run_options
-@patience_option
-@redis_url_option
 def embed(
     inputs: tuple[str, ...],
     output: str,
-    id_field: str | None,
-    text_field: str | None,
-    columns: tuple[str, ...],
-    input_format: str | None,
-    delimiter: str | None,
-    encoding: str | None,
-    follow_links: bool,
-    on_duplicate: str,
+    reading: ReadingOptions,
     model: str | None,
     dimensions: int | None,
     input_type: str | None,
     no_truncate: bool,
+    chunk: int | None,
+    overlap: int,
+    pool_chunks: str | None,
+    tokenizer: str | None,
+    precision: str,
+    rows_per_file: int | None,
     texts_per_job: int,
-    max_backlog_jobs: int,
-    resume: bool,
-    store: Path | None,
-    progress_kind: str,
-    as_json: bool,
-    patience_s: float,
-    redis_url: str | None,
+    options: RunOptions,
 ) -> None:
     """Embed the documents in INPUT and write their vectors to OUT, ids and order kept.
 
@@ -140,46 +130,41 @@ def embed(
         impetus embed books.csv --id-field isbn --text-field blurb --column title -o books.parquet
         impetus embed 'crawl/*.jsonl.gz' --text-field doc.body -o crawl.parquet
         impetus embed notes/ -o notes.jsonl
+        impetus embed books/ --chunk 256 --overlap 32 --store books.sqlite -o books.parquet
+        impetus embed docs.jsonl -o 'postgresql://me@db.example/search?table=docs'
         psql -c 'copy (...) to stdout csv header' | impetus embed - -o rows.parquet --input-format csv
 
     \b
     What OUT holds:
         .parquet   columns id, row, those of --column, and vector (a list of float32 of fixed size)
+        .arrow     the same, as a file of record batches
         .jsonl     one {"id": ..., "row": ..., "embedding": [...]} a line
         .npy       a float32 matrix, and the ids beside it in OUT.ids.jsonl, one a line
-    A document that INPUT gives no id has none (null): its row, the number of its line, tells it.
+        folder/table.lance, file.sqlite#table, postgresql://...?table=name
+                   a table of LanceDB, SQLite with sqlite-vec, or Postgres with pgvector: rows by `key`, which is the
+                   id, or #row where there is none; a row of a key that is there is replaced
+    A document that INPUT gives no id has none (null): its row, the number of its line, tells it. With --chunk there is
+    a row for each chunk, with its number (chunk) and which characters of the text it is (start, end).
     """
-    reading = ReadingOptions(
-        input_format=cast("InputFormat | None", input_format),
-        id_field=id_field,
-        text_field=text_field,
-        columns=columns,
-        delimiter="\t" if delimiter == "\\t" else delimiter,
-        encoding=encoding,
-        follow_links=follow_links,
-    )
+    chunking = None if chunk is None else Chunking(chunk, overlap, tokenizer or model, pooled=pool_chunks is not None)
     try:
+        if chunking is None and (overlap or pool_chunks or tokenizer):
+            raise InvalidRequestError("--overlap, --pool-chunks and --tokenizer are about chunks: add --chunk TOKENS")
         source = open_source(inputs, reading)
         check_apart(source, output)
-        if on_duplicate == "last" and not source.rereadable:
+        if options.on_duplicate == "last" and not source.rereadable:
             raise InvalidRequestError("--on-duplicate last reads INPUT twice, which a pipe cannot be: give a file")
-        types = source.column_types() if output.lower().endswith(".parquet") else {}
-        out = open_output(
-            output, columns={name: types.get(name) for name in columns}, with_files=source.has_several_files
-        )
+        types = source.column_types()
+        columns: dict[str, Any] = {name: types.get(name) for name in reading.columns}
+        if chunking is not None and not chunking.pooled:
+            for name in chunks.COLUMNS:
+                if name in columns:
+                    raise InvalidRequestError(f"chunks have a column {name!r} of their own: leave --column {name} out")
+                columns[name] = int
+        layout = Layout(columns, source.has_several_files, cast("Precision", precision))
+        out = open_output(output, layout, rows_per_file=rows_per_file)
     except InvalidRequestError as error:
         raise click.UsageError(str(error)) from None
-    options = RunOptions(
-        resume=resume,
-        store=store,
-        on_duplicate=cast("OnDuplicate", on_duplicate),
-        documents_per_job=texts_per_job,
-        max_backlog_jobs=max_backlog_jobs,
-        progress=cast("ProgressKind", progress_kind),
-        as_json=as_json,
-        patience_s=patience_s,
-        redis_url=redis_url,
-    )
     work = EmbeddingWork(model, dimensions, cast("InputType | None", input_type), truncate=not no_truncate)
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
-    run(source, work, out, options, worker_options, "Embedding")
+    run(source, work, out, options, worker_options, texts_per_job, chunking)

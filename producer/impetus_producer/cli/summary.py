@@ -58,7 +58,7 @@ class Summary:
             )
         failed = f"{out.failed:,} failed, listed in {out.errors_path}" if out.failed else "0 failed"
         known = f", {self.keeper.taken:,} known before" if self.keeper.taken else ""
-        where = f"{self.made} in {out.path}" if out.written else f"{out.path} was not written"
+        where = f"{self.made} in {out.name}" if out.written else f"{out.name} was not written"
         if out.set_aside is not None:
             where += f", and an earlier run's is now {out.set_aside}"
         pace = f"{self.rate:,.1f} docs/s, {self.elapsed_s:.1f} s"
@@ -79,7 +79,7 @@ class Summary:
             "docs_per_s": round(self.rate, 1),
             "devices": self.devices,
             "fingerprints": sorted(self.keeper.fingerprints),
-            "output": str(self.out.path) if self.out.written else None,
+            "output": self.out.name if self.out.written else None,
             "errors": str(self.out.errors_path) if self.out.failed else None,
         }
 

@@ -64,6 +64,8 @@ def _mode_of(path: Path) -> int | None:
 def set_aside(path: Path) -> Path | None:
     """Renames an earlier run's file, so that nobody takes it for this one's. None where there is none."""
     aside = path.with_name(path.name + ".before")
+    if aside.is_dir():
+        shutil.rmtree(aside)
     try:
         path.replace(aside)
     except FileNotFoundError:
