@@ -138,6 +138,8 @@ def _work(
             pooled = chunking is not None and chunking.pooled
             pairs = mean_pooled(outcomes, read) if pooled else ((each, read.popleft()) for each in outcomes)
             for outcome, document in pairs:
+                if chunking is not None and not pooled:
+                    outcome = chunks.told(outcome, document)
                 out.write(outcome, document)
                 if chunking is None or pooled or chunks.is_first(document):
                     advance()

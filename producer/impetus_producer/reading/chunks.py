@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..documents import Document, FailedDocument
 from ..errors import ImpetusError, InvalidRequestError, MissingExtraError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..documents import Read
 
+OutcomeT = TypeVar("OutcomeT")
 COLUMNS = ("chunk", "start", "end")
 """What a chunk has beside its document's columns: its number, from 0, and the characters of the text that it is."""
 
@@ -81,3 +82,11 @@ def chunked(documents: Iterable[Read], chunker: Chunker) -> Iterator[Read]:
 def is_first(document: Read) -> bool:
     """Whether this is the first chunk of its document, or one that could not be read."""
     return not isinstance(document, Document) or document.columns[-len(COLUMNS)] == 0
+
+
+def told(outcome: OutcomeT | FailedDocument, chunk: Read) -> OutcomeT | FailedDocument:
+    """What became of a chunk, which says of which where it failed."""
+    if not isinstance(outcome, FailedDocument) or not isinstance(chunk, Document):
+        return outcome
+    number, start, _ = chunk.columns[-len(COLUMNS) :]
+    return replace(outcome, reason=f"chunk {number}, from character {start + 1} on: {outcome.reason}")

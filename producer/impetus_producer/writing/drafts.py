@@ -24,7 +24,7 @@ class Draft:
     def __init__(self, path: Path, folder: Path, like: Path | None = None) -> None:
         self._target = Path(os.path.realpath(path))
         self._mode = _mode_of(self._target)
-        if self._mode is None and like is not None:
+        if self._mode is None and like is not None and like.is_file():
             self._mode = _mode_of(Path(os.path.realpath(like)))
         self._draft = folder / self._target.name
         self.file: IO[bytes] = self._draft.open("x+b")
