@@ -35,5 +35,5 @@ def generating(on: Server, folder: Path, environment: Mapping[str, str], rows: i
 def submit(on: Server, payloads: Sequence[Mapping[str, Any]]) -> list[GenerationHandle]:
     """Enqueues them in one round trip, as any service may that knows the contract."""
     by_id = {jobs.new_id(): payload for payload in payloads}
-    jobs.enqueue(on.connection, GENERATION_QUEUE, GENERATE_FUNCTION, by_id, _OPTIONS)
+    jobs.enqueueing(GENERATION_QUEUE, GENERATE_FUNCTION, by_id, _OPTIONS).put_to(on.connection)
     return [GenerationHandle(job_id, on.connection) for job_id in by_id]

@@ -36,9 +36,16 @@ from .kept.store import Store
 from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
+    from .asynchronous.client import AsyncProducer
+    from .asynchronous.handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncJobHandle
+
     __version__: str
 
 __all__ = [
+    "AsyncEmbeddingHandle",
+    "AsyncGenerationHandle",
+    "AsyncJobHandle",
+    "AsyncProducer",
     "Document",
     "EmbeddedDocument",
     "EmbeddingHandle",
@@ -74,6 +81,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    # Who waits in threads need not load asyncio.
+    if name in ("AsyncEmbeddingHandle", "AsyncGenerationHandle", "AsyncJobHandle", "AsyncProducer"):
+        from . import asynchronous
+
+        return getattr(asynchronous, name)
     # Reading the packages' metadata takes longer than all the rest.
     if name == "__version__":
         from importlib.metadata import version

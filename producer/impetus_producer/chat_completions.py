@@ -25,7 +25,7 @@ def chat_completion(result: GenerationResult, job_id: str, *, created: int | Non
         "choices": [
             {
                 "index": index,
-                "finish_reason": _reason(choice),
+                "finish_reason": finish_reason(choice),
                 "logprobs": _logprobs(choice.logprobs),
                 "message": _message(choice),
             }
@@ -43,38 +43,55 @@ def chat_completion_chunks(
     timeout_s: float | None = None,
     created: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The `chat.completion.chunk`s of a job while it runs, as they come: first each answer's role, then what the model
-    says, then how each answer ended, and with `include_usage` what it took. `model`: the name that chunks carry.
+    """The `chat.completion.chunk`s of a job while it runs, as they come. `model`: the name that chunks carry.
 
     Raises what `handle.deltas()` raises.
     """
-    created = int(time.time()) if created is None else created
-    begun: set[int] = set()
-    called: dict[int, int] = {}
+    chunks = ChatChunks(handle.job_id, model=model, include_usage=include_usage, created=created)
+    for delta in handle.deltas(timeout_s):
+        yield from chunks.said(delta)
+    yield from chunks.ended(handle.result(timeout_s))
 
-    def chunk(choices: Sequence[dict[str, Any]], fingerprint: str | None = None, **more: Any) -> dict[str, Any]:
+
+class ChatChunks:
+    """Makes the `chat.completion.chunk`s of one job: first each answer's role, then what the model says, then how each
+    answer ended, and with `include_usage` what it took.
+    """
+
+    def __init__(
+        self, job_id: str, *, model: str = "", include_usage: bool = False, created: int | None = None
+    ) -> None:
+        self._job_id = job_id
+        self._model = model
+        self._include_usage = include_usage
+        self._created = int(time.time()) if created is None else created
+        self._begun: set[int] = set()
+        self._called: dict[int, int] = {}
+
+    def said(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        yield from self._role(delta.choice)
+        yield self._chunk([_part(delta.choice, _said(delta, self._called))])
+
+    def ended(self, result: GenerationResult) -> Iterator[dict[str, Any]]:
+        fingerprint = result.provenance.fingerprint
+        for index, choice in enumerate(result.choices):
+            yield from self._role(index)
+            yield self._chunk([_part(index, {}, finish_reason(choice), _logprobs(choice.logprobs))], fingerprint)
+        if self._include_usage:
+            yield self._chunk([], fingerprint, usage=usage(result.usage))
+
+    def _role(self, index: int) -> Iterator[dict[str, Any]]:
+        if index not in self._begun:
+            self._begun.add(index)
+            yield self._chunk([_part(index, {"role": "assistant", "content": ""})])
+
+    def _chunk(self, choices: Sequence[dict[str, Any]], fingerprint: str | None = None, **more: Any) -> dict[str, Any]:
         return {
-            **_head(model, fingerprint, handle.job_id, "chat.completion.chunk", created),
+            **_head(self._model, fingerprint, self._job_id, "chat.completion.chunk", self._created),
             "choices": choices,
-            **({"usage": None} if include_usage else {}),
+            **({"usage": None} if self._include_usage else {}),
             **more,
         }
-
-    def role(index: int) -> Iterator[dict[str, Any]]:
-        if index not in begun:
-            begun.add(index)
-            yield chunk([_part(index, {"role": "assistant", "content": ""})])
-
-    for delta in handle.deltas(timeout_s):
-        yield from role(delta.choice)
-        yield chunk([_part(delta.choice, _said(delta, called))])
-    result = handle.result(timeout_s)
-    for index, choice in enumerate(result.choices):
-        yield from role(index)
-        last = _part(index, {}, _reason(choice), _logprobs(choice.logprobs))
-        yield chunk([last], result.provenance.fingerprint)
-    if include_usage:
-        yield chunk([], result.provenance.fingerprint, usage=usage(result.usage))
 
 
 def usage(used: GenerationUsage) -> dict[str, Any]:
@@ -97,7 +114,8 @@ def _head(model: str, fingerprint: str | None, job_id: str, kind: str, created: 
     }
 
 
-def _reason(choice: Choice) -> str:
+def finish_reason(choice: Choice) -> str:
+    """In OpenAI's words, which has none for an answer that was stopped from outside."""
     return "stop" if choice.finish_reason == "cancelled" else choice.finish_reason
 
 

@@ -11,6 +11,7 @@ follow OpenAI's embeddings and chat APIs where those have them (https://platform
 from __future__ import annotations
 
 import base64
+import struct
 import sys
 from array import array
 from enum import StrEnum
@@ -37,6 +38,8 @@ from .conversation import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
 
 EMBED_FUNCTION = "impetus_worker.jobs.embed"
@@ -64,6 +67,8 @@ CANCEL_KEY = "impetus:cancel:"
 """Before a job's id: there once somebody wished that the job, which runs, be stopped. Its worker sees to it within
 seconds and deletes it when the job ends."""
 CANCEL_TTL_S = 24 * 3600
+WAKE_KEY = "impetus:wake:"
+"""Before a name: the stream by which tasks of one producer wake the one that listens for them. Nobody else reads it."""
 #: A role's queues, the one whose caller is waiting first.
 ROLE_QUEUES = {
     "embedding": (EMBEDDING_QUEUE, EMBEDDING_BULK_QUEUE),
@@ -167,6 +172,15 @@ class VectorBlock(Wire):
             with np.errstate(over="ignore"):  # what float32 does not hold is infinite
                 return np.asarray(self.data, dtype=np.float32).reshape(count, width)
         return np.frombuffer(self._bytes(), dtype="<f4").reshape(count, width)
+
+    def packed_rows(self) -> Iterator[bytes]:
+        """Each row as little-endian float32, without numpy."""
+        count, width = self.shape
+        if isinstance(self.data, list):
+            yield from (struct.pack(f"<{width}f", *row) for row in self.data)
+            return
+        block = self._bytes()
+        yield from (block[4 * width * row : 4 * width * (row + 1)] for row in range(count))
 
     def _bytes(self) -> bytes:
         assert not isinstance(self.data, list)
@@ -280,9 +294,11 @@ class GenerationRequest(Wire):
         dict[int, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_bias_by_token), Field(max_length=1024)
     ] = Field(default_factory=dict)
     """Added to the logits of these token ids; -100 bans one, 100 allows no other."""
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_checked_stop), Field(max_length=16)] = (
-        Field(default_factory=list)
-    )
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        BeforeValidator(_checked_stop, json_schema_input_type=str | list[str]),
+        Field(max_length=16),
+    ] = Field(default_factory=list)
     """Text ends before the first of these; it never holds one."""
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)] = Field(
         default_factory=list

@@ -116,7 +116,9 @@ class Message(Wire):
     """One turn of a conversation. `developer` speaks as `system` does."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[TextPart], BeforeValidator(_as_parts), Field(max_length=4096)] = Field(default_factory=list)
+    content: Annotated[
+        list[TextPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart]), Field(max_length=4096)
+    ] = Field(default_factory=list)
     """A string, or a list of parts of text, which are joined; null or absent beside tool calls."""
     name: Annotated[str, Field(max_length=256)] | None = None
     """Of the person, or the tool, that speaks: for templates that say it."""

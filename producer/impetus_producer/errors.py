@@ -13,7 +13,14 @@ class ImpetusError(Exception):
 
 
 class InvalidRequestError(ImpetusError):
-    """A request or document breaks the contract. Permanent: sending it again fails again."""
+    """A request or document breaks the contract. Permanent: sending it again fails again.
+
+    `field`: which part of it, such as `messages.0.content`; empty where it is about the whole.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class MissingExtraError(ImpetusError):

@@ -44,6 +44,8 @@ class QueueState:
     """Ended well, with a result that Redis still keeps."""
     failed: int | None
     """Ended badly, and still kept."""
+    oldest_s: float | None = None
+    """How long the first of those that wait has waited, by its own word; None where none does, or it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,29 @@ class WorkerState:
     """Where it runs its model, such as `ane (coreml)`; empty if it does not say."""
     machine: str = ""
     """The chip."""
+    role: str = ""
+    """`embedding` or `generation`; empty if it does not say."""
+    model: str = ""
+    """The name of the one that it serves by default."""
+    aliases: tuple[str, ...] = ()
+    """Every name by which a request may ask for one of its models."""
+    note: str = ""
+    """What there is to know of its backend."""
+    since: str = ""
+    """When it started, by its own clock, ISO 8601."""
     serving: bool = True
     """False while its engine loads its model, or is stuck."""
     engine_deaths: int = 0
     """How often its engine died since the worker started."""
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether it leaves embeddings to a worker with a Neural Engine."""
+        return contract.STANDBY_QUEUE in self.queues
+
+    def serves(self, queue: str) -> bool:
+        """Whether it takes jobs of this queue now."""
+        return self.alive and self.serving and queue in self.queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +99,11 @@ class Fleet:
     """How many there are beyond the first `MAX_QUEUES`; the contract's are always among those."""
     workers_left_out: int = 0
     """How many names of workers there are beyond the first `MAX_WORKERS`."""
+
+    def ours(self) -> tuple[QueueState, ...]:
+        """The contract's queues."""
+        names = {name for names in contract.ROLE_QUEUES.values() for name in names}
+        return tuple(queue for queue in self.queues if queue.name in names)
 
     def listening_to(self, queue: str) -> bool:
         return any(worker.alive and queue in worker.queues for worker in self.workers)
@@ -92,7 +118,7 @@ class Fleet:
 
 
 def read_fleet(connection: Redis) -> Fleet:
-    """The state of all queues and workers, in three round trips. Raises a `ServerError`."""
+    """The state of all queues and workers, in four round trips. Raises a `ServerError`."""
     with server_errors(connection):
         return _read(connection)
 
@@ -106,7 +132,8 @@ def _read(connection: Redis) -> Fleet:
         pipeline.scard("rq:workers")
         pipeline.exists("rq:suspended")
         pipeline.time()
-        queue_keys, queue_count, worker_keys, worker_count, suspended, time = known_answers(pipeline)
+        said = known_answers(pipeline.execute(raise_on_error=False))
+    queue_keys, queue_count, worker_keys, worker_count, suspended, time = said
     now_s = time[0] + time[1] / 1e6
     ours = [name for names in contract.ROLE_QUEUES.values() for name in names]
     known = {_text(key).removeprefix(jobs.queue_key("")) for key in queue_keys or ()}
@@ -135,8 +162,24 @@ def _read_queues(connection: Redis, names: Sequence[str], now_s: float) -> tuple
                 pipeline.zcard(f"rq:{registry}:{name}")
                 # What ran out stays until a worker cleans the registry; a score below 0 never runs out.
                 pipeline.zcount(f"rq:{registry}:{name}", 0, now_s)
-        answers = iter(known_answers(pipeline))
-    return tuple(QueueState(name, next(answers), next(answers), _kept(answers), _kept(answers)) for name in names)
+            pipeline.lrange(jobs.queue_key(name), 0, 0)
+        answers = iter(known_answers(pipeline.execute(raise_on_error=False)))
+    states, firsts = [], []
+    for name in names:
+        states.append(QueueState(name, next(answers), next(answers), _kept(answers), _kept(answers)))
+        firsts.append(_text((next(answers) or [b""])[0])[:_MAX_VALUE_CHARACTERS])
+    waited = _waited_s(connection, firsts, now_s)
+    return tuple(replace(state, oldest_s=waited_s) for state, waited_s in zip(states, waited, strict=True))
+
+
+def _waited_s(connection: Redis, job_ids: Sequence[str], now_s: float) -> list[float | None]:
+    with connection.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hget(jobs.job_key(job_id), "enqueued_at")
+        return [
+            _seconds_since(_text(at or "")[:_MAX_VALUE_CHARACTERS], now_s)
+            for at in known_answers(pipeline.execute(raise_on_error=False))
+        ]
 
 
 def _kept(answers: Iterator[Any]) -> int | None:
@@ -152,7 +195,7 @@ def _read_workers(connection: Redis, keys: Sequence[str], now_s: float) -> tuple
             pipeline.scard(f"{key}:executions")
             pipeline.getrange(own, 0, _MAX_RECORD_BYTES)
             pipeline.pttl(own)
-        answers = known_answers(pipeline)
+        answers = known_answers(pipeline.execute(raise_on_error=False))
     return tuple(
         _worker(key.removeprefix(_WORKER_KEY), registered, running, own, left_ms, now_s)
         for key, said, running, own, left_ms in zip(
@@ -198,6 +241,11 @@ def _worker(
         alive=True,
         device=f"{own.device} ({own.backend})",
         machine=own.machine,
+        role=own.role,
+        model=own.model,
+        aliases=own.aliases,
+        note=own.note or "",
+        since=own.since,
         serving=own.serving,
         engine_deaths=own.engine_deaths,
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -24,12 +25,14 @@ from .scripts import ENQUEUE_SCRIPT
 from .servers.answers import Trouble, known_answers, trouble
 from .shown import shortened
 from .streams import stream_key
+from .talks.steps import Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pydantic import BaseModel
-    from redis import Redis
+
+    from .talks.steps import Talk
 
 ModelT = TypeVar("ModelT", bound="BaseModel")
 
@@ -73,6 +76,8 @@ class JobOptions:
     timeout_s: int
     result_ttl_s: int
     failure_ttl_s: int
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What the enqueuer notes beside the job, RQ's `job.meta`: plain JSON data."""
 
 
 def encode_payload(function: str, payload: Mapping[str, Any]) -> bytes:
@@ -86,10 +91,13 @@ def new_id() -> str:
     return uuid4().hex
 
 
-def enqueue(
-    connection: Redis, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]], options: JobOptions
-) -> int:
-    """Enqueues one job a payload, by its id, in one round trip; returns the queue's new length."""
+def enqueueing(
+    queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]], options: JobOptions
+) -> Question[int]:
+    """Enqueues one job a payload, by its id, in one round trip; answered by the queue's new length.
+
+    The same when it is asked twice: a job that is there stays as it is.
+    """
     now = datetime.now(UTC).strftime(TIME_FORMAT)
     common: dict[Any, Any] = {
         "status": "queued",
@@ -101,13 +109,24 @@ def enqueue(
         "result_ttl": options.result_ttl_s,
         "failure_ttl": options.failure_ttl_s,
     }
+    if meta := {**_trace(), **options.meta}:
+        common["meta"] = json.dumps(meta)
     arguments: list[Any] = [queue, len(common)]
     for name, value in common.items():
         arguments += (name, value)
     for job_id, payload in payloads.items():
         arguments += (job_id, encode_payload(function, payload))
-    length: Any = connection.register_script(ENQUEUE_SCRIPT)(args=arguments)
-    return int(length)
+    return Question(lambda client: client.register_script(ENQUEUE_SCRIPT)(args=arguments), int)
+
+
+def _trace() -> dict[str, str]:
+    """What tells the worker under which span of the caller's it works, where the caller uses OpenTelemetry."""
+    carrier: dict[str, str] = {}
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        TraceContextTextMapPropagator().inject(carrier)
+    return {name: value for name, value in carrier.items() if name == "traceparent"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,27 +209,38 @@ def failure_from(job_id: str, trace: str) -> JobFailedError:
     return JobFailedError(job_id, shortened(message, MAX_REASON_CHARACTERS), reason=shortened(name.rpartition(".")[2]))
 
 
-def discard(connection: Redis, job_ids: Sequence[str], queue: str | None = None) -> None:
-    """Deletes ended jobs, all that is kept by their id, and their places in the registries of `queue`, or of theirs.
+def discarding(job_ids: Sequence[str], queue: str | None = None) -> Talk[None]:
+    """Deletes ended jobs, all that is kept by their id, and their places in the registries of `queue`, or of theirs."""
+    origins = [queue.encode()] * len(job_ids) if queue is not None else (yield _origins(job_ids))
 
-    Their streams are the workers' to write; where we may not delete them their time to live does. What is of another
-    type, such as a registry, holds nothing of them.
-    """
-    from redis.exceptions import NoPermissionError
-
-    with connection.pipeline(transaction=False) as pipeline:
-        if queue is None:
-            for job_id in job_ids:
-                pipeline.hget(job_key(job_id), "origin")
-            origins = [each or b"" for each in known_answers(pipeline)]
-        else:
-            origins = [queue.encode()] * len(job_ids)
+    def ask(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
         for job_id, origin in zip(job_ids, origins, strict=True):
             pipeline.delete(stream_key(job_id))
             pipeline.delete(job_key(job_id), results_key(job_id), awaited_key(job_id), cancel_key(job_id))
             pipeline.zrem(b"rq:finished:" + origin, job_id)
             pipeline.zrem(b"rq:failed:" + origin, job_id)
-        answers = pipeline.execute(raise_on_error=False)
+        return pipeline.execute(raise_on_error=False)
+
+    yield Question(ask, _discarded)
+
+
+def _origins(job_ids: Sequence[str]) -> Question[list[bytes]]:
+    def ask(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.hget(job_key(job_id), "origin")
+        return pipeline.execute(raise_on_error=False)
+
+    return Question(ask, lambda answers: [each or b"" for each in known_answers(answers)])
+
+
+def _discarded(answers: Sequence[Any]) -> None:
+    """Streams are the workers' to write; where we may not delete them their time to live does. What is of another type,
+    such as a registry, holds nothing of these jobs.
+    """
+    from redis.exceptions import NoPermissionError
+
     for at, answer in enumerate(answers):
         if not isinstance(answer, Exception) or trouble(answer) is Trouble.DATA:
             continue

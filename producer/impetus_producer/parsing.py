@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from .contract import EmbeddingRequest, GenerationRequest
 from .conversation import json_type
@@ -14,7 +14,7 @@ from .shown import printable
 Request: TypeAlias = EmbeddingRequest | GenerationRequest
 _MAX_NAME_CHARACTERS = 100
 _MAX_COMPLAINTS = 1000
-RequestT = TypeVar("RequestT", EmbeddingRequest, GenerationRequest)
+RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
 def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
@@ -23,18 +23,26 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
         raise InvalidRequestError(f"the request must be a JSON object, not {json_type(payload)}")
     if unknown := payload.keys() - kind.model_fields.keys():  # before pydantic writes a complaint about each
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise InvalidRequestError(f"{_shown(min(unknown))}: there is no such field{more}")
+        field = _shown(min(unknown))
+        raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)
     try:
         return kind.model_validate(payload)
     except ValidationError as error:
-        raise InvalidRequestError(first_sentence(error)) from None
+        field, problem = first_complaint(error)
+        raise InvalidRequestError(f"{field}: {problem}" if field else problem, field=field) from None
 
 
 def first_sentence(error: ValidationError) -> str:
     """The first of pydantic's complaints as `field: what is wrong with it`."""
+    field, problem = first_complaint(error)
+    return f"{field}: {problem}" if field else problem
+
+
+def first_complaint(error: ValidationError) -> tuple[str, str]:
+    """The field, empty where it is the whole, and what is wrong with it."""
     if (count := error.error_count()) > _MAX_COMPLAINTS:
         # To look at one is to have all of them written, which takes a kilobyte each.
-        return f"{count:,} things are wrong with it"
+        return "", f"{count:,} things are wrong with it"
     errors = error.errors(include_url=False, include_input=False)
     # A field misspelt is a field missing too, and the misspelling says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
@@ -44,8 +52,7 @@ def first_sentence(error: ValidationError) -> str:
     problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
         first["type"], first["msg"]
     )
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{field}: {problem}{more}" if field else f"{problem}{more}"
+    return field, f"{problem} (and {count - 1} more)" if count > 1 else problem
 
 
 def _shown(name: str) -> str:

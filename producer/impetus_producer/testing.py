@@ -14,6 +14,8 @@
             ...
         assert fake.jobs[0].request["input"] == ["tea"]
 
+Code for asyncio takes an `AsyncProducer(connection=fake.connection)`.
+
 Needs fakeredis: pip install 'impetus-batch[testing]'.
 """
 

@@ -15,12 +15,13 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import jobs
-from .client import CHARACTERS_PER_JOB
 from .documents import Document, FailedDocument
 from .errors import ImpetusError, JobFailedError, ServerDataError, ServerError, ServerFullError, UnreadableResultError
-from .handles import as_text
 from .servers.answers import Trouble, known_answers, trouble
 from .servers.troubles import server_errors
+from .talks.results import as_text
+from .talks.steps import directly
+from .texts import CHARACTERS_PER_JOB
 from .works import OutcomeT, Work
 
 if TYPE_CHECKING:
@@ -165,14 +166,8 @@ class Window(Generic[OutcomeT]):
         self.sent.update(by_id)
         self.unsent = []
         self.keeper.sent({job_id: job.keys for job_id, job in by_id.items()})
-        enqueue = partial(
-            jobs.enqueue,
-            self.producer.connection,
-            self.work.queue,
-            self.work.function,
-            payloads,
-            self.producer.options,
-        )
+        question = jobs.enqueueing(self.work.queue, self.work.function, payloads, self.producer.options)
+        enqueue = partial(question.put_to, self.producer.connection)
         try:
             self._ask(enqueue, never_for=ServerFullError if others else ())
         except ServerFullError:
@@ -312,7 +307,7 @@ class Window(Generic[OutcomeT]):
         def status() -> Any:
             with self.producer.connection.pipeline(transaction=False) as pipeline:
                 pipeline.hget(jobs.job_key(job_id), "status")
-                return known_answers(pipeline)[0]
+                return known_answers(pipeline.execute(raise_on_error=False))[0]
 
         return self._ask(status) in (b"stopped", "stopped")
 
@@ -342,7 +337,7 @@ class Window(Generic[OutcomeT]):
             for job_id in job_ids:
                 pipeline.hget(jobs.job_key(job_id), "status")
                 pipeline.exists(jobs.results_key(job_id))
-            return known_answers(pipeline)
+            return known_answers(pipeline.execute(raise_on_error=False))
 
     def _lost(self, job: _Job) -> None:
         job.losses += 1
@@ -352,9 +347,12 @@ class Window(Generic[OutcomeT]):
             self._give_up(job, f"its job was lost from Redis {job.losses} times")
 
     def _discard_ended(self) -> None:
-        self._ask(lambda: jobs.discard(self.producer.connection, self.ended, self.work.queue))
+        self._ask(self._discard)
         self.keeper.ended(self.ended)
         self.ended = []
+
+    def _discard(self) -> None:
+        directly(self.producer.connection, jobs.discarding(self.ended, self.work.queue))
 
     def forget(self) -> None:
         """Leaves the jobs to their time to live, or to a run that goes on with them."""
@@ -369,9 +367,9 @@ class Window(Generic[OutcomeT]):
             with self.producer.connection.pipeline(transaction=False) as pipeline:
                 for job_id in left:
                     pipeline.lrem(jobs.queue_key(self.work.queue), -1, job_id)
-                removed = known_answers(pipeline)
+                removed = known_answers(pipeline.execute(raise_on_error=False))
             # Whose id was still in the queue, no worker has it.
             self.ended += [job_id for job_id, count in zip(left, removed, strict=True) if count]
             if self.ended:
-                jobs.discard(self.producer.connection, self.ended, self.work.queue)
+                self._discard()
                 self.keeper.ended(self.ended)

@@ -13,11 +13,12 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 from . import contract, jobs
-from .client import InputType, embedding_payload, text_refusal
 from .contract import EmbeddingRequest, EmbeddingResult
 from .documents import Document, FailedDocument
 from .errors import ResultTimeoutError
 from .kept.store import Answer
+from .requests import InputType, embedding_payload
+from .texts import text_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

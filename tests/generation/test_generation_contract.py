@@ -233,6 +233,17 @@ def test_a_call_that_has_to_be_made_is_one_of_a_tool(answer: Any) -> None:
         assert text == ""
 
 
+def test_a_call_that_has_to_be_made_is_not_streamed_as_text(make_engine: Any, work: Any) -> None:
+    place = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = ({"type": "function", "function": {"name": "go", "parameters": place}},)
+    engine = make_engine()
+    engine.admit(work(1, None, messages=(("user", "x"),), tools=tools, tool_choice="=go", max_tokens=200, stream=True))
+    events = [event for _ in iter(engine.pending, False) for event in engine.step()]
+    (ended,) = [event for event in events if isinstance(event, Generated)]
+    assert [call.name for call in ended.answers[0].calls] == ["go"]
+    assert not [event for event in events if isinstance(event, Progress)]
+
+
 def test_a_template_without_tools_says_so(loaded: LoadedModel, make_engine: Any, work: Any, drive: Any) -> None:
     import copy
 

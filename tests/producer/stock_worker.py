@@ -99,6 +99,7 @@ class StockWorker:
     def __init__(self, redis_url: str, work: Work) -> None:
         self.most_queued = 0
         self.jobs_done = 0
+        # It may wait for a job as long as it takes.
         self._connection = Redis.from_url(redis_url, socket_timeout=None)
         self._work = work
         self._thread = threading.Thread(target=self._run, name="stock-worker")

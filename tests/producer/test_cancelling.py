@@ -17,6 +17,7 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import JobNotFoundError, Producer, ResultTimeoutError
 from impetus_producer.cli.main import cli
+from impetus_producer.talks.steps import Question
 
 from .servers import Valkey, eventually
 from .stock_worker import embedding_of, finish
@@ -171,18 +172,17 @@ def test_what_may_not_be_deleted_is_left_to_its_time_to_live(valkey: MakeValkey)
 
 
 def test_a_cancellation_whose_answer_was_lost_is_still_one(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from impetus_producer import cancelling
+    put_to, lost = Question.put_to, iter([True])
 
-    step, lost = cancelling._step, iter([True])
-
-    def forgetful(*arguments: Any) -> Any:
-        answer = step(*arguments)
+    def forgetful(question: Question[Any], client: Redis) -> Any:
+        answer = put_to(question, client)
         if next(lost, False):
             raise ConnectionResetError
         return answer
 
-    monkeypatch.setattr(cancelling, "_step", forgetful)
-    assert producer.embed("a").cancel() is True
+    handle = producer.embed("a")
+    monkeypatch.setattr(Question, "put_to", forgetful)
+    assert handle.cancel() is True
 
 
 def test_a_job_that_is_not_there_cannot_be_cancelled(producer: Producer) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +237,29 @@ def test_a_terminal_shows_count_rate_and_time_left(folder: Path, redis_url: str,
     assert b"docs/s" in shown
 
 
+def test_top_shows_the_queues_again_and_again_in_a_terminal_and_refuses_to_elsewhere(
+    redis_url: str, producer: Producer, worker: StockWorker
+) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (30, 200))
+    command = [*PROGRAM, "top", "--every", "0.2", "--redis-url", redis_url]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while shown.count(b"ended/s") < 3:
+        shown += os.read(ours, 4096)
+    producer.embed("a text").result(timeout_s=30)
+    shown = b""
+    while not re.search(rb"embedding +0 +0 +1 +0 +[0-9.]+\x1b", shown):
+        shown += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    os.close(ours)
+    elsewhere = run("top", "--redis-url", redis_url)
+    assert elsewhere.exit_code == 2
+    assert "impetus status --json" in elsewhere.output
+
+
 @pytest.mark.parametrize("options", [(), ("--stream",)])
 def test_a_terminal_obeys_nothing_of_a_models_text_and_a_file_gets_it_as_it_is(
     redis_url: str, options: tuple[str, ...]
@@ -330,6 +355,7 @@ def test_status_tells_queues_and_workers_and_changes_nothing(redis_url: str, con
     before = connection.zrange("rq:failed:embedding", 0, -1)
     state = json.loads(run("status", "--json", url=redis_url).stdout)
     queues = {queue.pop("name"): queue for queue in state["queues"]}
+    assert queues["embedding"].pop("oldest_s") >= 0
     assert queues["embedding"] == {"waiting": 1, "running": 0, "finished": 0, "failed": 1}
     assert [queues[name]["waiting"] for name in ("generation", "embedding-bulk", "other")] == [1, 0, 1]
     (seen,) = state["workers"]
@@ -462,4 +488,4 @@ def test_help_of_every_command_teaches_by_example() -> None:
         result = run(command, "--help")
         assert result.exit_code == 0
         assert f"impetus {command}" in result.stdout
-        assert "--redis-url" in result.stdout
+        assert "--redis-url" in result.stdout or command == "config"

@@ -12,6 +12,7 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import jobs
 from impetus_producer.streams import stream_key
+from impetus_producer.talks.steps import directly
 
 from .stock_worker import embedding_of, finish
 
@@ -56,7 +57,7 @@ def test_a_job_of_ours_reads_like_one_that_plain_rq_enqueued(connection: Redis, 
     queue = Queue("embedding", connection=connection, serializer=JSONSerializer)
     theirs = queue.enqueue(FUNCTION, payload, job_timeout=123, result_ttl=456, failure_ttl=789)
     ours_id = jobs.new_id()
-    length = jobs.enqueue(connection, "embedding", FUNCTION, {ours_id: payload}, OPTIONS)
+    length = jobs.enqueueing("embedding", FUNCTION, {ours_id: payload}, OPTIONS).put_to(connection)
 
     ours = Job.fetch(ours_id, connection, serializer=JSONSerializer)
     assert _fields(ours) == _fields(Job.fetch(theirs.id, connection, serializer=JSONSerializer))
@@ -70,7 +71,7 @@ def test_a_job_of_ours_reads_like_one_that_plain_rq_enqueued(connection: Redis, 
 
 def test_many_jobs_are_enqueued_in_order_and_the_queue_is_known_to_rq(connection: Redis) -> None:
     payloads = {jobs.new_id(): {"input": str(n)} for n in range(50)}
-    length = jobs.enqueue(connection, "embedding", FUNCTION, payloads, OPTIONS)
+    length = jobs.enqueueing("embedding", FUNCTION, payloads, OPTIONS).put_to(connection)
     ids = list(payloads)
     assert length == 50
     assert Queue("embedding", connection=connection, serializer=JSONSerializer).job_ids == ids
@@ -79,13 +80,13 @@ def test_many_jobs_are_enqueued_in_order_and_the_queue_is_known_to_rq(connection
 
 def test_discarding_ended_jobs_leaves_nothing_of_them(connection: Redis) -> None:
     ids = [jobs.new_id(), jobs.new_id()]
-    jobs.enqueue(connection, "embedding", FUNCTION, {job_id: {"input": "a"} for job_id in ids}, OPTIONS)
+    jobs.enqueueing("embedding", FUNCTION, {job_id: {"input": "a"} for job_id in ids}, OPTIONS).put_to(connection)
     connection.delete("rq:queue:embedding")
     for job_id in ids:
         finish(connection, job_id, embedding_of(["a"]))
         connection.set(jobs.awaited_key(job_id), 1)
         connection.xadd(stream_key(job_id), {"event": "end"})
-    jobs.discard(connection, ids)
+    directly(connection, jobs.discarding(ids))
     assert FinishedJobRegistry("embedding", connection).get_job_count(cleanup=False) == 0
     assert connection.keys() == [b"rq:queues"]
 

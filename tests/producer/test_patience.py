@@ -328,13 +328,13 @@ def test_the_command_waits_and_says_so_on_stderr(
 ) -> None:
     documents, vectors = tmp_path / "in.txt", tmp_path / "out.jsonl"
     documents.write_text("".join(f"text {number}\n" for number in range(20)))
-    away, went = threading.Event(), Patience._went
+    away, went = threading.Event(), Patience.went
 
     def note(patience: Patience, error: ServerError) -> float:
         away.set()
         return went(patience, error)
 
-    monkeypatch.setattr(Patience, "_went", note)
+    monkeypatch.setattr(Patience, "went", note)
     arguments = ["embed", str(documents), "-o", str(vectors), "--texts-per-job", "2", "--redis-url", durable.url]
     with in_a_thread(lambda: CliRunner().invoke(cli, [*arguments, "--patience", "60"])) as ended:
         eventually(lambda: durable.ask("LLEN", "rq:queue:embedding-bulk"))

@@ -18,10 +18,11 @@ from impetus_producer import (
     Producer,
     ResultTimeoutError,
     StreamRestartedError,
-    handles,
+    line,
 )
 from impetus_producer.contract import ABANDONED_AFTER_S, AWAITED_KEY, GenerationResult
 from impetus_producer.streams import Delta, StreamText
+from impetus_producer.talks import steps
 
 from .stock_worker import fail, finish, generation_of
 from .streaming import Reading, Writer
@@ -195,7 +196,7 @@ def test_a_job_that_made_nothing_has_nothing_partial(producer: Producer, handle:
 def test_a_stream_waits_no_longer_than_asked_and_calls_back_meanwhile(
     handle: GenerationHandle, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "_POLL_S", 0.01)
+    monkeypatch.setattr(line, "LOOK_S", 0.01)
     writer.start().write("one")
     pieces = handle.stream(0.05)
     assert next(pieces) == "one"
@@ -218,8 +219,8 @@ def test_a_stream_waits_no_longer_than_asked_and_calls_back_meanwhile(
 def test_whoever_waits_says_so_and_says_it_again(
     producer: Producer, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "_RENEW_S", 0.0)
-    monkeypatch.setattr(handles, "_POLL_S", 0.01)
+    monkeypatch.setattr(steps, "RENEW_S", 0.0)
+    monkeypatch.setattr(line, "LOOK_S", 0.01)
     handle = producer.generate("x", cancel_if_abandoned=True, stream=True)
     key = f"{AWAITED_KEY}{handle.job_id}"
     assert 0 < int(connection.ttl(key)) <= ABANDONED_AFTER_S

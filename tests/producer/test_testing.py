@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from impetus_producer import (
+    AsyncProducer,
     JobCancelledError,
     JobFailedError,
     MissingExtraError,
@@ -129,6 +131,18 @@ def test_jobs_show_what_was_enqueued_also_while_nobody_works(fake: FakeWorker) -
             ("embedding", {"input": ["a", "b"]}),
             ("generation-bulk", {"prompt": "c", "temperature": 0.5}),
         ]
+
+
+def test_tasks_may_ask_it_too(fake: FakeWorker) -> None:
+    async def main() -> None:
+        async with AsyncProducer(connection=fake.connection) as producer:
+            assert len((await (await producer.embed("tea")).result(60)).vectors[0]) == 32
+            fake.answer("Name a river.", "Inn")
+            assert "".join([piece async for piece in (await producer.generate("Name a river.")).stream(60)]) == "Inn"
+            with fake.paused():
+                assert await (await producer.embed("tea")).cancel() is True
+
+    asyncio.run(main())
 
 
 def test_code_may_make_its_own_producer_and_what_waits_at_the_end_is_left() -> None:

@@ -13,7 +13,7 @@ from ..protocol import Answer, Likely, Progress
 from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
 from .running import Row
 from .sampling import Draws, Sampling
-from .texts.channels import Channels
+from .texts.channels import Channels, Said
 from .texts.detokenize import Decoding, Detokenizer
 from .texts.long_prompts import LongPrompts
 from .texts.prompts import Prompts
@@ -124,11 +124,9 @@ class Request:
         return fault
 
     def progress(self) -> Progress | None:
-        """What is new of what it says."""
+        """What is new of what it says. A call is none of that: it is told at the end."""
         piece = self.text.take()
-        if self.splitter is None:
-            return Progress(self.work.id, piece, choice=len(self.answers)) if piece else None
-        said = self.splitter.feed(piece)
+        said = Said(piece) if self.splitter is None else self.splitter.feed(piece)
         if self.has_to_call or not (said.text or said.reasoning):
             return None
         return Progress(self.work.id, said.text, said.reasoning, len(self.answers))

@@ -20,8 +20,8 @@ from .options import reading_options, run_options
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..client import InputType
     from ..reading.source import ReadingOptions
+    from ..requests import InputType
     from ..writing.rows import Precision
     from .options import RunOptions
 

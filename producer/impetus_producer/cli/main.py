@@ -9,15 +9,18 @@
 from __future__ import annotations
 
 import signal
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ImpetusError
 from ..shown import printable_lines
+from .config_file import with_config_file
 from .embed import embed
 from .jobs import cancel, generate, result
 from .status import status
+from .top import top
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -25,8 +28,21 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
+_OF_THE_GATEWAY = {"serve": "serve", "serve-key": "serve_key"}
+"""Commands of `impetus_gateway.cli`, which is another package and imported when one of them is asked for."""
+
+
 class _Group(click.Group):
     """Turns what goes wrong into one sentence on stderr and an exit status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_OF_THE_GATEWAY]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (name := _OF_THE_GATEWAY.get(cmd_name)) is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module("impetus_gateway.cli"), name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -48,6 +64,7 @@ def cli() -> None:
     Try it with nothing set up; a server and a worker are started for the time it takes:
         impetus embed docs.jsonl --output docs.parquet
         impetus generate "Name three rivers."
+        impetus serve
 
     \b
     Against a server that is there:
@@ -59,8 +76,9 @@ def cli() -> None:
     """
 
 
-for _command in (embed, generate, status, result, cancel):
+for _command in (embed, generate, status, top, result, cancel):
     cli.add_command(_command)
+with_config_file("impetus", cli)
 
 
 def main() -> None:

@@ -65,9 +65,12 @@ class Session:
 
 @contextmanager
 def open_session(
-    redis_url: str | None, patience_s: float, queue: str, worker_options: Sequence[str]
+    redis_url: str | None, patience_s: float, queue: str | None, worker_options: Sequence[str]
 ) -> Iterator[Session]:
-    """The server given or found; where there is none, one of our own, with a worker, for the time of the block."""
+    """The server given or found; where there is none, one of our own, with a worker, for the time of the block.
+
+    `queue`: said on stderr where nobody listens to it.
+    """
     url = find_redis_url(redis_url)
     if url is not None:
         producer = patient_producer(url, patience_s)
@@ -90,7 +93,7 @@ def open_session(
 class _NoWorkerNotice:
     """Says once, on stderr, that nobody listens to a queue."""
 
-    def __init__(self, producer: Producer, queue: str, url: str) -> None:
+    def __init__(self, producer: Producer, queue: str | None, url: str) -> None:
         self._producer = producer
         self._queue = queue
         self._url = url
@@ -109,7 +112,7 @@ class _NoWorkerNotice:
         fleet = read_fleet(self._producer.connection)
         if fleet.suspended:
             self._say("The workers are suspended; waiting. Let them go on: rq resume")
-        elif self._queue in fleet.unattended():
+        elif self._queue is not None and self._queue in fleet.unattended():
             self._say(f"{no_worker([self._queue], self._url)} Waiting.")
 
     def _say(self, sentence: str) -> None:

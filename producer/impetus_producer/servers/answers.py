@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ImpetusError, ServerConfigurationError, ServerDataError
 
 if TYPE_CHECKING:
-    from redis.client import Pipeline
+    from collections.abc import Sequence
 
 # In a script an ACL's refusal and a cluster's come as an ordinary error with these words.
 CLUSTER = re.compile(r"MOVED |ASK |CROSSSLOT|hash to the same slot|non local key|in cluster mode")
@@ -75,12 +75,9 @@ def trouble(error: BaseException) -> Trouble:
     return Trouble.PASSING
 
 
-def known_answers(pipeline: Pipeline) -> list[Any]:
-    """What the server answers, None for a key of another type. Raises any other error."""
-    answers = pipeline.execute(raise_on_error=False)
-    for at, answer in enumerate(answers):
-        if isinstance(answer, Exception):
-            if trouble(answer) is not Trouble.DATA:
-                raise answer
-            answers[at] = None
-    return answers
+def known_answers(answers: Sequence[Any]) -> list[Any]:
+    """What a server answered to a pipeline, None for a key of another type. Raises any other error."""
+    for answer in answers:
+        if isinstance(answer, Exception) and trouble(answer) is not Trouble.DATA:
+            raise answer
+    return [None if isinstance(answer, Exception) else answer for answer in answers]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import socket
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from redis import ConnectionPool, Redis
+    from redis.asyncio import Redis as AsyncRedis
 
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 15
@@ -45,6 +47,13 @@ _OWN = re.compile(
     "|(maint|orig|oss|himport)_.*|event_dispatcher|connection_pool|max_connections|timeout|queue_class"
 )
 """What is not taken over from a client whose connections are of a class that redis-py does not bring."""
+_FOR_ASYNCIO = ("redis.asyncio", "valkey.asyncio")
+_COUNTERPARTS = {
+    "UnixDomainSocketConnection": ("redis.asyncio.connection", "UnixDomainSocketConnection"),
+    "SSLConnection": ("redis.asyncio.connection", "SSLConnection"),
+    "FakeRedisConnection": ("fakeredis.aioredis", "FakeAsyncRedisConnection"),
+}
+"""Of connections for threads: the modules and names of those for asyncio."""
 
 
 def from_url(url: str) -> Redis:
@@ -76,38 +85,82 @@ def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"db": 0} | {name: value for name, value in settings.items() if _TAKEN.fullmatch(name)}
 
 
-def like(client: Any) -> Redis:
-    """A client of our own for the server of `client`, a redis-py client that somebody else made.
+def like(client: Any, *, asyncio: bool = False) -> Redis:
+    """A client of our own for the server of `client`, a redis-py client that somebody else made; `asyncio`: one for
+    asyncio will do.
 
     Raises `ImpetusError` for what is no such client.
     """
     pool: Any = getattr(client, "connection_pool", None)
-    _refuse_what_is_none(client, pool)
+    is_for_asyncio = any(each.__module__.startswith(_FOR_ASYNCIO) for each in type(client).__mro__)
+    _refuse_what_is_none(client, pool, is_for_asyncio, asyncio)
     if hasattr(pool, "sentinel_manager"):
         return _like_sentinel(pool)
-    if type(pool).__module__.startswith("redis.") and _FIXED.items() <= pool.connection_kwargs.items():
+    if (
+        not is_for_asyncio
+        and type(pool).__module__.startswith("redis.")
+        and _FIXED.items() <= pool.connection_kwargs.items()
+    ):
         return client  # type: ignore[no-any-return]
     kind, settings = _taken(pool)
     own = _client(kind, settings)
-    if kind is not None and kind.__module__.startswith("fakeredis") and find_spec("lupa") is None:
+    if _runs_no_lua(pool):
         from .lualess import teach
 
         return teach(own)
     return own
 
 
-def _refuse_what_is_none(client: Any, pool: Any) -> None:
+def for_asyncio(model: Redis) -> AsyncRedis:
+    """A client for asyncio like `model`, which was made here."""
+    from redis.asyncio import Redis
+
+    pool: Any = model.connection_pool
+    if not hasattr(pool, "sentinel_manager"):
+        own = _asyncio_client(*_taken(pool))
+        if _runs_no_lua(pool):
+            from .lualess import teach_as
+
+            teach_as(model, own)
+        return own
+    from redis.asyncio import sentinel
+
+    untyped: Any = sentinel
+    manager = untyped.Sentinel([], **_sentinel_settings(pool.sentinel_manager))
+    manager.sentinels = [_asyncio_client(*_taken(each.connection_pool)) for each in pool.sentinel_manager.sentinels]
+    kind, settings = _taken(pool)
+    settings = {**settings, **_waits(tcp=True, asyncio=True)}
+    return Redis.from_pool(untyped.SentinelConnectionPool(pool.service_name, manager, ssl=kind is not None, **settings))
+
+
+def _runs_no_lua(pool: Any) -> bool:
+    return pool.connection_class.__module__.startswith("fakeredis") and find_spec("lupa") is None
+
+
+def _asyncio_client(kind: type | None, settings: Mapping[str, Any]) -> AsyncRedis:
+    from redis import asyncio
+
+    own: dict[str, Any] = {**settings, **_waits(tcp="path" not in settings, asyncio=True)}
+    if kind is not None:
+        module, name = _COUNTERPARTS.get(kind.__name__, (kind.__module__, kind.__name__))
+        own["connection_class"] = getattr(import_module(module), name)
+    return asyncio.Redis.from_pool(asyncio.ConnectionPool(**own))
+
+
+def _refuse_what_is_none(client: Any, pool: Any, is_for_asyncio: bool, may_be: bool) -> None:
     kind = type(client)
-    if any(each.__module__.startswith(("redis.asyncio", "valkey.asyncio")) for each in kind.__mro__):
+    if is_for_asyncio and not may_be:
         raise ImpetusError(
-            "an asyncio client cannot serve here, as handles wait in threads: give Producer() a redis.Redis, or a URL"
+            "an asyncio client cannot serve here, as handles wait in threads: give Producer() a redis.Redis, or a URL, "
+            "or use AsyncProducer()"
         )
     if any(each.__name__.endswith("Cluster") for each in kind.__mro__):
         raise ImpetusError(
             "a cluster client cannot serve here, as queues need one server: give Producer() a redis.Redis, or a URL"
         )
     execute = getattr(client, "execute_command", None)
-    if not hasattr(pool, "connection_kwargs") or execute is None or inspect.iscoroutinefunction(execute):
+    promises = inspect.iscoroutinefunction(execute) and not is_for_asyncio
+    if not hasattr(pool, "connection_kwargs") or execute is None or promises:
         raise ImpetusError(
             f"connection= takes a redis-py client, not a {kind.__name__}: give Producer() a redis.Redis, or a URL"
         )
@@ -133,18 +186,18 @@ def _client(kind: type | None, settings: Mapping[str, Any]) -> Redis:
     return Redis.from_pool(ConnectionPool(**own) if kind is None else ConnectionPool(connection_class=kind, **own))
 
 
-def _waits(*, tcp: bool) -> dict[str, Any]:
+def _waits(*, tcp: bool, asyncio: bool = False) -> dict[str, Any]:
     """How long to wait for what, and the form of the answers."""
     from redis import exceptions
     from redis.backoff import ExponentialBackoff
-    from redis.retry import Retry
 
+    retry: Any = import_module("redis.asyncio.retry" if asyncio else "redis.retry")
     waits: dict[str, Any] = {
         **_FIXED,
         "encoding": "utf-8",
         "retry_on_error": [exceptions.ConnectionError],
         # Not for what took too long: it has waited its time.
-        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES, (exceptions.ConnectionError,)),
+        "retry": retry.Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES, (exceptions.ConnectionError,)),
         # As many as there are threads: redis-py would refuse the 101st.
         "max_connections": 2**31,
     }
@@ -198,11 +251,14 @@ def _sentinel_client(
     from redis import Redis, sentinel
 
     untyped: Any = sentinel
-    manager = untyped.Sentinel(
-        [],
-        min_other_sentinels=getattr(model, "min_other_sentinels", 0),
-        force_master_ip=getattr(model, "_force_master_ip", None),
-    )
+    manager = untyped.Sentinel([], **_sentinel_settings(model))
     manager.sentinels = sentinels
     pool = untyped.SentinelConnectionPool(service, manager, ssl=tls, **{**settings, **_waits(tcp=True)})
     return Redis.from_pool(pool)
+
+
+def _sentinel_settings(model: Any) -> dict[str, Any]:
+    return {
+        "min_other_sentinels": getattr(model, "min_other_sentinels", 0),
+        "force_master_ip": getattr(model, "_force_master_ip", None),
+    }

@@ -12,7 +12,7 @@ from ..jobs import job_key, queue_key
 from ..scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from redis import Redis
 
@@ -24,6 +24,18 @@ def teach(client: Redis) -> Redis:
     taught: Any = client
     taught.register_script = lambda script: partial(run, client, script)
     return client
+
+
+def teach_as(taught: Redis, client: Any) -> None:
+    """Has a client for asyncio run them as `taught` does, which has the same server."""
+
+    def register(script: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        async def promised(*, args: Sequence[Any]) -> Any:
+            return run(taught, script, args=args)
+
+        return promised
+
+    client.register_script = register
 
 
 def run(client: Redis, script: str, *, args: Sequence[Any]) -> Any:

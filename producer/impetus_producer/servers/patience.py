@@ -77,37 +77,18 @@ class Patience:
         Raises what the server's trouble is when patience ends, and at once where waiting does not help, or for those
         in `never_for`; `ResultTimeoutError` at `deadline`, by the monotonic clock. What `while_away` raises ends it.
         """
-        given_up_at: float | None = None
-        pause_s = _FIRST_PAUSE_S
+        tries = Tries(self, deadline, never_for, while_away)
         while True:
             try:
                 with server_errors(connection):
                     answer = question()
-            except ServerConfigurationError:
-                raise
-            except ServerDataError:
-                self._came_back()
-                raise
             except ServerError as error:
-                if isinstance(error, never_for):
-                    raise
-                # Who asks the same again and again, and fails alone, has patience only once.
-                given_up_at = given_up_at or self._went(error) + self.limit_s
-                now = self._last_failure = time.monotonic()
-                if now >= given_up_at:
-                    raise
-                if deadline is not None and now >= deadline:
-                    raise ResultTimeoutError(f"the time given is over, and {error}") from error
-                if while_away is not None:
-                    while_away()
-                left_s = min(given_up_at, deadline or given_up_at) - now
-                time.sleep(max(0.0, min(left_s, pause_s * random.uniform(0.5, 1))))
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                time.sleep(tries.pause_after(error))
             else:
-                self._came_back()
+                self.came_back()
                 return answer
 
-    def _went(self, error: ServerError) -> float:
+    def went(self, error: ServerError) -> float:
         """Since when the server is away, which is said if nobody knew."""
         with self._lock:
             now = time.monotonic()
@@ -118,7 +99,13 @@ class Patience:
             self.say(f"Waiting up to {self.limit_s:g} s for the server: {error}")
         return now
 
-    def _came_back(self) -> None:
+    def failed_again(self) -> float:
+        """When that was."""
+        self._last_failure = time.monotonic()
+        return self._last_failure
+
+    def came_back(self) -> None:
+        """To be told after each answer."""
         # Looked at without the lock first, as this is asked after each answer.
         if self._away_since is not None:
             with self._lock:
@@ -127,3 +114,41 @@ class Patience:
                 self._away_since = None
             if self.limit_s:
                 self.say("The server answers again.")
+
+
+class Tries:
+    """What follows from each try of one question that failed."""
+
+    def __init__(
+        self,
+        patience: Patience,
+        deadline: float | None = None,
+        never_for: type[ServerError] | tuple[type[ServerError], ...] = (),
+        while_away: Callable[[], None] | None = None,
+    ) -> None:
+        self._patience = patience
+        self._deadline = deadline
+        self._never_for = never_for
+        self._while_away = while_away
+        self._given_up_at: float | None = None
+        self._pause_s = _FIRST_PAUSE_S
+
+    def pause_after(self, error: ServerError) -> float:
+        """So many seconds later is the next try. Raises where there is to be none, as `Patience.ask` says."""
+        if isinstance(error, ServerDataError):
+            self._patience.came_back()
+        if isinstance(error, (ServerConfigurationError, ServerDataError, self._never_for)):
+            raise error
+        # Who asks the same again and again, and fails alone, has patience only once.
+        self._given_up_at = self._given_up_at or self._patience.went(error) + self._patience.limit_s
+        now = self._patience.failed_again()
+        if now >= self._given_up_at:
+            raise error
+        if self._deadline is not None and now >= self._deadline:
+            raise ResultTimeoutError(f"the time given is over, and {error}") from error
+        if self._while_away is not None:
+            self._while_away()
+        left_s = min(self._given_up_at, self._deadline or self._given_up_at) - now
+        pause_s = self._pause_s * random.uniform(0.5, 1)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        return max(0.0, min(left_s, pause_s))

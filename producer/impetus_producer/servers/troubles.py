@@ -20,7 +20,7 @@ from .connections import from_url, like
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from redis import Redis
 
@@ -37,16 +37,21 @@ def connect(redis_url: str | None = None) -> Redis:
     Raises `NoServerError` or `ServerConfigurationError`. A server that is there but not ready yet is not waited for
     and no error: who uses it waits.
     """
+    connection = client_for(redis_url)
+    with suppress(ServerNotReadyError):
+        check_server(connection)
+    return connection
+
+
+def client_for(redis_url: str | None) -> Redis:
+    """As `connect`, without asking the server."""
     url = find_redis_url(redis_url)
     if url is None:
         raise NoServerError(
             "no Redis server is known: give its URL, set "
             f"{REDIS_URL_VARIABLE}, or start `impetus-worker run` on this machine, which brings one"
         )
-    connection = from_url(url)
-    with suppress(ServerNotReadyError):
-        check_server(connection)
-    return connection
+    return from_url(url)
 
 
 def adopt(connection: Any) -> Redis:
@@ -66,8 +71,20 @@ def check_server(connection: Redis) -> dict[str, str]:
 
     Raises what is wrong with it; `ServerConfigurationError` if it can never hold queues.
     """
+    from redis.exceptions import ResponseError
+
+    ask: Any = connection.execute_command
     with server_errors():
-        said = _greeting(connection)
+        try:
+            said = read_greeting(ask("HELLO"))
+        except ResponseError as error:
+            said = greeting_refused(error)
+    check_greeting(said)
+    return said
+
+
+def check_greeting(said: Mapping[str, str]) -> None:
+    """Raises `ServerConfigurationError` if a server that says so of itself can never hold queues."""
     mode, version = said.get("mode"), said.get("version", "")
     if mode == "cluster":
         raise ServerConfigurationError(
@@ -82,27 +99,25 @@ def check_server(connection: Redis) -> dict[str, str]:
         raise ServerConfigurationError(
             f"the Redis server is version {version}, and BLMOVE needs 6.2: update it, or use Valkey"
         )
-    return said
 
 
-def _greeting(connection: Redis) -> dict[str, str]:
-    """What the server says of itself; nothing where it does not say."""
-    from redis import exceptions
-
-    ask: Any = connection.execute_command
-    try:
-        flat = ask("HELLO")
-    except exceptions.NoPermissionError:
-        connection.ping()
-        return {}
-    except exceptions.ResponseError as error:
-        if "unknown command" not in str(error):
-            raise
-        return {"server": "redis", "version": "older than 6.0", "mode": "standalone"}
+def read_greeting(flat: Any) -> dict[str, str]:
+    """What the answer to HELLO says."""
     if isinstance(flat, dict):  # as RESP3 has it
         flat = [word for pair in flat.items() for word in pair]
     words = [each.decode() if isinstance(each, bytes) else str(each) for each in flat]
     return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def greeting_refused(error: Exception) -> dict[str, str]:
+    """What is known of a server that does not answer HELLO; raises the error where that says something else."""
+    from redis import exceptions
+
+    if isinstance(error, exceptions.NoPermissionError):
+        return {}
+    if "unknown command" not in str(error):
+        raise error
+    return {"server": "redis", "version": "older than 6.0", "mode": "standalone"}
 
 
 def hang_up(connection: Redis, *, in_use: bool = True) -> None:
@@ -138,11 +153,14 @@ def server_errors(connection: Redis | None = None) -> Iterator[None]:
         raise
     except (exceptions.RedisError, OSError) as error:
         ours = _sentence(error)
-        if connection is not None and not isinstance(
-            ours, ServerConfigurationError | ServerFullError | ServerDataError
-        ):
+        if connection is not None and is_of_the_line(ours):
             hang_up(connection, in_use=False)
         raise ours from error
+
+
+def is_of_the_line(error: ImpetusError) -> bool:
+    """Whether the server at the other end may be the wrong one by now."""
+    return not isinstance(error, ServerConfigurationError | ServerFullError | ServerDataError)
 
 
 def _sentence(error: Exception) -> ImpetusError:

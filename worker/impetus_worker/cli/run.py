@@ -19,6 +19,7 @@ from impetus_producer.shown import without_password
 from .. import logs
 from ..allowed import Allowed
 from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
+from ..observing.server import metrics_server
 from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, SPECIAL_TOKENS, Role, WorkerSettings
 from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options
@@ -121,6 +122,12 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               "another port. No other is ever sent to, and redirects are not followed. A host may be in a private "
               "network (10.0.0.0/8, fc00::/7, …), and not be this machine, unless named by its address, or a cloud's "
               "metadata service.")  # fmt: skip
+@click.option("--metrics-port", "metrics_address", envvar="IMPETUS_METRICS_PORT", metavar="[HOST:]PORT",
+              show_envvar=True, callback=_address, help="Serve what workers count to Prometheus there, at /metrics, "
+              "on loopback unless a host is given. Wants the extra 'metrics'.")  # fmt: skip
+@click.option("--log-format", envvar=logs.FORMAT_VARIABLE, default="text", show_default=True, show_envvar=True,
+              type=click.Choice(logs.FORMATS), help="What the log on stderr is: a line a message, or a JSON object, "
+              "with time, level, logger, message and job_id.")  # fmt: skip
 @click.option("--burst", is_flag=True, envvar="IMPETUS_BURST", help="Stop when the queues are empty.")
 @click.option("--simulated-a-ms", default=4.0, hidden=True, type=float)
 @click.option("--simulated-b-us", default=20.0, hidden=True, type=float)
@@ -136,6 +143,8 @@ def run(
     roles: tuple[Role, ...],
     allow_callbacks: str,
     allow_webhooks: str,
+    metrics_address: str | None,
+    log_format: str,
     until_stdin_closes: bool,
     **options: Any,
 ) -> None:
@@ -156,6 +165,7 @@ def run(
     impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
     """
     _check_upstream(options)
+    os.environ[logs.FORMAT_VARIABLE] = log_format
     logs.set_up()
     early_stop = EarlyStop()
     server = None
@@ -186,7 +196,8 @@ def run(
         reports = death_reports(url, roles)
         try:
             early_stop.check()
-            status = Supervisor(workers, server, lifeline, on_death=reports.report).run()
+            with metrics_server(metrics_address):
+                status = Supervisor(workers, server, lifeline, on_death=reports.report).run()
         finally:
             reports.close(_REPORT_S)
     except ImpetusError as error:

@@ -1,0 +1,89 @@
+"""Bodies of requests: bytes from strangers, read in bounded memory and time, as strict JSON.
+
+Source of strictness: RFC 8259, so neither NaN nor half a surrogate pair; pydantic's parser besides bounds nesting (200)
+and the digits of a number (4,300).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
+
+from .errors import HttpError, busy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import Request
+
+    from .settings import Settings
+
+_MAYBE_INFINITE = re.compile(rb"[eE]\+?\d{2}|\d{200}")
+
+
+class Bodies:
+    """Of all requests to one gateway."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._held_bytes = 0
+
+    @contextmanager
+    def room(self, request: Request) -> Iterator[int]:
+        """Holds room for a body for the time of the block; yields how many bytes it may take.
+
+        Raises `HttpError` 413 where the body says that it is larger than any may be, 429 where all the room is taken.
+        """
+        said = request.headers.get("content-length", "")
+        most = self._settings.max_body_bytes
+        size = int(said) if said.isascii() and said.isdecimal() and len(said) < 20 else most
+        if size > most:
+            raise self.too_large()
+        if self._held_bytes + size > self._settings.max_held_bytes:
+            raise busy("too many large requests are being answered; try again", 1, code="overloaded")
+        self._held_bytes += size
+        try:
+            yield size
+        finally:
+            self._held_bytes -= size
+
+    async def read(self, request: Request, most_bytes: int) -> bytes:
+        """The whole of it. Raises `HttpError` 413 or 408."""
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise HttpError(415, "compressed bodies are not read: send it as it is", code="unsupported_encoding")
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.read_timeout_s):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > most_bytes:
+                        raise self.too_large()
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise HttpError(408, "the request's body did not come in time", code="body_timeout") from None
+        return b"".join(chunks)
+
+    def too_large(self) -> HttpError:
+        return HttpError(
+            413, f"the body is larger than the {self._settings.max_body_bytes:,} bytes allowed", code="body_too_large"
+        )
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body. Raises `HttpError` 400."""
+    try:
+        value = from_json(body, allow_inf_nan=False)
+        if _MAYBE_INFINITE.search(body):
+            # 1e999 is a number in JSON, and none that anybody could go on with.
+            json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise HttpError(400, f"the body is no JSON: {error}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise HttpError(400, "the body must be a JSON object", code="invalid_json")
+    return value

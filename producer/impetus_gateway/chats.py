@@ -1,0 +1,84 @@
+"""`POST /v1/chat/completions`. Source: https://platform.openai.com/docs/api-reference/chat"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from impetus_producer.chat_completions import ChatChunks, chat_completion
+from impetus_producer.contract import GenerationRequest
+from impetus_producer.errors import ImpetusError, InvalidRequestError, ResultTimeoutError, StreamRestartedError
+from impetus_producer.parsing import parse_request
+
+from .answers import json_answer
+from .errors import http_error
+from .events import DONE, EventStream, begun, event, told
+from .submitting import Order, forget, generated, generation_handle, submit, wants_no_wait, while_there, withdraw
+from .waiting import accepted
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+    from typing import Protocol
+
+    from starlette.responses import Response
+
+    from impetus_producer.asynchronous import AsyncGenerationHandle
+    from impetus_producer.contract import GenerationResult
+    from impetus_producer.streams import Delta
+
+    from .gateway import Call
+
+    class Chunks(Protocol):
+        """Makes the chunks of a stream of what a job says."""
+
+        def said(self, delta: Delta) -> Iterator[dict[str, Any]]: ...
+        def ended(self, result: GenerationResult) -> Iterator[dict[str, Any]]: ...
+
+
+ENDPOINT = "/v1/chat/completions"
+
+
+async def chat(call: Call) -> Response:
+    body = call.json()
+    for name in ("prompt", "cancel_if_abandoned"):
+        if name in body:
+            raise InvalidRequestError(f"{name}: there is no such field", field=name)
+    request = parse_request(GenerationRequest, body)
+    payload = {name: value for name, value in body.items() if value is not None}
+    job_id = await submit(call, Order("generation", payload, ENDPOINT))
+    if wants_no_wait(call):
+        return accepted(job_id)
+    if request.stream:
+        usage = request.stream_options is not None and request.stream_options.include_usage
+        model = request.model or call.gateway.watch.default_model("generation")
+        return await streamed(call, job_id, ChatChunks(job_id, model=model, include_usage=usage))
+    return json_answer(chat_completion(await generated(call, job_id), job_id), headers={"X-Job-Id": job_id})
+
+
+async def streamed(call: Call, job_id: str, chunks: Chunks) -> EventStream:
+    """The stream of a job, begun: what is wrong with it at once is raised."""
+    settings, handle = call.gateway.settings, generation_handle(call, job_id)
+    events = await while_there(call, handle, begun(_said(call, handle, chunks), settings.ping_s))
+    return EventStream(told(events), settings.ping_s, lambda: withdraw(call, handle), headers={"X-Job-Id": job_id})
+
+
+async def _said(call: Call, handle: AsyncGenerationHandle, chunks: Chunks) -> AsyncGenerator[bytes, None]:
+    """Events for all that a job says, and its end. Raises `HttpError`."""
+    gateway = call.gateway
+    timeout_s = gateway.settings.request_timeout_s
+    try:
+        async for delta in handle.deltas(timeout_s):
+            call.watch.token()
+            for chunk in chunks.said(delta):
+                yield event(chunk)
+        result = await handle.result(timeout_s)
+    except (StreamRestartedError, ResultTimeoutError) as error:
+        withdraw(call, handle)
+        raise http_error(error) from None
+    except ImpetusError as error:
+        raise http_error(error) from None
+    gateway.metrics.generated(result)
+    gateway.metrics.streamed(result, call.watch.first_token_s or call.watch.seconds(), call.watch.seconds())
+    for chunk in chunks.ended(result):
+        yield event(chunk)
+    yield DONE
+    forget(call, handle)

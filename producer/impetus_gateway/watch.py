@@ -1,0 +1,132 @@
+"""What the gateway knows of queues and workers, looked at once a second, so that a refusal costs Redis nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from impetus_producer import contract
+from impetus_producer.errors import ServerError
+from impetus_producer.fleet import Fleet, read_fleet
+
+from .errors import HttpError, busy, unavailable
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from impetus_producer.fleet import QueueState, WorkerState
+
+    from .settings import Settings
+
+_log = logging.getLogger(__name__)
+_EVERY_S = 1.0
+_MAX_RETRY_S = 60.0
+
+
+class Watch:
+    """`run()` looks, everything else answers from what was seen last. `connection`: for it alone, as it blocks."""
+
+    def __init__(self, connection: Redis, settings: Settings) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._fleet: Fleet | None = None
+        self._sent: dict[str, int] = {}
+        """By queue, how many jobs were put there since the last look."""
+        self._seen = asyncio.Event()
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """None while the server is not to be reached."""
+        return self._fleet
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_EVERY_S)
+
+    async def look(self) -> None:
+        try:
+            fleet = await asyncio.to_thread(read_fleet, self._connection)
+        except ServerError as error:
+            if self._fleet is not None:
+                _log.warning("the queue's server is away: %s", error)
+            fleet = None
+        self._fleet = fleet
+        self._sent.clear()
+        self._seen.set()
+        self._seen = asyncio.Event()
+
+    async def next_look(self) -> Fleet | None:
+        """Waits for the next one."""
+        await self._seen.wait()
+        return self._fleet
+
+    def sent(self, queue: str) -> None:
+        """A job was put there."""
+        self._sent[queue] = self._sent.get(queue, 0) + 1
+
+    def serving(self, queue: str) -> list[WorkerState]:
+        """The workers that take jobs of this queue now."""
+        return [] if self._fleet is None else [each for each in self._fleet.workers if each.serves(queue)]
+
+    def is_served(self, queue: str) -> bool:
+        """Whether somebody takes jobs of this queue, and is not told to take none."""
+        return bool(self.serving(queue)) and not (self._fleet is not None and self._fleet.suspended)
+
+    def default_model(self, role: str) -> str:
+        """The name of what answers where a request names no model; empty where that is unknown."""
+        workers = self.serving(contract.ROLE_QUEUES[role][0])
+        return workers[0].model if workers else ""
+
+    def check_served(self, queue: str) -> None:
+        """Raises `HttpError` 503 where nobody takes jobs of this queue."""
+        fleet = self._reached()
+        if fleet.suspended:
+            raise unavailable("the workers are suspended; try again later", 30, code="suspended")
+        if not self.serving(queue) and not fleet.workers_left_out:
+            role = "embeddings" if queue == contract.EMBEDDING_QUEUE else "generations"
+            raise unavailable(
+                f"no worker serves {role} now; try again, or send Prefer: respond-async", code="no_worker"
+            )
+
+    def check_model(self, queue: str, model: str | None) -> None:
+        """Raises `HttpError` 404 where all who take jobs of this queue have said their models, and this is none."""
+        workers = self.serving(queue)
+        if model is None or not workers or self._reached().workers_left_out or not all(each.model for each in workers):
+            return
+        if not any(model == each.model or model in each.aliases for each in workers):
+            names = ", ".join(sorted({each.model for each in workers}))
+            raise HttpError(
+                404, f"there is no model {model!r:.200} here; there is {names}", param="model", code="model_not_found"
+            )
+
+    def check_backlog(self, queue: str) -> None:
+        """Raises `HttpError` 429 while the queue is longer, or its first job older, than the settings allow."""
+        state = self.queue(queue)
+        waiting = (state.waiting or 0) + self._sent.get(queue, 0)
+        waited_s = state.oldest_s or 0.0
+        if waiting >= self._settings.max_backlog_jobs:
+            raise busy(f"{waiting:,} jobs wait already; try again later", _retry_s(waited_s), code="backlog")
+        if waited_s > self._settings.max_wait_s:
+            raise busy(f"jobs wait for {waited_s:.0f} s now; try again later", _retry_s(waited_s), code="backlog")
+
+    def check_bulk_backlog(self, queue: str) -> None:
+        """Raises `HttpError` 429 while more jobs wait that nobody waits for than the settings allow."""
+        waiting = (self.queue(queue).waiting or 0) + self._sent.get(queue, 0)
+        if waiting >= self._settings.max_bulk_backlog_jobs:
+            raise busy(f"{waiting:,} jobs wait already; try again later", _MAX_RETRY_S, code="backlog")
+
+    def queue(self, name: str) -> QueueState:
+        """Raises `HttpError` 503 where the server is away."""
+        return next(each for each in self._reached().queues if each.name == name)
+
+    def _reached(self) -> Fleet:
+        if self._fleet is None:
+            raise unavailable("the queue's server is not to be reached; try again", code="queue_unavailable")
+        return self._fleet
+
+
+def _retry_s(waited_s: float) -> float:
+    return min(max(1.0, waited_s / 2), _MAX_RETRY_S)

@@ -1,0 +1,62 @@
+"""The OpenAPI document says what is so: requests made of it, and against it, are answered as it says and never with a
+fault.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from impetus_gateway.app import make_app
+from impetus_gateway.openapi import openapi
+
+if TYPE_CHECKING:
+    from .serving import Serving
+
+pytestmark = pytest.mark.system
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+]
+OPERATIONS = sorted((path, method) for path, methods in openapi()["paths"].items() for method in methods)
+
+
+def test_every_endpoint_is_in_the_document(served: Serving) -> None:
+    app: Any = make_app(served.gateway)
+    there = {
+        (route.path.replace(":path", ""), method.lower()) for route in app.routes for method in route.methods - {"HEAD"}
+    }
+    assert there - {("/openapi.json", "get")} == set(OPERATIONS)
+    assert served.client.get("/openapi.json").json() == openapi()
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_no_request_of_the_documents_meets_a_fault(served: Serving, path: str, method: str) -> None:
+    schema = schemathesis.openapi.from_dict(openapi())
+    operation = schema[path][method.upper()]
+    modes = [GenerationMode.POSITIVE]
+    if "requestBody" in openapi()["paths"][path][method]:  # else there is nothing in it that could be wrong
+        modes.append(GenerationMode.NEGATIVE)
+    for mode in modes:
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        def ask(case: Any) -> None:
+            case.call_and_validate(base_url=served.url, checks=CHECKS, timeout=30)
+
+        ask()
