@@ -10,9 +10,10 @@ Importing this loads no numpy, no Redis client and no model library.
 
 from typing import TYPE_CHECKING, Any
 
-from .bulk import embed_documents
+from .bulk import EmbeddedDocument, embed_documents
 from .client import Producer
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
+from .documents import Document, FailedDocument
 from .errors import (
     ImpetusError,
     InvalidRequestError,
@@ -31,6 +32,7 @@ from .errors import (
     UnreadableResultError,
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle
+from .kept.store import Store
 from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
@@ -44,9 +46,12 @@ __all__ = [
     "AsyncGenerationHandle",
     "AsyncJobHandle",
     "AsyncProducer",
+    "Document",
+    "EmbeddedDocument",
     "EmbeddingHandle",
     "EmbeddingRequest",
     "EmbeddingResult",
+    "FailedDocument",
     "GenerationHandle",
     "GenerationRequest",
     "GenerationResult",
@@ -65,6 +70,7 @@ __all__ = [
     "ServerError",
     "ServerFullError",
     "ServerNotReadyError",
+    "Store",
     "StreamRestartedError",
     "UnreadableResultError",
     "__version__",

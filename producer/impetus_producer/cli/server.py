@@ -59,6 +59,8 @@ class Session:
     producer: Producer
     check: Callable[[], None]
     """Says or raises why nothing comes. Cheap; call it about once a second."""
+    stays: bool = True
+    """Whether what is enqueued is there after the session."""
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def open_session(
     with server:
         try:
             # Nobody starts this one again.
-            yield Session(Producer(server.url, patience_s=0), server.check)
+            yield Session(Producer(server.url, patience_s=0), server.check, stays=False)
         except ServerError:
             # The server went with its worker, and that one's last words say why.
             server.check_soon()
