@@ -199,7 +199,8 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
         check_memory(loader.needed_bytes(files[0].folder), files[0].folder, memory_bytes)
     except BackendUnavailableError as error:
         raise _nothing("generation", (*choice.reasons, f"{choice.first}: {error}")) from None
-    from .generation.engine import EngineLimits, open_generation_engine
+    from .generation.engine import EngineLimits
+    from .generation.opening import open_generation_engine
 
     assert choice.first is not None
     backend = choice.first
@@ -213,6 +214,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             context_tokens=config.context_tokens,
             special_tokens=config.special_tokens,
             max_answer_tokens=config.max_answer_tokens,
+            kv_bits=config.kv_bits,
         )
         return open_generation_engine(
             files.folder, model_name=files.name, aliases=files.aliases, limits=limits, load=loader.load

@@ -58,6 +58,8 @@ class WorkerSettings:
     """Of an answer whose request does not say."""
     special_tokens: str = "control"
     """What a model's special tokens are in messages that do not say: `SPECIAL_TOKENS`."""
+    kv_bits: int | None = None
+    """In which generation models keep keys and values; none means as they compute them."""
     generation_quantize: str = "auto"
     """What is done, when it loads, to a generation model that comes unquantised; `auto` goes by the machine."""
     burst: bool = False

@@ -114,6 +114,9 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               show_envvar=True, type=click.Choice(QUANTIZE_AT_LOAD),
               help="What is done, when it loads, to a generation model that comes unquantised. 'auto': on an Apple GPU "
               "4bit, or mixed_4_6 on an M5 (unverified); on a CPU nothing.")  # fmt: skip
+@click.option("--kv-bits", envvar="IMPETUS_KV_BITS", type=click.Choice(["8", "4"]), show_envvar=True,
+              help="Keep keys and values in so many bits: about half the memory of a token, or a quarter, and slower. "
+              "What it costs the model, in perplexity of a sample, is in the log.  [default: as computed]")  # fmt: skip
 @click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
               help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
 @click.option("--allow-webhooks", envvar="IMPETUS_ALLOW_WEBHOOKS", default="", metavar="HOST,…", show_envvar=True,
@@ -237,6 +240,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         context_tokens=options["context_tokens"],
         max_answer_tokens=options["max_answer_tokens"],
         special_tokens=options["special_tokens"],
+        kv_bits=int(options["kv_bits"]) if options["kv_bits"] else None,
         generation_quantize=options["generation_quantize"],
         burst=options["burst"],
         allow_callbacks=tuple(allowed.callbacks),
