@@ -293,6 +293,10 @@ class EngineConfig:
     """Of a generation's answer, where its request does not say."""
     special_tokens: str = "control"
     """Of generation: what they are in messages that do not say (`GenerationWork`)."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Of generation: LoRA adapters of the default model, each a name that requests may ask for and a folder."""
+    kv_bits: int | None = None
+    """Of generation: in which keys and values are kept, 8 or 4; none means as the model computes them."""
     quantize: str = "auto"
     """Of generation: `generation.profiles.CHOICES`, for models that come unquantised."""
     simulated_a_s: float = 0.004

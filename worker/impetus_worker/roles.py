@@ -38,6 +38,8 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         context_tokens=settings.context_tokens,
         max_answer_tokens=settings.max_answer_tokens,
         special_tokens=settings.special_tokens,
+        adapters=tuple((name, folder) for name, _, folder in (each.partition("=") for each in settings.adapters)),
+        kv_bits=settings.kv_bits,
         quantize=settings.generation_quantize,
         upstream=settings.upstream,
         wired_memory=settings.wired_memory,

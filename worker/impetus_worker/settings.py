@@ -58,6 +58,10 @@ class WorkerSettings:
     """Of an answer whose request does not say."""
     special_tokens: str = "control"
     """What a model's special tokens are in messages that do not say: `SPECIAL_TOKENS`."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters of the generation model, as NAME=FOLDER."""
+    kv_bits: int | None = None
+    """In which generation models keep keys and values; none means as they compute them."""
     generation_quantize: str = "auto"
     """What is done, when it loads, to a generation model that comes unquantised; `auto` goes by the machine."""
     burst: bool = False
@@ -88,6 +92,6 @@ class WorkerSettings:
     @classmethod
     def from_json(cls, text: str) -> WorkerSettings:
         values = json.loads(text)
-        for name in ("allow_callbacks", "allow_webhooks", "more_models", "served_names"):
+        for name in ("allow_callbacks", "allow_webhooks", "more_models", "served_names", "adapters"):
             values[name] = tuple(values[name])
         return cls(**{field.name: values[field.name] for field in fields(cls)})

@@ -29,9 +29,7 @@ from ..protocol import (
     Started,
     Work,
 )
-from .batching import Batching, BatchingFinding, find_batching
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
-from .models.loader import load
 from .prefixes import PrefixCache
 from .requests import RequestReader
 from .running import ReadingError, RunningBatch
@@ -40,7 +38,6 @@ from .schemas.grammars import Grammars
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
-    from pathlib import Path
 
     from .models.loader import LoadedModel
     from .requests import Request
@@ -70,42 +67,8 @@ class EngineLimits:
     """What they are in messages that do not say: `control` or `text`."""
     max_answer_tokens: int = 4096
     """Of an answer, where its request does not say."""
-
-
-def open_generation_engine(
-    folder: Path,
-    *,
-    model_name: str,
-    aliases: tuple[str, ...],
-    limits: EngineLimits,
-    load: Callable[[Path], LoadedModel] = load,
-) -> GenerationEngine:
-    """Loads the model in `folder` with `load`, checks that it batches correctly, and returns its engine.
-
-    Where a model answers differently in a batch its prompts are read one by one, or its requests run one at a time, and
-    `info.reasons` says so. The calling thread must be the one that drives the engine. Raises
-    `BackendUnavailableError` and `ModelError`.
-    """
-    loaded = load(folder)
-    if limits.context_tokens is not None:
-        loaded = replace(loaded, context_tokens=limits.context_tokens, context_known=True)
-    finding = find_batching(loaded) if limits.max_concurrent > 1 else BatchingFinding(Batching.TOGETHER)
-    if finding.batching is Batching.ONE_AT_A_TIME:
-        limits = replace(limits, max_concurrent=1)
-    info = EngineInfo(
-        kind="generation",
-        backend="mlx",
-        device=loaded.device,
-        model=model_name,
-        model_aliases=aliases,
-        fingerprint=loaded.fingerprint,
-        precision=loaded.precision,
-        max_tokens=loaded.context_tokens,
-        note=loaded.note,
-        max_concurrent=limits.max_concurrent,
-        reasons=(*loaded.reasons, *([finding.reason] if finding.reason else [])),
-    )
-    return GenerationEngine(loaded, info, limits, read_apart=finding.batching is Batching.READ_APART)
+    kv_bits: int | None = None
+    """In which keys and values are kept; none: as the model computes them."""
 
 
 class GenerationEngine:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,6 +43,18 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
     return f"{host.strip('[]') or '127.0.0.1'}:{port}"
 
 
+def _adapters(context: click.Context, parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
+    folders: dict[str, Path] = {}
+    for each in value:
+        name, _, folder = each.partition("=")
+        if not (name.strip() and folder.strip()):
+            raise click.BadParameter(f"give NAME=FOLDER, and not {each!r}")
+        if name.strip() in folders:
+            raise click.BadParameter(f"{name.strip()} is given twice")
+        folders[name.strip()] = Path(folder.strip()).expanduser().resolve()
+    return tuple(f"{name}={folder}" for name, folder in folders.items())
+
+
 def _upstream(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if not value:
         return None
@@ -61,6 +74,8 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
         raise click.UsageError("--generation-backend openai needs --upstream URL: the server to forward to")
     if options["upstream"] is not None and not forwards:
         raise click.UsageError("--upstream goes with --generation-backend openai, and with no other")
+    if forwards and (options["adapters"] or options["kv_bits"]):
+        raise click.UsageError("--adapter and --kv-bits are for models that run here, and openai forwards to others")
 
 
 @click.command()
@@ -115,6 +130,13 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               show_envvar=True, type=click.Choice(QUANTIZE_AT_LOAD),
               help="What is done, when it loads, to a generation model that comes unquantised. 'auto': on an Apple GPU "
               "4bit, or mixed_4_6 on an M5 (unverified); on a CPU nothing.")  # fmt: skip
+@click.option("--adapter", "adapters", multiple=True, envvar="IMPETUS_ADAPTER", metavar="NAME=FOLDER", show_envvar=True,
+              callback=_adapters, help="A LoRA adapter of the generation model, as mlx_lm.lora writes it; jobs ask for "
+              "it by NAME as for a model. The weights are in memory once, and those of each adapter decode in turn. "
+              "May be given several times; in the variable they stand with white space between.")  # fmt: skip
+@click.option("--kv-bits", envvar="IMPETUS_KV_BITS", type=click.Choice(["8", "4"]), show_envvar=True,
+              help="Keep keys and values in so many bits: about half the memory of a token, or a quarter, and slower. "
+              "What it costs the model, in perplexity of a sample, is in the log.  [default: as computed]")  # fmt: skip
 @click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
               help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
 @click.option("--allow-webhooks", envvar="IMPETUS_ALLOW_WEBHOOKS", default="", metavar="HOST,…", show_envvar=True,
@@ -248,6 +270,8 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         context_tokens=options["context_tokens"],
         max_answer_tokens=options["max_answer_tokens"],
         special_tokens=options["special_tokens"],
+        adapters=options["adapters"] if role == "generation" else (),
+        kv_bits=int(options["kv_bits"]) if options["kv_bits"] else None,
         generation_quantize=options["generation_quantize"],
         burst=options["burst"],
         allow_callbacks=tuple(allowed.callbacks),

@@ -1,8 +1,8 @@
 """What a model thinks, what it answers and what it wants called, told apart in the text that it makes.
 
 Models mark these by texts that their tokenizers know. mlx-lm knows the marks of most families, and finds them in a text
-that comes in pieces. Added here are those of gpt-oss ("harmony"), and calls as Llama 3 writes them, which are answers of
-nothing but JSON. Sources: https://github.com/openai/harmony/blob/main/docs/format.md and
+that comes in pieces. Added here are those of gpt-oss ("harmony"), and calls as Llama 3 writes them: answers of nothing
+but JSON. Sources: https://github.com/openai/harmony/blob/main/docs/format.md and
 https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 """
 
