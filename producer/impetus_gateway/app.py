@@ -12,8 +12,6 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from impetus_producer.asynchronous import AsyncProducer
-
 from . import batches, chats, completions, dashboard, embeddings, files, health, jobs, models, ollama, openapi
 from .answers import error_answer
 from .callers import Role
@@ -42,6 +40,7 @@ def make_app(gateway: Gateway) -> Starlette:
             await gateway.watch.look()
             runs = _start_batches(gateway)
             watching = asyncio.create_task(gateway.watch.run())
+            gateway.batches.start()
             try:
                 yield
             finally:
@@ -51,6 +50,7 @@ def make_app(gateway: Gateway) -> Starlette:
                 if runs is not None:
                     await asyncio.to_thread(runs.stop, _FAREWELL_S)
                 await gateway.finish(_FAREWELL_S)
+                await gateway.batches.stop()
 
     cors = Middleware(
         CORSMiddleware,
@@ -76,11 +76,11 @@ def _start_batches(gateway: Gateway) -> batches.BatchRuns | None:
 
 
 def _routes(gateway: Gateway) -> list[Route]:
-    def at(path: str, handler: Handler, role: Role | None, method: str = "GET", *, limited: bool = False) -> Route:
-        return Route(path, Door(gateway, path, handler, role, limited=limited), methods=[method])
+    def at(path: str, handler: Handler, role: Role | None, method: str = "GET", **more: bool) -> Route:
+        return Route(path, Door(gateway, path, handler, role, **more), methods=[method])
 
     def post(path: str, handler: Handler) -> Route:
-        return at(path, handler, Role.SUBMIT, "POST", limited=True)
+        return at(path, handler, Role.SUBMIT, "POST", limited=True, has_body=True)
 
     return [
         post(embeddings.ENDPOINT, embeddings.embeddings),
@@ -88,6 +88,15 @@ def _routes(gateway: Gateway) -> list[Route]:
         post(completions.ENDPOINT, completions.completions),
         post(ollama.EMBED, ollama.embed),
         post(ollama.EMBEDDINGS, ollama.embeddings),
+        post(batches.ENDPOINT, batches.create),
+        at(batches.ENDPOINT, batches.listed, Role.READ),
+        at(batches.BATCH, batches.show, Role.READ),
+        at(batches.CANCEL, batches.cancel, Role.READ, "POST"),
+        at(files.ENDPOINT, files.upload, Role.SUBMIT, "POST", limited=True),
+        at(files.ENDPOINT, files.listed, Role.READ),
+        at(files.FILE, files.show, Role.READ),
+        at(files.FILE, files.delete, Role.SUBMIT, "DELETE"),
+        at(files.CONTENT, files.content, Role.READ),
         at(models.ENDPOINT, models.listed, Role.SUBMIT),
         at(models.MODEL, models.one, Role.SUBMIT),
         at(jobs.EVENTS, jobs.events, Role.READ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from impetus_producer.errors import ImpetusError
 
 from .answers import error_answer
+from .batch_thread import Batches
 from .bodies import Bodies, parse_object
 from .callers import ANYONE, Caller, Keys, Role
 from .errors import HttpError, http_error
@@ -44,24 +46,20 @@ class Gateway:
     """One gateway's parts."""
 
     def __init__(
-        self,
-        settings: Settings,
-        keys: Keys,
-        producer: AsyncProducer,
-        connection: Redis,
-        store: BatchStore | None = None,
+        self, settings: Settings, keys: Keys, producer: AsyncProducer, connection: Redis, store: BatchStore
     ) -> None:
-        """`connection`: to the same server, for what is asked in threads. `store`: where files and batches are kept."""
+        """`connection`: to the same server, for what is asked in threads. `store`: of files and batches."""
         self.settings = settings
         self.keys = keys
         self.producer = producer
         self.connection = connection
         self.store = store
         self.watch = Watch(connection, settings)
+        self.batches = Batches(store, connection)
         self.limits = Limits(settings.max_requests)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.watch, self.limits)
-        self.overview = Overview(connection, self.watch, self.metrics)
+        self.overview = Overview(connection, self.watch, self.metrics, store)
         self.is_leaving: Callable[[], bool] = lambda: False
         """Whether it was told to end: what has no end by itself ends then."""
         self._afterwards: set[asyncio.Task[None]] = set()
@@ -118,13 +116,16 @@ class Door:
         role: Role | None = None,
         *,
         limited: bool = False,
+        has_body: bool = False,
     ) -> None:
         self._gateway = gateway
         self._path = path
         self._handler = handler
         self._role = role
         self._limited = limited
-        """Whether requests take places: those that a worker has to answer."""
+        """Whether requests take places: those that cost something."""
+        self._has_body = has_body
+        """Whether the body is read before it is handled."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = Stopwatch()
@@ -148,12 +149,11 @@ class Door:
         try:
             check_origin(request, gateway.settings.hosts, gateway.settings.origins, gateway.keys)
             caller = ANYONE if self._role is None else self._admitted(request)
-            if not self._limited:
-                response = await self._handler(Call(gateway, request, caller, b"", watch))
-                await response(request.scope, request.receive, send)
-                return
-            with gateway.limits.place(caller), gateway.bodies.room(request) as most_bytes:
-                body = await gateway.bodies.read(request, most_bytes)
+            with (
+                gateway.limits.place(caller) if self._limited else nullcontext(),
+                gateway.bodies.room(request) if self._has_body else nullcontext(0) as most_bytes,
+            ):
+                body = await gateway.bodies.read(request, most_bytes) if self._has_body else b""
                 response = await self._handler(Call(gateway, request, caller, body, watch))
                 await response(request.scope, request.receive, send)
                 return

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 ENDPOINT = "/v1/jobs/{id}"
 EVENTS = "/v1/jobs/{id}/events"
 RETRY = "/v1/jobs/{id}/retry"
-STATUSES = {"canceled": "cancelled", "stopped": "cancelled", "started": "running"}
-"""Ours for RQ's words, where they differ."""
 _READ_WITHIN_S = 10.0
 
 
@@ -66,7 +64,7 @@ async def again(call: Call) -> Response:
     """Puts a job that failed on its queue again."""
     record = await _own(call)
     if not await call.gateway.ask(retry, record.job_id):
-        raise HttpError(409, f"the job is {_status(record)}: only one that failed is tried again", code="not_failed")
+        raise HttpError(409, f"the job is {record.stands}: only one that failed is tried again", code="not_failed")
     return json_answer(_shown(record) | {"status": "queued"})
 
 
@@ -106,15 +104,11 @@ def _handle(call: Call, record: JobRecord) -> AsyncEmbeddingHandle | AsyncGenera
     return make(call, record.job_id)
 
 
-def _status(record: JobRecord) -> str:
-    return STATUSES.get(record.status, record.status)
-
-
 def _shown(record: JobRecord) -> dict[str, Any]:
     return {
         "id": record.job_id,
         "object": "job",
-        "status": _status(record),
+        "status": record.stands,
         "endpoint": _endpoint(record),
         "queue": record.queue,
         "created_at": record.created_at or None,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from impetus_producer import contract
 from impetus_producer.records import failed_records, open_records
 from impetus_producer.shown import printable, shortened
 
-from .jobs import STATUSES
-
 if TYPE_CHECKING:
     from redis import Redis
 
+    from impetus_producer.batches.objects import Batch
+    from impetus_producer.batches.store import BatchStore
     from impetus_producer.fleet import Fleet, QueueState, WorkerState
     from impetus_producer.records import JobRecord
 
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
 
 _POINTS = 180
 _SMOOTHED = 6
-_JOBS_A_QUEUE, _FAILURES = 8, 10
+_JOBS_A_QUEUE, _FAILURES, _BATCHES = 8, 10, 8
 _SENTENCE_CHARACTERS = 500
 
 
 class Overview:
     """Of one gateway, for all who look at it. Notes a point of its rates at each look of the watch."""
 
-    def __init__(self, connection: Redis, watch: Watch, metrics: Metrics) -> None:
+    def __init__(self, connection: Redis, watch: Watch, metrics: Metrics, store: BatchStore) -> None:
         self._connection = connection
+        self._store = store
         self._watch = watch
         self._metrics = metrics
         self._rates: deque[dict[str, float]] = deque(maxlen=_POINTS)
@@ -73,6 +75,7 @@ class Overview:
         ask = asyncio.to_thread
         opened = await ask(open_records, self._connection, _JOBS_A_QUEUE)
         failed = await ask(failed_records, self._connection, _FAILURES)
+        batches, _ = await ask(partial(self._store.batches, limit=_BATCHES))
         return {
             "reached": True,
             "suspended": fleet.suspended,
@@ -80,6 +83,7 @@ class Overview:
             "workers_left_out": fleet.workers_left_out,
             "queues": [_queue(each, fleet) for each in fleet.ours()],
             "jobs": [_job(each) for each in opened],
+            "batches": [_batch(each) for each in batches],
             "failures": [_job(record) | {"sentence": _said(sentence)} for record, sentence in failed],
         }
 
@@ -135,10 +139,24 @@ def _job(record: JobRecord) -> dict[str, Any]:
         "id": _said(record.job_id),
         "queue": _said(record.queue),
         "bulk": record.queue in contract.BULK_QUEUES,
-        "status": STATUSES.get(record.status, record.status),
+        "status": record.stands,
         "owner": _said(owner) if isinstance(owner, str) else "",
         "endpoint": _said(endpoint) if isinstance(endpoint, str) else "",
         "at": record.ended_at or record.started_at or record.created_at,
+    }
+
+
+def _batch(batch: Batch) -> dict[str, Any]:
+    counts = batch.request_counts
+    return {
+        "id": batch.id,
+        "status": batch.status,
+        "over": batch.over,
+        "endpoint": batch.endpoint,
+        "owner": _said(batch.owner),
+        "total": counts.total,
+        "completed": counts.completed,
+        "failed": counts.failed,
     }
 
 

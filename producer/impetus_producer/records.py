@@ -46,6 +46,11 @@ class JobRecord:
         return "generation" if self.queue in contract.ROLE_QUEUES["generation"] else "embedding"
 
     @property
+    def stands(self) -> str:
+        """The status in plainer words: queued, running, finished, failed, cancelled, deferred or scheduled."""
+        return {"canceled": "cancelled", "stopped": "cancelled", "started": "running"}.get(self.status, self.status)
+
+    @property
     def over(self) -> bool:
         return self.status in ("finished", "failed", "canceled", "stopped")
 

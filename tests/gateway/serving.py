@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from impetus_gateway.serving import Address, Server, make_server
 from impetus_gateway.settings import Settings
 from impetus_producer import Producer
 from impetus_producer.asynchronous import AsyncProducer
+from impetus_producer.batches.store import BatchStore
 from tests.worker.conftest import Fleet, eventually
 
 if TYPE_CHECKING:
@@ -60,13 +63,14 @@ def serving(
     *,
     patience_s: float = 20,
     port: int = 0,
-    store: BatchStore | None = None,
+    files: Path | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
     producer = Producer(redis_url)
+    folder = files or Path(tempfile.mkdtemp())
+    store = BatchStore(folder)
     made = Settings(**{"drain_s": 20.0, **settings})
-    asked = AsyncProducer(redis_url, patience_s=patience_s)
-    gateway = Gateway(made, keys or Keys(), asked, producer.connection, store)
+    gateway = Gateway(made, keys or Keys(), AsyncProducer(redis_url, patience_s=patience_s), producer.connection, store)
     address = Address(port=port)
     server, listening = make_server(gateway, address), address.open()
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="gateway")
@@ -81,6 +85,8 @@ def serving(
         server.should_exit = True
         thread.join(40)
         producer.connection.close()
+        if files is None:
+            shutil.rmtree(folder)
         assert not thread.is_alive()
 
 

@@ -1,217 +1,197 @@
-"""Files and batches through the `openai` package, unchanged."""
+"""Files and batches by OpenAI's own client: what goes in comes out, once, whoever dies meanwhile."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import httpx
 import openai
 import pytest
-from openai.types import CreateEmbeddingResponse
-from openai.types.chat import ChatCompletion
 
-from impetus_gateway.callers import Keys, Role, _Entry
-from impetus_producer.batches.store import BatchStore
+from impetus_gateway.callers import Keys, Role, new_key
 from tests.worker.conftest import eventually
 
-from .serving import serving
+from .serving import Serving, is_ready, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from openai.types import Batch
 
     from tests.worker.conftest import Fleet
 
-    from .serving import Serving
-
 pytestmark = pytest.mark.system
-LIMIT_S = 60.0
 
 
-def line(custom_id: str, body: Any, url: str = "/v1/embeddings") -> str:
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body}) + "\n"
+def line(number: int, url: str = "/v1/embeddings", **body: Any) -> str:
+    asked = body or {"input": f"text {number}"}
+    return json.dumps({"custom_id": f"id-{number}", "method": "POST", "url": url, "body": asked})
 
 
-def uploaded(client: openai.OpenAI, lines: str) -> str:
-    return client.files.create(file=("in.jsonl", lines.encode()), purpose="batch").id
+@pytest.fixture(scope="module")
+def client(served: Serving) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
-def over(client: openai.OpenAI, batch_id: str) -> Batch:
-    def look() -> Batch | None:
+def sent(client: openai.OpenAI, lines: list[str], endpoint: Any = "/v1/embeddings") -> openai.types.Batch:
+    file = client.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"whose": "test"}
+    )
+
+
+def ended(client: openai.OpenAI, batch_id: str) -> openai.types.Batch:
+    def look() -> openai.types.Batch | None:
         batch = client.batches.retrieve(batch_id)
         return batch if batch.status in ("completed", "failed", "expired", "cancelled") else None
 
-    found = eventually(look, LIMIT_S)
-    assert found is not None
-    return found
+    batch = eventually(look)
+    assert batch is not None
+    return batch
 
 
-def answers(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
+def lines_of(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
     assert file_id is not None
-    return {each["custom_id"]: each for each in map(json.loads, client.files.content(file_id).text.splitlines())}
+    found = [json.loads(each) for each in client.files.content(file_id).text.splitlines()]
+    assert len({each["custom_id"] for each in found}) == len(found)
+    return {each["custom_id"]: each for each in found}
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> BatchStore:
-    return BatchStore(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def kept(fleet: Fleet, store: BatchStore) -> Iterator[Serving]:
-    with serving(fleet.url, store=store) as running:
-        yield running
-
-
-@pytest.fixture
-def client(kept: Serving) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{kept.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
-
-
-def test_a_batch_of_embeddings_answers_each_line_or_says_why_not(client: openai.OpenAI, kept: Serving) -> None:
-    texts = ["one", "two and a half", "three"]
-    lines = "".join(line(text, {"model": "simulated", "input": text}) for text in texts)
-    file_id = uploaded(client, lines + line("bad", {"model": "simulated", "input": "x", "dimensions": -1}))
-    batch = client.batches.create(
-        input_file_id=file_id, endpoint="/v1/embeddings", completion_window="24h", metadata={"whose": "mine"}
-    )
-    assert (batch.status, batch.metadata) == ("validating", {"whose": "mine"})
-    batch = over(client, batch.id)
-    counts = batch.request_counts
+def test_a_batch_is_answered_line_by_line_and_a_bad_line_fails_alone(client: openai.OpenAI) -> None:
+    batch = sent(client, [*map(line, range(20)), line(20, input=[]), line(21, input="x", dimensions=5000)])
+    done = ended(client, batch.id)
+    assert (done.status, done.metadata) == ("completed", {"whose": "test"})
+    counts = done.request_counts
     assert counts is not None
-    assert (batch.status, counts.total, counts.completed, counts.failed) == ("completed", 4, 3, 1)
-    expected = np.asarray(kept.producer.embed(texts).result(30).vectors)
-    found = answers(client, batch.output_file_id)
-    for text, vector in zip(texts, expected, strict=True):
-        body = CreateEmbeddingResponse.model_validate(found[text]["response"]["body"], strict=True)
-        assert np.asarray(body.data[0].embedding, dtype=np.float32).tobytes() == vector.tobytes()
-    refused = answers(client, batch.error_file_id)
-    assert "dimensions" in json.dumps(refused["bad"])
-    assert found.keys() | refused.keys() == {*texts, "bad"}
+    assert (counts.total, counts.completed, counts.failed) == (22, 20, 2)
+    answers = lines_of(client, done.output_file_id)
+    assert set(answers) == {f"id-{number}" for number in range(20)}
+    single = client.embeddings.create(input="text 3", model="simulated", encoding_format="float").data[0].embedding
+    assert answers["id-3"]["response"]["body"]["data"][0]["embedding"] == single
+    assert set(lines_of(client, done.error_file_id)) == {"id-20", "id-21"}
 
 
-def test_a_batch_of_chats_has_whole_completions(client: openai.OpenAI) -> None:
-    chat = {"model": "simulated", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 5}
-    file_id = uploaded(client, line("a", chat, "/v1/chat/completions"))
-    batch = client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
-    found = answers(client, over(client, batch.id).output_file_id)
-    assert ChatCompletion.model_validate(found["a"]["response"]["body"]).choices[0].message.content
+def test_chats_are_answered_too(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "Go on."}]
+    chats = [line(number, "/v1/chat/completions", messages=messages, seed=number) for number in range(3)]
+    done = ended(client, sent(client, chats, "/v1/chat/completions").id)
+    for answer in lines_of(client, done.output_file_id).values():
+        assert answer["response"]["body"]["choices"][0]["message"]["content"].startswith("[simulated]")
 
 
-def test_lines_that_are_none_fail_the_batch_and_are_named_by_number(client: openai.OpenAI) -> None:
-    file_id = uploaded(client, line("a", {"input": "x"}) + "{\n" + line("a", {"input": "y"}))
-    batch = over(
-        client,
-        client.batches.create(input_file_id=file_id, endpoint="/v1/embeddings", completion_window="24h").id,
-    )
-    assert batch.status == "failed"
-    assert batch.errors is not None
-    assert [error.line for error in batch.errors.data or []] == [2, 3]
+def test_what_is_no_input_fails_with_its_line(client: openai.OpenAI) -> None:
+    failed = ended(client, sent(client, [line(0), "{", line(0)]).id)
+    assert failed.status == "failed"
+    assert failed.errors is not None
+    assert [each.line for each in failed.errors.data or ()] == [2, 3]
 
 
-def test_files_are_listed_in_pages_shown_and_deleted(client: openai.OpenAI) -> None:
-    made = [uploaded(client, line(str(number), {"input": "x"})) for number in range(3)]
-    assert [file.id for file in client.files.list(limit=2)][:3] == made[::-1]
-    first = client.files.retrieve(made[0])
-    assert (first.filename, first.purpose, first.bytes) == ("in.jsonl", "batch", len(line("0", {"input": "x"})))
-    assert client.files.content(made[0]).text == line("0", {"input": "x"})
+def test_files_and_batches_are_listed_and_deleted(client: openai.OpenAI) -> None:
+    made = [client.files.create(file=(f"{number}.jsonl", b"{}"), purpose="batch").id for number in range(3)]
+    listed = [each.id for each in client.files.list(limit=2)]
+    assert listed[:3] == made[::-1]
+    assert client.files.retrieve(made[0]).filename == "0.jsonl"
+    assert client.files.content(made[0]).content == b"{}"
     assert client.files.delete(made[0]).deleted
-    with pytest.raises(openai.NotFoundError, match="there is no file"):
+    with pytest.raises(openai.NotFoundError):
         client.files.retrieve(made[0])
+    ids = [sent(client, [line(0)]).id for _ in range(2)]
+    assert [each.id for each in client.batches.list(limit=1)][:2] == ids[::-1]
 
 
-def test_what_cannot_be_is_refused_with_its_field_named(client: openai.OpenAI, kept: Serving) -> None:
-    with pytest.raises(openai.BadRequestError, match="purpose") as refused:
-        client.files.create(file=("x", b"{}"), purpose="assistants")
-    assert refused.value.param == "purpose"
-    with pytest.raises(openai.NotFoundError, match="no file"):
-        client.batches.create(input_file_id="file-none", endpoint="/v1/embeddings", completion_window="24h")
-    file_id = uploaded(client, line("a", {"input": "x"}))
-    for more, field in (
-        ({"endpoint": "/v1/moderations"}, "endpoint"),
-        ({"completion_window": "1y"}, "completion_window"),
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"endpoint": "/v1/nothing"}, "endpoint"),
+        ({"completion_window": "soon"}, "completion_window"),
+        ({"metadata": {"a": "b" * 600}}, "metadata"),
+        ({"input_file_id": 3}, "input_file_id"),
+        ({"foo": 1}, "foo"),
+    ],
+)
+def test_what_is_wrong_with_a_batch_is_told_by_its_field(served: Serving, fields: Any, param: str) -> None:
+    body = {"input_file_id": "file-0", "endpoint": "/v1/embeddings", "completion_window": "24h"} | fields
+    refused = served.post("/v1/batches", body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == param
+    assert served.post("/v1/batches", {"input_file_id": "file-0", "endpoint": "/v1/embeddings"}).status_code == 404
+
+
+def test_what_is_no_form_with_a_file_is_refused(served: Serving) -> None:
+    ask = served.client.post
+    assert ask("/v1/files", json={}).status_code == 400
+    assert ask("/v1/files", files={"file": b"x"}).json()["error"]["param"] == "purpose"
+    assert ask("/v1/files", data={"purpose": "batch", "file": "x"}).json()["error"]["param"] == "file"
+    assert ask("/v1/files", content=b"--x", headers={"Content-Type": "multipart/form-data"}).status_code == 400
+    broken = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert ask("/v1/files", content=b"nonsense" * 100, headers=broken).status_code == 400
+    for query in ("limit=0", "limit=x", "limit=999999", "order=up"):
+        assert served.client.get(f"/v1/files?{query}").status_code == 400
+
+
+def test_a_file_is_kept_to_its_size_whatever_it_announces(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("impetus_gateway.files.MAX_BYTES", 1000)
+    file = {"file": ("x", b"x" * 300_000)}
+    assert served.client.post("/v1/files", data={"purpose": "batch"}, files=file).status_code == 413
+
+
+def test_a_batch_is_cancelled(client: openai.OpenAI, served: Serving) -> None:
+    long = {"messages": [{"role": "user", "content": "Go on."}], "ignore_eos": True, "max_tokens": 5000}
+    batch = sent(client, [line(number, "/v1/chat/completions", **long) for number in range(4)], "/v1/chat/completions")
+    eventually(lambda: client.batches.retrieve(batch.id).status == "in_progress")
+    assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
+    assert ended(client, batch.id).status == "cancelled"
+    eventually(lambda: not served.producer.connection.zcard("rq:wip:generation-bulk"))
+
+
+def test_another_gateway_on_the_same_folder_goes_on(fleet: Fleet, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    with serving(fleet.url, files=folder) as first:
+        eventually(lambda: is_ready(first, "embedding"))
+        with openai.OpenAI(base_url=f"{first.url}/v1", api_key="none") as client:
+            fleet.connection.set("rq:suspended", 1)
+            batch = sent(client, [*map(line, range(50))])
+            eventually(lambda: client.batches.retrieve(batch.id).status == "in_progress")
+    fleet.connection.delete("rq:suspended")
+    with (
+        serving(fleet.url, files=folder) as second,
+        openai.OpenAI(base_url=f"{second.url}/v1", api_key="none") as client,
     ):
-        body = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h", **more}
-        answer = kept.post("/v1/batches", body)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
-    for path in ("/v1/files?limit=0", "/v1/files?order=up", "/v1/batches?limit=101"):
-        assert kept.client.get(path).status_code == 400
-    for path in ("/v1/files/..%2f..%2fx", "/v1/files/file-x/content", "/v1/batches/batch_x"):
-        assert kept.client.get(path).status_code == 404
-    assert kept.client.post("/v1/files", content=b"no form").status_code == 400
-    assert (
-        kept.client.post("/v1/files", content=b"--x", headers={"content-type": "multipart/form-data"}).status_code
-        == 400
-    )
+        done = ended(client, batch.id)
+        assert done.status == "completed"
+        assert set(lines_of(client, done.output_file_id)) == {f"id-{number}" for number in range(50)}
 
 
-def test_a_file_that_is_too_large_is_refused_before_it_is_read_whole(kept: Serving) -> None:
-    def endless() -> Iterator[bytes]:
-        yield b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
-        for _ in range(400):
-            yield bytes(1 << 20)
-
-    head = {"content-type": "multipart/form-data; boundary=x"}
-    answer = kept.client.post("/v1/files", content=endless(), headers=head)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-
-
-def test_a_batch_is_cancelled_and_a_restarted_gateway_goes_on_with_another(fleet: Fleet, store: BatchStore) -> None:
-    many = "".join(line(str(number), {"model": "simulated", "input": f"text {number}"}) for number in range(2000))
-    with serving(fleet.url, store=store) as first:
-        client = openai.OpenAI(base_url=f"{first.url}/v1", api_key="none")
-        file_id = uploaded(client, many)
-        stopped, going = (
-            client.batches.create(input_file_id=file_id, endpoint="/v1/embeddings", completion_window="24h")
-            for _ in range(2)
-        )
-        assert client.batches.cancel(stopped.id).status == "cancelling"
-        assert over(client, stopped.id).status == "cancelled"
-        client.close()
-    with serving(fleet.url, store=store) as second:
-        client = openai.OpenAI(base_url=f"{second.url}/v1", api_key="none")
-        batch = over(client, going.id)
-        assert batch.request_counts is not None
-        assert (batch.status, batch.request_counts.completed) == ("completed", 2000)
-        lines = client.files.content(batch.output_file_id or "").text.splitlines()
-        assert sorted(json.loads(each)["custom_id"] for each in lines) == sorted(map(str, range(2000)))
-        client.close()
-
-
-def test_one_keys_files_and_batches_are_not_anothers(fleet: Fleet, tmp_path: Path) -> None:
-    def entry(name: str, *roles: Role) -> _Entry:
-        return _Entry(name=name, sha256=hashlib.sha256(name.encode()).hexdigest(), roles=frozenset(roles))
-
-    keys = Keys([entry("ann", Role.SUBMIT, Role.READ), entry("bob", Role.SUBMIT, Role.READ), entry("op", *Role)])
-    with serving(fleet.url, keys, store=BatchStore(tmp_path)) as shared:
-        ann, bob, op = (
-            openai.OpenAI(base_url=f"{shared.url}/v1", api_key=name, max_retries=0) for name in ("ann", "bob", "op")
-        )
-        file_id = uploaded(ann, line("a", {"input": "x"}))
-        batch = ann.batches.create(input_file_id=file_id, endpoint="/v1/embeddings", completion_window="24h")
-        assert not list(bob.files.list())
-        assert not list(bob.batches.list())
-        for ask in (
-            lambda: bob.files.content(file_id),
-            lambda: bob.batches.retrieve(batch.id),
-            lambda: bob.batches.cancel(batch.id),
-            lambda: bob.batches.create(input_file_id=file_id, endpoint="/v1/embeddings", completion_window="24h"),
-        ):
+def test_nobody_sees_the_files_and_batches_of_another_key(fleet: Fleet, tmp_path: Path) -> None:
+    made = {name: new_key(name, roles) for name, roles in (
+        ("shop", [Role.SUBMIT, Role.READ]), ("blog", [Role.SUBMIT, Role.READ]), ("boss", list(Role)))}  # fmt: skip
+    path = tmp_path / "keys.toml"
+    path.write_text("\n".join(entry for _, entry in made.values()))
+    with serving(fleet.url, Keys.read(path)) as guarded:
+        clients = {
+            name: openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0)
+            for name, (key, _) in made.items()
+        }
+        batch = sent(clients["shop"], [line(0)])
+        output = str(ended(clients["shop"], batch.id).output_file_id)
+        asks: list[Callable[[openai.OpenAI], Any]] = [
+            lambda client: client.files.retrieve(batch.input_file_id),
+            lambda client: client.files.content(output),
+            lambda client: client.files.delete(batch.input_file_id),
+            lambda client: client.batches.retrieve(batch.id),
+            lambda client: client.batches.cancel(batch.id),
+            lambda client: client.batches.create(
+                input_file_id=batch.input_file_id, endpoint="/v1/embeddings", completion_window="24h"
+            ),
+        ]
+        for ask in asks:
             with pytest.raises(openai.NotFoundError):
-                ask()
-        done = over(op, batch.id)
-        assert answers(ann, done.output_file_id).keys() == {"a"}
-        with pytest.raises(openai.NotFoundError):
-            bob.files.content(done.output_file_id or "")
-        for each in (ann, bob, op):
-            each.close()
-
-
-def test_a_gateway_without_files_says_so(fleet: Fleet) -> None:
-    with serving(fleet.url) as without:
-        answer = without.client.get("/v1/batches")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_files")
+                ask(clients["blog"])
+        assert not list(clients["blog"].files.list())
+        assert not list(clients["blog"].batches.list())
+        assert [each.id for each in clients["boss"].batches.list()] == [batch.id]
+        for client in clients.values():
+            client.close()
+        unknown = httpx.get(f"{guarded.url}/v1/files", trust_env=False)
+        assert unknown.status_code == 401

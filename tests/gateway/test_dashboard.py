@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from importlib.util import find_spec
@@ -122,6 +123,18 @@ def test_a_failure_says_why_and_is_tried_again(page: Page, served: Serving) -> N
     assert "dimensions" in page.inner_text("#failures")
     retry.click()
     page.locator("#said", has_text=f"{handle.job_id} is tried again.").wait_for()
+
+
+def test_a_batch_is_seen_to_progress_and_is_cancelled(page: Page, served: Serving) -> None:
+    body = {"messages": [{"role": "user", "content": "Go on."}], "ignore_eos": True, "max_tokens": 5000}
+    url = "/v1/chat/completions"
+    lines = [json.dumps({"custom_id": str(at), "method": "POST", "url": url, "body": body}) for at in range(3)]
+    file = {"file": ("in.jsonl", "\n".join(lines).encode())}
+    kept = served.client.post("/v1/files", data={"purpose": "batch"}, files=file).json()
+    batch = served.post("/v1/batches", {"input_file_id": kept["id"], "endpoint": url}).json()
+    page.locator("#batches", has_text="0 of 3").wait_for()
+    page.get_by_role("button", name=f"Cancel {batch['id']}").click()
+    page.locator("#batches", has_text="cancelled").wait_for()
 
 
 def test_what_others_wrote_is_shown_and_not_obeyed(page: Page, served: Serving) -> None:

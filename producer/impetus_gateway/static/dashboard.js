@@ -71,6 +71,7 @@ function fill(table, items, keyOf, cellsOf, nothing) {
       const inner = element(cell.code ? "code" : "span", cell.text);
       if (cell.title) inner.title = cell.title;
       if (cell.note) inner.append(element("small", cell.note));
+      if (cell.progress) inner.append(bar(cell.progress));
       td.replaceChildren(inner);
       if (cell.button) {
         const button = element("button", cell.button);
@@ -92,6 +93,14 @@ function fill(table, items, keyOf, cellsOf, nothing) {
   }
   const same = rows.length === body.rows.length && rows.every((row, at) => body.rows[at] === row);
   if (!same) body.replaceChildren(...rows);
+}
+
+function bar(batch) {
+  const made = element("progress");
+  made.max = Math.max(1, batch.total);
+  made.value = batch.completed + batch.failed;
+  made.setAttribute("aria-label", `Progress of ${batch.id}`);
+  return made;
 }
 
 const number = (value) => (value === null || value === undefined ? "?" : value.toLocaleString("en"));
@@ -148,6 +157,15 @@ function show(said) {
     { text: time(job.at) },
     { button: "Cancel", act: (button) => act(button, `${job.id} was cancelled.`, `/v1/jobs/${job.id}`, "DELETE") },
   ], "Nothing waits and nothing runs.");
+  fill(byId("batches"), said.batches, (batch) => batch.id, (batch) => [
+    { text: short(batch.id), title: batch.id, code: true, note: batch.endpoint },
+    { text: batch.status },
+    { text: `${number(batch.completed + batch.failed)} of ${number(batch.total)}`, progress: batch },
+    { text: number(batch.failed), kind: batch.failed ? "n bad" : "n" },
+    { text: batch.owner },
+    batch.over ? { text: "" }
+      : { button: "Cancel", act: (button) => act(button, `${batch.id} is being cancelled.`, `/v1/batches/${batch.id}/cancel`, "POST") },
+  ], "There are none.");
   fill(byId("failures"), said.failures, (job) => job.id, (job) => [
     { text: short(job.id), title: job.id, code: true },
     { text: job.sentence || "it left no reason" },
