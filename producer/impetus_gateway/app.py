@@ -38,7 +38,6 @@ def make_app(gateway: Gateway) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with gateway.producer:
             await gateway.watch.look()
-            runs = _start_batches(gateway)
             watching = asyncio.create_task(gateway.watch.run())
             gateway.batches.start()
             try:
@@ -47,8 +46,6 @@ def make_app(gateway: Gateway) -> Starlette:
                 watching.cancel()
                 with suppress(asyncio.CancelledError):
                     await watching
-                if runs is not None:
-                    await asyncio.to_thread(runs.stop, _FAREWELL_S)
                 await gateway.finish(_FAREWELL_S)
                 await gateway.batches.stop()
 
@@ -65,14 +62,6 @@ def make_app(gateway: Gateway) -> Starlette:
         exception_handlers={HTTPException: _not_served, Exception: _fault},
         lifespan=lifespan,
     )
-
-
-def _start_batches(gateway: Gateway) -> batches.BatchRuns | None:
-    if gateway.store is None:
-        return None
-    runs = batches.BatchRuns(gateway.store, lambda: AsyncProducer(connection=gateway.connection))
-    runs.start()
-    return runs
 
 
 def _routes(gateway: Gateway) -> list[Route]:
@@ -103,15 +92,6 @@ def _routes(gateway: Gateway) -> list[Route]:
         at(jobs.RETRY, jobs.again, Role.OPERATE, "POST"),
         at(jobs.ENDPOINT, jobs.show, Role.READ),
         at(jobs.ENDPOINT, jobs.cancel, Role.READ, "DELETE"),
-        at(files.ENDPOINT, files.upload, Role.SUBMIT, "POST"),
-        at(files.ENDPOINT, files.listed, Role.READ),
-        at(files.CONTENT, files.content, Role.READ),
-        at(files.FILE, files.show, Role.READ),
-        at(files.FILE, files.delete, Role.READ, "DELETE"),
-        post(batches.ENDPOINT, batches.create),
-        at(batches.ENDPOINT, batches.listed, Role.READ),
-        at(batches.CANCEL, batches.cancel, Role.READ, "POST"),
-        at(batches.BATCH, batches.show, Role.READ),
         at(health.HEALTH, health.health, None),
         at(health.READY, health.ready, None),
         at(health.METRICS, health.metrics, Role.OPERATE),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,10 +12,6 @@ from impetus_producer.errors import MissingExtraError
 from impetus_producer.servers.discovery import state_dir
 from impetus_producer.shown import printable
 
-if TYPE_CHECKING:
-    from impetus_producer.batches.store import BatchStore
-
-_NEEDED = ("httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -235,15 +230,6 @@ def serve_key(name: str, keys_file: Path, roles: tuple[str, ...]) -> None:
     finally:
         draft.unlink(missing_ok=True)
     click.echo(key)
-
-
-def _open_store(folder: Path) -> BatchStore:
-    from impetus_producer.batches.store import BatchStore
-
-    try:
-        return BatchStore(folder)
-    except OSError as error:
-        raise ImpetusError(f"files cannot be kept in {folder}: {error.strerror or error}") from None
 
 
 def _say_where(url: str) -> None:

@@ -53,7 +53,6 @@ class Gateway:
         self.keys = keys
         self.producer = producer
         self.connection = connection
-        self.store = store
         self.watch = Watch(connection, settings)
         self.batches = Batches(store, connection)
         self.limits = Limits(settings.max_requests)

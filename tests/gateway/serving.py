@@ -26,8 +26,6 @@ from tests.worker.conftest import Fleet, eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from impetus_producer.batches.store import BatchStore
-
 MODELS = Path(__file__).parents[1] / "data" / "models"
 REAL_EMBEDDINGS = ("--embedding-model", str(MODELS / "bge"), "--embedding-backend", "numpy")
 REAL_GENERATION = ("--generation-model", str(MODELS / "tiny-says"), "--generation-backend", "mlx")
