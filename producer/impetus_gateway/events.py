@@ -88,6 +88,10 @@ class EventStream(Response):
         ended = False
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await _sent(send, b"", more=False)
+                await self._events.aclose()
+                return
             with suppress(HungUpError):
                 await unless_gone(receive, self._send_all(send))
                 ended = True
