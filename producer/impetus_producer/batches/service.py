@@ -58,8 +58,11 @@ class BatchService:
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
 
+    def is_running(self, batch_id: str) -> bool:
+        return batch_id in self._running
+
     def _may_begin(self, batch_id: str) -> bool:
-        return batch_id not in self._running and time.monotonic() >= self._not_before.get(batch_id, 0.0)
+        return not self.is_running(batch_id) and time.monotonic() >= self._not_before.get(batch_id, 0.0)
 
     async def _run_quietly(self, batch_id: str) -> None:
         try:

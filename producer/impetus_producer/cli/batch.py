@@ -124,12 +124,12 @@ class _Place:
             raise InvalidRequestError(
                 f"{self.output.name} was begun from another input: give another name, or --restart to begin anew"
             )
-        noted = {"input": digest, "run": uuid4().hex}
+        run_id = uuid4().hex
         with self.note.open("w") as file:
-            json.dump(noted, file)
+            json.dump({"input": digest, "run": run_id}, file)
             file.flush()
             os.fsync(file.fileno())
-        return noted["run"]
+        return run_id
 
 
 def _run(

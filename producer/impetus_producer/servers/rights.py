@@ -80,6 +80,7 @@ PRODUCER_RIGHTS: dict[str, str] = {
     "rq:worker:*": "HMGET SCARD",
     f"{contract.AWAITED_KEY}*": "SET DEL",
     f"{contract.CANCEL_KEY}*": "SET DEL",
+    f"{contract.BATCH_KEY}*": "GET SET DEL",
     f"{contract.STREAM_KEY}*": "XREAD XREVRANGE",
     f"{contract.WORKER_RECORD_KEY}*": "GETRANGE PTTL",
 }
