@@ -88,7 +88,7 @@ def _routes(gateway: Gateway) -> list[Route]:
         at(files.CONTENT, files.content, Role.READ),
         at(models.ENDPOINT, models.listed, Role.SUBMIT),
         at(models.MODEL, models.one, Role.SUBMIT),
-        at(jobs.EVENTS, jobs.events, Role.READ),
+        at(jobs.EVENTS, jobs.events, Role.READ, limited=True),
         at(jobs.RETRY, jobs.again, Role.OPERATE, "POST"),
         at(jobs.ENDPOINT, jobs.show, Role.READ),
         at(jobs.ENDPOINT, jobs.cancel, Role.READ, "DELETE"),
@@ -98,7 +98,7 @@ def _routes(gateway: Gateway) -> list[Route]:
         at(openapi.ENDPOINT, openapi.document, None),
         at(dashboard.PAGE, dashboard.page, None),
         at(dashboard.FILE, dashboard.file, None),
-        at(dashboard.EVENTS, dashboard.events, Role.OPERATE),
+        at(dashboard.EVENTS, dashboard.events, Role.OPERATE, limited=True),
         at(dashboard.SUSPEND, dashboard.suspend, Role.OPERATE, "POST"),
         at(dashboard.RESUME, dashboard.resume, Role.OPERATE, "POST"),
     ]

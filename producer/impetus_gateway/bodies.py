@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from impetus_producer.bodies.strict import read_json
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 
+@dataclass(slots=True)
+class Room:
+    """So many bytes are held for a body."""
+
+    size: int
+
+
 class Bodies:
     """Of all requests to one gateway."""
 
@@ -26,8 +34,8 @@ class Bodies:
         self._held_bytes = 0
 
     @contextmanager
-    def room(self, request: Request) -> Iterator[int]:
-        """Holds room for a body for the time of the block; yields how many bytes it may take.
+    def room(self, request: Request) -> Iterator[Room]:
+        """Holds room for a body for the time of the block.
 
         Raises `HttpError` 413 where the body says that it is larger than any may be, 429 where all the room is taken.
         """
@@ -38,14 +46,15 @@ class Bodies:
             raise self.too_large()
         if self._held_bytes + size > self._settings.max_held_bytes:
             raise busy("too many large requests are being answered; try again", 1, code="overloaded")
+        room = Room(size)
         self._held_bytes += size
         try:
-            yield size
+            yield room
         finally:
-            self._held_bytes -= size
+            self._held_bytes -= room.size
 
-    async def read(self, request: Request, most_bytes: int) -> bytes:
-        """The whole of it. Raises `HttpError` 413 or 408."""
+    async def read(self, request: Request, room: Room) -> bytes:
+        """The whole of it, after which it takes no more room than it needs. Raises `HttpError` 413, 415 or 408."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise HttpError(415, "compressed bodies are not read: send it as it is", code="unsupported_encoding")
         chunks: list[bytes] = []
@@ -54,11 +63,13 @@ class Bodies:
             async with asyncio.timeout(self._settings.read_timeout_s):
                 async for chunk in request.stream():
                     size += len(chunk)
-                    if size > most_bytes:
+                    if size > room.size:
                         raise self.too_large()
                     chunks.append(chunk)
         except TimeoutError:
             raise HttpError(408, "the request's body did not come in time", code="body_timeout") from None
+        self._held_bytes -= room.size - size
+        room.size = size
         return b"".join(chunks)
 
     def too_large(self) -> HttpError:

@@ -12,7 +12,7 @@ from impetus_producer.operations import suspend as suspend_workers
 
 from .answers import json_answer
 from .errors import HttpError
-from .events import EventStream, event
+from .events import EventStream, event, told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -51,7 +51,7 @@ def _file(name: str, kind: str) -> Response:
 
 async def events(call: Call) -> Response:
     """Server-sent events: the overview, about once a second."""
-    return EventStream(_overviews(call), call.gateway.settings.ping_s)
+    return EventStream(told(_overviews(call), "error"), call.gateway.settings.ping_s)
 
 
 async def _overviews(call: Call) -> AsyncGenerator[bytes, None]:

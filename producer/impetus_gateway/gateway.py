@@ -150,9 +150,9 @@ class Door:
             caller = ANYONE if self._role is None else self._admitted(request)
             with (
                 gateway.limits.place(caller) if self._limited else nullcontext(),
-                gateway.bodies.room(request) if self._has_body else nullcontext(0) as most_bytes,
+                gateway.bodies.room(request) if self._has_body else nullcontext() as room,
             ):
-                body = await gateway.bodies.read(request, most_bytes) if self._has_body else b""
+                body = b"" if room is None else await gateway.bodies.read(request, room)
                 response = await self._handler(Call(gateway, request, caller, body, watch))
                 await response(request.scope, request.receive, send)
                 return

@@ -76,18 +76,15 @@ async def events(call: Call) -> Response:
 
 async def _events(call: Call, record: JobRecord) -> AsyncGenerator[bytes, None]:
     yield event(_shown(record), "status")
-    try:
-        if record.role == "generation" and record.status != "finished":
-            chunks = _chunks(record)
-            async for delta in generation_handle(call, record.job_id).deltas():
-                for chunk in chunks.said(delta):
-                    yield event(chunk, "chunk")
-        else:
-            await _handle(call, record).result()
-        ended = await call.gateway.ask(read_record, record.job_id) or record
-        yield event(_shown(ended) | {"result": await _result(call, ended)}, "result")
-    except ImpetusError as error:
-        raise http_error(error) from None
+    if record.role == "generation" and record.status != "finished":
+        chunks = _chunks(record)
+        async for delta in generation_handle(call, record.job_id).deltas():
+            for chunk in chunks.said(delta):
+                yield event(chunk, "chunk")
+    else:
+        await _handle(call, record).result()
+    ended = await call.gateway.ask(read_record, record.job_id) or record
+    yield event(_shown(ended) | {"result": await _result(call, ended)}, "result")
 
 
 async def _own(call: Call) -> JobRecord:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import resource
 import signal
 import socket
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 1.0
 _BACKLOG_CONNECTIONS = 2048
+_OPEN_FILES = 10_240
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,18 @@ def serve(
     """Serves until a signal ends it. `on_start` is told the URL once it listens. `check` is called about once a second,
     and ends the gateway with what it raises.
     """
+    _allow_files()
     listening = address.open()
     server = make_server(gateway, address, access_log=access_log)
     asyncio.run(_serve(server, listening, lambda: on_start(address.url(listening.getsockname()[1])), check))
+
+
+def _allow_files() -> None:
+    """As many open files, and so connections, as this process may ask for: by default it may have 256 on a Mac."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def make_server(gateway: Gateway, address: Address, *, access_log: bool = False) -> Server:

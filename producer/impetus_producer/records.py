@@ -80,7 +80,7 @@ def failed_records(connection: Redis, most: int) -> list[tuple[JobRecord, str]]:
     """The jobs of the contract's queues that failed last, with the sentence that each failed with, the latest first."""
     with server_errors(connection), connection.pipeline(transaction=False) as pipeline:
         for queue in (name for names in contract.ROLE_QUEUES.values() for name in names):
-            pipeline.zrange(f"rq:failed:{queue}", 0, most - 1, desc=True)
+            pipeline.zrange(f"rq:failed:{queue}", -most, -1)
         ids = [
             each.decode(errors="replace")
             for answer in known_answers(pipeline.execute(raise_on_error=False))

@@ -155,7 +155,7 @@ function show(said) {
     { text: job.queue },
     { text: job.owner || "a producer" },
     { text: time(job.at) },
-    { button: "Cancel", act: (button) => act(button, `${job.id} was cancelled.`, `/v1/jobs/${job.id}`, "DELETE") },
+    { button: "Cancel", act: (button) => act(button, `${job.id} was cancelled.`, `/v1/jobs/${encodeURIComponent(job.id)}`, "DELETE") },
   ], "Nothing waits and nothing runs.");
   fill(byId("batches"), said.batches, (batch) => batch.id, (batch) => [
     { text: short(batch.id), title: batch.id, code: true, note: batch.endpoint },
@@ -172,7 +172,7 @@ function show(said) {
     { text: job.queue },
     { text: job.owner || "a producer" },
     { text: time(job.at) },
-    { button: "Retry", act: (button) => act(button, `${job.id} is tried again.`, `/v1/jobs/${job.id}/retry`, "POST") },
+    { button: "Retry", act: (button) => act(button, `${job.id} is tried again.`, `/v1/jobs/${encodeURIComponent(job.id)}/retry`, "POST") },
   ], "None that is kept.");
   for (const name of ["jobs", "texts", "tokens"]) chart(name, said.rates.map((rate) => rate[name]));
 }
