@@ -10,6 +10,7 @@ Importing this loads no numpy, no Redis client and no model library.
 
 from typing import TYPE_CHECKING, Any
 
+from .batches import ImpetusEmbedder, embed_batch
 from .bulk import EmbeddedDocument, embed_documents
 from .client import Producer
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
@@ -55,6 +56,7 @@ __all__ = [
     "GenerationHandle",
     "GenerationRequest",
     "GenerationResult",
+    "ImpetusEmbedder",
     "ImpetusError",
     "InvalidRequestError",
     "JobCancelledError",
@@ -76,6 +78,7 @@ __all__ = [
     "__version__",
     "adopt",
     "connect",
+    "embed_batch",
     "embed_documents",
 ]
 

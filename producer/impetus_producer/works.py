@@ -73,6 +73,8 @@ class Work(ABC, Generic[OutcomeT]):
     most_per_job: ClassVar[int]
     label: ClassVar[str]
     """What is being done, in a word."""
+    makes: ClassVar[str]
+    """What comes of it."""
 
     @abstractmethod
     def check(self) -> None:
@@ -114,6 +116,7 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     shared_fields: ClassVar[frozenset[str]] = frozenset(EmbeddingRequest.model_fields) - {"input"}
     most_per_job: ClassVar[int] = contract.MAX_TEXTS_PER_JOB
     label: ClassVar[str] = "Embedding"
+    makes: ClassVar[str] = "vectors"
 
     def check(self) -> None:
         self._payload(["no text in particular"])

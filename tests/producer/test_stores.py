@@ -100,7 +100,7 @@ def test_a_store_holds_every_bit_and_a_second_run_replaces_rows_by_their_key(
     store: tuple[str, Callable[[], dict[str, tuple[Any, ...]]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, read = store
-    monkeypatch.setattr(output, "_ROWS", 40)
+    monkeypatch.setattr(output, "MOST_ROWS", 40)
     Path("db").mkdir(exist_ok=True)
     vectors = vectors_of(100)
     with open_output(name, Layout({"lang": None})) as out:

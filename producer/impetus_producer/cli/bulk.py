@@ -8,7 +8,7 @@ import time
 from collections import deque
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import click
 
@@ -16,52 +16,63 @@ from ..bulk import work_documents
 from ..errors import ImpetusError, InvalidRequestError
 from ..kept.journal import Journal
 from ..kept.store import Store
-from ..pooling import mean_pooled
-from ..reading import chunks
 from ..reading.duplicates import Ids
+from ..reading.source import open_source
 from ..shown import printable
 from .progress import progress
 from .server import open_session
 from .summary import Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ..documents import Read
-    from ..reading.source import Source
-    from ..works import EmbeddedDocument, Work
+    from ..documents import FailedDocument, Read
+    from ..reading.source import ReadingOptions, Source
+    from ..works import Work
     from ..writing.output import Output
     from .options import RunOptions
     from .server import Session
 
 
+OutcomeT = TypeVar("OutcomeT")
+
+
+def _as_they_come(outcomes: Iterator[Any], read: deque[Read]) -> Iterator[tuple[Any, Read]]:
+    return ((outcome, read.popleft()) for outcome in outcomes)
+
+
 @dataclass(frozen=True, slots=True)
-class Chunking:
-    """`tokenizer`: the name of a model, None for the one that is served. `pooled`: one vector for each document."""
+class Steps(Generic[OutcomeT]):
+    """What is done beside the work itself. `prepared`: to documents before; `paired`: to outcomes, which come in the
+    order of what was read, to have each with what it is of; `counts`: whether the bar moves on with this one."""
 
-    tokens: int
-    overlap: int
-    tokenizer: str | None
-    pooled: bool
+    prepared: Callable[[Iterable[Read], Session], Iterable[Read]] = lambda documents, session: documents
+    paired: Callable[[Iterator[OutcomeT | FailedDocument], deque[Read]], Iterator[tuple[Any, Read]]] = _as_they_come
+    counts: Callable[[Read], bool] = lambda document: True
 
 
-def check_apart(source: Source, output: str) -> None:
-    """Neither OUT nor what is written beside it may be an input, such as one that a pattern matches."""
+def open_checked(inputs: Sequence[str], reading: ReadingOptions, output: str, options: RunOptions) -> Source:
+    """The documents. Raises `InvalidRequestError` for what cannot go with this output, or these options."""
+    source = open_source(inputs, reading)
+    # Neither OUT nor what is written beside it may be an input, such as one that a pattern matches.
     for written in (output, f"{output}.errors.jsonl", f"{output}.ids.jsonl"):
         for path in source.paths:
             if os.path.exists(written) and path.exists() and os.path.samefile(path, written):
                 raise InvalidRequestError(f"INPUT and OUT are the same file: {str(path)!r} is written by this run")
+    if options.on_duplicate == "last" and not source.rereadable:
+        raise InvalidRequestError("--on-duplicate last reads INPUT twice, which a pipe cannot be: give a file")
+    return source
 
 
 def run(
     source: Source,
-    work: Work[EmbeddedDocument],
-    out: Output,
+    work: Work[OutcomeT],
+    out: Output[OutcomeT],
     options: RunOptions,
     worker_options: Sequence[str],
-    documents_per_job: int,
-    chunking: Chunking | None = None,
+    documents_per_job: int = 1,
+    steps: Steps[OutcomeT] | None = None,
 ) -> None:
     """Works on all documents and says how it went. Raises `click.exceptions.Exit(1)` where some failed."""
     for note in source.notes:
@@ -79,7 +90,7 @@ def run(
                 if journal.goes_on:
                     _say(f"Going on with what an earlier run of {out.name} did; --no-resume begins anew.")
                 started = time.monotonic()
-                _work(source, work, out, ids, journal, session, options, documents_per_job, chunking)
+                _work(source, work, out, ids, journal, session, options, documents_per_job, steps or Steps())
                 elapsed_s = time.monotonic() - started
     except KeyboardInterrupt:
         click.echo(f"\n{_unfinished(out)}", err=True)
@@ -92,7 +103,7 @@ def run(
         if out.folder.is_kept:
             _say(_unfinished(out))
         raise
-    summary = Summary(out, journal, elapsed_s)
+    summary = Summary(out, journal, elapsed_s, work.makes)
     for sentence in (source.left_out(), ids.sentence(), *summary.sentences()):
         if sentence is not None:
             _say(sentence)
@@ -104,20 +115,18 @@ def run(
 
 def _work(
     source: Source,
-    work: Work[EmbeddedDocument],
-    out: Output,
+    work: Work[OutcomeT],
+    out: Output[OutcomeT],
     ids: Ids,
     journal: Journal,
     session: Session,
     options: RunOptions,
     documents_per_job: int,
-    chunking: Chunking | None,
+    steps: Steps[OutcomeT],
 ) -> None:
     # Outcomes come in the order of what was read: the oldest of these is the next one's.
     read: deque[Read] = deque()
-    documents: Iterable[Read] = ids.checked(lambda: source)
-    if chunking is not None:
-        documents = chunks.chunked(documents, _chunker(chunking, work, session))
+    documents = steps.prepared(ids.checked(lambda: source), session)
     with progress(options.progress, source.count, lambda: journal.computed > 0, work.label) as (advance, look):
 
         def while_waiting() -> None:
@@ -135,21 +144,12 @@ def _work(
         )
         # Closing withdraws what still waits, however this ends.
         with closing(cast("Any", outcomes)):
-            pooled = chunking is not None and chunking.pooled
-            pairs = mean_pooled(outcomes, read) if pooled else ((each, read.popleft()) for each in outcomes)
-            for outcome, document in pairs:
-                if chunking is not None and not pooled:
-                    outcome = chunks.told(outcome, document)
+            for outcome, document in steps.paired(outcomes, read):
                 out.write(outcome, document)
-                if chunking is None or pooled or chunks.is_first(document):
+                if steps.counts(document):
                     advance()
     if not out.written and not out.failed:
         raise ImpetusError(f"there are no documents in {source.name!r}")
-
-
-def _chunker(chunking: Chunking, work: Work[EmbeddedDocument], session: Session) -> chunks.Chunker:
-    name = chunking.tokenizer or work.served(session.producer, session.check).model
-    return chunks.Chunker(chunks.open_tokenizer(name), chunking.tokens, chunking.overlap)
 
 
 def _open_store(path: Path | None) -> AbstractContextManager[Store | None]:
@@ -162,7 +162,7 @@ def _noted(documents: Iterable[Read], read: deque[Read]) -> Iterator[Read]:
         yield document
 
 
-def _unfinished(out: Output) -> str:
+def _unfinished(out: Output[Any]) -> str:
     if not out.folder.is_kept:
         return f"{out.name} was not written; the jobs that still waited were withdrawn."
     return (

@@ -10,11 +10,11 @@ from .. import contract
 from ..bulk import DEFAULT_TEXTS_PER_JOB
 from ..errors import InvalidRequestError
 from ..reading import chunks
-from ..reading.source import open_source
 from ..works import EmbeddingWork
 from ..writing.output import open_output
 from ..writing.rows import PRECISIONS, Layout
-from .bulk import Chunking, check_apart, run
+from .bulk import open_checked, run
+from .chunking import chunking_steps
 from .options import reading_options, run_options
 
 if TYPE_CHECKING:
@@ -146,17 +146,14 @@ def embed(
     A document that INPUT gives no id has none (null): its row, the number of its line, tells it. With --chunk there is
     a row for each chunk, with its number (chunk) and which characters of the text it is (start, end).
     """
-    chunking = None if chunk is None else Chunking(chunk, overlap, tokenizer or model, pooled=pool_chunks is not None)
+    pooled = pool_chunks is not None
     try:
-        if chunking is None and (overlap or pool_chunks or tokenizer):
+        if chunk is None and (overlap or pool_chunks or tokenizer):
             raise InvalidRequestError("--overlap, --pool-chunks and --tokenizer are about chunks: add --chunk TOKENS")
-        source = open_source(inputs, reading)
-        check_apart(source, output)
-        if options.on_duplicate == "last" and not source.rereadable:
-            raise InvalidRequestError("--on-duplicate last reads INPUT twice, which a pipe cannot be: give a file")
+        source = open_checked(inputs, reading, output, options)
         types = source.column_types()
         columns: dict[str, Any] = {name: types.get(name) for name in reading.columns}
-        if chunking is not None and not chunking.pooled:
+        if chunk is not None and not pooled:
             for name in chunks.COLUMNS:
                 if name in columns:
                     raise InvalidRequestError(f"chunks have a column {name!r} of their own: leave --column {name} out")
@@ -167,4 +164,5 @@ def embed(
         raise click.UsageError(str(error)) from None
     work = EmbeddingWork(model, dimensions, cast("InputType | None", input_type), truncate=not no_truncate)
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
-    run(source, work, out, options, worker_options, texts_per_job, chunking)
+    steps = None if chunk is None else chunking_steps(work, chunk, overlap, tokenizer, pooled=pooled)
+    run(source, work, out, options, worker_options, texts_per_job, steps)

@@ -19,7 +19,8 @@ from ..shown import printable_lines
 from .batch import batch
 from .config_file import with_config_file
 from .embed import embed
-from .jobs import cancel, generate, result
+from .generate import generate
+from .jobs import cancel, result
 from .status import status
 from .top import top
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Summary:
     """`usage` covers all runs that OUT took; `taken` are the documents whose answer was known before this one."""
 
-    out: Output
+    out: Output[Any]
     keeper: Keeper
     elapsed_s: float
-    made: str = "vectors"
+    made: str
 
     @property
     def documents(self) -> int:
@@ -72,8 +72,8 @@ class Summary:
             "failed": self.out.failed,
             "retryable": self.out.retryable,
             "cached": self.keeper.taken,
-            "cut": usage["truncated_texts"],
-            "tokens": usage["prompt_tokens"],
+            "cut": usage["truncated_texts"] + usage["cut_answers"],
+            "tokens": usage["prompt_tokens"] + usage["completion_tokens"],
             "tokens_lost": usage["truncated_tokens"],
             "seconds": round(self.elapsed_s, 3),
             "docs_per_s": round(self.rate, 1),
@@ -85,6 +85,9 @@ class Summary:
 
 
 def _cut(usage: Counter[str]) -> str | None:
+    if answers := usage["cut_answers"]:
+        many = "1 answer was" if answers == 1 else f"{answers:,} answers were"
+        return f"{many} cut off where --max-tokens, or the context, ended: finish_reason is length."
     cut, lost = usage["truncated_texts"], usage["truncated_tokens"]
     if not cut:
         return None

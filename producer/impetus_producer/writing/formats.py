@@ -6,11 +6,11 @@ import json
 import math
 from abc import abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ImpetusError, InvalidRequestError
 from .drafts import Draft, set_aside
-from .rows import Layout, Rows, arrow_table, encoded, require_arrow, require_numpy
+from .rows import Layout, Rows, VectorRows, arrow_table, require_arrow, require_numpy
 from .sinks import Sink
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ class VectorFile(Sink):
 
 
 class _JsonLines(VectorFile):
-    """{"id": ..., "row": ..., "embedding": [...]}, one a line. Nine digits hold every float32, five a float16."""
+    """{"id": ..., "row": ..., "embedding": [...]}, one a line."""
 
     holds_text_ids_only = False
-    _digits: ClassVar[dict[str, str]] = {"float32": "%.9g", "float16": "%.5g"}
+    holds_answers = True
 
     @staticmethod
     def require() -> None:
@@ -74,21 +74,9 @@ class _JsonLines(VectorFile):
             require_numpy(f"--precision {layout.precision}")
 
     def write(self, rows: Rows) -> None:
-        layout = self._layout
-        vectors: Any = rows.vectors
-        scales: Any = None
-        if layout.precision != "float32":
-            vectors, scales = encoded(rows, layout.precision)
-        form = self._digits.get(layout.precision, "%d")
-        for at, (document, vector) in enumerate(zip(rows.documents, vectors, strict=True)):
-            numbers = vector if isinstance(vector, list) else vector.tolist()
-            about = self._about(document)
-            if scales is not None:
-                about["scale"] = float(scales[at])
-            # Formatting all numbers at once takes a third of json.dumps' time.
-            embedding = ",".join([form] * len(numbers)) % tuple(numbers)
-            head = json.dumps(about, ensure_ascii=False, default=str)
-            self._file.write(f'{head[:-1]}, "embedding": [{embedding}]}}\n'.encode())
+        for document, members in zip(rows.documents, rows.members(self._layout), strict=True):
+            head = json.dumps(self._about(document), ensure_ascii=False, default=str)
+            self._file.write(f"{head[:-1]}, {members}}}\n".encode())
 
     def _about(self, document: Document) -> dict[str, Any]:
         about: dict[str, Any] = {"id": document.id, "row": document.row}
@@ -126,7 +114,8 @@ class _Numpy(VectorFile):
             raise InvalidRequestError("a .npy file has no columns for --column or --chunk: write .parquet or .jsonl")
 
     def write(self, rows: Rows) -> None:
-        for array, values in zip(self._arrays, encoded(rows, self._layout.precision), strict=False):
+        assert isinstance(rows, VectorRows)
+        for array, values in zip(self._arrays, rows.encoded(self._layout.precision), strict=False):
             array.append(values)
         for document in rows.documents:
             name: Any = document.id
@@ -176,6 +165,8 @@ class _NpyArray:
 
 class _ArrowRows(VectorFile):
     """Columns of `arrow_table`, by a writer of pyarrow."""
+
+    holds_answers = True
 
     def __init__(self, path: Path, drafts: Path, layout: Layout) -> None:
         super().__init__(path, drafts, layout)

@@ -9,34 +9,75 @@ import json
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ..documents import Document, FailedDocument
 from ..errors import ImpetusError, InvalidRequestError
 from ..kept.folder import RunFolder
+from ..shown import without_password
 from .drafts import Draft
 from .formats import FORMATS
-from .rows import Layout, Rows
+from .rows import AnswerRows, Layout, Rows, VectorRows
 from .shards import Shards
 from .stores.places import STORE_ENDINGS, StoreSink, store_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    import numpy as np
-
-    from ..bulk import EmbeddedDocument
     from ..documents import Read
+    from ..generating import GeneratedDocument
+    from ..works import EmbeddedDocument
     from .sinks import Sink
 
-_ROWS = 8192
+MOST_ROWS = 8192
 """So many are written at once: 12 MB of 384 dimensions."""
-_NUMBERS = 4_000_000
+_MOST_NUMBERS = 4_000_000
 """And no more numbers than these."""
 
+OutcomeT = TypeVar("OutcomeT")
+_OutcomeT = TypeVar("_OutcomeT", contravariant=True)
 
-class Output(AbstractContextManager["Output"]):
+
+class RowsOf(Protocol[_OutcomeT]):
+    """Makes rows of outcomes."""
+
+    def most(self, outcome: _OutcomeT) -> int:
+        """How many go together."""
+
+    def __call__(self, documents: Sequence[Document], outcomes: Sequence[_OutcomeT]) -> Rows: ...
+
+
+class RowsOfVectors:
+    """Raises `ImpetusError` where they are of more than one width."""
+
+    _width: int | None = None
+
+    def most(self, outcome: EmbeddedDocument) -> int:
+        return min(MOST_ROWS, _MOST_NUMBERS // len(outcome.vector))
+
+    def __call__(self, documents: Sequence[Document], outcomes: Sequence[EmbeddedDocument]) -> Rows:
+        about = {"impetus.model": outcomes[0].model, "impetus.fingerprint": outcomes[0].fingerprint}
+        for width in (len(outcome.vector) for outcome in outcomes):
+            self._width = self._width or width
+            if width != self._width:
+                raise ImpetusError(
+                    f"vectors of {self._width} and of {width} dimensions came back: the workers serve different "
+                    "models; name one with --model"
+                )
+        return VectorRows(documents, [outcome.vector for outcome in outcomes], about)
+
+
+class RowsOfAnswers:
+    def most(self, outcome: GeneratedDocument) -> int:
+        return MOST_ROWS
+
+    def __call__(self, documents: Sequence[Document], outcomes: Sequence[GeneratedDocument]) -> Rows:
+        about = {"impetus.model": outcomes[0].model, "impetus.fingerprint": outcomes[0].fingerprint}
+        return AnswerRows(documents, [outcome.answer for outcome in outcomes], about)
+
+
+class Output(AbstractContextManager["Output[OutcomeT]"], Generic[OutcomeT]):
     """Where vectors go, and `<OUT>.errors.jsonl`, the list of the documents that have none.
 
     Both appear when the `with` block ends without an exception; after one, neither is touched, but for stores, which
@@ -47,16 +88,14 @@ class Output(AbstractContextManager["Output"]):
     put there stays after an exception, and where something is worth trying again.
     """
 
-    def __init__(self, name: str, path: Path, make: Callable[[Path], Sink]) -> None:
+    def __init__(self, name: str, path: Path, make: Callable[[Path], Sink], rows_of: RowsOf[OutcomeT]) -> None:
         self.name = name
+        self._rows_of = rows_of
         self.errors_path = path.with_name(path.name + ".errors.jsonl")
         self.set_aside: Path | None = None
         self.written = self.failed = self.retryable = 0
         self.first_failure: FailedDocument | None = None
-        self._documents: list[Document] = []
-        self._vectors: list[np.ndarray | list[float]] = []
-        self._width: int | None = None
-        self._about: dict[str, str] = {}
+        self._held: list[tuple[Document, OutcomeT]] = []
         with ExitStack() as opened:
             self.folder = RunFolder(path)
             opened.callback(self.folder.close, done=False)
@@ -70,35 +109,23 @@ class Output(AbstractContextManager["Output"]):
     def holds_text_ids_only(self) -> bool:
         return self._sink.holds_text_ids_only
 
-    def write(self, outcome: EmbeddedDocument | FailedDocument, read: Read) -> None:
+    def write(self, outcome: OutcomeT | FailedDocument, read: Read) -> None:
         """What became of a document that was read."""
         if isinstance(outcome, FailedDocument):
             self._write_failed(outcome, read)
-        else:
-            assert isinstance(read, Document)
-            self._write_vector(outcome, read)
-            self.written += 1
-
-    def _write_vector(self, embedded: EmbeddedDocument, document: Document) -> None:
-        width = len(embedded.vector)
-        if self._width is None:
-            self._width = width
-            self._about = {"impetus.model": embedded.model, "impetus.fingerprint": embedded.fingerprint}
-        elif width != self._width:
-            raise ImpetusError(
-                f"vectors of {self._width} and of {width} dimensions came back: the workers serve different models; "
-                "name one with --model"
-            )
+            return
+        assert isinstance(read, Document)
         # Long texts would fill the memory, and nobody writes them.
-        self._documents.append(replace(document, text=""))
-        self._vectors.append(embedded.vector)
-        if len(self._documents) >= min(_ROWS, _NUMBERS // width):
+        self._held.append((replace(read, text=""), outcome))
+        self.written += 1
+        if len(self._held) >= self._rows_of.most(outcome):
             self._flush()
 
     def _flush(self) -> None:
-        if self._documents:
-            self._sink.write(Rows(self._documents, self._vectors, self._about))
-            self._documents, self._vectors = [], []
+        if self._held:
+            documents, outcomes = zip(*self._held, strict=True)
+            self._sink.write(self._rows_of(documents, outcomes))
+            self._held = []
 
     def _write_failed(self, outcome: FailedDocument, read: Read) -> None:
         record = {
@@ -135,41 +162,52 @@ class Output(AbstractContextManager["Output"]):
             self._sink.publish()
 
 
-def open_output(name: str, layout: Layout | None = None, *, rows_per_file: int | None = None) -> Output:
-    """Gets ready to write `name`: a file, by its ending, or with `rows_per_file` a folder of such; or a store.
+def open_output(
+    name: str, layout: Layout | None = None, *, rows_per_file: int | None = None
+) -> Output[EmbeddedDocument]:
+    """Gets ready to write vectors to `name`: a file, by its ending, or with `rows_per_file` a folder of such; or a
+    store.
 
     Raises one clear sentence now for what would fail at the end, and `ImpetusError` where another run writes there at
     this moment.
     """
-    layout = layout or Layout()
+    return _opened(name, layout or Layout(), rows_per_file, RowsOfVectors())
+
+
+def open_answers(name: str, layout: Layout, *, rows_per_file: int | None = None) -> Output[GeneratedDocument]:
+    """As `open_output`, for texts."""
+    return _opened(name, replace(layout, holds="answers"), rows_per_file, RowsOfAnswers())
+
+
+def _opened(name: str, layout: Layout, rows_per_file: int | None, rows_of: RowsOf[OutcomeT]) -> Output[OutcomeT]:
+    path, make = _sink(name, layout, rows_per_file)
+    try:
+        return Output(without_password(name) if "://" in name else name, path, make, rows_of)
+    except OSError as error:
+        where = path.parent
+        problem = "there is no such folder" if not where.is_dir() else error.strerror
+        raise InvalidRequestError(f"nothing can be written in {str(where)!r}: {problem}") from None
+
+
+def _sink(name: str, layout: Layout, rows_per_file: int | None) -> tuple[Path, Callable[[Path], Sink]]:
+    """Beside what an output keeps its files, and what makes its sink, given a folder for drafts."""
     if (place := store_place(name)) is not None:
         if rows_per_file is not None:
             raise InvalidRequestError("--rows-per-file is for files: leave it out")
         place.kind.require()
         StoreSink.check_for(place.kind, layout)
-        return _opened(place.shown, place.beside, lambda _: StoreSink(place, layout))
+        return place.beside, lambda _: StoreSink(place, layout)
     path = Path(name)
     make = FORMATS.get(path.suffix.lower())
     if make is None:
         endings = ", ".join([*FORMATS, *STORE_ENDINGS])
-        raise InvalidRequestError(
-            f"{name!r} must end in one of {endings}, or be postgresql://…: that chooses the format"
-        )
+        raise InvalidRequestError(f"{name!r} must end in one of {endings}, or begin with postgresql://")
     make.require()
     make.check(layout)
     if rows_per_file is not None:
         rows: int = rows_per_file
         Shards.check_place(path)
-        return _opened(name, path, lambda drafts: Shards(path, drafts, layout, make, rows))
+        return path, lambda drafts: Shards(path, drafts, layout, make, rows)
     if path.is_dir():
         raise InvalidRequestError(f"{name!r} is a folder: give a file")
-    return _opened(name, path, lambda drafts: make(path, drafts, layout))
-
-
-def _opened(name: str, path: Path, make: Callable[[Path], Sink]) -> Output:
-    try:
-        return Output(name, path, make)
-    except OSError as error:
-        where = path.parent
-        problem = "there is no such folder" if not where.is_dir() else error.strerror
-        raise InvalidRequestError(f"nothing can be written in {str(where)!r}: {problem}") from None
+    return path, lambda drafts: make(path, drafts, layout)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidRequestError
 from .drafts import set_aside
-from .rows import Rows
 from .sinks import Sink
 
 if TYPE_CHECKING:
     from .formats import VectorFile
-    from .rows import Layout
+    from .rows import Layout, Rows
 
 _NAME = re.compile(r"\d{5,}\.")
 
@@ -51,7 +50,7 @@ class Shards(Sink):
                 self._file = self._make(path, self._drafts, self._layout)
                 self._count, self._room = self._count + 1, self._rows_per_file
             end = min(len(rows.documents), start + self._room)
-            self._file.write(Rows(rows.documents[start:end], rows.vectors[start:end], rows.about))
+            self._file.write(rows.part(start, end))
             self._room -= end - start
             start = end
             if not self._room:

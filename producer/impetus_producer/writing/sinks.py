@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import InvalidRequestError
-from .rows import OWN_COLUMNS, PRECISIONS, Layout, Precision, Rows
+from .rows import PRECISIONS, Layout, Precision, Rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ class Sink(ABC):
     holds_text_ids_only: ClassVar[bool] = True
     """Whether 0 and "0" are written as the same id."""
     precisions: ClassVar[tuple[Precision, ...]] = PRECISIONS
+    holds_answers: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod
@@ -30,8 +31,10 @@ class Sink(ABC):
     @classmethod
     def check(cls, layout: Layout) -> None:
         """Raises `InvalidRequestError` for what cannot be written so."""
+        if layout.holds == "answers" and not cls.holds_answers:
+            raise InvalidRequestError("this OUT holds vectors and no texts: name it .jsonl, .parquet or .arrow")
         for name in layout.columns:
-            if name in OWN_COLUMNS:
+            if name in layout.own_columns:
                 raise InvalidRequestError(f"OUT has a column {name!r} of its own: leave --column {name} out")
         if layout.precision not in cls.precisions:
             raise InvalidRequestError(

@@ -10,7 +10,7 @@ Without a name the table is `documents`.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -82,7 +82,7 @@ class StoreSink(Sink):
 
     @classmethod
     def check_for(cls, kind: type[VectorStore], layout: Layout) -> None:
-        cls.check(Layout(layout.columns))
+        cls.check(replace(layout, precision="float32"))
         if layout.precision not in kind.precisions:
             raise InvalidRequestError(
                 f"this store holds no {layout.precision} vectors: --precision is one of {', '.join(kind.precisions)}"
