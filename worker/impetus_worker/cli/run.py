@@ -106,8 +106,8 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               type=click.IntRange(0), help="Of that, for the beginnings of prompts that later ones share.")  # fmt: skip
 @click.option("--prefix-cache-dir", envvar="IMPETUS_PREFIX_CACHE_DIR", show_envvar=True,
               type=click.Path(file_okay=False, resolve_path=True),
-              help="A folder for beginnings that several prompts had, which survive a restart there. It holds what they "
-              "said: only this user can read it.  [default: none]")  # fmt: skip
+              help="A folder for beginnings that several prompts had, which survive a restart there. It holds what "
+              "they said: only this user can read it.  [default: none]")  # fmt: skip
 @click.option("--prefix-cache-dir-mb", envvar="IMPETUS_PREFIX_CACHE_DIR_MB", default=4096, show_default=True,
               show_envvar=True, type=click.IntRange(1), help="The most that folder takes.")  # fmt: skip
 @click.option("--prefill-tokens", envvar="IMPETUS_PREFILL_TOKENS", type=click.IntRange(1), show_envvar=True,
