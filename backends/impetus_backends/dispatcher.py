@@ -221,6 +221,8 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             memory_bytes,
             config.prefix_cache_bytes,
             config.prefill_tokens or loader.profile.prefill_tokens,
+            prefix_cache_dir=Path(config.prefix_cache_dir) if config.prefix_cache_dir else None,
+            prefix_cache_dir_bytes=config.prefix_cache_dir_bytes,
             context_tokens=config.context_tokens,
             special_tokens=config.special_tokens,
             max_answer_tokens=config.max_answer_tokens,

@@ -283,6 +283,9 @@ class EngineConfig:
     """The most that models and what they work on may take; none means 75 % of the machine's memory."""
     prefix_cache_bytes: int = 512 * 2**20
     """How much of that may be kept of prompts, for later ones that begin alike."""
+    prefix_cache_dir: str | None = None
+    """Of generation: a folder for such beginnings, where they outlive the engine; none means nowhere."""
+    prefix_cache_dir_bytes: int = 4 * 2**30
     prefill_tokens: int | None = None
     """Prompt tokens that a generation engine reads in one step; none means what suits the machine."""
     served_names: tuple[str, ...] = ()

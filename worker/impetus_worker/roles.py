@@ -33,6 +33,8 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_concurrent=settings.max_concurrent_generations,
         memory_limit_bytes=int(settings.memory_limit_gb * 2**30) if settings.memory_limit_gb else None,
         prefix_cache_bytes=settings.prefix_cache_mb * 2**20,
+        prefix_cache_dir=settings.prefix_cache_dir,
+        prefix_cache_dir_bytes=settings.prefix_cache_dir_mb * 2**20,
         prefill_tokens=settings.prefill_tokens,
         served_names=settings.served_names if settings.role == "generation" else (),
         context_tokens=settings.context_tokens,

@@ -43,6 +43,9 @@ class WorkerSettings:
     memory_limit_gb: float | None = None
     """What models and their work may take; none means 75 % of the machine's memory."""
     prefix_cache_mb: int = 512
+    prefix_cache_dir: str | None = None
+    """A folder for beginnings of prompts, where they survive a restart; none means none."""
+    prefix_cache_dir_mb: int = 4096
     prefill_tokens: int | None = None
     """Prompt tokens read in one step; none means what suits the machine."""
     max_batch_texts: int = 256

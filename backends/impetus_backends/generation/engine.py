@@ -30,6 +30,7 @@ from ..protocol import (
     Work,
 )
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
+from .prefix_files import PrefixFiles
 from .prefixes import PrefixCache
 from .requests import RequestReader
 from .running import ReadingError, RunningBatch
@@ -38,6 +39,7 @@ from .schemas.grammars import Grammars
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+    from pathlib import Path
 
     from .models.loader import LoadedModel
     from .requests import Request
@@ -67,6 +69,9 @@ class EngineLimits:
     """What they are in messages that do not say: `control` or `text`."""
     max_answer_tokens: int = 4096
     """Of an answer, where its request does not say."""
+    prefix_cache_dir: Path | None = None
+    """Where beginnings of prompts that several had are kept as files; none: nowhere."""
+    prefix_cache_dir_bytes: int = 4 * 2**30
     kv_bits: int | None = None
     """In which keys and values are kept; none: as the model computes them."""
 
@@ -94,7 +99,7 @@ class GenerationEngine:
         self._info = info
         self._read_apart = read_apart
         self._clock = clock
-        self._prefixes = PrefixCache(0)
+        self._prefixes = PrefixCache(0, self._prefix_files())
         self._cost: RowCost | None = None
         """What a request takes in memory, measured when there first is a limit."""
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
@@ -296,7 +301,9 @@ class GenerationEngine:
             self._events.append(Deferred(request.work.id))
             return
         if self._lone is None:
-            limits = replace(self._limits, max_concurrent=1, memory_bytes=None, prefix_cache_bytes=0)
+            limits = replace(
+                self._limits, max_concurrent=1, memory_bytes=None, prefix_cache_bytes=0, prefix_cache_dir=None
+            )
             self._lone = GenerationEngine(self._loaded, self._info, limits, clock=self._clock)
         self._is_lone = request
         self._lone._waiting.append(request)
@@ -346,7 +353,7 @@ class GenerationEngine:
         """Takes one token into a request; when that was its last, ends it and returns True."""
         if token.broken:
             # What was read may be what is broken, and it must not be where another prompt begins.
-            self._prefixes.clear()
+            self._prefixes.forget()
             self._reject(request.work.id, self._not_numbers(request))
             return True
         if (error := request.failure()) is not None:
@@ -443,6 +450,19 @@ class GenerationEngine:
                     self._reject(request.work.id, f"the model failed on this request, alone as well: {error}")
             else:
                 self._suspects.extend(requests)
+
+    def _prefix_files(self) -> PrefixFiles | None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        limits, model = self._limits, self._loaded.model
+        if limits.prefix_cache_dir is None:
+            return None
+        return PrefixFiles(
+            limits.prefix_cache_dir,
+            self._loaded.fingerprint,
+            limits.prefix_cache_dir_bytes,
+            lambda: make_prompt_cache(model),
+        )
 
     def _new_batch(self) -> RunningBatch:
         return RunningBatch(

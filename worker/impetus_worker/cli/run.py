@@ -105,6 +105,12 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               show_envvar=True, help="What generation may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
 @click.option("--prefix-cache-mb", envvar="IMPETUS_PREFIX_CACHE_MB", default=512, show_default=True, show_envvar=True,
               type=click.IntRange(0), help="Of that, for the beginnings of prompts that later ones share.")  # fmt: skip
+@click.option("--prefix-cache-dir", envvar="IMPETUS_PREFIX_CACHE_DIR", show_envvar=True,
+              type=click.Path(file_okay=False, resolve_path=True),
+              help="A folder for beginnings that several prompts had, which survive a restart there. It holds what "
+              "they said: only this user can read it.  [default: none]")  # fmt: skip
+@click.option("--prefix-cache-dir-mb", envvar="IMPETUS_PREFIX_CACHE_DIR_MB", default=4096, show_default=True,
+              show_envvar=True, type=click.IntRange(1), help="The most that folder takes.")  # fmt: skip
 @click.option("--prefill-tokens", envvar="IMPETUS_PREFILL_TOKENS", type=click.IntRange(1), show_envvar=True,
               help="Prompt tokens read between two steps: fewer pause running streams less, more read long prompts "
               "faster.  [default: 512; on an M5 2048]")  # fmt: skip
@@ -261,6 +267,8 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         upstream=options["upstream"] if role == "generation" else None,
         memory_limit_gb=options["memory_limit_gb"],
         prefix_cache_mb=options["prefix_cache_mb"],
+        prefix_cache_dir=options["prefix_cache_dir"],
+        prefix_cache_dir_mb=options["prefix_cache_dir_mb"],
         prefill_tokens=options["prefill_tokens"],
         max_batch_texts=options["max_batch_texts"],
         max_batch_tokens=options["max_batch_tokens"],
