@@ -219,7 +219,7 @@ class Runner:
             flights = [flight for flight in landed if flight is not None]
             if not self.lease.held:
                 await self.lease.keep()
-            self.journal.append(flight.entry for flight in flights if flight.entry is not None)
+            self.journal.append([flight.entry for flight in flights if flight.entry is not None])
             for queue in {flight.endpoint.queue for flight in flights if flight.task is not None}:
                 of_queue = [each.job_id for each in flights if each.task is not None and each.endpoint.queue == queue]
                 await self.producer.hold(jobs.discarding(of_queue, queue))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -14,12 +13,9 @@ from uuid import uuid4
 
 import click
 
-from ..asynchronous import AsyncProducer
 from ..batches.endpoints import ENDPOINTS
 from ..batches.journal import Journal
-from ..batches.lease import Lease
 from ..batches.lines import read_lines, survey
-from ..batches.runner import DEFAULT_WINDOW_JOBS, Runner
 from ..errors import ImpetusError, InvalidRequestError, ServerError
 from ..shown import printable
 from .server import open_session, patience_option, redis_url_option
@@ -30,6 +26,7 @@ if TYPE_CHECKING:
 
 _SHOWN_ERRORS = 20
 _LINE_EVERY_S = 5.0
+_WINDOW_JOBS = 256
 
 
 @click.group()
@@ -45,7 +42,7 @@ def batch() -> None:
 )  # fmt: skip
 @click.option("--restart", is_flag=True, help="Begin anew, and throw away what an earlier run of OUT did.")
 @click.option(
-    "--window", "window_jobs", type=click.IntRange(1, 1024), default=DEFAULT_WINDOW_JOBS, show_default=True,
+    "--window", "window_jobs", type=click.IntRange(1, 1024), default=_WINDOW_JOBS, show_default=True,
     help="How many requests are on the queues at a time.",
 )  # fmt: skip
 @redis_url_option
@@ -106,6 +103,8 @@ class _Place:
         self.note = self.output.with_name(f".{self.output.name}.batch")
 
     def check_apart(self, source: Path) -> None:
+        if not source.is_file():
+            raise InvalidRequestError("IN.jsonl is read twice, which a pipe cannot be: give a file")
         if self.output.exists() and self.output.samefile(source):
             raise InvalidRequestError("IN.jsonl and OUT.jsonl are the same file: give another name")
 
@@ -135,6 +134,13 @@ class _Place:
 def _run(
     run_id: str, source: Path, journal: Journal, note: Path, session: Session, window_jobs: int, total: int
 ) -> None:
+    # The other commands need none of these.
+    import asyncio
+
+    from ..asynchronous import AsyncProducer
+    from ..batches.lease import Lease
+    from ..batches.runner import Runner
+
     progress = _Progress(journal, total)
 
     def look() -> None:
