@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 from impetus_producer.bodies.chats import ENDPOINT as ENDPOINT
 from impetus_producer.bodies.chats import chat_payload
 from impetus_producer.chat_completions import ChatChunks, chat_completion
-from impetus_producer.errors import ImpetusError, ResultTimeoutError, StreamRestartedError
+from impetus_producer.errors import ResultTimeoutError, StreamRestartedError
 
 from .answers import json_answer
-from .errors import http_error
 from .events import DONE, EventStream, begun, event, told
 from .submitting import Order, forget, generated, generation_handle, submit, wants_no_wait, while_there, withdraw
 from .waiting import accepted
@@ -54,7 +53,7 @@ async def streamed(call: Call, job_id: str, chunks: Chunks) -> EventStream:
 
 
 async def _said(call: Call, handle: AsyncGenerationHandle, chunks: Chunks) -> AsyncGenerator[bytes, None]:
-    """Events for all that a job says, and its end. Raises `HttpError`."""
+    """Events for all that a job says, and its end."""
     gateway = call.gateway
     timeout_s = gateway.settings.request_timeout_s
     try:
@@ -63,11 +62,9 @@ async def _said(call: Call, handle: AsyncGenerationHandle, chunks: Chunks) -> As
             for chunk in chunks.said(delta):
                 yield event(chunk)
         result = await handle.result(timeout_s)
-    except (StreamRestartedError, ResultTimeoutError) as error:
+    except (StreamRestartedError, ResultTimeoutError):
         withdraw(call, handle)
-        raise http_error(error) from None
-    except ImpetusError as error:
-        raise http_error(error) from None
+        raise
     gateway.metrics.generated(result)
     gateway.metrics.streamed(result, call.watch.first_token_s or call.watch.seconds(), call.watch.seconds())
     for chunk in chunks.ended(result):

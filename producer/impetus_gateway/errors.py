@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from impetus_producer.batches.store import NotKeptError
 from impetus_producer.bodies.refusals import Refusal, refusal_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def unavailable(message: str, retry_after_s: float = 5, code: str | None = "unav
 
 def http_error(error: ImpetusError) -> HttpError:
     """What the producer raised, as it is said over HTTP."""
+    if isinstance(error, NotKeptError):
+        return HttpError(404, str(error), code="not_found")
     refusal = refusal_of(error)
     if refusal.status == 503:
         return unavailable(refusal.message, code=refusal.code)

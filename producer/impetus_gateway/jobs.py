@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 ENDPOINT = "/v1/jobs/{id}"
 EVENTS = "/v1/jobs/{id}/events"
 RETRY = "/v1/jobs/{id}/retry"
-STATUSES = {"canceled": "cancelled", "stopped": "cancelled", "started": "running"}
-"""Ours for RQ's words, where they differ."""
 _READ_WITHIN_S = 10.0
 
 
@@ -66,7 +64,7 @@ async def again(call: Call) -> Response:
     """Puts a job that failed on its queue again."""
     record = await _own(call)
     if not await call.gateway.ask(retry, record.job_id):
-        raise HttpError(409, f"the job is {_status(record)}: only one that failed is tried again", code="not_failed")
+        raise HttpError(409, f"the job is {record.stands}: only one that failed is tried again", code="not_failed")
     return json_answer(_shown(record) | {"status": "queued"})
 
 
@@ -78,18 +76,15 @@ async def events(call: Call) -> Response:
 
 async def _events(call: Call, record: JobRecord) -> AsyncGenerator[bytes, None]:
     yield event(_shown(record), "status")
-    try:
-        if record.role == "generation" and record.status != "finished":
-            chunks = _chunks(record)
-            async for delta in generation_handle(call, record.job_id).deltas():
-                for chunk in chunks.said(delta):
-                    yield event(chunk, "chunk")
-        else:
-            await _handle(call, record).result()
-        ended = await call.gateway.ask(read_record, record.job_id) or record
-        yield event(_shown(ended) | {"result": await _result(call, ended)}, "result")
-    except ImpetusError as error:
-        raise http_error(error) from None
+    if record.role == "generation" and record.status != "finished":
+        chunks = _chunks(record)
+        async for delta in generation_handle(call, record.job_id).deltas():
+            for chunk in chunks.said(delta):
+                yield event(chunk, "chunk")
+    else:
+        await _handle(call, record).result()
+    ended = await call.gateway.ask(read_record, record.job_id) or record
+    yield event(_shown(ended) | {"result": await _result(call, ended)}, "result")
 
 
 async def _own(call: Call) -> JobRecord:
@@ -106,15 +101,11 @@ def _handle(call: Call, record: JobRecord) -> AsyncEmbeddingHandle | AsyncGenera
     return make(call, record.job_id)
 
 
-def _status(record: JobRecord) -> str:
-    return STATUSES.get(record.status, record.status)
-
-
 def _shown(record: JobRecord) -> dict[str, Any]:
     return {
         "id": record.job_id,
         "object": "job",
-        "status": _status(record),
+        "status": record.stands,
         "endpoint": _endpoint(record),
         "queue": record.queue,
         "created_at": record.created_at or None,

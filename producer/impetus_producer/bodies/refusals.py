@@ -16,6 +16,7 @@ from ..errors import (
     JobFailedError,
     JobNotFoundError,
     ResultTimeoutError,
+    ServerConfigurationError,
     ServerError,
     StreamRestartedError,
     UnreadableResultError,
@@ -62,6 +63,8 @@ def refusal_of(error: ImpetusError) -> Refusal:
             return Refusal(503, sentence, code="stream_restarted")
         case UnreadableResultError():
             return Refusal(502, str(error), code="unreadable_result")
+        case ServerConfigurationError():
+            return Refusal(503, "the queue's server does not allow that", code="queue_refuses")
         case ServerError():
             # What it says names hosts that are none of a stranger's business.
             return Refusal(503, "the queue's server is not to be reached; try again", code="queue_unavailable")
