@@ -218,6 +218,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             memory_bytes += shared_bytes
         limits = EngineLimits(
             config.max_concurrent,
+            config.measure_rows,
             memory_bytes,
             config.prefix_cache_bytes,
             config.prefill_tokens or loader.profile.prefill_tokens,
@@ -249,7 +250,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             [*weights, *adapted.values()],
             open_one,
             memory_bytes=memory_bytes - shared_bytes if memory_bytes is not None else None,
-            max_concurrent=config.max_concurrent,
+            max_concurrent=None if config.measure_rows else config.max_concurrent,
         )
 
 

@@ -43,6 +43,8 @@ class EngineInfo:
     """The longest input the model reads, in tokens."""
     note: str | None = None
     """What a reader of results must know, such as that the weights are random."""
+    measured: str | None = None
+    """What was measured of it when it loaded, in a sentence."""
     max_concurrent: int = 0
     """Of a generation engine: how many requests it decodes together."""
     reasons: tuple[str, ...] = ()
@@ -279,6 +281,8 @@ class EngineConfig:
     """Other models that requests may ask for by name, loaded when one does."""
     max_concurrent: int = 16
     """Generations decoding together."""
+    measure_rows: bool = False
+    """Of MLX: whether how many that are is found out by measurement instead, when the model has loaded."""
     memory_limit_bytes: int | None = None
     """The most that models and what they work on may take; none means 75 % of the machine's memory."""
     prefix_cache_bytes: int = 512 * 2**20

@@ -52,7 +52,8 @@ class WorkerSettings:
     max_batch_tokens: int | None = None
     """Padded tokens a batch may cost; none means what suits the backend."""
     max_wait_ms: float = 5.0
-    max_concurrent_generations: int = 16
+    max_concurrent_generations: int | None = 16
+    """None: as many as a measurement says, when the model has loaded."""
     served_names: tuple[str, ...] = ()
     """Of generation: further names of the model; results carry the first."""
     context_tokens: int | None = None

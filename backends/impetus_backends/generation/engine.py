@@ -59,6 +59,8 @@ class EngineLimits:
     """What an engine may take."""
 
     max_concurrent: int = 16
+    measure_rows: bool = False
+    """Whether that is found out by measurement, when the model has loaded (`rows`)."""
     memory_bytes: int | None = None
     """For weights, keys and values, and remembered prompts together; none: no limit."""
     prefix_cache_bytes: int = 512 * 2**20

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from ..protocol import EngineInfo
 from .batching import Batching, BatchingFinding, find_batching
 from .engine import GenerationEngine
+from .memory import weights_bytes
 from .models.loader import load
 from .quantization.keys_and_values import pack_keys_and_values
+from .rows import measure_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +40,12 @@ def open_generation_engine(
         loaded = replace(loaded, context_tokens=limits.context_tokens, context_known=True)
     if limits.kv_bits is not None:
         loaded = pack_keys_and_values(loaded, limits.kv_bits)
-    finding = find_batching(loaded) if limits.max_concurrent > 1 else BatchingFinding(Batching.TOGETHER)
+    batches = limits.max_concurrent > 1 or limits.measure_rows
+    finding = find_batching(loaded) if batches else BatchingFinding(Batching.TOGETHER)
+    curve = None
+    if limits.measure_rows and finding.batching is not Batching.ONE_AT_A_TIME:
+        curve = measure_rows(loaded, _spare_bytes(loaded, limits))
+        limits = replace(limits, max_concurrent=curve.chosen)
     if finding.batching is Batching.ONE_AT_A_TIME:
         limits = replace(limits, max_concurrent=1)
     info = EngineInfo(
@@ -52,6 +59,11 @@ def open_generation_engine(
         max_tokens=loaded.context_tokens,
         note=loaded.note,
         max_concurrent=limits.max_concurrent,
-        reasons=(*loaded.reasons, *([finding.reason] if finding.reason else [])),
+        measured=curve.words if curve is not None else None,
+        reasons=(*loaded.reasons, *(each for each in (finding.reason, curve and curve.words) if each)),
     )
     return GenerationEngine(loaded, info, limits, read_apart=finding.batching is Batching.READ_APART)
+
+
+def _spare_bytes(loaded: LoadedModel, limits: EngineLimits) -> int | None:
+    return None if limits.memory_bytes is None else limits.memory_bytes - weights_bytes(loaded.model)

@@ -43,6 +43,15 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
     return f"{host.strip('[]') or '127.0.0.1'}:{port}"
 
 
+def _concurrent(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """None for `auto`."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter("give a number of at least 1, or auto")
+    return int(value)
+
+
 def _adapters(context: click.Context, parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
     folders: dict[str, Path] = {}
     for each in value:
@@ -97,8 +106,10 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               help="The most padded tokens in a batch.  [default: 1024 on a CPU, 4096 elsewhere]")  # fmt: skip
 @click.option("--max-wait-ms", envvar="IMPETUS_MAX_WAIT_MS", default=5.0, show_default=True, show_envvar=True,
               type=click.FloatRange(0), help="How long the first text waits for others to join it.")  # fmt: skip
-@click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default=16, show_envvar=True,
-              show_default=True, type=click.IntRange(1), help="How many generations decode together.")  # fmt: skip
+@click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default="16",
+              show_envvar=True, show_default=True, callback=_concurrent, metavar="N|auto",
+              help="How many generations decode together. 'auto' times a few counts of them when the model has loaded, "
+              "up to 48, and takes the one of the most tokens a second whose steps are short.")  # fmt: skip
 @click.option("--more-generation-models", envvar="IMPETUS_MORE_GENERATION_MODELS", default="", metavar="NAME,…",
               show_envvar=True, help="Models that jobs may name besides; each is loaded when one does.")  # fmt: skip
 @click.option("--memory-limit-gb", envvar="IMPETUS_MEMORY_LIMIT_GB", type=click.FloatRange(0, min_open=True),
