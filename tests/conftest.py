@@ -29,7 +29,7 @@ with ValkeyServer(port=int(sys.argv[1]), save="", appendonly="no"):
 
 def pytest_configure() -> None:
     # A machine with other things to do is no fault of what is tested.
-    slow = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
+    slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("impetus", deadline=None, suppress_health_check=slow)
     hypothesis.settings.load_profile("impetus")
     os.environ["XDG_CONFIG_HOME"] = os.devnull  # the options are the tests' own, and not those of this user's file
