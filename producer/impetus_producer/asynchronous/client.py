@@ -112,9 +112,9 @@ class AsyncProducer(
         """As `handle`, of a job that embeds, without asking whether there is one."""
         return AsyncEmbeddingHandle(job_id, self._line)
 
-    def generation_handle(self, job_id: str) -> AsyncGenerationHandle:
+    def generation_handle(self, job_id: str, *, awaited: bool = True) -> AsyncGenerationHandle:
         """As `handle`, of a job that generates, without asking whether there is one."""
-        return AsyncGenerationHandle(job_id, self._line)
+        return AsyncGenerationHandle(job_id, self._line, awaited=awaited)
 
     async def _embedding(self, payload: Mapping[str, Any], bulk: bool) -> AsyncEmbeddingHandle:
         job_id = await self._line.hold(self._enqueueing_one("embedding", payload, bulk))

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
@@ -19,7 +19,7 @@ from pydantic_core import to_json
 from ..errors import ImpetusError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import BinaryIO
@@ -49,10 +49,10 @@ class Journal:
         self.last_job_ids: list[str] = []
         """Of the lines that were there: what Redis holds of them may not have been deleted."""
         self._files: dict[Path, BinaryIO] = {}
-        with ExitStack() as opened:
-            self._lock = opened.enter_context(lock.open("ab"))
+        with _disk_errors(output), ExitStack() as opened:
+            held = opened.enter_context(lock.open("ab"))
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise LockedError(f"another process is writing {str(output)!r}: let it, or end it") from None
             for path in (output, errors) if anew else ():
@@ -72,7 +72,8 @@ class Journal:
     def close(self) -> None:
         """Gives up the lock."""
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # what a full disk did not take
+                file.close()
         self._opened.close()
 
     def _read(self, path: Path) -> int:
@@ -95,21 +96,22 @@ class Journal:
         self.last_job_ids += [job_id.decode() for job_id in last]
         return count
 
-    def append(self, entries: Iterable[Entry]) -> None:
-        """On the disk when it returns."""
-        written = set()
-        for entry in entries:
-            path = self.output if entry.answered else self.errors
-            self._file(path).write(entry.line)
-            written.add(path)
-            self.done.add(entry.custom_id)
-            if entry.answered:
-                self.completed += 1
+    def append(self, entries: Sequence[Entry]) -> None:
+        """On the disk when it returns. Raises `ImpetusError` where the disk takes no more; then do not go on."""
+        for path, answered in ((self.output, True), (self.errors, False)):
+            of_this = [entry for entry in entries if entry.answered == answered]
+            if not of_this:
+                continue
+            with _disk_errors(path):
+                file = self._file(path)
+                file.writelines(entry.line for entry in of_this)
+                file.flush()
+                os.fsync(file.fileno())
+            self.done.update(entry.custom_id for entry in of_this)
+            if answered:
+                self.completed += len(of_this)
             else:
-                self.failed += 1
-        for path in written:
-            self._files[path].flush()
-            os.fsync(self._files[path].fileno())
+                self.failed += len(of_this)
 
     def _file(self, path: Path) -> BinaryIO:
         if path not in self._files:
@@ -143,6 +145,16 @@ class Entry:
     def never_asked(cls, custom_id: str, job_id: str, code: str, message: str) -> Entry:
         error = to_json({"code": code, "message": message})
         return cls(custom_id, job_id, b"null", error, answered=False)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, ImpetusError):
+            raise
+        raise ImpetusError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
 def _response(status: int, job_id: str, body: bytes) -> bytes:

@@ -53,9 +53,14 @@ class Survey:
     """What an input holds. It may be run only if there are no errors."""
 
     lines: int
-    roles: frozenset[str]
+    urls: frozenset[str]
     digest: str
     errors: tuple[InputError, ...]
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Of the workers that it needs."""
+        return frozenset(ENDPOINTS[url].role for url in self.urls)
 
 
 class _LineError(Exception):
@@ -69,7 +74,7 @@ def survey(file: BinaryIO, endpoint: str | None = None) -> Survey:
     """Reads an input to its end. `endpoint`: which all lines must ask for; none means any that there is."""
     errors: list[InputError] = []
     ids: dict[str, int] = {}
-    roles = set()
+    urls = set()
     digest = hashlib.sha256()
     size = 0
     for number, text in _texts(file):
@@ -88,14 +93,14 @@ def survey(file: BinaryIO, endpoint: str | None = None) -> Survey:
             if (before := ids.setdefault(line.custom_id, number)) != number:
                 shown = name_shown(line.custom_id)
                 raise _LineError("duplicate_custom_id", f"{shown!r} is that of line {before} too", "custom_id")
-            roles.add(ENDPOINTS[line.url].role)
+            urls.add(line.url)
         except _LineError as error:
             errors.append(InputError(error.code, str(error), number, error.param))
             if len(errors) == MAX_ERRORS:
                 break
     if not ids and not errors:
         errors.append(InputError("empty_file", "there are no requests in it"))
-    return Survey(len(ids), frozenset(roles), digest.hexdigest(), tuple(errors))
+    return Survey(len(ids), frozenset(urls), digest.hexdigest(), tuple(errors))
 
 
 def read_lines(file: BinaryIO) -> Iterator[BatchLine]:

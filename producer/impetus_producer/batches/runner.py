@@ -94,10 +94,11 @@ class Runner:
         """
         # Whoever ran it before may have been killed between the journal and this.
         await self.producer.hold(jobs.discarding(self.journal.last_job_ids))
+        room = asyncio.Semaphore(self.window_jobs)
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch(group))
-                writing = group.create_task(self._write(room := asyncio.Semaphore(self.window_jobs)))
+                writing = group.create_task(self._write(room))
                 async with asyncio.TaskGroup() as flights:
                     await self._feed(lines, room, flights)
                 self._landed.put_nowait(None)
@@ -201,8 +202,9 @@ class Runner:
         return Entry.refusal(custom_id, job_id, lost)
 
     def _handle(self, flight: _Flight) -> AsyncEmbeddingHandle | AsyncGenerationHandle:
-        make = self.producer.embedding_handle
-        return (make if flight.endpoint.role == "embedding" else self.producer.generation_handle)(flight.job_id)
+        if flight.endpoint.role == "embedding":
+            return self.producer.embedding_handle(flight.job_id)
+        return self.producer.generation_handle(flight.job_id, awaited=False)
 
     def _never_asked(self, flight: _Flight) -> Entry:
         assert self._stop is not None
@@ -219,9 +221,11 @@ class Runner:
             flights = [flight for flight in landed if flight is not None]
             if not self.lease.held:
                 await self.lease.keep()
-            self.journal.append(flight.entry for flight in flights if flight.entry is not None)
-            for queue in {flight.endpoint.queue for flight in flights if flight.task is not None}:
-                of_queue = [each.job_id for each in flights if each.task is not None and each.endpoint.queue == queue]
+            self.journal.append([flight.entry for flight in flights if flight.entry is not None])
+            # With one that was given up goes the wish that it be stopped.
+            ended = [flight for flight in flights if flight.task is not None and not flight.given_up]
+            for queue in {flight.endpoint.queue for flight in ended}:
+                of_queue = [flight.job_id for flight in ended if flight.endpoint.queue == queue]
                 await self.producer.hold(jobs.discarding(of_queue, queue))
             for _ in flights:
                 room.release()

@@ -52,6 +52,8 @@ class BatchStore:
         self._batches = Path(folder) / "batches"
         for each in (self._files, self._batches):
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._over: set[str] = set()
+        """What is over stays so, and need not be read again."""
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -170,8 +172,12 @@ class BatchStore:
         """The batches that are not over, the oldest first."""
         found = []
         for path in sorted(self._batches.glob("batch_*.json")):
+            if path.stem in self._over:
+                continue
             with suppress(NotKeptError):
-                if not self.batch(path.stem).over:
+                if self.batch(path.stem).over:
+                    self._over.add(path.stem)
+                else:
                     found.append(path.stem)
         return found
 

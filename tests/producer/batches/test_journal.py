@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from impetus_producer.batches.journal import Entry, Journal, LockedError
 from impetus_producer.bodies.refusals import Refusal
-from impetus_producer.errors import InvalidRequestError
+from impetus_producer.errors import ImpetusError, InvalidRequestError
 
 from .requests import counted, read
 
@@ -68,6 +70,19 @@ def test_a_line_that_was_not_finished_never_was(
     with journal(folder) as opened:
         assert opened.done == {"first", f"2{custom_id}"}
         assert opened.last_job_ids == ["0a", "0a"]
+
+
+def test_a_disk_that_takes_no_more_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, journal(tmp_path) as opened:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(ImpetusError, match="cannot be written: No space left"):
+            opened.append(entries("a"))
+        assert opened.done == set()
+    with pytest.raises(ImpetusError, match="cannot be written: No such file or directory"):
+        journal(tmp_path / "nowhere")
 
 
 def test_one_process_writes_and_another_is_told(tmp_path: Path) -> None:
