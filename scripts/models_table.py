@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/models.md: which embedding models load, and how near their vectors are to sentence-transformers'.
+"""Writes of docs/models.md which embedding models load, and how near their vectors are to sentence-transformers'.
 
 Every figure is measured as the tests measure it, on the small models in tests/data/models whose vectors were recorded.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scripts.models_page import write_part
 
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.coreml import package
@@ -71,8 +72,6 @@ def main() -> None:
     texts = json.loads((DATA / "texts.json").read_text())
     recorded = {**np.load(DATA / "reference.npz"), **np.load(DATA / "families.npz")}
     lines = [
-        "# Embedding models",
-        "",
         "Written by scripts/models_table.py. Figures are the least cosine to sentence-transformers over "
         f"{len(texts)} texts, batched and padded, of a small random model of the family in its true file layout; Core "
         "ML's is of the saved package, evaluated in numpy as a device in float16 would. Every row is a test.",
@@ -86,8 +85,7 @@ def main() -> None:
         figures = [_least(_run(name, folder, rows), recorded[f"{row.folder}/plain"]) for name in BACKENDS]
         figures.append(_least(_core_ml(folder, rows), recorded[f"{row.folder}/plain"]))
         lines.append(f"| {row.family} | {row.examples} | {' | '.join(figures)} | {row.tokens} |")
-    (ROOT / "docs").mkdir(exist_ok=True)
-    (ROOT / "docs" / "models.md").write_text("\n".join([*lines, "", REFUSED]), encoding="utf-8")
+    write_part("Embedding models", "\n".join([*lines, "", REFUSED]))
 
 
 def _run(name: str, folder: Path, rows: list[np.ndarray]) -> np.ndarray:

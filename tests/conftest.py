@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ with ValkeyServer(port=int(sys.argv[1]), save="", appendonly="no"):
 
 
 def pytest_configure() -> None:
+    os.environ["XDG_CONFIG_HOME"] = os.devnull  # the options are the tests' own, and not those of this user's file
     # Where a shell starts it in the background, pytest ignores Ctrl-C, and so would all that it starts; by nohup the
     # closing of its terminal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

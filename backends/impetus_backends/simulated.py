@@ -59,10 +59,11 @@ class SimulatedTextEncoder:
 
     def _row(self, text: str) -> EncodedText:
         room = self.max_tokens - 2
-        # One split beyond the room tells that there is more, without splitting 10 MB.
+        # What is beyond the room stays one piece: there is no need to split 10 MB.
         words = text.encode("utf-8", "surrogatepass").split(maxsplit=room)
         ids = [1, *(_FAULT_TOKENS.get(word) or 6 + zlib.crc32(word) % (_VOCABULARY - 6) for word in words[:room]), 2]
-        return EncodedText(np.array(ids, dtype=np.int32), len(words) > room)
+        lost = 1 + words[room].count(b" ") if len(words) > room else 0
+        return EncodedText(np.array(ids, dtype=np.int32), lost)
 
 
 class SimulatedEmbeddingBackend:

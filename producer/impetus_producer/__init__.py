@@ -10,9 +10,11 @@ Importing this loads no numpy, no Redis client and no model library.
 
 from typing import TYPE_CHECKING, Any
 
-from .bulk import embed_documents
+from .bulk import EmbeddedDocument, embed_documents
 from .client import Producer
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
+from .documents import Document, FailedDocument
+from .embedder import ImpetusEmbedder, embed_batch
 from .errors import (
     ImpetusError,
     InvalidRequestError,
@@ -31,6 +33,7 @@ from .errors import (
     UnreadableResultError,
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle
+from .kept.store import Store
 from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
@@ -44,12 +47,16 @@ __all__ = [
     "AsyncGenerationHandle",
     "AsyncJobHandle",
     "AsyncProducer",
+    "Document",
+    "EmbeddedDocument",
     "EmbeddingHandle",
     "EmbeddingRequest",
     "EmbeddingResult",
+    "FailedDocument",
     "GenerationHandle",
     "GenerationRequest",
     "GenerationResult",
+    "ImpetusEmbedder",
     "ImpetusError",
     "InvalidRequestError",
     "JobCancelledError",
@@ -65,11 +72,13 @@ __all__ = [
     "ServerError",
     "ServerFullError",
     "ServerNotReadyError",
+    "Store",
     "StreamRestartedError",
     "UnreadableResultError",
     "__version__",
     "adopt",
     "connect",
+    "embed_batch",
     "embed_documents",
 ]
 

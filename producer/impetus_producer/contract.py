@@ -194,6 +194,8 @@ class EmbeddingUsage(Wire):
     """Tokens the model read, after truncation, special tokens included."""
     truncated_texts: int = 0
     """How many texts were longer than the model reads."""
+    truncated_tokens: int = 0
+    """About how many tokens of these were not read."""
 
 
 class Provenance(Wire):

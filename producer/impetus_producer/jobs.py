@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -108,14 +109,24 @@ def enqueueing(
         "result_ttl": options.result_ttl_s,
         "failure_ttl": options.failure_ttl_s,
     }
-    if options.meta:
-        common["meta"] = json.dumps(options.meta)
+    if meta := {**_trace(), **options.meta}:
+        common["meta"] = json.dumps(meta)
     arguments: list[Any] = [queue, len(common)]
     for name, value in common.items():
         arguments += (name, value)
     for job_id, payload in payloads.items():
         arguments += (job_id, encode_payload(function, payload))
     return Question(lambda client: client.register_script(ENQUEUE_SCRIPT)(args=arguments), int)
+
+
+def _trace() -> dict[str, str]:
+    """What tells the worker under which span of the caller's it works, where the caller uses OpenTelemetry."""
+    carrier: dict[str, str] = {}
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        TraceContextTextMapPropagator().inject(carrier)
+    return {name: value for name, value in carrier.items() if name == "traceparent"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,57 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.generation.families import FAMILIES, make
+from scripts.families import VISITS, compare
+from scripts.family_models import FAMILIES, make_model, write_family
+from scripts.models_page import write_part
 
 from impetus_backends.generation.batching import Batching, find_batching
-from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
+from impetus_backends.generation.engine import EngineLimits, GenerationEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 
-BEGINNING = "The small model answers every question with the same confidence. " * 8
-PROMPTS = [
-    "Hi",
-    "The river was quiet and the boats came back",
-    BEGINNING + "One",
-    "x = 1",
-    BEGINNING + "Two of them",
-    "é",
-]
+READ_APART = ("nemotron_h", "mamba", "jamba", "olmo_hybrid", "baichuan_m1", "recurrent_gemma", "rwkv7")
 
 
 @pytest.fixture
 def of_family(loaded: LoadedModel) -> Callable[..., LoadedModel]:
     def make_one(name: str, seed: int = 0) -> LoadedModel:
-        return dataclasses.replace(loaded, model=make(name, loaded.vocabulary_size, seed))
+        return dataclasses.replace(loaded, model=make_model(name, loaded.vocabulary_size, seed))
 
     return make_one
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_texts_are_the_same_alone_and_in_the_batch_that_the_self_test_chose(
-    of_family: Any, family: str, work: Any, drive: Any, info: Any, tiny_folder: Path
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [
+        ("qwen3", "together"),
+        ("gemma3_text", "together"),
+        ("llama4", "one at a time"),
+        *((each, "read apart") for each in READ_APART),
+    ],
+)
+def test_texts_are_those_of_mlx_lm_alone_in_the_way_that_the_self_test_chose(
+    family: str, way: str, tmp_path: Path
 ) -> None:
-    model = of_family(family)
-    engine = open_generation_engine(
-        tiny_folder, model_name="tiny", aliases=(), limits=EngineLimits(4, prefill_tokens=96), load=lambda folder: model
-    )
-    assert engine.info.max_concurrent == 4
-    assert ("prompts are read one by one" in " ".join(engine.info.reasons)) == (family != "qwen3")
-    works = [work(at, prompt, max_tokens=5 + 4 * (at % 3)) for at, prompt in enumerate(PROMPTS)]
-    together = {at: event.text for at, event in drive(engine, *works).items()}
-    engine.close()
-    alone = GenerationEngine(model, info, EngineLimits(1, prefix_cache_bytes=0, prefill_tokens=4096))
-    assert {at: event.text for at, event in drive(alone, *works).items()} == together
-    alone.close()
+    found = compare(write_family(tmp_path / family, family))
+    assert (found.way, found.right, found.equal) == (way, True, len(VISITS))
+    assert found.different > len(VISITS) // 2  # else equal texts say little
+
+
+def test_the_page_of_models_lists_every_family() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert listed == ["model_type", *FAMILIES]
+
+
+def test_each_part_of_a_page_is_written_by_itself(tmp_path: Path) -> None:
+    page = tmp_path / "models.md"
+    write_part("One", "## Of one\n\nfirst", page)
+    write_part("Two", "second", page)
+    write_part("One", "anew", page)
+    assert page.read_text(encoding="utf-8") == "# One\n\nanew\n\n# Two\n\nsecond\n"
 
 
 @pytest.mark.parametrize("seed", range(1, 6))

@@ -165,6 +165,19 @@ def test_a_broken_model_folder_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_only_another_device_can_run_is_refused_in_one_sentence(
+    loaded: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_lm.models import llama
+
+    def call(*args: Any) -> Any:
+        raise RuntimeError("[metal_kernel] No Metal back-end.")
+
+    monkeypatch.setattr(llama.Model, "__call__", call)
+    with pytest.raises(ModelError, match=r"^mlx-lm cannot run the model in .* on this device: .* No Metal back-end"):
+        load(tiny_folder)
+
+
 def test_code_that_comes_with_a_model_is_never_run(loaded: Any, tiny_folder: Path, tmp_path: Path) -> None:
     folder = change_config(shutil.copytree(tiny_folder, tmp_path / "hostile"), model_file="hostile.py")
     (folder / "hostile.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")

@@ -32,6 +32,7 @@ from .leases.intake import Intake
 from .leases.ledger import Ledger
 from .leases.outcomes import Failed, Returned, Stopped
 from .link import PASSING
+from .observing.observers import open_observers
 from .roles import engine_config, make_batcher, worker_record
 from .stopping import FAREWELL_S, Stopping
 
@@ -84,6 +85,7 @@ class QueueWorker:
         self._interruptions: Interruptions | None = None
         self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
         self._power = open_power(settings)
+        self._observer = open_observers(settings.role, settings.name)
         self._ledger = Ledger(
             self._claims,
             self.name,
@@ -91,6 +93,7 @@ class QueueWorker:
             self._crew.courier.send,
             on_claim=self._take_in,
             on_abandoned=self._abandon,
+            on_end=lambda outcome: self._observer.ended(outcome, self._now()),
         )
         self._intake = Intake({queue: bell.listen for queue, bell in self._crew.bells.items()})
         self._intake.pause(True)  # until it is known which queues are this worker's
@@ -128,6 +131,7 @@ class QueueWorker:
                 self._serve()
         finally:
             self._leave()
+            self._observer.close()
         return self._exit_status
 
     def _open_for_work(self) -> None:
@@ -282,6 +286,8 @@ class QueueWorker:
         assert self._batcher is not None
         self._lives.worked()
         now = self._now()
+        for event in events:
+            self._observer.heard(event)
         self._ledger.note([each for event in events for each in self._batcher.absorb(event, now)])
 
     def _engine_ended(self, how: str) -> None:
@@ -291,6 +297,7 @@ class QueueWorker:
         self._restart_engine(suspect=True)
 
     def _restart_engine(self, *, suspect: bool) -> None:
+        self._observer.engine_died()
         if self._batcher is not None:
             self._ledger.note(self._batcher.engine_died(self._now(), suspect=suspect))
         if self._stopping:  # what is left is not worth a model loaded anew
@@ -307,6 +314,7 @@ class QueueWorker:
                 _log.warning("job %s: this run of it is over, another counts by now", job.id)
                 self._interruptions.forget([job.id])
                 self._ledger.forget(job)
+                self._observer.lost_lease(job)
         for job_id in renewed.renewal.cancelled:
             self._cancel(job_id)
 
@@ -334,6 +342,8 @@ class QueueWorker:
         self._interruptions.enforce_timeouts(now)
         if self._engine.info is not None and self._interruptions.engine_is_hung(now):
             self._restart_engine(suspect=True)
+        assert self._batcher is not None
+        self._observer.look(now, self._batcher.begun, len(self._ledger.open))
 
     def _wanted(self, now: float) -> Wanted | None:
         if self._stopping or self._engine.info is None or now < max(self._send_from, self._claim_from):
@@ -350,6 +360,7 @@ class QueueWorker:
         return Room(
             0 if waiting > nothing else max(0, room.interactive - coming),
             0 if waiting > bulk else max(0, room.bulk - coming),
+            0 if waiting > bulk else max(0, room.ahead - coming),
         )
 
     def _has_to_send(self, now: float) -> bool:
@@ -382,6 +393,7 @@ class QueueWorker:
         if again:  # it went back to the queue and is ours again: the earlier run is over
             self._interruptions.forget(again)
         self._ledger.take(claim.jobs, now)
+        self._observer.took(claim.jobs, now)
         self._looked_again = self._looked_again and not claim.jobs
         if self._stopping:
             self._ledger.note(Returned(job) for job in claim.jobs)
@@ -421,6 +433,7 @@ class QueueWorker:
         idle = not batcher.has_work
         while (work := batcher.next_work(self._now())) is not None:
             self._engine.admit(work, idle=idle)
+            self._observer.admitted(work)
             idle = False
 
     # -- being told --------------------------------------------------------------------------------------------------

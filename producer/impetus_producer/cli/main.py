@@ -16,9 +16,12 @@ import click
 
 from ..errors import ImpetusError
 from ..shown import printable_lines
+from .config_file import with_config_file
 from .embed import embed
-from .jobs import cancel, generate, result
+from .generate import generate
+from .jobs import cancel, result
 from .status import status
+from .top import top
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -79,8 +82,9 @@ def cli() -> None:
     """
 
 
-for _command in (embed, generate, status, result, cancel):
+for _command in (embed, generate, status, top, result, cancel):
     cli.add_command(_command)
+with_config_file("impetus", cli)
 
 
 def main() -> None:

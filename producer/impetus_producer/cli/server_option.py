@@ -23,6 +23,8 @@ CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 
 REDIS_URL_FILE_VARIABLE = "IMPETUS_REDIS_URL_FILE"
 _FROM_FILE = f"{__name__}.from_file"
+_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+"""The first counts most."""
 
 
 def redis_url_option(help: str) -> Callable[[CommandT], CommandT]:  # noqa: A002 - click's name for it
@@ -52,24 +54,27 @@ def _read(context: click.Context, parameter: click.Parameter, path: Path | None)
         raise click.BadParameter(f"{path} cannot be read: {error}") from None
     if not (url := lines[0].strip()):
         raise click.BadParameter(f"the first line of {path} is empty, and should be a URL")
-    context.meta[_FROM_FILE] = (url, _is_typed(context, parameter))
+    context.meta[_FROM_FILE] = (url, _rank(context, parameter))
 
 
 def _choose(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
-    """What is typed counts before what the environment says, and a URL before a file."""
-    typed = _is_typed(context, parameter)
-    in_file, file_typed = context.meta.get(_FROM_FILE, (None, False))
-    if typed and file_typed:
+    """What is typed counts before what the environment says, that before a configuration file, and a URL before a file
+    that holds one.
+    """
+    rank = _rank(context, parameter)
+    in_file, file_rank = context.meta.get(_FROM_FILE, (None, len(_SOURCES)))
+    if rank == file_rank == 0:
         raise click.UsageError("--redis-url and --redis-url-file: give one of the two")
-    if file_typed or (url is None and in_file is not None):
+    if in_file is not None and (url is None or file_rank < rank):
         return str(in_file)
-    if typed and url is not None and without_password(url) != url:
+    if rank == 0 and url is not None and without_password(url) != url:
         _begin_again_without(url)
     return url
 
 
-def _is_typed(context: click.Context, parameter: click.Parameter) -> bool:
-    return context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+def _rank(context: click.Context, parameter: click.Parameter) -> int:
+    source = context.get_parameter_source(parameter.name or "")
+    return _SOURCES.index(source) if source in _SOURCES else len(_SOURCES)
 
 
 def _begin_again_without(url: str) -> None:

@@ -16,7 +16,7 @@ from ..shown import name_shown, without_password
 from .server import no_worker, patience_option, patient_producer, redis_url_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ..fleet import Fleet, WorkerState
     from ..servers.fitness import Fitness
@@ -44,40 +44,49 @@ def status(as_json: bool, patience_s: float, redis_url: str | None) -> None:
         said = {"server": without_password(url), **asdict(fleet), "unattended": fleet.unattended(), **asdict(fitness)}
         click.echo(json.dumps(said))
     else:
-        _print(fleet, fitness, url)
+        for line in lines(fleet, fitness, url):
+            click.echo(line)
 
 
-def _print(fleet: Fleet, fitness: Fitness, url: str) -> None:
-    click.echo(f"Server  {without_password(url)}")
+def lines(fleet: Fleet, fitness: Fitness, url: str, rates: Mapping[str, float] | None = None) -> Iterator[str]:
+    """What there is to say, for a person. `rates`: how many jobs of each queue end a second, where that is known."""
+    yield f"Server  {without_password(url)}"
     for finding in fitness.findings:
-        click.echo(f"  {finding.level}: {finding.sentence}")
-    click.echo()
-    counts = [(q.name, q.waiting, q.running, q.finished, q.failed) for q in fleet.queues]
-    _table(("Queue", "waiting", "running", "finished", "failed"), counts, numbers_from=1)
+        yield f"  {finding.level}: {finding.sentence}"
+    yield ""
+    header, rows = (
+        ["Queue", "waiting", "running", "finished", "failed"],
+        [[q.name, q.waiting, q.running, q.finished, q.failed] for q in fleet.queues],
+    )
+    if rates is not None:
+        header += ["oldest", "ended/s"]
+        for row, queue in zip(rows, fleet.queues, strict=True):
+            row += ["" if queue.oldest_s is None else f"{queue.oldest_s:.0f} s", f"{rates.get(queue.name, 0.0):.1f}"]
+    yield from _table(header, rows, numbers_from=1)
     if fleet.queues_left_out:
-        click.echo(f"and {fleet.queues_left_out:,} more queues, which are not shown")
-    click.echo()
+        yield f"and {fleet.queues_left_out:,} more queues, which are not shown"
+    yield ""
     if fleet.workers:
-        rows = [(w.name, w.state, w.jobs, _seen(w), w.device or "?", ", ".join(w.queues)) for w in fleet.workers]
-        _table(("Worker", "state", "jobs", "last seen", "device", "listens to"), rows, numbers_from=6)
+        workers = [(w.name, w.state, w.jobs, _seen(w), w.device or "?", ", ".join(w.queues)) for w in fleet.workers]
+        yield from _table(("Worker", "state", "jobs", "last seen", "device", "listens to"), workers, numbers_from=6)
     if fleet.workers_left_out:
-        click.echo(
+        yield (
             f"and {fleet.workers_left_out:,} more names of workers, which are not shown: "
             "whether anybody listens to a queue is unknown"
         )
     if fleet.workers or fleet.workers_left_out:
-        click.echo()
+        yield ""
     for worker in fleet.workers:
         name = name_shown(worker.name)
         if worker.alive and not worker.serving:
-            click.echo(f"{name}: its engine is loading its model, or is stuck; its jobs wait.")
+            yield f"{name}: its engine is loading its model, or is stuck; its jobs wait."
         if worker.engine_deaths:
             times = "once" if worker.engine_deaths == 1 else f"{worker.engine_deaths} times"
-            click.echo(f"{name}: its engine died {times} and was started again; its log says of what.")
+            yield f"{name}: its engine died {times} and was started again; its log says of what."
     if fleet.suspended:
-        click.echo("The workers are suspended: they take no jobs until `rq resume`.")
+        yield "The workers are suspended: they take no jobs until `rq resume`."
     if unattended := fleet.unattended():
-        click.echo(no_worker(unattended, url))
+        yield no_worker(unattended, url)
 
 
 def _seen(worker: WorkerState) -> str:
@@ -86,13 +95,13 @@ def _seen(worker: WorkerState) -> str:
     return f"{worker.silent_s:.0f} s ago" + ("" if worker.alive else ", silent")
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int) -> None:
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int) -> Iterator[str]:
     """Columns as wide as they need to be, numbers to the right; what others wrote is shortened."""
-    lines = [header, *(["?" if cell is None else name_shown(str(cell)) for cell in row] for row in rows)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
-    for line in lines:
+    shown = [header, *(["?" if cell is None else name_shown(str(cell)) for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in shown) for at in range(len(header))]
+    for line in shown:
         cells = (
             cell.rjust(width) if at >= numbers_from else cell.ljust(width)
             for at, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        click.echo("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()

@@ -53,7 +53,7 @@ _FOR_EVER_S = 10_000_000
 
 
 class Near:
-    """Seconds that equal any others within 5 of them."""
+    """Seconds that equal any others within 5 of them, or a twentieth: what a machine with other things to do takes."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -61,7 +61,7 @@ class Near:
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Near):
             other = other.seconds
-        return isinstance(other, (int, float)) and abs(self.seconds - other) <= 5
+        return isinstance(other, (int, float)) and abs(self.seconds - other) <= max(5, self.seconds / 20)
 
     def __hash__(self) -> int:
         raise TypeError("equality within a tolerance allows no hash")
@@ -345,7 +345,7 @@ def burst(redis_server: RedisServer, log: Path) -> Iterator[Ours]:
     allowed = ("--allow-callbacks", ",".join(CALLBACKS + name for name in ALLOWED))
     side.running = RunningWorker(url, log, *options, *allowed)
     try:
-        assert side.running.process.wait(timeout=15) == 0, side.running.log
+        assert side.running.process.wait(timeout=90) == 0, side.running.log
     finally:
         side.running.stop()
 

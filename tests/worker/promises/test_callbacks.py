@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # RQ's own time limit of a job takes the signal that pytest-timeout would use.
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60, method="thread")]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180, method="thread")]
 
 
 def test_a_success_callback_is_called_with_rqs_arguments(both: Both) -> None:

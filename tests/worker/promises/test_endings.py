@@ -23,7 +23,7 @@ from tests.worker.promises.sides import (
 )
 
 # RQ's own time limit of a job takes the signal that pytest-timeout would use.
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60, method="thread")]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180, method="thread")]
 
 
 def test_a_finished_job_leaves_what_rqs_own_leaves(both: Both) -> None:

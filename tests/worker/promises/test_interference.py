@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.conftest import RedisServer
 
 # RQ's own time limit of a job takes the signal that pytest-timeout would use.
-pytestmark = [pytest.mark.system, pytest.mark.timeout(60, method="thread")]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180, method="thread")]
 
 
 def test_a_job_cancelled_in_the_queue_does_not_run(both: Both) -> None:

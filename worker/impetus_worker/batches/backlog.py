@@ -39,6 +39,8 @@ class OpenEmbedding:
     request: EmbeddingRequest
     tokens: int
     truncated: int
+    lost: int
+    """Tokens of texts that were truncated."""
     vectors: np.ndarray
     rows_left: int
     """How many have no vector yet."""

@@ -37,7 +37,7 @@ class EncodedText(Protocol):
     @property
     def ids(self) -> np.ndarray: ...
     @property
-    def truncated(self) -> bool: ...
+    def lost(self) -> int: ...
 
 
 class TextEncoder(Protocol):
@@ -110,7 +110,7 @@ class EmbeddingRequests:
         if request.truncate:
             return
         for index, text in enumerate(texts):
-            if text.truncated:
+            if text.lost:
                 raise InvalidRequestError(
                     f"input: item {index} is longer than the {self._info.max_tokens} tokens that "
                     f"{self._info.model} reads, and 'truncate' is false"

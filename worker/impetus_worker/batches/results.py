@@ -54,7 +54,8 @@ class EmbeddingResults:
         result = (
             f'{{"object":"embedding","embeddings":{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
             f'"encoding":"{encoding}","data":{data}}},'
-            f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated}}},{self._same_for_all}}}'
+            f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
+            f'"truncated_tokens":{owner.lost}}},{self._same_for_all}}}'
         )
         return Finished(owner.job, result.encode(), raw if encoding == "raw" else None)
 

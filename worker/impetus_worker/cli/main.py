@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from impetus_producer.cli.config_file import with_config_file
+
 from .convert import convert
 from .doctor import doctor
 from .run import run, work
@@ -27,3 +29,4 @@ def main() -> None:
 
 for _command in (run, work, doctor, service, convert, verify):
     main.add_command(_command)
+with_config_file("impetus-worker", main)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from impetus_producer.cli.config_file import CONFIG_VARIABLE, file_in_use
 from impetus_producer.errors import ImpetusError
 from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
 from impetus_producer.shown import without_password
@@ -23,7 +24,7 @@ from .options import check_installed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_KEPT = re.compile(r"IMPETUS_|HF_|XDG_(CACHE|DATA|STATE)_HOME$|(HTTPS?|NO|ALL)_PROXY$", re.IGNORECASE)
+_KEPT = re.compile(r"IMPETUS_|HF_|XDG_(CACHE|CONFIG|DATA|STATE)_HOME$|(HTTPS?|NO|ALL)_PROXY$", re.IGNORECASE)
 _SECRET = re.compile(r"TOKEN|PASSWORD|SECRET|_KEY$")
 _RUN_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 
@@ -46,10 +47,12 @@ _system = click.option("--system", "of_the_machine", is_flag=True, envvar="IMPET
 @click.option("--print", "only_print", is_flag=True, help="Show the file, secrets hidden, and change nothing.")
 @_system
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF RUN]...")
-def install(only_print: bool, of_the_machine: bool, options: tuple[str, ...]) -> None:
+@click.pass_context
+def install(context: click.Context, only_print: bool, of_the_machine: bool, options: tuple[str, ...]) -> None:
     """Install and start the service. Takes the options of `impetus-worker run`, and runs with these from then on.
 
-    What IMPETUS_… and HF_… variables are set now is kept with it, in a file that only you can read. Installing again
+    What IMPETUS_… and HF_… variables are set now is kept with it, in a file that only you can read, and it reads the
+    same configuration file. Installing again
     replaces what was installed before.
 
     \b
@@ -62,9 +65,13 @@ def install(only_print: bool, of_the_machine: bool, options: tuple[str, ...]) ->
     with _sentences():
         check_installed("impetus-worker service")
         # Whatever `run` would refuse is refused now, and not at the next login.
-        parsed = run.make_context("impetus-worker run", list(options)).params
+        defaults = (context.find_root().default_map or {}).get("run")
+        run.make_context("impetus-worker run", list(options), default_map=defaults)
+        parsed = run.make_context("impetus-worker run", list(options)).params  # the file it will read itself
         manager = _manager(of_the_machine)
-        program = make_program(Path(sys.executable), options, parsed, os.environ)
+        file = file_in_use(context)
+        environment = {**os.environ, **({CONFIG_VARIABLE: str(file.absolute())} if file else {})}
+        program = make_program(Path(sys.executable), options, parsed, environment)
         if only_print:
             click.echo(f"# {manager.file}\n{manager.text(_hidden(program))}", nl=False)
             return

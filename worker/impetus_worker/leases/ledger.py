@@ -93,8 +93,9 @@ class Ledger:
     which they were sent. Two exchanges may be under way, so that the server has the next while this worker reads the
     answer to the last.
 
-    Both are called while an answer is received, `on_claim` with what was wanted and what came of it, `on_abandoned`
-    with the ids of jobs for which nobody waits any more. Times are the loop's, in seconds.
+    `on_claim` is called with what was wanted and what came of it, `on_abandoned` with the ids of jobs for which nobody
+    waits any more, both while an answer is received; `on_end` with each outcome that is noted. Times are the loop's, in
+    seconds.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Ledger:
         send: Callable[[Sequence[Call[Any]]], None],
         on_claim: Callable[[Wanted, Claim], None],
         on_abandoned: Callable[[Sequence[str]], None],
+        on_end: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         self.held: dict[str, ClaimedJob] = {}
         """By id: all that this worker has to end."""
@@ -116,6 +118,7 @@ class Ledger:
         self._send = send
         self._on_claim = on_claim
         self._on_abandoned = on_abandoned
+        self._on_end = on_end
         self._relay = Relay(worker)
         self._ended = _Unsent()
         self._returned: list[tuple[Outcome, Ending]] = []
@@ -184,6 +187,7 @@ class Ledger:
             else:
                 if isinstance(each, Failed):
                     _log.warning("job %s failed: %s", each.job.id, sentence(each.error))
+                self._on_end(each)
                 ending = ending_of(each)  # written out now, while the server is busy
                 if isinstance(each, Returned) and ending is not None:
                     self._returned.append((each, ending))

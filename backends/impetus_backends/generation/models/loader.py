@@ -95,9 +95,9 @@ def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimi
     except Exception as error:  # mlx-lm raises whatever its parsers raise; all of it means this folder
         raise ModelError(f"mlx-lm cannot load the model in {folder}: {one_line(error)}") from error
 
+    vocabulary_size = _vocabulary_size(model, folder)
     otherwise_cut = check_tokenizer(tokenizer, folder)
     length = context_tokens(folder, config, model, tokenizer)
-    vocabulary_size = int(model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1])  # a graph: nothing is computed
     defaults = model_defaults(folder)
     use_defaults(tokenizer, defaults, vocabulary_size)
     # Prompts that are too long are refused here with both figures: transformers need not warn of them on stderr.
@@ -130,6 +130,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path} does not hold a JSON object")
     return config
+
+
+def _vocabulary_size(model: Any, folder: Path) -> int:
+    import mlx.core as mx
+
+    try:
+        return int(model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1])  # a graph: nothing is computed
+    except Exception as error:  # such as a kernel that only another device has
+        raise ModelError(f"mlx-lm cannot run the model in {folder} on this device: {one_line(error)}") from error
 
 
 def _fingerprint(folder: Path, quantization: Recipe | None) -> str:
