@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from redis import Redis
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -21,7 +22,13 @@ from schemathesis.specs.openapi.checks import (
 from impetus_gateway.app import make_app
 from impetus_gateway.openapi import openapi
 
+from .serving import serving, stock_worker
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import RedisServer
+
     from .serving import Serving
 
 pytestmark = pytest.mark.system
@@ -32,6 +39,16 @@ CHECKS = [
     response_schema_conformance,
     negative_data_rejection,
 ]
+
+
+@pytest.fixture(scope="module")
+def served(redis_server: RedisServer) -> Iterator[Serving]:
+    with Redis.from_url(redis_server.url) as connection:
+        connection.flushall()
+    with stock_worker(redis_server.url), serving(redis_server.url) as running:
+        yield running
+
+
 ENDLESS = "/v1/fleet/events"
 OPERATIONS = sorted((path, method) for path, methods in openapi()["paths"].items() for method in methods)
 
@@ -56,7 +73,7 @@ def test_no_request_of_the_documents_meets_a_fault(served: Serving, path: str, m
     for mode in modes:
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+        @settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
                   suppress_health_check=list(HealthCheck))  # fmt: skip
         def ask(case: Any) -> None:
             case.call_and_validate(base_url=served.url, checks=CHECKS, timeout=30)
