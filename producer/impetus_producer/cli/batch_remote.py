@@ -6,6 +6,7 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -126,9 +127,10 @@ def output(batch_id: str, output: Path, url: str) -> None:
 
 
 def _fetch(remote: RemoteBatches, file_id: str, path: Path) -> None:
-    draft = Draft(path)
-    try:
-        remote.download(file_id, draft.file)
-        draft.publish()
-    finally:
-        draft.remove()
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Draft(path, Path(folder))
+        try:
+            remote.download(file_id, draft.file)
+            draft.publish()
+        finally:
+            draft.close()
