@@ -57,12 +57,6 @@ def test_a_guess_that_was_too_low_leaves_nothing_below_zero() -> None:
 def test_times_are_spoken_as_roughly_as_they_are_known() -> None:
     spoken_of = {0.4: "0 s", 89: "89 s", 200: "3 min", 5400: "1 h 30 min", 9000: "2 h 30 min"}
     assert {seconds: spoken(seconds) for seconds in spoken_of} == spoken_of
-        "0 s",
-        "89 s",
-        "3 min",
-        "1 h 30 min",
-        "2 h 30 min",
-    ]
 
 
 @pytest.mark.system
