@@ -1,8 +1,8 @@
 """What HTTP costs, and what a gateway bears.
 
-Queue and gateway are asked in turn by the same callers, on the same server and worker, on the simulated backend, so that
-what is measured is not the model. The gateway is a process of its own; callers are threads of this one, which on a machine
-of few cores has its share in every figure.
+Queue and gateway are asked in turn by the same callers, on the same server and worker, on the simulated backend, so
+that what is measured is not the model. The gateway is a process of its own; callers are threads of this one, which on a
+machine of few cores has its share in every figure.
 
 - one text: an embedding at a time from one caller, and from 16; a batch of the device takes 4 ms.
 - streams: 16 generations that decode together, a step takes 20 ms; words a second that the callers read.
@@ -124,7 +124,7 @@ def one_text(on: Server, to: Gateway, rounds: int, seconds: float) -> list[dict[
     rows = []
     for callers in (1, _CALLERS):
         rates: dict[str, list[float]] = {name: [] for name in sides}
-        for name, ask in sides.items():
+        for ask in sides.values():
             per_second(ask, callers, 5)
         for _ in range(rounds):
             for name, ask in sides.items():
@@ -234,6 +234,8 @@ async def _flood(to: Gateway, seconds: float) -> dict[int, int]:
             answer = await reader.readuntil(b"\r\n\r\n")
             status = int(answer.split(b" ", 2)[1])
             statuses[status] = statuses.get(status, 0) + 1
+            if status == 200:  # a stream, which is no refusal
+                break
             length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
             await reader.readexactly(int(length.split(b":")[1]))
         writer.close()
@@ -261,7 +263,7 @@ def refused(on: Server, to: Gateway, seconds: float) -> list[dict[str, Any]]:
         thread.start()
     while not all(count[0] for count in counts):
         time.sleep(0.05)
-    waiting = [producer.generate("Go on.") for _ in range(60)]
+    waiting = [producer.generate("Go on.", max_tokens=5000, ignore_eos=True) for _ in range(60)]
     time.sleep(2.5)  # the gateway looks once a second
 
     def rate_while(do: Callable[[], Any]) -> tuple[float, Any]:

@@ -126,7 +126,8 @@ class _Running:
 class SimulatedGenerationEngine:
     """`protocol.Engine` for generation: each step takes `a_s` seconds and gives every running request one word.
 
-    The text begins with `[simulated]`, depends on the prompt and seed alone, and ends by itself after 24 to 63 words.
+    The text begins with `[simulated]`, depends on the prompt and seed alone, and ends by itself after 24 to 63 words,
+    unless the request says `ignore_eos`.
     """
 
     def __init__(
@@ -221,7 +222,7 @@ def _advance(running: _Running) -> tuple[str, str | None]:
     stops = [found for stop in running.work.stop if stop and (found := text.find(stop)) >= 0]
     if stops:
         return text[: min(stops)], "stop"
-    if len(running.words) >= running.length:
+    if len(running.words) >= running.length and not running.work.ignore_eos:
         return text, "stop"
     return text, "length" if len(running.words) >= (running.work.max_tokens or MAX_TOKENS) else None
 

@@ -10,11 +10,11 @@ Importing this loads no numpy, no Redis client and no model library.
 
 from typing import TYPE_CHECKING, Any
 
-from .batches import ImpetusEmbedder, embed_batch
 from .bulk import EmbeddedDocument, embed_documents
 from .client import Producer
 from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
 from .documents import Document, FailedDocument
+from .embedder import ImpetusEmbedder, embed_batch
 from .errors import (
     ImpetusError,
     InvalidRequestError,

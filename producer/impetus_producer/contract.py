@@ -67,6 +67,8 @@ CANCEL_KEY = "impetus:cancel:"
 """Before a job's id: there once somebody wished that the job, which runs, be stopped. Its worker sees to it within
 seconds and deletes it when the job ends."""
 CANCEL_TTL_S = 24 * 3600
+BATCH_KEY = "impetus:batch:"
+"""Before a batch's id: who runs it, a key that expires."""
 WAKE_KEY = "impetus:wake:"
 """Before a name: the stream by which tasks of one producer wake the one that listens for them. Nobody else reads it."""
 #: A role's queues, the one whose caller is waiting first.

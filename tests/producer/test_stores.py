@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from pathlib import Path
@@ -53,10 +54,7 @@ def store(request: pytest.FixtureRequest, folder: Path) -> tuple[str, Callable[[
     if request.param == "sqlite-vec":
         return "docs.sqlite#docs", read_sqlite
     url: str = request.getfixturevalue("postgres")
-    import psycopg
-
-    with psycopg.connect(url) as connection:
-        connection.execute("DROP TABLE IF EXISTS docs")
+    ask_postgres(url, "DROP TABLE IF EXISTS docs")
     return f"{url}&table=docs", lambda: read_postgres(url)
 
 
@@ -80,14 +78,22 @@ def read_sqlite() -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def read_postgres(url: str) -> dict[str, tuple[Any, ...]]:
-    import psycopg
-    from pgvector.psycopg import register_vector
+def ask_postgres(url: str, question: str) -> list[Any]:
+    import asyncpg
 
-    with psycopg.connect(url) as connection:
-        register_vector(connection)
-        rows: Any = connection.execute("SELECT key, id, row, lang, vector FROM docs").fetchall()
-    return {key: (*row, vector.to_numpy()) for key, *row, vector in rows}
+    async def ask() -> list[Any]:
+        connection = await asyncpg.connect(url)
+        try:
+            return list(map(tuple, await connection.fetch(question)))
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
+
+
+def read_postgres(url: str) -> dict[str, tuple[Any, ...]]:
+    rows = ask_postgres(url, "SELECT key, id, row, lang, vector::real[] FROM docs")
+    return {key: (*row, np.array(vector, np.float32)) for key, *row, vector in rows}
 
 
 def test_a_store_holds_every_bit_and_a_second_run_replaces_rows_by_their_key(
@@ -142,7 +148,6 @@ def test_what_a_store_cannot_take_is_one_sentence_without_a_password(
 
 def test_halves_are_kept_as_halves(folder: Path, postgres: str) -> None:
     import lancedb
-    import psycopg
 
     (vector,) = vectors_of(1)
     half = vector.astype(np.float16)
@@ -152,11 +157,9 @@ def test_halves_are_kept_as_halves(folder: Path, postgres: str) -> None:
     np.testing.assert_array_equal(np.float16(row["vector"]), half)
     with open_output(f"{postgres}&table=halves", Layout(precision="float16")) as out:
         put(out, "a", vector)
-    with psycopg.connect(postgres) as connection:
-        row = connection.execute("SELECT vector::real[], pg_typeof(vector)::text FROM halves").fetchone()
-    assert row is not None
-    np.testing.assert_array_equal(np.float16(row[0]), half)
-    assert row[1] == "halfvec"
+    ((kept, kind),) = ask_postgres(postgres, "SELECT vector::real[], pg_typeof(vector)::text FROM halves")
+    np.testing.assert_array_equal(np.float16(kept), half)
+    assert kind == "halfvec"
 
 
 def test_a_password_is_shown_nowhere_and_the_table_is_no_option_of_the_server() -> None:
