@@ -1,4 +1,4 @@
-"""Impetus for services that enqueue work: embeddings and generations, through Redis, on Macs elsewhere.
+"""Impetus for services that enqueue work: embeddings, rerankings and generations, through Redis, on Macs elsewhere.
 
     from impetus_producer import Producer
 
@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from .bulk import embed_documents
 from .client import Producer
-from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
+from .contract import (
+    EmbeddingRequest,
+    EmbeddingResult,
+    GenerationRequest,
+    GenerationResult,
+    RerankRequest,
+    RerankResult,
+)
 from .errors import (
     ImpetusError,
     InvalidRequestError,
@@ -30,12 +37,12 @@ from .errors import (
     StreamRestartedError,
     UnreadableResultError,
 )
-from .handles import EmbeddingHandle, GenerationHandle, JobHandle
+from .handles import EmbeddingHandle, GenerationHandle, JobHandle, RerankHandle
 from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
     from .asynchronous.client import AsyncProducer
-    from .asynchronous.handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncJobHandle
+    from .asynchronous.handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncJobHandle, AsyncRerankHandle
 
     __version__: str
 
@@ -44,6 +51,7 @@ __all__ = [
     "AsyncGenerationHandle",
     "AsyncJobHandle",
     "AsyncProducer",
+    "AsyncRerankHandle",
     "EmbeddingHandle",
     "EmbeddingRequest",
     "EmbeddingResult",
@@ -59,6 +67,9 @@ __all__ = [
     "MissingExtraError",
     "NoServerError",
     "Producer",
+    "RerankHandle",
+    "RerankRequest",
+    "RerankResult",
     "ResultTimeoutError",
     "ServerConfigurationError",
     "ServerDataError",
@@ -76,7 +87,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Who waits in threads need not load asyncio.
-    if name in ("AsyncEmbeddingHandle", "AsyncGenerationHandle", "AsyncJobHandle", "AsyncProducer"):
+    if name.startswith("Async") and name in __all__:
         from . import asynchronous
 
         return getattr(asynchronous, name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import contract
-from ..contract import EmbeddingResult, GenerationRequest, GenerationResult
+from ..contract import EmbeddingResult, GenerationRequest, GenerationResult, RerankResult
 from ..errors import ImpetusError, InvalidRequestError, ResultTimeoutError, ServerError, StreamRestartedError
 from ..handles import GenerationHandle
 from ..parsing import parse_request
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
-    from ..handles import EmbeddingHandle
+    from ..handles import EmbeddingHandle, RerankHandle
 
 _CHECK_EVERY_S = 1.0
 
@@ -156,13 +156,13 @@ def generate(
             if stream:
                 _print_stream(handle, timeout_s, session.check)
                 return
-            answer = _wait(handle, timeout_s, session.check)
+            answer = wait(handle, timeout_s, session.check)
         except KeyboardInterrupt:
             # Told is enough, and whoever pressed Ctrl-C does not wait for a server either.
             with suppress(ResultTimeoutError, ServerError):
                 handle.cancel(timeout_s=0)
             raise
-    _print(answer, as_json)
+    print_result(answer, as_json)
 
 
 def _check_stream(stream: bool, as_json: bool) -> None:
@@ -224,7 +224,8 @@ def _conversation(system: str | None, messages_file: TextIO | None, prompt: str 
 def result(
     job_id: str, timeout_s: float | None, as_json: bool, stream: bool, patience_s: float, redis_url: str | None
 ) -> None:
-    """Print the result of JOB_ID: a text, or one JSON list of numbers for each text that was embedded.
+    """Print the result of JOB_ID: a text; one JSON list of numbers for each text that was embedded; or of a reranking
+    one line for each document, its score and its number.
 
     \b
     Examples:
@@ -236,10 +237,10 @@ def result(
     handle = patient_producer(redis_url, patience_s).handle(job_id)
     if stream:
         if not isinstance(handle, GenerationHandle):
-            raise click.UsageError(f"Job {job_id} makes embeddings: there is no text to stream.")
+            raise click.UsageError(f"Job {job_id} makes no text: there is none to stream.")
         _print_stream(handle, timeout_s, check=None)
         return
-    _print(_wait(handle, timeout_s, check=None), as_json)
+    print_result(wait(handle, timeout_s, check=None), as_json)
 
 
 @click.command(short_help="Withdraw a job while it waits, or stop it while it runs.")
@@ -270,9 +271,11 @@ def cancel(job_id: str, timeout_s: float, patience_s: float, redis_url: str | No
     click.echo(f"cancelled {job_id}")
 
 
-def _wait(
-    handle: EmbeddingHandle | GenerationHandle, timeout_s: float | None, check: Callable[[], None] | None
-) -> EmbeddingResult | GenerationResult:
+def wait(
+    handle: EmbeddingHandle | GenerationHandle | RerankHandle,
+    timeout_s: float | None,
+    check: Callable[[], None] | None,
+) -> EmbeddingResult | GenerationResult | RerankResult:
     """The result; `check` is called now and then until it comes."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while check is not None and (deadline is None or deadline - time.monotonic() > _CHECK_EVERY_S):
@@ -328,7 +331,15 @@ def _end_line(line_open: bool) -> None:
         click.echo()
 
 
-def _print(answer: EmbeddingResult | GenerationResult, as_json: bool) -> None:
+def print_result(answer: EmbeddingResult | GenerationResult | RerankResult, as_json: bool) -> None:
+    if isinstance(answer, RerankResult):
+        if as_json:
+            click.echo(answer.model_dump_json(exclude_none=True))
+            return
+        for each in answer.results:
+            text = f"\t{_as_shown(' '.join(each.document.text.split()))}" if each.document is not None else ""
+            click.echo(f"{each.relevance_score:.6f}\t{each.index}{text}")
+        return
     if isinstance(answer, GenerationResult):
         click.echo(answer.model_dump_json() if as_json else _as_shown(answer.text))
         return

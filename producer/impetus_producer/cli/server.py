@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..client import Producer
+from ..contract import role_of_queue
 from ..errors import ServerError
 from ..fleet import read_fleet
 from ..servers.discovery import find_redis_url
@@ -110,7 +111,7 @@ class _NoWorkerNotice:
         fleet = read_fleet(self._producer.connection)
         if fleet.suspended:
             self._say("The workers are suspended; waiting. Let them go on: rq resume")
-        elif self._queue is not None and self._queue in fleet.unattended():
+        elif self._queue is not None and not fleet.workers_left_out and not fleet.listening_to(self._queue):
             self._say(f"{no_worker([self._queue], self._url)} Waiting.")
 
     def _say(self, sentence: str) -> None:
@@ -119,7 +120,9 @@ class _NoWorkerNotice:
 
 
 def no_worker(queues: Sequence[str], url: str) -> str:
+    reranks = any(role_of_queue(queue) == "rerank" for queue in queues)
+    option = " --rerank-model FOLDER|ID" if reranks else ""
     return (
         f"No worker is listening to {', '.join(queues)}. "
-        f"Start one: impetus-worker run --redis-url {without_password(url)}."
+        f"Start one: impetus-worker run --redis-url {without_password(url)}{option}."
     )
