@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import models_json_schema
 
+from impetus_producer import contract
 from impetus_producer.contract import GenerationRequest
 
-from . import chats, completions, embeddings, health, jobs, models, ollama
+from . import chats, completions, embeddings, health, jobs, models, ollama, reranking
 from .answers import json_answer
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _paths() -> dict[str, Any]:
         embeddings.ENDPOINT: {"post": _posting("embeddings", "EmbeddingsBody", _ref("Embeddings"))},
         chats.ENDPOINT: {"post": _posting("chat", "ChatBody", _ref("Completion"), streams=True)},
         completions.ENDPOINT: {"post": _posting("completions", "CompletionsBody", _ref("Completion"), streams=True)},
+        reranking.ENDPOINT: {"post": _posting("rerank", "RerankBody", _ref("Ranking"))},
         ollama.EMBED: {"post": _posting("ollama_embed", "EmbedBody", _ref("OllamaEmbeddings"), error="OllamaError")},
         ollama.EMBEDDINGS: {
             "post": _posting("ollama_embeddings", "OldEmbedBody", _ref("OllamaEmbedding"), error="OllamaError")
@@ -92,7 +94,7 @@ def _paths() -> dict[str, Any]:
                 "ready",
                 {200: _json("A worker serves", _ref("Ready")), 503: _json("None does", _ref("Ready"))},
                 _errors(400, but=503),
-            ) | {"parameters": [{"name": "role", "in": "query", "schema": {"enum": ["embedding", "generation"]}}]}
+            ) | {"parameters": [{"name": "role", "in": "query", "schema": {"enum": list(contract.ROLE_QUEUES)}}]}
         },
         health.METRICS: {
             "get": _operation("metrics", {200: {"description": "For Prometheus", "content": {"text/plain": {}}}},
@@ -163,7 +165,13 @@ def _list(of: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    bodies = (embeddings.EmbeddingsBody, completions.CompletionsBody, ollama.EmbedBody, ollama.OldEmbedBody)
+    bodies = (
+        embeddings.EmbeddingsBody,
+        completions.CompletionsBody,
+        reranking.RerankBody,
+        ollama.EmbedBody,
+        ollama.OldEmbedBody,
+    )
     _, made = models_json_schema([(each, "validation") for each in (*bodies, GenerationRequest)], ref_template=_REF)
     asked: dict[str, Any] = made["$defs"]
     chat = asked.pop("GenerationRequest")
@@ -190,7 +198,7 @@ def _answers() -> dict[str, Any]:
     model = {"id": _TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": _TEXT}
     error = {"message": _TEXT, "type": _TEXT, "param": nothing_or_text, "code": nothing_or_text}
     job = {"id": _TEXT, "object": {"const": "job"}, "status": _TEXT}
-    ready = {name: {"type": "boolean"} for name in ("ready", "embedding", "generation")}
+    ready = {name: {"type": "boolean"} for name in ("ready", *contract.ROLE_QUEUES)}
     return {
         "Error": _object({"error": _object(error)}),
         "OllamaError": _object({"error": _TEXT}),
@@ -204,6 +212,10 @@ def _answers() -> dict[str, Any]:
             "id": _TEXT, "object": {"enum": ["chat.completion", "text_completion"]}, "created": _COUNT, "model": _TEXT,
             "choices": _list({"type": "object"}), "usage": {"type": "object"},
         }),
+        "Ranking": _object({
+            "id": _TEXT, "model": _TEXT, "usage": _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+            "results": _list(_object({"index": _COUNT, "relevance_score": _NUMBER}, document=_object({"text": _TEXT}))),
+        }, meta={"type": "object"}),
         "OllamaEmbeddings": _object({"model": _TEXT, "embeddings": _list(_list(_NUMBER))}),
         "OllamaEmbedding": _object({"embedding": _list(_NUMBER)}),
         "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _EVERY_S = 1.0
+_SERVED = {"embedding": "embeddings", "generation": "generations", "rerank": "rerankings"}
 _MAX_RETRY_S = 60.0
 
 
@@ -86,7 +87,7 @@ class Watch:
         if fleet.suspended:
             raise unavailable("the workers are suspended; try again later", 30, code="suspended")
         if not self.serving(queue) and not fleet.workers_left_out:
-            role = "embeddings" if queue == contract.EMBEDDING_QUEUE else "generations"
+            role = _SERVED[contract.role_of_queue(queue)]
             raise unavailable(
                 f"no worker serves {role} now; try again, or send Prefer: respond-async", code="no_worker"
             )
