@@ -114,7 +114,7 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         """
         fields = {
             "query": query,
-            "documents": [each if isinstance(each, str) else dict(each) for each in documents],
+            "documents": documents if isinstance(documents, str) else list(documents),
             "top_n": top_n,
             "return_documents": return_documents or None,
             "model": model,

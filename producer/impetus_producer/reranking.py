@@ -23,7 +23,8 @@ def _checked_query(value: Any) -> str:
 
 def _checked_documents(value: Any) -> list[str]:
     if not isinstance(value, list | tuple):
-        raise invalid(f"must be a list of strings, or of objects with a text, not {json_type(value)}")
+        kind = "a string" if isinstance(value, str) else json_type(value)
+        raise invalid(f"must be a list of strings, or of objects with a text, not {kind}")
     if not value:
         raise invalid("the list is empty: send at least one document")
     if len(value) > MAX_DOCUMENTS_PER_JOB:

@@ -20,9 +20,14 @@ from schemathesis.specs.openapi.checks import (
 
 from impetus_gateway.app import make_app
 from impetus_gateway.openapi import openapi
+from tests.worker.conftest import eventually
+
+from .serving import Serving, is_ready, serving
 
 if TYPE_CHECKING:
-    from .serving import Serving
+    from collections.abc import Iterator
+
+    from tests.worker.conftest import Fleet
 
 pytestmark = pytest.mark.system
 CHECKS = [
@@ -33,6 +38,14 @@ CHECKS = [
     negative_data_rejection,
 ]
 OPERATIONS = sorted((path, method) for path, methods in openapi()["paths"].items() for method in methods)
+
+
+@pytest.fixture(scope="module")
+def served(fleet: Fleet) -> Iterator[Serving]:
+    fleet.start("--rerank-backend", "simulated", roles="rerank")
+    with serving(fleet.url) as running:
+        eventually(lambda: is_ready(running, "embedding", "generation", "rerank"))
+        yield running
 
 
 def test_every_endpoint_is_in_the_document(served: Serving) -> None:

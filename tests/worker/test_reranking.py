@@ -188,7 +188,6 @@ def test_jobs_outlive_the_engine_and_the_worker_that_rerank_them(fleet: Fleet) -
     producer = Producer(fleet.url)
     handles = [producer.rerank(f"query {number}", [f"document {each}" for each in range(30)]) for number in range(40)]
     poison = producer.rerank("query", ["a", "simulate:crash"])
-    long = producer.rerank("query", ["word " * 50_000, "b"])
     for find, last in ((fleet.engine_pid, 4), (fleet.worker_pid, 12)):
         handles[last].result(60)
         os.kill(find("rerank"), signal.SIGKILL)
@@ -196,6 +195,7 @@ def test_jobs_outlive_the_engine_and_the_worker_that_rerank_them(fleet: Fleet) -
         results = handle.result(60).results
         assert len({each.index for each in results}) == 30, number
         assert all(0 <= each.relevance_score <= 1 for each in results)
+    long = producer.rerank("query", ["word " * 50_000, "b"])
     assert long.result(60).usage.truncated_documents == 1
     with pytest.raises(JobFailedError, match="documents: the engine died each time it ran item 1"):
         poison.result(60)
