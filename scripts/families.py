@@ -24,8 +24,9 @@ from scripts.family_models import FAMILIES, write_family
 from scripts.models_page import write_part
 
 from impetus_backends.errors import BackendError
-from impetus_backends.generation.engine import EngineLimits, open_generation_engine
+from impetus_backends.generation.engine import EngineLimits
 from impetus_backends.generation.models.loader import load
+from impetus_backends.generation.opening import open_generation_engine
 from impetus_backends.protocol import Generated, GenerationWork, Rejected
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes of docs/models.md which embedding models and rerankers load, and how near they are to sentence-transformers.
 
-Every figure is measured as the tests measure it, on the small models in tests/data whose vectors and scores were recorded.
+Every figure is measured as the tests measure it, on the small models in tests/data whose vectors and scores were
+recorded.
 """
 
 from __future__ import annotations
@@ -82,13 +83,13 @@ RERANKERS = (
     Row("gte", "GTE", "gte-multilingual-reranker-base as transformers stores it", "as stated"),
 )
 RERANKERS_REFUSED = """\
-A score is what `CrossEncoder.predict` returns: a sigmoid of the logit, or the logit itself where the model's files say so
-(`activation_fn` in `config_sentence_transformers.json` or `config.json`). Rows are cut as transformers cuts pairs,
+A score is what `CrossEncoder.predict` returns: a sigmoid of the logit, or the logit itself where the model's files say
+so (`activation_fn` in `config_sentence_transformers.json` or `config.json`). Rows are cut as transformers cuts pairs,
 `longest_first`.
 
-Refused by name: a model without a …ForSequenceClassification head (so Qwen3-Reranker and other language models), DeBERTa
-(mxbai-rerank v1) and any family that is not in the table; more labels than one; other activations than Sigmoid and
-Identity; prompts; modules beside the transformer; and Core ML, which runs none of them.
+Refused by name: a model without a …ForSequenceClassification head (so Qwen3-Reranker and other language models),
+DeBERTa (mxbai-rerank v1) and any family that is not in the table; more labels than one; other activations than Sigmoid
+and Identity; prompts; modules beside the transformer; and Core ML, which runs none of them.
 """
 
 
@@ -102,8 +103,8 @@ def _write_rerankers() -> None:
     recorded = np.load(DATA / "rerankers.npz")
     lines = [
         "Written by scripts/models_table.py. Figures are the most that a score is off that of sentence-transformers' "
-        f"CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} queries, batched and padded, of "
-        "a small random model of the family in its true file layout. Every row is a test.",
+        f"CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} queries, batched and padded, "
+        "of a small random model of the family in its true file layout. Every row is a test.",
         "",
         f"| family | for example | {' | '.join(BACKENDS)} | tokens |",
         f"|---|---|{'---|' * len(BACKENDS)}---|",

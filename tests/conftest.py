@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from redis import Redis
 
@@ -27,6 +28,10 @@ with ValkeyServer(port=int(sys.argv[1]), save="", appendonly="no"):
 
 
 def pytest_configure() -> None:
+    # A machine with other things to do is no fault of what is tested.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("impetus", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("impetus")
     os.environ["XDG_CONFIG_HOME"] = os.devnull  # the options are the tests' own, and not those of this user's file
     # Where a shell starts it in the background, pytest ignores Ctrl-C, and so would all that it starts; by nohup the
     # closing of its terminal.

@@ -70,6 +70,14 @@ def test_config_show_prints_a_file_that_says_the_same(config: Path) -> None:
     assert shown(config, cli)["status"]["redis-url"] == shown(config, cli)["serve"]["redis-url"] == "redis://h/1"
 
 
+def test_a_command_of_a_group_has_a_table_within_that_of_the_group(config: Path) -> None:
+    config.write_text('redis-url = "redis://h/1"\n[impetus.batch.run]\nwindow = 7\n')
+    batch: Any = shown(config, cli)["batch"]
+    assert (batch["run"]["window"], batch["run"]["redis-url"]) == (7, "redis://h/1")
+    config.write_text("[impetus.batch.run]\nwindows = 7\n")
+    assert "`impetus batch run` has no option 'windows'" in ask(cli, "config", "show", config=config).output
+
+
 def test_a_password_in_the_file_is_not_shown(config: Path) -> None:
     config.write_text('redis-url = "redis://:secret@h/1"\n')
     assert "secret" not in ask(cli, "config", "show", config=config).output

@@ -28,7 +28,12 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKER_IMAGE = (DOCKER / "worker.Dockerfile").read_text()
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
-PINS = [ROOT / "requirements.txt", ROOT / "weights.txt", *sorted(DOCKER.glob("*.requirements.txt"))]
+PINS = [
+    ROOT / "requirements.txt",
+    ROOT / "weights.txt",
+    ROOT / "frameworks.txt",
+    *sorted(DOCKER.glob("*.requirements.txt")),
+]
 
 
 def script(name: str) -> ModuleType:

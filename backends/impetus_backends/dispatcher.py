@@ -29,6 +29,8 @@ from .policy import (
 from .protocol import OnAttempt, attempting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .candidates import Means
     from .generation.engine import GenerationEngine
     from .generation.models.profiles import ModelLoader
@@ -207,38 +209,79 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
     files = [models.resolve(name) for name in (config.model or DEFAULT_MODELS["generation"], *config.more_models)]
     if config.served_names:
         files[0] = replace(files[0], name=config.served_names[0], aliases=(*config.served_names, *files[0].aliases))
+    adapted = _adapted(config, files)
     loader = generation_loader(config, hardware, choice)
     memory_bytes = config.memory_limit_bytes or memory_limit_bytes(hardware)
     try:
         check_memory(loader.needed_bytes(files[0].folder), files[0].folder, memory_bytes)
     except BackendUnavailableError as error:
         raise _nothing("generation", (*choice.reasons, f"{choice.first}: {error}")) from None
-    from .generation.engine import EngineLimits, open_generation_engine
+    from .generation.engine import EngineLimits
+    from .generation.models.adapters import SharedWeights
+    from .generation.opening import open_generation_engine
 
     assert choice.first is not None
     backend = choice.first
 
+    base, shared = files[0].folder, SharedWeights(loader.load, files[0].folder)
+    shared_bytes = loader.needed_bytes(base) if adapted else 0
+
     def open_one(files: models.ModelFiles, memory_bytes: int | None) -> GenerationEngine:
+        shares = adapted and files.folder == base
+        if shares and memory_bytes is not None:
+            memory_bytes += shared_bytes
         limits = EngineLimits(
             config.max_concurrent,
+            config.measure_rows,
             memory_bytes,
             config.prefix_cache_bytes,
             config.prefill_tokens or loader.profile.prefill_tokens,
+            prefix_cache_dir=Path(config.prefix_cache_dir) if config.prefix_cache_dir else None,
+            prefix_cache_dir_bytes=config.prefix_cache_dir_bytes,
             context_tokens=config.context_tokens,
             special_tokens=config.special_tokens,
             max_answer_tokens=config.max_answer_tokens,
+            kv_bits=config.kv_bits,
         )
         return open_generation_engine(
-            files.folder, model_name=files.name, aliases=files.aliases, limits=limits, load=loader.load
+            files.folder,
+            model_name=files.name,
+            aliases=files.aliases,
+            limits=limits,
+            load=(lambda folder: shared.with_adapter(files.adapter)) if shares else loader.load,
         )
 
     with attempting(attempt, backend):
-        if len(files) == 1:
+        if len(files) == 1 and not adapted:
             return open_one(files[0], memory_bytes)
         from .generation.pool import ModelPool
 
+        # What adapters share is there as long as the engine is, whichever of them is loaded.
         weights = [loader.needed_bytes(each.folder) for each in files]
-        return ModelPool(files, weights, open_one, memory_bytes=memory_bytes, max_concurrent=config.max_concurrent)
+        weights[0] -= shared_bytes
+        return ModelPool(
+            [*files, *adapted],
+            [*weights, *adapted.values()],
+            open_one,
+            memory_bytes=memory_bytes - shared_bytes if memory_bytes is not None else None,
+            max_concurrent=None if config.measure_rows else config.max_concurrent,
+        )
+
+
+def _adapted(config: EngineConfig, files: Sequence[models.ModelFiles]) -> dict[models.ModelFiles, int]:
+    """The default model with each of its adapters, and the bytes that this takes besides. Raises `ModelError`."""
+    if not config.adapters:
+        return {}
+    from .generation.models.adapters import check_adapter
+
+    taken = {alias for each in files for alias in each.aliases}
+    adapted: dict[models.ModelFiles, int] = {}
+    for name, where in config.adapters:
+        if name in taken:
+            raise ModelError(f"--adapter {name}: a model is called so already")
+        folder = Path(where)
+        adapted[models.ModelFiles(name, files[0].folder, (name,), folder)] = check_adapter(name, folder)
+    return adapted
 
 
 def generation_loader(config: EngineConfig, hardware: Hardware, choice: Choice) -> ModelLoader:

@@ -32,6 +32,8 @@ class ModelFiles:
     name: str
     folder: Path
     aliases: tuple[str, ...]
+    adapter: Path | None = None
+    """A folder with a LoRA adapter, by which the model is changed."""
 
 
 def resolve(name: str) -> ModelFiles:

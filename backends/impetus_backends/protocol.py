@@ -43,6 +43,8 @@ class EngineInfo:
     """The longest input the model reads, in tokens."""
     note: str | None = None
     """What a reader of results must know, such as that the weights are random."""
+    measured: str | None = None
+    """What was measured of it when it loaded, in a sentence."""
     max_concurrent: int = 0
     """Of a generation engine: how many requests it decodes together."""
     reasons: tuple[str, ...] = ()
@@ -279,10 +281,15 @@ class EngineConfig:
     """Other models that requests may ask for by name, loaded when one does."""
     max_concurrent: int = 16
     """Generations decoding together."""
+    measure_rows: bool = False
+    """Of MLX: whether how many that are is found out by measurement instead, when the model has loaded."""
     memory_limit_bytes: int | None = None
     """The most that models and what they work on may take; none means 75 % of the machine's memory."""
     prefix_cache_bytes: int = 512 * 2**20
     """How much of that may be kept of prompts, for later ones that begin alike."""
+    prefix_cache_dir: str | None = None
+    """Of generation: a folder for such beginnings, where they outlive the engine; none means nowhere."""
+    prefix_cache_dir_bytes: int = 4 * 2**30
     prefill_tokens: int | None = None
     """Prompt tokens that a generation engine reads in one step; none means what suits the machine."""
     served_names: tuple[str, ...] = ()
@@ -293,6 +300,10 @@ class EngineConfig:
     """Of a generation's answer, where its request does not say."""
     special_tokens: str = "control"
     """Of generation: what they are in messages that do not say (`GenerationWork`)."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Of generation: LoRA adapters of the default model, each a name that requests may ask for and a folder."""
+    kv_bits: int | None = None
+    """Of generation: in which keys and values are kept, 8 or 4; none means as the model computes them."""
     quantize: str = "auto"
     """Of generation: `generation.profiles.CHOICES`, for models that come unquantised."""
     simulated_a_s: float = 0.004

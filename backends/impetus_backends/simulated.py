@@ -59,10 +59,11 @@ class SimulatedTextEncoder:
 
     def _row(self, text: str) -> EncodedText:
         room = self.max_tokens - 2
-        # One split beyond the room tells that there is more, without splitting 10 MB.
+        # What is beyond the room stays one piece: there is no need to split 10 MB.
         words = text.encode("utf-8", "surrogatepass").split(maxsplit=room)
         ids = [1, *(_FAULT_TOKENS.get(word) or 6 + zlib.crc32(word) % (_VOCABULARY - 6) for word in words[:room]), 2]
-        return EncodedText(np.array(ids, dtype=np.int32), len(words) > room)
+        lost = 1 + words[room].count(b" ") if len(words) > room else 0
+        return EncodedText(np.array(ids, dtype=np.int32), lost)
 
 
 class SimulatedPairEncoder:
@@ -79,9 +80,7 @@ class SimulatedPairEncoder:
         (asked,) = self._texts.encode([query])
         texts = self._texts if max_document_tokens is None else SimulatedTextEncoder(max_document_tokens + 2)
         return [
-            EncodedText(
-                np.concatenate([asked.ids, row.ids[1 : self.max_tokens // 2]]), asked.truncated or row.truncated
-            )
+            EncodedText(np.concatenate([asked.ids, row.ids[1 : self.max_tokens // 2]]), asked.lost + row.lost)
             for row in texts.encode(documents)
         ]
 
@@ -157,7 +156,8 @@ class _Running:
 class SimulatedGenerationEngine:
     """`protocol.Engine` for generation: each step takes `a_s` seconds and gives every running request one word.
 
-    The text begins with `[simulated]`, depends on the prompt and seed alone, and ends by itself after 24 to 63 words.
+    The text begins with `[simulated]`, depends on the prompt and seed alone, and ends by itself after 24 to 63 words,
+    unless the request says `ignore_eos`.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ def _advance(running: _Running) -> tuple[str, str | None]:
     stops = [found for stop in running.work.stop if stop and (found := text.find(stop)) >= 0]
     if stops:
         return text[: min(stops)], "stop"
-    if len(running.words) >= running.length:
+    if len(running.words) >= running.length and not running.work.ignore_eos:
         return text, "stop"
     return text, "length" if len(running.words) >= (running.work.max_tokens or MAX_TOKENS) else None
 

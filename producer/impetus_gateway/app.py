@@ -12,7 +12,20 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from . import chats, completions, embeddings, health, jobs, models, ollama, openapi, reranking
+from . import (
+    batches,
+    chats,
+    completions,
+    dashboard,
+    embeddings,
+    files,
+    health,
+    jobs,
+    models,
+    ollama,
+    openapi,
+    reranking,
+)
 from .answers import error_answer
 from .callers import Role
 from .errors import HttpError
@@ -39,6 +52,7 @@ def make_app(gateway: Gateway) -> Starlette:
         async with gateway.producer:
             await gateway.watch.look()
             watching = asyncio.create_task(gateway.watch.run())
+            gateway.batches.start()
             try:
                 yield
             finally:
@@ -46,6 +60,7 @@ def make_app(gateway: Gateway) -> Starlette:
                 with suppress(asyncio.CancelledError):
                     await watching
                 await gateway.finish(_FAREWELL_S)
+                await gateway.batches.stop()
 
     cors = Middleware(
         CORSMiddleware,
@@ -63,11 +78,11 @@ def make_app(gateway: Gateway) -> Starlette:
 
 
 def _routes(gateway: Gateway) -> list[Route]:
-    def at(path: str, handler: Handler, role: Role | None, method: str = "GET", *, limited: bool = False) -> Route:
-        return Route(path, Door(gateway, path, handler, role, limited=limited), methods=[method])
+    def at(path: str, handler: Handler, role: Role | None, method: str = "GET", **more: bool) -> Route:
+        return Route(path, Door(gateway, path, handler, role, **more), methods=[method])
 
     def post(path: str, handler: Handler) -> Route:
-        return at(path, handler, Role.SUBMIT, "POST", limited=True)
+        return at(path, handler, Role.SUBMIT, "POST", limited=True, has_body=True)
 
     return [
         post(embeddings.ENDPOINT, embeddings.embeddings),
@@ -76,9 +91,18 @@ def _routes(gateway: Gateway) -> list[Route]:
         post(reranking.ENDPOINT, reranking.rerank),
         post(ollama.EMBED, ollama.embed),
         post(ollama.EMBEDDINGS, ollama.embeddings),
+        post(batches.ENDPOINT, batches.create),
+        at(batches.ENDPOINT, batches.listed, Role.READ),
+        at(batches.BATCH, batches.show, Role.READ),
+        at(batches.CANCEL, batches.cancel, Role.READ, "POST"),
+        at(files.ENDPOINT, files.upload, Role.SUBMIT, "POST", limited=True),
+        at(files.ENDPOINT, files.listed, Role.READ),
+        at(files.FILE, files.show, Role.READ),
+        at(files.FILE, files.delete, Role.SUBMIT, "DELETE"),
+        at(files.CONTENT, files.content, Role.READ),
         at(models.ENDPOINT, models.listed, Role.SUBMIT),
         at(models.MODEL, models.one, Role.SUBMIT),
-        at(jobs.EVENTS, jobs.events, Role.READ),
+        at(jobs.EVENTS, jobs.events, Role.READ, limited=True),
         at(jobs.RETRY, jobs.again, Role.OPERATE, "POST"),
         at(jobs.ENDPOINT, jobs.show, Role.READ),
         at(jobs.ENDPOINT, jobs.cancel, Role.READ, "DELETE"),
@@ -86,6 +110,11 @@ def _routes(gateway: Gateway) -> list[Route]:
         at(health.READY, health.ready, None),
         at(health.METRICS, health.metrics, Role.OPERATE),
         at(openapi.ENDPOINT, openapi.document, None),
+        at(dashboard.PAGE, dashboard.page, None),
+        at(dashboard.FILE, dashboard.file, None),
+        at(dashboard.EVENTS, dashboard.events, Role.OPERATE, limited=True),
+        at(dashboard.SUSPEND, dashboard.suspend, Role.OPERATE, "POST"),
+        at(dashboard.RESUME, dashboard.resume, Role.OPERATE, "POST"),
     ]
 
 

@@ -1,18 +1,13 @@
-"""Bodies of requests: bytes from strangers, read in bounded memory and time, as strict JSON.
-
-Source of strictness: RFC 8259, so neither NaN nor half a surrogate pair; pydantic's parser besides bounds nesting (200)
-and the digits of a number (4,300).
-"""
+"""Bodies of requests: bytes from strangers, read in bounded memory and time, as strict JSON."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json
+from impetus_producer.bodies.strict import read_json
 
 from .errors import HttpError, busy
 
@@ -23,7 +18,12 @@ if TYPE_CHECKING:
 
     from .settings import Settings
 
-_MAYBE_INFINITE = re.compile(rb"[eE]\+?\d{2}|\d{200}")
+
+@dataclass(slots=True)
+class Room:
+    """So many bytes are held for a body."""
+
+    size: int
 
 
 class Bodies:
@@ -34,8 +34,8 @@ class Bodies:
         self._held_bytes = 0
 
     @contextmanager
-    def room(self, request: Request) -> Iterator[int]:
-        """Holds room for a body for the time of the block; yields how many bytes it may take.
+    def room(self, request: Request) -> Iterator[Room]:
+        """Holds room for a body for the time of the block.
 
         Raises `HttpError` 413 where the body says that it is larger than any may be, 429 where all the room is taken.
         """
@@ -46,14 +46,15 @@ class Bodies:
             raise self.too_large()
         if self._held_bytes + size > self._settings.max_held_bytes:
             raise busy("too many large requests are being answered; try again", 1, code="overloaded")
+        room = Room(size)
         self._held_bytes += size
         try:
-            yield size
+            yield room
         finally:
-            self._held_bytes -= size
+            self._held_bytes -= room.size
 
-    async def read(self, request: Request, most_bytes: int) -> bytes:
-        """The whole of it. Raises `HttpError` 413 or 408."""
+    async def read(self, request: Request, room: Room) -> bytes:
+        """The whole of it, after which it takes no more room than it needs. Raises `HttpError` 413, 415 or 408."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise HttpError(415, "compressed bodies are not read: send it as it is", code="unsupported_encoding")
         chunks: list[bytes] = []
@@ -62,11 +63,13 @@ class Bodies:
             async with asyncio.timeout(self._settings.read_timeout_s):
                 async for chunk in request.stream():
                     size += len(chunk)
-                    if size > most_bytes:
+                    if size > room.size:
                         raise self.too_large()
                     chunks.append(chunk)
         except TimeoutError:
             raise HttpError(408, "the request's body did not come in time", code="body_timeout") from None
+        self._held_bytes -= room.size - size
+        room.size = size
         return b"".join(chunks)
 
     def too_large(self) -> HttpError:
@@ -78,10 +81,7 @@ class Bodies:
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body. Raises `HttpError` 400."""
     try:
-        value = from_json(body, allow_inf_nan=False)
-        if _MAYBE_INFINITE.search(body):
-            # 1e999 is a number in JSON, and none that anybody could go on with.
-            json.dumps(value, allow_nan=False)
+        value = read_json(body)
     except ValueError as error:
         raise HttpError(400, f"the body is no JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):

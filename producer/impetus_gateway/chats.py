@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from impetus_producer.bodies.chats import ENDPOINT as ENDPOINT
+from impetus_producer.bodies.chats import chat_payload
 from impetus_producer.chat_completions import ChatChunks, chat_completion
-from impetus_producer.contract import GenerationRequest
-from impetus_producer.errors import ImpetusError, InvalidRequestError, ResultTimeoutError, StreamRestartedError
-from impetus_producer.parsing import parse_request
+from impetus_producer.errors import ResultTimeoutError, StreamRestartedError
 
 from .answers import json_answer
-from .errors import http_error
 from .events import DONE, EventStream, begun, event, told
 from .submitting import Order, forget, generated, generation_handle, submit, wants_no_wait, while_there, withdraw
 from .waiting import accepted
@@ -34,16 +33,8 @@ if TYPE_CHECKING:
         def ended(self, result: GenerationResult) -> Iterator[dict[str, Any]]: ...
 
 
-ENDPOINT = "/v1/chat/completions"
-
-
 async def chat(call: Call) -> Response:
-    body = call.json()
-    for name in ("prompt", "cancel_if_abandoned"):
-        if name in body:
-            raise InvalidRequestError(f"{name}: there is no such field", field=name)
-    request = parse_request(GenerationRequest, body)
-    payload = {name: value for name, value in body.items() if value is not None}
+    request, payload = chat_payload(call.json())
     job_id = await submit(call, Order("generation", payload, ENDPOINT))
     if wants_no_wait(call):
         return accepted(job_id)
@@ -62,7 +53,7 @@ async def streamed(call: Call, job_id: str, chunks: Chunks) -> EventStream:
 
 
 async def _said(call: Call, handle: AsyncGenerationHandle, chunks: Chunks) -> AsyncGenerator[bytes, None]:
-    """Events for all that a job says, and its end. Raises `HttpError`."""
+    """Events for all that a job says, and its end."""
     gateway = call.gateway
     timeout_s = gateway.settings.request_timeout_s
     try:
@@ -71,11 +62,9 @@ async def _said(call: Call, handle: AsyncGenerationHandle, chunks: Chunks) -> As
             for chunk in chunks.said(delta):
                 yield event(chunk)
         result = await handle.result(timeout_s)
-    except (StreamRestartedError, ResultTimeoutError) as error:
+    except (StreamRestartedError, ResultTimeoutError):
         withdraw(call, handle)
-        raise http_error(error) from None
-    except ImpetusError as error:
-        raise http_error(error) from None
+        raise
     gateway.metrics.generated(result)
     gateway.metrics.streamed(result, call.watch.first_token_s or call.watch.seconds(), call.watch.seconds())
     for chunk in chunks.ended(result):

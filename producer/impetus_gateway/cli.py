@@ -9,6 +9,7 @@ import click
 
 from impetus_producer.cli.server import open_session, patience_option, redis_url_option
 from impetus_producer.errors import MissingExtraError
+from impetus_producer.servers.discovery import state_dir
 from impetus_producer.shown import printable
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -99,6 +100,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="SECONDS",
     help="After SIGTERM or Ctrl-C, how long what is being answered may take.",
 )
+@click.option(
+    "--files",
+    "files_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="IMPETUS_FILES",
+    metavar="FOLDER",
+    help="Where files and batches are kept. Several gateways may share it.  [default: in the state folder]",
+)
 @click.option("--access-log", is_flag=True, help="A line on stderr for each request.")
 @click.argument("worker_options", nargs=-1, metavar="[-- WORKER-OPTION...]")
 @patience_option
@@ -117,6 +126,7 @@ def serve(
     max_wait: float,
     timeout_s: float,
     drain_s: float,
+    files_folder: Path | None,
     access_log: bool,
     worker_options: tuple[str, ...],
     patience_s: float,
@@ -143,11 +153,12 @@ def serve(
     \b
     Paths:
         /v1/embeddings  /v1/chat/completions  /v1/completions  /v1/models  /v1/jobs/ID
-        /api/embed  /api/embeddings  /health  /ready  /metrics  /openapi.json
+        /v1/files  /v1/batches  /api/embed  /api/embeddings  /health  /ready  /metrics  /openapi.json
     A request with the header `Prefer: respond-async` is answered at once with a job to look for at /v1/jobs/ID.
     """
     _require_extra()
     from impetus_producer.asynchronous import AsyncProducer
+    from impetus_producer.batches.store import BatchStore
 
     from .callers import Keys
     from .gateway import Gateway
@@ -167,10 +178,11 @@ def serve(
         origins=origins,
         hosts=(*hosts, "*") if without_keys else (*hosts, host),
     )
+    store = BatchStore(files_folder or state_dir() / "files")
     with open_session(redis_url, patience_s, None, worker_options) as session:
         producer = AsyncProducer(connection=session.producer.connection, patience_s=patience_s)
         serve_until_signalled(
-            Gateway(settings, keys, producer, session.producer.connection),
+            Gateway(settings, keys, producer, session.producer.connection, store),
             address,
             access_log=access_log,
             on_start=_say_where,
@@ -225,5 +237,5 @@ def _say_where(url: str) -> None:
 
 
 def _require_extra() -> None:
-    if any(find_spec(name) is None for name in ("httptools", "prometheus_client", "starlette", "uvicorn")):
+    if any(find_spec(name) is None for name in ("httptools", "multipart", "prometheus_client", "starlette", "uvicorn")):
         raise MissingExtraError("serving HTTP", "gateway")

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from .errors import HttpError
+from impetus_producer.errors import ImpetusError
+
+from .errors import HttpError, http_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+_TAKEN_WITHIN_S = 60.0
 _PING = b": still here\n\n"
 
 
@@ -85,6 +88,10 @@ class EventStream(Response):
         ended = False
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await _sent(send, b"", more=False)
+                await self._events.aclose()
+                return
             with suppress(HungUpError):
                 await unless_gone(receive, self._send_all(send))
                 ended = True
@@ -94,8 +101,17 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         async for chunk in pinged(self._events, self._ping_s):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await _sent(send, chunk, more=True)
+        await _sent(send, b"", more=False)
+
+
+async def _sent(send: Send, chunk: bytes, *, more: bool) -> None:
+    """Raises `HungUpError` for a client that is there and takes nothing."""
+    try:
+        async with asyncio.timeout(_TAKEN_WITHIN_S):
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+    except TimeoutError:
+        raise HungUpError from None
 
 
 async def pinged(events: AsyncGenerator[bytes, None], every_s: float) -> AsyncGenerator[bytes, None]:
@@ -150,11 +166,13 @@ async def _resumed(first: asyncio.Future[bytes], events: AsyncGenerator[bytes, N
 
 
 async def told(events: AsyncGenerator[bytes, None], name: str = "") -> AsyncGenerator[bytes, None]:
-    """`events`, whose `HttpError` is the last of them, as the status is sent by then."""
+    """`events`, the last of which says what they ended with, as the status is sent by then."""
     try:
         async for each in events:
             yield each
     except HttpError as error:
         yield event(error.body(), name)
+    except ImpetusError as error:
+        yield event(http_error(error).body(), name)
     finally:
         await events.aclose()

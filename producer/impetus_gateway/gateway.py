@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -13,12 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from impetus_producer.errors import ImpetusError
 
 from .answers import error_answer
+from .batch_thread import Batches
 from .bodies import Bodies, parse_object
 from .callers import ANYONE, Caller, Keys, Role
 from .errors import HttpError, http_error
 from .events import HungUpError
 from .limits import Limits
 from .metrics import Metrics, Stopwatch
+from .overview import Overview
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from impetus_producer.asynchronous import AsyncProducer
+    from impetus_producer.batches.store import BatchStore
 
     from .settings import Settings
 
@@ -41,16 +45,22 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 class Gateway:
     """One gateway's parts."""
 
-    def __init__(self, settings: Settings, keys: Keys, producer: AsyncProducer, connection: Redis) -> None:
-        """`connection`: to the same server, for what is asked in threads."""
+    def __init__(
+        self, settings: Settings, keys: Keys, producer: AsyncProducer, connection: Redis, store: BatchStore
+    ) -> None:
+        """`connection`: to the same server, for what is asked in threads. `store`: of files and batches."""
         self.settings = settings
         self.keys = keys
         self.producer = producer
         self.connection = connection
         self.watch = Watch(connection, settings)
+        self.batches = Batches(store, connection)
         self.limits = Limits(settings.max_requests)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.watch, self.limits)
+        self.overview = Overview(connection, self.watch, self.metrics, store)
+        self.is_leaving: Callable[[], bool] = lambda: False
+        """Whether it was told to end: what has no end by itself ends then."""
         self._afterwards: set[asyncio.Task[None]] = set()
 
     async def ask(self, question: Callable[Concatenate[Redis, P], T], *details: P.args, **more: P.kwargs) -> T:
@@ -105,13 +115,16 @@ class Door:
         role: Role | None = None,
         *,
         limited: bool = False,
+        has_body: bool = False,
     ) -> None:
         self._gateway = gateway
         self._path = path
         self._handler = handler
         self._role = role
         self._limited = limited
-        """Whether requests take places: those that a worker has to answer."""
+        """Whether requests take places: those that cost something."""
+        self._has_body = has_body
+        """Whether the body is read before it is handled."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = Stopwatch()
@@ -135,12 +148,11 @@ class Door:
         try:
             check_origin(request, gateway.settings.hosts, gateway.settings.origins, gateway.keys)
             caller = ANYONE if self._role is None else self._admitted(request)
-            if not self._limited:
-                response = await self._handler(Call(gateway, request, caller, b"", watch))
-                await response(request.scope, request.receive, send)
-                return
-            with gateway.limits.place(caller), gateway.bodies.room(request) as most_bytes:
-                body = await gateway.bodies.read(request, most_bytes)
+            with (
+                gateway.limits.place(caller) if self._limited else nullcontext(),
+                gateway.bodies.room(request) if self._has_body else nullcontext() as room,
+            ):
+                body = b"" if room is None else await gateway.bodies.read(request, room)
                 response = await self._handler(Call(gateway, request, caller, body, watch))
                 await response(request.scope, request.receive, send)
                 return

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
+from impetus_producer.bodies import completions
+from impetus_producer.bodies.completions import TextChunks, text_completion
 from impetus_producer.chat_completions import ChatChunks, chat_completion
 from impetus_producer.contract import EmbeddingResult, RerankResult
 from impetus_producer.errors import ImpetusError, ResultTimeoutError
 from impetus_producer.operations import retry
 from impetus_producer.records import JobRecord, read_record
 
-from . import completions, ollama, reranking
+from . import ollama, reranking
 from .answers import json_answer
 from .callers import Role
 from .embeddings import in_openais_words
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 ENDPOINT = "/v1/jobs/{id}"
 EVENTS = "/v1/jobs/{id}/events"
 RETRY = "/v1/jobs/{id}/retry"
-STATUSES = {"canceled": "cancelled", "stopped": "cancelled", "started": "running"}
-"""Ours for RQ's words, where they differ."""
 _READ_WITHIN_S = 10.0
 
 
@@ -62,7 +62,7 @@ async def again(call: Call) -> Response:
     """Puts a job that failed on its queue again."""
     record = await _own(call)
     if not await call.gateway.ask(retry, record.job_id):
-        raise HttpError(409, f"the job is {_status(record)}: only one that failed is tried again", code="not_failed")
+        raise HttpError(409, f"the job is {record.stands}: only one that failed is tried again", code="not_failed")
     return json_answer(_shown(record) | {"status": "queued"})
 
 
@@ -74,18 +74,15 @@ async def events(call: Call) -> Response:
 
 async def _events(call: Call, record: JobRecord) -> AsyncGenerator[bytes, None]:
     yield event(_shown(record), "status")
-    try:
-        if record.role == "generation" and record.status != "finished":
-            chunks = _chunks(record)
-            async for delta in generation_handle(call, record.job_id).deltas():
-                for chunk in chunks.said(delta):
-                    yield event(chunk, "chunk")
-        else:
-            await _handle(call, record).result()
-        ended = await call.gateway.ask(read_record, record.job_id) or record
-        yield event(_shown(ended) | {"result": await _result(call, ended)}, "result")
-    except ImpetusError as error:
-        raise http_error(error) from None
+    if record.role == "generation" and record.status != "finished":
+        chunks = _chunks(record)
+        async for delta in generation_handle(call, record.job_id).deltas():
+            for chunk in chunks.said(delta):
+                yield event(chunk, "chunk")
+    else:
+        await _handle(call, record).result()
+    ended = await call.gateway.ask(read_record, record.job_id) or record
+    yield event(_shown(ended) | {"result": await _result(call, ended)}, "result")
 
 
 async def _own(call: Call) -> JobRecord:
@@ -106,15 +103,11 @@ def _handle(call: Call, record: JobRecord) -> Handle:
     return make[record.role](call, record.job_id)
 
 
-def _status(record: JobRecord) -> str:
-    return STATUSES.get(record.status, record.status)
-
-
 def _shown(record: JobRecord) -> dict[str, Any]:
     return {
         "id": record.job_id,
         "object": "job",
-        "status": _status(record),
+        "status": record.stands,
         "endpoint": _endpoint(record),
         "queue": record.queue,
         "created_at": record.created_at or None,
@@ -128,9 +121,9 @@ def _endpoint(record: JobRecord) -> str | None:
     return endpoint if isinstance(endpoint, str) else None
 
 
-def _chunks(record: JobRecord) -> ChatChunks | completions.TextChunks:
+def _chunks(record: JobRecord) -> ChatChunks | TextChunks:
     if _endpoint(record) == completions.ENDPOINT:
-        return completions.TextChunks(record.job_id, "", with_usage=False)
+        return TextChunks(record.job_id, "", with_usage=False)
     return ChatChunks(record.job_id)
 
 
@@ -141,7 +134,7 @@ async def _result(call: Call, record: JobRecord) -> Any:
     if isinstance(result, RerankResult):
         return reranking.ranking(result, record.job_id)
     if not isinstance(result, EmbeddingResult):
-        make = completions.text_completion if endpoint == completions.ENDPOINT else chat_completion
+        make = text_completion if endpoint == completions.ENDPOINT else chat_completion
         return make(result, record.job_id)
     if endpoint in (ollama.EMBED, ollama.EMBEDDINGS):
         return from_json(await ollama.in_ollamas_words(result, endpoint))

@@ -61,6 +61,9 @@ class Metrics:
         )
         self._registry.register(_Seen(watch))
 
+        self.texts = self.tokens = 0
+        """Embedded and generated through this gateway since it started."""
+
     def exposition(self) -> bytes:
         return generate_latest(self._registry)
 
@@ -72,6 +75,7 @@ class Metrics:
         self._hung_up.inc()
 
     def embedded(self, result: EmbeddingResult) -> None:
+        self.texts += result.embeddings.shape[0]
         self._texts.labels(result.model).inc(result.embeddings.shape[0])
         self._prompt_tokens.labels(result.model).inc(result.usage.prompt_tokens)
 
@@ -80,6 +84,7 @@ class Metrics:
 
     def generated(self, result: GenerationResult) -> None:
         self._prompt_tokens.labels(result.model).inc(result.usage.prompt_tokens)
+        self.tokens += result.usage.completion_tokens
         self._generation_tokens.labels(result.model).inc(result.usage.completion_tokens)
         self._cached_tokens.labels(result.model).inc(result.usage.cached_tokens)
 

@@ -12,10 +12,11 @@ from pydantic import Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.conversation import Wire
 from impetus_producer.parsing import parse_request
 
-from .embeddings import EmbeddingsBody, embedding_order, rows_as_json
+from .embeddings import embedding_order, vectors_as_json
 from .submitting import embedded, submit, wants_no_wait
 from .waiting import accepted
 
@@ -77,7 +78,7 @@ async def _answered(call: Call, asked: EmbeddingsBody, endpoint: str) -> Respons
 
 async def in_ollamas_words(result: EmbeddingResult, endpoint: str, took_s: float = 0.0) -> bytes:
     """The answer of one of the two as JSON. Durations are in nanoseconds."""
-    rows = [row async for _, row in rows_as_json(result, "float")]
+    rows = await vectors_as_json(result)
     if endpoint == EMBEDDINGS:
         return b'{"embedding":%s}' % rows[0]
     head = to_json({

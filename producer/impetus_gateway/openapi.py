@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import models_json_schema
 
 from impetus_producer import contract
+from impetus_producer.bodies.completions import CompletionsBody
+from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.contract import GenerationRequest
 
-from . import chats, completions, embeddings, health, jobs, models, ollama, reranking
+from . import batches, chats, completions, dashboard, embeddings, files, health, jobs, models, ollama, reranking
 from .answers import json_answer
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ _REASONS = {
     504: "There was no result in time",
 }
 _ALWAYS = (401, 403, 503)
+_SENDING = (400, 404, 408, 413, 415, 429)
 _SUBMITTING = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 502, 503, 504)
 
 
@@ -79,6 +82,28 @@ def _paths() -> dict[str, Any]:
         ollama.EMBEDDINGS: {
             "post": _posting("ollama_embeddings", "OldEmbedBody", _ref("OllamaEmbedding"), error="OllamaError")
         },
+        files.ENDPOINT: {
+            "post": _uploading(),
+            "get": _getting("files", _ref("Files"), 400, 404, query=_listing(order={"enum": ["asc", "desc"]},
+                                                                             purpose=_TEXT)),
+        },
+        files.FILE: {
+            "get": _getting("file", _ref("File"), 404, named=True),
+            "delete": _getting("delete_file", _ref("Deleted"), 404, named=True),
+        },
+        files.CONTENT: {
+            "get": _operation(
+                "file_content", {200: {"description": "The file", "content": {"application/octet-stream": {}}}},
+                _errors(404), named=True,
+            )
+        },
+        batches.ENDPOINT: {
+            "post": _operation("create_batch", {200: _json("The batch", _ref("Batch"))}, _errors(*_SENDING))
+            | _body("BatchBody"),
+            "get": _getting("batches", _ref("Batches"), 400, 404, query=_listing()),
+        },
+        batches.BATCH: {"get": _getting("batch", _ref("Batch"), 404, named=True)},
+        batches.CANCEL: {"post": _getting("cancel_batch", _ref("Batch"), 404, named=True)},
         models.ENDPOINT: {"get": _getting("models", _ref("Models"))},
         "/v1/models/{id}": {"get": _getting("model", _ref("Model"), 404, named=True)},
         jobs.ENDPOINT: {
@@ -88,6 +113,11 @@ def _paths() -> dict[str, Any]:
         },
         jobs.EVENTS: {"get": _operation("job_events", {200: _stream("What becomes of it")}, _errors(404), named=True)},
         jobs.RETRY: {"post": _getting("retry", _ref("Job"), 404, 409, named=True)},
+        dashboard.EVENTS: {
+            "get": _operation("fleet_events", {200: _stream("The fleet, about once a second")}, _errors())
+        },
+        dashboard.SUSPEND: {"post": _getting("suspend", _ref("Suspended"))},
+        dashboard.RESUME: {"post": _getting("resume", _ref("Suspended"))},
         health.HEALTH: {"get": _getting("health", {"type": "object", "required": ["status"]})},
         health.READY: {
             "get": _operation(
@@ -114,16 +144,36 @@ def _posting(
         {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
          "description": "The same request with the same key is one job"},
     ]  # fmt: skip
-    return _operation(name, answers, {status: _error(status, error) for status in _SUBMITTING}) | {
-        "parameters": headers,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body)}}},
+    errors = {status: _error(status, error) for status in _SUBMITTING}
+    return _operation(name, answers, errors) | _body(body) | {"parameters": headers}
+
+
+def _body(name: str) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref(name)}}}}
+
+
+def _uploading() -> dict[str, Any]:
+    form = _object({"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}})
+    return _operation("upload", {200: _json("The file", _ref("File"))}, _errors(400, 408, 413, 429)) | {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     }
 
 
+def _listing(**more: dict[str, Any]) -> list[dict[str, Any]]:
+    known = {"after": _TEXT, "limit": {"type": "integer", "minimum": 1, "maximum": 100}, **more}
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in known.items()]
+
+
 def _getting(
-    name: str, answer: dict[str, Any], *more: int, named: bool = False, also: dict[int, Any] | None = None
+    name: str,
+    answer: dict[str, Any],
+    *more: int,
+    named: bool = False,
+    also: dict[int, Any] | None = None,
+    query: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    return _operation(name, {200: _json("The answer", answer), **(also or {})}, _errors(*more), named=named)
+    made = _operation(name, {200: _json("The answer", answer), **(also or {})}, _errors(*more), named=named)
+    return made | ({"parameters": query} if query is not None else {})
 
 
 def _operation(name: str, answers: dict[int, Any], errors: dict[int, Any], *, named: bool = False) -> dict[str, Any]:
@@ -166,13 +216,15 @@ def _list(of: dict[str, Any]) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     bodies = (
-        embeddings.EmbeddingsBody,
-        completions.CompletionsBody,
+        EmbeddingsBody,
+        CompletionsBody,
         reranking.RerankBody,
         ollama.EmbedBody,
         ollama.OldEmbedBody,
+        batches.BatchBody,
+        GenerationRequest,
     )
-    _, made = models_json_schema([(each, "validation") for each in (*bodies, GenerationRequest)], ref_template=_REF)
+    _, made = models_json_schema([(each, "validation") for each in bodies], ref_template=_REF)
     asked: dict[str, Any] = made["$defs"]
     chat = asked.pop("GenerationRequest")
     chat["required"] = ["messages"]
@@ -182,7 +234,7 @@ def _schemas() -> dict[str, Any]:
     nullable = ("CompletionsBody", "Message", "ToolCall", "Function", "JsonSchema")
     for schema in (chat, *(asked[name] for name in nullable if name in asked)):
         _allow_nulls(schema)
-    return {**asked, "ChatBody": chat, **_answers()}
+    return {**asked, "ChatBody": chat, **_answers(), **_kept()}
 
 
 def _allow_nulls(schema: dict[str, Any]) -> None:
@@ -223,4 +275,18 @@ def _answers() -> dict[str, Any]:
         "Accepted": _object({**job, "url": _TEXT}),
         "Job": _object(job, result={}, error={}, cancelled={"type": "boolean"}),
         "Ready": _object(ready),
+        "Suspended": _object({"suspended": {"type": "boolean"}}),
     }  # fmt: skip
+
+
+def _kept() -> dict[str, Any]:
+    """Files and batches."""
+    file = {"id": _TEXT, "object": {"const": "file"}, "bytes": _COUNT, "filename": _TEXT, "purpose": _TEXT}
+    page = {"object": {"const": "list"}, "has_more": {"type": "boolean"}}
+    return {
+        "File": _object(file),
+        "Files": _object({**page, "data": _list(_ref("File"))}),
+        "Deleted": _object({"id": _TEXT, "object": {"const": "file"}, "deleted": {"const": True}}),
+        "Batch": _object({"id": _TEXT, "object": {"const": "batch"}, "status": _TEXT, "input_file_id": _TEXT}),
+        "Batches": _object({**page, "data": _list(_ref("Batch"))}),
+    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import resource
 import signal
 import socket
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 1.0
 _BACKLOG_CONNECTIONS = 2048
+_OPEN_FILES = 10_240
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +90,40 @@ def serve(
     """Serves until a signal ends it. `on_start` is told the URL once it listens. `check` is called about once a second,
     and ends the gateway with what it raises.
     """
+    _allow_files()
     listening = address.open()
+    server = make_server(gateway, address, access_log=access_log)
+    asyncio.run(_serve(server, listening, lambda: on_start(address.url(listening.getsockname()[1])), check))
+
+
+def _allow_files() -> None:
+    """As many open files, and so connections, as this process may ask for: by default it may have 256 on a Mac."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def make_server(gateway: Gateway, address: Address, *, access_log: bool = False) -> Server:
+    """The server of one gateway, which waits for its requests when it ends."""
     config = uvicorn.Config(
         make_app(gateway),
-        # A request's own limits say more than a connection's.
         timeout_graceful_shutdown=max(1, round(gateway.settings.drain_s)),
         backlog=_BACKLOG_CONNECTIONS,
         ssl_certfile=address.certfile,
         ssl_keyfile=address.keyfile,
         server_header=False,
         access_log=access_log,
-        log_level="warning" if not access_log else "info",
+        log_level="info" if access_log else "warning",
         ws="none",
         lifespan="on",
     )
-    server = _Server(config)
-    asyncio.run(_serve(server, listening, lambda: on_start(address.url(listening.getsockname()[1])), check))
+    server = Server(config)
+    gateway.is_leaving = lambda: server.should_exit
+    return server
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """One whose end by a signal is an end in order, and no signal of its own again."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -121,7 +138,7 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    server: _Server, listening: socket.socket, on_start: Callable[[], None], check: Callable[[], None]
+    server: Server, listening: socket.socket, on_start: Callable[[], None], check: Callable[[], None]
 ) -> None:
     serving = asyncio.create_task(server.serve([listening]))
     try:

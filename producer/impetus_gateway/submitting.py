@@ -74,8 +74,8 @@ async def submit(call: Call, order: Order) -> str:
     payload = dict(order.payload)
     if not later and key is None:
         options = replace(options, result_ttl_s=_ANSWERED_TTL_S, failure_ttl_s=_ANSWERED_FAILURE_TTL_S)
-    if not later and order.role == "generation":
-        payload["cancel_if_abandoned"] = True
+        if order.role == "generation":
+            payload["cancel_if_abandoned"] = True
     queue = lanes[later]
     await gateway.producer.enqueue(queue, contract.ROLE_FUNCTIONS[order.role], {job_id: payload}, options)
     gateway.watch.sent(queue)
@@ -130,9 +130,7 @@ async def while_there(call: Call, handle: Handle, work: Coroutine[Any, Any, T]) 
 
 
 def withdraw(call: Call, handle: Handle) -> None:
-    """Cancels the job of a client that is gone, unless another may ask for the same one by its `Idempotency-Key`: then
-    it ends when nobody has for a while.
-    """
+    """Cancels the job of a client that is gone, unless it has an `Idempotency-Key`, by which it is asked for again."""
     if _idempotency_key(call) is None:
         call.gateway.afterwards(handle.cancel())
 

@@ -13,6 +13,8 @@ from impetus_producer.fleet import Fleet, read_fleet
 from .errors import HttpError, busy, unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis import Redis
 
     from impetus_producer.fleet import QueueState, WorkerState
@@ -35,6 +37,7 @@ class Watch:
         self._sent: dict[str, int] = {}
         """By queue, how many jobs were put there since the last look."""
         self._seen = asyncio.Event()
+        self.on_look: Callable[[Fleet | None], None] = lambda fleet: None
 
     @property
     def fleet(self) -> Fleet | None:
@@ -56,6 +59,7 @@ class Watch:
             fleet = None
         self._fleet = fleet
         self._sent.clear()
+        self.on_look(fleet)
         self._seen.set()
         self._seen = asyncio.Event()
 

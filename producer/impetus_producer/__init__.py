@@ -10,7 +10,7 @@ Importing this loads no numpy, no Redis client and no model library.
 
 from typing import TYPE_CHECKING, Any
 
-from .bulk import embed_documents
+from .bulk import EmbeddedDocument, embed_documents
 from .client import Producer
 from .contract import (
     EmbeddingRequest,
@@ -20,6 +20,8 @@ from .contract import (
     RerankRequest,
     RerankResult,
 )
+from .documents import Document, FailedDocument
+from .embedder import ImpetusEmbedder, embed_batch
 from .errors import (
     ImpetusError,
     InvalidRequestError,
@@ -38,6 +40,7 @@ from .errors import (
     UnreadableResultError,
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle, RerankHandle
+from .kept.store import Store
 from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
@@ -52,12 +55,16 @@ __all__ = [
     "AsyncJobHandle",
     "AsyncProducer",
     "AsyncRerankHandle",
+    "Document",
+    "EmbeddedDocument",
     "EmbeddingHandle",
     "EmbeddingRequest",
     "EmbeddingResult",
+    "FailedDocument",
     "GenerationHandle",
     "GenerationRequest",
     "GenerationResult",
+    "ImpetusEmbedder",
     "ImpetusError",
     "InvalidRequestError",
     "JobCancelledError",
@@ -76,11 +83,13 @@ __all__ = [
     "ServerError",
     "ServerFullError",
     "ServerNotReadyError",
+    "Store",
     "StreamRestartedError",
     "UnreadableResultError",
     "__version__",
     "adopt",
     "connect",
+    "embed_batch",
     "embed_documents",
 ]
 

@@ -1,31 +1,41 @@
-"""Many documents through the embedding queue, in their order, with Redis holding only a window of them.
+"""Many documents through a queue, in their order, with Redis holding only a window of them.
 
 Knows the producer, the jobs' bytes and documents. Knows no file and no terminal.
 """
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import contract
 from .documents import Document, FailedDocument
 from .errors import InvalidRequestError, ServerDataError, ServerError, ServerFullError
-from .window import Embedded, EmbeddedDocument, Options, Window
+from .kept.journal import Keeper, StoreKeeper
+from .reading.until_error import UntilError
+from .texts import MOST_CHARACTERS
+from .window import Window
+from .works import Embedded, EmbeddedDocument, EmbeddingWork, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from .client import Producer
+    from .kept.store import Store
     from .requests import InputType
 
-__all__ = ["DEFAULT_BACKLOG_JOBS", "DEFAULT_TEXTS_PER_JOB", "Embedded", "EmbeddedDocument", "embed_documents"]
+__all__ = [
+    "DEFAULT_BACKLOG_JOBS",
+    "DEFAULT_TEXTS_PER_JOB",
+    "Embedded",
+    "EmbeddedDocument",
+    "embed_documents",
+    "work_documents",
+]
 
 DEFAULT_TEXTS_PER_JOB = 64
 DEFAULT_BACKLOG_JOBS = 128
 """Workers sort some thousand texts by length before they batch them, so jobs end in bursts; this is two of those."""
-_CHARACTERS_PER_JOB = contract.MAX_TEXT_BYTES
-"""Jobs are closed early past this, far below the largest payload that a worker reads."""
+
+OutcomeT = TypeVar("OutcomeT")
 
 
 def embed_documents(
@@ -38,14 +48,17 @@ def embed_documents(
     dimensions: int | None = None,
     input_type: InputType | None = None,
     truncate: bool = True,
+    store: Store | None = None,
     while_waiting: Callable[[], None] | None = None,
 ) -> Iterator[Embedded]:
     """Yields each document's vector, or why it has none, in the order of `documents`.
 
-    Reads `documents` lazily and keeps at most about `max_backlog_jobs` jobs in Redis; what a job leaves there is
-    deleted once read. A document that the contract refuses is never sent. A job that fails is sent again text by
-    text, so that only the documents at fault fail. When the iteration is given up, the jobs that still wait are
-    withdrawn. `while_waiting` is called about twice a second while no result comes; what it raises ends the run.
+    Reads `documents` lazily and keeps at most about `max_backlog_jobs` jobs, and 32 million characters, in Redis; what
+    a job leaves there is deleted once read. Equal texts that are in this window are computed once; with a `store` all
+    that are in it, by any run with these options and the same model, are. A document that the contract refuses is never
+    sent. A job that fails is sent again text by text, so that only the documents at fault fail. When the iteration is
+    given up, the jobs that still wait are withdrawn; when `documents` raises, what was read before is yielded first.
+    `while_waiting` is called about twice a second while no result comes; what it raises ends the run.
 
     A server that goes is waited for, as long as the producer's patience lasts. What was read by then stays read, and
     jobs that a server lost are sent again.
@@ -53,33 +66,59 @@ def embed_documents(
     Raises `InvalidRequestError` for options no document could be embedded with, `JobFailedError` when the worker
     refuses them (such as a model it does not serve) before any document succeeded, a `ServerError` when patience ends.
     """
-    if texts_per_job < 1 or max_backlog_jobs < 1:
+    work = EmbeddingWork(model, dimensions, input_type, truncate)
+    return work_documents(
+        producer,
+        work,
+        documents,
+        keeper=None if store is None else StoreKeeper(store),
+        documents_per_job=texts_per_job,
+        max_backlog_jobs=max_backlog_jobs,
+        while_waiting=while_waiting,
+    )
+
+
+def work_documents(
+    producer: Producer,
+    work: Work[OutcomeT],
+    documents: Iterable[Document | FailedDocument],
+    *,
+    keeper: Keeper | None = None,
+    documents_per_job: int,
+    max_backlog_jobs: int,
+    while_waiting: Callable[[], None] | None = None,
+) -> Iterator[OutcomeT | FailedDocument]:
+    """`embed_documents` for any kind of work. `keeper` says what is known, and is told of what becomes known."""
+    if documents_per_job < 1 or max_backlog_jobs < 1:
         raise InvalidRequestError("texts_per_job and max_backlog_jobs must be at least 1")
-    options = Options(model, dimensions, input_type, truncate)
-    options.payload(["no text in particular"])
-    return _run(Window(producer, options, while_waiting), documents, texts_per_job, max_backlog_jobs, while_waiting)
+    work.check()
+    keeper = keeper or Keeper()
+    window = Window(producer, work, keeper, min(documents_per_job, work.most_per_job), while_waiting)
+    return _run(window, documents, max_backlog_jobs, while_waiting)
 
 
 def _run(
-    window: Window,
+    window: Window[OutcomeT],
     documents: Iterable[Document | FailedDocument],
-    texts_per_job: int,
     max_backlog_jobs: int,
     while_waiting: Callable[[], None] | None,
-) -> Iterator[Embedded]:
-    parts = _parts(documents, min(texts_per_job, contract.MAX_TEXTS_PER_JOB))
+) -> Iterator[OutcomeT | FailedDocument]:
+    if window.keeper.asks_for_fingerprint:
+        window.keeper.accept(window.work.served(window.producer, while_waiting).fingerprint)
     # An eighth of the window at a time saves round trips; the other seven keep the workers busy meanwhile.
     step = max(1, max_backlog_jobs // 8)
-    exhausted = False
+    reader = _Reader(documents, step * window.texts_per_job, MOST_CHARACTERS * step // max_backlog_jobs)
+    room_to = (max_backlog_jobs - step) * window.texts_per_job
     try:
-        while not exhausted or window.open:
-            while not exhausted and window.open + step <= max_backlog_jobs:
-                group = list(islice(parts, step))
-                exhausted = len(group) < step
-                window.send(group)
+        window.take_up()
+        while not reader.exhausted or window.slots:
+            while not reader.exhausted and len(window.slots) <= room_to and window.characters < MOST_CHARACTERS:
+                window.admit(reader.read())
             yield from window.finished()
             if window.waiting and not window.collect() and while_waiting is not None:
                 while_waiting()
+        if reader.error is not None:
+            raise reader.error
     except (ServerFullError, ServerDataError):
         raise
     except ServerError:
@@ -90,16 +129,36 @@ def _run(
         window.close()
 
 
-def _parts(documents: Iterable[Document | FailedDocument], size: int) -> Iterator[list[Document | FailedDocument]]:
-    """Documents in lists of `size`, or fewer where the texts are long."""
-    part: list[Document | FailedDocument] = []
-    characters = 0
-    for document in documents:
-        length = len(document.text) if isinstance(document, Document) else 0
-        if part and (len(part) >= size or characters + length > _CHARACTERS_PER_JOB):
-            yield part
-            part, characters = [], 0
-        part.append(document)
-        characters += length
-    if part:
-        yield part
+class _Reader:
+    """Takes some documents at a time, until their iterator ends or raises."""
+
+    def __init__(self, documents: Iterable[Document | FailedDocument], count: int, characters: int) -> None:
+        self._source = UntilError(_checked(documents))
+        self._documents = iter(self._source)
+        self._count = count
+        self._characters = characters
+        self.exhausted = False
+
+    @property
+    def error(self) -> Exception | None:
+        return self._source.error
+
+    def read(self) -> list[Document | FailedDocument]:
+        part: list[Document | FailedDocument] = []
+        characters = 0
+        while len(part) < self._count and characters < self._characters:
+            try:
+                document = next(self._documents)
+            except StopIteration:
+                self.exhausted = True
+                break
+            part.append(document)
+            characters += len(document.text) if isinstance(document, Document) else 0
+        return part
+
+
+def _checked(documents: Iterable[Any]) -> Iterator[Document | FailedDocument]:
+    for index, document in enumerate(documents):
+        if not isinstance(document, Document | FailedDocument):
+            raise InvalidRequestError(f"documents: item {index} is a {type(document).__name__}, not a Document")
+        yield document

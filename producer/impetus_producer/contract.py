@@ -77,6 +77,8 @@ CANCEL_KEY = "impetus:cancel:"
 """Before a job's id: there once somebody wished that the job, which runs, be stopped. Its worker sees to it within
 seconds and deletes it when the job ends."""
 CANCEL_TTL_S = 24 * 3600
+BATCH_KEY = "impetus:batch:"
+"""Before a batch's id: who runs it, a key that expires."""
 WAKE_KEY = "impetus:wake:"
 """Before a name: the stream by which tasks of one producer wake the one that listens for them. Nobody else reads it."""
 #: A role's queues, the one whose caller is waiting first.
@@ -212,6 +214,8 @@ class EmbeddingUsage(Wire):
     """Tokens the model read, after truncation, special tokens included."""
     truncated_texts: int = 0
     """How many texts were longer than the model reads."""
+    truncated_tokens: int = 0
+    """About how many tokens of these were not read."""
 
 
 class EmbeddingResult(Wire):

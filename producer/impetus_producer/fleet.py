@@ -28,7 +28,7 @@ _SILENT_AFTER_S = 60.0
 _WORKER_KEY = "rq:worker:"
 MAX_QUEUES = 1000
 MAX_WORKERS = 1000
-_REGISTERED = ("state", "queues", "last_heartbeat", "death")
+_REGISTERED = ("state", "queues", "last_heartbeat", "death", "successful_job_count", "failed_job_count")
 _MAX_RECORD_BYTES = 65_536
 _MAX_VALUE_CHARACTERS = 10_000
 
@@ -78,6 +78,8 @@ class WorkerState:
     """False while its engine loads its model, or is stuck."""
     engine_deaths: int = 0
     """How often its engine died since the worker started."""
+    ended: int = 0
+    """How many jobs it has ended since it started, well or not."""
 
     @property
     def standing_by(self) -> bool:
@@ -235,6 +237,7 @@ def _worker(
         jobs=running,
         silent_s=None,
         alive=False,
+        ended=sum(_count(registered.get(name, "")) for name in ("successful_job_count", "failed_job_count")),
     )
     try:
         own = contract.WorkerRecord.model_validate_json(said if _counts(said, left_ms) else b"")
@@ -255,6 +258,10 @@ def _worker(
         serving=own.serving,
         engine_deaths=own.engine_deaths,
     )
+
+
+def _count(written: str) -> int:
+    return int(written) if written.isascii() and written.isdecimal() and len(written) < 16 else 0
 
 
 def _seconds_since(written: str | None, now_s: float) -> float | None:

@@ -46,6 +46,11 @@ class JobRecord:
         return contract.role_of_queue(self.queue)
 
     @property
+    def stands(self) -> str:
+        """The status in plainer words: queued, running, finished, failed, cancelled, deferred or scheduled."""
+        return {"canceled": "cancelled", "stopped": "cancelled", "started": "running"}.get(self.status, self.status)
+
+    @property
     def over(self) -> bool:
         return self.status in ("finished", "failed", "canceled", "stopped")
 
@@ -55,11 +60,27 @@ def read_record(connection: Redis, job_id: str) -> JobRecord | None:
     return _read(connection, [job_id])[0]
 
 
+def open_records(connection: Redis, most: int) -> list[JobRecord]:
+    """Jobs of the contract's queues that are not over, up to so many of each queue: first those that run, then those
+    that wait, in their order.
+    """
+    queues = [name for names in contract.ROLE_QUEUES.values() for name in names]
+    with server_errors(connection), connection.pipeline(transaction=False) as pipeline:
+        for queue in queues:
+            pipeline.zrange(f"rq:wip:{queue}", 0, most - 1)
+        for queue in queues:
+            pipeline.lrange(jobs.queue_key(queue), 0, most - 1)
+        answers = known_answers(pipeline.execute(raise_on_error=False))
+    # What runs is named with its execution.
+    ids = [each.decode(errors="replace").partition(":")[0] for answer in answers for each in answer or ()]
+    return [each for each in _read(connection, ids) if each is not None and not each.over]
+
+
 def failed_records(connection: Redis, most: int) -> list[tuple[JobRecord, str]]:
     """The jobs of the contract's queues that failed last, with the sentence that each failed with, the latest first."""
     with server_errors(connection), connection.pipeline(transaction=False) as pipeline:
         for queue in (name for names in contract.ROLE_QUEUES.values() for name in names):
-            pipeline.zrange(f"rq:failed:{queue}", 0, most - 1, desc=True)
+            pipeline.zrange(f"rq:failed:{queue}", -most, -1)
         ids = [
             each.decode(errors="replace")
             for answer in known_answers(pipeline.execute(raise_on_error=False))

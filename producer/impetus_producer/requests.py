@@ -6,16 +6,20 @@ Knows the contract. Knows no model, no device, no file.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from . import contract, jobs
 from .contract import EmbeddingRequest, GenerationRequest, RerankRequest
 from .parsing import parse_request
+from .reading.until_error import UntilError
 from .servers.patience import Patience
 from .talks.steps import Pause, Piece, Question, Vigil
+from .texts import CHARACTERS_PER_JOB, MOST_CHARACTERS, characters, check_many, checked, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .talks.steps import Talk
 
@@ -86,14 +90,24 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         Results lie in Redis as `raw` vectors, which take the least room; RQ itself does not show those: ask for
         `base64` where results are read by other means than these handles.
 
-        Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs on the queue, so that it may be endless:
-        it goes on enqueueing as you take handles, and waits while workers are behind.
+        Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs, and 32 million characters, on the queue,
+        so that it may be endless: it goes on enqueueing as you take handles, and waits while workers are behind.
+
+        Where `texts` raises, or holds what no worker would take, the handles of all texts before are yielded first.
+        Raises `InvalidRequestError` at once for options that no job could have, and for a lone string.
         """
-        payloads = (
-            embedding_payload(part, model, dimensions, input_type, truncate, encoding_format)
-            for part in _parts(texts, texts_per_job, contract.MAX_TEXT_BYTES)
+        check_many(texts, texts_per_job, max_backlog_jobs)
+        payload = partial(
+            embedding_payload,
+            model=model,
+            dimensions=dimensions,
+            input_type=input_type,
+            truncate=truncate,
+            encoding_format=encoding_format,
         )
-        return self._embeddings(self._enqueueing_many(payloads, max_backlog_jobs, bulk))
+        payload(["no text in particular"])
+        source = UntilError(checked(texts))
+        return self._embeddings(self._enqueueing_many(source, payload, texts_per_job, max_backlog_jobs, bulk))
 
     def rerank(
         self,
@@ -193,22 +207,35 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         yield self._enqueueing(role, {job_id: payload}, bulk)
         return job_id
 
-    def _enqueueing_many(self, payloads: Iterable[Mapping[str, Any]], max_backlog_jobs: int, bulk: bool) -> Talk[None]:
+    def _enqueueing_many(
+        self,
+        texts: UntilError[str],
+        payload: Callable[[list[str]], dict[str, Any]],
+        texts_per_job: int,
+        max_backlog_jobs: int,
+        bulk: bool,
+    ) -> Talk[None]:
         """Enqueues embeddings, and has the jobs' ids for pieces."""
         queue = _queue("embedding", bulk)
         ahead: deque[str] = deque()
-        for group in _parts(payloads, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs)):
-            by_id = {jobs.new_id(): payload for payload in group}
+        # What the last jobs that can still be on the queue weigh, the newest last.
+        sizes: deque[int] = deque(maxlen=max_backlog_jobs)
+        in_jobs = parts(texts, texts_per_job, CHARACTERS_PER_JOB, len)
+        for group in parts(in_jobs, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs), MOST_CHARACTERS // 4, characters):
+            by_id = {jobs.new_id(): payload(part) for part in group}
             queued: int = yield self._enqueueing("embedding", by_id, bulk)
             ahead.extend(by_id)
+            sizes.extend(map(characters, group))
             while len(ahead) >= max_backlog_jobs:
                 yield Piece(ahead.popleft())
-            while queued >= max_backlog_jobs:
+            while queued >= max_backlog_jobs or sum(islice(reversed(sizes), queued)) >= MOST_CHARACTERS:
                 # The handles go first: whoever waits for one of them is what empties the queue.
                 yield Piece(ahead.popleft()) if ahead else Pause(_BACKLOG_POLL_S)
                 queued = yield Question(lambda client: client.llen(jobs.queue_key(queue)))
         while ahead:
             yield Piece(ahead.popleft())
+        if texts.error is not None:
+            raise texts.error
 
     def _enqueueing(self, role: str, payloads: Mapping[str, Mapping[str, Any]], bulk: bool) -> Question[int]:
         return jobs.enqueueing(_queue(role, bulk), contract.ROLE_FUNCTIONS[role], payloads, self.options)
@@ -236,21 +263,3 @@ def embedding_payload(
         payload["encoding_format"] = encoding_format
     parse_request(EmbeddingRequest, payload)
     return payload
-
-
-ItemT = TypeVar("ItemT")
-
-
-def _parts(items: Iterable[ItemT], size: int, characters: float = float("inf")) -> Iterator[list[ItemT]]:
-    """Lists of `size` items, or fewer where those that are texts would make more than so many characters."""
-    part: list[ItemT] = []
-    held = 0
-    for item in items:
-        length = len(item) if isinstance(item, str) else 0
-        if part and (len(part) == size or held + length > characters):
-            yield part
-            part, held = [], 0
-        part.append(item)
-        held += length
-    if part:
-        yield part

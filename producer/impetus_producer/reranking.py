@@ -87,6 +87,8 @@ class RerankUsage(Wire):
     """Tokens the model read, after truncation, special tokens included: the query counts once for each document."""
     truncated_documents: int = 0
     """How many pairs of query and document were longer than what was read of them."""
+    truncated_tokens: int = 0
+    """About how many tokens were not read of them."""
 
 
 class RerankResult(Wire):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import uvicorn
 from redis import Redis
 
-from impetus_gateway.app import make_app
 from impetus_gateway.callers import Keys
 from impetus_gateway.gateway import Gateway
+from impetus_gateway.serving import Address, Server, make_server
 from impetus_gateway.settings import Settings
 from impetus_producer import Producer
 from impetus_producer.asynchronous import AsyncProducer
+from impetus_producer.batches.store import BatchStore
 from tests.worker.conftest import Fleet, eventually
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Serving:
     client: httpx.Client
     producer: Producer
     gateway: Gateway
-    server: uvicorn.Server
+    server: Server
     thread: threading.Thread
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
@@ -53,27 +55,36 @@ class Serving:
 
 
 @contextmanager
-def serving(redis_url: str, keys: Keys | None = None, *, patience_s: float = 20, **settings: Any) -> Iterator[Serving]:
+def serving(
+    redis_url: str,
+    keys: Keys | None = None,
+    *,
+    patience_s: float = 20,
+    port: int = 0,
+    files: Path | None = None,
+    **settings: Any,
+) -> Iterator[Serving]:
     producer = Producer(redis_url)
+    folder = files or Path(tempfile.mkdtemp())
+    store = BatchStore(folder)
     made = Settings(**{"drain_s": 20.0, **settings})
-    gateway = Gateway(made, keys or Keys(), AsyncProducer(redis_url, patience_s=patience_s), producer.connection)
-    config = uvicorn.Config(
-        make_app(gateway), port=0, log_level="warning", lifespan="on", ws="none", timeout_graceful_shutdown=20
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), name="gateway")
+    gateway = Gateway(made, keys or Keys(), AsyncProducer(redis_url, patience_s=patience_s), producer.connection, store)
+    address = Address(port=port)
+    server, listening = make_server(gateway, address), address.open()
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="gateway")
     thread.start()
     try:
         eventually(lambda: server.started or not thread.is_alive())
         assert thread.is_alive()
-        port = server.servers[0].sockets[0].getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
+        url = address.url(listening.getsockname()[1])
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
             yield Serving(url, client, producer, gateway, server, thread)
     finally:
         server.should_exit = True
         thread.join(40)
         producer.connection.close()
+        if files is None:
+            shutil.rmtree(folder)
         assert not thread.is_alive()
 
 

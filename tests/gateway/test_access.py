@@ -163,6 +163,21 @@ def test_what_is_no_request_is_refused_as_that(as_: Any, path: str, body: bytes)
     assert refused.json()["error"]
 
 
+def test_bodies_of_no_announced_size_take_no_more_room_than_they_need(redis_server: RedisServer) -> None:
+    with serving(redis_server.url, max_body_bytes=1000, max_held_bytes=1500) as small:
+        host, port = small.url.removeprefix("http://").split(":")
+        body = b'{"input": "x"}'
+        refused = small.client.post(EMBEDDINGS, content=iter([body]))
+        assert refused.status_code == 503
+        assert small.gateway.bodies._held_bytes == 0
+        with socket.create_connection((host, int(port)), timeout=30) as waiting:
+            head = f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            waiting.sendall(head.encode())
+            eventually(lambda: small.gateway.bodies._held_bytes == 1000)
+            assert code_of(small.client.post(EMBEDDINGS, content=iter([body]))) == (429, "overloaded")
+        eventually(lambda: small.gateway.bodies._held_bytes == 0)
+
+
 def test_pages_of_others_may_not_have_a_browser_ask(redis_server: RedisServer) -> None:
     origins = ("https://app.example",)
     with serving(redis_server.url, origins=origins, hosts=("gateway.lan",)) as open_to_all:

@@ -81,6 +81,13 @@ def test_a_jobs_events_tell_its_text_and_its_result(served: Serving) -> None:
     assert text.startswith("[simulated]")
 
 
+def test_who_asks_for_the_head_of_a_stream_is_not_kept(served: Serving) -> None:
+    job = served.client.post(CHAT, json=chat(ignore_eos=True, max_tokens=5000), headers=LATER).json()
+    assert served.client.head(f"{job['url']}/events").headers["Content-Type"].startswith("text/event-stream")
+    assert served.client.head("/v1/fleet/events").status_code == 200
+    served.client.delete(job["url"])
+
+
 def test_a_job_is_cancelled_by_its_id(served: Serving) -> None:
     job = served.client.post(CHAT, json=chat(ignore_eos=True, max_tokens=5000), headers=LATER).json()
     eventually(lambda: served.status_of(job["id"]) == "started")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
+from impetus_backends.generation.engine import EngineLimits, GenerationEngine
 from impetus_backends.generation.models.loader import LoadedModel, load
+from impetus_backends.generation.opening import open_generation_engine
 from impetus_backends.protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Rejected
 
 if TYPE_CHECKING:

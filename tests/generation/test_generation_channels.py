@@ -116,14 +116,16 @@ def test_a_model_without_marks_is_read_as_it_is() -> None:
     ],
 )
 def test_a_call_is_read_as_its_family_writes_it(parser: str, written: str) -> None:
-    (call,) = ToolCalls(tokenizer(parser=parser), [LOOK], harmony=False).of([written]) or [None]
+    (call,) = ToolCalls(tokenizer(parser=parser).tool_parser, [LOOK]).of([written]) or [None]
     assert call is not None
     assert (call.name, json.loads(call.arguments)) == ("look", {"at": "x"})
     assert call.id
 
 
 def test_a_call_of_harmony_is_read() -> None:
-    (call,) = ToolCalls(GPT_OSS, [LOOK], harmony=True).of(['look <|constrain|>json<|message|>{"at": "x"}']) or [None]
+    (call,) = ToolCalls(Channels(GPT_OSS).parse_calls, [LOOK]).of(['look <|constrain|>json<|message|>{"at": "x"}']) or [
+        None
+    ]
     assert call is not None
     assert (call.name, json.loads(call.arguments)) == ("look", {"at": "x"})
 
@@ -132,11 +134,11 @@ def test_a_call_of_harmony_is_read() -> None:
     "written", ["{", '{"name": "other", "arguments": {}}', '{"name": "look", "arguments": 1}', "[]"]
 )
 def test_what_is_no_call_stays_text(written: str) -> None:
-    assert ToolCalls(HERMES, [LOOK], harmony=False).of([written]) in (None, ())
+    assert ToolCalls(HERMES.tool_parser, [LOOK]).of([written]) in (None, ())
 
 
 def test_a_strict_tool_is_called_by_its_schema_or_the_answer_fails() -> None:
-    calls = ToolCalls(HERMES, [STRICT], harmony=False)
+    calls = ToolCalls(HERMES.tool_parser, [STRICT])
     assert calls.of(['{"name": "look", "arguments": {"at": "x"}}'])
     with pytest.raises(
         RequestError, match=r"called look with arguments that are not of its schema: 'at' is a required"

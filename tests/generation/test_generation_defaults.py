@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.errors import ModelError
-from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
+from impetus_backends.generation.engine import EngineLimits, GenerationEngine
 from impetus_backends.generation.models.context import ASSUMED_CONTEXT_TOKENS, context_tokens
 from impetus_backends.generation.models.defaults import model_defaults
 from impetus_backends.generation.models.loader import load
+from impetus_backends.generation.opening import open_generation_engine
 from impetus_backends.protocol import Generated, Rejected
 
 if TYPE_CHECKING:

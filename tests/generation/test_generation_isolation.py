@@ -14,6 +14,7 @@ from impetus_backends.generation import requests as requests_module
 from impetus_backends.generation.batching import Batching, find_batching
 from impetus_backends.generation.engine import EngineLimits
 from impetus_backends.generation.models.loader import load
+from impetus_backends.generation.opening import open_generation_engine
 from impetus_backends.generation.texts.detokenize import Detokenizer
 from impetus_backends.protocol import Generated, Rejected
 
@@ -291,7 +292,7 @@ def test_a_model_that_answers_otherwise_in_a_batch_is_run_one_request_at_a_time(
     loaded: Any, work: Any, drive: Any, tiny_folder: Path, solo: Any
 ) -> None:
     leaking = dataclasses.replace(loaded, model=LeakingModel(loaded.model, lambda tokens: None))
-    engine = engine_module.open_generation_engine(
+    engine = open_generation_engine(
         tiny_folder, model_name="tiny", aliases=(), limits=EngineLimits(8), load=lambda folder: leaking
     )
     (reason,) = engine.info.reasons

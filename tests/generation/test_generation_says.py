@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.dispatcher import open_engine
-from impetus_backends.generation.engine import EngineLimits, GenerationEngine, open_generation_engine
+from impetus_backends.generation.engine import EngineLimits, GenerationEngine
 from impetus_backends.generation.models.loader import load
+from impetus_backends.generation.opening import open_generation_engine
 from impetus_backends.protocol import EngineConfig
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_backends.generation.engine import EngineLimits, open_generation_engine
+from impetus_backends.generation.engine import EngineLimits
+from impetus_backends.generation.opening import open_generation_engine
 from impetus_backends.generation.pool import ModelPool
 from impetus_backends.models import ModelFiles
 from impetus_backends.protocol import Deferred, Generated, Rejected

@@ -26,8 +26,8 @@ from impetus_producer import (
     StreamRestartedError,
     UnreadableResultError,
 )
+from impetus_producer.asynchronous import line
 from impetus_producer.contract import AWAITED_KEY, CANCEL_KEY, WAKE_KEY
-from impetus_producer.servers import connections
 from impetus_producer.talks import steps
 
 from .servers import eventually
@@ -272,6 +272,24 @@ def test_who_is_cancelled_leaves_the_job_and_the_others(redis_url: str, connecti
     asyncio.run(main())
 
 
+def test_a_task_that_is_cancelled_ends_wherever_it_is(redis_url: str) -> None:
+    async def main() -> None:
+        async with AsyncProducer(redis_url) as producer:
+
+            async def ask() -> None:
+                while True:
+                    await producer.enqueue("embedding", "f", {"job": {"input": "a"}})
+
+            for turns in range(1, 150):
+                task = asyncio.create_task(ask())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                assert await asyncio.wait([task], timeout=10) == ({task}, set())
+
+    asyncio.run(main())
+
+
 def test_whoever_waits_says_so_and_says_it_again(
     redis_url: str, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +371,7 @@ def test_a_server_that_refuses_for_now_is_waited_for(
 def test_a_line_that_a_router_forgot_is_noticed_and_made_anew(
     proxy: Proxy, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connections._FIXED, "socket_timeout", 1.5)
+    monkeypatch.setattr(line, "ANSWER_TIMEOUT_S", 1.5)
 
     async def main() -> None:
         async with AsyncProducer(proxy.url) as producer:

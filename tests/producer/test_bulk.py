@@ -199,3 +199,48 @@ def test_the_server_going_away_is_one_sentence(redis_url: str) -> None:
     with pytest.raises(NoServerError, match="does not answer"):
         list(embed_documents(producer, documents(3), while_waiting=pull_the_plug))
     producer.connection.close()
+
+
+def test_when_the_documents_end_badly_what_was_read_is_yielded_first(producer: Producer, worker: StockWorker) -> None:
+    def breaks() -> Iterator[Document]:
+        yield from documents(10)
+        raise OSError("the caller's own")
+
+    for source, error in ((breaks(), OSError), ([*documents(10), None, *documents(3)], InvalidRequestError)):
+        outcomes = embed_documents(producer, source, texts_per_job=4)  # type: ignore[arg-type]
+        assert [next(outcomes).id for _ in range(10)] == [f"id-{number}" for number in range(10)]
+        with pytest.raises(error) as raised:
+            next(outcomes)
+        assert raised.value.__notes__ == ["The input ended with this after 10 items."]
+    assert leftovers(producer.connection) == set()
+
+
+def test_equal_texts_of_a_window_are_sent_once(producer: Producer, redis_url: str) -> None:
+    sent: list[str] = []
+
+    def note(function: str, request: dict[str, Any]) -> Any:
+        sent.extend(request["input"])
+        return embedding_of(request["input"])
+
+    with working(redis_url, note):
+        outcomes = list(embed_documents(producer, [Document(number, f"text {number % 3}") for number in range(30)]))
+    assert [outcome.id for outcome in outcomes] == list(range(30))
+    assert sent == ["text 0", "text 1", "text 2"]
+
+
+def test_long_documents_are_bounded_by_their_length(producer: Producer) -> None:
+    read = 0
+
+    def stream() -> Iterator[Document]:
+        nonlocal read
+        while True:
+            read += 1
+            yield Document(read, f"{read}" * 1_000_000)
+
+    def give_up() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(embed_documents(producer, stream(), while_waiting=give_up))
+    assert read <= 40
+    assert leftovers(producer.connection) == set()

@@ -24,7 +24,7 @@ from impetus_producer.cli.main import cli
 from impetus_producer.contract import STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
 from impetus_producer.servers.local import LocalServer
 
-from .stock_worker import StockWorker, generation_of, honest_work, working
+from .stock_worker import StockWorker, generation_of, honest_work, vector_of, working
 from .test_outputs import read_back
 
 pytestmark = pytest.mark.system
@@ -149,7 +149,7 @@ def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, 
     (folder / "in.txt").write_text("one\n")
     (folder / "in.jsonl").write_text("{}\n")
     for arguments, sentence in {
-        ("in.txt", "-o", "out.csv"): "must end in one of .parquet, .jsonl, .npy",
+        ("in.txt", "-o", "out.csv"): "must end in one of .parquet, .jsonl, .npy, .arrow,",
         ("in.txt", "-o", "no/out.npy"): "there is no such folder",
         ("in.txt",): "Missing option '--output'",
         ("no.txt", "-o", "out.npy"): "'no.txt' cannot be read: No such file",
@@ -173,14 +173,18 @@ def test_an_input_without_documents_is_an_error_and_writes_nothing(folder: Path,
     assert names(folder) == ["in.txt"]
 
 
-def test_ctrl_c_leaves_no_half_file_and_no_job(folder: Path, redis_url: str, connection: Redis) -> None:
-    (folder / "in.txt").write_text("text\n" * 100)
+def test_ctrl_c_leaves_no_half_file_and_no_job_and_the_next_run_goes_on(
+    folder: Path, redis_url: str, connection: Redis
+) -> None:
+    (folder / "in.txt").write_text("".join(f"text {number}\n" for number in range(100)))
     second, go_on = threading.Event(), threading.Event()
     done = 0
+    texts: list[str] = []
 
     def slow(function: str, request: dict[str, Any]) -> Any:
         nonlocal done
         done += 1
+        texts.extend(request["input"])
         if done == 3:
             second.set()
             assert go_on.wait(20)
@@ -194,11 +198,20 @@ def test_ctrl_c_leaves_no_half_file_and_no_job(folder: Path, redis_url: str, con
         _, stderr = process.communicate(timeout=20)
         queued = Queue("embedding-bulk", connection=connection, serializer=JSONSerializer).job_ids
         go_on.set()
-    assert process.returncode == 130
-    assert "out.parquet was not written" in stderr
-    assert "Traceback" not in stderr
-    assert queued == []
-    assert names(folder) == ["in.txt"]
+        assert process.returncode == 130
+        assert "out.parquet is not whole yet. What is done is kept in out.parquet.impetus: run the same" in stderr
+        assert "Traceback" not in stderr
+        assert queued == []
+        assert names(folder) == ["in.txt", "out.parquet.impetus"]
+        again = run("embed", "in.txt", "-o", "out.parquet", "--texts-per-job", "5", url=redis_url)
+    assert again.exit_code == 0
+    assert "Going on with what an earlier run of out.parquet did; --no-resume begins anew.\n" in again.stderr
+    ids, vectors = read_back(folder / "out.parquet")
+    assert ids == [str(number) for number in range(1, 101)]
+    np.testing.assert_array_equal(vectors, [vector_of(f"text {number}") for number in range(100)])
+    # The job that ran when Ctrl-C was pressed ended by itself, and was taken up.
+    assert sorted(text for text in texts if text.startswith("text")) == sorted(f"text {n}" for n in range(100))
+    assert names(folder) == ["in.txt", "out.parquet"]
 
 
 def _all_of(terminal: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -174,3 +174,63 @@ def test_all_that_is_offered_is_there() -> None:
     assert issubclass(ServerConfigurationError, ImpetusError)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         impetus_producer.nothing  # noqa: B018
+
+
+class OwnError(Exception):
+    pass
+
+
+def test_where_texts_end_badly_the_handles_of_all_before_are_yielded_first(producer: Producer) -> None:
+    def breaks() -> Iterator[str]:
+        yield from map(str, range(96))
+        raise OwnError("the caller's own")
+
+    bad: list[tuple[Any, type[Exception], str]] = [
+        (breaks(), OwnError, "the caller's own"),
+        ([*map(str, range(96)), None], InvalidRequestError, r"texts: item 96 is a NoneType, not a string"),
+        ([*map(str, range(96)), b"x"], InvalidRequestError, r"texts: item 96 is a bytes"),
+        ([*map(str, range(96)), "\ud800"], InvalidRequestError, r"texts: item 96: the text holds half a surrogate"),
+    ]
+    for texts, error, sentence in bad:
+        handles = producer.embed_many(texts, texts_per_job=2)
+        ids = [handle.job_id for handle in islice(handles, 48)]
+        with pytest.raises(error, match=sentence) as raised:
+            next(handles)
+        assert raised.value.__notes__ == ["The input ended with this after 96 items."]
+        queue = Queue("embedding-bulk", connection=producer.connection, serializer=JSONSerializer)
+        assert queue.job_ids == ids
+        queue.empty()
+
+
+def test_what_is_no_list_of_texts_and_numbers_that_no_run_could_have_are_refused_at_once(producer: Producer) -> None:
+    calls: list[tuple[Any, dict[str, Any], str]] = [
+        ("one text", {}, "an iterable of strings, not a str: give a list"),
+        (b"bytes", {}, "not a bytes"),
+        (None, {}, "not a NoneType"),
+        (["x"], {"texts_per_job": 0}, r"texts_per_job must be a whole number from 1 to 2,048, not 0"),
+        (["x"], {"texts_per_job": 3000}, "texts_per_job"),
+        (["x"], {"texts_per_job": None}, "texts_per_job"),
+        (["x"], {"max_backlog_jobs": 0}, "max_backlog_jobs must be a whole number at least 1, not 0"),
+        (["x"], {"dimensions": 0}, "dimensions"),
+    ]
+    for texts, options, sentence in calls:
+        with pytest.raises(InvalidRequestError, match=sentence):
+            producer.embed_many(texts, **options)
+    assert list(producer.embed_many([])) == []
+    assert producer.connection.keys() == []
+
+
+def test_long_texts_are_bounded_by_their_length_and_not_by_their_number(producer: Producer) -> None:
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "x" * 2_000_000
+
+    handles = producer.embed_many(texts())
+    for _ in range(5):
+        next(handles)
+    # 32 million characters, and the quarter of it that goes in one round trip.
+    assert read <= 21

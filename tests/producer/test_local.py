@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -137,3 +138,24 @@ def test_nothing_of_the_current_folder_is_imported(module: str, tmp_path: Path) 
     program = f"from impetus_producer.servers.local import LocalServer\nwith LocalServer({options}): pass"
     subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, env=state, check=True, timeout=100)
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_folder_of_a_command_that_was_killed_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with LocalServer(command=program(STUBBORN)) as living:
+        dead = LocalServer([str(tmp_path / "end")], command=program(SERVES))
+        dead.__enter__()
+        left = folder_of(dead)
+        assert dead._child is not None
+        # As if this process were killed: nobody ends the other in order, or removes its folder.
+        dead._child.kill()
+        dead._child.communicate()
+        (tmp_path / "impetus-of-somebody").mkdir()
+        with LocalServer([str(tmp_path / "end")], command=program(SERVES)) as server:
+            assert not left.exists()
+            assert folder_of(living).exists()
+            assert folder_of(server).exists()
+            assert (tmp_path / "impetus-of-somebody").exists()
+        monkeypatch.setattr("impetus_producer.servers.local._FAREWELL_S", 0.2)

@@ -36,7 +36,7 @@ IDS = itertools.count()
 @dataclass
 class Encoded:
     ids: np.ndarray
-    truncated: bool
+    lost: int
 
 
 class OneTokenAWord:
@@ -44,7 +44,7 @@ class OneTokenAWord:
 
     def encode(self, texts: Sequence[str], *, input_type: str | None = None) -> list[Encoded]:
         rows = [np.array([int(word) for word in text.split()], dtype=np.int32) for text in texts]
-        return [Encoded(row[: INFO.max_tokens], len(row) > INFO.max_tokens) for row in rows]
+        return [Encoded(row[: INFO.max_tokens], max(0, len(row) - INFO.max_tokens)) for row in rows]
 
 
 def make_batcher(

@@ -46,13 +46,18 @@ def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatc
     monkeypatch.setenv("IMPETUS_MAX_ANSWER_TOKENS", "99")
     monkeypatch.setenv("IMPETUS_SERVED_MODEL_NAME", "a, b")
     monkeypatch.setenv("IMPETUS_CONTEXT_TOKENS", "500")
-    options = run.make_context("run", []).params
+    monkeypatch.setenv("IMPETUS_KV_BITS", "8")
+    monkeypatch.setenv("IMPETUS_MAX_CONCURRENT_GENERATIONS", "auto")
+    options = run.make_context("run", ["--prefix-cache-dir", "/p", "--adapter", "a=/x y", "--adapter", "b=/z"]).params
     assert options["durable"] is True
     settings = _worker_settings("generation", "redis://", Allowed(("a.b",), ("hooks.example",)), options)
     assert (settings.wired_memory, settings.allow_sleep, settings.stay_awake_on_battery) == (True, True, True)
     config = engine_config(settings)
     assert (config.special_tokens, config.max_answer_tokens) == ("text", 99)
     assert (config.served_names, config.context_tokens) == (("a", "b"), 500)
+    assert (config.prefix_cache_dir, config.prefix_cache_dir_bytes) == ("/p", 4 * 2**30)
+    assert (config.measure_rows, config.max_concurrent) == (True, 16)
+    assert (config.kv_bits, config.adapters) == (8, (("a", "/x y"), ("b", "/z")))
     assert type(settings).from_json(settings.to_json()) == settings
     assert settings.allowed == Allowed(("a.b",), ("hooks.example",))
 

@@ -14,7 +14,7 @@ from impetus_worker.batches.batcher import Room
 from impetus_worker.errors import InferenceError, InvalidRequestError
 from impetus_worker.leases.outcomes import Failed, Finished, Returned, Said, Stopped
 
-from .generating import BULK, admitted, cut, done, events_of, job, make_batcher, prompts, said, take
+from .generating import BULK, admitted, begin, cut, done, events_of, job, make_batcher, prompts, said, take
 
 
 def test_jobs_are_claimed_only_for_free_places() -> None:
@@ -196,9 +196,61 @@ def test_a_job_that_waits_for_its_model_takes_no_place_and_such_jobs_are_not_hoa
 
 def test_some_places_are_kept_for_jobs_whose_callers_wait() -> None:
     batcher = make_batcher(16)
-    assert batcher.room() == Room(interactive=16, bulk=14)
+    assert batcher.room() == Room(interactive=16, bulk=14, ahead=8)
     take(batcher, [job(str(number), queue=BULK) for number in range(14)], 0.0)
-    assert batcher.room() == Room(interactive=2, bulk=0)
+    assert batcher.room() == Room(interactive=2, bulk=0, ahead=8)
+
+
+def test_bulk_jobs_that_are_held_to_choose_from_take_no_place_and_hold_up_nobody_who_waits() -> None:
+    batcher = make_batcher(8)
+    take(batcher, [job(str(number), queue=BULK) for number in range(11)])
+    works = admitted(batcher)
+    begin(batcher, works)
+    assert prompts(works) == [str(number) for number in range(7)]
+    assert batcher.room() == Room(interactive=1, bulk=0, ahead=0)
+    take(batcher, [job("urgent")])
+    assert prompts(admitted(batcher)) == ["urgent"]
+    assert batcher.room().interactive == 0
+    batcher.absorb(done(works[0]), 1.0)
+    assert admitted(batcher) == [], "the place is an interactive job's"
+    assert batcher.room() == Room(interactive=1, bulk=0, ahead=0)
+    batcher.absorb(done(works[1]), 1.0)
+    assert prompts(admitted(batcher)) == ["7"]
+    assert batcher.room().ahead == 1
+
+
+def test_bulk_jobs_that_begin_alike_go_one_after_another_and_pass_nobody_for_ever() -> None:
+    batcher = make_batcher(1)
+    stems = {name: f"{name} " * 400 for name in "ab"}
+    take(batcher, [job(stems[name] + str(at), queue=BULK) for at, name in enumerate("abababab")])
+    order = ""
+    for _ in range(8):
+        (work,) = admitted(batcher)
+        order += str(work.prompt)[0]
+        batcher.absorb(done(work), 1.0)
+    assert order == "aaaabbbb"
+    take(batcher, [job(stems["b"], queue=BULK), job(stems["a"], queue=BULK)])
+    passed = 0
+    while True:  # as many as can be that begin as the last one did
+        take(batcher, [job(stems["b"], queue=BULK)])
+        (work,) = admitted(batcher)
+        batcher.absorb(done(work), 1.0)
+        if str(work.prompt).startswith("a"):
+            break
+        passed += 1
+    assert 30 <= passed <= 34
+
+
+def test_held_jobs_stay_where_they_are_while_there_is_no_memory() -> None:
+    batcher = make_batcher(8)
+    take(batcher, [job(str(number), queue=BULK) for number in range(9)])
+    works = admitted(batcher)
+    begin(batcher, works[:5])
+    events_of(batcher, *(Deferred(work.id) for work in works[5:]))
+    assert admitted(batcher) == []
+    assert batcher.room() == Room(0, 0)
+    batcher.absorb(done(works[0]), 1.0)
+    assert prompts(admitted(batcher)) == ["7", "8"]
 
 
 def test_requests_are_read_a_few_at_a_time() -> None:

@@ -64,7 +64,7 @@ def test_from_the_second_death_those_that_met_both_run_in_halves_with_nothing_be
         for work in works:
             batcher.absorb(done(work), 1.0)
     assert groups == [["new"], ["0", "1"], ["2", "3"]]
-    assert batcher.room() == Room(8, 7)
+    assert batcher.room() == Room(8, 7, ahead=4)
 
 
 def test_interactive_jobs_run_between_groups_of_bulk_suspects_and_do_not_keep_them_waiting_for_ever() -> None:

@@ -27,6 +27,17 @@ def test_bulk_is_claimed_only_where_there_is_room_for_it() -> None:
     assert intake.wanted(NONE, 0.0) is None
 
 
+def test_bulk_to_choose_from_is_claimed_where_nothing_else_can_be_and_of_a_backlog_alone() -> None:
+    desk, ahead = Desk(), Room(0, 0, ahead=3)
+    assert desk.intake.wanted(ahead, 0.0) is None
+    desk.learn(desk.intake.wanted(ROOM, 0.0), more=True)
+    assert desk.intake.wanted(Room(8, 4, ahead=3), 0.0) == Wanted(QUEUES, 4)
+    wanted = desk.intake.wanted(ahead, 0.0)
+    assert wanted == Wanted(QUEUES[1:], 3)
+    desk.learn(wanted)
+    assert desk.intake.wanted(ahead, 0.0) is None
+
+
 def test_a_queue_that_was_found_empty_is_claimed_from_when_its_bell_rings_or_after_a_while() -> None:
     desk = Desk()
     desk.learn(desk.intake.wanted(ROOM, 0.0))

@@ -26,20 +26,29 @@ if TYPE_CHECKING:
     from .settings import WorkerSettings
 
 
+DEFAULT_MAX_CONCURRENT = 16
+"""Generations of an engine that measures nothing."""
+
+
 def engine_config(settings: WorkerSettings) -> EngineConfig:
     return EngineConfig(
         kind=settings.role,
         model=settings.model,
         backend=settings.backend,
         more_models=settings.more_models if settings.role == "generation" else (),
-        max_concurrent=settings.max_concurrent_generations,
+        max_concurrent=settings.max_concurrent_generations or DEFAULT_MAX_CONCURRENT,
+        measure_rows=settings.max_concurrent_generations is None,
         memory_limit_bytes=int(settings.memory_limit_gb * 2**30) if settings.memory_limit_gb else None,
         prefix_cache_bytes=settings.prefix_cache_mb * 2**20,
+        prefix_cache_dir=settings.prefix_cache_dir,
+        prefix_cache_dir_bytes=settings.prefix_cache_dir_mb * 2**20,
         prefill_tokens=settings.prefill_tokens,
         served_names=settings.served_names if settings.role == "generation" else (),
         context_tokens=settings.context_tokens,
         max_answer_tokens=settings.max_answer_tokens,
         special_tokens=settings.special_tokens,
+        adapters=tuple((name, folder) for name, _, folder in (each.partition("=") for each in settings.adapters)),
+        kv_bits=settings.kv_bits,
         quantize=settings.generation_quantize,
         upstream=settings.upstream,
         wired_memory=settings.wired_memory,
@@ -61,7 +70,7 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
         device=info.device,
         neural_engine=info.neural_engine,
         machine=machine.chip,
-        note=info.note,
+        note="; ".join(each for each in (info.note, info.measured) if each) or None,
         ttl_s=settings.record_ttl_s,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -84,7 +93,7 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
         return GenerationBatcher(
             info,
             worker=settings.name,
-            max_concurrent=info.max_concurrent or settings.max_concurrent_generations,
+            max_concurrent=info.max_concurrent or settings.max_concurrent_generations or DEFAULT_MAX_CONCURRENT,
             allowed=settings.allowed,
             elsewhere=elsewhere,
         )

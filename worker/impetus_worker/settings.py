@@ -44,13 +44,17 @@ class WorkerSettings:
     memory_limit_gb: float | None = None
     """What models and their work may take; none means 75 % of the machine's memory."""
     prefix_cache_mb: int = 512
+    prefix_cache_dir: str | None = None
+    """A folder for beginnings of prompts, where they survive a restart; none means none."""
+    prefix_cache_dir_mb: int = 4096
     prefill_tokens: int | None = None
     """Prompt tokens read in one step; none means what suits the machine."""
     max_batch_texts: int = 256
     max_batch_tokens: int | None = None
     """Padded tokens a batch may cost; none means what suits the backend."""
     max_wait_ms: float = 5.0
-    max_concurrent_generations: int = 16
+    max_concurrent_generations: int | None = 16
+    """None: as many as a measurement says, when the model has loaded."""
     served_names: tuple[str, ...] = ()
     """Of generation: further names of the model; results carry the first."""
     context_tokens: int | None = None
@@ -59,6 +63,10 @@ class WorkerSettings:
     """Of an answer whose request does not say."""
     special_tokens: str = "control"
     """What a model's special tokens are in messages that do not say: `SPECIAL_TOKENS`."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters of the generation model, as NAME=FOLDER."""
+    kv_bits: int | None = None
+    """In which generation models keep keys and values; none means as they compute them."""
     generation_quantize: str = "auto"
     """What is done, when it loads, to a generation model that comes unquantised; `auto` goes by the machine."""
     burst: bool = False
@@ -89,6 +97,6 @@ class WorkerSettings:
     @classmethod
     def from_json(cls, text: str) -> WorkerSettings:
         values = json.loads(text)
-        for name in ("allow_callbacks", "allow_webhooks", "more_models", "served_names"):
+        for name in ("allow_callbacks", "allow_webhooks", "more_models", "served_names", "adapters"):
             values[name] = tuple(values[name])
         return cls(**{field.name: values[field.name] for field in fields(cls)})

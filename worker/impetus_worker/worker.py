@@ -360,6 +360,7 @@ class QueueWorker:
         return Room(
             0 if waiting > nothing else max(0, room.interactive - coming),
             0 if waiting > bulk else max(0, room.bulk - coming),
+            0 if waiting > bulk else max(0, room.ahead - coming),
         )
 
     def _has_to_send(self, now: float) -> bool:

@@ -29,9 +29,8 @@ from ..protocol import (
     Started,
     Work,
 )
-from .batching import Batching, BatchingFinding, find_batching
 from .memory import Budget, RowCost, measure_row_cost, weights_bytes
-from .models.loader import load
+from .prefix_files import PrefixFiles
 from .prefixes import PrefixCache
 from .requests import RequestReader
 from .running import ReadingError, RunningBatch
@@ -60,6 +59,8 @@ class EngineLimits:
     """What an engine may take."""
 
     max_concurrent: int = 16
+    measure_rows: bool = False
+    """Whether that is found out by measurement, when the model has loaded (`rows`)."""
     memory_bytes: int | None = None
     """For weights, keys and values, and remembered prompts together; none: no limit."""
     prefix_cache_bytes: int = 512 * 2**20
@@ -70,42 +71,11 @@ class EngineLimits:
     """What they are in messages that do not say: `control` or `text`."""
     max_answer_tokens: int = 4096
     """Of an answer, where its request does not say."""
-
-
-def open_generation_engine(
-    folder: Path,
-    *,
-    model_name: str,
-    aliases: tuple[str, ...],
-    limits: EngineLimits,
-    load: Callable[[Path], LoadedModel] = load,
-) -> GenerationEngine:
-    """Loads the model in `folder` with `load`, checks that it batches correctly, and returns its engine.
-
-    Where a model answers differently in a batch its prompts are read one by one, or its requests run one at a time, and
-    `info.reasons` says so. The calling thread must be the one that drives the engine. Raises
-    `BackendUnavailableError` and `ModelError`.
-    """
-    loaded = load(folder)
-    if limits.context_tokens is not None:
-        loaded = replace(loaded, context_tokens=limits.context_tokens, context_known=True)
-    finding = find_batching(loaded) if limits.max_concurrent > 1 else BatchingFinding(Batching.TOGETHER)
-    if finding.batching is Batching.ONE_AT_A_TIME:
-        limits = replace(limits, max_concurrent=1)
-    info = EngineInfo(
-        kind="generation",
-        backend="mlx",
-        device=loaded.device,
-        model=model_name,
-        model_aliases=aliases,
-        fingerprint=loaded.fingerprint,
-        precision=loaded.precision,
-        max_tokens=loaded.context_tokens,
-        note=loaded.note,
-        max_concurrent=limits.max_concurrent,
-        reasons=(*loaded.reasons, *([finding.reason] if finding.reason else [])),
-    )
-    return GenerationEngine(loaded, info, limits, read_apart=finding.batching is Batching.READ_APART)
+    prefix_cache_dir: Path | None = None
+    """Where beginnings of prompts that several had are kept as files; none: nowhere."""
+    prefix_cache_dir_bytes: int = 4 * 2**30
+    kv_bits: int | None = None
+    """In which keys and values are kept; none: as the model computes them."""
 
 
 class GenerationEngine:
@@ -131,7 +101,7 @@ class GenerationEngine:
         self._info = info
         self._read_apart = read_apart
         self._clock = clock
-        self._prefixes = PrefixCache(0)
+        self._prefixes = PrefixCache(0, self._prefix_files())
         self._cost: RowCost | None = None
         """What a request takes in memory, measured when there first is a limit."""
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary_size)
@@ -333,7 +303,9 @@ class GenerationEngine:
             self._events.append(Deferred(request.work.id))
             return
         if self._lone is None:
-            limits = replace(self._limits, max_concurrent=1, memory_bytes=None, prefix_cache_bytes=0)
+            limits = replace(
+                self._limits, max_concurrent=1, memory_bytes=None, prefix_cache_bytes=0, prefix_cache_dir=None
+            )
             self._lone = GenerationEngine(self._loaded, self._info, limits, clock=self._clock)
         self._is_lone = request
         self._lone._waiting.append(request)
@@ -383,7 +355,7 @@ class GenerationEngine:
         """Takes one token into a request; when that was its last, ends it and returns True."""
         if token.broken:
             # What was read may be what is broken, and it must not be where another prompt begins.
-            self._prefixes.clear()
+            self._prefixes.forget()
             self._reject(request.work.id, self._not_numbers(request))
             return True
         if (error := request.failure()) is not None:
@@ -480,6 +452,19 @@ class GenerationEngine:
                     self._reject(request.work.id, f"the model failed on this request, alone as well: {error}")
             else:
                 self._suspects.extend(requests)
+
+    def _prefix_files(self) -> PrefixFiles | None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        limits, model = self._limits, self._loaded.model
+        if limits.prefix_cache_dir is None:
+            return None
+        return PrefixFiles(
+            limits.prefix_cache_dir,
+            self._loaded.fingerprint,
+            limits.prefix_cache_dir_bytes,
+            lambda: make_prompt_cache(model),
+        )
 
     def _new_batch(self) -> RunningBatch:
         return RunningBatch(

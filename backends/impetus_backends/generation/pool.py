@@ -57,8 +57,9 @@ class ModelPool:
     """Implements `protocol.Engine` for `GenerationWork` of any of `models`; the first is the default, and loaded first.
 
     `weights_bytes`: what each takes once it is loaded. `open_one`: makes the engine of a model that may take so many
-    bytes when it is the only one, weights included (None: any number). Raises what that raises for the default model,
-    and `ModelError` for a model that could never be loaded.
+    bytes when it is the only one, weights included (None: any number). `max_concurrent`: how many requests it is to be
+    given at a time; none: as many as the default model's engine runs together. Raises what `open_one` raises for the
+    default model, and `ModelError` for a model that could never be loaded.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ModelPool:
         open_one: Callable[[ModelFiles, int | None], GenerationEngine],
         *,
         memory_bytes: int | None,
-        max_concurrent: int,
+        max_concurrent: int | None,
         turn_s: float = TURN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,7 +96,7 @@ class ModelPool:
             default.engine.info,
             model_aliases=tuple(self._by_name),
             more_models=tuple(model.files.name for model in self._models[1:]),
-            max_concurrent=max_concurrent,
+            max_concurrent=max_concurrent or default.engine.info.max_concurrent,
         )
 
     @property

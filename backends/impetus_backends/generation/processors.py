@@ -124,7 +124,9 @@ class Thinking(OwnProcessor):
         self._most_tokens = most_tokens
         self.constraint = constraint
         self._thinking = begun
-        self._may_begin = not begun and len(self._start) == 1
+        self._may_begin = not begun and bool(self._start)
+        self._opened = 0
+        """How many of the tokens that begin a thought have come."""
         self._thought: list[int] | None = [] if begun else None
         self._first = True
 
@@ -138,12 +140,15 @@ class Thinking(OwnProcessor):
         drawn: Any = None if self._first else tokens[-1].item()
         first, self._first = self._first, False
         if self._may_begin and not first:
-            self._may_begin = False
-            if drawn == self._start[0]:
+            if drawn == self._start[self._opened]:
+                self._opened += 1
+                if self._opened < len(self._start):
+                    return _only(self._start[self._opened], logits)
                 self._thinking, self._thought = True, []
                 drawn = None
                 if self.constraint is not None:
                     self.constraint.begin_anew()
+            self._may_begin = False
         if self._thinking:
             assert self._thought is not None
             if drawn is not None:
@@ -168,12 +173,16 @@ class Thinking(OwnProcessor):
 
     def _bounded(self, logits: mx.array) -> mx.array:
         """While it thinks: after enough of it, token by token what ends it."""
-        import mlx.core as mx
-
         assert self._thought is not None
         over = len(self._thought) - self._most_tokens if self._most_tokens is not None else -1
         if over < 0:
             return logits
-        forced = mx.full(logits.shape, -math.inf, dtype=logits.dtype)
-        forced[:, self._forced_end[min(over, len(self._forced_end) - 1)]] = 0.0
-        return forced
+        return _only(self._forced_end[min(over, len(self._forced_end) - 1)], logits)
+
+
+def _only(token: int, logits: mx.array) -> mx.array:
+    import mlx.core as mx
+
+    forced = mx.full(logits.shape, -math.inf, dtype=logits.dtype)
+    forced[:, token] = 0.0
+    return forced

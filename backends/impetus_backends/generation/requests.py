@@ -126,7 +126,7 @@ class Request:
     def progress(self) -> Progress | None:
         """What is new of what it says. A call is none of that: it is told at the end."""
         piece = self.text.take()
-        said = Said(piece) if self.splitter is None else self.splitter.feed(piece)
+        said = self.splitter.feed(piece) if self.splitter is not None else Said(piece)
         if self.has_to_call or not (said.text or said.reasoning):
             return None
         return Progress(self.work.id, said.text, said.reasoning, len(self.answers))
@@ -186,10 +186,10 @@ class RequestReader:
             schema=work.schema,
         )
         if work.tools and work.tool_choice != "none":
-            request.tool_calls = ToolCalls(self._loaded.tokenizer, work.tools, harmony=self._channels.harmony)
+            request.tool_calls = ToolCalls(self._channels.parse_calls, work.tools)
             if request.has_to_call:
                 request.schema = forced_schema(work.tools, work.tool_choice)
-            elif not self._channels.calls:
+            elif self._channels.parse_calls is None:
                 raise RequestError(
                     "tools: how this model writes calls of tools is not known here; with tool_choice 'required', or a "
                     "tool's name, it is kept to one"

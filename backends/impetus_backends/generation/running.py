@@ -196,7 +196,9 @@ class RunningBatch:
                 for row in group:
                     self._waiting.remove(row)
                 with _blaming(group):
-                    self._read_piece(self._open(group))
+                    opened = self._open(group)
+                    while not self._read_piece(opened):
+                        pass  # more was to be read than was known before: a remembered beginning was not to be had
         elif long is not None:
             self._long_is_next = False
             reading, self._long = self._long, None

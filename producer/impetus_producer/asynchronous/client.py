@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import contract, jobs
 from ..errors import ServerError, ServerNotReadyError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
     from ..talks.steps import Talk
+
+
+T = TypeVar("T")
 
 
 class AsyncProducer(
@@ -76,6 +79,14 @@ class AsyncProducer(
         """Closes all connections. Jobs go on; who still waits for one gets an `ImpetusError`."""
         await self._line.close()
 
+    async def ask(self, question: Question[T]) -> T:
+        """The answer, waited for as long as patience lasts; `talks/steps.py` says what a question is."""
+        return await self._line.ask(question)
+
+    async def hold(self, talk: Talk[T]) -> T:
+        """What comes of a talk that has no pieces."""
+        return await self._line.hold(talk)
+
     async def handle(self, job_id: str) -> AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
         make: dict[str, Callable[[str], AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle]] = {
@@ -106,9 +117,9 @@ class AsyncProducer(
         """As `handle`, of a job that embeds, without asking whether there is one."""
         return AsyncEmbeddingHandle(job_id, self._line)
 
-    def generation_handle(self, job_id: str) -> AsyncGenerationHandle:
+    def generation_handle(self, job_id: str, *, awaited: bool = True) -> AsyncGenerationHandle:
         """As `handle`, of a job that generates, without asking whether there is one."""
-        return AsyncGenerationHandle(job_id, self._line)
+        return AsyncGenerationHandle(job_id, self._line, awaited=awaited)
 
     def rerank_handle(self, job_id: str) -> AsyncRerankHandle:
         """As `handle`, of a job that reranks, without asking whether there is one."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ResultTimeoutError, ServerError
+from ..servers.connections import ANSWER_TIMEOUT_S
 from ..servers.patience import Tries
 from ..servers.troubles import check_greeting, greeting_refused, is_of_the_line, read_greeting, server_errors
 from ..talks.steps import End, Listen, Pause, Piece, Question, advanced
@@ -50,7 +51,8 @@ class AsyncLine:
         ask: Any = self._client.execute_command
         with server_errors():
             try:
-                said = read_greeting(await ask("HELLO"))
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    said = read_greeting(await ask("HELLO"))
             except ResponseError as error:
                 said = greeting_refused(error)
         check_greeting(said)
@@ -116,7 +118,8 @@ class AsyncLine:
                     if not self._checked:
                         await self.check()
                     with server_errors():
-                        answer = question.read(await question.ask(self._client))
+                        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                            answer = question.read(await question.ask(self._client))
             except ServerError as error:
                 pause_s = tries.pause_after(error)
                 if is_of_the_line(error):

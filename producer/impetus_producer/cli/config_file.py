@@ -77,14 +77,21 @@ def _config(program: str, group: click.Group) -> click.Group:
         """Print every option's value, and where it comes from, in the form that the file has."""
         root, path = context.find_root(), file_in_use(context)
         click.echo(f"# {path}" if path else f"# no file: {default_file()} would be read")
-        for name in sorted(group.list_commands(root)):
-            command = _command(group, root, name)
-            if not command.hidden and any(_options(command)):
-                click.echo(f"\n[{program}.{name}]")
-                for line in _shown(click.Context(command, info_name=name, parent=root)):
-                    click.echo(line)
+        for line in _shown_group(program, group, root):
+            click.echo(line)
 
     return config
+
+
+def _shown_group(path: str, group: click.Group, context: click.Context) -> Iterator[str]:
+    for name in sorted(group.list_commands(context)):
+        command, place = _command(group, context, name), f"{path}.{name}"
+        inner = click.Context(command, info_name=name, parent=context)
+        if isinstance(command, click.Group):
+            yield from _shown_group(place, command, inner)
+        elif not command.hidden and any(_options(command)):
+            yield f"\n[{place}]"
+            yield from _shown(inner)
 
 
 def _shown(context: click.Context) -> Iterator[str]:
@@ -129,17 +136,26 @@ def _defaults(
         if key not in (*_PROGRAMS, *_OF_EVERY_COMMAND):
             raise ValueError(f"{key!r} is not known: {_advice(key, (*_PROGRAMS, *_OF_EVERY_COMMAND))}")
     general = {key: said[key] for key in _OF_EVERY_COMMAND if key in said}
-    tables, names = _table(said.get(program, {}), program), group.list_commands(context)
+    yield from _of_group(_table(said.get(program, {}), program), general, program, group, context)
+
+
+def _of_group(
+    tables: Mapping[str, Any], general: Mapping[str, Any], path: str, group: click.Group, context: click.Context
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    names, words = group.list_commands(context), path.replace(".", " ")
     for name in tables:
         if name not in names:
-            raise ValueError(f"there is no command `{program} {name}`: {_advice(name, names)}")
+            raise ValueError(f"there is no command `{words} {name}`: {_advice(name, names)}")
     for name in names if general else tables:
-        command = _command(group, context, name)
-        table = _table(tables.get(name, {}), f"{program}.{name}")
+        command, place = _command(group, context, name), f"{path}.{name}"
+        table = _table(tables.get(name, {}), place)
+        if isinstance(command, click.Group):
+            yield name, dict(_of_group(table, general, place, command, context))
+            continue
         options = {_key(option): option for option in _options(command)}
         for key in table:
             if key not in options:
-                raise ValueError(f"`{program} {name}` has no option {key!r}: {_advice(key, options)}")
+                raise ValueError(f"`{words} {name}` has no option {key!r}: {_advice(key, options)}")
         values = {key: value for key, value in {**general, **table}.items() if key in options}
         yield name, {str(options[key].name): _value(options[key], value) for key, value in values.items()}
 
@@ -171,7 +187,7 @@ def _command(group: click.Group, context: click.Context, name: str) -> click.Com
 def _options(command: click.Command) -> Iterator[click.Option]:
     """Those that a file may set."""
     for parameter in command.params:
-        if isinstance(parameter, click.Option) and not parameter.hidden and not isinstance(command, click.Group):
+        if isinstance(parameter, click.Option) and not parameter.hidden:
             yield parameter
 
 

@@ -2,77 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import time
-from collections import deque
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from .. import contract
-from ..bulk import DEFAULT_BACKLOG_JOBS, DEFAULT_TEXTS_PER_JOB, embed_documents
-from ..errors import ImpetusError, InvalidRequestError
-from ..reading.duplicates import Ids
-from ..reading.source import ReadingOptions, open_source
-from ..shown import printable
+from ..bulk import DEFAULT_TEXTS_PER_JOB
+from ..errors import InvalidRequestError
+from ..reading import chunks
+from ..works import EmbeddingWork
 from ..writing.output import open_output
-from .server import open_session, patience_option, redis_url_option
+from ..writing.rows import PRECISIONS, Layout
+from .bulk import open_checked, run
+from .chunking import chunking_steps
+from .options import reading_options, run_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
-    from ..documents import Read
-    from ..reading.duplicates import OnDuplicate
-    from ..reading.source import InputFormat, Source
+    from ..reading.source import ReadingOptions
     from ..requests import InputType
-    from ..writing.output import Output
+    from ..writing.rows import Precision
+    from .options import RunOptions
 
-_REDRAW_EVERY_S = 0.1
 
-
-@click.command(short_help="Embed documents and write their vectors to a file.")
+@click.command(short_help="Embed documents and write their vectors to a file or a database.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
     "--output",
     "-o",
     required=True,
     metavar="OUT",
-    help="Where the vectors go: a name ending in .parquet, .jsonl or .npy.",
+    help="Where the vectors go: a name ending in .parquet, .arrow, .jsonl or .npy, or a database; see below.",
 )
-@click.option("--id-field", metavar="NAME", help="The field or column with the id. [default: id]")
-@click.option(
-    "--text-field",
-    metavar="NAME",
-    help="The field or column with the text; doc.body is the field body within doc. [default: text]",
-)
-@click.option(
-    "--column",
-    "columns",
-    metavar="NAME",
-    multiple=True,
-    help="A field or column to write beside the vector. May be given several times.",
-)
-@click.option(
-    "--input-format",
-    type=click.Choice(["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"]),
-    help="What INPUT holds. Default: by its ending; for `-`, by its first lines.",
-)
-@click.option("--delimiter", metavar="C", help="What separates the columns of CSV. [default: a comma; a tab in .tsv]")
-@click.option(
-    "--encoding",
-    metavar="NAME",
-    help="Such as utf-16, latin-1 or cp1252. [default: by the mark it begins with, else utf-8]",
-)
-@click.option("--follow-links", is_flag=True, help="Read what links in a folder lead to, outside of it too.")
-@click.option(
-    "--on-duplicate",
-    type=click.Choice(["keep", "fail", "last"]),
-    default="keep",
-    show_default=True,
-    help="Of documents with one id: keep all, fail all but the first, or take only the last.",
-)
+@reading_options
 @click.option("--model", metavar="NAME", help="The model. Default: the one the worker serves.")
 @click.option(
     "--dimensions",
@@ -89,6 +52,42 @@ _REDRAW_EVERY_S = 0.1
     "--no-truncate", is_flag=True, help="Fail a text that is longer than the model reads, instead of cutting it."
 )
 @click.option(
+    "--chunk",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="Cut texts into chunks of at most so many tokens, at ends of paragraphs and sentences where that is possible.",
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="TOKENS",
+    help="Begin each chunk with about so many tokens of the one before.",
+)
+@click.option(
+    "--pool-chunks", type=click.Choice(["mean"]), help="One vector for each document: the mean of those of its chunks."
+)
+@click.option(
+    "--tokenizer",
+    metavar="NAME",
+    help="What counts the tokens of chunks: a model's folder, its tokenizer.json, or its name on Hugging Face. "
+    "Default: that of the model.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="float32",
+    show_default=True,
+    help="The numbers that are written: int8 comes with a factor a row; binary (int8) and ubinary (uint8) are signs, "
+    "eight a byte, as sentence-transformers packs them.",
+)
+@click.option(
+    "--rows-per-file",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Make OUT a folder of files of N rows: OUT/00000.parquet and so on.",
+)
+@click.option(
     "--texts-per-job",
     type=click.IntRange(1, contract.MAX_TEXTS_PER_JOB),
     default=DEFAULT_TEXTS_PER_JOB,
@@ -96,43 +95,34 @@ _REDRAW_EVERY_S = 0.1
     metavar="N",
     help="How many texts travel together.",
 )
-@click.option(
-    "--max-backlog-jobs",
-    type=click.IntRange(min=1),
-    default=DEFAULT_BACKLOG_JOBS,
-    show_default=True,
-    metavar="N",
-    help="How many jobs are in Redis at once.",
-)
-@patience_option
-@redis_url_option
+@run_options
 def embed(
     inputs: tuple[str, ...],
     output: str,
-    id_field: str | None,
-    text_field: str | None,
-    columns: tuple[str, ...],
-    input_format: str | None,
-    delimiter: str | None,
-    encoding: str | None,
-    follow_links: bool,
-    on_duplicate: str,
+    reading: ReadingOptions,
     model: str | None,
     dimensions: int | None,
     input_type: str | None,
     no_truncate: bool,
+    chunk: int | None,
+    overlap: int,
+    pool_chunks: str | None,
+    tokenizer: str | None,
+    precision: str,
+    rows_per_file: int | None,
     texts_per_job: int,
-    max_backlog_jobs: int,
-    patience_s: float,
-    redis_url: str | None,
+    options: RunOptions,
 ) -> None:
     """Embed the documents in INPUT and write their vectors to OUT, ids and order kept.
 
     INPUT is a .jsonl file or a JSON array, a .csv or .tsv file with a header, a .txt file with one document a line (all
     of them also as .gz or .zst), a .parquet or .arrow file, a folder of text files, or `-` for standard input; several
-    of them and patterns such as 'data/*.jsonl' are read one after the other. OUT is written whole or not at all. A
-    document that fails is listed with its line, its reason and whether it is worth trying again in OUT.errors.jsonl,
-    the others are written, and the exit status is 1.
+    of them and patterns such as 'data/*.jsonl' are read one after the other. A document
+    that fails is listed with its line, its reason and whether it is worth trying again in OUT.errors.jsonl, the others
+    are written, and the exit status is 1.
+
+    OUT appears when it is whole. Until then what is done is kept in the folder OUT.impetus: when a run was interrupted
+    or killed, the same command goes on from there. Equal texts are computed once.
 
     \b
     Examples:
@@ -140,138 +130,39 @@ def embed(
         impetus embed books.csv --id-field isbn --text-field blurb --column title -o books.parquet
         impetus embed 'crawl/*.jsonl.gz' --text-field doc.body -o crawl.parquet
         impetus embed notes/ -o notes.jsonl
+        impetus embed books/ --chunk 256 --overlap 32 --store books.sqlite -o books.parquet
+        impetus embed docs.jsonl -o 'postgresql://me@db.example/search?table=docs'
         psql -c 'copy (...) to stdout csv header' | impetus embed - -o rows.parquet --input-format csv
 
     \b
     What OUT holds:
         .parquet   columns id, row, those of --column, and vector (a list of float32 of fixed size)
+        .arrow     the same, as a file of record batches
         .jsonl     one {"id": ..., "row": ..., "embedding": [...]} a line
         .npy       a float32 matrix, and the ids beside it in OUT.ids.jsonl, one a line
-    A document that INPUT gives no id has none (null): its row, the number of its line, tells it.
+        folder/table.lance, file.sqlite#table, postgresql://...?table=name
+                   a table of LanceDB, SQLite with sqlite-vec, or Postgres with pgvector: rows by `key`, which is the
+                   id, or #row where there is none; a row of a key that is there is replaced
+    A document that INPUT gives no id has none (null): its row, the number of its line, tells it. With --chunk there is
+    a row for each chunk, with its number (chunk) and which characters of the text it is (start, end).
     """
-    reading = ReadingOptions(
-        input_format=cast("InputFormat | None", input_format),
-        id_field=id_field,
-        text_field=text_field,
-        columns=columns,
-        delimiter="\t" if delimiter == "\\t" else delimiter,
-        encoding=encoding,
-        follow_links=follow_links,
-    )
+    pooled = pool_chunks is not None
     try:
-        source = open_source(inputs, reading)
-        _check_apart(source, output)
-        if on_duplicate == "last" and not source.rereadable:
-            raise InvalidRequestError("--on-duplicate last reads INPUT twice, which a pipe cannot be: give a file")
-        types = source.column_types() if output.lower().endswith(".parquet") else {}
-        out = open_output(
-            output, columns={name: types.get(name) for name in columns}, with_files=source.has_several_files
-        )
+        if chunk is None and (overlap or pool_chunks or tokenizer):
+            raise InvalidRequestError("--overlap, --pool-chunks and --tokenizer are about chunks: add --chunk TOKENS")
+        source = open_checked(inputs, reading, output, options)
+        types = source.column_types()
+        columns: dict[str, Any] = {name: types.get(name) for name in reading.columns}
+        if chunk is not None and not pooled:
+            for name in chunks.COLUMNS:
+                if name in columns:
+                    raise InvalidRequestError(f"chunks have a column {name!r} of their own: leave --column {name} out")
+                columns[name] = int
+        layout = Layout(columns, source.has_several_files, cast("Precision", precision))
+        out = open_output(output, layout, rows_per_file=rows_per_file)
     except InvalidRequestError as error:
         raise click.UsageError(str(error)) from None
-    for note in source.notes:
-        click.echo(printable(note), err=True)
-    ids = Ids(cast("OnDuplicate", on_duplicate), as_text=out.holds_text_ids_only)
-    # Outcomes come in the order of what was read: the oldest of these is the next one's.
-    read: deque[Read] = deque()
+    work = EmbeddingWork(model, dimensions, cast("InputType | None", input_type), truncate=not no_truncate)
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
-    try:
-        with (
-            closing(ids),
-            out,
-            open_session(redis_url, patience_s, contract.EMBEDDING_BULK_QUEUE, worker_options) as session,
-        ):
-            started = time.monotonic()
-            outcomes = embed_documents(
-                session.producer,
-                _noted(ids.checked(lambda: source), read),
-                texts_per_job=texts_per_job,
-                max_backlog_jobs=max_backlog_jobs,
-                model=model,
-                dimensions=dimensions,
-                input_type=cast("InputType | None", input_type),
-                truncate=not no_truncate,
-                while_waiting=session.check,
-            )
-            # Closing withdraws what still waits, however this ends.
-            with closing(cast("Any", outcomes)), _progress(source) as advance:
-                for outcome in outcomes:
-                    out.write(outcome, read.popleft())
-                    advance()
-            if not out.written and not out.failed:
-                raise ImpetusError(f"there are no documents in {source.name!r}")
-            elapsed_s = time.monotonic() - started
-    except KeyboardInterrupt:
-        click.echo(f"\n{output} was not written; the jobs that still waited were withdrawn.", err=True)
-        raise
-    except OSError as error:
-        if error.filename is None and not isinstance(error, ImpetusError):
-            raise ImpetusError(f"{output} was not written: {error.strerror or error}") from error
-        raise
-    for sentence in (source.left_out(), ids.sentence(), _first_failure(out), _summary(out, elapsed_s)):
-        if sentence is not None:
-            click.echo(printable(sentence), err=True)
-    if out.failed:
-        raise click.exceptions.Exit(1)
-
-
-def _check_apart(source: Source, output: str) -> None:
-    """Neither OUT nor what is written beside it may be an input, such as one that a pattern matches."""
-    for written in (output, f"{output}.errors.jsonl", f"{output}.ids.jsonl"):
-        for path in source.paths:
-            if os.path.exists(written) and path.exists() and os.path.samefile(path, written):
-                raise InvalidRequestError(f"INPUT and OUT are the same file: {str(path)!r} is written by this run")
-
-
-def _noted(documents: Iterable[Read], read: deque[Read]) -> Iterator[Read]:
-    for document in documents:
-        read.append(document)
-        yield document
-
-
-def _first_failure(out: Output) -> str | None:
-    failure = out.first_failure
-    if failure is None:
-        return None
-    place = f"{failure.file}, " if failure.file is not None else ""
-    return f"The first that failed: {place}{'' if failure.id is None else f'id {failure.id!r}, '}{failure.reason}"
-
-
-def _summary(out: Output, elapsed_s: float) -> str:
-    total = out.written + out.failed
-    failed = f"{out.failed:,} failed, listed in {out.errors_path}" if out.failed else "0 failed"
-    where = f"vectors in {out.path}" if out.written else f"{out.path} was not written"
-    if out.set_aside is not None:
-        where += f", and an earlier run's is now {out.set_aside}"
-    return f"{total:,} documents, {failed}; {total / max(elapsed_s, 1e-9):,.1f} docs/s, {elapsed_s:.1f} s; {where}"
-
-
-@contextmanager
-def _progress(source: Source) -> Iterator[Callable[[], None]]:
-    """A bar with count, rate and time left on a terminal, nothing elsewhere. Call what it yields for each document."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    started = drawn = time.monotonic()
-    done = shown = 0
-
-    def rate(_: object) -> str:
-        return f"{done / max(time.monotonic() - started, 1e-9):,.1f} docs/s"
-
-    total = source.count()
-    # Without a length click draws a bar that moves to and fro.
-    endless: Any = (None for _ in range(0))
-    with click.progressbar(
-        endless, length=total, label="Embedding", show_pos=True, item_show_func=rate, file=sys.stderr
-    ) as bar:
-
-        def advance() -> None:
-            nonlocal done, shown, drawn
-            done += 1
-            # Drawing for each document would cost more than embedding some.
-            if (now := time.monotonic()) - drawn >= _REDRAW_EVERY_S or done == total:
-                bar.update(done - shown)
-                drawn, shown = now, done
-
-        yield advance
-        bar.update(done - shown)
+    steps = None if chunk is None else chunking_steps(work, chunk, overlap, tokenizer, pooled=pooled)
+    run(source, work, out, options, worker_options, texts_per_job, steps)

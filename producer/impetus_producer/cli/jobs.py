@@ -1,209 +1,26 @@
-"""`impetus generate`, `impetus result` and `impetus cancel`: one job each."""
+"""`impetus result` and `impetus cancel`: one job each; and how a result is waited for and shown."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from .. import contract
-from ..contract import EmbeddingResult, GenerationRequest, GenerationResult, RerankResult
-from ..errors import ImpetusError, InvalidRequestError, ResultTimeoutError, ServerError, StreamRestartedError
+from ..contract import EmbeddingResult, GenerationResult, RerankResult
+from ..errors import ImpetusError, ResultTimeoutError, StreamRestartedError
 from ..handles import GenerationHandle
-from ..parsing import parse_request
 from ..shown import for_terminal, name_shown
-from .server import open_session, patience_option, patient_producer, redis_url_option
+from .server import patience_option, patient_producer, redis_url_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TextIO
 
     from ..handles import EmbeddingHandle, RerankHandle
 
 _CHECK_EVERY_S = 1.0
-
-
-@click.command(short_help="Answer a prompt and print the text.")
-@click.argument("prompt", required=False)
-@click.option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
-@click.option(
-    "--messages",
-    "messages_file",
-    type=click.File(),
-    metavar="FILE",
-    help='A conversation to go on with: a JSON list of {"role", "content"}. PROMPT, if given, comes last.',
-)
-@click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the model's chat template.")
-@click.option("--max-tokens", type=int, metavar="N", help="Stop after so many tokens. [default: 256]")
-@click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token. [default: 1]")
-@click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that make up P. [default: 1]")
-@click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens; 0 from all. [default: 0]")
-@click.option(
-    "--min-p",
-    type=float,
-    metavar="P",
-    help="Draw from tokens at least P times as probable as the likeliest. [default: 0]",
-)
-@click.option(
-    "--repetition-penalty",
-    type=float,
-    metavar="X",
-    help="Divide the odds of tokens that were there before; 1.1 is mild. [default: 1]",
-)
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given more than once.")
-@click.option("--seed", type=int, metavar="N", help="The same seed draws the same tokens.")
-@click.option(
-    "--json-schema",
-    metavar="FILE|JSON",
-    help="The answer is JSON that keeps to this schema: a file, or the schema itself, which begins with a brace.",
-)
-@click.option("--json-object", is_flag=True, help="The answer is some JSON object.")
-@click.option(
-    "--special-tokens",
-    type=click.Choice(["control", "text"]),
-    help="What the model's own control tokens are where a message spells them. Default: as the worker is told.",
-)
-@click.option("--model", metavar="NAME", help="The model. Default: the one the worker serves.")
-@click.option(
-    "--stream", is_flag=True, help="Print the text while it is made. Ctrl-C stops the job and keeps what is there."
-)
-@click.option("--logprobs", is_flag=True, help="With --json: each token, and the logarithm of its probability.")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="Give up waiting after this. The job goes on. Default: wait as long as it takes.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the whole result: usage, timings, and where it ran.")
-@patience_option
-@redis_url_option
-def generate(
-    prompt: str | None,
-    system: str | None,
-    messages_file: TextIO | None,
-    raw: bool,
-    max_tokens: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    stop: tuple[str, ...],
-    seed: int | None,
-    json_schema: str | None,
-    json_object: bool,
-    special_tokens: str | None,
-    model: str | None,
-    stream: bool,
-    logprobs: bool,
-    timeout_s: float | None,
-    as_json: bool,
-    patience_s: float,
-    redis_url: str | None,
-) -> None:
-    """Answer PROMPT, or `-` for standard input, and print the text.
-
-    \b
-    Examples:
-        impetus generate "Name three rivers." --max-tokens 60 --stream
-        impetus generate - --system "Summarise in one sentence." < article.txt
-        impetus generate "Once upon a time" --raw --temperature 0.7 --seed 1
-        impetus generate "And in French?" --messages conversation.json --json
-        impetus generate "A river and its length." --json-schema river.schema.json
-
-    An answer that --max-tokens cuts off is only the beginning of its JSON: --json tells (finish_reason: length).
-    """
-    _check_stream(stream, as_json)
-    if logprobs and not as_json:
-        raise click.UsageError("--logprobs are in the whole result: add --json.")
-    if json_schema is not None and json_object:
-        raise click.UsageError("Give --json-schema or --json-object, and not both.")
-    if prompt == "-":
-        prompt = _read_stdin()
-    if prompt is None and messages_file is None:
-        raise click.UsageError("Give a PROMPT, or --messages FILE.")
-    if raw and (system is not None or messages_file is not None):
-        raise click.UsageError("--raw continues PROMPT alone: leave out --system and --messages.")
-    options: dict[str, Any] = {
-        "model": model,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": list(stop) or None,
-        "seed": seed,
-        "logprobs": logprobs or None,
-        "response_format": {"type": "json_object"} if json_object else _schema_format(json_schema),
-        "special_tokens": special_tokens,
-        "stream": stream or None,
-    }
-    options |= {"prompt": prompt} if raw else {"messages": _conversation(system, messages_file, prompt)}
-    request = {name: value for name, value in options.items() if value is not None}
-    # Told before a server is started for it.
-    parse_request(GenerationRequest, request)
-    worker_options = ["--roles", "generation", *(["--generation-model", model] if model else [])]
-    with open_session(redis_url, patience_s, contract.GENERATION_QUEUE, worker_options) as session:
-        handle = session.producer.generate(**request)
-        try:
-            if stream:
-                _print_stream(handle, timeout_s, session.check)
-                return
-            answer = wait(handle, timeout_s, session.check)
-        except KeyboardInterrupt:
-            # Told is enough, and whoever pressed Ctrl-C does not wait for a server either.
-            with suppress(ResultTimeoutError, ServerError):
-                handle.cancel(timeout_s=0)
-            raise
-    print_result(answer, as_json)
-
-
-def _check_stream(stream: bool, as_json: bool) -> None:
-    if stream and as_json:
-        raise click.UsageError("--stream prints the text as it comes, --json the whole result at the end: give one.")
-
-
-def _schema_format(schema: str | None) -> dict[str, Any] | None:
-    """A response format out of a file's name or a schema."""
-    if schema is None:
-        return None
-    inline = schema.lstrip().startswith("{")
-    try:
-        text = schema if inline else Path(schema).read_text(encoding="utf-8")
-        return {"type": "json_schema", "json_schema": {"schema": json.loads(text)}}
-    except OSError as error:
-        raise InvalidRequestError(f"the schema {schema!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InvalidRequestError(f"{'the schema' if inline else repr(schema)} is no JSON: {error}") from None
-
-
-def _read_stdin() -> str:
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"standard input is not UTF-8, from byte {error.start + 1} on") from None
-
-
-def _conversation(system: str | None, messages_file: TextIO | None, prompt: str | None) -> list[dict[str, str]]:
-    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
-    if messages_file is not None:
-        try:
-            more = json.load(messages_file)
-        except ValueError as error:
-            raise InvalidRequestError(f"{messages_file.name!r} is no JSON: {error}") from None
-        if not isinstance(more, list):
-            raise InvalidRequestError(f"{messages_file.name!r} must hold a list of messages")
-        messages += more
-    if prompt is not None:
-        messages.append({"role": "user", "content": prompt})
-    return messages
 
 
 @click.command(short_help="Print the result of a job.")
@@ -233,14 +50,19 @@ def result(
         impetus result 5f2c9b0e --json | jq .usage
         impetus result 5f2c9b0e --stream
     """
-    _check_stream(stream, as_json)
+    check_stream(stream, as_json)
     handle = patient_producer(redis_url, patience_s).handle(job_id)
     if stream:
         if not isinstance(handle, GenerationHandle):
             raise click.UsageError(f"Job {job_id} makes no text: there is none to stream.")
-        _print_stream(handle, timeout_s, check=None)
+        print_stream(handle, timeout_s, check=None)
         return
     print_result(wait(handle, timeout_s, check=None), as_json)
+
+
+def check_stream(stream: bool, as_json: bool) -> None:
+    if stream and as_json:
+        raise click.UsageError("--stream prints the text as it comes, --json the whole result at the end: give one.")
 
 
 @click.command(short_help="Withdraw a job while it waits, or stop it while it runs.")
@@ -292,7 +114,7 @@ def wait(
         ) from None
 
 
-def _print_stream(handle: GenerationHandle, timeout_s: float | None, check: Callable[[], None] | None) -> None:
+def print_stream(handle: GenerationHandle, timeout_s: float | None, check: Callable[[], None] | None) -> None:
     """The text as it comes. Where the worker begins anew, so does the text, on a new line."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     line_open = False

@@ -18,7 +18,8 @@ from ..errors import ImpetusError
 from ..shown import printable_lines
 from .config_file import with_config_file
 from .embed import embed
-from .jobs import cancel, generate, result
+from .generate import generate
+from .jobs import cancel, result
 from .rerank import rerank
 from .status import status
 from .top import top
@@ -29,20 +30,25 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-_OF_THE_GATEWAY = {"serve": "serve", "serve-key": "serve_key"}
-"""Commands of `impetus_gateway.cli`, which is another package and imported when one of them is asked for."""
+_LATER = {
+    "batch": ("impetus_producer.cli.batch", "batch"),
+    "serve": ("impetus_gateway.cli", "serve"),
+    "serve-key": ("impetus_gateway.cli", "serve_key"),
+}
+"""Commands whose modules are imported when one of them is asked for: they cost, or are of another package."""
 
 
 class _Group(click.Group):
     """Turns what goes wrong into one sentence on stderr and an exit status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *_OF_THE_GATEWAY]
+        return [*super().list_commands(ctx), *_LATER]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if (name := _OF_THE_GATEWAY.get(cmd_name)) is None:
+        if (place := _LATER.get(cmd_name)) is None:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(import_module("impetus_gateway.cli"), name)
+        module, name = place
+        command: click.Command = getattr(import_module(module), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

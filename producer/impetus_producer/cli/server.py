@@ -16,7 +16,7 @@ from ..fleet import read_fleet
 from ..servers.discovery import find_redis_url
 from ..servers.local import LocalServer
 from ..servers.patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
-from ..shown import without_password
+from ..shown import name_shown, without_password
 from . import server_option
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Session:
     producer: Producer
     check: Callable[[], None]
     """Says or raises why nothing comes. Cheap; call it about once a second."""
+    stays: bool = True
+    """Whether what is enqueued is there after the session."""
 
 
 @contextmanager
@@ -73,7 +75,7 @@ def open_session(
     url = find_redis_url(redis_url)
     if url is not None:
         producer = patient_producer(url, patience_s)
-        notice = _NoWorkerNotice(producer, queue, url)
+        notice = _Notice(producer, queue, url)
         notice()
         yield Session(producer, notice)
         return
@@ -82,26 +84,36 @@ def open_session(
     with server:
         try:
             # Nobody starts this one again.
-            yield Session(Producer(server.url, patience_s=0), server.check)
+            producer = Producer(server.url, patience_s=0)
+            notice = _Notice(producer, queue, None)
+
+            def check() -> None:
+                server.check()
+                notice()
+
+            yield Session(producer, check, stays=False)
         except ServerError:
             # The server went with its worker, and that one's last words say why.
             server.check_soon()
             raise
 
 
-class _NoWorkerNotice:
-    """Says once, on stderr, that nobody listens to a queue."""
+class _Notice:
+    """Says on stderr, once each, why nobody works at a queue: nobody listens to it, or the model is being loaded.
 
-    def __init__(self, producer: Producer, queue: str | None, url: str) -> None:
+    `url`: of the server; None where its worker is on the way.
+    """
+
+    def __init__(self, producer: Producer, queue: str | None, url: str | None) -> None:
         self._producer = producer
         self._queue = queue
         self._url = url
         self._next_look = 0.0
-        self._said = False
+        self._said: set[str] = set()
 
     def __call__(self) -> None:
         # Whoever waits for the server says so.
-        if self._said or self._producer.patience.away or time.monotonic() < self._next_look:
+        if self._producer.patience.away or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_EVERY_S
         with suppress(ServerError):
@@ -111,12 +123,20 @@ class _NoWorkerNotice:
         fleet = read_fleet(self._producer.connection)
         if fleet.suspended:
             self._say("The workers are suspended; waiting. Let them go on: rq resume")
-        elif self._queue is not None and not fleet.workers_left_out and not fleet.listening_to(self._queue):
-            self._say(f"{no_worker([self._queue], self._url)} Waiting.")
+        elif self._queue is None:
+            return
+        elif not fleet.workers_left_out and not fleet.listening_to(self._queue):
+            if self._url is not None:
+                self._say(f"{no_worker([self._queue], self._url)} Waiting.")
+        elif (loading := [each for each in fleet.workers if each.alive and self._queue in each.queues]) and not any(
+            each.serves(self._queue) for each in loading
+        ):
+            self._say(f"The worker {name_shown(loading[0].name)} is loading its model; waiting.")
 
     def _say(self, sentence: str) -> None:
-        self._said = True
-        click.echo(sentence, err=True)
+        if sentence not in self._said:
+            self._said.add(sentence)
+            click.echo(sentence, err=True)
 
 
 def no_worker(queues: Sequence[str], url: str) -> str:

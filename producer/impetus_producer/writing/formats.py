@@ -1,144 +1,153 @@
-"""How ids and vectors become bytes: Parquet, JSON lines or .npy, by the file's ending."""
+"""How ids and vectors become bytes: Parquet, Arrow, JSON lines or .npy, by the file's ending."""
 
 from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ImpetusError, InvalidRequestError, MissingExtraError
+from ..errors import ImpetusError, InvalidRequestError
 from .drafts import Draft, set_aside
+from .rows import Layout, Rows, VectorRows, arrow_table, require_arrow, require_numpy
+from .sinks import Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
 
-    from ..bulk import EmbeddedDocument
     from ..documents import Document
 
-ROW_GROUP = 8192
-"""Rows that are written at once: 12 MB of 384 dimensions."""
-_OWN_COLUMNS = ("id", "row", "file", "vector", "embedding")
 
+class VectorFile(Sink):
+    """One file, and perhaps others beside it, which are drafts in `drafts` until they are published."""
 
-class VectorFile(ABC):
-    """One format. `write` as they come, then `finish`."""
-
-    holds_text_ids_only: ClassVar[bool] = False
-    """Whether 0 and "0" are written as the same id."""
-
-    def __init__(self, path: Path, file: IO[bytes], columns: Mapping[str, Any], with_files: bool) -> None:
+    def __init__(self, path: Path, drafts: Path, layout: Layout) -> None:
         self._path = path
-        self._file = file
-        self._columns = columns
-        self._with_files = with_files
-        self._width: int | None = None
-        self._about: dict[str, str] = {}
-
-    def write(self, embedded: EmbeddedDocument, document: Document) -> None:
-        width = len(embedded.vector)
-        if self._width is None:
-            self._width = width
-            self._about = {"impetus.model": embedded.model, "impetus.fingerprint": embedded.fingerprint}
-        elif width != self._width:
-            raise ImpetusError(
-                f"vectors of {self._width} and of {width} dimensions came back: the workers serve different models; "
-                "name one with --model"
-            )
-        self._add(embedded.vector, document)
+        self._layout = layout
+        self._drafts = [Draft(path, drafts)]
+        self._file = self._drafts[0].file
+        for companion in self.companions(path, layout):
+            self._drafts.append(Draft(companion, drafts, like=path))
 
     @staticmethod
-    @abstractmethod
-    def require() -> None:
-        """Raises `MissingExtraError` where the packages for this format are not installed."""
-
-    @classmethod
-    def check_columns(cls, names: tuple[str, ...]) -> None:
-        for name in names:
-            if name in _OWN_COLUMNS:
-                raise InvalidRequestError(f"OUT has a column {name!r} of its own: leave --column {name} out")
+    def companions(path: Path, layout: Layout) -> list[Path]:
+        """What else is written, beside it."""
+        return []
 
     @abstractmethod
-    def _add(self, vector: np.ndarray | list[float], document: Document) -> None: ...
+    def write(self, rows: Rows) -> None: ...
 
     @abstractmethod
-    def finish(self) -> None:
-        """Writes what is still held. The file is whole then."""
+    def finish(self) -> None: ...
 
-    def publish_companion(self) -> None:  # noqa: B027 - most formats are one file
-        """Puts a second file, where there is one, under its final name."""
+    def publish(self) -> None:
+        for draft in reversed(self._drafts):
+            draft.publish()
 
-    def set_companion_aside(self) -> None:  # noqa: B027 - most formats are one file
-        """Renames an earlier run's second file with its first."""
+    def set_aside(self) -> Path | None:
+        for companion in self.companions(self._path, self._layout):
+            set_aside(companion)
+        return set_aside(self._path)
 
-    def abandon(self) -> None:  # noqa: B027 - most formats hold nothing
-        """Lets go of what else is open."""
+    def close(self) -> None:
+        for draft in self._drafts:
+            draft.close()
 
 
 class _JsonLines(VectorFile):
-    """{"id": ..., "row": ..., "embedding": [...]}, one a line. Nine digits hold every float32 exactly."""
+    """{"id": ..., "row": ..., "embedding": [...]}, one a line."""
+
+    holds_text_ids_only = False
+    holds_answers = True
 
     @staticmethod
     def require() -> None:
         pass
 
-    def _add(self, vector: np.ndarray | list[float], document: Document) -> None:
-        numbers = vector if isinstance(vector, list) else vector.tolist()
-        # Formatting all numbers at once takes a third of json.dumps' time.
-        embedding = ",".join(["%.9g"] * len(numbers)) % tuple(numbers)
+    @classmethod
+    def check(cls, layout: Layout) -> None:
+        super().check(layout)
+        if layout.precision != "float32":
+            require_numpy(f"--precision {layout.precision}")
+
+    def write(self, rows: Rows) -> None:
+        for document, members in zip(rows.documents, rows.members(self._layout), strict=True):
+            head = json.dumps(self._about(document), ensure_ascii=False, default=str)
+            self._file.write(f"{head[:-1]}, {members}}}\n".encode())
+
+    def _about(self, document: Document) -> dict[str, Any]:
         about: dict[str, Any] = {"id": document.id, "row": document.row}
-        if self._with_files:
+        if self._layout.with_files:
             about["file"] = document.file
-        if self._columns:
-            about |= zip(self._columns, map(_as_json, document.columns), strict=True)
-        head = json.dumps(about, ensure_ascii=False, default=str)
-        self._file.write(f'{head[:-1]}, "embedding": [{embedding}]}}\n'.encode())
+        return about | dict(zip(self._layout.columns, map(_as_json, document.columns), strict=False))
 
     def finish(self) -> None:
         pass
 
 
 class _Numpy(VectorFile):
-    """A float32 matrix of one row a document, and the ids in `<file>.ids.jsonl`, one a line.
+    """A matrix of one row a document, the ids in `<file>.ids.jsonl`, one a line, and for int8 the factors of the rows
+    in `<file>.scales.npy`. A document without an id stands there as {"row": ...}."""
 
-    A document without an id stands there as {"row": ...}. The header is written again at the end, when the number of
-    rows is known; numpy leaves room for that.
-    """
+    holds_text_ids_only = False
 
-    def __init__(self, path: Path, file: IO[bytes], columns: Mapping[str, Any], with_files: bool) -> None:
-        super().__init__(path, file, columns, with_files)
-        self._ids_path = path.with_name(path.name + ".ids.jsonl")
-        self._ids = Draft(self._ids_path, like=path)
-        self._rows = self._body_at = 0
+    def __init__(self, path: Path, drafts: Path, layout: Layout) -> None:
+        super().__init__(path, drafts, layout)
+        self._arrays = [_NpyArray(draft) for draft in (self._drafts[0], *self._drafts[2:])]
+
+    @staticmethod
+    def companions(path: Path, layout: Layout) -> list[Path]:
+        ids = path.with_name(path.name + ".ids.jsonl")
+        return [ids, path.with_name(path.name + ".scales.npy")] if layout.precision == "int8" else [ids]
 
     @staticmethod
     def require() -> None:
-        try:
-            import numpy  # noqa: F401 - is it there
-        except ImportError:
-            raise MissingExtraError("Writing .npy", "files") from None
+        require_numpy("Writing .npy")
 
     @classmethod
-    def check_columns(cls, names: tuple[str, ...]) -> None:
-        if names:
-            raise InvalidRequestError("a .npy file has no columns for --column: write .parquet or .jsonl")
+    def check(cls, layout: Layout) -> None:
+        super().check(layout)
+        if layout.columns:
+            raise InvalidRequestError("a .npy file has no columns for --column or --chunk: write .parquet or .jsonl")
 
-    def _add(self, vector: np.ndarray | list[float], document: Document) -> None:
-        import numpy as np
+    def write(self, rows: Rows) -> None:
+        assert isinstance(rows, VectorRows)
+        for array, values in zip(self._arrays, rows.encoded(self._layout.precision), strict=False):
+            array.append(values)
+        for document in rows.documents:
+            name: Any = document.id
+            if name is None:
+                name = (
+                    {"file": document.file, "row": document.row} if self._layout.with_files else {"row": document.row}
+                )
+            self._drafts[1].file.write(json.dumps(name, ensure_ascii=False).encode() + b"\n")
 
-        if not self._rows:
+    def finish(self) -> None:
+        for array in self._arrays:
+            array.finish()
+
+
+class _NpyArray:
+    """An array that grows along its first axis. Its header is written again at the end, when the number of rows is
+    known; numpy leaves room for that."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._file = draft.file
+        self._rows = self._body_at = 0
+        self._like: Any = None
+
+    def append(self, values: np.ndarray | None) -> None:
+        assert values is not None
+        little: Any = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        if self._like is None:
+            self._like = little[:0]
             self._write_header()
             self._body_at = self._file.tell()
-        self._file.write(np.asarray(vector, dtype="<f4").tobytes())
-        name: Any = document.id
-        if name is None:
-            name = {"file": document.file, "row": document.row} if self._with_files else {"row": document.row}
-        self._ids.file.write(json.dumps(name, ensure_ascii=False).encode() + b"\n")
-        self._rows += 1
+        self._file.write(little.tobytes())
+        self._rows += len(little)
 
     def finish(self) -> None:
         self._file.seek(0)
@@ -149,87 +158,65 @@ class _Numpy(VectorFile):
     def _write_header(self) -> None:
         from numpy.lib import format as npy
 
-        header = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._width)}
+        shape = (self._rows, *self._like.shape[1:])
+        header = {"descr": npy.dtype_to_descr(self._like.dtype), "fortran_order": False, "shape": shape}
         npy.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call, unused-ignore]
 
-    def publish_companion(self) -> None:
-        self._ids.publish()
 
-    def set_companion_aside(self) -> None:
-        set_aside(self._ids_path)
+class _ArrowRows(VectorFile):
+    """Columns of `arrow_table`, by a writer of pyarrow."""
 
-    def abandon(self) -> None:
-        self._ids.remove()
+    holds_answers = True
 
-
-class _Parquet(VectorFile):
-    """Columns `id` (string), `row`, further ones, and `vector` (fixed-size list of float32); the model is in the
-    file's metadata. A further column of no certain type is one of strings: of JSON where a value is none itself."""
-
-    holds_text_ids_only = True
-
-    def __init__(self, path: Path, file: IO[bytes], columns: Mapping[str, Any], with_files: bool) -> None:
-        super().__init__(path, file, columns, with_files)
+    def __init__(self, path: Path, drafts: Path, layout: Layout) -> None:
+        super().__init__(path, drafts, layout)
         self._writer: Any = None
-        self._documents: list[Document] = []
-        self._vectors: list[np.ndarray | list[float]] = []
 
-    @staticmethod
-    def require() -> None:
-        try:
-            import pyarrow.parquet  # noqa: F401 - is it there
-        except ImportError:
-            raise MissingExtraError("Writing .parquet", "files") from None
+    @abstractmethod
+    def _open(self, schema: Any) -> Any:
+        """The writer, when the first rows have told the types."""
 
-    def _add(self, vector: np.ndarray | list[float], document: Document) -> None:
-        self._documents.append(document)
-        self._vectors.append(vector)
-        if len(self._documents) >= ROW_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        import numpy as np
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        documents = self._documents
-        vector_type = pa.list_(pa.float32(), self._width)
-        columns = [
-            (pa.field("id", pa.string()), [None if d.id is None else str(d.id) for d in documents]),
-            (pa.field("row", pa.int64()), [d.row for d in documents]),
-        ]
-        if self._with_files:
-            columns.append((pa.field("file", pa.string()), [d.file for d in documents]))
-        for at, (name, kind) in enumerate(self._columns.items()):
-            values = [d.columns[at] for d in documents]
-            columns.append(
-                (pa.field(name, pa.string()), [_as_string(value) for value in values])
-                if kind is None
-                else (pa.field(name, kind), values)
-            )
-        fields = [field for field, _ in columns]
-        schema = pa.schema([*fields, pa.field("vector", vector_type, nullable=False)], metadata=self._about)
-        if self._writer is None:
-            # Floats of an embedding do not compress, and no two are alike.
-            self._writer = parquet.ParquetWriter(
-                self._file, schema, compression="zstd", use_dictionary=False, write_statistics=False
-            )
-        flat = pa.array(np.asarray(self._vectors, dtype=np.float32).reshape(-1))
-        vectors = pa.FixedSizeListArray.from_arrays(flat, type=vector_type)
-        arrays = [pa.array(values, field.type) for field, values in columns]
-        self._writer.write_table(pa.table([*arrays, vectors], schema=schema))
-        self._documents, self._vectors = [], []
+    def write(self, rows: Rows) -> None:
+        table = arrow_table(rows, self._layout)
+        self._writer = self._writer or self._open(table.schema)
+        self._writer.write_table(table)
 
     def finish(self) -> None:
-        if self._documents:
-            self._flush()
         self._writer.close()
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         if self._writer is not None:
             # Its destructor would write a footer into a file that is closed by then.
             with suppress(Exception):
                 self._writer.close()
+        super().close()
+
+
+class _Parquet(_ArrowRows):
+    @staticmethod
+    def require() -> None:
+        require_arrow("Writing .parquet")
+
+    def _open(self, schema: Any) -> Any:
+        from pyarrow import parquet
+
+        # Floats of an embedding do not compress, and no two are alike.
+        return parquet.ParquetWriter(
+            self._file, schema, compression="zstd", use_dictionary=False, write_statistics=False
+        )
+
+
+class _Arrow(_ArrowRows):
+    """A file of record batches, which may be mapped into memory."""
+
+    @staticmethod
+    def require() -> None:
+        require_arrow("Writing .arrow")
+
+    def _open(self, schema: Any) -> Any:
+        import pyarrow as pa
+
+        return pa.ipc.new_file(self._file, schema)
 
 
 def _as_json(value: Any) -> Any:
@@ -237,8 +224,4 @@ def _as_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_string(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-FORMATS: dict[str, type[VectorFile]] = {".parquet": _Parquet, ".jsonl": _JsonLines, ".npy": _Numpy}
+FORMATS: dict[str, type[VectorFile]] = {".parquet": _Parquet, ".jsonl": _JsonLines, ".npy": _Numpy, ".arrow": _Arrow}

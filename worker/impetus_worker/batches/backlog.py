@@ -38,6 +38,8 @@ class OpenEmbedding:
     """As the role has them."""
     tokens: int
     truncated: int
+    lost: int
+    """Tokens of texts that were truncated."""
     vectors: np.ndarray
     rows_left: int
     """How many have no vector yet."""

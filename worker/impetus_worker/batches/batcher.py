@@ -25,6 +25,8 @@ class Room:
 
     interactive: int
     bulk: int
+    ahead: int = 0
+    """Where there is no room for those: bulk jobs of which the batcher may choose who is next."""
 
 
 class Batcher(Protocol):

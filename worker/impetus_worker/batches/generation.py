@@ -3,6 +3,9 @@
 Only as many jobs are claimed as the engine has places and memory for; the rest wait in Redis, where another worker may
 take them. Some places are kept from bulk jobs, so that whoever waits need not wait for a bulk job to end.
 
+Of a backlog of bulk jobs a few more are held, to choose from: those that begin as the one before did go next, so that
+the engine reads their beginning once. None is passed by more than a bounded number of later ones.
+
 While jobs are suspected of killing the engine, groups take turns: one of suspects, with nothing beside it, and one of
 all interactive jobs that wait when it begins. Other bulk jobs wait until no more are suspected.
 """
@@ -43,6 +46,10 @@ if TYPE_CHECKING:
 
 _KEPT_FROM_BULK = 8
 """One place in so many is for jobs whose callers wait."""
+_AHEAD_SHARE = 2
+"""For so many places one bulk job is held that has none. Another worker has no use of those that are held here."""
+_MOST_PASSED = 32
+"""A bulk job is passed by no more that came later, while it is held."""
 _READING_S = 0.01
 """So long requests are read before the loop looks at the engine and the queues again; one at least."""
 _PATIENCE_S = 60.0
@@ -93,6 +100,8 @@ class GenerationBatcher:
         """How many may be on their way to a place. Memory that runs out makes it 1, and each start doubles it."""
         self._full = False
         """Whether there is no memory for another job until one ends."""
+        self._last_beginning: int | None = None
+        """Of the bulk job that was last given a place."""
 
     # -- taking in ---------------------------------------------------------------------------------------------------
 
@@ -102,13 +111,23 @@ class GenerationBatcher:
         begun = sum(bool(owner.run) for owner in everyone)
         if (self._full and begun) or parked >= self._max_concurrent:
             return Room(interactive=0, bulk=0)
-        held = len(self._unread) + len(self._long) + len(everyone) - parked
+        held_ahead = self._held_ahead()
+        held = len(self._unread) + len(self._long) + len(everyone) - parked - held_ahead
         on_their_way = held - begun
         places = max(0, min(self._max_concurrent - held, self._window - on_their_way))
         if self._has_suspects:
             return Room(interactive=places, bulk=0)
         kept = max(0, self._max_concurrent // _KEPT_FROM_BULK - (self._max_concurrent - held - places))
-        return Room(interactive=places, bulk=max(0, places - kept))
+        ahead = max(0, self._max_concurrent // _AHEAD_SHARE - held_ahead)
+        return Room(interactive=places, bulk=max(0, places - kept), ahead=ahead)
+
+    def _held_ahead(self) -> int:
+        """Of the bulk jobs that wait, those for which there is no place."""
+        places = self._max_concurrent - self._max_concurrent // _KEPT_FROM_BULK - self._in_places()
+        return max(0, sum(not owner.urgent for owner in self._waiting) - max(0, places))
+
+    def _in_places(self) -> int:
+        return sum(not owner.parked for owner in self._in_engine.values())
 
     def add(self, jobs: Sequence[ClaimedJob]) -> None:
         self._unread.extend(jobs)
@@ -161,8 +180,31 @@ class GenerationBatcher:
             if self._in_engine:
                 return self._next_before_suspects(now)
             self._group = self._next_group()
-        queue = self._waiting if self._group is None else self._group
-        return self._send(queue.popleft(), now) if queue else None
+        if self._group is not None:
+            return self._send(self._group.popleft(), now) if self._group else None
+        owner = next((each for each in self._waiting if each.urgent), None) or self._next_bulk()
+        if owner is None:
+            return None
+        self._waiting.remove(owner)
+        return self._send(owner, now)
+
+    def _next_bulk(self) -> OpenGeneration | None:
+        """The oldest, or one that begins as the last one did; None while there is no place for it."""
+        begun = sum(bool(owner.run) for owner in self._in_engine.values())
+        parked = len(self._in_engine) - self._in_places()
+        places = self._max_concurrent - self._max_concurrent // _KEPT_FROM_BULK
+        full = (self._full and begun) or self._in_places() >= places or parked >= self._max_concurrent
+        if full or not self._waiting:
+            return None
+        chosen = oldest = self._waiting[0]
+        if oldest.passed < _MOST_PASSED:
+            chosen = next((each for each in self._waiting if each.beginning == self._last_beginning), oldest)
+        for each in self._waiting:
+            if each is chosen:
+                break
+            each.passed += 1
+        self._last_beginning = chosen.beginning
+        return chosen
 
     def _next_before_suspects(self, now: float) -> GenerationWork | None:
         """Suspects came while others run: these are let end, and bulk ones hold up nobody who waits."""

@@ -12,6 +12,8 @@ from impetus_producer.conversation import NamedTool
 
 from .quarantine import Witness
 
+_BEGINNING_CHARACTERS = 512
+"""About as many as make a beginning that engines remember."""
 _ROLES = {"developer": "system"}
 
 if TYPE_CHECKING:
@@ -38,8 +40,18 @@ class OpenGeneration(Witness):
     """Names what the engine has begun of it, and is empty until it has."""
     streamed: dict[str, int] = field(default_factory=dict)
     """By channel, how many characters of this run have been told."""
+    beginning: int = 0
+    """The same for jobs that ask the same model for something that begins alike."""
+    passed: int = 0
+    """How many that came later began before it."""
     ending: Failed | Stopped | None = None
     """How it is to end as soon as the engine has handed over what it made."""
+
+    def __post_init__(self) -> None:
+        request, said = self.request, ""
+        for text in (request.prompt or "", *(each.text for each in request.messages or ())):
+            said += text[: _BEGINNING_CHARACTERS - len(said)]
+        self.beginning = hash((request.model, bool(request.tools), said))
 
     @property
     def urgent(self) -> bool:

@@ -60,7 +60,8 @@ class EmbeddingResults:
         result = (
             f'{{"object":"embedding","embeddings":{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
             f'"encoding":"{encoding}","data":{data}}},'
-            f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated}}},{self._same_for_all}}}'
+            f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
+            f'"truncated_tokens":{owner.lost}}},{self._same_for_all}}}'
         )
         return Finished(owner.job, result.encode(), raw if encoding == "raw" else None)
 
@@ -80,7 +81,7 @@ class RerankResults:
             | ({"document": {"text": request.documents[index]}} if request.return_documents else {})
             for index in order
         ]
-        usage = {"prompt_tokens": owner.tokens, "truncated_documents": owner.truncated}
+        usage = {"prompt_tokens": owner.tokens, "truncated_documents": owner.truncated, "truncated_tokens": owner.lost}
         result = {"object": "rerank", "results": ranked, "usage": usage, **self._same_for_all}
         return Finished(owner.job, json.dumps(result, separators=(",", ":")).encode())
 

@@ -40,7 +40,7 @@ class EncodedText(Protocol):
     @property
     def ids(self) -> np.ndarray: ...
     @property
-    def truncated(self) -> bool: ...
+    def lost(self) -> int: ...
 
 
 class TextEncoder(Protocol):
@@ -134,7 +134,7 @@ class RowRequests(ABC, Generic[RequestT]):
         if request.truncate:
             return
         for index, text in enumerate(texts):
-            if text.truncated:
+            if text.lost:
                 raise InvalidRequestError(
                     f"{self.texts_field}: item {index} is longer than the {self._info.max_tokens} tokens that "
                     f"{self._info.model} reads, and 'truncate' is false"

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,6 +43,27 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
     return f"{host.strip('[]') or '127.0.0.1'}:{port}"
 
 
+def _concurrent(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """None for `auto`."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter("give a number of at least 1, or auto")
+    return int(value)
+
+
+def _adapters(context: click.Context, parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
+    folders: dict[str, Path] = {}
+    for each in value:
+        name, _, folder = each.partition("=")
+        if not (name.strip() and folder.strip()):
+            raise click.BadParameter(f"give NAME=FOLDER, and not {each!r}")
+        if name.strip() in folders:
+            raise click.BadParameter(f"{name.strip()} is given twice")
+        folders[name.strip()] = Path(folder.strip()).expanduser().resolve()
+    return tuple(f"{name}={folder}" for name, folder in folders.items())
+
+
 def _upstream(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if not value:
         return None
@@ -61,6 +83,8 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
         raise click.UsageError("--generation-backend openai needs --upstream URL: the server to forward to")
     if options["upstream"] is not None and not forwards:
         raise click.UsageError("--upstream goes with --generation-backend openai, and with no other")
+    if forwards and (options["adapters"] or options["kv_bits"]):
+        raise click.UsageError("--adapter and --kv-bits are for models that run here, and openai forwards to others")
 
 
 @click.command()
@@ -82,14 +106,22 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               help="The most padded tokens in a batch.  [default: 1024 on a CPU, 4096 elsewhere]")  # fmt: skip
 @click.option("--max-wait-ms", envvar="IMPETUS_MAX_WAIT_MS", default=5.0, show_default=True, show_envvar=True,
               type=click.FloatRange(0), help="How long the first text waits for others to join it.")  # fmt: skip
-@click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default=16, show_envvar=True,
-              show_default=True, type=click.IntRange(1), help="How many generations decode together.")  # fmt: skip
+@click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default="16",
+              show_envvar=True, show_default=True, callback=_concurrent, metavar="N|auto",
+              help="How many generations decode together. 'auto' times a few counts of them when the model has loaded, "
+              "up to 48, and takes the one of the most tokens a second whose steps are short.")  # fmt: skip
 @click.option("--more-generation-models", envvar="IMPETUS_MORE_GENERATION_MODELS", default="", metavar="NAME,…",
               show_envvar=True, help="Models that jobs may name besides; each is loaded when one does.")  # fmt: skip
 @click.option("--memory-limit-gb", envvar="IMPETUS_MEMORY_LIMIT_GB", type=click.FloatRange(0, min_open=True),
               show_envvar=True, help="What generation may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
 @click.option("--prefix-cache-mb", envvar="IMPETUS_PREFIX_CACHE_MB", default=512, show_default=True, show_envvar=True,
               type=click.IntRange(0), help="Of that, for the beginnings of prompts that later ones share.")  # fmt: skip
+@click.option("--prefix-cache-dir", envvar="IMPETUS_PREFIX_CACHE_DIR", show_envvar=True,
+              type=click.Path(file_okay=False, resolve_path=True),
+              help="A folder for beginnings that several prompts had, which survive a restart there. It holds what "
+              "they said: only this user can read it.  [default: none]")  # fmt: skip
+@click.option("--prefix-cache-dir-mb", envvar="IMPETUS_PREFIX_CACHE_DIR_MB", default=4096, show_default=True,
+              show_envvar=True, type=click.IntRange(1), help="The most that folder takes.")  # fmt: skip
 @click.option("--prefill-tokens", envvar="IMPETUS_PREFILL_TOKENS", type=click.IntRange(1), show_envvar=True,
               help="Prompt tokens read between two steps: fewer pause running streams less, more read long prompts "
               "faster.  [default: 512; on an M5 2048]")  # fmt: skip
@@ -115,6 +147,13 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               show_envvar=True, type=click.Choice(QUANTIZE_AT_LOAD),
               help="What is done, when it loads, to a generation model that comes unquantised. 'auto': on an Apple GPU "
               "4bit, or mixed_4_6 on an M5 (unverified); on a CPU nothing.")  # fmt: skip
+@click.option("--adapter", "adapters", multiple=True, envvar="IMPETUS_ADAPTER", metavar="NAME=FOLDER", show_envvar=True,
+              callback=_adapters, help="A LoRA adapter of the generation model, as mlx_lm.lora writes it; jobs ask for "
+              "it by NAME as for a model. The weights are in memory once, and those of each adapter decode in turn. "
+              "May be given several times; in the variable they stand with white space between.")  # fmt: skip
+@click.option("--kv-bits", envvar="IMPETUS_KV_BITS", type=click.Choice(["8", "4"]), show_envvar=True,
+              help="Keep keys and values in so many bits: about half the memory of a token, or a quarter, and slower. "
+              "What it costs the model, in perplexity of a sample, is in the log.  [default: as computed]")  # fmt: skip
 @click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
               help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
 @click.option("--allow-webhooks", envvar="IMPETUS_ALLOW_WEBHOOKS", default="", metavar="HOST,…", show_envvar=True,
@@ -242,6 +281,8 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         upstream=options["upstream"] if role == "generation" else None,
         memory_limit_gb=options["memory_limit_gb"],
         prefix_cache_mb=options["prefix_cache_mb"],
+        prefix_cache_dir=options["prefix_cache_dir"],
+        prefix_cache_dir_mb=options["prefix_cache_dir_mb"],
         prefill_tokens=options["prefill_tokens"],
         max_batch_texts=options["max_batch_texts"],
         max_batch_tokens=options["max_batch_tokens"],
@@ -251,6 +292,8 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         context_tokens=options["context_tokens"],
         max_answer_tokens=options["max_answer_tokens"],
         special_tokens=options["special_tokens"],
+        adapters=options["adapters"] if role == "generation" else (),
+        kv_bits=int(options["kv_bits"]) if options["kv_bits"] else None,
         generation_quantize=options["generation_quantize"],
         burst=options["burst"],
         allow_callbacks=tuple(allowed.callbacks),

@@ -47,7 +47,12 @@ class Intake:
         if self._paused or now < self._suspended_until:
             return None
         queues, jobs = (self._queues, room.bulk) if room.bulk else (self._queues[:1], room.interactive)
-        return Wanted(queues, jobs) if jobs and any(self._may_have_jobs(queue, now) for queue in queues) else None
+        if jobs and any(self._may_have_jobs(queue, now) for queue in queues):
+            return Wanted(queues, jobs)
+        bulk = self._queues[1:]
+        # Of a backlog alone: the last jobs are for whoever has a place for them.
+        ahead = room.ahead if self.has_backlog and any(self._may_have_jobs(queue, now) for queue in bulk) else 0
+        return Wanted(bulk, ahead) if ahead else None
 
     def _may_have_jobs(self, queue: str, now: float) -> bool:
         since = self._empty_since[queue]

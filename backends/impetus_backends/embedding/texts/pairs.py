@@ -79,10 +79,10 @@ class PairEncoder:
     def _pair(self, query: EncodedText, document: EncodedText, most: int, *, odd_to_query: bool) -> EncodedText:
         whole = len(query.ids), min(len(document.ids), most)
         first, second = _fitted(*whole, self._room, odd_to_query=odd_to_query)
-        cut = query.truncated or document.truncated or first + second < len(query.ids) + len(document.ids)
+        lost = query.lost + document.lost + len(query.ids) + len(document.ids) - first - second
         head, between, tail = self._parts
         row = np.concatenate([head, query.ids[:first], between, document.ids[:second] + self._second, tail])
-        return EncodedText(row.astype(np.int32, copy=False), cut)
+        return EncodedText(row.astype(np.int32, copy=False), lost)
 
 
 def _fitted(first: int, second: int, room: int, *, odd_to_query: bool) -> tuple[int, int]:

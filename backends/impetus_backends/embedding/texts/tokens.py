@@ -33,10 +33,15 @@ _MARGIN_CHARS = 128
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """One token row, int32 with special tokens, and whether the text was longer than the model reads."""
+    """One token row, int32 with special tokens."""
 
     ids: np.ndarray
-    truncated: bool
+    lost: int = 0
+    """How many tokens of the text found no room: about, where it is long, as it is not read to its end."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.lost > 0
 
 
 class TextEncoder:
@@ -90,7 +95,7 @@ class TextEncoder:
     def contents(self, texts: Sequence[str]) -> list[EncodedText]:
         """The same rows without the special tokens at their ends, and without a prompt."""
         rows = self._rows(texts, texts)
-        return [EncodedText(row.ids[len(self._head) : len(row.ids) - len(self._tail)], row.truncated) for row in rows]
+        return [EncodedText(row.ids[len(self._head) : len(row.ids) - len(self._tail)], row.lost) for row in rows]
 
     def _without(self, prompt: str, encoded: list[EncodedText]) -> list[EncodedText]:
         """The same rows with the tokens of the prompt marked, which are then read and not pooled.
@@ -110,8 +115,9 @@ class TextEncoder:
 
     def _cut(self, ids: list[int]) -> EncodedText:
         if len(ids) <= self.max_tokens:
-            return EncodedText(np.array(ids, dtype=np.int32), truncated=False)
-        return EncodedText(np.array([*ids[: self.max_tokens - len(self._tail)], *self._tail], dtype=np.int32), True)
+            return EncodedText(np.array(ids, dtype=np.int32))
+        row = np.array([*ids[: self.max_tokens - len(self._tail)], *self._tail], dtype=np.int32)
+        return EncodedText(row, len(ids) - self.max_tokens)
 
     def _long(self, text: str, size: int) -> EncodedText:
         """The row of a long text from the shortest prefix that settles it, doubling from `size` characters.
@@ -120,7 +126,7 @@ class TextEncoder:
         and well away from the cut: tokenizers work word by word, so nothing after the cut can reach that far back.
         Within a word it can, from any distance: a text without words is read to its end.
         """
-        shorten = self._shorten
+        shorten, length = self._shorten, len(text)
         while size < len(text):
             end = _word_end(text, size)
             encoding = self._tokenizer.encode(text[:end], add_special_tokens=False)
@@ -129,7 +135,10 @@ class TextEncoder:
                 settled = encoding.offsets[self._room][1] <= end - _MARGIN_CHARS
                 if settled and word is not None and word != encoding.word_ids[-1]:
                     ids = [*self._head, *encoding.ids[: self._room], *self._tail]
-                    return EncodedText(np.array(ids, dtype=np.int32), True)
+                    read = max(1, encoding.offsets[self._room - 1][1])
+                    # As if the rest had as many tokens for its characters as what was read.
+                    lost = max(1, round((length - read) * self._room / read))
+                    return EncodedText(np.array(ids, dtype=np.int32), lost)
             if shorten is not None:  # once; ordinary texts need it not at all
                 text, shorten = shorten(text), None
             else:

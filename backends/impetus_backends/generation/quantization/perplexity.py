@@ -106,9 +106,13 @@ def score(
     tokens: Sequence[int],
     *,
     window_tokens: int = WINDOW_TOKENS,
+    make_cache: Callable[[], list[Any]] | None = None,
     progress: Progress = lambda share: None,
 ) -> Score:
-    """Runs the model over these tokens, in windows no longer than its context. Takes at least two tokens."""
+    """Runs the model over these tokens, in windows no longer than its context. Takes at least two tokens.
+
+    `make_cache`: makes what keeps keys and values, where attention is to read them as that holds them.
+    """
     import mlx.core as mx
 
     length = max(2, min(window_tokens, loaded.context_tokens))
@@ -116,7 +120,8 @@ def score(
     choices: list[np.ndarray] = []
     vocabulary = 0
     for begin, scored, end in windows(len(tokens), length):
-        logits = loaded.model(mx.array([list(tokens[begin:end])]))[0]
+        cache = make_cache() if make_cache is not None else None
+        logits = loaded.model(mx.array([list(tokens[begin:end])]), cache=cache)[0]
         vocabulary = logits.shape[-1]
         marks = [*range(scored, end, _ROWS), end]
         for first, last in pairwise(marks):

@@ -1,30 +1,39 @@
 """What a model thinks, what it answers and what it wants called, told apart in the text that it makes.
 
 Models mark these by texts that their tokenizers know. mlx-lm knows the marks of most families, and finds them in a text
-that comes in pieces; those of gpt-oss ("harmony") are added here. Source of the latter:
-https://github.com/openai/harmony/blob/main/docs/format.md
+that comes in pieces. Added here are those of gpt-oss ("harmony"), and calls as Llama 3 writes them: answers of nothing
+but JSON. Sources: https://github.com/openai/harmony/blob/main/docs/format.md and
+https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..processors import Thinking
+from .tool_calls import parse_bare, parse_harmony
+
+if TYPE_CHECKING:
+    from .tool_calls import Parse
 
 _HARMONY: dict[str, list[tuple[str, str]]] = {
     "normal": [
         ("<|channel|>analysis<|message|>", "reasoning"),
-        ("<|channel|>final<|message|>", "normal"),
-        ("<|channel|>commentary<|message|>", "normal"),
+        ("<|channel|>final<|message|>", "said"),
+        ("<|channel|>commentary<|message|>", "said"),
         ("<|channel|>commentary to=functions.", "tool"),
+        ("to=functions.", "tool"),
         ("<|start|>assistant", "normal"),
         ("<|end|>", "normal"),
         ("<|return|>", "normal"),
     ],
+    "said": [("<|end|>", "normal"), ("<|return|>", "normal"), ("<|start|>assistant", "normal")],
     "reasoning": [("<|end|>", "normal"), ("<|start|>assistant", "normal")],
-    "tool": [("<|call|>", "normal"), ("<|end|>", "normal")],
+    "tool": [("<|call|>", "normal"), ("<|end|>", "normal"), ("<|return|>", "normal")],
 }
+_BARE_CALL = ("<|python_tag|>", "tool")
+"""Beside answers that begin as an object of JSON does."""
 
 
 @dataclass(slots=True)
@@ -46,7 +55,11 @@ class Channels:
         vocabulary = tokenizer.get_vocab()
         self.harmony = "<|channel|>" in vocabulary and "<|message|>" in vocabulary
         self.thinks: bool = tokenizer.has_thinking or self.harmony
-        self.calls: bool = tokenizer.has_tool_calling or self.harmony
+        self._bare = not (tokenizer.has_tool_calling or self.harmony) and _writes_bare_calls(tokenizer)
+        self.parse_calls: Parse | None = tokenizer.tool_parser
+        """Of what stands between the marks of a call; none: how this model writes calls is not known."""
+        if self.harmony or self._bare:
+            self.parse_calls = parse_harmony if self.harmony else parse_bare
         self.think_start: str = tokenizer.think_start or ""
         self.think_start_tokens: tuple[int, ...] = tuple(tokenizer.think_start_tokens or ())
         self.think_end_tokens: tuple[int, ...] = tuple(tokenizer.think_end_tokens or ())
@@ -65,6 +78,8 @@ class Channels:
                 "reasoning": [(tokenizer.think_end, "normal")],
             }
         self._without = TextStateMachine(thoughts)
+        if self._bare:
+            self._with_calls = TextStateMachine(thoughts | {"normal": [*thoughts["normal"], _BARE_CALL], "tool": []})
 
     def opens_with_thought(self, prompt: str) -> bool:
         """Whether the template has begun the thinking already. `prompt`: as the template wrote it."""
@@ -85,10 +100,16 @@ class Channels:
     def splitter(self, *, thinking: bool, calls: bool) -> Splitter | None:
         """For one answer; None where there is nothing to tell apart. `thinking`: it begins with a thought; `calls`:
         whether calls are looked for."""
-        if not (self.thinks or (calls and self.calls)):
+        if not (self.thinks or (calls and self.parse_calls is not None)):
             return None
         machine = self._with_calls if calls else self._without
-        return Splitter(machine, "reasoning" if thinking else "normal")
+        return Splitter(machine, "reasoning" if thinking else "normal", bare_calls=calls and self._bare)
+
+
+def _writes_bare_calls(tokenizer: Any) -> bool:
+    """Whether this is the template of Llama 3.1 and what came after, by the name that it has for arguments."""
+    template = tokenizer.chat_template if tokenizer.has_chat_template else None
+    return isinstance(template, str) and '"parameters": ' in template and "<|start_header_id|>" in template
 
 
 class Splitter:
@@ -97,8 +118,10 @@ class Splitter:
     Line breaks around thoughts and calls belong to their form, and not to what is said.
     """
 
-    def __init__(self, machine: Any, state: str) -> None:
+    def __init__(self, machine: Any, state: str, *, bare_calls: bool = False) -> None:
+        """`bare_calls`: an answer that begins with a brace is taken for a call from there on."""
         self._machine = machine
+        self._bare_calls = bare_calls
         self._first_state = state
         self._state = machine.make_state(state)
         self._held = {"normal": "", "reasoning": ""}
@@ -115,13 +138,15 @@ class Splitter:
 
     def whole(self, text: str, *, complete: bool) -> Said:
         """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole."""
-        fresh = Splitter(self._machine, self._first_state)
+        fresh = Splitter(self._machine, self._first_state, bare_calls=self._bare_calls)
         said = fresh.feed(text)
         rest = fresh._state[3]
         fresh._state = (*fresh._state[:3], "")
         fresh._take(said, fresh._state[0], rest)
         if fresh._call is not None and complete:
             said.calls.append(fresh._call)
+        elif fresh._call is not None and self._bare_calls:
+            said.text += fresh._call
         if not fresh._called and not said.calls:
             said.text += fresh._held["normal"]
         return said
@@ -143,15 +168,19 @@ class Splitter:
         if before == "tool" and self._call is not None:
             said.calls.append(self._call)
             self._call, self._called = None, True
+        state = _kind(state)
         if state == "tool":
             self._call = ""
-        elif state in self._begun and state != before:
+        elif state in self._begun and state != _kind(before):
             self._begun[state] = False
             if state == "normal" and not self._spoken:
                 self._held[state] = ""
 
     def _take(self, said: Said, state: str, text: str) -> None:
-        if state == "tool":
+        state = _kind(state)
+        if self._bare_calls and state == "normal" and not self._spoken and text.lstrip().startswith("{"):
+            self._call = self._call or ""
+        if state == "tool" or (state == "normal" and self._call is not None):
             self._call = (self._call or "") + text
             return
         if not self._begun[state]:
@@ -165,3 +194,7 @@ class Splitter:
         else:
             said.text += kept
             self._spoken = self._spoken or bool(kept)
+
+
+def _kind(state: str) -> str:
+    return "normal" if state == "said" else state

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import re
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,9 @@ _AROUND: dict[str, tuple[str, ...]] = {
     "assistant": ("user", "assistant", "user"),
     "tool": ("user", "assistant", "tool"),
 }
+_CALL: dict[str, Any] = {
+    "id": "zkqvfxnrd", "type": "function", "function": {"name": "quuxly", "arguments": {"at": "fnord"}},
+}  # fmt: skip
 # Arguments of `apply_chat_template` that are no variables of a template.
 _OWN_OPTIONS = {
     "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
@@ -37,6 +42,8 @@ _OWN_OPTIONS = {
 _EFFORTS = {"minimal": "low", "xhigh": "high", "none": "low"}
 # transformers marks what is to be text by these, and takes them out of a text first.
 _MARKS = ("\U000f0000", "\U000f0001")
+# Mistral's templates take no other ids of calls than those of nine characters.
+_SHORT_IDS = re.compile(r"id\s*\|\s*length\s*!=\s*9")
 _TEMPLATE_S = 2
 """Of computing: common templates take milliseconds for long conversations, and all that decode wait meanwhile."""
 _THREADS_TEMPLATE_S = 10.0
@@ -51,6 +58,12 @@ class Conversations:
         self._tokenizer = tokenizer
         self._parts = False
         """Whether contents go into the template as lists of parts, each a text."""
+        template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+        self._short_ids = _SHORT_IDS.search(template) is not None
+        self._thoughts_name = "reasoning_content"
+        """What templates call the thoughts in a message."""
+        if "reasoning_content" not in template and re.search(r"message(\.|\[.)thinking", template):
+            self._thoughts_name = "thinking"
         self._said: dict[str, bool] = {}
         """By role: whether the template says what such a message holds."""
         self._has_tools: bool | None = None
@@ -148,7 +161,22 @@ class Conversations:
         def form(content: str) -> Any:
             return [{"type": "text", "text": content}] if self._parts else content
 
-        return [{**each, "content": form(each["content"])} for each in messages]
+        return [self._named(each) | {"content": form(each["content"])} for each in messages]
+
+    def _named(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message with what it holds called as this template calls it."""
+        named = dict(message)
+        if self._short_ids:
+            if "tool_call_id" in named:
+                named["tool_call_id"] = _short_id(named["tool_call_id"])
+            if "tool_calls" in named:
+                named["tool_calls"] = [{**call, "id": _short_id(call.get("id", ""))} for call in named["tool_calls"]]
+        if self._thoughts_name in named or "reasoning_content" not in named:
+            return named
+        thoughts = named.pop("reasoning_content")
+        if not (named.get("tool_calls") and named["content"]):  # that of gpt-oss takes one of the two beside a call
+            named[self._thoughts_name] = thoughts
+        return named
 
     def _says(self, role: str) -> bool:
         """Whether a message of this role is to be found in what the template makes of it.
@@ -157,8 +185,13 @@ class Conversations:
         the trial that it did not like.
         """
         around = _AROUND.get(role, (role, "user"))
-        trial = tuple({"role": each, "content": probe} for each, probe in zip(around, _PROBES, strict=False))
+        trial: list[dict[str, Any]] = [
+            {"role": each, "content": probe} for each, probe in zip(around, _PROBES, strict=False)
+        ]
         probe = next(each["content"] for each in trial if each["role"] == role)
+        if role == "tool":  # some leave out what no call asked for
+            trial[1] |= {"content": "", "tool_calls": [_CALL]}
+            trial[2] |= {"tool_call_id": _CALL["id"]}
         try:
             made = self._written(trial)
         except _EndlessError:
@@ -167,6 +200,13 @@ class Conversations:
         except Exception:  # noqa: BLE001 - templates raise what they like
             return True
         return probe in made
+
+
+def _short_id(made: str) -> str:
+    """The same nine letters and figures for the same id of a call."""
+    if len(made) == 9 and made.isascii() and made.isalnum():
+        return made
+    return hashlib.sha256(made.encode()).hexdigest()[:9]
 
 
 class _EndlessError(Exception):

@@ -11,20 +11,26 @@ from ...errors import RequestError
 from ...protocol import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-_HARMONY_CALL = re.compile(r"\s*([\w.-]+)\s*(?:<\|constrain\|>)?\s*(?:json)?\s*<\|message\|>(.*)", re.DOTALL)
+    Parse = Callable[..., Any]
+    """What stands between the marks of a call, and all tools, to a call or several: `name` and `arguments`."""
+
+_HARMONY_CALL = re.compile(
+    r"\s*([\w.-]+)\s*(?:<\|channel\|>commentary)?\s*(?:<\|constrain\|>)?\s*(?:json)?\s*<\|message\|>(.*)", re.DOTALL
+)
+_ID_CHARACTERS = 9
+"""Of a call's id: templates of Mistral's models refuse conversations with ids of any other length."""
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
 class ToolCalls:
-    """The calls of one request. `tokenizer`: mlx-lm's `TokenizerWrapper`."""
+    """The calls of one request. `parse`: how the model writes them, where that is known."""
 
-    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]], *, harmony: bool) -> None:
-        self._parse = tokenizer.tool_parser
+    def __init__(self, parse: Parse | None, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._parse = parse
         self._tools = tools
         self._by_name: dict[str, Mapping[str, Any]] = {tool["function"]["name"]: tool["function"] for tool in tools}
-        self._harmony = harmony
 
     def of(self, written: Iterable[str]) -> tuple[Call, ...] | None:
         """The calls that stand in these texts; None where one of them is none, so that they are text like any other.
@@ -34,7 +40,8 @@ class ToolCalls:
         calls: list[Call] = []
         for text in written:
             try:
-                found = self._parse_harmony(text) if self._harmony else self._parse(text, list(self._tools))
+                assert self._parse is not None
+                found = self._parse(text, list(self._tools))
                 calls += [self._call(each) for each in (found if isinstance(found, list) else [found])]
             except RequestError:
                 raise
@@ -47,11 +54,6 @@ class ToolCalls:
         said = json.loads(text)
         return (self._call(said),)
 
-    def _parse_harmony(self, text: str) -> dict[str, Any]:
-        if (found := _HARMONY_CALL.fullmatch(text)) is None:
-            raise ValueError("no call")
-        return {"name": found[1], "arguments": json.loads(found[2] or "{}")}
-
     def _call(self, said: Mapping[str, Any]) -> Call:
         name, arguments = said["name"], said.get("arguments", said.get("parameters", {}))
         if isinstance(arguments, str):
@@ -61,7 +63,26 @@ class ToolCalls:
         function = self._by_name[name]
         if function.get("strict") and (fault := _fault(function.get("parameters") or _NO_ARGUMENTS, arguments)):
             raise RequestError(f"the model called {name} with arguments that are not of its schema: {fault}")
-        return Call(name, json.dumps(arguments, ensure_ascii=False), str(said.get("id") or f"call_{uuid.uuid4().hex}"))
+        return Call(
+            name, json.dumps(arguments, ensure_ascii=False), str(said.get("id") or uuid.uuid4().hex[:_ID_CHARACTERS])
+        )
+
+
+def parse_harmony(text: str, tools: object) -> dict[str, Any]:
+    """A call as gpt-oss writes it: the tool's name, and after marks its arguments."""
+    if (found := _HARMONY_CALL.fullmatch(text)) is None:
+        raise ValueError("no call")
+    return {"name": found[1], "arguments": json.loads(found[2] or "{}")}
+
+
+def parse_bare(text: str, tools: object) -> list[dict[str, Any]]:
+    """Calls as Llama 3 writes them: objects of JSON with `name` and `parameters`, and semicolons between."""
+    decoder, calls = json.JSONDecoder(), []
+    while text := text.strip().removeprefix("<|python_tag|>").lstrip("; \n"):
+        call, end = decoder.raw_decode(text)
+        calls.append(call)
+        text = text[end:]
+    return calls
 
 
 def forced_schema(tools: Sequence[Mapping[str, Any]], choice: str) -> str:

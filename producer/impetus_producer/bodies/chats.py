@@ -1,0 +1,28 @@
+"""`/v1/chat/completions`. Source: https://platform.openai.com/docs/api-reference/chat
+
+What is answered is in `chat_completions.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..contract import GenerationRequest
+from ..errors import InvalidRequestError
+from ..parsing import parse_request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENDPOINT = "/v1/chat/completions"
+_OURS = ("prompt", "cancel_if_abandoned")
+"""Fields of the contract that a chat does not have."""
+
+
+def chat_payload(fields: Mapping[str, Any]) -> tuple[GenerationRequest, dict[str, Any]]:
+    """What a body asks for, and what is sent for it. Raises `InvalidRequestError`."""
+    for name in _OURS:
+        if name in fields:
+            raise InvalidRequestError(f"{name}: there is no such field", field=name)
+    request = parse_request(GenerationRequest, fields)
+    return request, {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,175 @@
+"""A run over many documents: what `impetus embed` and `impetus generate -o` have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import click
+
+from ..bulk import work_documents
+from ..errors import ImpetusError, InvalidRequestError
+from ..kept.journal import Journal
+from ..kept.store import Store
+from ..reading.duplicates import Ids
+from ..reading.source import open_source
+from ..shown import printable
+from .progress import progress
+from .server import open_session
+from .summary import Summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from ..documents import FailedDocument, Read
+    from ..reading.source import ReadingOptions, Source
+    from ..works import Work
+    from ..writing.output import Output
+    from .options import RunOptions
+    from .server import Session
+
+
+OutcomeT = TypeVar("OutcomeT")
+
+
+def _as_they_come(outcomes: Iterator[Any], read: deque[Read]) -> Iterator[tuple[Any, Read]]:
+    return ((outcome, read.popleft()) for outcome in outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps(Generic[OutcomeT]):
+    """What is done beside the work itself. `prepared`: to documents before; `paired`: to outcomes, which come in the
+    order of what was read, to have each with what it is of; `counts`: whether the bar moves on with this one."""
+
+    prepared: Callable[[Iterable[Read], Session], Iterable[Read]] = lambda documents, session: documents
+    paired: Callable[[Iterator[OutcomeT | FailedDocument], deque[Read]], Iterator[tuple[Any, Read]]] = _as_they_come
+    counts: Callable[[Read], bool] = lambda document: True
+
+
+def open_checked(inputs: Sequence[str], reading: ReadingOptions, output: str, options: RunOptions) -> Source:
+    """The documents. Raises `InvalidRequestError` for what cannot go with this output, or these options."""
+    source = open_source(inputs, reading)
+    # Neither OUT nor what is written beside it may be an input, such as one that a pattern matches.
+    for written in (output, f"{output}.errors.jsonl", f"{output}.ids.jsonl"):
+        for path in source.paths:
+            if os.path.exists(written) and path.exists() and os.path.samefile(path, written):
+                raise InvalidRequestError(f"INPUT and OUT are the same file: {str(path)!r} is written by this run")
+    if options.on_duplicate == "last" and not source.rereadable:
+        raise InvalidRequestError("--on-duplicate last reads INPUT twice, which a pipe cannot be: give a file")
+    return source
+
+
+def run(
+    source: Source,
+    work: Work[OutcomeT],
+    out: Output[OutcomeT],
+    options: RunOptions,
+    worker_options: Sequence[str],
+    documents_per_job: int = 1,
+    steps: Steps[OutcomeT] | None = None,
+) -> None:
+    """Works on all documents and says how it went. Raises `click.exceptions.Exit(1)` where some failed."""
+    for note in source.notes:
+        _say(note)
+    ids = Ids(options.on_duplicate, as_text=out.holds_text_ids_only)
+    try:
+        with closing(ids), out:
+            if not options.resume:
+                out.folder.clear()
+            with (
+                open_session(options.redis_url, options.patience_s, work.queue, worker_options) as session,
+                _open_store(options.store) as store,
+                Journal(out.folder.path, store, jobs_stay=session.stays) as journal,
+            ):
+                if journal.goes_on:
+                    _say(f"Going on with what an earlier run of {out.name} did; --no-resume begins anew.")
+                started = time.monotonic()
+                _work(source, work, out, ids, journal, session, options, documents_per_job, steps or Steps())
+                elapsed_s = time.monotonic() - started
+    except KeyboardInterrupt:
+        click.echo(f"\n{_unfinished(out)}", err=True)
+        raise
+    except OSError as error:
+        if isinstance(error, ImpetusError) or error.filename is not None:
+            raise
+        raise ImpetusError(f"{error.strerror or error}. {_unfinished(out)}") from error
+    except ImpetusError:
+        if out.folder.is_kept:
+            _say(_unfinished(out))
+        raise
+    summary = Summary(out, journal, elapsed_s, work.makes)
+    for sentence in (source.left_out(), ids.sentence(), *summary.sentences()):
+        if sentence is not None:
+            _say(sentence)
+    if options.as_json:
+        click.echo(json.dumps(summary.as_dict()))
+    if out.failed:
+        raise click.exceptions.Exit(1)
+
+
+def _work(
+    source: Source,
+    work: Work[OutcomeT],
+    out: Output[OutcomeT],
+    ids: Ids,
+    journal: Journal,
+    session: Session,
+    options: RunOptions,
+    documents_per_job: int,
+    steps: Steps[OutcomeT],
+) -> None:
+    # Outcomes come in the order of what was read: the oldest of these is the next one's.
+    read: deque[Read] = deque()
+    documents = steps.prepared(ids.checked(lambda: source), session)
+    with progress(options.progress, source.count, lambda: journal.computed > 0, work.label) as (advance, look):
+
+        def while_waiting() -> None:
+            session.check()
+            look()
+
+        outcomes = work_documents(
+            session.producer,
+            work,
+            _noted(documents, read),
+            keeper=journal,
+            documents_per_job=documents_per_job,
+            max_backlog_jobs=options.max_backlog_jobs,
+            while_waiting=while_waiting,
+        )
+        # Closing withdraws what still waits, however this ends.
+        with closing(cast("Any", outcomes)):
+            for outcome, document in steps.paired(outcomes, read):
+                out.write(outcome, document)
+                if steps.counts(document):
+                    advance()
+    if not out.written and not out.failed:
+        raise ImpetusError(f"there are no documents in {source.name!r}")
+
+
+def _open_store(path: Path | None) -> AbstractContextManager[Store | None]:
+    return nullcontext() if path is None else Store(path)
+
+
+def _noted(documents: Iterable[Read], read: deque[Read]) -> Iterator[Read]:
+    for document in documents:
+        read.append(document)
+        yield document
+
+
+def _unfinished(out: Output[Any]) -> str:
+    if not out.folder.is_kept:
+        return f"{out.name} was not written; the jobs that still waited were withdrawn."
+    return (
+        f"{out.name} is not whole yet. What is done is kept in {out.folder.path.name}: run the same command again to "
+        "go on."
+    )
+
+
+def _say(sentence: str) -> None:
+    click.echo(printable(sentence), err=True)

@@ -1,0 +1,136 @@
+"""The options that runs over many documents have in common, made into what the run takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..bulk import DEFAULT_BACKLOG_JOBS
+from ..reading.source import ReadingOptions
+from .server import patience_option, redis_url_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..reading.duplicates import OnDuplicate
+    from .progress import ProgressKind
+
+CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a run goes, whatever is done with its documents."""
+
+    on_duplicate: OnDuplicate
+    max_backlog_jobs: int
+    resume: bool
+    store: Path | None
+    progress: ProgressKind
+    as_json: bool
+    patience_s: float
+    redis_url: str | None
+
+
+def reading_options(command: CommandT) -> Any:
+    """Gives a command `reading`, a `ReadingOptions`."""
+    return _gathered(
+        command,
+        "reading",
+        ReadingOptions,
+        click.option("--id-field", metavar="NAME", help="The field or column with the id. [default: id]"),
+        click.option(
+            "--text-field",
+            metavar="NAME",
+            help="The field or column with the text; doc.body is the field body within doc. [default: text]",
+        ),
+        click.option(
+            "--column",
+            "columns",
+            metavar="NAME",
+            multiple=True,
+            help="A field or column to write beside the result. May be given several times.",
+        ),
+        click.option(
+            "--input-format",
+            type=click.Choice(["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"]),
+            help="What INPUT holds. Default: by its ending; for `-`, by its first lines.",
+        ),
+        click.option(
+            "--delimiter",
+            metavar="C",
+            callback=lambda context, parameter, value: "\t" if value == "\\t" else value,
+            help="What separates the columns of CSV. [default: a comma; a tab in .tsv]",
+        ),
+        click.option(
+            "--encoding",
+            metavar="NAME",
+            help="Such as utf-16, latin-1 or cp1252. [default: by the mark it begins with, else utf-8]",
+        ),
+        click.option("--follow-links", is_flag=True, help="Read what links in a folder lead to, outside of it too."),
+    )
+
+
+def run_options(command: CommandT) -> Any:
+    """Gives a command `options`, a `RunOptions`."""
+    return _gathered(
+        command,
+        "options",
+        RunOptions,
+        click.option(
+            "--on-duplicate",
+            type=click.Choice(["keep", "fail", "last"]),
+            default="keep",
+            show_default=True,
+            help="Of documents with one id: keep all, fail all but the first, or take only the last.",
+        ),
+        click.option(
+            "--max-backlog-jobs",
+            type=click.IntRange(min=1),
+            default=DEFAULT_BACKLOG_JOBS,
+            show_default=True,
+            metavar="N",
+            help="How many jobs are in Redis at once.",
+        ),
+        click.option(
+            "--resume/--no-resume",
+            " /--restart",
+            default=True,
+            show_default=True,
+            help="Go on where an earlier run of OUT stopped, or begin anew.",
+        ),
+        click.option(
+            "--store",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="An SQLite file of what any run computed, by content, model and options: what is in it is not "
+            "computed again, and what is computed goes there. Made where it is not there.",
+        ),
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "bar", "lines", "json", "none"]),
+            default="auto",
+            show_default=True,
+            help="How to say on stderr how far it is: auto is a bar on a terminal, else a line every 5 s.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="At the end one JSON object on standard output."),
+        patience_option,
+        redis_url_option,
+    )
+
+
+def _gathered(command: CommandT, name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Any:
+    """The command with these options, which come to it as one object."""
+    names = [each.name for each in fields(kind)]
+
+    @wraps(command)
+    def gathering(*arguments: Any, **values: Any) -> Any:
+        return command(*arguments, **values | {name: kind(**{each: values.pop(each) for each in names})})
+
+    for option in reversed(options):
+        option(gathering)
+    return gathering

@@ -1,0 +1,194 @@
+"""Kinds of work on documents: what is sent for them, what comes back, and by what key it is kept.
+
+Knows the contract and documents. Knows no Redis.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from array import array
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+
+from . import contract, jobs
+from .contract import EmbeddingRequest, EmbeddingResult
+from .documents import Document, FailedDocument
+from .errors import ResultTimeoutError
+from .kept.store import Answer
+from .requests import InputType, embedding_payload
+from .texts import text_refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    from .client import Producer
+    from .documents import DocumentId
+    from .handles import JobHandle
+
+KEY_BYTES = 16
+ON_DEVICE = "documents on "
+"""Before a device's name, in what is counted: how many documents it made."""
+_WAIT_S = 0.5
+_PROBE = "Which model is this?"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedDocument:
+    """A document's vector, float32, and by which model."""
+
+    id: DocumentId
+    vector: np.ndarray | list[float]
+    model: str
+    fingerprint: str
+
+
+Embedded: TypeAlias = EmbeddedDocument | FailedDocument
+OutcomeT = TypeVar("OutcomeT")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a job made: an answer for each document, or in its place why there is none; and what is to be counted."""
+
+    answers: Sequence[Answer | str]
+    usage: Mapping[str, int]
+
+
+class Served(NamedTuple):
+    model: str
+    fingerprint: str
+
+
+class Work(ABC, Generic[OutcomeT]):
+    """What is done with each document. Documents of one key have one answer, whoever asks."""
+
+    queue: ClassVar[str]
+    function: ClassVar[str]
+    shared_fields: ClassVar[frozenset[str]]
+    """Of a request: what is the same for all documents, so that a refusal of it ends the run."""
+    most_per_job: ClassVar[int]
+    label: ClassVar[str]
+    """What is being done, in a word."""
+    makes: ClassVar[str]
+    """What comes of it."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises `InvalidRequestError` for options that no document could be worked on with."""
+
+    @abstractmethod
+    def refusal(self, document: Document) -> str | None:
+        """Why the contract does not take this document."""
+
+    @abstractmethod
+    def key(self, document: Document) -> bytes: ...
+
+    @abstractmethod
+    def payload(self, documents: Sequence[Document]) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def read(self, job_id: str, return_value: Any) -> Result:
+        """Raises `ImpetusError` where a worker did not keep to the contract."""
+
+    @abstractmethod
+    def outcome(self, document: Document, answer: Answer) -> OutcomeT: ...
+
+    @abstractmethod
+    def served(self, producer: Producer, while_waiting: Callable[[], None] | None) -> Served:
+        """The model that would answer now. Waits for it, at the front of the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingWork(Work[EmbeddedDocument]):
+    """A vector for each text."""
+
+    model: str | None = None
+    dimensions: int | None = None
+    input_type: InputType | None = None
+    truncate: bool = True
+
+    queue: ClassVar[str] = contract.EMBEDDING_BULK_QUEUE
+    function: ClassVar[str] = contract.EMBED_FUNCTION
+    shared_fields: ClassVar[frozenset[str]] = frozenset(EmbeddingRequest.model_fields) - {"input"}
+    most_per_job: ClassVar[int] = contract.MAX_TEXTS_PER_JOB
+    label: ClassVar[str] = "Embedding"
+    makes: ClassVar[str] = "vectors"
+
+    def check(self) -> None:
+        self._payload(["no text in particular"])
+
+    def refusal(self, document: Document) -> str | None:
+        return text_refusal(document.text)
+
+    def key(self, document: Document) -> bytes:
+        return text_key(document.text, self.dimensions, self.input_type, self.truncate)
+
+    def payload(self, documents: Sequence[Document]) -> dict[str, Any]:
+        return self._payload([document.text for document in documents])
+
+    def _payload(self, texts: list[str]) -> dict[str, Any]:
+        return embedding_payload(texts, self.model, self.dimensions, self.input_type, self.truncate, "raw")
+
+    def read(self, job_id: str, return_value: Any) -> Result:
+        result = jobs.read_result(job_id, EmbeddingResult, return_value)
+        vectors, model, fingerprint = result.vectors, result.model, result.provenance.fingerprint
+        sound = _all_finite(vectors)
+        answers = [
+            Answer(_bytes_of(vector), model, fingerprint)
+            if sound or _all_finite([vector])
+            else "the worker's vector holds numbers not finite"
+            for vector in vectors
+        ]
+        usage = {name: count for name, count in result.usage if count}
+        return Result(answers, {**usage, f"{ON_DEVICE}{result.provenance.device}": len(answers)})
+
+    def outcome(self, document: Document, answer: Answer) -> EmbeddedDocument:
+        return EmbeddedDocument(document.id, vector_of(answer.value), answer.model, answer.fingerprint)
+
+    def served(self, producer: Producer, while_waiting: Callable[[], None] | None) -> Served:
+        result: EmbeddingResult = awaited(producer.embed(_PROBE, model=self.model), while_waiting)
+        return Served(result.model, result.provenance.fingerprint)
+
+
+def text_key(text: str, *options: object) -> bytes:
+    """Names a text and what is asked of it."""
+    digest = blake2b(repr(options).encode(), digest_size=KEY_BYTES)
+    digest.update(text.encode(errors="surrogatepass"))
+    return digest.digest()
+
+
+def vector_of(value: bytes) -> np.ndarray | list[float]:
+    try:
+        import numpy as np
+    except ImportError:
+        return array("f", value).tolist()
+    return np.frombuffer(value, dtype="<f4")
+
+
+def _bytes_of(vector: np.ndarray | Sequence[float]) -> bytes:
+    return array("f", vector).tobytes() if isinstance(vector, list) else vector.tobytes()  # type: ignore[union-attr]
+
+
+def _all_finite(vectors: Any) -> bool:
+    if isinstance(vectors, list):
+        return all(_all_finite(row) if not isinstance(row, float) else math.isfinite(row) for row in vectors)
+    import numpy as np
+
+    return bool(np.isfinite(vectors).all())
+
+
+def awaited(handle: JobHandle[Any], while_waiting: Callable[[], None] | None) -> Any:
+    """The result of a small job of our own, which is deleted."""
+    while True:
+        try:
+            result = handle.result(_WAIT_S)
+        except ResultTimeoutError:
+            if while_waiting is not None:
+                while_waiting()
+        else:
+            handle.delete()
+            return result

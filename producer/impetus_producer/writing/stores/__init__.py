@@ -1,0 +1,1 @@
+"""Databases that hold vectors: one file each, of three verbs."""
