@@ -104,7 +104,7 @@ def _run(
     while_waiting: Callable[[], None] | None,
 ) -> Iterator[OutcomeT | FailedDocument]:
     if window.keeper.asks_for_fingerprint:
-        window.keeper.accept(window.work.served(window.producer, while_waiting).fingerprint)
+        window.keeper.accept(window.work.served(window.producer, while_waiting))
     # An eighth of the window at a time saves round trips; the other seven keep the workers busy meanwhile.
     step = max(1, max_backlog_jobs // 8)
     reader = _Reader(documents, step * window.texts_per_job, MOST_CHARACTERS * step // max_backlog_jobs)

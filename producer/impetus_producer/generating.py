@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from . import contract, jobs
 from .contract import GenerationRequest, GenerationResult
 from .errors import InvalidRequestError
-from .kept.store import Answer
+from .kept.store import Answer, Served
 from .parsing import parse_request
-from .works import ON_DEVICE, Result, Served, Work, awaited, text_key
+from .works import ON_DEVICE, Result, Work, awaited, text_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -79,8 +79,10 @@ class Window(Generic[OutcomeT]):
     full_since: float | None = None
     """By the monotonic clock, as long as it takes nothing and no result comes."""
     ended: list[str] = field(default_factory=list)
+    """To be deleted from Redis: nothing is there of them that is not kept."""
+    read: list[str] = field(default_factory=list)
+    """Jobs whose `answers`, `failures` and `usage` are not kept so far."""
     answers: list[tuple[bytes, Answer]] = field(default_factory=list)
-    """Not kept so far; nor are `failures` and `usage`."""
     failures: list[tuple[bytes, str]] = field(default_factory=list)
     usage: list[Any] = field(default_factory=list)
     succeeded: bool = False
@@ -175,6 +177,7 @@ class Window(Generic[OutcomeT]):
             if not others or time.monotonic() - self.full_since > self.producer.patience.limit_s:
                 raise
             self.unsent += [self.sent.pop(job_id) for job_id in by_id]
+            self.keeper.ended(by_id)
         else:
             self.full_since = None
 
@@ -225,10 +228,11 @@ class Window(Generic[OutcomeT]):
                 usage[name] = usage.get(name, 0) + count
         if self.answers or self.failures or usage:
             self.keeper.keep(self.answers, self.failures, usage)
-        self.answers, self.failures, self.usage = [], [], []
+        self.ended += self.read
+        self.read, self.answers, self.failures, self.usage = [], [], [], []
 
     def _end_badly(self, job_id: str, error: ImpetusError) -> None:
-        self.ended.append(job_id)
+        self.read.append(job_id)
         self._failed(self.sent.pop(job_id), error)
 
     def _end_overwritten(self, error: ServerDataError) -> None:
@@ -240,6 +244,7 @@ class Window(Generic[OutcomeT]):
             raise error
         for job_id in overwritten:
             self._end_badly(job_id, UnreadableResultError(job_id, str(error)))
+        self._keep()
         self._discard_ended()
         self._enqueue()
 
@@ -258,7 +263,7 @@ class Window(Generic[OutcomeT]):
     def _end(self, job_id: str, outcome: jobs.Outcome) -> None:
         """Settles the documents of a job that ended, or has them tried again one by one."""
         job = self.sent.pop(job_id)
-        self.ended.append(job_id)
+        self.read.append(job_id)
         if outcome.error is not None:
             if self._was_stopped(job_id):
                 self._give_up(job, "its job was stopped while it ran")

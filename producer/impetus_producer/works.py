@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 from array import array
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from . import contract, jobs
 from .contract import EmbeddingRequest, EmbeddingResult
 from .documents import Document, FailedDocument
 from .errors import ResultTimeoutError
-from .kept.store import Answer
+from .kept.store import Answer, Served
 from .requests import InputType, embedding_payload
 from .texts import text_refusal
 
@@ -56,11 +56,6 @@ class Result:
 
     answers: Sequence[Answer | str]
     usage: Mapping[str, int]
-
-
-class Served(NamedTuple):
-    model: str
-    fingerprint: str
 
 
 class Work(ABC, Generic[OutcomeT]):

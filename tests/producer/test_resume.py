@@ -233,6 +233,52 @@ def test_a_full_disk_keeps_what_is_done(folder: Path, redis_url: str, bench: Ben
     assert bench.documents == Counter(lines)
 
 
+def test_what_could_not_be_kept_is_still_in_redis(
+    folder: Path, redis_url: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = texts(folder, 200)
+    keep, calls = Store.keep, 0
+
+    def full(self: Store, answers: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise ImpetusError("the disk is full")
+        keep(self, answers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "keep", full)
+        assert embed(redis_url).exit_code == 1
+    assert embed(redis_url).exit_code == 0
+    assert bench.documents == Counter(lines)
+    np.testing.assert_array_equal(read_back(folder / "out.jsonl")[1], [vector_of(line) for line in lines])
+
+
+def test_vectors_of_a_model_that_is_no_longer_served_are_not_mixed_with_others(folder: Path, redis_url: str) -> None:
+    lines = texts(folder, 40)
+    model = "wide"
+
+    def two_models(function: str, request: dict[str, Any]) -> Any:
+        made = embedding_of([request["input"]] if isinstance(request["input"], str) else request["input"])
+        if model == "wide":
+            return made | {"model": model, "provenance": PROVENANCE | {"fingerprint": "wide"}}
+        count = made["embeddings"]["shape"][0]
+        narrow = {"dtype": "float32", "shape": [count, 1], "encoding": "float", "data": [[1.0]] * count}
+        return made | {"embeddings": narrow, "model": model, "provenance": PROVENANCE | {"fingerprint": "narrow"}}
+
+    def changes(function: str, request: dict[str, Any]) -> Any:
+        nonlocal model
+        answer = two_models(function, request)
+        model = "narrow"
+        return answer
+
+    with working(redis_url, changes):
+        mixed = embed(redis_url)
+        assert "vectors of 8 and of 1 dimensions came back" in mixed.stderr
+        assert embed(redis_url).exit_code == 0
+    assert read_back(folder / "out.jsonl")[1].shape == (len(lines), 1)
+
+
 def test_a_folder_of_others_is_not_touched(folder: Path, redis_url: str) -> None:
     texts(folder, 1)
     (folder / "out.jsonl.impetus").mkdir()

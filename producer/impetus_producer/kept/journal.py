@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from .databases import database_errors, open_database, transaction
-from .store import Answer, Store
+from .store import Answer, Served, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ _ID_BYTES = 16
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, keys BLOB);
 CREATE TABLE IF NOT EXISTS failures (key BLOB PRIMARY KEY, reason TEXT);
-CREATE TABLE IF NOT EXISTS fingerprints (fingerprint TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS fingerprints (fingerprint TEXT PRIMARY KEY, model TEXT);
 CREATE TABLE IF NOT EXISTS usage (name TEXT PRIMARY KEY, count INTEGER)
 """
 
@@ -46,9 +46,9 @@ class Keeper:
         """Whether answers are kept, of which a fingerprint says if they are right: then give it to `accept`."""
         return False
 
-    def accept(self, fingerprint: str) -> None:
+    def accept(self, served: Served) -> None:
         """What is kept of models other than this one is not taken."""
-        self.fingerprints = {fingerprint}
+        self.fingerprints = {served.fingerprint}
 
     def find(self, keys: Sequence[bytes]) -> Mapping[bytes, Answer | str]:
         """What is known of these: an answer, or the reason why there is none."""
@@ -113,11 +113,11 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
             if store is None or own.exists():
                 self._stores.append(opened.enter_context(Store(own)))
             with database_errors(self._path):
-                known = self._database.execute("SELECT fingerprint FROM fingerprints").fetchall()
+                known = self._database.execute("SELECT fingerprint, model FROM fingerprints").fetchall()
                 counted = self._database.execute("SELECT name, count FROM usage").fetchall()
             self._opened = opened.pop_all()
-        self._of_earlier_runs = {fingerprint for (fingerprint,) in known}
-        self._recorded: set[str] = set()
+        self._of_earlier_runs: dict[str, str] = dict(known)
+        self._recorded: set[tuple[str, str]] = set()
         self.usage.update(dict(counted))
 
     @property
@@ -136,12 +136,12 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
     def asks_for_fingerprint(self) -> bool:
         return any(map(bool, self._stores))
 
-    def accept(self, fingerprint: str) -> None:
+    def accept(self, served: Served) -> None:
+        super().accept(served)
         # Several kinds of devices may work one queue: the answers of an earlier run fit if it met this one too.
-        if fingerprint in self._of_earlier_runs:
-            self.fingerprints = {fingerprint, *self._of_earlier_runs}
+        if served.fingerprint in self._of_earlier_runs:
+            self.fingerprints |= {each for each, model in self._of_earlier_runs.items() if model == served.model}
             return
-        self.fingerprints = {fingerprint}
         with database_errors(self._path), transaction(self._database):
             self._database.execute("DELETE FROM failures")
             self._database.execute("DELETE FROM usage")
@@ -182,8 +182,8 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
         with database_errors(self._path), transaction(self._database):
             self._database.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?)", failures)
             self._database.executemany("INSERT OR REPLACE INTO usage VALUES (?, ?)", self.usage.items())
-            if new := self.fingerprints - self._recorded:
-                self._database.executemany("INSERT OR IGNORE INTO fingerprints VALUES (?)", [(each,) for each in new])
+            if new := {(each.fingerprint, each.model) for _, each in answers} - self._recorded:
+                self._database.executemany("INSERT OR IGNORE INTO fingerprints VALUES (?, ?)", new)
                 self._recorded |= new
 
     def ended(self, job_ids: Iterable[str]) -> None:

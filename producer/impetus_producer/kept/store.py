@@ -9,7 +9,7 @@ import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .databases import database_errors, open_database, transaction
 
@@ -24,6 +24,13 @@ CREATE TABLE IF NOT EXISTS answers (key BLOB, maker INTEGER, value BLOB, PRIMARY
 """
 _KEYS_AT_ONCE = 500
 """SQLite before 3.32 takes 999 values in one statement."""
+
+
+class Served(NamedTuple):
+    """A model that answers now."""
+
+    model: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)

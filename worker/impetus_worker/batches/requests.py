@@ -136,7 +136,16 @@ class GenerationRequests:
         payload = read_payload(fields, GENERATE_FUNCTION, self._allowed, most_bytes)
         request = parse_request(GenerationRequest, payload)
         check_model(request.model, self._info)
+        if not self._info.takes_parts:
+            self._check_parts(request)
         return request
+
+    def _check_parts(self, request: GenerationRequest) -> None:
+        for at, message in enumerate(request.messages or ()):
+            for place, part in enumerate(message.content):
+                if part.other is not None:
+                    field = f"messages.{at}.content.{place}"
+                    raise InvalidRequestError(f"{field}: {part.what}, and this model reads text", field=field)
 
     def read(self, fields: Mapping[bytes, bytes]) -> GenerationRequest:
         """All of it at once. Its tokens are made in the engine, which has the chat template."""
