@@ -14,13 +14,13 @@ from impetus_producer.errors import ImpetusError, ResultTimeoutError
 from impetus_producer.operations import retry
 from impetus_producer.records import JobRecord, read_record
 
+from ..entry.answers import json_answer
+from ..entry.callers import Role
+from ..entry.errors import HttpError, http_error
+from ..events import EventStream, event, told
+from ..submitting import embedding_handle, generation_handle
 from . import ollama
-from .answers import json_answer
-from .callers import Role
 from .embeddings import in_openais_words
-from .errors import HttpError, http_error
-from .events import EventStream, event, told
-from .submitting import embedding_handle, generation_handle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle
     from impetus_producer.contract import GenerationResult
 
-    from .gateway import Call
+    from ..gateway import Call
 
 ENDPOINT = "/v1/jobs/{id}"
 EVENTS = "/v1/jobs/{id}/events"
