@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from impetus_gateway.metrics import Metrics
+from impetus_gateway.seeing.metrics import Metrics
 from impetus_producer.fleet import Fleet, QueueState, WorkerState
 from impetus_worker.observing.metrics import _instruments
 

@@ -12,24 +12,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from . import (
-    batches,
-    chats,
-    completions,
-    dashboard,
-    embeddings,
-    files,
-    health,
-    jobs,
-    models,
-    ollama,
-    openapi,
-    reranking,
-)
-from .answers import error_answer
-from .callers import Role
-from .errors import HttpError
+from .api import batches, chats, completions, embeddings, files, health, jobs, models, ollama, openapi, reranking
+from .entry.answers import error_answer
+from .entry.callers import Role
+from .entry.errors import HttpError
 from .gateway import Door
+from .seeing import dashboard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -160,7 +160,7 @@ def serve(
     from impetus_producer.asynchronous import AsyncProducer
     from impetus_producer.batches.store import BatchStore
 
-    from .callers import Keys
+    from .entry.callers import Keys
     from .gateway import Gateway
     from .serving import Address, check_address
     from .serving import serve as serve_until_signalled
@@ -217,7 +217,7 @@ def serve_key(name: str, keys_file: Path, roles: tuple[str, ...]) -> None:
         impetus serve-key shop --keys keys.toml
         impetus serve-key me --keys keys.toml --role submit --role read --role operate
     """
-    from .callers import Keys, Role, new_key
+    from .entry.callers import Keys, Role, new_key
 
     key, entry = new_key(name, [Role(role) for role in roles])
     before = keys_file.read_text() if keys_file.exists() else ""

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from impetus_producer.errors import ImpetusError
 
-from .errors import HttpError, http_error
+from .entry.errors import HttpError, http_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine

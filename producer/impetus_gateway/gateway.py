@@ -13,16 +13,16 @@ from starlette.requests import ClientDisconnect, Request
 
 from impetus_producer.errors import ImpetusError
 
-from .answers import error_answer
 from .batch_thread import Batches
-from .bodies import Bodies, parse_object
-from .callers import ANYONE, Caller, Keys, Role
-from .errors import HttpError, http_error
+from .entry.answers import error_answer
+from .entry.bodies import Bodies, parse_object
+from .entry.callers import ANYONE, Caller, Keys, Role
+from .entry.errors import HttpError, http_error
+from .entry.limits import Limits
 from .events import HungUpError
-from .limits import Limits
-from .metrics import Metrics, Stopwatch
-from .overview import Overview
-from .watch import Watch
+from .seeing.metrics import Metrics, Stopwatch
+from .seeing.overview import Overview
+from .seeing.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine

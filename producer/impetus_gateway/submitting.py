@@ -14,11 +14,14 @@ from impetus_producer import contract, jobs
 from impetus_producer.errors import ResultTimeoutError
 from impetus_producer.records import read_record
 
-from .errors import HttpError
+from .entry.answers import json_answer
+from .entry.errors import HttpError
 from .events import HungUpError, unless_gone
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
+
+    from starlette.responses import Response
 
     from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncRerankHandle
     from impetus_producer.contract import EmbeddingResult, GenerationResult, RerankResult
@@ -82,6 +85,16 @@ async def submit(call: Call, order: Order) -> str:
     if key is not None:
         await _check_same(call, job_id, options.meta["digest"])
     return job_id
+
+
+def accepted(job_id: str) -> Response:
+    """The answer to `Prefer: respond-async`: 202, and the place where to look for the result."""
+    place = f"/v1/jobs/{job_id}"
+    return json_answer(
+        {"id": job_id, "object": "job", "status": "queued", "url": place},
+        202,
+        {"Location": place, "Preference-Applied": "respond-async", "X-Job-Id": job_id},
+    )
 
 
 def embedding_handle(call: Call, job_id: str) -> AsyncEmbeddingHandle:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from redis import Redis
 
-from impetus_gateway.callers import Keys
+from impetus_gateway.entry.callers import Keys
 from impetus_gateway.gateway import Gateway
 from impetus_gateway.serving import Address, Server, make_server
 from impetus_gateway.settings import Settings

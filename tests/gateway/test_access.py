@@ -14,9 +14,9 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from impetus_gateway.callers import Caller, Keys, Role, new_key
-from impetus_gateway.errors import HttpError
-from impetus_gateway.limits import Limits
+from impetus_gateway.entry.callers import Caller, Keys, Role, new_key
+from impetus_gateway.entry.errors import HttpError
+from impetus_gateway.entry.limits import Limits
 from impetus_gateway.serving import Address, check_address
 from impetus_producer import Producer
 from impetus_producer.cli.main import cli
@@ -276,7 +276,7 @@ def test_alone_on_a_machine_it_brings_server_and_worker_speaks_tls_and_ends_in_o
 def test_a_server_that_falls_silent_is_said_and_speaks_again(
     tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("impetus_gateway.watch.STALE_S", 2.0)
+    monkeypatch.setattr("impetus_gateway.seeing.watch.STALE_S", 2.0)
     valkey = Valkey(tmp_path)
     try:
         with serving(valkey.url, patience_s=0.2) as running:

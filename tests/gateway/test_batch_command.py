@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from impetus_gateway.callers import Keys, Role, new_key
+from impetus_gateway.entry.callers import Keys, Role, new_key
 from impetus_producer.cli.main import cli
 from tests.worker.conftest import eventually
 

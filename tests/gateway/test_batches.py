@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from impetus_gateway.callers import Keys, Role, new_key
+from impetus_gateway.entry.callers import Keys, Role, new_key
 from tests.worker.conftest import eventually
 
 from .serving import Serving, is_ready, serving
@@ -131,7 +131,7 @@ def test_what_is_no_form_with_a_file_is_refused(served: Serving) -> None:
 
 
 def test_a_file_is_kept_to_its_size_whatever_it_announces(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("impetus_gateway.files.MAX_BYTES", 1000)
+    monkeypatch.setattr("impetus_gateway.api.files.MAX_BYTES", 1000)
     file = {"file": ("x", b"x" * 300_000)}
     assert served.client.post("/v1/files", data={"purpose": "batch"}, files=file).status_code == 413
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_gateway.callers import Keys, Role, new_key
+from impetus_gateway.entry.callers import Keys, Role, new_key
 from tests.worker.conftest import eventually
 
 from .serving import Serving, is_ready, serving

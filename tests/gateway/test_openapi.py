@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from impetus_gateway.api.openapi import openapi
 from impetus_gateway.app import make_app
-from impetus_gateway.openapi import openapi
 from tests.worker.conftest import eventually
 
 from .serving import Serving, is_ready, serving

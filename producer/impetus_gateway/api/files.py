@@ -13,9 +13,9 @@ from starlette.responses import Response, StreamingResponse
 
 from impetus_producer.batches.lines import MAX_BYTES
 
-from .answers import json_answer
-from .callers import Role
-from .errors import HttpError
+from ..entry.answers import json_answer
+from ..entry.callers import Role
+from ..entry.errors import HttpError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message
 
-    from .gateway import Call
+    from ..gateway import Call
 
 ENDPOINT, FILE, CONTENT = "/v1/files", "/v1/files/{id}", "/v1/files/{id}/content"
 _MOST_LISTED = 10_000

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from impetus_producer.conversation import Wire
 from impetus_producer.parsing import parse_request
 
-from .answers import json_answer
+from ..entry.answers import json_answer
 from .files import id_of, limit_of, owner_of, page
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
-    from .gateway import Call
+    from ..gateway import Call
 
 ENDPOINT, BATCH, CANCEL = "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel"
 _MOST_LISTED, _USUALLY_LISTED = 100, 20

@@ -16,14 +16,13 @@ from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.conversation import Wire
 from impetus_producer.parsing import parse_request
 
+from ..submitting import accepted, embedded, submit, wants_no_wait
 from .embeddings import embedding_order, vectors_as_json
-from .submitting import embedded, submit, wants_no_wait
-from .waiting import accepted
 
 if TYPE_CHECKING:
     from impetus_producer.contract import EmbeddingResult
 
-    from .gateway import Call
+    from ..gateway import Call
 
 EMBED = "/api/embed"
 EMBEDDINGS = "/api/embeddings"

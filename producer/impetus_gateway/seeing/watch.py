@@ -12,7 +12,7 @@ from impetus_producer import contract
 from impetus_producer.errors import ServerError
 from impetus_producer.fleet import Fleet, read_fleet
 
-from .errors import HttpError, busy, unavailable
+from ..entry.errors import HttpError, busy, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from impetus_producer.fleet import QueueState, WorkerState
 
-    from .settings import Settings
+    from ..settings import Settings
 
 _log = logging.getLogger(__name__)
 _EVERY_S = 1.0

@@ -9,10 +9,19 @@ from impetus_producer.bodies.chats import chat_payload
 from impetus_producer.chat_completions import ChatChunks, chat_completion
 from impetus_producer.errors import ResultTimeoutError, StreamRestartedError
 
-from .answers import json_answer
-from .events import DONE, EventStream, begun, event, told
-from .submitting import Order, forget, generated, generation_handle, submit, wants_no_wait, while_there, withdraw
-from .waiting import accepted
+from ..entry.answers import json_answer
+from ..events import DONE, EventStream, begun, event, told
+from ..submitting import (
+    Order,
+    accepted,
+    forget,
+    generated,
+    generation_handle,
+    submit,
+    wants_no_wait,
+    while_there,
+    withdraw,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
     from impetus_producer.contract import GenerationResult
     from impetus_producer.streams import Delta
 
-    from .gateway import Call
+    from ..gateway import Call
 
     class Chunks(Protocol):
         """Makes the chunks of a stream of what a job says."""

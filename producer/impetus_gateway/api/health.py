@@ -8,12 +8,12 @@ from starlette.responses import Response
 
 from impetus_producer import contract
 
-from .answers import json_answer
-from .errors import HttpError
-from .metrics import CONTENT_TYPE
+from ..entry.answers import json_answer
+from ..entry.errors import HttpError
+from ..seeing.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from .gateway import Call
+    from ..gateway import Call
 
 HEALTH, READY, METRICS = "/health", "/ready", "/metrics"
 

@@ -15,15 +15,14 @@ from impetus_producer.bodies.completions import (
 )
 from impetus_producer.parsing import parse_request
 
-from .answers import json_answer
+from ..entry.answers import json_answer
+from ..submitting import Order, accepted, generated, submit, wants_no_wait
 from .chats import streamed
-from .submitting import Order, generated, submit, wants_no_wait
-from .waiting import accepted
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
-    from .gateway import Call
+    from ..gateway import Call
 
 
 async def completions(call: Call) -> Response:

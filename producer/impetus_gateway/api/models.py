@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_producer import contract
 
-from .answers import json_answer
-from .errors import HttpError
+from ..entry.answers import json_answer
+from ..entry.errors import HttpError
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
-    from .gateway import Call
-    from .watch import Watch
+    from ..gateway import Call
+    from ..seeing.watch import Watch
 
 ENDPOINT = "/v1/models"
 MODEL = "/v1/models/{id:path}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from .settings import Settings
+    from ..settings import Settings
 
 
 @dataclass(slots=True)

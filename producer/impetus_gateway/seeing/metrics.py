@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from impetus_producer.contract import EmbeddingResult, GenerationResult, RerankResult
     from impetus_producer.fleet import Fleet
 
-    from .limits import Limits
+    from ..entry.limits import Limits
     from .watch import Watch
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

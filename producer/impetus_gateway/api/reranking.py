@@ -11,16 +11,15 @@ from impetus_producer.contract import MAX_DOCUMENTS_PER_JOB, RerankRequest
 from impetus_producer.conversation import Wire
 from impetus_producer.parsing import parse_request
 
-from .answers import json_answer
-from .submitting import Order, reranked, submit, wants_no_wait
-from .waiting import accepted
+from ..entry.answers import json_answer
+from ..submitting import Order, accepted, reranked, submit, wants_no_wait
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
     from impetus_producer.contract import RerankResult
 
-    from .gateway import Call
+    from ..gateway import Call
 
 ENDPOINT = "/v1/rerank"
 

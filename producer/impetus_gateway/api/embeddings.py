@@ -18,15 +18,14 @@ from impetus_producer.bodies.embeddings import (
 )
 from impetus_producer.parsing import parse_request
 
-from .submitting import Order, embedded, submit, wants_no_wait
-from .waiting import accepted
+from ..submitting import Order, accepted, embedded, submit, wants_no_wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
     from impetus_producer.contract import EmbeddingResult
 
-    from .gateway import Call
+    from ..gateway import Call
 
 _ROWS_AT_ONCE = 16
 

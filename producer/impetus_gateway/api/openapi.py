@@ -13,13 +13,14 @@ from impetus_producer.bodies.completions import CompletionsBody
 from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.contract import GenerationRequest
 
-from . import batches, chats, completions, dashboard, embeddings, files, health, jobs, models, ollama, reranking
-from .answers import json_answer
+from ..entry.answers import json_answer
+from ..seeing import dashboard
+from . import batches, chats, completions, embeddings, files, health, jobs, models, ollama, reranking
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
-    from .gateway import Call
+    from ..gateway import Call
 
 ENDPOINT = "/openapi.json"
 _REF = "#/components/schemas/{model}"

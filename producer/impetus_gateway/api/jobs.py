@@ -14,21 +14,21 @@ from impetus_producer.errors import ImpetusError, ResultTimeoutError
 from impetus_producer.operations import retry
 from impetus_producer.records import JobRecord, read_record
 
+from ..entry.answers import json_answer
+from ..entry.callers import Role
+from ..entry.errors import HttpError, http_error
+from ..events import EventStream, event, told
+from ..submitting import embedding_handle, generation_handle, rerank_handle
 from . import ollama, reranking
-from .answers import json_answer
-from .callers import Role
 from .embeddings import in_openais_words
-from .errors import HttpError, http_error
-from .events import EventStream, event, told
-from .submitting import embedding_handle, generation_handle, rerank_handle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from starlette.responses import Response
 
-    from .gateway import Call
-    from .submitting import Handle
+    from ..gateway import Call
+    from ..submitting import Handle
 
 ENDPOINT = "/v1/jobs/{id}"
 EVENTS = "/v1/jobs/{id}/events"

@@ -10,14 +10,14 @@ from starlette.responses import Response
 from impetus_producer.operations import resume as resume_workers
 from impetus_producer.operations import suspend as suspend_workers
 
-from .answers import json_answer
-from .errors import HttpError
-from .events import EventStream, event, told
+from ..entry.answers import json_answer
+from ..entry.errors import HttpError
+from ..events import EventStream, event, told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from .gateway import Call
+    from ..gateway import Call
 
 PAGE, FILE = "/", "/dashboard/{name}"
 EVENTS, SUSPEND, RESUME = "/v1/fleet/events", "/v1/fleet/suspend", "/v1/fleet/resume"
@@ -45,7 +45,7 @@ async def file(call: Call) -> Response:
 
 
 def _file(name: str, kind: str) -> Response:
-    content = files("impetus_gateway").joinpath("static", name).read_bytes()
+    content = files("impetus_gateway.seeing").joinpath("static", name).read_bytes()
     return Response(content, headers=_HEADERS, media_type=kind)
 
 

@@ -1,0 +1,1 @@
+"""The endpoints: what each is asked and answers."""

@@ -1,0 +1,1 @@
+"""Who is let in, with how much, and what is said to whoever is not."""
