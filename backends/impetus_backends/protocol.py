@@ -25,7 +25,7 @@ class EngineInfo:
     """What an engine turned out to be, once loaded. Published with every result."""
 
     kind: str
-    """`embedding` or `generation`."""
+    """`embedding`, `generation` or `rerank`."""
     backend: str
     device: str
     model: str
@@ -45,6 +45,8 @@ class EngineInfo:
     """What a reader of results must know, such as that the weights are random."""
     measured: str | None = None
     """What was measured of it when it loaded, in a sentence."""
+    takes_parts: bool = False
+    """Of a generation engine: whether messages may hold more than text."""
     max_concurrent: int = 0
     """Of a generation engine: how many requests it decodes together."""
     reasons: tuple[str, ...] = ()
@@ -73,8 +75,8 @@ class GenerationWork:
     id: int
     prompt: str | None
     messages: tuple[Mapping[str, Any], ...] | None
-    """As chat templates take them: `role` and `content` (a string), and where there are such `name`, `tool_calls`,
-    `tool_call_id` and `reasoning_content`."""
+    """As chat templates take them: `role` and `content` (a string; for an engine that takes parts, OpenAI's parts), and
+    where there are such `name`, `tool_calls`, `tool_call_id` and `reasoning_content`."""
     max_tokens: int | None = None
     """None: what is left of the model's context, up to the engine's own limit."""
     min_tokens: int = 0

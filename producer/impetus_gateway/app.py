@@ -12,7 +12,20 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from . import batches, chats, completions, dashboard, embeddings, files, health, jobs, models, ollama, openapi
+from . import (
+    batches,
+    chats,
+    completions,
+    dashboard,
+    embeddings,
+    files,
+    health,
+    jobs,
+    models,
+    ollama,
+    openapi,
+    reranking,
+)
 from .answers import error_answer
 from .callers import Role
 from .errors import HttpError
@@ -75,6 +88,7 @@ def _routes(gateway: Gateway) -> list[Route]:
         post(embeddings.ENDPOINT, embeddings.embeddings),
         post(chats.ENDPOINT, chats.chat),
         post(completions.ENDPOINT, completions.completions),
+        post(reranking.ENDPOINT, reranking.rerank),
         post(ollama.EMBED, ollama.embed),
         post(ollama.EMBEDDINGS, ollama.embeddings),
         post(batches.ENDPOINT, batches.create),

@@ -45,7 +45,7 @@ async def file(call: Call) -> Response:
 
 
 def _file(name: str, kind: str) -> Response:
-    content = files(__package__).joinpath("static", name).read_bytes()
+    content = files("impetus_gateway").joinpath("static", name).read_bytes()
     return Response(content, headers=_HEADERS, media_type=kind)
 
 

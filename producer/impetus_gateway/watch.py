@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from impetus_producer import contract
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _EVERY_S = 1.0
+STALE_S = 10.0
+"""So long what was seen counts; a server that is silent is waited for longer."""
+_SERVED = {"embedding": "embeddings", "generation": "generations", "rerank": "rerankings"}
 _MAX_RETRY_S = 60.0
 
 
@@ -33,6 +38,7 @@ class Watch:
         self._connection = connection
         self._settings = settings
         self._fleet: Fleet | None = None
+        self._looked_at = 0.0
         self._sent: dict[str, int] = {}
         """By queue, how many jobs were put there since the last look."""
         self._seen = asyncio.Event()
@@ -40,8 +46,8 @@ class Watch:
 
     @property
     def fleet(self) -> Fleet | None:
-        """None while the server is not to be reached."""
-        return self._fleet
+        """None while the server is not to be reached, or says nothing."""
+        return self._fleet if time.monotonic() - self._looked_at < STALE_S else None
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -56,16 +62,17 @@ class Watch:
             if self._fleet is not None:
                 _log.warning("the queue's server is away: %s", error)
             fleet = None
-        self._fleet = fleet
+        self._fleet, self._looked_at = fleet, time.monotonic()
         self._sent.clear()
         self.on_look(fleet)
         self._seen.set()
         self._seen = asyncio.Event()
 
-    async def next_look(self) -> Fleet | None:
-        """Waits for the next one."""
-        await self._seen.wait()
-        return self._fleet
+    async def next_look(self) -> None:
+        """Waits for the next one, and no longer than one is good for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STALE_S):
+                await self._seen.wait()
 
     def sent(self, queue: str) -> None:
         """A job was put there."""
@@ -73,11 +80,13 @@ class Watch:
 
     def serving(self, queue: str) -> list[WorkerState]:
         """The workers that take jobs of this queue now."""
-        return [] if self._fleet is None else [each for each in self._fleet.workers if each.serves(queue)]
+        fleet = self.fleet
+        return [] if fleet is None else [each for each in fleet.workers if each.serves(queue)]
 
     def is_served(self, queue: str) -> bool:
         """Whether somebody takes jobs of this queue, and is not told to take none."""
-        return bool(self.serving(queue)) and not (self._fleet is not None and self._fleet.suspended)
+        fleet = self.fleet
+        return fleet is not None and not fleet.suspended and bool(self.serving(queue))
 
     def default_model(self, role: str) -> str:
         """The name of what answers where a request names no model; empty where that is unknown."""
@@ -90,7 +99,7 @@ class Watch:
         if fleet.suspended:
             raise unavailable("the workers are suspended; try again later", 30, code="suspended")
         if not self.serving(queue) and not fleet.workers_left_out:
-            role = "embeddings" if queue == contract.EMBEDDING_QUEUE else "generations"
+            role = _SERVED[contract.role_of_queue(queue)]
             raise unavailable(
                 f"no worker serves {role} now; try again, or send Prefer: respond-async", code="no_worker"
             )
@@ -127,9 +136,9 @@ class Watch:
         return next(each for each in self._reached().queues if each.name == name)
 
     def _reached(self) -> Fleet:
-        if self._fleet is None:
+        if (fleet := self.fleet) is None:
             raise unavailable("the queue's server is not to be reached; try again", code="queue_unavailable")
-        return self._fleet
+        return fleet
 
 
 def _retry_s(waited_s: float) -> float:

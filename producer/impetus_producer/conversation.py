@@ -22,10 +22,12 @@ _OTHER_PARTS = {
     "image_url": "an image",
     "input_image": "an image",
     "input_audio": "audio",
+    "audio_url": "audio",
     "video_url": "a video",
     "file": "a file",
     "input_file": "a file",
 }
+"""What the parts of messages are that are none of text, by their types in OpenAI's API and vLLM's."""
 
 
 class Wire(BaseModel):
@@ -71,23 +73,36 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-class TextPart(Wire):
-    """A piece of a message's text."""
+class ContentPart(Wire):
+    """A piece of a message: of its text, or something else, which is for the servers that some workers forward to."""
 
-    type: Literal["text", "refusal"]
-    text: Annotated[str, BeforeValidator(checked_text)]
+    type: Annotated[str, Field(min_length=1, max_length=64)]
+    text: Annotated[str, BeforeValidator(checked_text)] = ""
+    other: dict[str, Any] | None = None
+    """What is none of text, as it was sent: it is not looked at."""
 
     @model_validator(mode="before")
     @classmethod
-    def _text_alone(cls, value: Any) -> Any:
+    def _apart(cls, value: Any) -> Any:
         if not isinstance(value, dict):
-            raise invalid(f"must be an object with a type and a text, not {json_type(value)}")
-        kind = value.get("type")
-        if isinstance(kind, str) and kind in _OTHER_PARTS:
-            raise invalid(f"{_OTHER_PARTS[kind]}, and this model reads text")
-        if kind == "refusal" and "refusal" in value:
-            return {**{name: each for name, each in value.items() if name != "refusal"}, "text": value["refusal"]}
-        return value
+            raise invalid(f"must be an object with a type, not {json_type(value)}")
+        if not isinstance(kind := value.get("type"), str):
+            return value
+        if kind not in ("text", "refusal"):
+            return {"type": kind, "other": value}
+        text = value.get(kind, value.get("text"))
+        if more := sorted(value.keys() - {"type", "text", kind}):
+            raise invalid("there is no such field", field=str(more[0]))
+        return {"type": "text", "text": checked_text(text, f"a part's {kind}")}
+
+    @property
+    def what(self) -> str:
+        """For people: what it is, if no text."""
+        return _OTHER_PARTS.get(self.type, f"a part of the type {self.type!r}")
+
+    def as_sent(self) -> dict[str, Any]:
+        """As OpenAI's API has it."""
+        return self.other if self.other is not None else {"type": "text", "text": self.text}
 
 
 def _as_parts(value: Any) -> Any:
@@ -117,9 +132,11 @@ class Message(Wire):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        list[TextPart], BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart]), Field(max_length=4096)
+        list[ContentPart],
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[dict[str, Any]]),
+        Field(max_length=4096),
     ] = Field(default_factory=list)
-    """A string, or a list of parts of text, which are joined; null or absent beside tool calls."""
+    """A string, or a list of parts, of which those of text are joined; null or absent beside tool calls."""
     name: Annotated[str, Field(max_length=256)] | None = None
     """Of the person, or the tool, that speaks: for templates that say it."""
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)

@@ -273,6 +273,24 @@ def test_alone_on_a_machine_it_brings_server_and_worker_speaks_tls_and_ends_in_o
         process.wait()
 
 
+def test_a_server_that_falls_silent_is_said_and_speaks_again(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("impetus_gateway.watch.STALE_S", 2.0)
+    valkey = Valkey(tmp_path)
+    try:
+        with serving(valkey.url, patience_s=0.2) as running:
+            valkey.pause()
+            eventually(lambda: code_of(running.post(EMBEDDINGS, {"input": "x"})) == (503, "queue_unavailable"))
+            assert "impetus_redis_up 0.0" in running.client.get("/metrics").text
+            with running.client.stream("GET", "/v1/fleet/events") as events:
+                assert '"reached":false' in next(line for line in events.iter_lines() if line.startswith("data"))
+            valkey.resume()
+            eventually(lambda: code_of(running.post(EMBEDDINGS, {"input": "x"})) == (503, "no_worker"))
+    finally:
+        valkey.kill()
+
+
 def test_a_server_that_goes_away_is_said_and_comes_back(tmp_path: Path) -> None:
     valkey = Valkey(tmp_path)
     try:

@@ -20,9 +20,14 @@ from schemathesis.specs.openapi.checks import (
 
 from impetus_gateway.app import make_app
 from impetus_gateway.openapi import openapi
+from tests.worker.conftest import eventually
+
+from .serving import Serving, is_ready, serving
 
 if TYPE_CHECKING:
-    from .serving import Serving
+    from collections.abc import Iterator
+
+    from tests.worker.conftest import Fleet
 
 pytestmark = pytest.mark.system
 CHECKS = [
@@ -32,8 +37,18 @@ CHECKS = [
     response_schema_conformance,
     negative_data_rejection,
 ]
+
+
 ENDLESS = "/v1/fleet/events"
 OPERATIONS = sorted((path, method) for path, methods in openapi()["paths"].items() for method in methods)
+
+
+@pytest.fixture(scope="module")
+def served(fleet: Fleet) -> Iterator[Serving]:
+    fleet.start("--rerank-backend", "simulated", roles="rerank")
+    with serving(fleet.url) as running:
+        eventually(lambda: is_ready(running, "embedding", "generation", "rerank"))
+        yield running
 
 
 def test_every_endpoint_is_in_the_document(served: Serving) -> None:
@@ -56,7 +71,7 @@ def test_no_request_of_the_documents_meets_a_fault(served: Serving, path: str, m
     for mode in modes:
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+        @settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
                   suppress_health_check=list(HealthCheck))  # fmt: skip
         def ask(case: Any) -> None:
             case.call_and_validate(base_url=served.url, checks=CHECKS, timeout=30)

@@ -67,6 +67,13 @@ CASES: dict[str, tuple[Any, bool, str, tuple[str, str, list[str]]]] = {
     "half a mark": (HERMES, False, "a <thin", ("a <thin", "", [])),
     "harmony": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
                 "Yes.<|return|>", ("Yes.", "Hm.", [])),
+    "harmony, of a form": (GPT_OSS, False, '<|channel|>final <|constrain|>json<|message|>{"a": 1}<|return|>',
+                           ('{"a": 1}', "", [])),
+    "harmony, a call in the header": (GPT_OSS, False, "<|channel|>commentary<|message|>Let me see.<|end|><|start|>"
+                                      "assistant to=functions.look<|channel|>commentary json<|message|>{}<|call|>",
+                                      ("Let me see.", "", ["look<|channel|>commentary json<|message|>{}"])),
+    "harmony, words like a mark": (GPT_OSS, False, "<|channel|>final<|message|>Send it to=functions.look now.",
+                                   ("Send it to=functions.look now.", "", [])),
     "harmony, a call": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>"
                         'commentary to=functions.look <|constrain|>json<|message|>{"at": "x"}<|call|>',
                         ("", "Hm.", ['look <|constrain|>json<|message|>{"at": "x"}'])),

@@ -5,6 +5,7 @@ Each is ended by its process id. Ports are on loopback.
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import threading
@@ -77,6 +78,15 @@ class Valkey:
         with Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
             execute: Any = client.execute_command
             return execute(*command)
+
+    def pause(self) -> None:
+        """It takes connections, and says nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process is not None:

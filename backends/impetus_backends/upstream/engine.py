@@ -230,6 +230,7 @@ def open_upstream(config: EngineConfig, *, patience: Patience | None = None) -> 
         model_aliases=tuple(models),
         fingerprint=_fingerprint(address, model),
         precision="unknown",
+        takes_parts=True,
         max_concurrent=config.max_concurrent,
         reasons=(f"openai: asked for by name; requests go to {address}",),
     )

@@ -66,9 +66,12 @@ def submit(source: Path, completion_window: str, metadata: tuple[str, ...], url:
 
 
 def _pairs(written: tuple[str, ...]) -> dict[str, str]:
-    pairs = dict(each.partition("=")[::2] for each in written)
-    if any("=" not in each for each in written):
-        raise click.UsageError("--metadata is NAME=VALUE")
+    pairs = {}
+    for each in written:
+        name, separator, value = each.partition("=")
+        if not separator:
+            raise click.UsageError("--metadata is NAME=VALUE")
+        pairs[name] = value
     return pairs
 
 

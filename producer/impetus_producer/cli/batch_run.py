@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 import click
@@ -18,14 +16,16 @@ from ..batches.journal import Journal
 from ..batches.lines import read_lines, survey
 from ..errors import ImpetusError, InvalidRequestError, ServerError
 from ..shown import printable
+from .progress import ProgressKind, progress
 from .server import open_session, patience_option, redis_url_option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from ..batches.lines import Survey
     from .server import Session
 
 _SHOWN_ERRORS = 20
-_LINE_EVERY_S = 5.0
 _WINDOW_JOBS = 256
 
 
@@ -40,9 +40,21 @@ _WINDOW_JOBS = 256
     "--window", "window_jobs", type=click.IntRange(1, 1024), default=_WINDOW_JOBS, show_default=True,
     help="How many requests are on the queues at a time.",
 )  # fmt: skip
+@click.option(
+    "--progress", "progress_kind", type=click.Choice(["auto", "bar", "lines", "json", "none"]), default="auto",
+    show_default=True, help="How to say on stderr how far it is: auto is a bar on a terminal, else a line every 5 s.",
+)  # fmt: skip
 @redis_url_option
 @patience_option
-def run(source: Path, output: Path, restart: bool, window_jobs: int, redis_url: str | None, patience_s: float) -> None:
+def run(
+    source: Path,
+    output: Path,
+    restart: bool,
+    window_jobs: int,
+    progress_kind: str,
+    redis_url: str | None,
+    patience_s: float,
+) -> None:
     """Answers each line of IN.jsonl, which is what OpenAI's Batch API takes: at most 50,000 lines and 200 MB of
 
     \b
@@ -58,6 +70,7 @@ def run(source: Path, output: Path, restart: bool, window_jobs: int, redis_url: 
     \b
         impetus batch run requests.jsonl -o answers.jsonl
     """
+    kind = cast("ProgressKind", progress_kind)
     place = _Place(output)
     place.check_apart(source)
     with source.open("rb") as file:
@@ -71,7 +84,7 @@ def run(source: Path, output: Path, restart: bool, window_jobs: int, redis_url: 
             options = ["--roles", ",".join(sorted(found.roles))]
             queue = next(each.queue for each in ENDPOINTS.values() if each.role in found.roles)
             with open_session(redis_url, patience_s, queue, options) as session:
-                _run(run_id, source, journal, place.note, session, window_jobs, found.lines)
+                _run(run_id, source, journal, place.note, session, window_jobs, found.lines, kind)
         where = f", listed in {journal.errors}" if journal.failed else ""
         click.echo(printable(f"{journal.completed:,} answered in {output}, {journal.failed:,} failed{where}"), err=True)
         if journal.failed:
@@ -113,7 +126,7 @@ class _Place:
             noted = {} if anew else json.loads(self.note.read_bytes())
         except ValueError:
             noted = {}
-        if noted.get("input") == digest:
+        if isinstance(noted, dict) and noted.get("input") == digest:
             return str(noted["run"])
         if journal.done:
             raise InvalidRequestError(
@@ -128,7 +141,14 @@ class _Place:
 
 
 def _run(
-    run_id: str, source: Path, journal: Journal, note: Path, session: Session, window_jobs: int, total: int
+    run_id: str,
+    source: Path,
+    journal: Journal,
+    note: Path,
+    session: Session,
+    window_jobs: int,
+    total: int,
+    kind: ProgressKind,
 ) -> None:
     # The other commands need none of these.
     import asyncio
@@ -137,11 +157,9 @@ def _run(
     from ..batches.lease import Lease
     from ..batches.runner import Runner
 
-    progress = _Progress(journal, total)
-
     def look() -> None:
         session.check()
-        progress.look()
+        answered()
 
     async def main() -> None:
         connection = session.producer.connection
@@ -162,42 +180,20 @@ def _run(
                 with suppress(ServerError):
                     await lease.give_up()
 
-    with progress:
+    with _shown(kind, journal, total) as answered:
         asyncio.run(main())
 
 
-class _Progress:
-    """A bar on a terminal, else a line now and then."""
+@contextmanager
+def _shown(kind: ProgressKind, journal: Journal, total: int) -> Iterator[Callable[[], None]]:
+    """Yields what to call now and then, which shows how far the journal is."""
+    began, shown = len(journal.done), 0
+    with progress(kind, lambda: total, lambda: len(journal.done) > began, "Answering", "requests") as (advance, _):
 
-    def __init__(self, journal: Journal, total: int) -> None:
-        self._journal = journal
-        self._began = len(journal.done)
-        self._started = self._said = time.monotonic()
-        self._total = total
-        self._bar: Any = None
+        def answered() -> None:
+            nonlocal shown
+            many, shown = len(journal.done) - shown, len(journal.done)
+            advance(many)
 
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            endless: Any = (None for _ in range(0))
-            self._bar = click.progressbar(
-                endless, length=self._total, label="Requests", show_pos=True, item_show_func=lambda _: self._rate(),
-                file=sys.stderr,
-            ).__enter__()  # fmt: skip
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self.look()
-            self._bar.__exit__(*error)
-
-    def _rate(self) -> str:
-        elapsed_s = max(time.monotonic() - self._started, 1e-9)
-        return f"{(len(self._journal.done) - self._began) / elapsed_s:,.1f}/s, {self._journal.failed:,} failed"
-
-    def look(self) -> None:
-        """To be called now and then."""
-        if self._bar is not None:
-            self._bar.update(len(self._journal.done) - self._bar.pos)
-        elif time.monotonic() - self._said >= _LINE_EVERY_S:
-            self._said = time.monotonic()
-            click.echo(f"{len(self._journal.done):,} of {self._total:,}; {self._rate()}", err=True)
+        yield answered
+        answered()

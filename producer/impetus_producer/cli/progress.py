@@ -27,8 +27,10 @@ class Pace:
     done in seconds, which says nothing of the rest. `total` may be a guess.
     """
 
-    def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic, noun: str = "documents") -> None:
         self.total = total
+        self.noun = noun
+        self.short = "docs" if noun == "documents" else noun
         self.done = 0
         self._clock = clock
         self._seen: deque[tuple[float, int]] = deque()
@@ -44,7 +46,7 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Documents a second; None as long as nobody knows."""
+        """So many a second; None as long as nobody knows."""
         if len(self._seen) < 2:
             return None
         (since, before), (now, done) = self._seen[0], self._seen[-1]
@@ -59,17 +61,17 @@ class Pace:
     def as_dict(self) -> dict[str, Any]:
         rate, left_s = self.rate, self.left_s
         return {
-            "documents": self.done,
+            self.noun: self.done,
             "total": self.total,
-            "docs_per_s": None if rate is None else round(rate, 1),
+            f"{self.short}_per_s": None if rate is None else round(rate, 1),
             "left_s": None if left_s is None else round(left_s),
         }
 
     def __str__(self) -> str:
         rate, left_s = self.rate, self.left_s
         of = "" if self.total is None else f" of {self.total:,}"
-        speed = "" if rate is None else f", {rate:,.1f} docs/s"
-        return f"{self.done:,}{of} documents{speed}" + ("" if left_s is None else f", about {spoken(left_s)} left")
+        speed = "" if rate is None else f", {rate:,.1f} {self.short}/s"
+        return f"{self.done:,}{of} {self.noun}{speed}" + ("" if left_s is None else f", about {spoken(left_s)} left")
 
 
 def spoken(seconds: float) -> str:
@@ -82,15 +84,19 @@ def spoken(seconds: float) -> str:
 
 @contextmanager
 def progress(
-    kind: ProgressKind, count: Callable[[], int | None], is_computing: Callable[[], bool], label: str
-) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
-    """Yields what to call for each document, and what to call now and then while none comes."""
+    kind: ProgressKind,
+    count: Callable[[], int | None],
+    is_computing: Callable[[], bool],
+    label: str,
+    noun: str = "documents",
+) -> Iterator[tuple[Callable[..., None], Callable[[], None]]]:
+    """Yields what to call for each document, or for so many, and what to call now and then while none comes."""
     if kind == "auto":
         kind = "bar" if sys.stderr.isatty() else "lines"
     if kind == "none":
-        yield (lambda: None), (lambda: None)
+        yield (lambda many=1: None), (lambda: None)
         return
-    pace = Pace(count())
+    pace = Pace(count(), noun=noun)
     every_s = _REDRAW_EVERY_S if kind == "bar" else _LINE_EVERY_S
     next_at = time.monotonic() + every_s
 
@@ -101,8 +107,8 @@ def progress(
             pace.note(is_computing())
             show()
 
-    def advance() -> None:
-        pace.done += 1
+    def advance(many: int = 1) -> None:
+        pace.done += many
         look()
 
     if kind != "bar":
@@ -128,5 +134,5 @@ def progress(
 def _beside(pace: Pace) -> str:
     rate, left_s = pace.rate, pace.left_s
     of = "" if pace.total is None else f"/{pace.total}"
-    speed = "" if rate is None else f"  {rate:,.1f} docs/s"
+    speed = "" if rate is None else f"  {rate:,.1f} {pace.short}/s"
     return f"{pace.done}{of}{speed}" + ("" if left_s is None else f"  {spoken(left_s)} left")

@@ -117,7 +117,7 @@ _QUICKER = {"PUBLISH", "SUBSCRIBE"}
 _READING = frozenset(
     (
         *("EXISTS", "GET", "GETRANGE", "HGET", "HGETALL", "HMGET", "PTTL", "SCARD", "SISMEMBER", "SMEMBERS"),
-        *("SRANDMEMBER", "XREAD", "XREVRANGE", "ZCARD", "ZCOUNT"),
+        *("SRANDMEMBER", "XREAD", "XREVRANGE", "ZCARD", "ZCOUNT", "ZRANGE", "ZSCORE"),
     )
 )
 """Whoever uses only these on a key need not write it."""

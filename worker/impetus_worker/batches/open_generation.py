@@ -113,7 +113,9 @@ class OpenGeneration(Witness):
 
 def _for_templates(message: Message) -> dict[str, Any]:
     """As chat templates read messages: arguments of calls are objects, and what is not there is not named."""
-    made: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.text}
+    is_text = all(part.other is None for part in message.content)
+    content = message.text if is_text else [part.as_sent() for part in message.content]
+    made: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": content}
     for name in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, name)) is not None:
             made[name] = value

@@ -21,6 +21,7 @@ _HARMONY: dict[str, list[tuple[str, str]]] = {
     "normal": [
         ("<|channel|>analysis<|message|>", "reasoning"),
         ("<|channel|>final<|message|>", "said"),
+        ("<|channel|>final <|constrain|>json<|message|>", "said"),
         ("<|channel|>commentary<|message|>", "said"),
         ("<|channel|>commentary to=functions.", "tool"),
         ("to=functions.", "tool"),
