@@ -44,6 +44,7 @@ class RowsOf(Protocol[_OutcomeT]):
 
     def most(self, outcome: _OutcomeT) -> int:
         """How many go together."""
+        ...
 
     def __call__(self, documents: Sequence[Document], outcomes: Sequence[_OutcomeT]) -> Rows: ...
 
