@@ -18,11 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 from impetus_producer import Producer, Store, embed_documents
+from impetus_producer.bulk.kept.folder import RunFolder
+from impetus_producer.bulk.kept.journal import Journal
 from impetus_producer.cli.main import cli
 from impetus_producer.documents import Document
 from impetus_producer.errors import ImpetusError
-from impetus_producer.kept.folder import RunFolder
-from impetus_producer.kept.journal import Journal
 
 from .servers import eventually
 from .stock_worker import PROVENANCE, RefusedError, embedding_of, honest_work, vector_of, working

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..bulk import DEFAULT_BACKLOG_JOBS
+from ..bulk.run import DEFAULT_BACKLOG_JOBS
 from ..reading.source import ReadingOptions
 from .server import patience_option, redis_url_option
 
