@@ -28,7 +28,8 @@ def main() -> int:
     except ImpetusError as error:
         print(error)
         return 1
-    missing = missing_roles(fleet, os.environ.get("IMPETUS_ROLES") or "embedding,generation", socket.gethostname())
+    usual = "embedding,generation" + (",rerank" if os.environ.get("IMPETUS_RERANK_MODEL") else "")
+    missing = missing_roles(fleet, os.environ.get("IMPETUS_ROLES") or usual, socket.gethostname())
     if missing:
         print(f"no live worker here for {' and '.join(missing)}")
     return 1 if missing else 0

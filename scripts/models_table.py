@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Writes of docs/models.md which embedding models load, and how near their vectors are to sentence-transformers'.
+"""Writes of docs/models.md which embedding models and rerankers load, and how near they are to sentence-transformers.
 
-Every figure is measured as the tests measure it, on the small models in tests/data/models whose vectors were recorded.
+Every figure is measured as the tests measure it, on the small models in tests/data whose vectors and scores were
+recorded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from impetus_backends.embedding.devices.coreml.buckets import Bucket
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.operations import INPUTS
 from impetus_backends.embedding.encoder import pad
-from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.folder.reranker import read_reranker
+from impetus_backends.embedding.texts.pairs import PairEncoder
 from impetus_backends.embedding.texts.tokens import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +71,57 @@ Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and sev
 """
 
 
+RERANKERS = (
+    Row("bert", "BERT", "ms-marco-MiniLM-*, ms-marco-TinyBERT", "512"),
+    Row("distilbert", "DistilBERT", "fine-tuned DistilBERT rerankers", "512"),
+    Row("roberta", "RoBERTa", "quora-roberta, stsb-roberta", "512"),
+    Row("xlm-roberta", "XLM-RoBERTa", "bge-reranker-base, -large, -v2-m3; mmarco-mMiniLMv2", "512 to 8,192"),
+    Row("camembert", "CamemBERT", "fine-tuned CamemBERT rerankers", "512"),
+    Row("electra", "ELECTRA", "ms-marco-electra-base", "512"),
+    Row("mpnet", "MPNet", "fine-tuned MPNet rerankers", "512"),
+    Row("modernbert", "ModernBERT", "gte-reranker-modernbert-base", "8,192"),
+    Row("gte", "GTE", "gte-multilingual-reranker-base as transformers stores it", "as stated"),
+)
+RERANKERS_REFUSED = """\
+A score is what `CrossEncoder.predict` returns: a sigmoid of the logit, or the logit itself where the model's files say
+so (`activation_fn` in `config_sentence_transformers.json` or `config.json`). Rows are cut as transformers cuts pairs,
+`longest_first`.
+
+Refused by name: a model without a …ForSequenceClassification head (so Qwen3-Reranker and other language models),
+DeBERTa (mxbai-rerank v1) and any family that is not in the table; more labels than one; other activations than Sigmoid
+and Identity; prompts; modules beside the transformer; and Core ML, which runs none of them.
+"""
+
+
 def main() -> None:
+    _write_embedding_models()
+    _write_rerankers()
+
+
+def _write_rerankers() -> None:
+    texts = json.loads((DATA / "texts.json").read_text())
+    recorded = np.load(DATA / "rerankers.npz")
+    lines = [
+        "Written by scripts/models_table.py. Figures are the most that a score is off that of sentence-transformers' "
+        f"CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} queries, batched and padded, "
+        "of a small random model of the family in its true file layout. Every row is a test.",
+        "",
+        f"| family | for example | {' | '.join(BACKENDS)} | tokens |",
+        f"|---|---|{'---|' * len(BACKENDS)}---|",
+    ]
+    for row in RERANKERS:
+        folder = DATA / "rerankers" / row.folder
+        encoder = PairEncoder.load(folder)
+        rows = [each.ids for query in recorded["queries"] for each in encoder.encode(str(query), texts)]
+        expected = recorded[f"{row.folder}/scores"]
+        config = read_reranker(folder)
+        apart = [float(np.abs(_run(name, config, rows)[:, 0] - expected).max()) for name in BACKENDS]
+        figures = " | ".join(f"{each:.0e}" for each in apart)
+        lines.append(f"| {row.family} | {row.examples} | {figures} | {row.tokens} |")
+    write_part("Rerankers", "\n".join([*lines, "", RERANKERS_REFUSED]))
+
+
+def _write_embedding_models() -> None:
     texts = json.loads((DATA / "texts.json").read_text())
     recorded = {**np.load(DATA / "reference.npz"), **np.load(DATA / "families.npz")}
     lines = [
@@ -88,8 +141,8 @@ def main() -> None:
     write_part("Embedding models", "\n".join([*lines, "", REFUSED]))
 
 
-def _run(name: str, folder: Path, rows: list[np.ndarray]) -> np.ndarray:
-    backend = make_backend(name, folder)
+def _run(name: str, model: EmbeddingConfig | Path, rows: list[np.ndarray]) -> np.ndarray:
+    backend = make_backend(name, model)
     backend.load()
     return backend.embed(rows)
 

@@ -16,6 +16,7 @@ from impetus_backends.embedding import engine
 from impetus_backends.embedding.devices import backends
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
@@ -59,10 +60,11 @@ class EmbeddingCandidates:
         hardware: Hardware,
         means: Means | None = None,
         *,
+        kind: str = "embedding",
         excluded: Sequence[Excluded] = (),
         on_attempt: OnAttempt = lambda backend: None,
     ) -> None:
-        """`excluded` are passed over; `on_attempt` as in `dispatcher.open_engine`.
+        """`kind`: `embedding` or `rerank`. `excluded` are passed over; `on_attempt` as in `dispatcher.open_engine`.
 
         Raises `ModelError` where the model cannot be had.
         """
@@ -72,7 +74,8 @@ class EmbeddingCandidates:
         self._hardware = hardware
         self._means = means or Means()
         self._files = models.resolve(model_name)
-        self._model = read_config(self._files.folder)
+        self._kind = kind
+        self._model = (read_reranker if kind == "rerank" else read_config)(self._files.folder)
 
     def open_best(self, choice: Choice, *, compared: bool) -> EmbeddingEngine:
         """The engine that serves; raises `BackendUnavailableError` with every reason where there is none.
@@ -88,7 +91,7 @@ class EmbeddingCandidates:
         opened = self._open(choice.candidates)
         first = next(opened, None)
         if first is None:
-            raise BackendUnavailableError(f"nothing here can serve embedding: {'; '.join(self.reasons)}")
+            raise BackendUnavailableError(f"nothing here can serve {self._kind}: {'; '.join(self.reasons)}")
         if compared and measured is None and first[0].name == "coreml":
             first = self._faster(first, next(opened, None))
         backend, opened_engine = first
@@ -119,7 +122,7 @@ class EmbeddingCandidates:
                 with attempting(self._on_attempt, name):
                     backend = self._means.make(name, self._model)
                     check_memory(getattr(backend, "memory_bytes", None), self._model.transformer, limit_bytes)
-                    opened = engine.open_engine(backend, self._files)
+                    opened = engine.open_engine(backend, self._files, self._model)
             except BackendUnavailableError as error:
                 self.reasons.append(f"{name}: {error}")
             except ModelError:

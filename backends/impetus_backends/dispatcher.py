@@ -23,6 +23,7 @@ from .policy import (
     loader_profile,
     memory_limit_bytes,
     not_installed,
+    rerank_choice,
     without_excluded,
 )
 from .protocol import OnAttempt, attempting
@@ -49,11 +50,12 @@ _SIMULATED_DEVICES = {"coreml": "ane", "mlx": "gpu", "cpu": "cpu", "numpy": "cpu
 
 @dataclass(frozen=True, slots=True)
 class HybridDispatcher:
-    """What a machine would serve embeddings and generations with."""
+    """What a machine would serve embeddings, generations and rerankings with."""
 
     hardware: Hardware
     embedding_backend: Choice
     lm_backend: Choice
+    rerank_backend: Choice
 
     @property
     def memory_limit_bytes(self) -> int | None:
@@ -66,6 +68,7 @@ def get_compute_dispatcher(
     *,
     embedding: str = "auto",
     generation: str = "auto",
+    rerank: str = "auto",
     absence: Absence = not_installed,
     measured: Measurement | None = None,
 ) -> HybridDispatcher:
@@ -78,6 +81,7 @@ def get_compute_dispatcher(
         hardware,
         embedding_choice(hardware, absence, measured) if embedding == "auto" else _by_name(embedding),
         generation_choice(hardware, absence) if generation == "auto" else _generation_by_name(generation, hardware),
+        rerank_choice(hardware, absence) if rerank == "auto" else _by_name(rerank),
     )
 
 
@@ -107,16 +111,22 @@ def open_engine(config: EngineConfig, on_attempt: OnAttempt | None = None) -> En
     if config.kind == "generation" and config.backend == UPSTREAM:
         return _open_upstream(config, attempt)
     if config.model is None:
-        default = SIMULATED if config.backend == SIMULATED else DEFAULT_MODELS[config.kind]
-        config = replace(config, model=default)
+        config = replace(config, model=SIMULATED if config.backend == SIMULATED else default_model(config.kind))
     if config.backend == SIMULATED:
         _check_excluded(config)
         with attempting(attempt, SIMULATED):
             return _open_simulated(config)
     hardware = config.hardware or detect()
-    if config.kind == "embedding":
-        return open_embedding(config, hardware, on_attempt=attempt)
-    return _open_generation(config, hardware, attempt)
+    if config.kind == "generation":
+        return _open_generation(config, hardware, attempt)
+    return open_embedding(config, hardware, on_attempt=attempt)
+
+
+def default_model(kind: str) -> str:
+    """Raises `ModelError` for a kind that has none."""
+    if kind not in DEFAULT_MODELS:
+        raise ModelError(f"there is no default model to {kind} with: name one with --{kind}-model")
+    return DEFAULT_MODELS[kind]
 
 
 def _unheard(backend: str) -> None:
@@ -143,6 +153,8 @@ def _open_simulated(config: EngineConfig) -> Engine:
 
     if config.kind == "generation":
         return simulated.open_simulated_generation(config)
+    if config.kind == "rerank":
+        return simulated.open_simulated_rerank(config)
     if config.hardware is None:
         return simulated.open_simulated_embedding(config)
     # For experiments with fleets: what the policy would have tried first there.
@@ -153,18 +165,20 @@ def _open_simulated(config: EngineConfig) -> Engine:
 def open_embedding(
     config: EngineConfig, hardware: Hardware, means: Means | None = None, *, on_attempt: OnAttempt | None = None
 ) -> Engine:
-    """`open_engine` for embeddings on a given machine; tests give it `means` of their own."""
+    """`open_engine` for embeddings and rerankers on a given machine; tests give it `means` of their own."""
     from .candidates import EmbeddingCandidates, Means
 
     means = means or Means()
     _check_excluded(config)
-    choice = get_compute_dispatcher(hardware, embedding=config.backend, absence=means.absence).embedding_backend
+    chosen = get_compute_dispatcher(hardware, embedding=config.backend, rerank=config.backend, absence=means.absence)
+    choice = chosen.rerank_backend if config.kind == "rerank" else chosen.embedding_backend
     if not choice.candidates:
-        raise _nothing("embedding", choice.reasons)
+        raise _nothing(config.kind, choice.reasons)
     candidates = EmbeddingCandidates(
-        config.model or DEFAULT_MODELS["embedding"],
+        config.model or default_model(config.kind),
         hardware,
         means,
+        kind=config.kind,
         excluded=config.excluded,
         on_attempt=on_attempt or _unheard,
     )
@@ -281,6 +295,17 @@ def generation_loader(config: EngineConfig, hardware: Hardware, choice: Choice) 
 
 def _nothing(kind: str, reasons: tuple[str, ...]) -> BackendUnavailableError:
     return BackendUnavailableError(f"nothing here can serve {kind}: {'; '.join(reasons)}")
+
+
+def pair_tokenizer(info: EngineInfo) -> Any:
+    """As `embedding_tokenizer`, of a reranker: an object with `encode(query, documents, max_document_tokens=...)`."""
+    if info.backend == SIMULATED:
+        from .simulated import SimulatedPairEncoder
+
+        return SimulatedPairEncoder(info.max_tokens)
+    from .embedding.texts.pairs import PairEncoder
+
+    return PairEncoder.load(Path(info.folder))
 
 
 def embedding_tokenizer(info: EngineInfo) -> Any:

@@ -119,6 +119,15 @@ def embedding_choice(
     return Choice(tuple(candidates), tuple(reasons))
 
 
+def rerank_choice(hardware: Hardware, absence: Absence = not_installed) -> Choice:
+    """The backends for rerankers, best first: those for embeddings but Core ML."""
+    choice = embedding_choice(hardware, absence)
+    candidates = tuple(name for name in choice.candidates if name != "coreml")
+    if candidates == choice.candidates:
+        return choice
+    return Choice(candidates, (*choice.reasons, "coreml: runs no rerankers"))
+
+
 def _embedding_order(hardware: Hardware) -> tuple[list[str], list[str]]:
     if not hardware.apple_silicon:
         if hardware.rosetta:

@@ -25,7 +25,7 @@ class EngineInfo:
     """What an engine turned out to be, once loaded. Published with every result."""
 
     kind: str
-    """`embedding` or `generation`."""
+    """`embedding`, `generation` or `rerank`."""
     backend: str
     device: str
     model: str

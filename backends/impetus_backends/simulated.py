@@ -66,6 +66,25 @@ class SimulatedTextEncoder:
         return EncodedText(np.array(ids, dtype=np.int32), lost)
 
 
+class SimulatedPairEncoder:
+    """`PairEncoder` without files: the tokens of a query and of a document, each with an end."""
+
+    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
+        self.max_tokens = max_tokens
+        self._texts = SimulatedTextEncoder(max_tokens // 2)
+
+    def encode(
+        self, query: str, documents: Sequence[str], *, max_document_tokens: int | None = None
+    ) -> list[EncodedText]:
+        """One row a document, in order, in which each of the two has half the room."""
+        (asked,) = self._texts.encode([query])
+        texts = self._texts if max_document_tokens is None else SimulatedTextEncoder(max_document_tokens + 2)
+        return [
+            EncodedText(np.concatenate([asked.ids, row.ids[1 : self.max_tokens // 2]]), asked.lost + row.lost)
+            for row in texts.encode(documents)
+        ]
+
+
 class SimulatedEmbeddingBackend:
     """Sleeps `a_s + b_s * padded tokens` seconds and returns unit vectors drawn from a hash of each row."""
 
@@ -109,6 +128,17 @@ class SimulatedEmbeddingBackend:
             self._sleep(3600)
         if FAULTS["simulate:error"] in tokens:
             raise RuntimeError("a simulated error of the device")
+
+
+class SimulatedRerankBackend(SimulatedEmbeddingBackend):
+    """The same times, and for each row a score of 0 to 1 drawn from a hash of it."""
+
+    def __init__(self, a_s: float, b_s: float, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        super().__init__(a_s, b_s, dimensions=2, sleep=sleep)
+
+    def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        scores: np.ndarray = (super().embed(rows)[:, :1] + 1) / 2
+        return scores
 
 
 @dataclass(slots=True)
@@ -242,6 +272,12 @@ def open_simulated_embedding(
         config.simulated_a_s, config.simulated_b_s, dimensions=dimensions, sleep=sleep, device=device
     )
     return EmbeddingEngine(backend, _info(config, "embedding", dimensions, MAX_TOKENS, device))
+
+
+def open_simulated_rerank(config: EngineConfig, *, sleep: Callable[[float], None] = time.sleep) -> EmbeddingEngine:
+    """A reranking engine that answers to any model name it is given, with the times that the configuration states."""
+    backend = SimulatedRerankBackend(config.simulated_a_s, config.simulated_b_s, sleep=sleep)
+    return EmbeddingEngine(backend, _info(config, "rerank", 1, MAX_TOKENS))
 
 
 def open_simulated_generation(

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from .api import batches, chats, completions, embeddings, files, health, jobs, models, ollama, openapi
+from .api import batches, chats, completions, embeddings, files, health, jobs, models, ollama, openapi, reranking
 from .entry.answers import error_answer
 from .entry.callers import Role
 from .entry.errors import HttpError
@@ -76,6 +76,7 @@ def _routes(gateway: Gateway) -> list[Route]:
         post(embeddings.ENDPOINT, embeddings.embeddings),
         post(chats.ENDPOINT, chats.chat),
         post(completions.ENDPOINT, completions.completions),
+        post(reranking.ENDPOINT, reranking.rerank),
         post(ollama.EMBED, ollama.embed),
         post(ollama.EMBEDDINGS, ollama.embeddings),
         post(batches.ENDPOINT, batches.create),

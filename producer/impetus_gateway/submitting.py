@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
 
-    from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle
-    from impetus_producer.contract import EmbeddingResult, GenerationResult
+    from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncRerankHandle
+    from impetus_producer.contract import EmbeddingResult, GenerationResult, RerankResult
 
     from .gateway import Call
 
-    Handle: TypeAlias = AsyncEmbeddingHandle | AsyncGenerationHandle
+    Handle: TypeAlias = AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle
 
 T = TypeVar("T")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.{0,100})?")
-_FUNCTIONS = {"embedding": contract.EMBED_FUNCTION, "generation": contract.GENERATE_FUNCTION}
 _ANSWERED_TTL_S = 60
 """So long a result stays whose client waited for it; any other stays for as long as the producer says."""
 _ANSWERED_FAILURE_TTL_S = 3600
@@ -81,7 +80,7 @@ async def submit(call: Call, order: Order) -> str:
         if order.role == "generation":
             payload["cancel_if_abandoned"] = True
     queue = lanes[later]
-    await gateway.producer.enqueue(queue, _FUNCTIONS[order.role], {job_id: payload}, options)
+    await gateway.producer.enqueue(queue, contract.ROLE_FUNCTIONS[order.role], {job_id: payload}, options)
     gateway.watch.sent(queue)
     if key is not None:
         await _check_same(call, job_id, options.meta["digest"])
@@ -106,6 +105,10 @@ def generation_handle(call: Call, job_id: str) -> AsyncGenerationHandle:
     return call.gateway.producer.generation_handle(job_id)
 
 
+def rerank_handle(call: Call, job_id: str) -> AsyncRerankHandle:
+    return call.gateway.producer.rerank_handle(job_id)
+
+
 async def embedded(call: Call, job_id: str) -> EmbeddingResult:
     """The job's result, for as long as its client waits for it. Raises `HungUpError`, having cancelled the job."""
     handle = embedding_handle(call, job_id)
@@ -119,6 +122,14 @@ async def generated(call: Call, job_id: str) -> GenerationResult:
     handle = generation_handle(call, job_id)
     result = await while_there(call, handle, handle.result(call.gateway.settings.request_timeout_s))
     call.gateway.metrics.generated(result)
+    return result
+
+
+async def reranked(call: Call, job_id: str) -> RerankResult:
+    """As `embedded`."""
+    handle = rerank_handle(call, job_id)
+    result = await while_there(call, handle, handle.result(call.gateway.settings.request_timeout_s))
+    call.gateway.metrics.reranked(result)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Impetus for services that enqueue work: embeddings and generations, through Redis, on Macs elsewhere.
+"""Impetus for services that enqueue work: embeddings, rerankings and generations, through Redis, on Macs elsewhere.
 
     from impetus_producer import Producer
 
@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from .bulk import EmbeddedDocument, embed_documents
 from .client import Producer
-from .contract import EmbeddingRequest, EmbeddingResult, GenerationRequest, GenerationResult
+from .contract import (
+    EmbeddingRequest,
+    EmbeddingResult,
+    GenerationRequest,
+    GenerationResult,
+    RerankRequest,
+    RerankResult,
+)
 from .documents import Document, FailedDocument
 from .embedder import ImpetusEmbedder, embed_batch
 from .errors import (
@@ -32,13 +39,13 @@ from .errors import (
     StreamRestartedError,
     UnreadableResultError,
 )
-from .handles import EmbeddingHandle, GenerationHandle, JobHandle
+from .handles import EmbeddingHandle, GenerationHandle, JobHandle, RerankHandle
 from .kept.store import Store
 from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:
     from .asynchronous.client import AsyncProducer
-    from .asynchronous.handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncJobHandle
+    from .asynchronous.handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncJobHandle, AsyncRerankHandle
 
     __version__: str
 
@@ -47,6 +54,7 @@ __all__ = [
     "AsyncGenerationHandle",
     "AsyncJobHandle",
     "AsyncProducer",
+    "AsyncRerankHandle",
     "Document",
     "EmbeddedDocument",
     "EmbeddingHandle",
@@ -66,6 +74,9 @@ __all__ = [
     "MissingExtraError",
     "NoServerError",
     "Producer",
+    "RerankHandle",
+    "RerankRequest",
+    "RerankResult",
     "ResultTimeoutError",
     "ServerConfigurationError",
     "ServerDataError",
@@ -85,7 +96,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Who waits in threads need not load asyncio.
-    if name in ("AsyncEmbeddingHandle", "AsyncGenerationHandle", "AsyncJobHandle", "AsyncProducer"):
+    if name.startswith("Async") and name in __all__:
         from . import asynchronous
 
         return getattr(asynchronous, name)

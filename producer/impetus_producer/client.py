@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import contract, jobs
-from .handles import EmbeddingHandle, GenerationHandle
+from .handles import EmbeddingHandle, GenerationHandle, RerankHandle
 from .line import Line
 from .requests import Requests
 from .servers.troubles import adopt, connect
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .talks.steps import Talk
 
 
-class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", GenerationHandle]):
+class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", GenerationHandle, RerankHandle]):
     """Enqueues jobs at one server.
 
     `redis_url`: the server; without it `IMPETUS_REDIS_URL`, else the server that `impetus-worker run` keeps on this
@@ -43,10 +43,14 @@ class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", Generation
         self.connection = adopt(connection) if connection is not None else connect(redis_url)
         self._line = Line(self.connection, self.patience)
 
-    def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle:
+    def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle | RerankHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
-        kind = GenerationHandle if self._line.hold(role_of(job_id)) == "generation" else EmbeddingHandle
-        return kind(job_id, self.connection, self.patience)
+        kinds: dict[str, type[EmbeddingHandle | GenerationHandle | RerankHandle]] = {
+            "embedding": EmbeddingHandle,
+            "generation": GenerationHandle,
+            "rerank": RerankHandle,
+        }
+        return kinds[self._line.hold(role_of(job_id))](job_id, self.connection, self.patience)
 
     def enqueue(self, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]]) -> int:
         """Enqueues payloads that were checked, by their jobs' ids; returns the queue's new length.
@@ -62,6 +66,10 @@ class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", Generation
     def _embeddings(self, talk: Talk[None]) -> Iterator[EmbeddingHandle]:
         for job_id in self._line.pieces(talk):
             yield EmbeddingHandle(job_id, self.connection, self.patience)
+
+    def _reranking(self, payload: Mapping[str, Any], bulk: bool) -> RerankHandle:
+        job_id = self._line.hold(self._enqueueing_one("rerank", payload, bulk))
+        return RerankHandle(job_id, self.connection, self.patience)
 
     def _generation(self, payload: Mapping[str, Any], bulk: bool) -> GenerationHandle:
         job_id = self._line.hold(self._enqueueing_one("generation", payload, bulk))

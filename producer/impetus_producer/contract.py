@@ -1,11 +1,12 @@
 """The wire contract, in one place: queue names, function names, requests, results and their limits.
 
-Jobs are ordinary RQ jobs with RQ's JSON serializer. Each names one of two functions and carries one JSON object,
-an `EmbeddingRequest` or a `GenerationRequest`; its return value is the matching result, again a JSON object. Any
-service can enqueue with plain RQ, knowing nothing but this page.
+Jobs are ordinary RQ jobs with RQ's JSON serializer. Each names one of three functions and carries one JSON object, an
+`EmbeddingRequest`, a `RerankRequest` or a `GenerationRequest`; its return value is the matching result, again a JSON
+object. Any service can enqueue with plain RQ, knowing nothing but this page.
 
-The parts of a conversation are in `conversation.py`. This module knows no Redis and no RQ. Field names and meanings
-follow OpenAI's embeddings and chat APIs where those have them (https://platform.openai.com/docs/api-reference).
+Reranking is in `reranking.py`, and the parts of a conversation are in `conversation.py`. This module knows no Redis and
+no RQ. Field names and meanings follow OpenAI's embeddings and chat APIs where those have them
+(https://platform.openai.com/docs/api-reference).
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ from .conversation import (
     json_type,
     without_nulls,
 )
+from .provenance import Provenance as Provenance
+from .reranking import MAX_DOCUMENTS_PER_JOB as MAX_DOCUMENTS_PER_JOB
+from .reranking import RankedDocument as RankedDocument
+from .reranking import RerankRequest as RerankRequest
+from .reranking import RerankResult as RerankResult
+from .reranking import RerankUsage as RerankUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
 
 EMBED_FUNCTION = "impetus_worker.jobs.embed"
 GENERATE_FUNCTION = "impetus_worker.jobs.generate"
+RERANK_FUNCTION = "impetus_worker.jobs.rerank"
 VECTORS_FIELD = "vectors"
 """Of an entry in RQ's result stream: the vectors of a request for `raw` ones."""
 
@@ -51,6 +59,8 @@ EMBEDDING_QUEUE = "embedding"
 EMBEDDING_BULK_QUEUE = "embedding-bulk"
 GENERATION_QUEUE = "generation"
 GENERATION_BULK_QUEUE = "generation-bulk"
+RERANK_QUEUE = "rerank"
+RERANK_BULK_QUEUE = "rerank-bulk"
 STANDBY_QUEUE = "embedding-standby"
 """Where `rq info` shows the workers that would serve embeddings, and let a Neural Engine do it. Nothing goes there."""
 WORKER_RECORD_KEY = "impetus:worker:"
@@ -75,8 +85,13 @@ WAKE_KEY = "impetus:wake:"
 ROLE_QUEUES = {
     "embedding": (EMBEDDING_QUEUE, EMBEDDING_BULK_QUEUE),
     "generation": (GENERATION_QUEUE, GENERATION_BULK_QUEUE),
+    "rerank": (RERANK_QUEUE, RERANK_BULK_QUEUE),
 }
-BULK_QUEUES = frozenset({EMBEDDING_BULK_QUEUE, GENERATION_BULK_QUEUE})
+#: The function that the jobs of a role name.
+ROLE_FUNCTIONS = {"embedding": EMBED_FUNCTION, "generation": GENERATE_FUNCTION, "rerank": RERANK_FUNCTION}
+OPTIONAL_ROLES = frozenset({"rerank"})
+"""Those that a worker has only where it is asked to: nothing is amiss while nobody does and no such job waits."""
+BULK_QUEUES = frozenset(bulk for _, bulk in ROLE_QUEUES.values())
 
 MAX_TEXTS_PER_JOB = 2048
 """The most texts one embedding job may carry (OpenAI's limit)."""
@@ -91,6 +106,11 @@ DEFAULT_FAILURE_TTL_S = 7 * 24 * 3600
 """How long a failed job and its reason are kept."""
 DEFAULT_TIMEOUT_S = 600
 """How long a job may run once its first batch has started."""
+
+
+def role_of_queue(queue: str) -> str:
+    """The role whose jobs go there; `embedding` for a queue that is none of the contract's."""
+    return next((role for role, queues in ROLE_QUEUES.items() if queue in queues), "embedding")
 
 
 def _checked_input(value: Any) -> list[str]:
@@ -196,19 +216,6 @@ class EmbeddingUsage(Wire):
     """How many texts were longer than the model reads."""
     truncated_tokens: int = 0
     """About how many tokens of these were not read."""
-
-
-class Provenance(Wire):
-    """Where and by what a result was made."""
-
-    worker: str
-    backend: str
-    """`coreml`, `mlx`, `cpu`, `numpy`, `openai` (another server, which it was forwarded to) or `simulated`."""
-    device: str
-    fingerprint: str
-    """Names weights, pooling, precision and backend: vectors with equal fingerprints may be compared."""
-    note: str | None = None
-    """What a reader must know, such as that the model is a random one made for tests."""
 
 
 class EmbeddingResult(Wire):
@@ -531,7 +538,7 @@ class WorkerRecord(Wire):
 
     name: str
     """In RQ."""
-    role: Literal["embedding", "generation"]
+    role: Literal["embedding", "generation", "rerank"]
     model: str
     aliases: tuple[str, ...] = ()
     """Every name by which a request may ask for the model."""

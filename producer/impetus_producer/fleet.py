@@ -111,12 +111,18 @@ class Fleet:
         return any(worker.alive and queue in worker.queues for worker in self.workers)
 
     def unattended(self) -> list[str]:
-        """The contract's queues that no live worker listens to. None where that cannot be told, as workers were left
-        out.
+        """The contract's queues that no live worker listens to, those of optional roles where jobs wait there. None
+        where that cannot be told, as workers were left out.
         """
         if self.workers_left_out:
             return []
-        return [name for names in contract.ROLE_QUEUES.values() for name in names if not self.listening_to(name)]
+        needed = {
+            queue.name
+            for queue in self.ours()
+            if queue.waiting or contract.role_of_queue(queue.name) not in contract.OPTIONAL_ROLES
+        }
+        names = [name for names in contract.ROLE_QUEUES.values() for name in names]
+        return [name for name in names if name in needed and not self.listening_to(name)]
 
 
 def read_fleet(connection: Redis) -> Fleet:

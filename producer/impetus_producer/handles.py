@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic
 
 from . import jobs
-from .contract import EmbeddingResult, GenerationResult
+from .contract import EmbeddingResult, GenerationResult, RerankResult
 from .line import Line
 from .servers.patience import Patience
 from .talks import cancelling, results
@@ -77,6 +77,13 @@ class EmbeddingHandle(JobHandle[EmbeddingResult]):
 
     def __init__(self, job_id: str, connection: Redis, patience: Patience | None = None) -> None:
         super().__init__(job_id, connection, EmbeddingResult, patience)
+
+
+class RerankHandle(JobHandle[RerankResult]):
+    """A rerank job. `result().results` are the documents by their relevance."""
+
+    def __init__(self, job_id: str, connection: Redis, patience: Patience | None = None) -> None:
+        super().__init__(job_id, connection, RerankResult, patience)
 
 
 class GenerationHandle(JobHandle[GenerationResult]):

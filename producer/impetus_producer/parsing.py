@@ -6,12 +6,12 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .contract import EmbeddingRequest, GenerationRequest
+from .contract import EmbeddingRequest, GenerationRequest, RerankRequest
 from .conversation import json_type
 from .errors import InvalidRequestError
 from .shown import printable
 
-Request: TypeAlias = EmbeddingRequest | GenerationRequest
+Request: TypeAlias = EmbeddingRequest | GenerationRequest | RerankRequest
 _MAX_NAME_CHARACTERS = 100
 _MAX_COMPLAINTS = 1000
 RequestT = TypeVar("RequestT", bound=BaseModel)

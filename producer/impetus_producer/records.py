@@ -42,8 +42,8 @@ class JobRecord:
 
     @property
     def role(self) -> str:
-        """`generation` or `embedding`."""
-        return "generation" if self.queue in contract.ROLE_QUEUES["generation"] else "embedding"
+        """`embedding`, `generation` or `rerank`."""
+        return contract.role_of_queue(self.queue)
 
     @property
     def stands(self) -> str:

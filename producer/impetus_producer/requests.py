@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from . import contract, jobs
-from .contract import EmbeddingRequest, GenerationRequest
+from .contract import EmbeddingRequest, GenerationRequest, RerankRequest
 from .parsing import parse_request
 from .reading.until_error import UntilError
 from .servers.patience import Patience
@@ -31,9 +31,10 @@ _BACKLOG_POLL_S = 0.05
 EmbeddingT = TypeVar("EmbeddingT")
 EmbeddingsT = TypeVar("EmbeddingsT")
 GenerationT = TypeVar("GenerationT")
+RerankingT = TypeVar("RerankingT")
 
 
-class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT]):
+class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
     """Checks what is asked for, and leaves it to who waits how to enqueue it."""
 
     def __init__(self, timeout_s: int, result_ttl_s: int, failure_ttl_s: int, patience_s: float | None) -> None:
@@ -47,6 +48,9 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT]):
         raise NotImplementedError
 
     def _generation(self, payload: Mapping[str, Any], bulk: bool) -> GenerationT:
+        raise NotImplementedError
+
+    def _reranking(self, payload: Mapping[str, Any], bulk: bool) -> RerankingT:
         raise NotImplementedError
 
     def embed(
@@ -104,6 +108,36 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT]):
         payload(["no text in particular"])
         source = UntilError(checked(texts))
         return self._embeddings(self._enqueueing_many(source, payload, texts_per_job, max_backlog_jobs, bulk))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str | Mapping[str, str]],
+        *,
+        top_n: int | None = None,
+        return_documents: bool = False,
+        model: str | None = None,
+        max_tokens_per_doc: int | None = None,
+        truncate: bool = True,
+        bulk: bool = False,
+    ) -> RerankingT:
+        """Enqueues one job that orders up to 2,048 documents by how relevant they are to `query`. `bulk`: nobody is
+        waiting for it. Some worker has to run with `--rerank-model`.
+
+        Raises `InvalidRequestError` at once for what a worker would refuse.
+        """
+        fields = {
+            "query": query,
+            "documents": documents if isinstance(documents, str) else list(documents),
+            "top_n": top_n,
+            "return_documents": return_documents or None,
+            "model": model,
+            "max_tokens_per_doc": max_tokens_per_doc,
+            "truncate": None if truncate else False,
+        }
+        payload = {name: value for name, value in fields.items() if value is not None}
+        parse_request(RerankRequest, payload)
+        return self._reranking(payload, bulk)
 
     def generate(
         self,
@@ -204,8 +238,7 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT]):
             raise texts.error
 
     def _enqueueing(self, role: str, payloads: Mapping[str, Mapping[str, Any]], bulk: bool) -> Question[int]:
-        function = contract.EMBED_FUNCTION if role == "embedding" else contract.GENERATE_FUNCTION
-        return jobs.enqueueing(_queue(role, bulk), function, payloads, self.options)
+        return jobs.enqueueing(_queue(role, bulk), contract.ROLE_FUNCTIONS[role], payloads, self.options)
 
 
 def _queue(role: str, bulk: bool) -> str:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import contract, jobs
 from .client import Producer
-from .contract import EmbeddingRequest, GenerationRequest
+from .contract import EmbeddingRequest, GenerationRequest, RerankRequest
 from .errors import InvalidRequestError, MissingExtraError
 from .fake_runs import LOOK_EVERY_S, EndedError, FakeJob, FakeRun, StoppedError
 from .parsing import parse_request
@@ -182,6 +182,8 @@ class FakeWorker:
                 raise _FailedError(self._failures.popleft())
             if job.function == contract.EMBED_FUNCTION:
                 run.finish(*self._embed(parse_request(EmbeddingRequest, job.request)))
+            elif job.function == contract.RERANK_FUNCTION:
+                run.finish(self._rerank(parse_request(RerankRequest, job.request)))
             elif job.function == contract.GENERATE_FUNCTION:
                 run.finish(self._generate(parse_request(GenerationRequest, job.request), run))
             else:
@@ -208,6 +210,24 @@ class FakeWorker:
             "provenance": _PROVENANCE,
         }
         return result, raw if request.encoding_format == "raw" else None
+
+    def _rerank(self, request: RerankRequest) -> dict[str, Any]:
+        """The score of a document is the share of the query's words that it holds."""
+        asked = set(request.query.lower().split())
+        scores = [len(asked & set(text.lower().split())) / max(1, len(asked)) for text in request.documents]
+        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: request.top_n]
+        results = [
+            {"index": index, "relevance_score": scores[index]}
+            | ({"document": {"text": request.documents[index]}} if request.return_documents else {})
+            for index in order
+        ]
+        return {
+            "object": "rerank",
+            "results": results,
+            "model": request.model or _MODEL,
+            "usage": {"prompt_tokens": sum(len(_tokens(f"{request.query} {text}")) for text in request.documents)},
+            "provenance": _PROVENANCE,
+        }
 
     def _generate(self, request: GenerationRequest, run: FakeRun) -> dict[str, Any]:
         prompt = request.prompt if request.prompt is not None else [*(request.messages or ())][-1].text

@@ -117,7 +117,7 @@ def test_work_of_the_other_kind_is_rejected_by_a_later_step() -> None:
     engine = EmbeddingEngine(FakeBackend(right), INFO)
     engine.admit(GenerationWork(5, "hello", None, 8))
     assert engine.pending() == 1
-    assert engine.step() == [Rejected(5, "fake makes embeddings and generates no text")]
+    assert engine.step() == [Rejected(5, "fake generates no text")]
     assert engine.pending() == 0
 
 

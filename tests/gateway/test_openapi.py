@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from redis import Redis
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -21,15 +20,14 @@ from schemathesis.specs.openapi.checks import (
 
 from impetus_gateway.api.openapi import openapi
 from impetus_gateway.app import make_app
+from tests.worker.conftest import eventually
 
-from .serving import serving, stock_worker
+from .serving import Serving, is_ready, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import RedisServer
-
-    from .serving import Serving
+    from tests.worker.conftest import Fleet
 
 pytestmark = pytest.mark.system
 CHECKS = [
@@ -41,16 +39,16 @@ CHECKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def served(redis_server: RedisServer) -> Iterator[Serving]:
-    with Redis.from_url(redis_server.url) as connection:
-        connection.flushall()
-    with stock_worker(redis_server.url), serving(redis_server.url) as running:
-        yield running
-
-
 ENDLESS = "/v1/fleet/events"
 OPERATIONS = sorted((path, method) for path, methods in openapi()["paths"].items() for method in methods)
+
+
+@pytest.fixture(scope="module")
+def served(fleet: Fleet) -> Iterator[Serving]:
+    fleet.start("--rerank-backend", "simulated", roles="rerank")
+    with serving(fleet.url) as running:
+        eventually(lambda: is_ready(running, "embedding", "generation", "rerank"))
+        yield running
 
 
 def test_every_endpoint_is_in_the_document(served: Serving) -> None:

@@ -6,19 +6,24 @@ import itertools
 import json
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo
 from impetus_producer.contract import EMBED_FUNCTION, EmbeddingResult
+from impetus_worker.allowed import NOTHING
 from impetus_worker.batches.embedding import EmbeddingBatcher
+from impetus_worker.batches.results import EmbeddingResults
+from impetus_worker.batches.rows import EmbeddingRequests
 from impetus_worker.errors import JobTimeoutError
 from impetus_worker.leases.claims import ClaimedJob
 from impetus_worker.leases.outcomes import Failed, Finished, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from impetus_worker.batches.rows import TextEncoder
 
 INFO = EngineInfo(
     kind="embedding", backend="fake", device="fake", model="m", model_aliases=("m", "org/m"), fingerprint="f",
@@ -46,10 +51,15 @@ def make_batcher(
     max_wait_s: float = 1.0, max_tokens: int = 20, max_rows: int = 8, clock: Callable[[], float] = lambda: 0.0
 ) -> EmbeddingBatcher:
     """By its own clock, which stands still unless another is given, it reads everything at once."""
-    return EmbeddingBatcher(
-        INFO, OneTokenAWord(), worker="w", max_batch_texts=max_rows, max_batch_tokens=max_tokens,
-        max_wait_s=max_wait_s, clock=clock,
-    )  # fmt: skip
+    return batcher_of(
+        OneTokenAWord(), max_batch_texts=max_rows, max_batch_tokens=max_tokens, max_wait_s=max_wait_s, clock=clock
+    )
+
+
+def batcher_of(encoder: TextEncoder, **options: Any) -> EmbeddingBatcher:
+    """For embeddings of `INFO`, whose texts that tokenizer reads."""
+    requests, results = EmbeddingRequests(INFO, encoder, NOTHING), EmbeddingResults(INFO, "w")
+    return EmbeddingBatcher(requests, results, dimensions=INFO.dimensions, **options)
 
 
 def job(*texts: str, queue: str = "embedding", timeout_s: int = 180, **fields: object) -> ClaimedJob:

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_worker.batches.embedding import EmbeddingBatcher
 from impetus_worker.batches.generation import GenerationBatcher
-from impetus_worker.batches.requests import EncodedRequest
+from impetus_worker.batches.rows import EncodedRequest
 from impetus_worker.errors import PoisonedJobError
 from impetus_worker.inbox import ReadElsewhere
 from impetus_worker.leases.outcomes import Failed
 
 from . import generating
-from .batching import BULK, INFO, OneTokenAWord, given, job, run, take, vectors, words
+from .batching import BULK, INFO, OneTokenAWord, batcher_of, given, job, run, take, vectors, words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from impetus_worker.batches.embedding import EmbeddingBatcher
     from impetus_worker.leases.claims import ClaimedJob
 
 LONG = words(100_000)
@@ -61,8 +61,8 @@ def elsewhere() -> Elsewhere:
 
 @pytest.fixture
 def batcher(elsewhere: Elsewhere) -> EmbeddingBatcher:
-    return EmbeddingBatcher(
-        INFO, Picky(), worker="w", max_batch_texts=8, max_batch_tokens=20, max_wait_s=0.0, elsewhere=elsewhere,
+    return batcher_of(
+        Picky(), max_batch_texts=8, max_batch_tokens=20, max_wait_s=0.0, elsewhere=elsewhere,
         clock=lambda: 0.0,
     )  # fmt: skip
 
@@ -163,9 +163,7 @@ def test_a_long_request_for_text_is_read_elsewhere_too(elsewhere: Elsewhere) -> 
 
 
 def test_without_another_place_the_loop_reads_whatever_comes() -> None:
-    batcher = EmbeddingBatcher(
-        INFO, OneTokenAWord(), worker="w", max_batch_texts=8, max_batch_tokens=60, max_wait_s=0.0, clock=lambda: 0.0
-    )
+    batcher = batcher_of(OneTokenAWord(), max_batch_texts=8, max_batch_tokens=60, max_wait_s=0.0, clock=lambda: 0.0)
     batcher.add([job(LONG)])
     assert batcher.read(0.0) == []
     assert len(given(batcher).rows[0]) == INFO.max_tokens

@@ -7,14 +7,14 @@ import os
 import queue
 import signal
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from impetus_backends.dispatcher import embedding_tokenizer
 from impetus_producer.contract import EMBED_FUNCTION
 from impetus_worker.allowed import NOTHING
-from impetus_worker.batches.requests import EmbeddingRequests, EncodedRequest
+from impetus_worker.batches.rows import EmbeddingRequests, EncodedRequest
 from impetus_worker.errors import InvalidRequestError, PoisonedJobError
 from impetus_worker.host import child
 from impetus_worker.host.reading_process import ReadingProcess
@@ -46,7 +46,7 @@ class Reading:
     def came(self) -> ReadElsewhere:
         return self.told.get(timeout=60)
 
-    def result(self, each: ClaimedJob) -> EncodedRequest:
+    def result(self, each: ClaimedJob) -> EncodedRequest[Any]:
         came = self.came()
         assert came.token == each.token
         assert isinstance(came.came, EncodedRequest)

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.system
 FILES = ["README.md", "docker/compose.yaml"]
 #: So slow that a job which is cancelled by a key, which is looked at every 2 s, still runs by then.
 SIMULATED = ("--embedding-backend", "simulated", "--generation-backend", "simulated", "--simulated-a-ms", "150")
+RERANKING = ("--roles", "embedding,generation,rerank", "--rerank-backend", "simulated")
 #: What stops workers, commands them, or is theirs to write.
 WORKERS_KEYS = [
     "rq:suspended",
@@ -106,7 +107,7 @@ def _with_readmes_users(connection: Redis, redis_url: str) -> Iterator[dict[str,
 
 
 def test_a_worker_and_a_producer_do_all_that_they_do_with_their_rights(urls: dict[str, str], tmp_path: Path) -> None:
-    worker = RunningWorker(urls["worker"], tmp_path / "log", *SIMULATED)
+    worker = RunningWorker(urls["worker"], tmp_path / "log", *SIMULATED, *RERANKING)
     try:
         producer = Producer(urls["producer"])
         handle = producer.embed(["a", "b"])
@@ -114,6 +115,7 @@ def test_a_worker_and_a_producer_do_all_that_they_do_with_their_rights(urls: dic
         handle.delete()
         many = producer.embed_many(["c"] * 9, texts_per_job=3)
         assert [len(each.result(timeout_s=30).vectors) for each in many] == [3, 3, 3]
+        assert len(producer.rerank("q", ["a", "b"]).result(timeout_s=30).results) == 2
         story = producer.generate("tell", max_tokens=5, stream=True, cancel_if_abandoned=True)
         assert "".join(story.stream(timeout_s=30)) == story.result(timeout_s=30).text
         long = producer.generate("tell more", max_tokens=5000)

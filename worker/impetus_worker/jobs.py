@@ -1,8 +1,8 @@
-"""The two functions that jobs name. Our workers run their batches instead; any other RQ worker can call these.
+"""The functions that jobs name. Our workers run their batches instead; any other RQ worker can call these.
 
 Called by stock `rq.SimpleWorker` they load the model in its process, once, and serve one job at a time, at whatever
 speed that gives. Model and backend come from `IMPETUS_EMBEDDING_MODEL`, `IMPETUS_EMBEDDING_BACKEND` and their likes for
-generation, as for `impetus-worker run`.
+generation and rerankers, as for `impetus-worker run`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.protocol import Rejected
-from impetus_producer.contract import EMBED_FUNCTION, EMBEDDING_QUEUE, GENERATE_FUNCTION, GENERATION_QUEUE
+from impetus_producer.contract import ROLE_FUNCTIONS, ROLE_QUEUES
 
 from .errors import InferenceError
 from .leases.claims import ClaimedJob
@@ -33,19 +33,24 @@ if TYPE_CHECKING:
 
 def embed(request: dict[str, Any]) -> dict[str, Any]:
     """An `EmbeddingRequest` as a plain object to an `EmbeddingResult` as one."""
-    return _run("embedding", EMBEDDING_QUEUE, EMBED_FUNCTION, request)
+    return _run("embedding", request)
 
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:
     """A `GenerationRequest` as a plain object to a `GenerationResult` as one."""
-    return _run("generation", GENERATION_QUEUE, GENERATE_FUNCTION, request)
+    return _run("generation", request)
 
 
-def _run(role: Role, queue: str, function: str, request: Any) -> dict[str, Any]:
+def rerank(request: dict[str, Any]) -> dict[str, Any]:
+    """A `RerankRequest` as a plain object to a `RerankResult` as one."""
+    return _run("rerank", request)
+
+
+def _run(role: Role, request: Any) -> dict[str, Any]:
     """The worker's own path with a batch of one, so that both give the same answer to the same request."""
     engine, batcher = _engine(role)
-    data = json.dumps([function, None, [request], {}]).encode()
-    job = ClaimedJob("inline", "inline", queue, {b"data": data}, time.time())
+    data = json.dumps([ROLE_FUNCTIONS[role], None, [request], {}]).encode()
+    job = ClaimedJob("inline", "inline", ROLE_QUEUES[role][0], {b"data": data}, time.time())
     batcher.add([job])
     outcomes: list[Finished | Failed] = []
     while not outcomes:

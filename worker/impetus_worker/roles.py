@@ -6,14 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impetus_backends.dispatcher import embedding_tokenizer
+from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
 from impetus_backends.hardware import identify, read_machine
 from impetus_backends.protocol import EngineConfig
 from impetus_producer.contract import WorkerRecord
 
 from .batches.embedding import DEFAULT_BATCH_TOKENS, EmbeddingBatcher
 from .batches.generation import GenerationBatcher
-from .batches.requests import EmbeddingRequests, GenerationRequests
+from .batches.requests import GenerationRequests
+from .batches.results import EmbeddingResults, RerankResults
+from .batches.rows import EmbeddingRequests, RerankRequests
 
 if TYPE_CHECKING:
     from impetus_backends.protocol import EngineInfo
@@ -74,10 +76,14 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
     )
 
 
-def make_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | GenerationRequests:
+def make_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | RerankRequests | GenerationRequests:
     """What reads the requests to an engine that has loaded."""
-    if info.kind == "generation":
-        return GenerationRequests(info, allowed)
+    return GenerationRequests(info, allowed) if info.kind == "generation" else _row_requests(info, allowed)
+
+
+def _row_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | RerankRequests:
+    if info.kind == "rerank":
+        return RerankRequests(info, pair_tokenizer(info), allowed)
     return EmbeddingRequests(info, embedding_tokenizer(info), allowed)
 
 
@@ -92,12 +98,11 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
             elsewhere=elsewhere,
         )
     return EmbeddingBatcher(
-        info,
-        embedding_tokenizer(info),
-        worker=settings.name,
+        _row_requests(info, settings.allowed),
+        (RerankResults if settings.role == "rerank" else EmbeddingResults)(info, settings.name),
+        dimensions=info.dimensions,
         max_batch_texts=settings.max_batch_texts,
         max_batch_tokens=settings.max_batch_tokens or DEFAULT_BATCH_TOKENS.get(info.backend, 1024),
         max_wait_s=settings.max_wait_ms / 1e3,
-        allowed=settings.allowed,
         elsewhere=elsewhere,
     )

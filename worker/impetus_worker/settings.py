@@ -8,9 +8,10 @@ from typing import Literal
 
 from .allowed import Allowed
 
-Role = Literal["embedding", "generation"]
-ROLES: tuple[Role, ...] = ("embedding", "generation")
+Role = Literal["embedding", "generation", "rerank"]
+ROLES: tuple[Role, ...] = ("embedding", "generation", "rerank")
 EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "mlx", "cpu", "numpy", "simulated")
+RERANK_BACKENDS = ("auto", "mlx", "cpu", "numpy", "simulated")
 GENERATION_BACKENDS = ("auto", "mlx", "openai", "simulated")
 GENERATION_RECIPES = ("4bit", "8bit", "mixed_4_6", "mxfp4", "nvfp4")
 SPECIAL_TOKENS = ("control", "text")

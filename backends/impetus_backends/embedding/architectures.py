@@ -39,9 +39,7 @@ def _bert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     """BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA, which differ in their positions and in the width of their
     tokens alone (arXiv:1810.04805, arXiv:1907.11692, arXiv:2003.10555)."""
     words = ops.embed(_WORDS, inputs.ids, config.vocab_size)
-    # Only one sentence at a time is embedded, so every token is of type 0.
-    types = ops.row("embeddings.token_type_embeddings.weight", 0)
-    x = _placed(ops, config, inputs, ops.add(words, types))
+    x = _placed(ops, config, inputs, ops.add(words, _types(ops, config, inputs)))
     if config.embedding_size not in (0, config.hidden_size):
         x = ops.linear(x, "embeddings_project", config.hidden_size)
     return _post_norm(ops, config, x, inputs.mask, "encoder.layer", _BERT)
@@ -86,6 +84,13 @@ def _distances(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T], table: str
     """What the scores are told of how far apart two tokens are."""
     buckets = distance_buckets(config.longest, *config.distances)
     return ops.relative_bias(table, config.distances[0], buckets, inputs.ids)
+
+
+def _types(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
+    """Which of two texts tokens are of; where there is but one, each is of the first."""
+    if inputs.types is None:
+        return ops.row("embeddings.token_type_embeddings.weight", 0)
+    return ops.embed("embeddings.token_type_embeddings.weight", inputs.types, config.types)
 
 
 def _placed(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T], x: T) -> T:
@@ -204,7 +209,7 @@ def _turned(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     width = 2 * config.intermediate_size // len(names.wide)
     x = ops.embed(_WORDS, inputs.ids, config.vocab_size)
     if config.token_types:
-        x = ops.add(x, ops.row("embeddings.token_type_embeddings.weight", 0))
+        x = ops.add(x, _types(ops, config, inputs))
     x = ops.layer_norm(x, names.embeddings_norm, eps)
     for index, attention in enumerate(config.attentions):
         layer = f"{names.layers}.{index}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from impetus_backends.embedding import architectures
 from impetus_backends.embedding.devices.operations import Inputs
-from impetus_backends.embedding.modules import Dense
+from impetus_backends.embedding.modules import Dense, Linear, Norm
 from impetus_backends.errors import RequestError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PROMPT = 1 << 30
 """Added to a token's id: it is read, and not pooled. Rows carry it for models that leave their prompts out."""
+SECOND = 1 << 29
+"""Added to a token's id: it is of the second of two texts. Rows carry it for models that tell the two apart so."""
 
 
 def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
@@ -37,9 +39,11 @@ def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     ]
     vectors = pooled[0] if len(pooled) == 1 else ops.join(pooled)
     for step in config.steps:
-        if isinstance(step, Dense):
-            vectors = ops.project(vectors, f"{step.folder}/linear", step.outputs, bias=step.bias)
+        if isinstance(step, Dense | Linear):
+            vectors = ops.project(vectors, step.name, step.outputs, bias=step.bias)
             vectors = ops.bend(vectors, step.activation) if step.activation else vectors
+        elif isinstance(step, Norm):
+            vectors = ops.layer_norm(vectors, step.name, step.eps, bias=step.bias)
         else:
             vectors = ops.normalise(vectors)
     return vectors if config.truncate is None else ops.first(vectors, config.dimensions)
@@ -48,9 +52,9 @@ def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
 def pad(config: EmbeddingConfig, rows: Sequence[np.ndarray], *, batch: int = 0, length: int = 0) -> Inputs[np.ndarray]:
     """Token rows as one padded batch of at least `batch` texts of at least `length` tokens.
 
-    `ids` and `positions` come back as int32, the others as float32. Raises `RequestError` for a row that the model
-    cannot read: empty, too long, or with a token outside the vocabulary (which some devices would read past the table
-    for).
+    `ids`, `positions` and `types` come back as int32, the others as float32. Raises `RequestError` for a row that the
+    model cannot read: empty, too long, or with a token outside the vocabulary (which some devices would read past the
+    table for).
     """
     shape = config.encoder
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -64,15 +68,16 @@ def pad(config: EmbeddingConfig, rows: Sequence[np.ndarray], *, batch: int = 0, 
         ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
     pooled: npt.NDArray[np.float32] = mask
-    if ids.max() >= PROMPT:
+    types = (ids & SECOND > 0).astype(np.int32) if shape.types else None
+    if ids.max() >= SECOND:
         pooled = mask * (ids < PROMPT)
-        ids = np.where(ids >= PROMPT, ids - PROMPT, ids)
+        ids &= SECOND - 1
     if ids.min() < 0 or ids.max() >= shape.vocab_size:
         raise RequestError(f"a token is outside the vocabulary of {shape.vocab_size}; is this the model's tokenizer?")
     # A text of padding alone would divide by no tokens at all.
     mask[len(rows) :, 0] = pooled[len(rows) :, 0] = 1
     shares = np.stack([_shares(mode, pooled) for mode in config.pooling.modes], axis=1)
-    return Inputs(ids, positions(shape, ids), mask, shares)
+    return Inputs(ids, positions(shape, ids), mask, shares, types)
 
 
 def _shares(mode: str, pooled: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

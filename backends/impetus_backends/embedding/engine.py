@@ -1,5 +1,6 @@
 """The engine for embeddings: batches in, vectors out, one batch a step, and no batch can spoil another.
 
+A reranker is one whose rows are of a query and a document, and whose vectors have one dimension, the score.
 Knows the protocol and a backend, and nothing of queues, texts or devices.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from impetus_backends.embedding.devices import golden
 from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.models import ModelFiles
 
 
@@ -43,7 +46,7 @@ class EmbeddingEngine:
 
     def admit(self, work: Work) -> None:
         if not isinstance(work, EmbeddingWork):
-            self._refused.append(Rejected(work.id, f"{self._info.model} makes embeddings and generates no text"))
+            self._refused.append(Rejected(work.id, f"{self._info.model} generates no text"))
         elif work.urgent:
             self._urgent.append(work)
         else:
@@ -95,22 +98,31 @@ class EmbeddingEngine:
 
 
 def open_engine(
-    backend: EmbeddingBackend, files: ModelFiles, *, reasons: tuple[str, ...] = (), check: bool = True
+    backend: EmbeddingBackend,
+    files: ModelFiles,
+    config: EmbeddingConfig | None = None,
+    *,
+    reasons: tuple[str, ...] = (),
+    check: bool = True,
 ) -> EmbeddingEngine:
     """Loads a backend, holds it to its golden check, and returns the engine that serves it.
 
+    `config`: what the model's files say; none means that they are read as those of a model for embeddings.
     Raises `BackendUnavailableError` where the device cannot or may not serve, `ModelError` for bad files.
     """
-    config = read_config(files.folder)
+    config = config or read_config(files.folder)
     backend.load()
     notes = [getattr(backend, "note", None)]  # most have nothing to add to their device's name
-    if check:
+    if check and isinstance(config, RerankerConfig):
+        apart = golden.check_scores(backend, config, files.folder)
+        reasons = (*reasons, f"{backend.name}: golden check passed, logits {apart:.1e} apart at most")
+    elif check:
         report = golden.check(backend, config, files.folder)
         reasons = (*reasons, f"{backend.name}: golden check passed, least cosine {report.least_cosine:.7f}")
     else:
         notes.append("not compared with the reference before serving")
     info = EngineInfo(
-        kind="embedding",
+        kind="rerank" if isinstance(config, RerankerConfig) else "embedding",
         backend=backend.name,
         device=backend.device,
         model=files.name,

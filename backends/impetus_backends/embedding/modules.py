@@ -54,13 +54,37 @@ class Dense:
     bias: bool
     activation: str
 
+    @property
+    def name(self) -> str:
+        """Of its weights."""
+        return f"{self.folder}/linear"
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """As `Dense`, with weights of that name among those of the transformer."""
+
+    name: str
+    outputs: int
+    bias: bool
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Layer normalisation of pooled vectors."""
+
+    name: str
+    eps: float
+    bias: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Normalise:
     """Vectors are scaled to length 1."""
 
 
-Step = Dense | Normalise
+Step = Dense | Linear | Norm | Normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +104,17 @@ def read_modules(reader: Reader, folder: Path) -> Modules:
             f"{folder} has no modules.json, so nothing says how its token vectors are pooled; "
             "save the model with sentence-transformers first"
         )
+    found = listed_modules(reader, file)
+    names = [name for name, _ in found]
+    if names[:2] != ["Transformer", "Pooling"] or set(names[2:]) - {"Dense", "Normalize"}:
+        raise ModelError(
+            f"{file} is {', '.join(names)}; supported is Transformer, Pooling and then any of Dense and Normalize"
+        )
+    return Modules(found[0][1], found[1][1], tuple(found[2:]))
+
+
+def listed_modules(reader: Reader, file: Path) -> list[tuple[str, Path]]:
+    """The modules that a `modules.json` lists, and their folders."""
     found: list[tuple[str, Path]] = []
     for module in reader.array(file):
         kind, path = str(module.get("type")), str(module.get("path", ""))
@@ -87,13 +122,8 @@ def read_modules(reader: Reader, folder: Path) -> Modules:
             raise ModelError(f"{file} names {kind}, which is code of the model's own and is never run")
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise ModelError(f"{file} points outside its folder: {path}")
-        found.append((kind.rpartition(".")[2], folder / path))
-    names = [name for name, _ in found]
-    if names[:2] != ["Transformer", "Pooling"] or set(names[2:]) - {"Dense", "Normalize"}:
-        raise ModelError(
-            f"{file} is {', '.join(names)}; supported is Transformer, Pooling and then any of Dense and Normalize"
-        )
-    return Modules(found[0][1], found[1][1], tuple(found[2:]))
+        found.append((kind.rpartition(".")[2], file.parent / path))
+    return found
 
 
 def read_pooling(reader: Reader, folder: Path, hidden_size: int) -> PoolingConfig:

@@ -24,7 +24,7 @@ async def health(call: Call) -> Response:
 
 
 async def ready(call: Call) -> Response:
-    """200 where a worker serves the role of `?role=`, or any of the two where none is named."""
+    """200 where a worker serves the role of `?role=`, or any of them where none is named."""
     asked = call.request.query_params.get("role")
     if asked is not None and asked not in contract.ROLE_QUEUES:
         raise HttpError(400, f"there is no role {asked!r:.100}", param="role", code="invalid_request")

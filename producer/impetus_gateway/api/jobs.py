@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from impetus_producer.bodies import completions
 from impetus_producer.bodies.completions import TextChunks, text_completion
 from impetus_producer.chat_completions import ChatChunks, chat_completion
-from impetus_producer.contract import EmbeddingResult
+from impetus_producer.contract import EmbeddingResult, RerankResult
 from impetus_producer.errors import ImpetusError, ResultTimeoutError
 from impetus_producer.operations import retry
 from impetus_producer.records import JobRecord, read_record
@@ -18,19 +18,17 @@ from ..entry.answers import json_answer
 from ..entry.callers import Role
 from ..entry.errors import HttpError, http_error
 from ..events import EventStream, event, told
-from ..submitting import embedding_handle, generation_handle
-from . import ollama
+from ..submitting import embedding_handle, generation_handle, rerank_handle
+from . import ollama, reranking
 from .embeddings import in_openais_words
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from starlette.responses import Response
 
-    from impetus_producer.asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle
-    from impetus_producer.contract import GenerationResult
-
     from ..gateway import Call
+    from ..submitting import Handle
 
 ENDPOINT = "/v1/jobs/{id}"
 EVENTS = "/v1/jobs/{id}/events"
@@ -96,9 +94,13 @@ async def _own(call: Call) -> JobRecord:
     return record
 
 
-def _handle(call: Call, record: JobRecord) -> AsyncEmbeddingHandle | AsyncGenerationHandle:
-    make = generation_handle if record.role == "generation" else embedding_handle
-    return make(call, record.job_id)
+def _handle(call: Call, record: JobRecord) -> Handle:
+    make: dict[str, Callable[[Call, str], Handle]] = {
+        "embedding": embedding_handle,
+        "generation": generation_handle,
+        "rerank": rerank_handle,
+    }
+    return make[record.role](call, record.job_id)
 
 
 def _shown(record: JobRecord) -> dict[str, Any]:
@@ -127,8 +129,10 @@ def _chunks(record: JobRecord) -> ChatChunks | TextChunks:
 
 async def _result(call: Call, record: JobRecord) -> Any:
     """What the endpoint that was asked would have answered."""
-    result: EmbeddingResult | GenerationResult = await _handle(call, record).result(_READ_WITHIN_S)
+    result = await _handle(call, record).result(_READ_WITHIN_S)
     endpoint = _endpoint(record)
+    if isinstance(result, RerankResult):
+        return reranking.ranking(result, record.job_id)
     if not isinstance(result, EmbeddingResult):
         make = text_completion if endpoint == completions.ENDPOINT else chat_completion
         return make(result, record.job_id)

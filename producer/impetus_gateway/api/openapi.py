@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import models_json_schema
 
+from impetus_producer import contract
 from impetus_producer.bodies.completions import CompletionsBody
 from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.contract import GenerationRequest
 
 from ..entry.answers import json_answer
 from ..seeing import dashboard
-from . import batches, chats, completions, embeddings, files, health, jobs, models, ollama
+from . import batches, chats, completions, embeddings, files, health, jobs, models, ollama, reranking
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -77,6 +78,7 @@ def _paths() -> dict[str, Any]:
         embeddings.ENDPOINT: {"post": _posting("embeddings", "EmbeddingsBody", _ref("Embeddings"))},
         chats.ENDPOINT: {"post": _posting("chat", "ChatBody", _ref("Completion"), streams=True)},
         completions.ENDPOINT: {"post": _posting("completions", "CompletionsBody", _ref("Completion"), streams=True)},
+        reranking.ENDPOINT: {"post": _posting("rerank", "RerankBody", _ref("Ranking"))},
         ollama.EMBED: {"post": _posting("ollama_embed", "EmbedBody", _ref("OllamaEmbeddings"), error="OllamaError")},
         ollama.EMBEDDINGS: {
             "post": _posting("ollama_embeddings", "OldEmbedBody", _ref("OllamaEmbedding"), error="OllamaError")
@@ -123,7 +125,7 @@ def _paths() -> dict[str, Any]:
                 "ready",
                 {200: _json("A worker serves", _ref("Ready")), 503: _json("None does", _ref("Ready"))},
                 _errors(400, but=503),
-            ) | {"parameters": [{"name": "role", "in": "query", "schema": {"enum": ["embedding", "generation"]}}]}
+            ) | {"parameters": [{"name": "role", "in": "query", "schema": {"enum": list(contract.ROLE_QUEUES)}}]}
         },
         health.METRICS: {
             "get": _operation("metrics", {200: {"description": "For Prometheus", "content": {"text/plain": {}}}},
@@ -217,6 +219,7 @@ def _schemas() -> dict[str, Any]:
     bodies = (
         EmbeddingsBody,
         CompletionsBody,
+        reranking.RerankBody,
         ollama.EmbedBody,
         ollama.OldEmbedBody,
         batches.BatchBody,
@@ -248,7 +251,7 @@ def _answers() -> dict[str, Any]:
     model = {"id": _TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": _TEXT}
     error = {"message": _TEXT, "type": _TEXT, "param": nothing_or_text, "code": nothing_or_text}
     job = {"id": _TEXT, "object": {"const": "job"}, "status": _TEXT}
-    ready = {name: {"type": "boolean"} for name in ("ready", "embedding", "generation")}
+    ready = {name: {"type": "boolean"} for name in ("ready", *contract.ROLE_QUEUES)}
     return {
         "Error": _object({"error": _object(error)}),
         "OllamaError": _object({"error": _TEXT}),
@@ -262,6 +265,10 @@ def _answers() -> dict[str, Any]:
             "id": _TEXT, "object": {"enum": ["chat.completion", "text_completion"]}, "created": _COUNT, "model": _TEXT,
             "choices": _list({"type": "object"}), "usage": {"type": "object"},
         }),
+        "Ranking": _object({
+            "id": _TEXT, "model": _TEXT, "usage": _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+            "results": _list(_object({"index": _COUNT, "relevance_score": _NUMBER}, document=_object({"text": _TEXT}))),
+        }, meta={"type": "object"}),
         "OllamaEmbeddings": _object({"model": _TEXT, "embeddings": _list(_list(_NUMBER))}),
         "OllamaEmbedding": _object({"embedding": _list(_NUMBER)}),
         "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),

@@ -10,10 +10,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from impetus_producer import contract
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from impetus_producer.contract import EmbeddingResult, GenerationResult
+    from impetus_producer.contract import EmbeddingResult, GenerationResult, RerankResult
     from impetus_producer.fleet import Fleet
 
     from ..entry.limits import Limits
@@ -77,6 +79,9 @@ class Metrics:
         self._texts.labels(result.model).inc(result.embeddings.shape[0])
         self._prompt_tokens.labels(result.model).inc(result.usage.prompt_tokens)
 
+    def reranked(self, result: RerankResult) -> None:
+        self._prompt_tokens.labels(result.model).inc(result.usage.prompt_tokens)
+
     def generated(self, result: GenerationResult) -> None:
         self._prompt_tokens.labels(result.model).inc(result.usage.prompt_tokens)
         self.tokens += result.usage.completion_tokens
@@ -125,7 +130,7 @@ def _workers(fleet: Fleet) -> Iterator[GaugeMetricFamily]:
     deaths = GaugeMetricFamily(
         "impetus_engine_deaths", "How often the engines of the workers that live have died", labels=["role"]
     )
-    for role in ("embedding", "generation"):
+    for role in contract.ROLE_QUEUES:
         alive = [each for each in fleet.workers if each.alive and each.role == role]
         serving.add_metric([role], sum(each.serving and not each.standing_by for each in alive))
         deaths.add_metric([role], sum(each.engine_deaths for each in alive))

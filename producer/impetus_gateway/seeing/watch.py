@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 STALE_S = 10.0
 """So long what was seen counts; a server that is silent is waited for longer."""
+_SERVED = {"embedding": "embeddings", "generation": "generations", "rerank": "rerankings"}
 _MAX_RETRY_S = 60.0
 
 
@@ -98,7 +99,7 @@ class Watch:
         if fleet.suspended:
             raise unavailable("the workers are suspended; try again later", 30, code="suspended")
         if not self.serving(queue) and not fleet.workers_left_out:
-            role = "embeddings" if queue == contract.EMBEDDING_QUEUE else "generations"
+            role = _SERVED[contract.role_of_queue(queue)]
             raise unavailable(
                 f"no worker serves {role} now; try again, or send Prefer: respond-async", code="no_worker"
             )

@@ -13,11 +13,11 @@ from ..servers.connections import for_asyncio, like
 from ..servers.troubles import client_for
 from ..talks.results import role_of
 from ..talks.steps import Question, Vigil
-from .handles import AsyncEmbeddingHandle, AsyncGenerationHandle
+from .handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncRerankHandle
 from .line import AsyncLine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
@@ -33,6 +33,7 @@ class AsyncProducer(
         Coroutine[Any, Any, AsyncEmbeddingHandle],
         AsyncIterator[AsyncEmbeddingHandle],
         Coroutine[Any, Any, AsyncGenerationHandle],
+        Coroutine[Any, Any, AsyncRerankHandle],
     ]
 ):
     """As `Producer`, for the tasks of one event loop: what waits there is awaited here, and `embed_many` is iterated
@@ -86,10 +87,14 @@ class AsyncProducer(
         """What comes of a talk that has no pieces."""
         return await self._line.hold(talk)
 
-    async def handle(self, job_id: str) -> AsyncEmbeddingHandle | AsyncGenerationHandle:
+    async def handle(self, job_id: str) -> AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
-        role = await self._line.hold(role_of(job_id))
-        return (AsyncGenerationHandle if role == "generation" else AsyncEmbeddingHandle)(job_id, self._line)
+        make: dict[str, Callable[[str], AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle]] = {
+            "embedding": self.embedding_handle,
+            "generation": self.generation_handle,
+            "rerank": self.rerank_handle,
+        }
+        return make[await self._line.hold(role_of(job_id))](job_id)
 
     async def enqueue(
         self,
@@ -116,6 +121,10 @@ class AsyncProducer(
         """As `handle`, of a job that generates, without asking whether there is one."""
         return AsyncGenerationHandle(job_id, self._line, awaited=awaited)
 
+    def rerank_handle(self, job_id: str) -> AsyncRerankHandle:
+        """As `handle`, of a job that reranks, without asking whether there is one."""
+        return AsyncRerankHandle(job_id, self._line)
+
     async def _embedding(self, payload: Mapping[str, Any], bulk: bool) -> AsyncEmbeddingHandle:
         job_id = await self._line.hold(self._enqueueing_one("embedding", payload, bulk))
         return AsyncEmbeddingHandle(job_id, self._line)
@@ -123,6 +132,9 @@ class AsyncProducer(
     async def _embeddings(self, talk: Talk[None]) -> AsyncIterator[AsyncEmbeddingHandle]:
         async for job_id in self._line.pieces(talk):
             yield AsyncEmbeddingHandle(job_id, self._line)
+
+    async def _reranking(self, payload: Mapping[str, Any], bulk: bool) -> AsyncRerankHandle:
+        return self.rerank_handle(await self._line.hold(self._enqueueing_one("rerank", payload, bulk)))
 
     async def _generation(self, payload: Mapping[str, Any], bulk: bool) -> AsyncGenerationHandle:
         job_id = await self._line.hold(self._enqueueing_one("generation", payload, bulk))

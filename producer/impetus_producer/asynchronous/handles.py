@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic
 
 from .. import jobs
-from ..contract import EmbeddingResult, GenerationResult
+from ..contract import EmbeddingResult, GenerationResult, RerankResult
 from ..talks import cancelling, results
 from ..talks.results import Awaited, ResultT
 from ..talks.steps import Vigil
@@ -54,6 +54,13 @@ class AsyncEmbeddingHandle(AsyncJobHandle[EmbeddingResult]):
 
     def __init__(self, job_id: str, line: AsyncLine) -> None:
         super().__init__(job_id, line, EmbeddingResult)
+
+
+class AsyncRerankHandle(AsyncJobHandle[RerankResult]):
+    """A rerank job, as `RerankHandle`."""
+
+    def __init__(self, job_id: str, line: AsyncLine) -> None:
+        super().__init__(job_id, line, RerankResult)
 
 
 class AsyncGenerationHandle(AsyncJobHandle[GenerationResult]):

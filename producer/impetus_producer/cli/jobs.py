@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..contract import EmbeddingResult, GenerationResult
+from ..contract import EmbeddingResult, GenerationResult, RerankResult
 from ..errors import ImpetusError, ResultTimeoutError, StreamRestartedError
 from ..handles import GenerationHandle
 from ..shown import for_terminal, name_shown
@@ -18,7 +18,7 @@ from .server import patience_option, patient_producer, redis_url_option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..handles import EmbeddingHandle
+    from ..handles import EmbeddingHandle, RerankHandle
 
 _CHECK_EVERY_S = 1.0
 
@@ -41,7 +41,8 @@ _CHECK_EVERY_S = 1.0
 def result(
     job_id: str, timeout_s: float | None, as_json: bool, stream: bool, patience_s: float, redis_url: str | None
 ) -> None:
-    """Print the result of JOB_ID: a text, or one JSON list of numbers for each text that was embedded.
+    """Print the result of JOB_ID: a text; one JSON list of numbers for each text that was embedded; or of a reranking
+    one line for each document, its score and its number.
 
     \b
     Examples:
@@ -53,7 +54,7 @@ def result(
     handle = patient_producer(redis_url, patience_s).handle(job_id)
     if stream:
         if not isinstance(handle, GenerationHandle):
-            raise click.UsageError(f"Job {job_id} makes embeddings: there is no text to stream.")
+            raise click.UsageError(f"Job {job_id} makes no text: there is none to stream.")
         print_stream(handle, timeout_s, check=None)
         return
     print_result(wait(handle, timeout_s, check=None), as_json)
@@ -93,8 +94,10 @@ def cancel(job_id: str, timeout_s: float, patience_s: float, redis_url: str | No
 
 
 def wait(
-    handle: EmbeddingHandle | GenerationHandle, timeout_s: float | None, check: Callable[[], None] | None
-) -> EmbeddingResult | GenerationResult:
+    handle: EmbeddingHandle | GenerationHandle | RerankHandle,
+    timeout_s: float | None,
+    check: Callable[[], None] | None,
+) -> EmbeddingResult | GenerationResult | RerankResult:
     """The result; `check` is called now and then until it comes."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while check is not None and (deadline is None or deadline - time.monotonic() > _CHECK_EVERY_S):
@@ -150,7 +153,15 @@ def _end_line(line_open: bool) -> None:
         click.echo()
 
 
-def print_result(answer: EmbeddingResult | GenerationResult, as_json: bool) -> None:
+def print_result(answer: EmbeddingResult | GenerationResult | RerankResult, as_json: bool) -> None:
+    if isinstance(answer, RerankResult):
+        if as_json:
+            click.echo(answer.model_dump_json(exclude_none=True))
+            return
+        for each in answer.results:
+            text = f"\t{_as_shown(' '.join(each.document.text.split()))}" if each.document is not None else ""
+            click.echo(f"{each.relevance_score:.6f}\t{each.index}{text}")
+        return
     if isinstance(answer, GenerationResult):
         click.echo(answer.model_dump_json() if as_json else _as_shown(answer.text))
         return

@@ -20,6 +20,7 @@ from .config_file import with_config_file
 from .embed import embed
 from .generate import generate
 from .jobs import cancel, result
+from .rerank import rerank
 from .status import status
 from .top import top
 
@@ -64,7 +65,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="impetus-batch")
 def cli() -> None:
-    """Embeddings and generations through a Redis queue, worked by Macs.
+    """Embeddings, generations and rerankings through a Redis queue, worked by Macs.
 
     \b
     Try it with nothing set up; a server and a worker are started for the time it takes:
@@ -82,7 +83,7 @@ def cli() -> None:
     """
 
 
-for _command in (embed, generate, status, top, result, cancel):
+for _command in (embed, generate, rerank, status, top, result, cancel):
     cli.add_command(_command)
 with_config_file("impetus", cli)
 

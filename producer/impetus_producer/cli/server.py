@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..client import Producer
+from ..contract import role_of_queue
 from ..errors import ServerError
 from ..fleet import read_fleet
 from ..servers.discovery import find_redis_url
@@ -124,7 +125,7 @@ class _Notice:
             self._say("The workers are suspended; waiting. Let them go on: rq resume")
         elif self._queue is None:
             return
-        elif self._queue in fleet.unattended():
+        elif not fleet.workers_left_out and not fleet.listening_to(self._queue):
             if self._url is not None:
                 self._say(f"{no_worker([self._queue], self._url)} Waiting.")
         elif (loading := [each for each in fleet.workers if each.alive and self._queue in each.queues]) and not any(
@@ -139,7 +140,9 @@ class _Notice:
 
 
 def no_worker(queues: Sequence[str], url: str) -> str:
+    reranks = any(role_of_queue(queue) == "rerank" for queue in queues)
+    option = " --rerank-model FOLDER|ID" if reranks else ""
     return (
         f"No worker is listening to {', '.join(queues)}. "
-        f"Start one: impetus-worker run --redis-url {without_password(url)}."
+        f"Start one: impetus-worker run --redis-url {without_password(url)}{option}."
     )

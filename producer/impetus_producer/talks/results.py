@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .. import jobs
-from ..contract import ROLE_QUEUES, EmbeddingResult, GenerationResult
+from ..contract import EmbeddingResult, GenerationResult, RerankResult, role_of_queue
 from ..errors import (
     JobCancelledError,
     JobFailedError,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..streams import Delta
     from .steps import Heard, Talk
 
-ResultT = TypeVar("ResultT", EmbeddingResult, GenerationResult)
+ResultT = TypeVar("ResultT", EmbeddingResult, GenerationResult, RerankResult)
 _EndT = TypeVar("_EndT", bound=JobFailedError | JobCancelledError)
 
 _END_AMONG_LAST = 16
@@ -44,14 +44,14 @@ class Awaited(Generic[ResultT]):
 
 
 def role_of(job_id: str) -> Talk[str]:
-    """`embedding` or `generation`, by the queue that the job was put on."""
+    """`embedding`, `generation` or `rerank`, by the queue that the job was put on."""
     # Redis knows bytes: what is no text, as a command line may hold, is nobody's id.
     is_text = not any("\ud800" <= each <= "\udfff" for each in job_id)
     with named(job_id):
         origin = (yield Question(lambda client: client.hget(jobs.job_key(job_id), "origin"))) if is_text else None
     if origin is None:
         raise _not_found(job_id)
-    return "generation" if as_text(origin) in ROLE_QUEUES["generation"] else "embedding"
+    return role_of_queue(as_text(origin))
 
 
 def status(job_id: str) -> Talk[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .packing import pack
 from .quarantine import Witness
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_producer.contract import EmbeddingRequest
-
     from ..leases.claims import ClaimedJob
 
 PLAN_BATCHES = 64
@@ -33,10 +31,11 @@ PLAN_BATCHES = 64
 
 @dataclass(eq=False, slots=True)
 class OpenEmbedding:
-    """An embedding job whose texts are tokenised, and what has been made of it."""
+    """A job whose texts are tokenised, and what has been made of it: vectors, or a reranker's scores as such."""
 
     job: ClaimedJob
-    request: EmbeddingRequest
+    request: Any
+    """As the role has them."""
     tokens: int
     truncated: int
     lost: int

@@ -1,4 +1,4 @@
-"""Micro-batching: the texts of many embedding jobs, in batches that suit the device.
+"""Micro-batching: the texts of many embedding or rerank jobs, in batches that suit the device.
 
 Two lanes, one for jobs whose caller waits and one for bulk. The first text in an empty lane opens a window; when it
 closes, or a batch is full, what is there goes out; texts that come later never extend it. Where the device's measured
@@ -16,13 +16,12 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
 
-from ..allowed import NOTHING
 from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
 from .backlog import Backlog, OpenEmbedding, Row
@@ -31,20 +30,18 @@ from .cost import CostModel
 from .engine_queue import Batch, EngineQueue
 from .quarantine import Quarantine
 from .reading import JobReader
-from .requests import EmbeddingRequests
-from .results import EmbeddingResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence, Set
 
-    from impetus_backends.protocol import EngineInfo, Event
+    from impetus_backends.protocol import Event
 
-    from ..allowed import Allowed
     from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
     from .long_jobs import Elsewhere
     from .reading import ReadJob
-    from .requests import TextEncoder
+    from .results import RowResults
+    from .rows import RowRequests
 
 _LOOKAHEAD_S = 4.0
 """Texts for so much of the device's time are taken in ahead, to be sorted together."""
@@ -86,27 +83,28 @@ class _Lane:
 
 
 class EmbeddingBatcher:
-    """`Batcher` for embedding jobs. `max_wait_s`: how long the first text waits for others to join its batch.
+    """`Batcher` for jobs of which each text is a row. `max_wait_s`: how long the first waits for others to join it.
 
-    `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading is cut into slices.
+    `dimensions`: of the vectors that come back. `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading
+    is cut into slices.
     """
 
     def __init__(
         self,
-        info: EngineInfo,
-        encoder: TextEncoder,
+        requests: RowRequests[Any],
+        results: RowResults,
         *,
-        worker: str,
+        dimensions: int,
         max_batch_texts: int,
         max_batch_tokens: int,
         max_wait_s: float,
-        allowed: Allowed = NOTHING,
         elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._info = info
-        self._reader = JobReader(EmbeddingRequests(info, encoder, allowed), elsewhere, clock)
-        self._results = EmbeddingResults(info, worker)
+        self._dimensions = dimensions
+        self._texts_field = requests.texts_field
+        self._reader = JobReader(requests, elsewhere, clock)
+        self._results = results
         self._max_wait_s = max_wait_s
         self._jobs: dict[str, OpenEmbedding] = {}
         self._urgent, self._bulk = self._lanes = tuple(
@@ -180,7 +178,7 @@ class EmbeddingBatcher:
             tokens=sum(len(text.ids) for text in read.texts),
             truncated=sum(text.lost > 0 for text in read.texts),
             lost=sum(text.lost for text in read.texts),
-            vectors=np.empty((size, self._info.dimensions), dtype=np.float32),
+            vectors=np.empty((size, self._dimensions), dtype=np.float32),
             rows_left=size,
             urgent=read.urgent,
         )
@@ -359,7 +357,7 @@ class EmbeddingBatcher:
         poisoned = {row.owner: row for row in poison}
         for owner in poisoned:
             self._end(owner)
-        return [Failed(owner.job, _poison(row)) for owner, row in poisoned.items()]
+        return [Failed(owner.job, self._poison(row)) for owner, row in poisoned.items()]
 
     def _run_again(self, batch: Batch, rows: list[Row]) -> None:
         """As the next of its lane, without waiting for more; suspects remain that."""
@@ -373,6 +371,7 @@ class EmbeddingBatcher:
     def _lane(self, urgent: bool) -> _Lane:
         return self._urgent if urgent else self._bulk
 
-
-def _poison(row: Row) -> PoisonedJobError:
-    return PoisonedJobError(f"input: the engine died each time it ran item {row.index}, and nothing beside it")
+    def _poison(self, row: Row) -> PoisonedJobError:
+        return PoisonedJobError(
+            f"{self._texts_field}: the engine died each time it ran item {row.index}, and nothing beside it"
+        )

@@ -1,6 +1,6 @@
-"""Embedding jobs into token rows, a few texts at a time, so that the loop is never held up by a large one.
+"""Jobs into token rows, a few texts at a time, so that the loop is never held up by a large one.
 
-Knows the order of the jobs; what is in one `EmbeddingRequests` knows. The long ones are read elsewhere.
+Knows the order of the jobs; what is in one `RowRequests` knows. The long ones are read elsewhere.
 """
 
 from __future__ import annotations
@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ImpetusError, InvalidRequestError
 from ..leases.outcomes import Failed
 from .long_jobs import LongJobs, is_urgent, payload_bytes
 from .payload import LongPayloadError
-from .requests import TEXTS_AT_ONCE
+from .rows import TEXTS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from impetus_producer.contract import EmbeddingRequest
-
     from ..leases.claims import ClaimedJob
     from .long_jobs import Elsewhere
-    from .requests import EmbeddingRequests, EncodedRequest, EncodedText
+    from .rows import EncodedRequest, EncodedText, RowRequests
 
 _MORE_THAN_A_SLICE = 512
 
@@ -33,7 +31,8 @@ class ReadJob:
     """A job and the token rows of its texts, complete once there is one for each text."""
 
     job: ClaimedJob
-    request: EmbeddingRequest
+    request: Any
+    """As the role has them."""
     texts: list[EncodedText] = field(default_factory=list)
 
     @property
@@ -80,7 +79,7 @@ class JobReader:
     `elsewhere`: reads the long ones, in an order of its own. `clock`: in seconds, by which reading is cut into slices.
     """
 
-    def __init__(self, requests: EmbeddingRequests, elsewhere: Elsewhere | None, clock: Callable[[], float]) -> None:
+    def __init__(self, requests: RowRequests[Any], elsewhere: Elsewhere | None, clock: Callable[[], float]) -> None:
         self._requests = requests
         self._clock = clock
         self._urgent, self._patient = _Unread(), _Unread()
@@ -114,7 +113,7 @@ class JobReader:
                 lane.forget(job_ids)
         self._long.forget(job_ids)
 
-    def take_back(self, token: str, came: EncodedRequest | ImpetusError) -> ReadJob | Failed | None:
+    def take_back(self, token: str, came: EncodedRequest[Any] | ImpetusError) -> ReadJob | Failed | None:
         """What was read elsewhere, unless nobody wants it any more."""
         job = self._long.take_back(token)
         if job is None:
@@ -140,7 +139,7 @@ class JobReader:
     def _parse_some(self, lane: _Unread, stop_at: float) -> list[Failed]:
         """Looks at jobs until there are texts enough to tokenise, at one at least; returns those that are refused."""
         refused: list[Failed] = []
-        texts = sum(len(read.request.input) - len(read.texts) for read in lane.parsed)
+        texts = sum(len(self._requests.texts(read.request)) - len(read.texts) for read in lane.parsed)
         while lane.claimed and texts < TEXTS_AT_ONCE:
             job = lane.next_claimed()
             try:
@@ -150,7 +149,7 @@ class JobReader:
             except InvalidRequestError as error:
                 refused.append(Failed(job, error))
             else:
-                texts += len(request.input)
+                texts += len(self._requests.texts(request))
                 lane.parsed.append(ReadJob(job, request))
             if self._clock() >= stop_at:
                 break
@@ -162,10 +161,10 @@ class JobReader:
         texts: list[str] = []
         shares: list[tuple[ReadJob, int]] = []
         for read in queue:
-            if read.request.input_type != first.input_type or len(texts) >= TEXTS_AT_ONCE:
+            if len(texts) >= TEXTS_AT_ONCE or not self._requests.alike(first, read.request):
                 break
             begun = len(read.texts)
-            share = read.request.input[begun : begun + TEXTS_AT_ONCE - len(texts)]
+            share = self._requests.texts(read.request)[begun : begun + TEXTS_AT_ONCE - len(texts)]
             shares.append((read, len(share)))
             texts += share
         try:
@@ -175,7 +174,7 @@ class JobReader:
         done: list[ReadJob | Failed] = []
         for read, size in shares:
             read.texts += islice(encoded, size)
-            if len(read.texts) == len(read.request.input):
+            if len(read.texts) == len(self._requests.texts(read.request)):
                 queue.popleft()
                 done.append(self._checked(read))
         return done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,12 @@ def _provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:
         "fingerprint": info.fingerprint,
         "note": info.note,
     }
+
+
+class RowResults(Protocol):
+    """Makes the result of a job all of whose rows have their vectors."""
+
+    def of(self, owner: OpenEmbedding) -> Finished: ...
 
 
 class EmbeddingResults:
@@ -58,6 +64,26 @@ class EmbeddingResults:
             f'"truncated_tokens":{owner.lost}}},{self._same_for_all}}}'
         )
         return Finished(owner.job, result.encode(), raw if encoding == "raw" else None)
+
+
+class RerankResults:
+    """Results of one worker's reranker."""
+
+    def __init__(self, info: EngineInfo, worker: str) -> None:
+        self._same_for_all = {"model": info.model, "provenance": _provenance(info, worker)}
+
+    def of(self, owner: OpenEmbedding) -> Finished:
+        """The documents by their scores; of two that score alike the earlier one first."""
+        request, scores = owner.request, owner.vectors[:, 0].tolist()
+        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: request.top_n]
+        ranked = [
+            {"index": index, "relevance_score": scores[index]}
+            | ({"document": {"text": request.documents[index]}} if request.return_documents else {})
+            for index in order
+        ]
+        usage = {"prompt_tokens": owner.tokens, "truncated_documents": owner.truncated, "truncated_tokens": owner.lost}
+        result = {"object": "rerank", "results": ranked, "usage": usage, **self._same_for_all}
+        return Finished(owner.job, json.dumps(result, separators=(",", ":")).encode())
 
 
 class GenerationResults:

@@ -21,6 +21,7 @@ from .options import check_installed, with_engine_options
 if TYPE_CHECKING:
     from impetus_backends.dispatcher import HybridDispatcher
     from impetus_backends.hardware import Hardware
+    from impetus_backends.policy import Choice
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -35,8 +36,10 @@ def doctor(
     roles: tuple[Role, ...],
     embedding_model: str | None,
     generation_model: str | None,
+    rerank_model: str | None,
     embedding_backend: str,
     generation_backend: str,
+    rerank_backend: str,
     wired_memory: bool,
     allow_sleep: bool,
     stay_awake_on_battery: bool,
@@ -71,19 +74,21 @@ def doctor(
 
     from ..host.power import sleep_policy
 
-    models: dict[Role, str] = {
+    models: dict[Role, str | None] = {
         "embedding": embedding_model or DEFAULT_MODELS["embedding"],
         "generation": generation_model or DEFAULT_MODELS["generation"],
+        "rerank": rerank_model,
     }
     try:
         machine = detect() if hardware is None else read_machine(hardware)
     except ProbeError as error:
         raise click.ClickException(str(error)) from None
-    measured = MeasurementCache().latest(machine, [models["embedding"]]) if hardware is None else None
+    measured = MeasurementCache().latest(machine, [str(models["embedding"])]) if hardware is None else None
     dispatcher = get_compute_dispatcher(
         machine,
         embedding=embedding_backend,
         generation=generation_backend,
+        rerank=rerank_backend,
         absence=not_installed if hardware is None else not_installable(machine),
         measured=measured,
     )
@@ -129,9 +134,13 @@ def _record(file: Path) -> None:
 
 
 def _report(
-    dispatcher: HybridDispatcher, roles: tuple[Role, ...], models: dict[Role, str], *, elsewhere: bool
+    dispatcher: HybridDispatcher, roles: tuple[Role, ...], models: dict[Role, str | None], *, elsewhere: bool
 ) -> dict[str, Any]:
-    choices = {"embedding": dispatcher.embedding_backend, "generation": dispatcher.lm_backend}
+    choices = {
+        "embedding": dispatcher.embedding_backend,
+        "generation": dispatcher.lm_backend,
+        "rerank": dispatcher.rerank_backend,
+    }
     report: dict[str, Any] = {
         "machine": asdict(dispatcher.hardware),
         "installed": "assumed: all that this platform can install" if elsewhere else "seen here",
@@ -140,7 +149,7 @@ def _report(
     }
     for role in ROLES:
         choice = choices[role]
-        claims = role in roles and choice.first is not None
+        claims = role in roles and choice.first is not None and models[role] is not None
         report["roles"][role] = {
             "claims": list(ROLE_QUEUES[role]) if claims else [],
             "backend": choice.first if claims else None,
@@ -148,9 +157,15 @@ def _report(
             "gives_way": claims and role == "embedding" and choice.first != "coreml",
             "profile": choice.profile if claims else None,
             "model": models[role],
-            "reasons": list(choice.reasons) if role in roles else ["left out by --roles"],
+            "reasons": _reasons(role, choice, models[role], left_out=role not in roles),
         }
     return report
+
+
+def _reasons(role: Role, choice: Choice, model: str | None, *, left_out: bool) -> list[str]:
+    if model is None:
+        return [f"no model is named for it: --{role}-model"]
+    return ["left out by --roles"] if left_out else list(choice.reasons)
 
 
 def _in_words(report: dict[str, Any], machine: Hardware) -> str:

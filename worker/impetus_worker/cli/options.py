@@ -9,21 +9,28 @@ import click
 
 from impetus_producer.errors import MissingExtraError
 
-from ..settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, ROLES, Role
+from ..settings import EMBEDDING_BACKENDS, GENERATION_BACKENDS, RERANK_BACKENDS, ROLES, Role
 
 _NEEDED = ("numpy", "tokenizers", "safetensors", "huggingface_hub")
 
 
-def _roles(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Role, ...]:
+def _roles(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Role, ...]:
+    """Where nothing is said all those that have a model; rerankers have none unless one is named."""
+    if value is None:
+        return tuple(role for role in ROLES if role != "rerank" or context.params.get("rerank_model"))
     wanted = [role.strip() for role in value.split(",") if role.strip()]
     if not wanted or any(role not in ROLES for role in wanted):
-        raise click.BadParameter(f"give one or both of {', '.join(ROLES)}, separated by a comma")
+        raise click.BadParameter(f"give one or more of {', '.join(ROLES)}, separated by commas")
     return tuple(role for role in ROLES if role in wanted)
 
 
 _engine_options = [
-    click.option("--roles", envvar="IMPETUS_ROLES", default=",".join(ROLES), show_default=True, callback=_roles,
-                 show_envvar=True, help="What to work on."),
+    click.option("--rerank-model", envvar="IMPETUS_RERANK_MODEL", metavar="FOLDER|ID", show_envvar=True, is_eager=True,
+                 help="A cross-encoder, such as BAAI/bge-reranker-v2-m3, to order documents by their relevance with. "
+                 "It is a worker of its own. Without one nobody reranks."),
+    click.option("--roles", envvar="IMPETUS_ROLES", callback=_roles, show_envvar=True, metavar="ROLE,…",
+                 help=f"What to work on: {', '.join(ROLES)}.  [default: embedding,generation, and with --rerank-model "
+                 "rerank]"),
     click.option("--embedding-model", envvar="IMPETUS_EMBEDDING_MODEL", metavar="FOLDER|ID", show_envvar=True,
                  help="A folder or a Hugging Face id.  [default: sentence-transformers/all-MiniLM-L6-v2]"),
     click.option("--generation-model", envvar="IMPETUS_GENERATION_MODEL", metavar="FOLDER|ID", show_envvar=True,
@@ -32,6 +39,8 @@ _engine_options = [
                  type=click.Choice(EMBEDDING_BACKENDS), show_envvar=True, help="'auto' takes the first that serves."),
     click.option("--generation-backend", envvar="IMPETUS_GENERATION_BACKEND", default="auto", show_default=True,
                  type=click.Choice(GENERATION_BACKENDS), show_envvar=True),
+    click.option("--rerank-backend", envvar="IMPETUS_RERANK_BACKEND", default="auto", show_default=True,
+                 type=click.Choice(RERANK_BACKENDS), show_envvar=True, help="Core ML runs no rerankers."),
     click.option("--wired-memory", envvar="IMPETUS_WIRED_MEMORY", is_flag=True, show_envvar=True,
                  help="Let MLX wire memory for the GPU. Off unless asked, because in public reports it is what makes "
                  "whole Macs panic (ml-explore/mlx#3186); without it the system may page weights out between jobs."),

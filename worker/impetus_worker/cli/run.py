@@ -202,8 +202,11 @@ def run(
     impetus-worker run --durable
     impetus-worker run --redis-url redis://queue.example:6379/0 --roles embedding
     impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
+    impetus-worker run --rerank-model BAAI/bge-reranker-v2-m3
     """
     _check_upstream(options)
+    if "rerank" in roles and options["rerank_model"] is None and options["rerank_backend"] != "simulated":
+        raise click.UsageError("the role rerank needs --rerank-model FOLDER|ID: there is no default")
     os.environ[logs.FORMAT_VARIABLE] = log_format
     logs.set_up()
     early_stop = EarlyStop()

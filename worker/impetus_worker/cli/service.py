@@ -19,6 +19,7 @@ from impetus_producer.shown import without_password
 
 from ..host.service import Account, Program, ServiceManager
 from ..host.service_manager import service_manager, system_service_manager
+from ..settings import ROLES
 from .options import check_installed
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def make_program(
         kept[REDIS_URL_VARIABLE] = str(parsed["redis_url"])
     folders = {
         str(name): str(Path(str(name)).expanduser().resolve())
-        for role in ("embedding", "generation")
+        for role in ROLES
         if (name := parsed.get(f"{role}_model")) and Path(str(name)).expanduser().is_dir()
     }
     arguments = []

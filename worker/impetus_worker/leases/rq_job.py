@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from impetus_producer.contract import EMBED_FUNCTION, GENERATE_FUNCTION, ROLE_QUEUES
+from impetus_producer.contract import ROLE_FUNCTIONS, role_of_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -123,8 +123,7 @@ def _bytes(value: Any) -> bytes:
 
 def _call_of(queue: str) -> bytes:
     """In place of the payload: RQ shows the function's name in its log, and to webhooks."""
-    function = GENERATE_FUNCTION if queue in ROLE_QUEUES["generation"] else EMBED_FUNCTION
-    return json.dumps([function, None, [], {}]).encode()
+    return json.dumps([ROLE_FUNCTIONS[role_of_queue(queue)], None, [], {}]).encode()
 
 
 def _iso(epoch_s: float) -> bytes:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SAMPLED = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]")
 _MAX_META_BYTES = 4096
 _MAX_RESULT_BYTES = 1_000_000
-_OPERATION = {"embedding": "embeddings", "generation": "chat"}
+_OPERATION = {"embedding": "embeddings", "generation": "chat", "rerank": "rerank"}
 _FAREWELL_MS = 2000
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.devices.operations import INPUTS, Inputs
+from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.reference import frequencies
 from impetus_backends.embedding.encoder import embed, pad
 from impetus_backends.embedding.folder.fitting import open_weights
@@ -112,7 +112,7 @@ class OnnxOps:
             return self.node("Gelu", x, approximate="tanh" if kind == "gelu_tanh" else "none")
         if kind == "silu":
             return self.node("Mul", x, self.node("Sigmoid", x))
-        return self.node("Tanh" if kind == "tanh" else "Relu", x)
+        return self.node({"tanh": "Tanh", "sigmoid": "Sigmoid"}.get(kind, "Relu"), x)
 
     bend = activate
 
@@ -251,12 +251,15 @@ class CPUEmbeddingBackend:
                 f"the cpu backend needs ONNX Runtime ({error}): pip install 'impetus-batch[cpu]'"
             ) from error
         ops = OnnxOps(open_weights(self._config), onnx)
-        result = embed(ops, self._config, Inputs(*INPUTS))
+        names = inputs_of(self._config.encoder)
+        result = embed(ops, self._config, Inputs(*names))
         helper = onnx.helper
         axes = ["batch", "length"]
-        inputs = [helper.make_tensor_value_info(name, _INT32, axes) for name in INPUTS[:2]]
-        inputs += [helper.make_tensor_value_info(INPUTS[2], _FLOAT, axes)]
-        inputs += [helper.make_tensor_value_info(INPUTS[3], _FLOAT, ["batch", "modes", "length"])]
+        floats = {"mask": axes, "shares": ["batch", "modes", "length"]}
+        inputs = [
+            helper.make_tensor_value_info(name, _FLOAT if name in floats else _INT32, floats.get(name, axes))
+            for name in names
+        ]
         graph = helper.make_graph(
             ops.nodes,
             "encoder",
@@ -282,6 +285,6 @@ class CPUEmbeddingBackend:
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         batch = pad(self._config, rows)
-        feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in INPUTS}
+        feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
         vectors: np.ndarray = self._session.run(None, feeds)[0]
         return vectors

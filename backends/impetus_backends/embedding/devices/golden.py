@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.texts.pairs import PairEncoder
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendUnavailableError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.embedding.folder.reranker import RerankerConfig
 
 GOLDEN_TEXTS = (
     "",
@@ -33,7 +35,10 @@ GOLDEN_TEXTS = (
 )
 # What is stored smaller is held to a wider bar: its accuracy was measured when it was converted, and here a device is
 # caught that computes something else.
+GOLDEN_QUERY = "a lazy fox"
 _LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "palette6": 0.95, "w8a8": 0.95}
+_MOST_APART = {"fp32": 1e-3, "fp16": 0.1}
+"""Of a reranker's logits, which run from about -12 to 12."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,32 @@ def check(
             f"golden text {worst % len(rows)} {where}, and {least} is needed at {backend.precision}"
         )
     return report
+
+
+def check_scores(backend: EmbeddingBackend, config: RerankerConfig, folder: Path) -> float:
+    """`check` for a reranker: how far its logits are from the reference's at most, alone and in a batch."""
+    rows = [text.ids for text in PairEncoder.load(folder).encode(GOLDEN_QUERY, GOLDEN_TEXTS)]
+    reference = NumpyEmbeddingBackend(config)
+    reference.load()
+    expected, alone = (np.concatenate([_embed(each, config, [row]) for row in rows]) for each in (reference, backend))
+    together = _embed(backend, config, rows)
+    wanted = _logits(config, expected)
+    apart = max(float(np.abs(_logits(config, scores) - wanted).max()) for scores in (alone, together))
+    most = _MOST_APART[backend.precision]
+    if apart > most:
+        raise BackendUnavailableError(
+            f"{backend.name} on {backend.device} disagrees with the reference: logits differ by {apart:.4f}, "
+            f"and {most} is the most at {backend.precision}"
+        )
+    return apart
+
+
+def _logits(config: RerankerConfig, scores: np.ndarray) -> np.ndarray:
+    """Scores near 0 hide what led to them; of those next to 1 float32 has forgotten it."""
+    if config.scores != "sigmoid":
+        return scores
+    inside = np.clip(scores.astype(np.float64), 1e-9, 0.999)
+    return np.log(inside / (1 - inside))
 
 
 def _embed(backend: EmbeddingBackend, config: EmbeddingConfig, rows: Sequence[np.ndarray]) -> np.ndarray:

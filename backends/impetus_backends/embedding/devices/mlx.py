@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.devices.operations import Inputs
+from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.reference import distances, within
 from impetus_backends.embedding.encoder import embed, pad
 from impetus_backends.embedding.folder.fitting import open_weights
@@ -84,6 +84,8 @@ class MLXOps:
             return 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
         if kind == "silu":
             return x * mx.sigmoid(x)
+        if kind == "sigmoid":
+            return mx.sigmoid(x)
         return mx.tanh(x) if kind == "tanh" else mx.maximum(x, 0)
 
     bend = activate
@@ -167,7 +169,7 @@ class MLXEmbeddingBackend:
             batch=round_batch(len(rows)),
             length=min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, max(longest, self._config.encoder.longest)),
         )
-        inputs = Inputs(*(self._mx.array(array) for array in (batch.ids, batch.positions, batch.mask, batch.shares)))
+        inputs = Inputs(*(self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)))
         vectors = np.array(embed(self._ops, self._config, inputs), dtype=np.float32)
         return vectors[: len(rows)]
 

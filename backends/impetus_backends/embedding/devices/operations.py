@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.shapes import Attention, EncoderConfig
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Ops(Protocol[T]):
         ...
 
     def activate(self, x: T, kind: str) -> T:
-        """`gelu` (with the error function), `gelu_tanh` (its approximation), `relu`, `silu` or `tanh`."""
+        """`gelu` (with the error function), `gelu_tanh` (its approximation), `relu`, `silu`, `tanh` or `sigmoid`."""
         ...
 
     def turn(self, x: T, positions: T, how: Attention) -> T:
@@ -104,12 +104,19 @@ class Ops(Protocol[T]):
 @dataclass(frozen=True)
 class Inputs(Generic[T]):
     """One padded batch: `ids` and `positions` are (b, l) integers, `mask` is (b, l), 1 for tokens and 0 for padding;
-    `shares` is (b, modes, l), how much of each token is in a pooled vector."""
+    `shares` is (b, modes, l), how much of each token is in a pooled vector; `types` is (b, l), integers, for models
+    that tell two texts apart by them: of which each token is."""
 
     ids: T
     positions: T
     mask: T
     shares: T
+    types: T | None = None
 
 
 INPUTS = ("ids", "positions", "mask", "shares")
+
+
+def inputs_of(config: EncoderConfig) -> tuple[str, ...]:
+    """The names of what this model is given."""
+    return (*INPUTS, "types") if config.types else INPUTS

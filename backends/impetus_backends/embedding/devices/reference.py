@@ -108,6 +108,8 @@ class NumpyOps:
         elif kind == "silu":
             # By the hyperbolic tangent, which overflows nowhere.
             result = half * x * (1 + np.tanh(half * x))
+        elif kind == "sigmoid":
+            result = half * (1 + np.tanh(half * x))
         else:
             result = np.tanh(x) if kind == "tanh" else np.maximum(x, 0)
         return result

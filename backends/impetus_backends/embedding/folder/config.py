@@ -13,6 +13,7 @@ from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.shapes import EncoderConfig, read_shape
 from impetus_backends.embedding.modules import (
     Dense,
+    Linear,
     Normalise,
     PoolingConfig,
     Step,
@@ -44,7 +45,18 @@ _EMPTY = (
     "tokenizer_name_or_path",
     "unpad_inputs",
 )
-_TEXT_AS_IT_IS = {"method": "forward", "method_output_name": "last_hidden_state"}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What sentence-transformers' files say that a transformer is for, and what comes out of it."""
+
+    name: str
+    output: str
+    output_name: str
+
+
+EMBEDDING = Task("feature-extraction", "token_embeddings", "last_hidden_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,7 @@ class EmbeddingConfig:
     @property
     def dimensions(self) -> int:
         """Of the vectors that come out."""
-        widths = [step.outputs for step in self.steps if isinstance(step, Dense)]
+        widths = [step.outputs for step in self.steps if isinstance(step, Dense | Linear)]
         width = widths[-1] if widths else len(self.pooling.modes) * self.encoder.hidden_size
         return min(width, self.truncate or width)
 
@@ -91,37 +103,44 @@ def read_config(folder: Path) -> EmbeddingConfig:
     """Reads a model's files; raises `ModelError` where they are missing, contradictory, or ask for the unsupported."""
     reader = Reader()
     modules = read_modules(reader, folder)
-    for place in {folder, modules.transformer}:
-        if (place / "adapter_config.json").is_file():
-            raise ModelError(f"{place} holds a PEFT adapter (adapter_config.json): merge it into the weights first")
+    refuse_adapters(folder, modules.transformer)
     file = modules.transformer / "config.json"
     encoder = read_shape(file, reader.object(file))
     pooling = read_pooling(reader, modules.pooling, encoder.hidden_size)
     steps = read_steps(reader, modules, folder, len(pooling.modes) * encoder.hidden_size)
-    stated = _stated(reader, folder)
-    text = _text(reader, folder, modules.transformer, encoder, stated)
+    stated = read_stated(reader, folder, "SentenceTransformer", also=("similarity_fn_name", "truncate_dim"))
+    text = read_text(reader, folder, modules.transformer, encoder, stated)
     truncate = stated.get("truncate_dim")
     if truncate is not None:
         truncate = positive(folder / "config_sentence_transformers.json", stated, "truncate_dim")
     return EmbeddingConfig(modules.transformer, encoder, pooling, text, steps, truncate, folder, tuple(reader.files))
 
 
-def _stated(reader: Reader, folder: Path) -> dict[str, Any]:
-    """What the file of the whole model states."""
+def refuse_adapters(*places: Path) -> None:
+    for place in places:
+        if (place / "adapter_config.json").is_file():
+            raise ModelError(f"{place} holds a PEFT adapter (adapter_config.json): merge it into the weights first")
+
+
+def read_stated(reader: Reader, folder: Path, model_type: str, *, also: tuple[str, ...]) -> dict[str, Any]:
+    """What the file of the whole model states, which is of that type; `also`: further keys that it may have."""
     file = folder / "config_sentence_transformers.json"
-    stated = reader.optional(
-        file,
-        known=("__version__", "model_type", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim"),
-    )
-    if stated.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+    stated = reader.optional(file, known=("__version__", "model_type", "prompts", "default_prompt_name", *also))
+    if stated.get("model_type", model_type) != model_type:
         raise ModelError(f"{file}: model_type {stated['model_type']!r} is not supported")
     return stated
 
 
-def _text(
-    reader: Reader, folder: Path, transformer: Path, encoder: EncoderConfig, stated: dict[str, Any]
+def read_text(
+    reader: Reader,
+    folder: Path,
+    transformer: Path,
+    encoder: EncoderConfig,
+    stated: dict[str, Any],
+    task: Task = EMBEDDING,
 ) -> TextConfig:
-    sentence = _sentence(reader, transformer)
+    """What is done to texts, as three files state it."""
+    sentence = _sentence(reader, transformer, task)
     tokenizer_file = transformer / "tokenizer_config.json"
     tokenizer = reader.optional(tokenizer_file)
     # Padding before a text would move every position that is looked up in a table.
@@ -148,7 +167,7 @@ def _text(
     )
 
 
-def _sentence(reader: Reader, transformer: Path) -> dict[str, Any]:
+def _sentence(reader: Reader, transformer: Path, task: Task) -> dict[str, Any]:
     file = next((transformer / name for name in _SENTENCE_CONFIGS if (transformer / name).is_file()), None)
     if file is None:
         return {}
@@ -157,11 +176,11 @@ def _sentence(reader: Reader, transformer: Path) -> dict[str, Any]:
     for key in _EMPTY:
         if sentence.get(key) not in (None, {}):
             raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
-    for key, usual in (("transformer_task", "feature-extraction"), ("module_output_name", "token_embeddings")):
+    for key, usual in (("transformer_task", task.name), ("module_output_name", task.output)):
         if sentence.get(key, usual) != usual:
             raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
     # Conversations are another matter, and none come here.
     modalities = {key: value for key, value in sentence.get("modality_config", {}).items() if key != "message"}
-    if modalities not in ({}, {"text": _TEXT_AS_IT_IS}):
+    if modalities not in ({}, {"text": {"method": "forward", "method_output_name": task.output_name}}):
         raise ModelError(f"{file}: modality_config {modalities} is not supported")
     return sentence

@@ -22,7 +22,7 @@ def open_weights(config: EmbeddingConfig) -> Weights:
     """The weights of a model; raises `ModelError` naming the first tensor that is missing, of another shape than the
     configuration asks for, or stored in a form that is not read."""
     weights = Weights.of(config)
-    embed(_Widths(weights, config), config, Inputs(0, 0, 0, 0))
+    embed(_Widths(weights, config), config, Inputs(0, 0, 0, 0, 0 if config.encoder.types else None))
     return weights
 
 

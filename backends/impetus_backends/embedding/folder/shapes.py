@@ -5,7 +5,7 @@ Defaults are those of transformers' configuration classes, for files that leave 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.files import flag, positive
@@ -94,6 +94,9 @@ class EncoderConfig:
     """One a layer."""
     biases: frozenset[str] = frozenset(("attention", "mlp", "norm"))
     """Which parts add one."""
+    types: int = field(default=0, repr=False)
+    """Rows of the table of token types, where tokens say which of two texts they are of; 0 where all are of the first.
+    Fingerprints are made of all the others."""
 
     @property
     def longest(self) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_PREFIXES = ("bert.", "distilbert.", "roberta.", "electra.", "mpnet.", "nomic_bert.", "new.", "model.")
+_PREFIXES = ("bert.", "distilbert.", "roberta.", "electra.", "mpnet.", "nomic_bert.", "gte.", "new.", "model.")
 # The first BERT checkpoints were converted from TensorFlow and kept its names.
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 _TOKENIZER_FILES = (

@@ -29,10 +29,16 @@ _PROBE = "The quick brown fox, naïve and 3.14 % lazier: über-dogs! 敏捷的�
 def read_tokenizer(config: EmbeddingConfig) -> Any:
     """The tokenizer of a model, that cuts and pads nothing; raises `ModelError` where it cannot be read, or is not one
     that this model can have been trained with."""
+    return read_whole_tokenizer(config).backend_tokenizer
+
+
+def read_whole_tokenizer(config: EmbeddingConfig) -> Any:
+    """The same, as transformers' own object, which also knows what else its model is given."""
     folder = config.transformer
     if not any(any(folder.glob(name)) for name in _FILES):
         raise ModelError(f"{folder} holds no tokenizer: none of {', '.join(_FILES)}")
-    tokenizer = _as_transformers_does(folder)
+    whole = _as_transformers_does(folder)
+    tokenizer = whole.backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _compare(folder, tokenizer)
@@ -48,7 +54,7 @@ def read_tokenizer(config: EmbeddingConfig) -> Any:
         )
     if len(set(tokenizer.encode(_PROBE, add_special_tokens=False).ids)) < 2:
         raise ModelError(f"the tokenizer in {folder} takes every word for the same one: its vocabulary is missing")
-    return tokenizer
+    return whole
 
 
 def _as_transformers_does(folder: Path) -> Any:
@@ -70,7 +76,7 @@ def _as_transformers_does(folder: Path) -> Any:
             f"pip install 'transformers>={'.'.join(map(str, OLDEST_TRANSFORMERS))}'"
         )
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
         raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
 

@@ -72,7 +72,11 @@ class TextEncoder:
         A model without a prompt of that name gets none. Raises `RequestError` naming the text that is not Unicode.
         """
         prompt = self._prompt(input_type)
-        prompted = [prompt + text for text in texts] if prompt else list(texts)
+        prompted = [prompt + text for text in texts] if prompt else texts
+        encoded = self._rows(texts, prompted)
+        return encoded if self._include_prompt or not prompt else self._without(prompt, encoded)
+
+    def _rows(self, texts: Sequence[str], prompted: Sequence[str]) -> list[EncodedText]:
         limit = self._room * _CHARS_PER_TOKEN
         short = [index for index, text in enumerate(prompted) if len(text) <= limit]
         try:
@@ -86,8 +90,12 @@ class TextEncoder:
                     rows[index] = self._long(text, limit)
                 except TypeError:
                     raise RequestError(_not_unicode(texts)) from None
-        encoded = [rows[index] for index in range(len(prompted))]
-        return encoded if self._include_prompt or not prompt else self._without(prompt, encoded)
+        return [rows[index] for index in range(len(prompted))]
+
+    def contents(self, texts: Sequence[str]) -> list[EncodedText]:
+        """The same rows without the special tokens at their ends, and without a prompt."""
+        rows = self._rows(texts, texts)
+        return [EncodedText(row.ids[len(self._head) : len(row.ids) - len(self._tail)], row.lost) for row in rows]
 
     def _without(self, prompt: str, encoded: list[EncodedText]) -> list[EncodedText]:
         """The same rows with the tokens of the prompt marked, which are then read and not pooled.

@@ -18,6 +18,7 @@ from impetus_backends.embedding.devices.coreml.buckets import Bucket, choose
 from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe, make_whole
 from impetus_backends.embedding.devices.coreml.device import Placement
 from impetus_backends.embedding.devices.coreml.runner import Runner, Timing
+from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
@@ -73,6 +74,8 @@ class CoreMLEmbeddingBackend:
     def load(self) -> None:
         """Converts, compiles and loads what is not in the cache; raises `BackendUnavailableError`, with figures, where
         any of that fails or too little of the cost is placed on the Neural Engine, `ModelError` for bad files."""
+        if isinstance(self._config, RerankerConfig):
+            raise BackendUnavailableError(f"{self.name} runs no rerankers; mlx and cpu do")
         device = self._make_device()
         recipe = self._recipe()
         entry = self._cache.find(recipe) or self._convert(recipe)

@@ -1,0 +1,210 @@
+"""What the jobs ask for whose texts the worker makes into token rows: embeddings and rerankings.
+
+Reads a job wherever it lies: in the loop, or in the process that reads the long ones. Knows nothing of batches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from impetus_producer.contract import (
+    EMBED_FUNCTION,
+    MAX_PAYLOAD_BYTES,
+    RERANK_FUNCTION,
+    EmbeddingRequest,
+    RerankRequest,
+)
+from impetus_producer.parsing import parse_request
+
+from ..errors import InvalidRequestError
+from .payload import read_payload
+from .requests import check_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from impetus_backends.protocol import EngineInfo
+
+    from ..allowed import Allowed
+
+RequestT = TypeVar("RequestT", EmbeddingRequest, RerankRequest)
+TEXTS_AT_ONCE = 64
+"""So many go to the tokenizer in one call."""
+
+
+class EncodedText(Protocol):
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def lost(self) -> int: ...
+
+
+class TextEncoder(Protocol):
+    def encode(
+        self, texts: Sequence[str], *, input_type: Literal["query", "document"] | None = None
+    ) -> Sequence[EncodedText]: ...
+
+
+class PairEncoder(Protocol):
+    def encode(
+        self, query: str, documents: Sequence[str], *, max_document_tokens: int | None = None
+    ) -> Sequence[EncodedText]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRequest(Generic[RequestT]):
+    """A request of which nothing is left to read: its texts are gone, where the result does not repeat them, and each
+    has a row instead."""
+
+    request: RequestT
+    texts: Sequence[EncodedText]
+
+
+class RowRequests(ABC, Generic[RequestT]):
+    """Of one engine. Every method raises `InvalidRequestError` for what is wrong with a request."""
+
+    function: ClassVar[str]
+    texts_field: ClassVar[str]
+    """Where the request has the texts that become rows."""
+
+    def __init__(self, info: EngineInfo, allowed: Allowed) -> None:
+        self._info = info
+        self._allowed = allowed
+
+    @abstractmethod
+    def parse(self, fields: Mapping[bytes, bytes], most_bytes: int = MAX_PAYLOAD_BYTES) -> RequestT:
+        """The request in RQ's job hash. Raises `LongPayloadError` where it is longer than `most_bytes`."""
+
+    @abstractmethod
+    def texts(self, request: RequestT) -> list[str]:
+        """One for each row."""
+
+    @abstractmethod
+    def alike(self, one: RequestT, other: RequestT) -> bool:
+        """Whether texts of both may be tokenised in one call."""
+
+    @abstractmethod
+    def without_texts(self, request: RequestT) -> RequestT:
+        """What is needed of it once there are rows."""
+
+    @abstractmethod
+    def _rows(self, request: RequestT, texts: Sequence[str]) -> Sequence[EncodedText]: ...
+
+    def _payload(self, fields: Mapping[bytes, bytes], most_bytes: int) -> Any:
+        return read_payload(fields, self.function, self._allowed, most_bytes)
+
+    def encode(self, request: RequestT, texts: Sequence[str]) -> Sequence[EncodedText]:
+        """A row for each of these texts, which may be of several requests that are alike.
+
+        Where the tokenizer cannot read one of them it is not said which.
+        """
+        try:
+            return self._rows(request, texts)
+        except BaseException as error:
+            # A tokenizer written in Rust panics with an error of its own, which is no `Exception`.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise InvalidRequestError(f"the tokenizer of {self._info.model} fails ({error!s:.200})") from None
+
+    def encode_alone(self, request: RequestT, begun: int = 0) -> list[EncodedText]:
+        """Rows for all texts of a request but the first few; says which one no tokenizer can read."""
+        rows: list[EncodedText] = []
+        all_texts = self.texts(request)
+        for start in range(begun, len(all_texts), TEXTS_AT_ONCE):
+            texts = all_texts[start : start + TEXTS_AT_ONCE]
+            try:
+                rows += self.encode(request, texts)
+            except InvalidRequestError:
+                rows += [self._encode_one(request, start + index, text) for index, text in enumerate(texts)]
+        return rows
+
+    def _encode_one(self, request: RequestT, index: int, text: str) -> EncodedText:
+        try:
+            (row,) = self.encode(request, [text])
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{self.texts_field}: item {index} cannot be read: {error}") from None
+        return row
+
+    def check_lengths(self, request: RequestT, texts: Sequence[EncodedText]) -> None:
+        """Refuses texts that are longer than the model reads, where the request wants them whole."""
+        if request.truncate:
+            return
+        for index, text in enumerate(texts):
+            if text.lost:
+                raise InvalidRequestError(
+                    f"{self.texts_field}: item {index} is longer than the {self._info.max_tokens} tokens that "
+                    f"{self._info.model} reads, and 'truncate' is false"
+                )
+
+    def read(self, fields: Mapping[bytes, bytes]) -> EncodedRequest[RequestT]:
+        """All of it at once, however long that takes."""
+        request = self.parse(fields)
+        texts = self.encode_alone(request)
+        self.check_lengths(request, texts)
+        return EncodedRequest(self.without_texts(request), texts)
+
+
+class EmbeddingRequests(RowRequests[EmbeddingRequest]):
+    """A row is a text."""
+
+    function = EMBED_FUNCTION
+    texts_field = "input"
+
+    def __init__(self, info: EngineInfo, encoder: TextEncoder, allowed: Allowed) -> None:
+        super().__init__(info, allowed)
+        self._encoder = encoder
+
+    def parse(self, fields: Mapping[bytes, bytes], most_bytes: int = MAX_PAYLOAD_BYTES) -> EmbeddingRequest:
+        request = parse_request(EmbeddingRequest, self._payload(fields, most_bytes))
+        check_model(request.model, self._info)
+        if request.dimensions is not None and request.dimensions > self._info.dimensions:
+            raise InvalidRequestError(
+                f"dimensions: {self._info.model} makes vectors of {self._info.dimensions}, "
+                f"and {request.dimensions} were asked for"
+            )
+        return request
+
+    def texts(self, request: EmbeddingRequest) -> list[str]:
+        return request.input
+
+    def alike(self, one: EmbeddingRequest, other: EmbeddingRequest) -> bool:
+        return one.input_type == other.input_type
+
+    def without_texts(self, request: EmbeddingRequest) -> EmbeddingRequest:
+        return request.model_copy(update={"input": []})
+
+    def _rows(self, request: EmbeddingRequest, texts: Sequence[str]) -> Sequence[EncodedText]:
+        return self._encoder.encode(texts, input_type=request.input_type)
+
+
+class RerankRequests(RowRequests[RerankRequest]):
+    """A row is the query and a document."""
+
+    function = RERANK_FUNCTION
+    texts_field = "documents"
+
+    def __init__(self, info: EngineInfo, encoder: PairEncoder, allowed: Allowed) -> None:
+        super().__init__(info, allowed)
+        self._encoder = encoder
+
+    def parse(self, fields: Mapping[bytes, bytes], most_bytes: int = MAX_PAYLOAD_BYTES) -> RerankRequest:
+        request = parse_request(RerankRequest, self._payload(fields, most_bytes))
+        check_model(request.model, self._info)
+        return request
+
+    def texts(self, request: RerankRequest) -> list[str]:
+        return request.documents
+
+    def alike(self, one: RerankRequest, other: RerankRequest) -> bool:
+        return one is other
+
+    def without_texts(self, request: RerankRequest) -> RerankRequest:
+        # A query of ten megabytes is of no more use either.
+        return request.model_copy(update={"query": ""} | ({} if request.return_documents else {"documents": []}))
+
+    def _rows(self, request: RerankRequest, texts: Sequence[str]) -> Sequence[EncodedText]:
+        return self._encoder.encode(request.query, texts, max_document_tokens=request.max_tokens_per_doc)
