@@ -30,7 +30,7 @@ from impetus_backends import models
 from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_producer import Producer
-from impetus_producer.bulk import EmbeddedDocument, embed_documents
+from impetus_producer.bulk.run import EmbeddedDocument, embed_documents
 from impetus_producer.documents import Document
 from impetus_worker.batches.embedding import DEFAULT_BATCH_TOKENS
 from impetus_worker.batches.packing import pack

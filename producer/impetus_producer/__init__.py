@@ -10,7 +10,9 @@ Importing this loads no numpy, no Redis client and no model library.
 
 from typing import TYPE_CHECKING, Any
 
-from .bulk import EmbeddedDocument, embed_documents
+from .bulk.embedder import ImpetusEmbedder, embed_batch
+from .bulk.kept.store import Store
+from .bulk.run import EmbeddedDocument, embed_documents
 from .client import Producer
 from .contract import (
     EmbeddingRequest,
@@ -21,7 +23,6 @@ from .contract import (
     RerankResult,
 )
 from .documents import Document, FailedDocument
-from .embedder import ImpetusEmbedder, embed_batch
 from .errors import (
     ImpetusError,
     InvalidRequestError,
@@ -40,7 +41,6 @@ from .errors import (
     UnreadableResultError,
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle, RerankHandle
-from .kept.store import Store
 from .servers.troubles import adopt, connect
 
 if TYPE_CHECKING:

@@ -81,3 +81,6 @@ def test_no_request_of_the_documents_meets_a_fault(served: Serving, path: str, m
             case.call_and_validate(base_url=served.url, checks=CHECKS, timeout=30)
 
         ask()
+    if path == "/v1/fleet/suspend":
+        assert served.client.post("/v1/fleet/resume").status_code == 200
+        eventually(lambda: is_ready(served, "embedding", "generation", "rerank"))

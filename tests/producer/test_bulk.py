@@ -15,7 +15,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from impetus_producer import InvalidRequestError, JobFailedError, NoServerError, Producer
-from impetus_producer.bulk import EmbeddedDocument, embed_documents
+from impetus_producer.bulk.run import EmbeddedDocument, embed_documents
 from impetus_producer.documents import Document, FailedDocument
 
 from .stock_worker import RefusedError, embedding_of, honest_work, vector_of, working

@@ -25,7 +25,7 @@ from impetus_producer import (
     embed_documents,
     jobs,
 )
-from impetus_producer.bulk import EmbeddedDocument
+from impetus_producer.bulk.run import EmbeddedDocument
 from impetus_producer.cli.main import cli
 from impetus_producer.contract import CANCEL_KEY, MAX_TEXTS_PER_JOB, STREAM_KEY, VectorBlock
 from impetus_producer.documents import Document, FailedDocument

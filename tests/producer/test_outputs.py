@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from impetus_producer.bulk import EmbeddedDocument
+from impetus_producer.bulk.run import EmbeddedDocument
 from impetus_producer.documents import Document, FailedDocument
 from impetus_producer.errors import ImpetusError, InvalidRequestError, MissingExtraError
 from impetus_producer.writing import output

@@ -22,7 +22,7 @@ from impetus_producer import (
     ServerFullError,
     embed_documents,
 )
-from impetus_producer.bulk import EmbeddedDocument
+from impetus_producer.bulk.run import EmbeddedDocument
 from impetus_producer.cli.main import cli
 from impetus_producer.documents import Document, FailedDocument
 from impetus_producer.servers import connections

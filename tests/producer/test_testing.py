@@ -21,7 +21,7 @@ from impetus_producer import (
     embed_documents,
     testing,
 )
-from impetus_producer.bulk import EmbeddedDocument
+from impetus_producer.bulk.run import EmbeddedDocument
 from impetus_producer.documents import Document
 from impetus_producer.servers import lualess
 from impetus_producer.testing import FakeWorker, vector_of

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import getnode
 
 from ..contract import BATCH_KEY
-from ..errors import ImpetusError
+from ..errors import ImpetusError, ServerError
 from ..talks.steps import Question
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 LEASE_S = 30.0
 RENEW_EVERY_S = 5.0
 _MARGIN_S = 5.0
+_FAREWELL_S = 3.0
 
 
 class LeaseLostError(ImpetusError):
@@ -55,7 +58,10 @@ class Lease:
             raise LeaseLostError("another runner has taken over this batch, as this one was not heard of for too long")
 
     async def give_up(self) -> None:
-        await self._producer.ask(Question(self._give_up))
+        """So that others need not wait for it to run out. A server that does not answer is not waited for."""
+        with suppress(ServerError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._producer.ask(Question(self._give_up))
 
     async def _take(self, client: Any) -> bool:
         return bool(await client.transaction(self._set, self._key, value_from_callable=True))

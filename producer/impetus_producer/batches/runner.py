@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from .journal import Entry
 from .lease import RENEW_EVERY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ..asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncProducer
     from .endpoints import Endpoint
@@ -44,6 +45,7 @@ _JOBS_PER_ROUND_TRIP = 32
 _MOST_LOSSES = 5
 """So often is a job sent again that Redis lost."""
 _STOPPING_S = 30.0
+_FAREWELL_S = 5.0
 _LOOK_EVERY_S = 0.5
 
 
@@ -110,9 +112,13 @@ class Runner:
 
     async def withdraw(self) -> None:
         """Once a run was given up: takes what still waits off the queues. Jobs that run end by themselves, and their
-        results are found by whoever goes on.
+        results are found by whoever goes on. A server that does not answer is not waited for.
         """
-        flights = list(self._flying)
+        with suppress(ServerError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._take_off(list(self._flying))
+
+    async def _take_off(self, flights: Sequence[_Flight]) -> None:
 
         def ask(client: Any) -> Any:
             pipeline = client.pipeline(transaction=False)

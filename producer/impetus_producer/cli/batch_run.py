@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from uuid import uuid4
@@ -14,7 +14,7 @@ import click
 from ..batches.endpoints import ENDPOINTS
 from ..batches.journal import Journal
 from ..batches.lines import read_lines, survey
-from ..errors import ImpetusError, InvalidRequestError, ServerError
+from ..errors import ImpetusError, InvalidRequestError
 from ..shown import printable
 from .progress import ProgressKind, progress
 from .server import open_session, patience_option, redis_url_option
@@ -173,12 +173,10 @@ def _run(
                 with source.open("rb") as file:
                     await runner.run(read_lines(file))
             except asyncio.CancelledError:
-                with suppress(ServerError):
-                    await runner.withdraw()
+                await runner.withdraw()
                 raise
             finally:
-                with suppress(ServerError):
-                    await lease.give_up()
+                await lease.give_up()
 
     with _shown(kind, journal, total) as answered:
         asyncio.run(main())

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import click
 
-from ..bulk import work_documents
+from ..bulk.kept.journal import Journal
+from ..bulk.kept.store import Store
+from ..bulk.run import work_documents
 from ..errors import ImpetusError, InvalidRequestError
-from ..kept.journal import Journal
-from ..kept.store import Store
 from ..reading.duplicates import Ids
 from ..reading.source import open_source
 from ..shown import printable
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from ..bulk.works import Work
     from ..documents import FailedDocument, Read
     from ..reading.source import ReadingOptions, Source
-    from ..works import Work
     from ..writing.output import Output
     from .options import RunOptions
     from .server import Session

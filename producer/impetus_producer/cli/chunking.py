@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..pooling import mean_pooled
+from ..bulk.pooling import mean_pooled
 from ..reading import chunks
 from .bulk import Steps
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable, Iterator
 
+    from ..bulk.works import EmbeddedDocument, EmbeddingWork
     from ..documents import Read
-    from ..works import EmbeddedDocument, EmbeddingWork
     from .server import Session
 
 

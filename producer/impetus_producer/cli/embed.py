@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from .. import contract
-from ..bulk import DEFAULT_TEXTS_PER_JOB
+from ..bulk.run import DEFAULT_TEXTS_PER_JOB
+from ..bulk.works import EmbeddingWork
 from ..errors import InvalidRequestError
 from ..reading import chunks
-from ..works import EmbeddingWork
 from ..writing.output import open_output
 from ..writing.rows import PRECISIONS, Layout
 from .bulk import open_checked, run

@@ -13,9 +13,9 @@ import click
 from click.core import ParameterSource
 
 from .. import contract
+from ..bulk.generating import GenerationWork
 from ..contract import GenerationRequest
 from ..errors import InvalidRequestError, ResultTimeoutError, ServerError
-from ..generating import GenerationWork
 from ..parsing import parse_request
 from ..reading.source import ReadingOptions
 from ..reading.templates import Template, filled

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..bulk import DEFAULT_BACKLOG_JOBS
+from ..bulk.run import DEFAULT_BACKLOG_JOBS
 from ..reading.source import ReadingOptions
 from .server import patience_option, redis_url_option
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from ..reading.duplicates import OnDuplicate
     from .progress import ProgressKind
-
-CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class RunOptions:
     redis_url: str | None
 
 
-def reading_options(command: CommandT) -> Any:
+def reading_options(command: Callable[..., Any]) -> Any:
     """Gives a command `reading`, a `ReadingOptions`."""
     return _gathered(
         command,
@@ -75,7 +73,7 @@ def reading_options(command: CommandT) -> Any:
     )
 
 
-def run_options(command: CommandT) -> Any:
+def run_options(command: Callable[..., Any]) -> Any:
     """Gives a command `options`, a `RunOptions`."""
     return _gathered(
         command,
@@ -123,7 +121,7 @@ def run_options(command: CommandT) -> Any:
     )
 
 
-def _gathered(command: CommandT, name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Any:
+def _gathered(command: Callable[..., Any], name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Any:
     """The command with these options, which come to it as one object."""
     names = [each.name for each in fields(kind)]
 

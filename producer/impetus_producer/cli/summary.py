@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..works import ON_DEVICE
+from ..bulk.works import ON_DEVICE
 
 if TYPE_CHECKING:
     from collections import Counter
 
-    from ..kept.journal import Keeper
+    from ..bulk.kept.journal import Keeper
     from ..writing.output import Output
 
 

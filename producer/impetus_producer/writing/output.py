@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from ..bulk.kept.folder import RunFolder
 from ..documents import Document, FailedDocument
 from ..errors import ImpetusError, InvalidRequestError
-from ..kept.folder import RunFolder
 from ..shown import without_password
 from .drafts import Draft
 from .formats import FORMATS
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from ..bulk.generating import GeneratedDocument
+    from ..bulk.works import EmbeddedDocument
     from ..documents import Read
-    from ..generating import GeneratedDocument
-    from ..works import EmbeddedDocument
     from .sinks import Sink
 
 MOST_ROWS = 8192
@@ -44,6 +44,7 @@ class RowsOf(Protocol[_OutcomeT]):
 
     def most(self, outcome: _OutcomeT) -> int:
         """How many go together."""
+        ...
 
     def __call__(self, documents: Sequence[Document], outcomes: Sequence[_OutcomeT]) -> Rows: ...
 

@@ -131,6 +131,17 @@ def test_ctrl_c_takes_what_waits_off_the_queue_and_keeps_what_is_done(
     assert set(held.asked.values()) == {1}
 
 
+def test_ctrl_c_waits_for_no_server_that_is_gone(texts: Path, valkey: MakeValkey) -> None:
+    server = valkey()
+    with begun(texts, server.url) as process:
+        eventually(lambda: server.ask("LLEN", "rq:queue:embedding-bulk"))
+        server.kill()
+        assert process.stderr is not None
+        assert any("Waiting up to" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+
+
 def test_two_runs_of_one_output_do_not_meet(texts: Path, redis_url: str, connection: Redis) -> None:
     with begun(texts, redis_url):
         eventually(lambda: connection.llen("rq:queue:embedding-bulk"))

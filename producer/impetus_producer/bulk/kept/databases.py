@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import ImpetusError
+from ...errors import ImpetusError
 
 if TYPE_CHECKING:
     import sqlite3

@@ -6,15 +6,15 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .documents import FailedDocument
-from .reading.chunks import COLUMNS, is_first
+from ..documents import FailedDocument
+from ..reading.chunks import COLUMNS, is_first
 from .works import EmbeddedDocument
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable, Iterator
 
-    from .documents import Read
+    from ..documents import Read
     from .works import Embedded
 
 

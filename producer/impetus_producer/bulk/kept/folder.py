@@ -11,7 +11,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import ImpetusError, InvalidRequestError
+from ...errors import ImpetusError, InvalidRequestError
 
 _LOCK = "lock"
 _DRAFTS = "drafts"

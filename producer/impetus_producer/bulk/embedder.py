@@ -11,12 +11,12 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from . import contract
-from .client import Producer
-from .errors import JobCancelledError, JobFailedError, JobNotFoundError
-from .handles import EmbeddingHandle
-from .requests import embedding_payload
-from .texts import CHARACTERS_PER_JOB, check_many, checked, parts
+from .. import contract
+from ..client import Producer
+from ..errors import JobCancelledError, JobFailedError, JobNotFoundError
+from ..handles import EmbeddingHandle
+from ..requests import embedding_payload
+from ..texts import CHARACTERS_PER_JOB, check_many, checked, parts
 from .works import text_key
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from .requests import InputType
+    from ..requests import InputType
 
 _TEXTS_PER_JOB = 64
 _MOST_LOSSES = 5

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .documents import Document, FailedDocument
-from .errors import InvalidRequestError, ServerDataError, ServerError, ServerFullError
+from ..documents import Document, FailedDocument
+from ..errors import InvalidRequestError, ServerDataError, ServerError, ServerFullError
+from ..reading.until_error import UntilError
+from ..texts import MOST_CHARACTERS
 from .kept.journal import Keeper, StoreKeeper
-from .reading.until_error import UntilError
-from .texts import MOST_CHARACTERS
 from .window import Window
 from .works import Embedded, EmbeddedDocument, EmbeddingWork, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .client import Producer
+    from ..client import Producer
+    from ..requests import InputType
     from .kept.store import Store
-    from .requests import InputType
 
 __all__ = [
     "DEFAULT_BACKLOG_JOBS",

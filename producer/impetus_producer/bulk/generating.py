@@ -6,18 +6,18 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from . import contract, jobs
-from .contract import GenerationRequest, GenerationResult
-from .errors import InvalidRequestError
+from .. import contract, jobs
+from ..contract import GenerationRequest, GenerationResult
+from ..errors import InvalidRequestError
+from ..parsing import parse_request
 from .kept.store import Answer, Served
-from .parsing import parse_request
 from .works import ON_DEVICE, Result, Work, awaited, text_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .client import Producer
-    from .documents import Document, DocumentId
+    from ..client import Producer
+    from ..documents import Document, DocumentId
 
 _PROBE = "Which model is this?"
 

@@ -14,20 +14,20 @@ from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from . import jobs
-from .documents import Document, FailedDocument
-from .errors import ImpetusError, JobFailedError, ServerDataError, ServerError, ServerFullError, UnreadableResultError
-from .servers.answers import Trouble, known_answers, trouble
-from .servers.troubles import server_errors
-from .talks.results import as_text
-from .talks.steps import directly
-from .texts import CHARACTERS_PER_JOB
+from .. import jobs
+from ..documents import Document, FailedDocument
+from ..errors import ImpetusError, JobFailedError, ServerDataError, ServerError, ServerFullError, UnreadableResultError
+from ..servers.answers import Trouble, known_answers, trouble
+from ..servers.troubles import server_errors
+from ..talks.results import as_text
+from ..talks.steps import directly
+from ..texts import CHARACTERS_PER_JOB
 from .works import OutcomeT, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from .client import Producer
+    from ..client import Producer
     from .kept.journal import Keeper
     from .kept.store import Answer
 

@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from . import contract, jobs
-from .contract import EmbeddingRequest, EmbeddingResult
-from .documents import Document, FailedDocument
-from .errors import ResultTimeoutError
+from .. import contract, jobs
+from ..contract import EmbeddingRequest, EmbeddingResult
+from ..documents import Document, FailedDocument
+from ..errors import ResultTimeoutError
+from ..requests import InputType, embedding_payload
+from ..texts import text_refusal
 from .kept.store import Answer, Served
-from .requests import InputType, embedding_payload
-from .texts import text_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
-    from .client import Producer
-    from .documents import DocumentId
-    from .handles import JobHandle
+    from ..client import Producer
+    from ..documents import DocumentId
+    from ..handles import JobHandle
 
 KEY_BYTES = 16
 ON_DEVICE = "documents on "
