@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_gateway.entry.callers import Keys, Role, new_key
+from impetus_producer import contract
 from tests.worker.conftest import eventually
 
 from .serving import Serving, is_ready, serving
@@ -94,9 +95,8 @@ def page(browser: Browser, served: Serving) -> Iterator[Page]:
 def test_it_shows_queues_and_workers(page: Page) -> None:
     page.locator("#workers td >> text=serving").nth(1).wait_for()
     assert "2 of 2 workers serve." in page.inner_text("#state")
-    assert {row.split("\n")[0] for row in page.locator("#queues tbody tr td:first-child").all_inner_texts()} == {
-        "embedding", "embedding-bulk", "generation", "generation-bulk",
-    }  # fmt: skip
+    names = {row.split("\n")[0] for row in page.locator("#queues tbody tr td:first-child").all_inner_texts()}
+    assert names == {name for lanes in contract.ROLE_QUEUES.values() for name in lanes}
     assert "simulated" in page.inner_text("#workers")
 
 

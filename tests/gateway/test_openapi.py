@@ -40,7 +40,11 @@ CHECKS = [
 
 
 ENDLESS = "/v1/fleet/events"
-OPERATIONS = sorted((path, method) for path, methods in openapi()["paths"].items() for method in methods)
+# Whoever comes after all workers are suspended has no answers.
+OPERATIONS = sorted(
+    ((path, method) for path, methods in openapi()["paths"].items() for method in methods),
+    key=lambda each: (each[0] == "/v1/fleet/suspend", each),
+)
 
 
 @pytest.fixture(scope="module")
