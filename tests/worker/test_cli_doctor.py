@@ -174,3 +174,15 @@ def test_a_recording_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     said = CliRunner().invoke(main, ["doctor", "--record", str(tmp_path / "no" / "such" / "folder")])
     assert said.exit_code == 1
     assert "cannot be written: No such file or directory" in said.output
+
+
+def test_nobody_reranks_unless_a_model_is_named_for_it() -> None:
+    silent = report()["roles"]["rerank"]
+    assert (silent["claims"], silent["reasons"]) == ([], ["no model is named for it: --rerank-model"])
+    named = report("--rerank-model", "a/reranker", "--hardware", str(machine_file("m4")))["roles"]["rerank"]
+    assert named["claims"] == ["rerank", "rerank-bulk"]
+    assert (named["backend"], named["then"]) == ("mlx", ["cpu", "numpy"])
+    assert "coreml: runs no rerankers" in named["reasons"]
+    said = CliRunner().invoke(main, ["run", "--roles", "rerank"])
+    assert said.exit_code == 2
+    assert "needs --rerank-model" in said.output
