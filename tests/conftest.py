@@ -32,7 +32,8 @@ def pytest_configure() -> None:
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("impetus", deadline=None, suppress_health_check=slow)
     hypothesis.settings.load_profile("impetus")
-    os.environ["XDG_CONFIG_HOME"] = os.devnull  # the options are the tests' own, and not those of this user's file
+    # Options are the tests' own, and not those of this user's file.
+    os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
     # Where a shell starts it in the background, pytest ignores Ctrl-C, and so would all that it starts; by nohup the
     # closing of its terminal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
