@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .contract import Choice, GenerationResult, GenerationUsage, TokenLogprob
-    from .conversation import ToolCall
+    from .contract.conversation import ToolCall
     from .handles import GenerationHandle
     from .streams import Delta
 

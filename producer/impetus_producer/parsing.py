@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from .contract import EmbeddingRequest, GenerationRequest, RerankRequest
-from .conversation import json_type
+from .contract.conversation import json_type
 from .errors import InvalidRequestError
 from .shown import printable
 

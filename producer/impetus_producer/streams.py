@@ -17,7 +17,7 @@ from .errors import StreamRestartedError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .conversation import ToolCall
+    from .contract.conversation import ToolCall
 
 
 _CHANNEL = re.compile("(reasoning|[1-9][0-9]{0,2}(/reasoning)?)?")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from impetus_producer.conversation import Wire
+from impetus_producer.contract.conversation import Wire
 from impetus_producer.parsing import parse_request
 
 from ..entry.answers import json_answer

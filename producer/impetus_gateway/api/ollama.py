@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from impetus_producer.bodies.embeddings import EmbeddingsBody
-from impetus_producer.conversation import Wire
+from impetus_producer.contract.conversation import Wire
 from impetus_producer.parsing import parse_request
 
 from ..submitting import accepted, embedded, submit, wants_no_wait

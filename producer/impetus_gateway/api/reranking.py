@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from impetus_producer.contract import MAX_DOCUMENTS_PER_JOB, RerankRequest
-from impetus_producer.conversation import Wire
+from impetus_producer.contract.conversation import Wire
 from impetus_producer.parsing import parse_request
 
 from ..entry.answers import json_answer

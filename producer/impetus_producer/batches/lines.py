@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..bodies.strict import read_json
-from ..conversation import json_type
+from ..contract.conversation import json_type
 from ..errors import InvalidRequestError
 from ..shown import name_shown
 from .endpoints import ENDPOINTS

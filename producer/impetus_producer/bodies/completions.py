@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ..chat_completions import finish_reason, usage
 from ..contract import GenerationRequest, StreamOptions
-from ..conversation import ResponseFormat, Wire, invalid, without_nulls
+from ..contract.conversation import ResponseFormat, Wire, invalid, without_nulls
 from ..parsing import parse_request
 
 if TYPE_CHECKING:

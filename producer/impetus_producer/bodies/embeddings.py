@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import to_json
 
 from ..contract import MAX_TEXTS_PER_JOB, EmbeddingRequest
-from ..conversation import Wire, invalid
+from ..contract.conversation import Wire, invalid
 from ..parsing import parse_request
 
 if TYPE_CHECKING:

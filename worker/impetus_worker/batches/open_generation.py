@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_backends.protocol import GenerationWork
 from impetus_producer.contract import GENERATION_QUEUE
-from impetus_producer.conversation import NamedTool
+from impetus_producer.contract.conversation import NamedTool
 
 from .quarantine import Witness
 
@@ -18,7 +18,7 @@ _ROLES = {"developer": "system"}
 
 if TYPE_CHECKING:
     from impetus_producer.contract import GenerationRequest
-    from impetus_producer.conversation import Message
+    from impetus_producer.contract.conversation import Message
 
     from ..leases.claims import ClaimedJob
     from ..leases.outcomes import Failed, Stopped

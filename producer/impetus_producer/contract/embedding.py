@@ -1,0 +1,148 @@
+"""Embedding: texts, and a vector for each.
+
+Names and meanings are those of OpenAI's embeddings, where those have them
+(https://platform.openai.com/docs/api-reference/embeddings).
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+import sys
+from array import array
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from .conversation import Wire, checked_text, invalid, json_type
+from .provenance import Provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+MAX_TEXTS_PER_JOB = 2048
+"""The most texts one embedding job may carry (OpenAI's limit)."""
+MAX_DIMENSIONS = 1_000_000
+"""The widest vector that is read back."""
+
+
+def _checked_input(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [checked_text(value)]
+    if not isinstance(value, list | tuple):
+        raise invalid(f"must be a string or a list of strings, not {json_type(value)}")
+    if not value:
+        raise invalid("the list is empty: send at least one text")
+    if len(value) > MAX_TEXTS_PER_JOB:
+        raise invalid(f"{len(value)} texts are more than the {MAX_TEXTS_PER_JOB} a job may carry")
+    return [checked_text(text, f"item {index}") for index, text in enumerate(value)]
+
+
+class EmbeddingRequest(Wire):
+    """Texts to embed. Vectors come back in the order of `input`, one each."""
+
+    input: Annotated[list[str], BeforeValidator(_checked_input)]
+    """A string, or a list of at most 2,048 strings of at most 10 MB each."""
+    model: str | None = None
+    """The model's name; none means the one the worker serves."""
+    dimensions: Annotated[int, Field(gt=0)] | None = None
+    """Keep only the first so many dimensions (for models trained for that), normalised again."""
+    encoding_format: Literal["base64", "float", "raw"] = "base64"
+    """`base64`: a block of little-endian float32 (2.7 KB in Redis for 384 dimensions); `float`: JSON numbers (11 KB);
+    `raw`: the block itself (1.5 KB), in the field `vectors` of the entry in RQ's result stream, beside the return
+    value. `impetus_producer` reads all three; RQ's own `return_value()` shows the first two."""
+    input_type: Literal["query", "document"] | None = None
+    """Prefixes the prompt that the model's own files state for this kind of text, where they state one."""
+    truncate: bool = True
+    """Cut a text past the model's length. False: fail the job instead."""
+
+
+# At the first fault: else there would be a complaint about each of millions of numbers.
+_Rows: TypeAlias = Annotated[list[Annotated[list[float], Field(fail_fast=True)]], Field(fail_fast=True)]
+
+
+class VectorBlock(Wire):
+    """A matrix of float32: `data` is little-endian bytes in C order, base64 of these, or a list of rows, and all of it
+    that `shape` says.
+    """
+
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[Annotated[int, Field(ge=0, le=MAX_TEXTS_PER_JOB)], Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]]
+    """Texts and dimensions."""
+    encoding: Literal["base64", "float", "raw"] = "base64"
+    data: bytes | str | _Rows
+
+    @model_validator(mode="after")
+    def _holds_what_its_shape_says(self) -> VectorBlock:
+        count, width = self.shape
+        if isinstance(self.data, list):
+            if len(self.data) != count or any(len(row) != width for row in self.data):
+                raise invalid(f"are not {count} rows of {width} numbers", field="data")
+            return self
+        try:
+            size = len(self._bytes())
+        except ValueError:  # also what is no ASCII
+            raise invalid("is no base64", field="data") from None
+        if size != 4 * count * width:
+            raise invalid(f"{size:,} bytes are not {count} rows of {width} float32", field="data")
+        return self
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, shape: tuple[int, int]) -> VectorBlock:
+        return cls(shape=shape, data=base64.b64encode(raw).decode("ascii"))
+
+    def rows(self) -> np.ndarray | list[list[float]]:
+        """The matrix, (texts, dimensions): a numpy array where numpy is installed, else a list of lists."""
+        count, width = self.shape
+        try:
+            import numpy as np
+        except ImportError:
+            if isinstance(self.data, list):
+                return self.data
+            flat = array("f", self._bytes())
+            if sys.byteorder == "big":
+                flat.byteswap()
+            return [flat[row * width : (row + 1) * width].tolist() for row in range(count)]
+        if isinstance(self.data, list):
+            with np.errstate(over="ignore"):  # what float32 does not hold is infinite
+                return np.asarray(self.data, dtype=np.float32).reshape(count, width)
+        return np.frombuffer(self._bytes(), dtype="<f4").reshape(count, width)
+
+    def packed_rows(self) -> Iterator[bytes]:
+        """Each row as little-endian float32, without numpy."""
+        count, width = self.shape
+        if isinstance(self.data, list):
+            yield from (struct.pack(f"<{width}f", *row) for row in self.data)
+            return
+        block = self._bytes()
+        yield from (block[4 * width * row : 4 * width * (row + 1)] for row in range(count))
+
+    def _bytes(self) -> bytes:
+        assert not isinstance(self.data, list)
+        return self.data if isinstance(self.data, bytes) else base64.b64decode(self.data, validate=True)
+
+
+class EmbeddingUsage(Wire):
+    prompt_tokens: int
+    """Tokens the model read, after truncation, special tokens included."""
+    truncated_texts: int = 0
+    """How many texts were longer than the model reads."""
+    truncated_tokens: int = 0
+    """About how many tokens of these were not read."""
+
+
+class EmbeddingResult(Wire):
+    """What an embedding job returns. `vectors` holds the numbers, one row a text."""
+
+    object: Literal["embedding"] = "embedding"
+    embeddings: VectorBlock
+    model: str
+    usage: EmbeddingUsage
+    provenance: Provenance
+
+    @property
+    def vectors(self) -> np.ndarray | list[list[float]]:
+        """(texts, dimensions): a read-only numpy array where numpy is installed, else a list of lists."""
+        return self.embeddings.rows()
