@@ -125,7 +125,10 @@ def test_a_piece_that_leaves_a_gap_is_passed_over_and_the_result_supplies_it() -
         ({"messages": [{"role": "user"}]}, "messages.0.content: this field is required"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content: this field is required"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0: tool_call_id goes with the role tool"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text: this field is"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages.0.content.0: a part's text must be a string",
+        ),
         ({"messages": [{"role": "user", "content": [7]}]}, "messages.0.content.0: must be an object"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"tools": [{"type": "function", "function": {"name": "a"}}] * 2}, "tools: two of them have the same name"),

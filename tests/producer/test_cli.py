@@ -24,6 +24,8 @@ from impetus_producer.cli.main import cli
 from impetus_producer.contract import STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
 from impetus_producer.servers.local import LocalServer
 
+from .kept import answers_kept
+from .servers import eventually
 from .stock_worker import StockWorker, generation_of, honest_work, vector_of, working
 from .test_outputs import read_back
 
@@ -194,6 +196,7 @@ def test_ctrl_c_leaves_no_half_file_and_no_job_and_the_next_run_goes_on(
         command = [*PROGRAM, "embed", "in.txt", "-o", "out.parquet", "--texts-per-job", "5", "--redis-url", redis_url]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert second.wait(20)
+        eventually(lambda: answers_kept(folder / "out.parquet") > 0)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=20)
         queued = Queue("embedding-bulk", connection=connection, serializer=JSONSerializer).job_ids

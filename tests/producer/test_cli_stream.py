@@ -176,4 +176,4 @@ def test_options_that_make_no_sense_are_refused_with_one_sentence(
 
 def test_an_embedding_job_has_no_text_to_stream(redis_url: str, connection: Redis, worker: StockWorker) -> None:
     handle = Producer(connection=connection).embed("a")
-    assert "no text to stream" in run(redis_url, "result", handle.job_id, "--stream").stderr
+    assert "there is none to stream" in run(redis_url, "result", handle.job_id, "--stream").stderr

@@ -86,7 +86,8 @@ def test_a_running_job_is_cancelled_though_the_workers_connections_were_forgotte
     eventually(lambda: site.status(job.job_id) == "started")
     assert network.forget()
     assert job.cancel(timeout_s=FOUND_OUT_WITHIN_S)
-    assert site.status(job.job_id) == "stopped"
+    # Stopped where it ran, or cancelled where it waited again, if its lease ran out before the wish was heard.
+    assert site.status(job.job_id) in ("stopped", "canceled")
 
 
 def test_a_worker_behind_a_silent_network_stops_when_told_to_and_its_jobs_run_elsewhere(site: Site) -> None:

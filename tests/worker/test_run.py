@@ -15,6 +15,7 @@ from redis import Redis
 from impetus_producer import Producer
 from impetus_producer.servers.discovery import ServerNote
 
+from ..producer.kept import answers_kept
 from .conftest import eventually
 from .runs import command_of, runs, tree_below
 from .test_faults import documents, embed
@@ -142,15 +143,14 @@ def test_a_terminal_that_closes_ends_impetus_embed_and_all_that_it_started(tmp_p
     source, folder = documents(tmp_path, 8_000), tmp_path / "out"
     folder.mkdir()
     command = embed(None, source, folder / "vectors.jsonl", "--texts-per-job", "16")
-    draft = folder / f".vectors.jsonl.{command.pid}.part"
-    eventually(lambda: command.poll() is not None or (draft.exists() and draft.stat().st_size > 0))
+    eventually(lambda: command.poll() is not None or answers_kept(folder / "vectors.jsonl") > 0)
     tree = tree_below(command.pid)
     assert len(tree) == 6
     os.killpg(command.pid, signal.SIGHUP)  # as a terminal does to what runs in its foreground
     _, said = command.communicate(timeout=60)
     assert command.returncode == 128 + signal.SIGHUP, said
     eventually(lambda: not any(map(runs, tree)))
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["vectors.jsonl.impetus"]
 
 
 # -- what is imported ------------------------------------------------------------------------------------------------
