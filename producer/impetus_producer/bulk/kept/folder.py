@@ -74,7 +74,7 @@ class RunFolder:
         """Forgets what earlier runs left."""
         for entry in self.path.iterdir():
             if entry.name not in (_LOCK, _DRAFTS):
-                entry.unlink()
+                entry.unlink(missing_ok=True)  # SQLite takes its own files beside a database away with their last reader
 
     def close(self, *, done: bool) -> None:
         """Lets others have it. What there is to be gone on with stays, unless the run is `done`."""
