@@ -74,7 +74,8 @@ class RunFolder:
         """Forgets what earlier runs left."""
         for entry in self.path.iterdir():
             if entry.name not in (_LOCK, _DRAFTS):
-                entry.unlink(missing_ok=True)  # SQLite takes its own files beside a database away with their last reader
+                # SQLite itself takes the files beside a database away, with the last who reads it.
+                entry.unlink(missing_ok=True)
 
     def close(self, *, done: bool) -> None:
         """Lets others have it. What there is to be gone on with stays, unless the run is `done`."""
