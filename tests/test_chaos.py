@@ -47,8 +47,8 @@ def test_all_holds_while_everything_breaks_for_a_short_while() -> None:
     summary: dict[str, Any] = json.loads(said.splitlines()[-1])
     assert status == 0, said
     assert summary["holds"]
-    assert len(summary["faults"]) > 2
-    assert summary["acknowledged"] > 20
+    assert len(summary["faults"]) > 4
+    assert summary["acknowledged"] > 50
     assert {summary[name] for name in ("lost", "duplicated", "unexpected", "innocents_failed")} == {0}
 
 

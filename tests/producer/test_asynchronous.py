@@ -400,6 +400,23 @@ def test_the_time_given_ends_the_wait_for_a_network_that_is_silent(proxy: Proxy)
     asyncio.run(main())
 
 
+def test_the_time_given_ends_the_wait_for_a_server_that_is_silent_whatever_is_asked(valkey: MakeValkey) -> None:
+    server = valkey()
+
+    async def main() -> None:
+        async with AsyncProducer(server.url) as producer:
+            handle = await producer.generate("a")
+            server.pause()
+            try:
+                async with waiting(handle.result(0.3), handle.cancel(0.3)) as ended:
+                    pass
+            finally:
+                server.resume()
+            assert all(isinstance(error, ResultTimeoutError) for error in ended.result()), ended.result()
+
+    asyncio.run(main())
+
+
 def test_patience_ends(valkey: MakeValkey) -> None:
     server = valkey()
 

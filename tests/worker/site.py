@@ -53,11 +53,12 @@ class Site:
         wait: bool = True,
         roles: tuple[str, ...] = ("embedding",),
         url: str | None = None,
+        lease_s: int = LEASE_S,
         **settings: Any,
     ) -> Workers:
         before = len(self.names())
         log = self.log(len(self._workers))
-        workers = Workers(url or self.url, log, roles=roles, lease_s=LEASE_S, simulated_a_ms=a_ms, **settings)
+        workers = Workers(url or self.url, log, roles=roles, lease_s=lease_s, simulated_a_ms=a_ms, **settings)
         self._workers.append(workers)
         if wait:
             eventually(lambda: len(self.names()) >= before + len(roles))

@@ -55,7 +55,7 @@ def test_vectors_through_the_queue_are_those_of_sentence_transformers_and_memory
     engine = fleet.engine_pid()
     before = resident_mb(engine)
     words = ["queue", "batch", "token", "vector", "worker", "engine", "redis", "signal"]
-    many = (" ".join(words[: 1 + number % 8]) for number in range(4_000))
+    many = (" ".join(words[: 1 + number % 8]) for number in range(10_000))
     for handle in producer.embed_many(many, texts_per_job=100):
         assert len(handle.result(timeout_s=60).vectors) == 100
         handle.delete()

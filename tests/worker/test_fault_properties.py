@@ -273,7 +273,7 @@ def test_the_scripts_keep_the_books_of_any_sequence_of_events(redis_url: str) ->
     machine = type("AtThisServer", (Registries,), {"url": redis_url})
     run_state_machine_as_test(
         machine,
-        settings=settings(_BOUNDED, max_examples=30, stateful_step_count=25),
+        settings=settings(_BOUNDED, max_examples=60, stateful_step_count=25),
     )
 
 
@@ -352,7 +352,7 @@ def test_arbitrary_bytes_in_jobs_neither_stop_a_worker_nor_spoil_the_registries(
     (pid,) = live.worker_pids()
     given_out: set[bytes] = set()
 
-    @settings(_BOUNDED, max_examples=80)
+    @settings(_BOUNDED, max_examples=150)
     @given(job_id=_IDS, fields=_FIELDS, data=_DATA, siblings=_SIBLINGS, queue=st.sampled_from(QUEUES))
     def each(job_id: bytes, fields: dict[bytes, bytes], data: bytes, siblings: set[str], queue: str) -> None:
         if job_id in given_out:

@@ -53,7 +53,7 @@ _FOR_EVER_S = 10_000_000
 
 
 class Near:
-    """Seconds that equal any others within 5 of them, or a twentieth: what a machine with other things to do takes."""
+    """Seconds that equal any others within 5 of them."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -61,7 +61,7 @@ class Near:
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Near):
             other = other.seconds
-        return isinstance(other, (int, float)) and abs(self.seconds - other) <= max(5, self.seconds / 20)
+        return isinstance(other, (int, float)) and abs(self.seconds - other) <= 5
 
     def __hash__(self) -> int:
         raise TypeError("equality within a tolerance allows no hash")
