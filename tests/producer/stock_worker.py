@@ -10,10 +10,11 @@ import hashlib
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis import Redis
+from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.results import Result
@@ -131,13 +132,15 @@ class StockWorker:
             self.error = error
 
     def _do(self, job_id: str) -> None:
-        job = Job.fetch(job_id, self._connection, serializer=JSONSerializer)
-        try:
-            value = self._work(str(job.func_name), job.args[0])
-        except RefusedError as error:
-            fail(self._connection, job_id, str(error))
-        else:
-            finish(self._connection, job_id, value)
+        # RQ's worker passes over a job that was deleted while it waited, and the end of one that was deleted as it ran.
+        with suppress(NoSuchJobError):
+            job = Job.fetch(job_id, self._connection, serializer=JSONSerializer)
+            try:
+                value = self._work(str(job.func_name), job.args[0])
+            except RefusedError as error:
+                fail(self._connection, job_id, str(error))
+            else:
+                finish(self._connection, job_id, value)
 
 
 @contextmanager
