@@ -79,6 +79,20 @@ def test_recovery_is_one_workers_affair_at_a_time(claims: Hold, connection: Redi
     assert claims.recover() == [job.id]
 
 
+def test_what_was_asked_before_the_server_fell_silent_puts_nothing_back_when_it_wakes(
+    claims: Hold, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = claim_one(claims, connection)
+    claims.let_lapse(job)
+    seconds: Any = connection.time()[0]
+    monkeypatch.setattr(connection, "time", lambda: (seconds - 60, 0))
+    assert not Recovery(["embedding"], 0.001)(connection)
+    assert claims.stands(job)
+    monkeypatch.undo()
+    assert Recovery(["embedding"], 0.001)(connection)
+    assert not claims.stands(job)
+
+
 def test_many_that_lapsed_are_put_back_a_part_a_call_and_without_a_pause(claims: Hold, connection: Redis) -> None:
     enqueue(connection, 601)
     jobs = [*claims.claim(["embedding"], 400).jobs, *claims.claim(["embedding"], 400).jobs]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FITNESS_INTERVAL_S = 600.0
 SWEEP_INTERVAL_S = 1.0
+_RECOVERY_GOOD_FOR_S = 2.0
+"""A server that gets to it later was silent meanwhile, and all leases on it ran out."""
 _log = logging.getLogger(__name__)
 
 
@@ -76,8 +78,9 @@ class Recovery:
     def __call__(self, connection: Redis) -> bool:
         """Whether there may be more."""
         more = False
+        until = connection.time()[0] + _RECOVERY_GOOD_FOR_S
         for queue in self._queues:
-            if back := recover(queue, self._interval_s).run(connection):
+            if back := recover(queue, self._interval_s, until).run(connection):
                 _log.warning("%d jobs whose leases ran out are back at the front of %s", len(back), queue)
                 more = True
         return more

@@ -206,9 +206,13 @@ class Claims:
         return Call(Script.named("forget"), [self._worker, job.id, job.token, job.queue], bool)
 
 
-def recover(queue: str, interval_s: float) -> Call[list[str]]:
-    """Puts the queue's jobs whose lease ran out back at its front, at most once in `interval_s`; their ids."""
-    return Call(Script.named("recover"), [queue, int(interval_s * 1000)], ids)
+def recover(queue: str, interval_s: float, until: float | None = None) -> Call[list[str]]:
+    """Puts the queue's jobs whose lease ran out back at its front, at most once in `interval_s`; their ids.
+
+    `until`: the server's time, in seconds, after which it does nothing. A server that was silent for a while finds all
+    leases run out, and must not act on what was asked of it before they could be renewed.
+    """
+    return Call(Script.named("recover"), [queue, int(interval_s * 1000), "" if until is None else until], ids)
 
 
 def sweep(queue: str, cursor: str, interval_s: float) -> Call[tuple[str, list[str]]]:
