@@ -11,7 +11,7 @@ import select
 import signal
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .leases.claims import ClaimedJob, Renewal
 
 SHUTDOWN, SUPERVISOR_GONE = "shutdown", "supervisor-gone"
+BEGIN_ANEW = "begin-anew"
+"""The engine is another one by now, and what it makes cannot be mixed with what was made: the worker ends, for another
+to begin.
+"""
 HANDOVER = "handover"
 """The machine is about to sleep: what has not begun goes back to its queue."""
 
@@ -69,6 +73,9 @@ class EngineEnded:
 
     life: int
     how: str
+
+
+EngineFact: TypeAlias = EngineTries | EngineLoaded | EngineRefused | EngineSaid | EngineEnded
 
 
 @dataclass(frozen=True, slots=True)

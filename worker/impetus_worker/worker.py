@@ -18,32 +18,25 @@ from .awake import AwakeClock, Pulse
 from .batches.batcher import Room
 from .batches.quarantine import DEATHS_ALONE
 from .crew import Crew
-from .errors import ConfigurationError, EngineDiedError, PoisonedJobError
+from .engine_side import EngineSide
+from .errors import ConfigurationError, PoisonedJobError
 from .fleet.routing import LOOK, Routing
-from .host.begun import BegunNote
-from .host.engine_lives import EngineLives
-from .host.engine_process import EngineProcess
 from .host.power import open_power
-from .host.reading_process import ReadingProcess
 from .host.supervisor import EXIT_SHUTDOWN
-from .interruptions import Interruptions
 from .leases.claims import Claims
 from .leases.intake import Intake
 from .leases.ledger import Ledger
 from .leases.outcomes import Failed, Returned, Stopped
 from .link import PASSING
 from .observing.observers import open_observers
-from .roles import engine_config, make_batcher, worker_record
+from .roles import worker_record
 from .stopping import FAREWELL_S, Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Set
+    from collections.abc import Callable, Sequence
 
     from redis import Redis
 
-    from impetus_backends.protocol import Event
-
-    from .batches.batcher import Batcher
     from .leases.claims import Claim, ClaimedJob
     from .leases.intake import Wanted
     from .settings import WorkerSettings
@@ -78,12 +71,6 @@ class QueueWorker:
         self._now = AwakeClock()
         self._claims = Claims(settings.name, settings.lease_s)
         self._crew = Crew(settings, connect, self._claims, self._inbox.tell)
-        self._engine = EngineProcess(self._inbox.tell, self._now)
-        self._lives = EngineLives(engine_config(settings))
-        self._batcher: Batcher | None = None
-        self._reading: ReadingProcess | None = None
-        self._interruptions: Interruptions | None = None
-        self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
         self._power = open_power(settings)
         self._observer = open_observers(settings.role, settings.name)
         self._ledger = Ledger(
@@ -92,13 +79,14 @@ class QueueWorker:
             self._crew.rq_endings,
             self._crew.courier.send,
             on_claim=self._take_in,
-            on_abandoned=self._abandon,
+            on_abandoned=lambda job_ids: self._engine.abandon(job_ids),
             on_end=lambda outcome: self._observer.ended(outcome, self._now()),
         )
         self._intake = Intake({queue: bell.listen for queue, bell in self._crew.bells.items()})
         self._intake.pause(True)  # until it is known which queues are this worker's
         self._routing: Routing | None = None
         self._stopping = Stopping(self._now)
+        self._engine = EngineSide(settings, self._ledger, self._observer, self._stopping, self._now, self._inbox.tell)
         self._exit_status = 0
         self._unlooked: set[str] = set()
         """Housekeeping that has not yet looked for jobs to put on the queues."""
@@ -123,8 +111,8 @@ class QueueWorker:
         if self._lifeline is not None:
             self._inbox.watch(self._lifeline)
         try:
-            self._engine.start(self._lives.config)
-            while self._batcher is None and not self._stopping:
+            self._engine.start()
+            while not self._engine.is_open and not self._stopping:
                 self._absorb(self._inbox.wait(IDLE_WAIT_S))
             if not self._stopping:
                 self._open_for_work()
@@ -141,7 +129,7 @@ class QueueWorker:
         self._routing = Routing(
             worker_record(settings, self._engine.info),
             is_serving=lambda: self._engine.info is not None and self._moves(),
-            engine_deaths=lambda: self._lives.deaths,
+            engine_deaths=lambda: self._engine.deaths,
             tell=self._inbox.tell,
             ttl_s=settings.record_ttl_s,
         )
@@ -160,7 +148,7 @@ class QueueWorker:
                 return
             self._look_after()
             self._send()  # before the rest, so that the server works while the worker does
-            self._dispatch()
+            self._engine.dispatch()
             self._power.working(bool(self._ledger.held))
             if self._settings.burst and self._is_drained():
                 _log.info("the queues are empty and --burst was given: done")
@@ -170,7 +158,7 @@ class QueueWorker:
         """Until when there is nothing to do, if nothing is heard."""
         now = self._now()
         deadlines = [now + IDLE_WAIT_S]
-        if self._batcher is not None and self._engine.info is not None and (at := self._batcher.wakes_at()) is not None:
+        if self._engine.info is not None and (at := self._engine.batcher.wakes_at()) is not None:
             deadlines.append(at)
         if self._has_to_send(now):
             deadlines.append(self._send_from)
@@ -180,9 +168,7 @@ class QueueWorker:
 
     def _leave(self) -> None:
         """Puts back what is still in flight and says goodbye. Every step is tried, whatever happened to the others."""
-        self._engine.kill()
-        if self._reading is not None:
-            self._reading.stop()
+        self._engine.stop()
         self._power.close()
         if self._routing is None:
             return
@@ -213,22 +199,16 @@ class QueueWorker:
     def _absorb(self, facts: Sequence[object]) -> None:
         for fact in facts:
             match fact:
-                case inbox.EngineSaid(life, events) if life == self._engine.life:
-                    self._hear_engine(events)
-                case inbox.EngineEnded(life, how) if life == self._engine.life:
-                    self._engine_ended(how)
-                case inbox.EngineLoaded(life, info) if life == self._engine.life:
-                    self._engine.info = info
-                    self._engine.heard()
-                    self._engine_loaded()
-                case inbox.EngineTries(life, backend) if life == self._engine.life:
-                    self._lives.tries(backend)
-                case inbox.EngineRefused(life, message) if life == self._engine.life:
-                    # One that has served can be served again: that it cannot now may pass.
-                    raise ConfigurationError(message) if self._batcher is None else EngineDiedError(message)
+                case (
+                    inbox.EngineSaid()
+                    | inbox.EngineEnded()
+                    | inbox.EngineLoaded()
+                    | inbox.EngineTries()
+                    | inbox.EngineRefused()
+                ):
+                    self._engine.hear(fact)
                 case inbox.ReadElsewhere():
-                    assert self._batcher is not None
-                    self._ledger.note(self._batcher.take_back(fact, self._now()))
+                    self._engine.take_back(fact)
                 case inbox.Answered(answers):
                     if self._ledger.receive(answers):
                         self._stopping.answered()
@@ -255,64 +235,12 @@ class QueueWorker:
                         raise error
                     raise RuntimeError(f"the thread {party!r} ended") from error
 
-    def _engine_loaded(self) -> None:
-        info = self._engine.info
-        assert info is not None
-        if not self._lives.loaded(info):
-            _log.error(
-                "the engine came back as another one, %s on %s: the worker begins anew", info.backend, info.device
-            )
-            self._exit_status = EXIT_SHUTDOWN
-            self._stop(cold=True)
-        if self._batcher is not None:
-            return
-        for reason in info.reasons:
-            _log.info("%s", reason)
-        _log.info("%s engine: %s on %s (%s), model %s", info.kind, info.backend, info.device, info.precision,
-                  ", ".join((info.model, *info.more_models)))  # fmt: skip
-        if info.note:
-            _log.warning("%s", info.note)
-        self._reading = ReadingProcess(info, self._settings.allowed, self._inbox.tell)
-        self._reading.start()
-        self._now()
-        self._batcher = make_batcher(self._settings, info, self._reading)
-        self._now.worked()  # to import and to read a tokenizer takes seconds, where it is done for the first time
-        self._interruptions = Interruptions(self._engine, self._batcher, self._ledger)
-
-    def _hear_engine(self, events: Sequence[Event]) -> None:
-        self._engine.heard()
-        if not events:
-            return
-        assert self._batcher is not None
-        self._lives.worked()
-        now = self._now()
-        for event in events:
-            self._observer.heard(event)
-        self._ledger.note([each for event in events for each in self._batcher.absorb(event, now)])
-
-    def _engine_ended(self, how: str) -> None:
-        """Puts its work where it runs again, and starts another."""
-        _log.error("%s; what it held will run again", how)
-        self._lives.died(how)
-        self._restart_engine(suspect=True)
-
-    def _restart_engine(self, *, suspect: bool) -> None:
-        self._observer.engine_died()
-        if self._batcher is not None:
-            self._ledger.note(self._batcher.engine_died(self._now(), suspect=suspect))
-        if self._stopping:  # what is left is not worth a model loaded anew
-            self._engine.kill()
-            self._give_back(list(self._ledger.open.values()))
-        else:
-            self._engine.start(self._lives.config)
-
     def _hear_of_leases(self, renewed: inbox.Renewed) -> None:
-        assert self._interruptions is not None
         lost = set(renewed.renewal.lost)
         for job in renewed.jobs:
             if job.id in lost and self._ledger.open.get(job.id) is job:
                 _log.warning("job %s: this run of it is over, another counts by now", job.id)
-                self._interruptions.forget([job.id])
+                self._engine.forget([job.id])
                 self._ledger.forget(job)
                 self._observer.lost_lease(job)
         for job_id in renewed.renewal.cancelled:
@@ -320,30 +248,21 @@ class QueueWorker:
 
     def _cancel(self, job_id: str) -> None:
         job = self._ledger.open.get(job_id)
-        if job is None or job.token in self._told_to_end or self._interruptions is None:
+        if job is None or job.token in self._told_to_end:
             return
         _log.info("job %s: stopped by its user", job_id)
         self._told_to_end = {job.token} | (self._told_to_end & {each.token for each in self._ledger.open.values()})
-        self._interruptions.interrupt(Stopped(job))
-
-    def _abandon(self, job_ids: Sequence[str]) -> None:
-        assert self._interruptions is not None
-        self._interruptions.abandon(job_ids)
+        self._engine.interrupt(Stopped(job))
 
     # -- the steps of the loop ---------------------------------------------------------------------------------------
 
     def _look_after(self) -> None:
-        assert self._interruptions is not None
-        now = self._now()
-        if (slept_s := self._now.slept_s()) > 0:
+        now, slept_s = self._now(), self._now.slept_s()
+        if slept_s > 0:
             _log.warning("this process did not run for %.0f s", slept_s)
-            self._engine.heard()  # nor did the engine, and its silence meanwhile says nothing
         self._stopping.look()
-        self._interruptions.enforce_timeouts(now)
-        if self._engine.info is not None and self._interruptions.engine_is_hung(now):
-            self._restart_engine(suspect=True)
-        assert self._batcher is not None
-        self._observer.look(now, self._batcher.begun, len(self._ledger.open))
+        self._engine.look_after(now, slept_s)
+        self._observer.look(now, self._engine.batcher.begun, len(self._ledger.open))
 
     def _wanted(self, now: float) -> Wanted | None:
         if self._stopping or self._engine.info is None or now < max(self._send_from, self._claim_from):
@@ -353,8 +272,7 @@ class QueueWorker:
         return self._intake.wanted(self._room(), now)
 
     def _room(self) -> Room:
-        assert self._batcher is not None
-        room, waiting = self._batcher.room(), self._ledger.rq_waiting
+        room, waiting = self._engine.batcher.room(), self._ledger.rq_waiting
         bulk, nothing = _MAX_RQ_WAITING
         coming = self._ledger.wanted
         return Room(
@@ -382,8 +300,6 @@ class QueueWorker:
 
     def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         """What a claim brought."""
-        assert self._batcher is not None
-        assert self._interruptions is not None
         now = self._now()
         self._intake.learn(wanted, claim, now)
         if claim.suspended != self._suspended:
@@ -391,7 +307,7 @@ class QueueWorker:
             self._show("suspended" if claim.suspended else "busy" if claim.jobs else "idle")
         again = [job.id for job in claim.jobs if job.id in self._ledger.held]
         if again:  # it went back to the queue and is ours again: the earlier run is over
-            self._interruptions.forget(again)
+            self._engine.forget(again)
         self._ledger.take(claim.jobs, now)
         self._observer.took(claim.jobs, now)
         self._looked_again = self._looked_again and not claim.jobs
@@ -406,35 +322,12 @@ class QueueWorker:
                 self._ledger.note([Failed(job, PoisonedJobError(_POISON))])
             else:
                 fit.append(job)
-        self._batcher.add(fit)
+        self._engine.batcher.add(fit)
 
     def _show(self, state: str) -> None:
         if self._routing is not None:
             self._routing.show(state)
             self._crew.hurry()
-
-    def _dispatch(self) -> None:
-        if self._engine.info is None:
-            return
-        assert self._batcher is not None
-        self._admit_work(self._batcher)  # the device first: what is ready does not wait for what is not
-        if unread := self._batcher.unread():
-            self._note_begun(self._batcher.begun() | unread)
-            self._ledger.note(self._batcher.read(self._now()))
-            self._admit_work(self._batcher)
-        self._note_begun(self._batcher.begun())
-
-    def _note_begun(self, job_ids: Set[str]) -> None:
-        """Where the supervisor reads it after a death of this process."""
-        if self._begun is not None:
-            self._begun.write(job_ids)
-
-    def _admit_work(self, batcher: Batcher) -> None:
-        idle = not batcher.has_work
-        while (work := batcher.next_work(self._now())) is not None:
-            self._engine.admit(work, idle=idle)
-            self._observer.admitted(work)
-            idle = False
 
     # -- being told --------------------------------------------------------------------------------------------------
 
@@ -449,34 +342,26 @@ class QueueWorker:
             case inbox.HANDOVER:
                 _log.info("the machine is about to sleep: what has not begun goes back to its queue")
                 self._claim_from = self._now() + _HANDOVER_S
-                self._hand_over()
+                self._engine.hand_over()
+            case inbox.BEGIN_ANEW:
+                self._exit_status = EXIT_SHUTDOWN
+                self._stop(cold=True)
             case "stop-job" | "stop-execution":
                 self._cancel(command.job_id)
             case name if name == LOOK:
                 self._crew.hurry()
             case "kill-horse":
-                if self._batcher is not None:
-                    self._restart_engine(suspect=False)
+                self._engine.restart(suspect=False)
             case other:
                 _log.warning("ignoring the command %r for job %r", other, command.job_id)
 
     def _stop(self, *, cold: bool) -> None:
         self._stopping.begin(cold=cold)
         if not cold:
-            self._hand_over()
+            self._engine.hand_over()
             if self._routing is not None:
                 self._routing.stand_down()
                 self._crew.hurry()
-
-    def _hand_over(self) -> None:
-        """Puts back what the engine has not begun."""
-        if self._batcher is not None:
-            self._give_back([job for job in self._ledger.open.values() if not self._batcher.has_begun(job.id)])
-
-    def _give_back(self, jobs: Sequence[ClaimedJob]) -> None:
-        if self._interruptions is not None:
-            self._interruptions.forget([job.id for job in jobs])
-            self._ledger.note([Returned(job) for job in jobs])
 
     # -- what housekeeping asks, in its own thread -------------------------------------------------------------------
 

@@ -1,0 +1,223 @@
+"""The engine's side of the loop: what it is given, what it says, how it lives and dies. No method waits.
+
+The other side is `leases.ledger`, where the jobs are; here they are batches of an engine process.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from . import inbox
+from .errors import ConfigurationError, EngineDiedError
+from .host.begun import BegunNote
+from .host.engine_lives import EngineLives
+from .host.engine_process import EngineProcess
+from .host.reading_process import ReadingProcess
+from .interruptions import Interruptions
+from .leases.outcomes import Returned
+from .roles import engine_config, make_batcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence, Set
+
+    from impetus_backends.protocol import EngineInfo, Event
+
+    from .awake import AwakeClock
+    from .batches.batcher import Batcher
+    from .leases.claims import ClaimedJob
+    from .leases.ledger import Ledger
+    from .leases.outcomes import Failed, Stopped
+    from .observing.observer import Observer
+    from .settings import WorkerSettings
+    from .stopping import Stopping
+
+_log = logging.getLogger(__name__)
+
+
+class EngineSide:
+    """`ledger` is told what comes of jobs, and `tell` is how the engine's threads talk to the loop.
+
+    Before the first engine has loaded there is no batch to speak of: `is_open` is false, and it holds nothing.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        ledger: Ledger,
+        observer: Observer,
+        stopping: Stopping,
+        now: AwakeClock,
+        tell: Callable[[object], None],
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._observer = observer
+        self._stopping = stopping
+        self._now = now
+        self._tell = tell
+        self._process = EngineProcess(tell, now)
+        self._lives = EngineLives(engine_config(settings))
+        self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
+        self._opened: tuple[Batcher, Interruptions, ReadingProcess] | None = None
+
+    # -- its life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._process.start(self._lives.config)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an engine has loaded once."""
+        return self._opened is not None
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What is loaded now; None while none is."""
+        return self._process.info
+
+    @property
+    def deaths(self) -> int:
+        return self._lives.deaths
+
+    @property
+    def batcher(self) -> Batcher:
+        assert self._opened is not None
+        return self._opened[0]
+
+    @property
+    def _interruptions(self) -> Interruptions:
+        assert self._opened is not None
+        return self._opened[1]
+
+    def restart(self, *, suspect: bool) -> None:
+        """Puts its work where it runs again, and starts another. `suspect`: what it had begun may have ended it."""
+        self._observer.engine_died()
+        if self.is_open:
+            self._ledger.note(self.batcher.engine_died(self._now(), suspect=suspect))
+        if self._stopping:  # what is left is not worth a model loaded anew
+            self._process.kill()
+            self._give_back(list(self._ledger.open.values()))
+        else:
+            self.start()
+
+    def stop(self) -> None:
+        """At once, whatever it is doing."""
+        self._process.kill()
+        if self._opened is not None:
+            self._opened[2].stop()
+
+    # -- what it says --------------------------------------------------------------------------------------------------
+
+    def hear(self, fact: inbox.EngineFact) -> None:
+        """Raises `ConfigurationError` when the model cannot be loaded as told, and `EngineDiedError` when one that has
+        served cannot be had again.
+        """
+        if fact.life != self._process.life:
+            return  # of one that is gone
+        match fact:
+            case inbox.EngineSaid(_, events):
+                self._hear_events(events)
+            case inbox.EngineEnded(_, how):
+                _log.error("%s; what it held will run again", how)
+                self._lives.died(how)
+                self.restart(suspect=True)
+            case inbox.EngineLoaded(_, info):
+                self._process.info = info
+                self._process.heard()
+                self._loaded(info)
+            case inbox.EngineTries(_, backend):
+                self._lives.tries(backend)
+            case inbox.EngineRefused(_, message):
+                # One that has served can be served again: that it cannot now may pass.
+                raise EngineDiedError(message) if self.is_open else ConfigurationError(message)
+
+    def _hear_events(self, events: Sequence[Event]) -> None:
+        self._process.heard()
+        if not events:
+            return
+        self._lives.worked()
+        now = self._now()
+        for event in events:
+            self._observer.heard(event)
+        self._ledger.note([each for event in events for each in self.batcher.absorb(event, now)])
+
+    def _loaded(self, info: EngineInfo) -> None:
+        if not self._lives.loaded(info):
+            _log.error(
+                "the engine came back as another one, %s on %s: the worker begins anew", info.backend, info.device
+            )
+            self._tell(inbox.Command(inbox.BEGIN_ANEW))
+        if self.is_open:
+            return
+        for reason in info.reasons:
+            _log.info("%s", reason)
+        _log.info("%s engine: %s on %s (%s), model %s", info.kind, info.backend, info.device, info.precision,
+                  ", ".join((info.model, *info.more_models)))  # fmt: skip
+        if info.note:
+            _log.warning("%s", info.note)
+        reading = ReadingProcess(info, self._settings.allowed, self._tell)
+        reading.start()
+        self._now()
+        batcher = make_batcher(self._settings, info, reading)
+        self._now.worked()  # to import and to read a tokenizer takes seconds, where it is done for the first time
+        self._opened = batcher, Interruptions(self._process, batcher, self._ledger), reading
+
+    def take_back(self, read: inbox.ReadElsewhere) -> None:
+        """A long job was read by the process that reads them."""
+        self._ledger.note(self.batcher.take_back(read, self._now()))
+
+    # -- what it is given ----------------------------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Gives it what it has room for. The device first: what is ready does not wait for what is not."""
+        if self.info is None:
+            return
+        self._admit_work()
+        if unread := self.batcher.unread():
+            self._note_begun(self.batcher.begun() | unread)
+            self._ledger.note(self.batcher.read(self._now()))
+            self._admit_work()
+        self._note_begun(self.batcher.begun())
+
+    def _note_begun(self, job_ids: Set[str]) -> None:
+        """Where the supervisor reads it after a death of this process."""
+        if self._begun is not None:
+            self._begun.write(job_ids)
+
+    def _admit_work(self) -> None:
+        idle = not self.batcher.has_work
+        while (work := self.batcher.next_work(self._now())) is not None:
+            self._process.admit(work, idle=idle)
+            self._observer.admitted(work)
+            idle = False
+
+    # -- what ends before its time -------------------------------------------------------------------------------------
+
+    def look_after(self, now: float, slept_s: float) -> None:
+        """Ends what is out of time, and an engine that hangs. `slept_s`: for how long nobody ran just now."""
+        if slept_s > 0:
+            self._process.heard()  # its silence meanwhile says nothing
+        self._interruptions.enforce_timeouts(now)
+        if self.info is not None and self._interruptions.engine_is_hung(now):
+            self.restart(suspect=True)
+
+    def interrupt(self, outcome: Failed | Stopped) -> None:
+        self._interruptions.interrupt(outcome)
+
+    def abandon(self, job_ids: Sequence[str]) -> None:
+        self._interruptions.abandon(job_ids)
+
+    def forget(self, job_ids: Collection[str]) -> None:
+        """These runs are somebody else's by now."""
+        self._interruptions.forget(job_ids)
+
+    def hand_over(self) -> None:
+        """Puts back what it has not begun."""
+        if self.is_open:
+            self._give_back([job for job in self._ledger.open.values() if not self.batcher.has_begun(job.id)])
+
+    def _give_back(self, jobs: Sequence[ClaimedJob]) -> None:
+        if jobs:
+            self.forget([job.id for job in jobs])
+            self._ledger.note(Returned(job) for job in jobs)
