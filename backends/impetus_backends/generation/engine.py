@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, RequestError
+from ..errors import RequestError
 from ..protocol import (
     Answer,
     Deferred,
@@ -29,27 +29,27 @@ from ..protocol import (
     Started,
     Work,
 )
-from .memory import Budget, RowCost, measure_row_cost, weights_bytes
+from .admission import Admission
+from .memory import Budget, RowCost, left_by_weights, measure_row_cost
 from .prefix_files import PrefixFiles
 from .prefixes import PrefixCache
-from .requests import RequestReader
+from .requests import Request, RequestReader
 from .running import ReadingError, RunningBatch
 from .schemas.grammars import Grammars
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
     from pathlib import Path
 
     from .models.loader import LoadedModel
-    from .requests import Request
     from .running import Token
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step, padding included. While they are read the others wait, so this bounds their pause."""
 
-_PREPARING_WAIT_S = 0.002
-"""How long a step takes that has nothing to do but to wait for a schema. Other models may have more to do."""
+_ADMISSION_WAIT_S = 0.002
+"""How long a step takes that has nothing to do but to wait for who is being admitted. Other models may have more to do.
+"""
 _PREFIX_SHARE = 4
 """Remembered prompts get a quarter of what the weights leave, at most."""
 
@@ -111,8 +111,7 @@ class GenerationEngine:
             special_tokens=self._limits.special_tokens,
             max_answer_tokens=self._limits.max_answer_tokens,
         )
-        self._preparing: deque[Request] = deque()
-        """Requests whose JSON schemas are not ready."""
+        self._admission = Admission(self._reader, self._grammars, lambda: self._alone, clock)
         self._waiting: deque[Request] = deque()
         self._suspects: deque[Request] = deque()
         """Requests that were decoding when that failed: each runs with nothing beside it, before anything else does."""
@@ -127,7 +126,7 @@ class GenerationEngine:
         self._is_lone: Request | None = None
         """The one that it runs."""
         self._events: list[Event] = []
-        self.resize(_left_by_weights(loaded, self._limits))
+        self.resize(left_by_weights(loaded.model, self._limits.memory_bytes))
         self._alone = self._budget
         """What requests may take when no other model has a part of the memory."""
         self._batch: RunningBatch | None = self._new_batch()
@@ -141,54 +140,12 @@ class GenerationEngine:
         if not isinstance(work, GenerationWork):
             self._reject(work.id, "this engine generates text and makes no embeddings")
             return
-        if self._reader.long.is_long(work):
-            self._reader.long.put(work, self._clock())
-        else:
-            self._take_in(work, self._clock())
-
-    def _take_in(self, work: GenerationWork, admitted_at: float, tokens: Future[list[int]] | None = None) -> None:
-        try:
-            read = tokens.result() if tokens is not None else None
-            request = self._reader.read(work, admitted_at, lambda tokens: self._alone.allows([tokens]), read)
-            self._check_memory(request)
-        except RequestError as error:
-            self._reject(work.id, str(error))
-            return
-        if request.schema is None:
-            self._queue(request)
-        else:
-            self._preparing.append(request)
-            self._take_prepared()
+        self._admission.put(work)
 
     def _queue(self, request: Request) -> None:
         """Where each request is a batch of its own anyway, all are deterministic."""
         lone = request.work.deterministic and self._limits.max_concurrent > 1
         (self._to_be_lone if lone else self._waiting).append(request)
-
-    def _take_prepared(self) -> None:
-        """Lets in the requests whose schemas are ready, or refuses them."""
-        for _ in range(len(self._preparing)):
-            request = self._preparing.popleft()
-            schema = request.schema
-            assert schema is not None
-            if not self._grammars.is_ready(schema):
-                self._preparing.append(request)
-                continue
-            try:
-                request.constraint = self._grammars.constraint(schema)
-            except RequestError as error:
-                field = "response_format" if request.work.schema is not None else "tools"
-                self._reject(request.work.id, f"{field}: {error}")
-            else:
-                self._queue(request)
-
-    def _check_memory(self, request: Request) -> None:
-        if not self._alone.allows([request.longest_tokens]):
-            needed, limit = self._alone.needed_bytes([request.longest_tokens]), self._alone.limit_bytes or 0
-            raise RequestError(
-                f"{request.longest_tokens:,} tokens, prompt and max_tokens together, need {needed / 2**20:,.1f} MiB of "
-                f"memory for keys and values, and this worker has {limit / 2**20:,.1f} MiB for them"
-            )
 
     def resize(self, memory_bytes: int | None) -> bool:
         """Changes what requests and remembered prompts may take together; says whether those that run take no more."""
@@ -208,13 +165,16 @@ class GenerationEngine:
 
     def cancel(self, work_id: int) -> None:
         """Ends a request wherever it is; its place is free for the next step. An unknown id is no error."""
-        if self._reader.long.cancel(work_id) is not None:
-            self._events.append(
-                Generated(work_id, (Answer("", "cancelled"),), 0, 0, 0.0, 0.0, self._info.model, self._info.fingerprint)
-            )
+        match self._admission.cancel(work_id):
+            case GenerationWork():
+                info = self._info
+                nothing = (Answer("", "cancelled"),)
+                self._events.append(Generated(work_id, nothing, 0, 0, 0.0, 0.0, info.model, info.fingerprint))
+            case Request() as read:
+                self._end_cancelled(read)
         if self._lone is not None:
             self._lone.cancel(work_id)
-        for queue in (self._preparing, self._waiting, self._suspects, self._to_be_lone):
+        for queue in (self._waiting, self._suspects, self._to_be_lone):
             for request in [request for request in queue if request.work.id == work_id]:
                 queue.remove(request)
                 self._end_cancelled(request)
@@ -236,22 +196,21 @@ class GenerationEngine:
 
     def pending(self) -> int:
         """Requests not done, and events that no `step` has handed over yet."""
-        requests = (self._preparing, self._waiting, self._suspects, self._running, self._to_be_lone)
+        requests = (self._waiting, self._suspects, self._running, self._to_be_lone)
         lone = self._lone.pending() if self._lone is not None else 0
-        return sum(map(len, requests)) + len(self._reader.long) + len(self._events) + lone
+        return len(self._admission) + sum(map(len, requests)) + len(self._events) + lone
 
     def step(self) -> list[Event]:
         """One decoding step of all that decode (and a piece of the prompts that are not read yet)."""
         assert self._batch is not None
-        while (read := self._reader.long.take()) is not None:
-            self._take_in(*read)
-        self._take_prepared()
+        for admitted in self._admission.take():
+            if isinstance(admitted, Rejected):
+                self._events.append(admitted)
+            else:
+                self._queue(admitted)
         self._fill()
         if not (self._running or self._events):
-            if self._preparing:
-                self._grammars.wait(_PREPARING_WAIT_S)
-            else:
-                self._reader.long.wait(_PREPARING_WAIT_S)
+            self._admission.wait(_ADMISSION_WAIT_S)
         if self._running:
             with self._isolated():
                 self._take(self._batch.step())
@@ -263,10 +222,8 @@ class GenerationEngine:
 
     def close(self) -> None:
         """Drops all work and gives the batch's memory back. The engine cannot be used afterwards."""
-        self._grammars.close()
-        self._reader.long.close()
-        requests = (self._preparing, self._waiting, self._suspects, self._running, self._to_be_lone)
-        for collection in (*requests, self._events):
+        self._admission.close()
+        for collection in (self._waiting, self._suspects, self._running, self._to_be_lone, self._events):
             collection.clear()
         if self._lone is not None:
             self._lone.close()
@@ -407,24 +364,7 @@ class GenerationEngine:
         )
 
     def _end(self, request: Request) -> None:
-        now = self._clock()
-        first_token_at = request.first_token_at
-        self._events.append(
-            Generated(
-                id=request.work.id,
-                answers=tuple(request.answers),
-                prompt_tokens=len(request.prompt),
-                completion_tokens=request.completion_tokens,
-                first_token_s=first_token_at - request.admitted_at if first_token_at is not None else 0.0,
-                total_s=now - request.admitted_at,
-                model=self._info.model,
-                fingerprint=self._info.fingerprint,
-                note=self._info.note,
-                cached_tokens=request.row.cached_tokens if request.row is not None else request.cached_tokens,
-                reasoning_tokens=request.reasoning_tokens,
-                sampling=request.drawn,
-            )
-        )
+        self._events.append(request.generated(self._info, self._clock()))
 
     @contextlib.contextmanager
     def _isolated(self) -> Any:
@@ -478,15 +418,3 @@ class GenerationEngine:
 
     def _reject(self, work_id: int, message: str) -> None:
         self._events.append(Rejected(work_id, message))
-
-
-def _left_by_weights(loaded: LoadedModel, limits: EngineLimits) -> int | None:
-    if limits.memory_bytes is None:
-        return None
-    weights = weights_bytes(loaded.model)
-    if weights >= limits.memory_bytes:
-        raise ModelError(
-            f"the model's weights take {weights / 2**30:.2f} GiB of the {limits.memory_bytes / 2**30:.2f} GiB allowed, "
-            "and nothing is left to run it with"
-        )
-    return limits.memory_bytes - weights

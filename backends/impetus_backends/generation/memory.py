@@ -39,6 +39,19 @@ def weights_bytes(model: Any) -> int:
     return sum(array.nbytes for _, array in parameters)
 
 
+def left_by_weights(model: Any, memory_bytes: int | None) -> int | None:
+    """Of so much memory, what the model's weights leave. Raises `ModelError` where that is nothing."""
+    if memory_bytes is None:
+        return None
+    weights = weights_bytes(model)
+    if weights >= memory_bytes:
+        raise ModelError(
+            f"the model's weights take {weights / 2**30:.2f} GiB of the {memory_bytes / 2**30:.2f} GiB allowed, and "
+            "nothing is left to run it with"
+        )
+    return memory_bytes - weights
+
+
 def give_back() -> None:
     """Frees what nobody holds any more, and gives it back to the machine."""
     gc.collect()  # a model is a graph of modules that point at each other

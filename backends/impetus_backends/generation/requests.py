@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import RequestError
-from ..protocol import Answer, Likely, Progress
+from ..protocol import Answer, Generated, Likely, Progress
 from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
 from .running import Row
 from .sampling import Draws, Sampling
@@ -23,7 +23,7 @@ from .texts.tool_calls import ToolCalls, forced_schema
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from ..protocol import GenerationWork
+    from ..protocol import EngineInfo, GenerationWork
     from .models.loader import LoadedModel
     from .running import Token
     from .schemas.grammars import Grammars
@@ -151,6 +151,24 @@ class Request:
             calls = calls[:1]
         return Answer(text, "tool_calls" if calls and reason == "stop" else reason, reasoning or None, calls or (),
                       logprobs)  # fmt: skip
+
+    def generated(self, info: EngineInfo, now: float) -> Generated:
+        """What it has come to, at `now` by the clock of `admitted_at`."""
+        first_token_at = self.first_token_at
+        return Generated(
+            id=self.work.id,
+            answers=tuple(self.answers),
+            prompt_tokens=len(self.prompt),
+            completion_tokens=self.completion_tokens,
+            first_token_s=first_token_at - self.admitted_at if first_token_at is not None else 0.0,
+            total_s=now - self.admitted_at,
+            model=info.model,
+            fingerprint=info.fingerprint,
+            note=info.note,
+            cached_tokens=self.row.cached_tokens if self.row is not None else self.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens,
+            sampling=self.drawn,
+        )
 
 
 class RequestReader:
