@@ -7,6 +7,8 @@ text         greedy answers, batched through the queue, against mlx_lm.generate 
 first-token  from asking to the first token while 15 others decode, and how long those stand still meanwhile;
              in the engine itself, and through Redis by the job's token stream
 churn        500 jobs, a third of them cancelled, the engine killed twice: what became of each, and of memory
+lookup       one greedy job after another, whose answers soon repeat themselves: with --prompt-lookup-tokens 8, against
+             without
 prefix       50 prompts that begin with the same 1,500 tokens, against 50 that do not
 
 The models: tests/data/models/tiny-says, for rates with a token that ends no answer; a tiny random one that reads
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .generation import churn, first_token, prefix, rates, text
+from .generation import churn, first_token, lookup, prefix, rates, text
 from .generation.openblas import find_blas
 from .generation.subjects import subjects
 from .report import Report, json_option
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from .generation.subjects import Subject
     from .generation.verdict import Verdict
 
-PARTS = ("rates", "text", "first-token", "churn", "prefix")
+PARTS = ("rates", "text", "first-token", "churn", "prefix", "lookup")
 
 
 @click.command("generate", help=__doc__, short_help="Generation through Redis, against mlx-lm bare and its server.")
@@ -79,6 +81,9 @@ def command(
             verdicts += churn.tell(report, chosen[0], jobs=80 if quick else 500)
         if "prefix" in parts:
             verdicts += prefix.tell(report, chosen[0], count=8 if quick else 50, rounds=min(2, rounds))
+        if "lookup" in parts:
+            for subject in chosen:
+                verdicts += lookup.tell(report, subject, jobs=3 if quick else 8, rounds=rounds)
         report.table("asked", "What was asked for", [verdict.row() for verdict in verdicts])
         report.write(json_path)
 

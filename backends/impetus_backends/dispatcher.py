@@ -242,6 +242,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             special_tokens=config.special_tokens,
             max_answer_tokens=config.max_answer_tokens,
             kv_bits=config.kv_bits,
+            lookup_tokens=config.lookup_tokens,
         )
         return open_generation_engine(
             files.folder,

@@ -306,6 +306,8 @@ class EngineConfig:
     """Of generation: LoRA adapters of the default model, each a name that requests may ask for and a folder."""
     kv_bits: int | None = None
     """Of generation: in which keys and values are kept, 8 or 4; none means as the model computes them."""
+    lookup_tokens: int = 0
+    """Of generation: the most that are drafted of what a request says that runs alone; 0 means none."""
     quantize: str = "auto"
     """Of generation: `generation.profiles.CHOICES`, for models that come unquantised."""
     simulated_a_s: float = 0.004

@@ -22,9 +22,11 @@ _OPTIONS = jobs.JobOptions(timeout_s=300, result_ttl_s=900, failure_ttl_s=900)
 
 
 @contextlib.contextmanager
-def generating(on: Server, folder: Path, environment: Mapping[str, str], rows: int = 16) -> Iterator[None]:
-    """A generation worker of the model in `folder`, warm: each of its rows has run once."""
-    options = ["--generation-model", str(folder), "--max-concurrent-generations", str(rows)]
+def generating(
+    on: Server, folder: Path, environment: Mapping[str, str], rows: int = 16, more: Sequence[str] = ()
+) -> Iterator[None]:
+    """A generation worker of the model in `folder`, warm: each of its rows has run once. `more`: of its options."""
+    options = ["--generation-model", str(folder), "--max-concurrent-generations", str(rows), *more]
     with worker(on, *options, role="generation", environment=environment):
         warm = [{"prompt": f"{number} warm up", "max_tokens": 16, "temperature": 0.0} for number in range(rows)]
         for handle in submit(on, warm):

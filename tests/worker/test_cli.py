@@ -47,6 +47,7 @@ def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatc
     monkeypatch.setenv("IMPETUS_SERVED_MODEL_NAME", "a, b")
     monkeypatch.setenv("IMPETUS_CONTEXT_TOKENS", "500")
     monkeypatch.setenv("IMPETUS_KV_BITS", "8")
+    monkeypatch.setenv("IMPETUS_PROMPT_LOOKUP_TOKENS", "6")
     monkeypatch.setenv("IMPETUS_MAX_CONCURRENT_GENERATIONS", "auto")
     options = run.make_context("run", ["--prefix-cache-dir", "/p", "--adapter", "a=/x y", "--adapter", "b=/z"]).params
     assert options["durable"] is True
@@ -58,6 +59,7 @@ def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatc
     assert (config.prefix_cache_dir, config.prefix_cache_dir_bytes) == ("/p", 4 * 2**30)
     assert (config.measure_rows, config.max_concurrent) == (True, 16)
     assert (config.kv_bits, config.adapters) == (8, (("a", "/x y"), ("b", "/z")))
+    assert config.lookup_tokens == 6
     assert type(settings).from_json(settings.to_json()) == settings
     assert settings.allowed == Allowed(("a.b",), ("hooks.example",))
 

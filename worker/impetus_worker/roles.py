@@ -49,6 +49,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         special_tokens=settings.special_tokens,
         adapters=tuple((name, folder) for name, _, folder in (each.partition("=") for each in settings.adapters)),
         kv_bits=settings.kv_bits,
+        lookup_tokens=settings.lookup_tokens,
         quantize=settings.generation_quantize,
         upstream=settings.upstream,
         wired_memory=settings.wired_memory,

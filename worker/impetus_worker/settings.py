@@ -67,6 +67,8 @@ class WorkerSettings:
     """LoRA adapters of the generation model, as NAME=FOLDER."""
     kv_bits: int | None = None
     """In which generation models keep keys and values; none means as they compute them."""
+    lookup_tokens: int = 0
+    """The most that are drafted of what a generation says that runs alone; 0 means none."""
     generation_quantize: str = "auto"
     """What is done, when it loads, to a generation model that comes unquantised; `auto` goes by the machine."""
     burst: bool = False

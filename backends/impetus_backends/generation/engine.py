@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .models.loader import LoadedModel
-    from .running import Token
+    from .token import Token
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step, padding included. While they are read the others wait, so this bounds their pause."""
@@ -76,6 +76,8 @@ class EngineLimits:
     prefix_cache_dir_bytes: int = 4 * 2**30
     kv_bits: int | None = None
     """In which keys and values are kept; none: as the model computes them."""
+    lookup_tokens: int = 0
+    """The most that are drafted of what a request says that runs alone (`lookup`); 0: nothing."""
 
 
 class GenerationEngine:
@@ -261,7 +263,12 @@ class GenerationEngine:
             return
         if self._lone is None:
             limits = replace(
-                self._limits, max_concurrent=1, memory_bytes=None, prefix_cache_bytes=0, prefix_cache_dir=None
+                self._limits,
+                max_concurrent=1,
+                memory_bytes=None,
+                prefix_cache_bytes=0,
+                prefix_cache_dir=None,
+                lookup_tokens=0,
             )
             self._lone = GenerationEngine(self._loaded, self._info, limits, clock=self._clock)
         self._is_lone = request
@@ -414,6 +421,7 @@ class GenerationEngine:
             prefixes=self._prefixes,
             solo=self._limits.max_concurrent == 1,
             read_apart=self._read_apart,
+            lookup_tokens=self._limits.lookup_tokens,
         )
 
     def _reject(self, work_id: int, message: str) -> None:

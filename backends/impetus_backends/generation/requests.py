@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from ..protocol import EngineInfo, GenerationWork
     from .models.loader import LoadedModel
-    from .running import Token
     from .schemas.grammars import Grammars
     from .texts.channels import Splitter
+    from .token import Token
 
 _MOST_FAULTS = 8
 _SEEDS_APART = 2**40

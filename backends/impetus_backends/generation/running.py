@@ -15,8 +15,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .lookahead import Lookahead
 from .prefixes import LEAST_TOKENS
 from .sampling import BatchSampler, Draws
+from .token import Token
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -49,20 +51,6 @@ class Row:
     """How many tokens of its prompt it was spared, once it is read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """What a step made for one row."""
-
-    id: int
-    token: int
-    logprobs: Any
-    """The distribution it was drawn from, (vocabulary,)."""
-    finish_reason: str | None
-    """`stop` (this is an end-of-text token), `length`, or None: the row goes on."""
-    broken: bool = False
-    """Whether that distribution is not one of numbers: the model has computed NaN, or infinity."""
-
-
 class ReadingError(Exception):
     """Some prompts could not be read. They are out of the batch; the rows that decode have lost nothing."""
 
@@ -93,10 +81,12 @@ class RunningBatch:
         prefixes: PrefixCache,
         solo: bool = False,
         read_apart: bool = False,
+        lookup_tokens: int = 0,
     ) -> None:
         """`solo`: for a model that does not batch. There is never more than one row, and nothing is merged.
         `read_apart`: for one that must not be padded while it reads. Each prompt is read by itself, though several in
-        one step."""
+        one step. `lookup_tokens`: the most that are drafted of what a row says that has nobody beside it (`lookup`);
+        0: nothing."""
         import mlx.core as mx
         from mlx_lm.generate import GenerationBatch, StopSequences
 
@@ -107,6 +97,7 @@ class RunningBatch:
         self._prefixes = prefixes
         self._solo = solo
         self._read_apart = read_apart
+        self._lookahead = Lookahead(model, lookup_tokens) if lookup_tokens else None
         self._stream = mx.new_stream(mx.default_device())
         self._sampler = BatchSampler()
         self._waiting: deque[Row] = deque()
@@ -134,11 +125,12 @@ class RunningBatch:
             self._long = None
         if gone := self._rows.keys() & set(ids):
             for row_id in gone:
-                del self._rows[row_id]
+                self._forget(row_id)
             self._decoding.filter([at for at, row_id in enumerate(self._decoding.uids) if row_id not in gone])
 
     def step(self) -> list[Token]:
-        """Reads a piece of what is to be read, and gives every row that decodes its next token.
+        """Reads a piece of what is to be read, and gives every row that decodes its next token; to one that is alone it
+        may give several.
 
         Raises `ReadingError`; after any other exception nothing in the batch can go on.
         """
@@ -148,6 +140,8 @@ class RunningBatch:
             self._read()
             if not self._rows:
                 return []
+            if ahead := self._step_ahead():
+                return ahead
             rows = list(self._decoding.uids)
             self._sampler.use([self._rows[row_id].draws for row_id in rows])
             due = {row_id: self._broken[row_id] for row_id in rows}
@@ -161,7 +155,7 @@ class RunningBatch:
             mx.clear_cache()
         for response in responses:
             if response.finish_reason is not None:
-                del self._rows[response.uid]
+                self._forget(response.uid)
         broken = {id(each): each.tolist() for each, _ in due.values()}
         return [
             Token(
@@ -173,6 +167,26 @@ class RunningBatch:
     def _drawn(self, rows: list[int]) -> dict[int, tuple[Any, int]]:
         """What the sampler says of the tokens that it has just drawn for these."""
         return {row_id: (self._sampler.broken, at) for at, row_id in enumerate(rows)}
+
+    def _forget(self, row_id: int) -> None:
+        del self._rows[row_id]
+        if self._lookahead is not None:
+            self._lookahead.forget(row_id)
+
+    def _step_ahead(self) -> list[Token]:
+        """Several tokens of a row that is alone; none where this step is to be as any other."""
+        if self._lookahead is None or len(self) != 1:
+            return []
+        (row,) = self._rows.values()
+        if not row.draws.sampling.greedy or row.processors:
+            return []  # only what is certain to be drawn can be checked
+        made = self._lookahead.step(self._decoding, self._broken[row.id])
+        if made is None:
+            return []
+        self._broken[row.id] = made.broken_next
+        if made.tokens[-1].finish_reason is not None:
+            self._forget(row.id)
+        return list(made.tokens)
 
     def close(self) -> None:
         """Drops all rows and gives their memory back."""

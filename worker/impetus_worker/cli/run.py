@@ -83,8 +83,9 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
         raise click.UsageError("--generation-backend openai needs --upstream URL: the server to forward to")
     if options["upstream"] is not None and not forwards:
         raise click.UsageError("--upstream goes with --generation-backend openai, and with no other")
-    if forwards and (options["adapters"] or options["kv_bits"]):
-        raise click.UsageError("--adapter and --kv-bits are for models that run here, and openai forwards to others")
+    if forwards and (options["adapters"] or options["kv_bits"] or options["lookup_tokens"]):
+        names = "--adapter, --kv-bits and --prompt-lookup-tokens"
+        raise click.UsageError(f"{names} are for models that run here, and openai forwards to others")
 
 
 @click.command()
@@ -154,6 +155,11 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
 @click.option("--kv-bits", envvar="IMPETUS_KV_BITS", type=click.Choice(["8", "4"]), show_envvar=True,
               help="Keep keys and values in so many bits: about half the memory of a token, or a quarter, and slower. "
               "What it costs the model, in perplexity of a sample, is in the log.  [default: as computed]")  # fmt: skip
+@click.option("--prompt-lookup-tokens", "lookup_tokens", envvar="IMPETUS_PROMPT_LOOKUP_TOKENS", default=0,
+              metavar="N", type=click.IntRange(0, 64), show_default=True, show_envvar=True,
+              help="Draft up to N tokens of what a generation says from what it and its prompt said before, and check "
+              "them in one step: for greedy jobs, and only while one runs alone. 8 is a good number where answers "
+              "repeat their prompts. The text is the model's own; on a GPU near-ties may fall otherwise.")  # fmt: skip
 @click.option("--allow-callbacks", envvar="IMPETUS_ALLOW_CALLBACKS", default="", metavar="NAME,…", show_envvar=True,
               help="Functions that jobs may name as RQ callbacks. No other is ever imported.")  # fmt: skip
 @click.option("--allow-webhooks", envvar="IMPETUS_ALLOW_WEBHOOKS", default="", metavar="HOST,…", show_envvar=True,
@@ -294,6 +300,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         special_tokens=options["special_tokens"],
         adapters=options["adapters"] if role == "generation" else (),
         kv_bits=int(options["kv_bits"]) if options["kv_bits"] else None,
+        lookup_tokens=options["lookup_tokens"],
         generation_quantize=options["generation_quantize"],
         burst=options["burst"],
         allow_callbacks=tuple(allowed.callbacks),
