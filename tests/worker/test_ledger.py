@@ -255,3 +255,18 @@ def test_what_jobs_say_is_in_one_exchange_at_a_time_so_that_it_stays_in_order() 
     book.ledger.send(None, 0.0)
     (relay,) = book.sent[-1]
     assert [relay.arguments[at] for at in (10, 19)] == [b"a", b"b"]
+
+
+def test_what_goes_back_to_its_queue_goes_the_last_claimed_first_and_after_no_later_claim() -> None:
+    book, jobs = Book(), [claimed(f"job{number}", f"i{number}") for number in range(3)]
+    book.ledger.take([*jobs, claimed("goes on")], 0.0)
+    book.ledger.send(WANTED, 0.0)
+    book.ledger.note([Returned(jobs[at]) for at in (1, 2, 0)])
+    assert not book.ledger.has_news(0.0)  # what the claim brings stood behind these, and must not go before them
+    book.ledger.send(None, 0.0)
+    assert len(book.sent) == 1
+    later = claimed("later", "i9")
+    book.ledger.receive([Claim(suspended=False, more=False, jobs=[later])])
+    book.ledger.note([Returned(later)])
+    book.ledger.send(None, 0.0)
+    assert book.ended() == ["later", "job2", "job1", "job0"]

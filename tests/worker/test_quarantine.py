@@ -94,3 +94,12 @@ def test_items_that_nobody_wants_are_forgotten_and_leave_no_empty_group() -> Non
     quarantine.keep(lambda item: item is items[1])
     assert quarantine.next_group() == [items[1]]
     assert not quarantine
+
+
+def test_who_comes_as_a_suspect_is_judged_like_one_that_met_two_deaths_here() -> None:
+    came = [Witness(), Witness(deaths=3)]
+    quarantine: Quarantine[Witness] = Quarantine()
+    quarantine.admit(came)
+    assert quarantine.next_group() == came
+    assert dead(quarantine, came) == []
+    assert [quarantine.next_group(), quarantine.next_group()] == [[came[0]], [came[1]]]
