@@ -37,9 +37,9 @@ pytestmark = pytest.mark.system
 class Site:
     """A folder of batches, and where their answers come to lie."""
 
-    def __init__(self, folder: Path, redis_url: str) -> None:
+    def __init__(self, folder: Path, redis_url: str, contents_url: str | None = None) -> None:
         self.folder = folder
-        self.store = BatchStore(folder)
+        self.store = BatchStore(folder, contents_url)
         self.redis_url = redis_url
 
     def add(self, lines: Iterable[Any], endpoint: str = EMBEDDINGS, **options: Any) -> str:
@@ -140,6 +140,18 @@ def test_generations_are_answered_in_their_endpoints_words(site: Site, make: Any
     assert (choice.message.content if make is chat else choice.text) == "hello"
     errors = {line["custom_id"]: line["response"]["body"]["error"]["param"] for line in read(site.errors(batch))}
     assert errors == {"b": "stream", "c": "n"}
+
+
+def test_contents_may_lie_at_a_url(tmp_path: Path, redis_url: str) -> None:
+    site = Site(tmp_path / "site", redis_url, f"memory://{tmp_path}")
+    with working(redis_url):
+        batch = site.run(site.add([embedding("a", "tea"), embedding("b", "bad")]))
+    for file_id, custom_id in ((batch.output_file_id, "a"), (batch.error_file_id, "b")):
+        with site.store.open_file(str(file_id)) as file:
+            (line,) = map(json.loads, file)
+        assert line["custom_id"] == custom_id
+    assert batch.status == "completed"
+    assert not list(site.folder.glob("files/*.data"))
 
 
 def test_an_input_that_is_wrong_fails_the_batch_with_its_lines(site: Site, connection: Redis) -> None:
