@@ -29,7 +29,7 @@ class BatchBody(Wire):
 
     input_file_id: str
     endpoint: str
-    """`/v1/embeddings`, `/v1/chat/completions` or `/v1/completions`."""
+    """`/v1/embeddings`, `/v1/chat/completions`, `/v1/completions`, or `/v1/rerank`, which OpenAI has not."""
     completion_window: str = "24h"
     """Minutes, hours or days, up to `30d`. What is not answered by then expires."""
     metadata: dict[str, str] | None = None

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from impetus_producer import contract
 from impetus_producer.bodies.completions import CompletionsBody
 from impetus_producer.bodies.embeddings import EmbeddingsBody
+from impetus_producer.bodies.reranking import RerankBody
 from impetus_producer.contract import GenerationRequest
 
 from ..entry.answers import json_answer
@@ -219,7 +220,7 @@ def _schemas() -> dict[str, Any]:
     bodies = (
         EmbeddingsBody,
         CompletionsBody,
-        reranking.RerankBody,
+        RerankBody,
         ollama.EmbedBody,
         ollama.OldEmbedBody,
         batches.BatchBody,
