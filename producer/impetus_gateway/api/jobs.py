@@ -130,8 +130,9 @@ async def _result(call: Call, record: JobRecord) -> Any:
     if isinstance(result, RerankResult):
         return ranking(result, record.job_id)
     if not isinstance(result, EmbeddingResult):
-        make = text_completion if endpoint == completions.ENDPOINT else chat_completion
-        return make(result, record.job_id)
+        if endpoint == completions.ENDPOINT:
+            return text_completion([result], record.job_id)
+        return chat_completion(result, record.job_id)
     if endpoint in (ollama.EMBED, ollama.EMBEDDINGS):
         return from_json(await ollama.in_ollamas_words(result, endpoint))
     wants = record.meta.get("wants")

@@ -67,7 +67,7 @@ def _completion_payload(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _completion_answer(result: GenerationResult, job_id: str, body: Mapping[str, Any]) -> bytes:
-    return to_json(completions.text_completion(result, job_id), inf_nan_mode="null")
+    return to_json(completions.text_completion([result], job_id), inf_nan_mode="null")
 
 
 def _rerank_payload(body: Mapping[str, Any]) -> Mapping[str, Any]:
