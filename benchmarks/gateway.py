@@ -9,120 +9,50 @@ machine of few cores has its share in every figure.
 - open: so many streams open on one gateway and all of them running; its memory before, with them, and after they hang
   up, and whether their jobs then ended.
 - refused: 16 streams run while refused requests come as fast as they can; what the streams lose by it.
+- peers: `http_peers.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
-import sys
 import threading
 import time
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from impetus_producer import Producer
 
+from . import http_peers
+from .http_sides import (
+    CALLERS,
+    Site,
+    by_http,
+    by_queue,
+    chat,
+    gateway,
+    per_second,
+    posted,
+    words_a_second,
+    words_by_http,
+    words_by_queue,
+)  # fmt: skip
 from .report import Report, json_option, median, progress
-from .servers import Server, await_true, child, server, worker
+from .servers import Server, server, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-_TEXT = "how do I parse the arguments of a command line"
-_CALLERS = 16
 _STEP_MS = 20
 _FLOODING = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    host: str
-    port: int
-    pid: int
-
-    def memory_mb(self) -> float:
-        """Of the process, what is in memory now."""
-        with open(f"/proc/{self.pid}/statm") as statm:
-            return int(statm.read().split()[1]) * 4096 / 1e6
-
-    def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self.host, self.port, timeout=120)
-
-
-@contextmanager
-def gateway(on: Server, *options: str) -> Iterator[Gateway]:
-    log = on.folder / "gateway.log"
-    command = [sys.executable, "-m", "impetus_producer", "serve", "--redis-url", on.url, "--port", "0", *options]
-    with child(command, log) as process:
-        await_true(lambda: "Serving at" in log.read_text(), process, log)
-        host, port = log.read_text().split("http://")[1].split(";")[0].split(":")
-        found = Gateway(host, int(port), process.pid)
-
-        def ready() -> bool:
-            with closing(found.connection()) as asking:
-                asking.request("GET", "/ready")
-                return asking.getresponse().status == 200
-
-        await_true(ready, process, log)
-        yield found
-        process.terminate()
-
-
-def _posted(connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
-    connection.request("POST", path, body, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    if answer.status != 200:
-        raise click.ClickException(f"the gateway answered {answer.status}: {answer.read()[:200]!r}")
-    return answer
-
-
-def _chat(**more: Any) -> bytes:
-    return json.dumps({"messages": [{"role": "user", "content": "Go on."}], "stream": True, **more}).encode()
-
-
-def by_http(to: Gateway) -> Callable[[int], None]:
-    """Embeds a text so many times, on one connection."""
-    body = json.dumps({"input": _TEXT, "encoding_format": "base64"}).encode()
-
-    def ask(times: int) -> None:
-        with closing(to.connection()) as connection:
-            for _ in range(times):
-                _posted(connection, "/v1/embeddings", body).read()
-
-    return ask
-
-
-def by_queue(on: Server) -> Callable[[int], None]:
-    producer = Producer(connection=on.connection)
-
-    def ask(times: int) -> None:
-        for _ in range(times):
-            producer.embed(_TEXT, encoding_format="raw").result(60)
-
-    return ask
-
-
-def per_second(ask: Callable[[int], None], callers: int, times: int) -> float:
-    """Requests a second of so many callers, each asking so many times."""
-    threads = [threading.Thread(target=ask, args=(times,)) for _ in range(callers)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return callers * times / (time.perf_counter() - started)
-
-
-def one_text(on: Server, to: Gateway, rounds: int, seconds: float) -> list[dict[str, Any]]:
+def one_text(on: Server, to: Site, rounds: int, seconds: float) -> list[dict[str, Any]]:
     sides = {"queue": by_queue(on), "gateway": by_http(to)}
     rows = []
-    for callers in (1, _CALLERS):
+    for callers in (1, CALLERS):
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for ask in sides.values():
             per_second(ask, callers, 5)
@@ -137,53 +67,21 @@ def one_text(on: Server, to: Gateway, rounds: int, seconds: float) -> list[dict[
     return rows
 
 
-def words_by_http(to: Gateway, read: list[int], until: float) -> None:
-    with closing(to.connection()) as connection:
-        while time.monotonic() < until:
-            answer = _posted(connection, "/v1/chat/completions", _chat())
-            for line in answer:
-                read[0] += line.startswith(b"data: {")
-                if time.monotonic() >= until:
-                    return
-
-
-def words_by_queue(on: Server, read: list[int], until: float) -> None:
-    producer = Producer(connection=on.connection)
-    while time.monotonic() < until:
-        handle = producer.generate(messages=[{"role": "user", "content": "Go on."}], stream=True)
-        for _ in handle.stream(60):
-            read[0] += 1
-            if time.monotonic() >= until:
-                handle.cancel()
-                return
-
-
-def words_a_second(speak: Callable[[list[int], float], None], seconds: float) -> float:
-    counts = [[0] for _ in range(_CALLERS)]
-    until = time.monotonic() + seconds
-    threads = [threading.Thread(target=speak, args=(count, until)) for count in counts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(count[0] for count in counts) / seconds
-
-
-def streams(on: Server, to: Gateway, rounds: int, seconds: float) -> list[dict[str, Any]]:
+def streams(on: Server, to: Site, rounds: int, seconds: float) -> list[dict[str, Any]]:
     pairs = []
     for _ in range(rounds):
         queue = words_a_second(lambda read, until: words_by_queue(on, read, until), seconds)
         pairs.append((queue, words_a_second(lambda read, until: words_by_http(to, read, until), seconds)))
     ratios = [gate / queue for queue, gate in pairs]
     progress(f"16 streams: {median(ratios):.2f}")
-    return [{"streams": _CALLERS, "queue words/s": median([each for each, _ in pairs]),
+    return [{"streams": CALLERS, "queue words/s": median([each for each, _ in pairs]),
              "gateway words/s": median([each for _, each in pairs]), "ratio": median(ratios), "from": min(ratios),
              "to": max(ratios)}]  # fmt: skip
 
 
-async def _open_all(to: Gateway, count: int, seconds: float) -> tuple[int, float, int]:
+async def _open_all(to: Site, count: int, seconds: float) -> tuple[int, float, int]:
     """Opens the streams and reads all of them: how many spoke, the gateway's memory meanwhile, and events read."""
-    body = _chat(ignore_eos=True, max_tokens=5000)
+    body = chat(ignore_eos=True, max_tokens=5000)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {to.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     events = [0] * count
     most = 0.0
@@ -207,7 +105,7 @@ async def _open_all(to: Gateway, count: int, seconds: float) -> tuple[int, float
     return sum(map(bool, events)), most, sum(events)
 
 
-def many_open(on: Server, to: Gateway, count: int, seconds: float) -> list[dict[str, Any]]:
+def many_open(on: Server, to: Site, count: int, seconds: float) -> list[dict[str, Any]]:
     before = to.memory_mb()
     spoke, most, events = asyncio.run(_open_all(to, count, seconds))
     hung_up = time.monotonic()
@@ -221,8 +119,8 @@ def many_open(on: Server, to: Gateway, count: int, seconds: float) -> list[dict[
              "jobs left": left, "all ended after s": time.monotonic() - hung_up}]  # fmt: skip
 
 
-async def _flood(to: Gateway, seconds: float) -> dict[int, int]:
-    body = _chat()
+async def _flood(to: Site, seconds: float) -> dict[int, int]:
+    body = chat()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {to.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     statuses: dict[int, int] = {}
     until = time.monotonic() + seconds
@@ -244,16 +142,16 @@ async def _flood(to: Gateway, seconds: float) -> dict[int, int]:
     return statuses
 
 
-def refused(on: Server, to: Gateway, seconds: float) -> list[dict[str, Any]]:
+def refused(on: Server, to: Site, seconds: float) -> list[dict[str, Any]]:
     """16 streams fill the worker's places; what the producer enqueues besides is over the gateway's backlog."""
     producer = Producer(connection=on.connection)
-    counts = [[0] for _ in range(_CALLERS)]
+    counts = [[0] for _ in range(CALLERS)]
     until = time.monotonic() + 3 * seconds + 4
-    body = _chat(ignore_eos=True, max_tokens=5000)
+    body = chat(ignore_eos=True, max_tokens=5000)
 
     def listen(count: list[int]) -> None:
         with closing(to.connection()) as connection:
-            for line in _posted(connection, "/v1/chat/completions", body):
+            for line in posted(connection, "/v1/chat/completions", body):
                 count[0] += line.startswith(b"data: {")
                 if time.monotonic() >= until:
                     return
@@ -285,10 +183,20 @@ def refused(on: Server, to: Gateway, seconds: float) -> list[dict[str, Any]]:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--seconds", default=4.0, show_default=True, help="About so long takes each side of a round.")
 @click.option("--open", "open_streams", default=1000, show_default=True, help="Streams open at once.")
+@click.option("--peers", is_flag=True, help="Other servers too, on real models: mlx_lm.server, Infinity, TEI if here.")
+@click.option("--only-peers", is_flag=True, help="Nothing but these.")
 @json_option("gateway")
-def command(rounds: int, seconds: float, open_streams: int, json_path: Path) -> None:
-    """What HTTP costs beside the queue, and how much one gateway bears."""
+def command(rounds: int, seconds: float, open_streams: int, peers: bool, only_peers: bool, json_path: Path) -> None:
+    """What HTTP costs beside the queue and beside other servers, and how much one gateway bears."""
     report = Report("gateway", rounds=rounds, seconds=seconds, open=open_streams)
+    if not only_peers:
+        _alone(report, rounds, seconds, open_streams)
+    if peers or only_peers:
+        http_peers.compare(report, rounds, seconds)
+    report.write(json_path)
+
+
+def _alone(report: Report, rounds: int, seconds: float, open_streams: int) -> None:
     with server() as on, worker(on, "--simulated-b-us", "0"), gateway(on) as to:
         rows = one_text(on, to, rounds, seconds)
     report.table("one_text", "One text a request", rows, ["ratio: of the gateway's rate to the queue's, a round each"])
@@ -304,4 +212,3 @@ def command(rounds: int, seconds: float, open_streams: int, json_path: Path) -> 
         with worker(on, *slow, *places, role="generation"), gateway(on, "--max-backlog", "100000") as to:
             rows = many_open(on, to, open_streams, 5 * seconds)
     report.table("open", "Streams open on one gateway, all of them running", rows)
-    report.write(json_path)

@@ -24,7 +24,7 @@ PINS = {
         "sentence-transformers==6.2.0", "transformers==5.23.0", "rq==3.0.0", "huey==3.5.4", "dramatiq[redis]==2.2.1",
         "arq==0.28.0", "celery[redis]==5.6.3", "celery-batches==0.11", "redis==5.3.1", "hiredis==3.5.0",
     ),
-    "peers-infinity": ("infinity-emb[torch]==0.0.78", "sentence-transformers==3.4.1", "transformers==4.57.6"),
+    "peers-infinity": ("infinity-emb[torch,server]==0.0.78", "sentence-transformers==3.4.1", "transformers==4.57.6"),
 }  # fmt: skip
 
 

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from redis import Redis
+
+from .receiver import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,3 +103,10 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Where webhooks go."""
+    with closing(Receiver()) as it:
+        yield it

@@ -27,7 +27,7 @@ from .subjects import Prompts
 from .verdict import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ..servers import Server
@@ -70,7 +70,7 @@ def tell(report: Report, subject: Subject, *, rounds: int, seconds: float) -> li
         generating(on, subject.endless, subject.environment),
         program(subject.endless, on.folder / "bare.log", subject.environment) as alone,
         program(subject.endless, on.folder / "engine.log", subject.environment) as engine,
-        _http_server(on, subject) as port,
+        http_server(on, subject.endless, subject.environment) as port,
     ):
         count, mean = _sizes(subject, alone, seconds)
         sides: dict[str, Callable[[Payloads], Run]] = {
@@ -253,12 +253,12 @@ def _together(
 
 
 @contextlib.contextmanager
-def _http_server(on: Server, subject: Subject) -> Iterator[int]:
+def http_server(on: Server, model: Path, environment: Mapping[str, str]) -> Iterator[int]:
     """`python -m mlx_lm.server` with as many rows as the worker has, answering on the port that is yielded."""
-    port = _free_port()
+    port = free_port()
     log = on.folder / "http.log"
     command: list[str | Path] = [
-        sys.executable, "-m", "mlx_lm.server", "--model", subject.endless, "--port", str(port),
+        sys.executable, "-m", "mlx_lm.server", "--model", model, "--port", str(port),
         "--decode-concurrency", str(_ROWS), "--prompt-concurrency", str(_ROWS), "--log-level", "ERROR",
     ]  # fmt: skip
 
@@ -269,12 +269,12 @@ def _http_server(on: Server, subject: Subject) -> Iterator[int]:
             return connection.getresponse().status == 200
         return False
 
-    with child(command, log, environment=subject.environment) as process:
+    with child(command, log, environment=environment) as process:
         await_true(healthy, process, log)
         yield port
 
 
-def _free_port() -> int:
+def free_port() -> int:
     import socket
 
     with socket.socket() as listener:

@@ -41,18 +41,18 @@ class Subject:
 def subjects(work: Path, blas: Blas, model: Path | None) -> list[Subject]:
     """The two models of the bench, or the one that the user named. `work`: a folder to make models in."""
     if model is not None:
-        endless = _endless(model, work)
+        endless = made_endless(model, work)
         return [Subject(model.name, model, endless, endless, blas.environment)]
     tiny = make_tiny_model(work / "tiny-random", sizes=SIZES["tiny"]._replace(context=LONG_CONTEXT))
     larger = make_tiny_model(work / "30m-random", sizes=SIZES["30m"]._replace(context=LONG_CONTEXT))
-    larger_endless = _endless(larger, work)
+    larger_endless = made_endless(larger, work)
     return [
-        Subject("tiny-says", TINY_SAYS, _endless(TINY_SAYS, work), _endless(tiny, work), blas.environment),
+        Subject("tiny-says", TINY_SAYS, made_endless(TINY_SAYS, work), made_endless(tiny, work), blas.environment),
         Subject("30m-random", larger, larger_endless, larger_endless, blas.environment),
     ]
 
 
-def _endless(folder: Path, work: Path) -> Path:
+def made_endless(folder: Path, work: Path) -> Path:
     """The model in `folder` with an end-of-text token that it can never choose; its weights are links."""
     made = work / f"{folder.name}-endless"
     made.mkdir()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from impetus_producer.batches.store import BatchStore
 
+    from .webhooks import Webhooks
+
 
 class Batches:
     """The batches of one folder, which a thread of its own runs, as reading and writing files takes time.
@@ -21,8 +23,9 @@ class Batches:
     Several gateways may share the folder; each batch is run by one of them, and gone on with by another.
     """
 
-    def __init__(self, store: BatchStore, connection: Redis) -> None:
+    def __init__(self, store: BatchStore, connection: Redis, webhooks: Webhooks) -> None:
         self.store = store
+        self._webhooks = webhooks
         self._connection = connection
         self._thread: threading.Thread | None = None
         self._loop = asyncio.new_event_loop()
@@ -32,11 +35,13 @@ class Batches:
         self._running = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
+        self._webhooks.start()
 
     async def stop(self) -> None:
         """Ends the thread. What it was running is gone on with by whoever comes next."""
         if self._thread is None or self._running is None:
             return
+        self._webhooks.stop()
         self._loop.call_soon_threadsafe(self._running.cancel)
         await asyncio.to_thread(self._thread.join)
 
@@ -51,6 +56,6 @@ class Batches:
     async def _run(self) -> None:
         producer = AsyncProducer(connection=self._connection)
         try:
-            await BatchService(self.store, producer).run()
+            await BatchService(self.store, producer, on_end=self._webhooks.note).run()
         finally:
             await producer.close()

@@ -17,7 +17,7 @@ from impetus_producer.errors import ImpetusError
 from .entry.errors import HttpError, http_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from starlette.types import Receive, Scope, Send
 
@@ -134,6 +134,26 @@ async def pinged(events: AsyncGenerator[bytes, None], every_s: float) -> AsyncGe
         if coming is not None:
             await _end(coming)
         await events.aclose()
+
+
+async def merged(several: Sequence[AsyncGenerator[bytes, None]]) -> AsyncGenerator[bytes, None]:
+    """What all of these yield, as it comes. Raises what the first of them raises; closes them however it ends."""
+    coming = {asyncio.ensure_future(anext(each)): each for each in several}
+    try:
+        while coming:
+            done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                events = coming.pop(each)
+                try:
+                    chunk = each.result()
+                except StopAsyncIteration:
+                    continue
+                coming[asyncio.ensure_future(anext(events))] = events
+                yield chunk
+    finally:
+        await _end(*coming)
+        for events in several:
+            await events.aclose()
 
 
 async def begun(events: AsyncGenerator[bytes, None], within_s: float) -> AsyncGenerator[bytes, None]:

@@ -23,9 +23,10 @@ from .events import HungUpError
 from .seeing.metrics import Metrics, Stopwatch
 from .seeing.overview import Overview
 from .seeing.watch import Watch
+from .webhooks import Webhooks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from redis import Redis
     from starlette.responses import Response
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from impetus_producer.batches.store import BatchStore
 
     from .settings import Settings
+    from .webhooks import Receiver
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,15 +48,23 @@ class Gateway:
     """One gateway's parts."""
 
     def __init__(
-        self, settings: Settings, keys: Keys, producer: AsyncProducer, connection: Redis, store: BatchStore
+        self,
+        settings: Settings,
+        keys: Keys,
+        producer: AsyncProducer,
+        connection: Redis,
+        store: BatchStore,
+        receivers: Sequence[Receiver] = (),
     ) -> None:
-        """`connection`: to the same server, for what is asked in threads. `store`: of files and batches."""
+        """`connection`: to the same server, for what is asked in threads. `store`: of files and batches. `receivers`:
+        who is told when a batch ends.
+        """
         self.settings = settings
         self.keys = keys
         self.producer = producer
         self.connection = connection
         self.watch = Watch(connection, settings)
-        self.batches = Batches(store, connection)
+        self.batches = Batches(store, connection, Webhooks(store, receivers))
         self.limits = Limits(settings.max_requests)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.watch, self.limits)

@@ -1,4 +1,4 @@
-"""A gateway's process: its address, what it insists on before it listens, and its end.
+"""A gateway's process, and its end.
 
 After SIGTERM or Ctrl-C nothing new is taken, and what is being answered may end; a second signal ends it.
 """
@@ -6,77 +6,24 @@ After SIGTERM or Ctrl-C nothing new is taken, and what is being answered may end
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import resource
 import signal
-import socket
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
 
-from impetus_producer.errors import ImpetusError, InvalidRequestError
-
+from .address import BACKLOG_CONNECTIONS
 from .app import make_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+    from socket import socket
 
+    from .address import Address
     from .gateway import Gateway
 
 _LOOK_EVERY_S = 1.0
-_BACKLOG_CONNECTIONS = 2048
 _OPEN_FILES = 10_240
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen. `port` 0: any that is free."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    certfile: Path | None = None
-    keyfile: Path | None = None
-
-    @property
-    def is_loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def url(self, port: int) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'http' if self.certfile is None else 'https'}://{host}:{port}"
-
-    def open(self) -> socket.socket:
-        """Raises `ImpetusError` where it cannot be listened there."""
-        try:
-            family, kind, protocol, _, place = socket.getaddrinfo(
-                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            with ExitStack() as closing:
-                listening = closing.enter_context(socket.socket(family, kind, protocol))
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listening.bind(place)
-                listening.listen(_BACKLOG_CONNECTIONS)
-                closing.pop_all()
-        except OSError as error:
-            raise ImpetusError(f"{self.host}:{self.port} cannot be listened at: {error.strerror or error}") from None
-        return listening
-
-
-def check_address(address: Address, *, keys_needed: bool, without_keys: bool) -> None:
-    """Raises `InvalidRequestError` where others would be let in whom nobody knows."""
-    if not address.is_loopback and not keys_needed and not without_keys:
-        raise InvalidRequestError(
-            f"{address.host} can be reached from other machines, and no keys are asked for: give --keys FILE, or "
-            "--without-keys if whoever reaches it may use it"
-        )
 
 
 def serve(
@@ -109,7 +56,7 @@ def make_server(gateway: Gateway, address: Address, *, access_log: bool = False)
     config = uvicorn.Config(
         make_app(gateway),
         timeout_graceful_shutdown=max(1, round(gateway.settings.drain_s)),
-        backlog=_BACKLOG_CONNECTIONS,
+        backlog=BACKLOG_CONNECTIONS,
         ssl_certfile=address.certfile,
         ssl_keyfile=address.keyfile,
         server_header=False,
@@ -137,9 +84,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _serve(
-    server: Server, listening: socket.socket, on_start: Callable[[], None], check: Callable[[], None]
-) -> None:
+async def _serve(server: Server, listening: socket, on_start: Callable[[], None], check: Callable[[], None]) -> None:
     serving = asyncio.create_task(server.serve([listening]))
     try:
         while not server.started and not serving.done():

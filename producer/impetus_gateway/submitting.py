@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from pydantic_core import to_json
-
-from impetus_producer import contract, jobs
-from impetus_producer.errors import ResultTimeoutError
-from impetus_producer.records import read_record
+from impetus_producer import contract
+from impetus_producer.errors import ImpetusError
 
 from .entry.answers import json_answer
-from .entry.errors import HttpError
 from .events import HungUpError, unless_gone
+from .naming import check_same, digest_of, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from starlette.responses import Response
 
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     Handle: TypeAlias = AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle
 
 T = TypeVar("T")
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.{0,100})?")
 _ANSWERED_TTL_S = 60
 """So long a result stays whose client waited for it; any other stays for as long as the producer says."""
@@ -60,31 +56,40 @@ async def submit(call: Call, order: Order) -> str:
     """Puts the job on its queue and returns its id. Nobody waits for one of `Prefer: respond-async`: it goes behind
     those that somebody waits for, and is taken though no worker is there.
 
-    With an `Idempotency-Key` the same request of the same caller is one job, and its id the same. Raises `HttpError`:
-    429, 503, 404 for a model that nobody serves, 422 where the key came with another request before.
+    A request that its caller named is one job, however often it is sent. Raises `HttpError`: 429, 503, 404 for a model
+    that nobody serves, 409 and 422 where the name came with another request before.
     """
+    (job_id,) = await submit_all(call, order, [order.payload])
+    return job_id
+
+
+async def submit_all(call: Call, order: Order, payloads: Sequence[Mapping[str, Any]]) -> list[str]:
+    """As `submit`, of a request that takes several jobs, which differ from that of `order` in their payloads alone."""
     gateway, later = call.gateway, wants_no_wait(call)
-    lanes = contract.ROLE_QUEUES[order.role]
+    queue, bulk_queue = contract.ROLE_QUEUES[order.role]
     if later:
-        gateway.watch.check_bulk_backlog(lanes[1])
+        gateway.watch.check_bulk_backlog(bulk_queue)
     else:
-        gateway.watch.check_served(lanes[0])
-        gateway.watch.check_backlog(lanes[0])
-    gateway.watch.check_model(lanes[0], order.payload.get("model"))
-    key = _idempotency_key(call)
-    job_id = jobs.new_id() if key is None else _job_id(call, order, key)
-    options = replace(gateway.producer.options, meta=_meta(call, order, key))
-    payload = dict(order.payload)
-    if not later and key is None:
+        gateway.watch.check_served(queue)
+        gateway.watch.check_backlog(queue)
+    gateway.watch.check_model(queue, order.payload.get("model"))
+    name, meta = name_of(call), _meta(call, order)
+    by_id = dict(zip(name.job_ids(call, order.endpoint, len(payloads)), payloads, strict=True))
+    if name.is_given:
+        meta["digest"] = digest_of(call, order.endpoint, payloads)
+        await check_same(call, name, by_id, meta["digest"])
+    options = replace(gateway.producer.options, meta=meta)
+    if not later and not name.is_given:
         options = replace(options, result_ttl_s=_ANSWERED_TTL_S, failure_ttl_s=_ANSWERED_FAILURE_TTL_S)
         if order.role == "generation":
-            payload["cancel_if_abandoned"] = True
-    queue = lanes[later]
-    await gateway.producer.enqueue(queue, contract.ROLE_FUNCTIONS[order.role], {job_id: payload}, options)
-    gateway.watch.sent(queue)
-    if key is not None:
-        await _check_same(call, job_id, options.meta["digest"])
-    return job_id
+            by_id = {job_id: {**payload, "cancel_if_abandoned": True} for job_id, payload in by_id.items()}
+    goes_to = bulk_queue if later else queue
+    await gateway.producer.enqueue(goes_to, contract.ROLE_FUNCTIONS[order.role], by_id, options)
+    gateway.watch.sent(goes_to, len(by_id))
+    if name.is_given:
+        # Another of this name may have come between.
+        await check_same(call, name, by_id, meta["digest"])
+    return list(by_id)
 
 
 def accepted(job_id: str) -> Response:
@@ -112,76 +117,60 @@ def rerank_handle(call: Call, job_id: str) -> AsyncRerankHandle:
 async def embedded(call: Call, job_id: str) -> EmbeddingResult:
     """The job's result, for as long as its client waits for it. Raises `HungUpError`, having cancelled the job."""
     handle = embedding_handle(call, job_id)
-    result = await while_there(call, handle, handle.result(call.gateway.settings.request_timeout_s))
+    result = await while_there(call, [handle], handle.result(call.gateway.settings.request_timeout_s))
     call.gateway.metrics.embedded(result)
     return result
 
 
-async def generated(call: Call, job_id: str) -> GenerationResult:
-    """As `embedded`."""
-    handle = generation_handle(call, job_id)
-    result = await while_there(call, handle, handle.result(call.gateway.settings.request_timeout_s))
-    call.gateway.metrics.generated(result)
-    return result
+async def generated(call: Call, job_ids: Sequence[str]) -> list[GenerationResult]:
+    """As `embedded`, of all the jobs that a request took."""
+    handles = [generation_handle(call, job_id) for job_id in job_ids]
+    deadline = time.monotonic() + call.gateway.settings.request_timeout_s
+
+    async def all_of_them() -> list[GenerationResult]:
+        return [await handle.result(max(0.0, deadline - time.monotonic())) for handle in handles]
+
+    results = await while_there(call, handles, all_of_them())
+    for result in results:
+        call.gateway.metrics.generated(result)
+    return results
 
 
 async def reranked(call: Call, job_id: str) -> RerankResult:
     """As `embedded`."""
     handle = rerank_handle(call, job_id)
-    result = await while_there(call, handle, handle.result(call.gateway.settings.request_timeout_s))
+    result = await while_there(call, [handle], handle.result(call.gateway.settings.request_timeout_s))
     call.gateway.metrics.reranked(result)
     return result
 
 
-async def while_there(call: Call, handle: Handle, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, which waits for a job. The job is withdrawn where the client is gone, or the time over."""
+async def while_there(call: Call, handles: Sequence[Handle], work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns, which waits for these jobs. They are withdrawn where the client is gone, the time over, or
+    nothing comes of one.
+    """
     try:
         return await unless_gone(call.request.receive, work)
-    except (HungUpError, ResultTimeoutError, asyncio.CancelledError):
-        withdraw(call, handle)
+    except (HungUpError, ImpetusError, asyncio.CancelledError):
+        withdraw(call, handles)
         raise
 
 
-def withdraw(call: Call, handle: Handle) -> None:
-    """Cancels the job of a client that is gone, unless it has an `Idempotency-Key`, by which it is asked for again."""
-    if _idempotency_key(call) is None:
-        call.gateway.afterwards(handle.cancel())
+def withdraw(call: Call, handles: Sequence[Handle]) -> None:
+    """Cancels jobs whose client is gone, unless it named them, by which they are asked for again."""
+    if not name_of(call).is_given:
+        for handle in handles:
+            call.gateway.afterwards(handle.cancel())
 
 
 def forget(call: Call, handle: Handle) -> None:
     """Frees what Redis keeps of a job whose answer was sent, unless the same may be asked for again."""
-    if _idempotency_key(call) is None:
+    if not name_of(call).is_given:
         call.gateway.afterwards(handle.delete())
 
 
-def _idempotency_key(call: Call) -> str | None:
-    key = call.request.headers.get("idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
-        raise HttpError(
-            400, "an Idempotency-Key is 1 to 255 visible ASCII characters", param="Idempotency-Key", code="bad_header"
-        )
-    return key
-
-
-def _job_id(call: Call, order: Order, key: str) -> str:
-    named = "\0".join((call.caller.name, order.endpoint, key))
-    return hashlib.sha256(named.encode()).hexdigest()[:32]
-
-
-def _meta(call: Call, order: Order, key: str | None) -> dict[str, Any]:
+def _meta(call: Call, order: Order) -> dict[str, Any]:
     meta: dict[str, Any] = {"owner": call.caller.name, "endpoint": order.endpoint, "wants": dict(order.wants)}
-    if key is not None:
-        meta["digest"] = hashlib.sha256(to_json(dict(sorted(order.payload.items())))).hexdigest()
     trace = call.request.headers.get("traceparent", "")
     if _TRACEPARENT.fullmatch(trace):
         meta["traceparent"] = trace
     return meta
-
-
-async def _check_same(call: Call, job_id: str, digest: str) -> None:
-    record = await call.gateway.ask(read_record, job_id)
-    if record is not None and record.meta.get("digest") != digest:
-        raise HttpError(
-            422, "this Idempotency-Key came with another request before", param="Idempotency-Key",
-            code="idempotency_key_reused",
-        )  # fmt: skip

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from redis import Redis
 
+from impetus_gateway.address import Address
 from impetus_gateway.entry.callers import Keys
 from impetus_gateway.gateway import Gateway
-from impetus_gateway.serving import Address, Server, make_server
+from impetus_gateway.serving import Server, make_server
 from impetus_gateway.settings import Settings
 from impetus_producer import Producer
 from impetus_producer.asynchronous import AsyncProducer
@@ -25,7 +26,9 @@ from tests.producer.stock_worker import QUEUES, StockWorker, generation_of, hone
 from tests.worker.conftest import Fleet, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from impetus_gateway.webhooks import Receiver
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
 REAL_EMBEDDINGS = ("--embedding-model", str(MODELS / "bge"), "--embedding-backend", "numpy")
@@ -63,13 +66,15 @@ def serving(
     patience_s: float = 20,
     port: int = 0,
     files: Path | None = None,
+    receivers: Sequence[Receiver] = (),
     **settings: Any,
 ) -> Iterator[Serving]:
     producer = Producer(redis_url)
     folder = files or Path(tempfile.mkdtemp())
     store = BatchStore(folder)
     made = Settings(**{"drain_s": 20.0, **settings})
-    gateway = Gateway(made, keys or Keys(), AsyncProducer(redis_url, patience_s=patience_s), producer.connection, store)
+    asyncio_producer = AsyncProducer(redis_url, patience_s=patience_s)
+    gateway = Gateway(made, keys or Keys(), asyncio_producer, producer.connection, store, receivers)
     address = Address(port=port)
     server, listening = make_server(gateway, address), address.open()
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="gateway")

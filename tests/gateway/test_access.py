@@ -14,10 +14,10 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from impetus_gateway.address import Address
 from impetus_gateway.entry.callers import Caller, Keys, Role, new_key
 from impetus_gateway.entry.errors import HttpError
 from impetus_gateway.entry.limits import Limits
-from impetus_gateway.serving import Address, check_address
 from impetus_producer import Producer
 from impetus_producer.cli.main import cli
 from impetus_producer.errors import ImpetusError, InvalidRequestError
@@ -205,11 +205,11 @@ def test_pages_of_others_may_not_have_a_browser_ask(redis_server: RedisServer) -
 def test_another_machine_is_let_in_with_keys_or_when_told(tmp_path: Path) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "gateway.lan"):
         with pytest.raises(InvalidRequestError, match="--keys FILE"):
-            check_address(Address(host), keys_needed=False, without_keys=False)
-        check_address(Address(host), keys_needed=True, without_keys=False)
-        check_address(Address(host), keys_needed=False, without_keys=True)
+            Address(host).check(keys_needed=False, without_keys=False)
+        Address(host).check(keys_needed=True, without_keys=False)
+        Address(host).check(keys_needed=False, without_keys=True)
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
-        check_address(Address(host), keys_needed=False, without_keys=False)
+        Address(host).check(keys_needed=False, without_keys=False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -157,6 +157,56 @@ def test_a_text_is_gone_on_with_whole_and_streamed(client: openai.OpenAI, served
     assert chunks[-1].choices[0].finish_reason == expected.finish_reason
 
 
+def test_several_texts_are_gone_on_with_in_one_request_whole_and_streamed(
+    client: openai.OpenAI, served: Serving
+) -> None:
+    prompts = ["The river", "A mountain", "The river"]
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "n": 2, "seed": 1}
+    single = [served.producer.generate(prompt, **asked).result(60) for prompt in prompts]
+    texts = [choice.text for result in single for choice in result.choices]
+    whole = client.completions.create(model="tiny-says", prompt=prompts, **asked)
+    assert [(choice.index, choice.text) for choice in whole.choices] == list(enumerate(texts))
+    used = [sum(getattr(each.usage, name) for each in single) for name in ("prompt_tokens", "completion_tokens")]
+    assert whole.usage is not None
+    assert [whole.usage.prompt_tokens, whole.usage.completion_tokens] == used
+    options: Any = {"include_usage": True}
+    *chunks, last = client.completions.create(
+        model="tiny-says", prompt=prompts, stream=True, stream_options=options, **asked
+    )
+    streamed, ends = [""] * 6, [0] * 6
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        streamed[choice.index] += choice.text
+        ends[choice.index] += choice.finish_reason is not None
+    assert (streamed, ends) == (texts, [1] * 6)
+    assert last.choices == []
+    assert last.usage == whole.usage
+    assert {chunk.usage for chunk in chunks} == {None}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"echo": True}, "echo"),
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"prompt": [[1, 2]]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", 3]}, "prompt.1"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"logprobs": 100}, "logprobs"),
+        ({"prompt": ["a", "b"], "extra_headers": {"Prefer": "respond-async"}}, "prompt"),
+        ({"prompt": ["a", "b"], "extra_headers": {"X-Job-Id": "both"}}, "X-Job-Id"),
+    ],
+)
+def test_what_cannot_be_of_a_completion_is_refused_by_name(
+    client: openai.OpenAI, wrong: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**{"model": "tiny-says", "prompt": "a", **wrong})
+    assert caught.value.param == param
+
+
 def test_the_models_are_listed_and_others_are_refused_by_name(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["bge", "tiny-says"]
     assert client.models.retrieve("bge").id == "bge"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -125,6 +126,37 @@ def test_one_key_of_idempotency_is_one_job_however_often_it_is_sent(served: Serv
         assert error_of(answer)[0] == 400
 
 
+def test_a_job_has_the_id_that_its_caller_chose_and_is_one_however_often_it_is_sent(served: Serving) -> None:
+    chosen = {"X-Job-Id": "nightly_2026-11-27"}
+    later = served.client.post(CHAT, json=chat(seed=1), headers=chosen | LATER)
+    assert (later.status_code, later.headers["Location"]) == (202, f"{JOBS}/nightly_2026-11-27")
+    answers = [served.client.post(CHAT, json=chat(seed=1), headers=chosen) for _ in range(2)]
+    assert {answer.headers["X-Job-Id"] for answer in answers} == {"nightly_2026-11-27"}
+    assert answers[0].json()["choices"] == answers[1].json()["choices"]
+    assert served.client.get(f"{JOBS}/nightly_2026-11-27").json()["status"] == "finished"
+    taken = (409, "job_id_taken", "X-Job-Id")
+    assert error_of(served.client.post(CHAT, json=chat(seed=2), headers=chosen)) == taken
+    assert error_of(served.client.post(EMBEDDINGS, json={"input": "x"}, headers=chosen)) == taken
+    others = served.producer.embed("somebody else's", bulk=True).job_id
+    assert error_of(served.client.post(CHAT, json=chat(), headers={"X-Job-Id": others})) == taken
+    for bad in ("", "a" * 65, "with space", "a/b", "a:b"):
+        answer = served.client.post(EMBEDDINGS, json={"input": "x"}, headers={"X-Job-Id": bad})
+        assert error_of(answer) == (400, "bad_header", "X-Job-Id")
+    both = {"X-Job-Id": "a", "Idempotency-Key": "a"}
+    assert error_of(served.client.post(EMBEDDINGS, json={"input": "x"}, headers=both))[0] == 400
+
+
+def test_several_prompts_of_one_key_are_the_same_jobs_again(served: Serving) -> None:
+    keyed = {"Idempotency-Key": "several"}
+    body: dict[str, Any] = {"prompt": ["a", "b"], "max_tokens": 3}
+    first, second = (served.client.post("/v1/completions", json=body, headers=keyed) for _ in range(2))
+    job_ids = first.headers["X-Job-Id"].split(", ")
+    assert len(set(job_ids)) == 2
+    assert first.headers["X-Job-Id"] == second.headers["X-Job-Id"]
+    more = served.client.post("/v1/completions", json=body | {"prompt": ["a", "b", "c"]}, headers=keyed)
+    assert error_of(more)[:2] == (422, "idempotency_key_reused")
+
+
 def test_a_trace_goes_along_with_its_job(served: Serving) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     job = served.client.post(EMBEDDINGS, json={"input": "x"}, headers=LATER | {"traceparent": trace}).json()
@@ -144,6 +176,26 @@ def test_who_hangs_up_has_his_stream_stopped(served: Serving) -> None:
         job_id = response.headers["X-Job-Id"]
         assert served.status_of(job_id) == "started"
     assert eventually(lambda: served.status_of(job_id) == "stopped")
+
+
+def test_who_hangs_up_has_all_that_his_request_took_stopped(served: Serving) -> None:
+    body = {"prompt": ["a", "b", "c"], "stream": True, "ignore_eos": True, "max_tokens": 5000}
+    with served.client.stream("POST", "/v1/completions", json=body) as response:
+        next(response.iter_lines())
+        job_ids = response.headers["X-Job-Id"].split(", ")
+    eventually(lambda: [served.status_of(job_id) for job_id in job_ids] == ["stopped"] * 3)
+
+
+def test_where_one_of_several_prompts_fails_the_others_are_not_gone_on_with(served: Serving, fleet: Fleet) -> None:
+    body = {"prompt": ["a", "b"], "ignore_eos": True, "max_tokens": 5000}
+    asking = threading.Thread(target=lambda: served.post("/v1/completions", body))
+    before = running_jobs(served)
+    asking.start()
+    eventually(lambda: len(running_jobs(served) - before) == 2)
+    first = min(running_jobs(served) - before)
+    served.producer.handle(first).cancel()
+    asking.join(30)
+    eventually(lambda: running_jobs(served) <= before)
 
 
 def test_who_hangs_up_before_the_answer_has_his_job_withdrawn(served: Serving) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,6 +61,21 @@ def test_a_ranking_that_nobody_waits_for_is_a_job_and_its_model_is_listed(rerank
     assert {each["index"] for each in job["result"]["results"]} == {0, 1, 2}
     assert "result" in reranking.client.get(f"{url}/events").text
     assert {"simulated"} <= {each["id"] for each in reranking.client.get("/v1/models").json()["data"]}
+
+
+def test_rankings_of_a_batch_are_those_of_single_requests(reranking: Serving) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/rerank", "body": BODY}
+    upload = {"file": json.dumps(line).encode()}
+    file = reranking.client.post("/v1/files", data={"purpose": "batch"}, files=upload).json()
+    asked = {"input_file_id": file["id"], "endpoint": "/v1/rerank", "completion_window": "24h"}
+    batch = reranking.post("/v1/batches", asked).json()
+
+    def output() -> Any:
+        return reranking.client.get(f"/v1/batches/{batch['id']}").json()["output_file_id"]
+
+    (answer,) = reranking.client.get(f"/v1/files/{eventually(output)}/content").text.splitlines()
+    single = reranking.post("/v1/rerank", BODY).json()
+    assert json.loads(answer)["response"]["body"]["results"] == single["results"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-QUEUES = ("embedding", "embedding-bulk", "generation", "generation-bulk")
+QUEUES = ("embedding", "embedding-bulk", "generation", "generation-bulk", "rerank", "rerank-bulk")
 WIDTH = 8
 PROVENANCE = {"worker": "stock", "backend": "simulated", "device": "none", "fingerprint": "f"}
 
@@ -62,8 +62,22 @@ def generation_of(text: str) -> dict[str, Any]:
     }
 
 
+def ranking_of(documents: list[str], top_n: int | None) -> dict[str, Any]:
+    """The longer a document, the more relevant it is."""
+    order = sorted(range(len(documents)), key=lambda at: -len(documents[at]))
+    return {
+        "object": "rerank",
+        "results": [{"index": at, "relevance_score": len(documents[at]) / 100} for at in order[:top_n]],
+        "model": "stock-model",
+        "usage": {"prompt_tokens": len(documents)},
+        "provenance": PROVENANCE,
+    }
+
+
 def honest_work(function: str, request: dict[str, Any]) -> Any:
-    """Embeds texts; a text that says so fails its whole job. Answers a prompt with the prompt."""
+    """Embeds texts; a text that says so fails its whole job. Answers a prompt with the prompt. Orders by length."""
+    if function.endswith("rerank"):
+        return ranking_of(request["documents"], request.get("top_n"))
     if function.endswith("generate"):
         return generation_of(request.get("prompt") or request["messages"][-1]["content"])
     texts = [request["input"]] if isinstance(request["input"], str) else request["input"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from impetus_producer.batches.objects import ExpiresAfter
 from impetus_producer.contract.conversation import Wire
 from impetus_producer.parsing import parse_request
 
@@ -28,11 +29,13 @@ class BatchBody(Wire):
 
     input_file_id: str
     endpoint: str
-    """`/v1/embeddings`, `/v1/chat/completions` or `/v1/completions`."""
+    """`/v1/embeddings`, `/v1/chat/completions`, `/v1/completions`, or `/v1/rerank`, which OpenAI has not."""
     completion_window: str = "24h"
     """Minutes, hours or days, up to `30d`. What is not answered by then expires."""
     metadata: dict[str, str] | None = None
     """At most 16 texts, to be found again."""
+    output_expires_after: ExpiresAfter | None = None
+    """How long the files with answers and errors stay; none: until they are deleted."""
 
 
 async def create(call: Call) -> Response:
@@ -40,6 +43,7 @@ async def create(call: Call) -> Response:
     batch = await asyncio.to_thread(
         call.gateway.batches.store.add_batch,
         body.input_file_id, body.endpoint, body.completion_window, body.metadata, call.caller.name,
+        None if body.output_expires_after is None else body.output_expires_after.seconds,
     )  # fmt: skip
     return json_answer(batch.shown())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -12,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from impetus_producer.batches.lines import MAX_BYTES
+from impetus_producer.batches.objects import ExpiresAfter
+from impetus_producer.parsing import first_sentence
 
 from ..entry.answers import json_answer
 from ..entry.callers import Role
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from typing import BinaryIO
 
+    from starlette.datastructures import FormData
     from starlette.types import Message
 
     from ..gateway import Call
@@ -37,7 +41,7 @@ async def upload(call: Call) -> Response:
     try:
         async with asyncio.timeout(call.gateway.settings.request_timeout_s):
             async with _bounded(call.request).form(max_files=1, max_fields=10) as form:
-                return await _kept(call, form.get("file"), form.get("purpose"))
+                return await _kept(call, form)
     except TimeoutError:
         raise HttpError(408, "the file did not come in time", code="body_timeout") from None
     except (MultiPartException, HTTPException) as error:
@@ -45,16 +49,29 @@ async def upload(call: Call) -> Response:
         raise HttpError(400, f"the body is no form with a file: {said}", code="invalid_form") from None
 
 
-async def _kept(call: Call, file: Any, purpose: Any) -> Response:
+async def _kept(call: Call, form: FormData) -> Response:
+    file = form.get("file")
     if not isinstance(file, UploadFile):
         raise HttpError(400, "file: this field is required", param="file", code="invalid_request")
-    if purpose != "batch":
+    if form.get("purpose") != "batch":
         raise HttpError(400, "purpose: must be batch", param="purpose", code="invalid_request")
     content = iter(lambda: file.file.read(_CHUNK_BYTES), b"")
     kept = await asyncio.to_thread(
-        call.gateway.batches.store.add_file, content, file.filename or "", "batch", call.caller.name
+        call.gateway.batches.store.add_file, content, file.filename or "", "batch", call.caller.name, _expiry(form)
     )
     return json_answer(kept.shown())
+
+
+def _expiry(form: FormData) -> int | None:
+    """`expires_after[anchor]` and `expires_after[seconds]`, as OpenAI's clients send them."""
+    said = {key: form.get(f"expires_after[{key}]") for key in ExpiresAfter.model_fields}
+    if all(value is None for value in said.values()):
+        return None
+    try:
+        return ExpiresAfter.model_validate_strings(said).seconds
+    except ValidationError as error:
+        sentence = f"expires_after: {first_sentence(error)}"
+        raise HttpError(400, sentence, param="expires_after", code="invalid_request") from None
 
 
 def _bounded(request: Request) -> Request:

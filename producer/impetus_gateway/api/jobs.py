@@ -8,6 +8,7 @@ from pydantic_core import from_json
 
 from impetus_producer.bodies import completions
 from impetus_producer.bodies.completions import TextChunks, text_completion
+from impetus_producer.bodies.reranking import ranking
 from impetus_producer.chat_completions import ChatChunks, chat_completion
 from impetus_producer.contract import EmbeddingResult, RerankResult
 from impetus_producer.errors import ImpetusError, ResultTimeoutError
@@ -18,12 +19,12 @@ from ..entry.answers import json_answer
 from ..entry.callers import Role
 from ..entry.errors import HttpError, http_error
 from ..events import EventStream, event, told
-from ..submitting import embedding_handle, generation_handle, rerank_handle
-from . import ollama, reranking
+from ..submitting import generation_handle
+from . import ollama
 from .embeddings import in_openais_words
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
     from starlette.responses import Response
 
@@ -95,12 +96,7 @@ async def _own(call: Call) -> JobRecord:
 
 
 def _handle(call: Call, record: JobRecord) -> Handle:
-    make: dict[str, Callable[[Call, str], Handle]] = {
-        "embedding": embedding_handle,
-        "generation": generation_handle,
-        "rerank": rerank_handle,
-    }
-    return make[record.role](call, record.job_id)
+    return call.gateway.producer.handle_for(record.role, record.job_id)
 
 
 def _shown(record: JobRecord) -> dict[str, Any]:
@@ -132,10 +128,11 @@ async def _result(call: Call, record: JobRecord) -> Any:
     result = await _handle(call, record).result(_READ_WITHIN_S)
     endpoint = _endpoint(record)
     if isinstance(result, RerankResult):
-        return reranking.ranking(result, record.job_id)
+        return ranking(result, record.job_id)
     if not isinstance(result, EmbeddingResult):
-        make = text_completion if endpoint == completions.ENDPOINT else chat_completion
-        return make(result, record.job_id)
+        if endpoint == completions.ENDPOINT:
+            return text_completion([result], record.job_id)
+        return chat_completion(result, record.job_id)
     if endpoint in (ollama.EMBED, ollama.EMBEDDINGS):
         return from_json(await ollama.in_ollamas_words(result, endpoint))
     wants = record.meta.get("wants")

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from impetus_producer import contract
 from impetus_producer.bodies.completions import CompletionsBody
 from impetus_producer.bodies.embeddings import EmbeddingsBody
+from impetus_producer.bodies.reranking import RerankBody
 from impetus_producer.contract import GenerationRequest
 
 from ..entry.answers import json_answer
@@ -34,7 +35,7 @@ _REASONS = {
     404: "There is no such model, or no such job",
     405: "The endpoint has no such method",
     408: "The body did not come in time",
-    409: "The job is over, or was cancelled",
+    409: "The job is over, or was cancelled, or there is another of its id",
     413: "The body is too large",
     415: "The body is compressed",
     422: "The Idempotency-Key came with another request before",
@@ -144,6 +145,8 @@ def _posting(
         {"name": "Prefer", "in": "header", "schema": _TEXT, "description": "`respond-async`: 202 and a job"},
         {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
          "description": "The same request with the same key is one job"},
+        {"name": "X-Job-Id", "in": "header", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+         "description": "The job's id; the same request with the same id is one job"},
     ]  # fmt: skip
     errors = {status: _error(status, error) for status in _SUBMITTING}
     return _operation(name, answers, errors) | _body(body) | {"parameters": headers}
@@ -219,7 +222,7 @@ def _schemas() -> dict[str, Any]:
     bodies = (
         EmbeddingsBody,
         CompletionsBody,
-        reranking.RerankBody,
+        RerankBody,
         ollama.EmbedBody,
         ollama.OldEmbedBody,
         batches.BatchBody,

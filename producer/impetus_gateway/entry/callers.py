@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import tomllib
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from impetus_producer.errors import InvalidRequestError
 from impetus_producer.parsing import first_sentence
 
+from ..listed import read_listed
 from .errors import HttpError
 
 if TYPE_CHECKING:
@@ -78,11 +78,7 @@ class Keys:
     @classmethod
     def read(cls, path: Path) -> Keys:
         """Raises `InvalidRequestError` for a file that is none of keys."""
-        try:
-            entries = _File.model_validate(tomllib.loads(path.read_text())).keys
-        except (OSError, ValueError) as error:
-            why = first_sentence(error) if isinstance(error, ValidationError) else str(error)
-            raise InvalidRequestError(f"{path} cannot be read as a file of keys: {why}") from None
+        entries = read_listed(path, _File, "keys").keys
         if len({each.name for each in entries}) < len(entries):
             raise InvalidRequestError(f"{path}: two keys have the same name, and would read each other's jobs")
         return cls(entries)

@@ -74,9 +74,9 @@ class Watch:
             async with asyncio.timeout(STALE_S):
                 await self._seen.wait()
 
-    def sent(self, queue: str) -> None:
-        """A job was put there."""
-        self._sent[queue] = self._sent.get(queue, 0) + 1
+    def sent(self, queue: str, jobs: int) -> None:
+        """So many were put there."""
+        self._sent[queue] = self._sent.get(queue, 0) + jobs
 
     def serving(self, queue: str) -> list[WorkerState]:
         """The workers that take jobs of this queue now."""

@@ -17,7 +17,7 @@ from .handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncRerankHan
 from .line import AsyncLine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
@@ -89,12 +89,15 @@ class AsyncProducer(
 
     async def handle(self, job_id: str) -> AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""
-        make: dict[str, Callable[[str], AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle]] = {
-            "embedding": self.embedding_handle,
-            "generation": self.generation_handle,
-            "rerank": self.rerank_handle,
-        }
-        return make[await self._line.hold(role_of(job_id))](job_id)
+        return self.handle_for(await self._line.hold(role_of(job_id)), job_id)
+
+    def handle_for(
+        self, role: str, job_id: str, *, awaited: bool = True
+    ) -> AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle:
+        """As `handle`, of a job of this role, without asking whether there is one."""
+        if role == "generation":
+            return self.generation_handle(job_id, awaited=awaited)
+        return self.rerank_handle(job_id) if role == "rerank" else self.embedding_handle(job_id)
 
     async def enqueue(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_json
 
 from .. import contract
-from ..bodies import chats, completions, embeddings
+from ..bodies import chats, completions, embeddings, reranking
 from ..chat_completions import chat_completion
 from ..errors import InvalidRequestError
 from ..parsing import parse_request
@@ -16,7 +16,7 @@ from ..parsing import parse_request
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ..contract import EmbeddingResult, GenerationResult
+    from ..contract import EmbeddingResult, GenerationResult, RerankResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,18 @@ class Endpoint:
     job's id and the body.
     """
 
-    queue: str
-    function: str
+    role: str
     payload: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     answer: Callable[[Any, str, Mapping[str, Any]], bytes]
 
     @property
-    def role(self) -> str:
-        return "embedding" if self.function == contract.EMBED_FUNCTION else "generation"
+    def queue(self) -> str:
+        """The bulk lane."""
+        return contract.ROLE_QUEUES[self.role][1]
+
+    @property
+    def function(self) -> str:
+        return contract.ROLE_FUNCTIONS[self.role]
 
 
 def _whole(body: Mapping[str, Any]) -> None:
@@ -63,16 +67,21 @@ def _completion_payload(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _completion_answer(result: GenerationResult, job_id: str, body: Mapping[str, Any]) -> bytes:
-    return to_json(completions.text_completion(result, job_id), inf_nan_mode="null")
+    return to_json(completions.text_completion([result], job_id), inf_nan_mode="null")
+
+
+def _rerank_payload(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return reranking.rerank_payload(parse_request(reranking.RerankBody, body))
+
+
+def _rerank_answer(result: RerankResult, job_id: str, body: Mapping[str, Any]) -> bytes:
+    return to_json(reranking.ranking(result, job_id), inf_nan_mode="null")
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    embeddings.ENDPOINT: Endpoint(
-        contract.EMBEDDING_BULK_QUEUE, contract.EMBED_FUNCTION, _embedding_payload, _embedding_answer
-    ),
-    chats.ENDPOINT: Endpoint(contract.GENERATION_BULK_QUEUE, contract.GENERATE_FUNCTION, _chat_payload, _chat_answer),
-    completions.ENDPOINT: Endpoint(
-        contract.GENERATION_BULK_QUEUE, contract.GENERATE_FUNCTION, _completion_payload, _completion_answer
-    ),
+    embeddings.ENDPOINT: Endpoint("embedding", _embedding_payload, _embedding_answer),
+    chats.ENDPOINT: Endpoint("generation", _chat_payload, _chat_answer),
+    completions.ENDPOINT: Endpoint("generation", _completion_payload, _completion_answer),
+    reranking.ENDPOINT: Endpoint("rerank", _rerank_payload, _rerank_answer),
 }
 """By URL."""

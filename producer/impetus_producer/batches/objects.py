@@ -41,7 +41,8 @@ class _Kept(BaseModel):
 
     def kept(self) -> bytes:
         """As it lies on the disk."""
-        return to_json({**self.shown(), "owner": self.owner})
+        hidden = {name: getattr(self, name) for name, field in type(self).model_fields.items() if field.exclude}
+        return to_json({**self.shown(), **hidden})
 
 
 class FileObject(_Kept):
@@ -55,6 +56,20 @@ class FileObject(_Kept):
     purpose: str
     status: Literal["processed"] = "processed"
     expires_at: int | None = None
+    """None: it stays until it is deleted."""
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_at is not None and time.time() >= self.expires_at
+
+
+class ExpiresAfter(BaseModel):
+    """How long a file stays, as OpenAI's API says it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=MAX_WINDOW_S)]
 
 
 class RequestCounts(BaseModel):
@@ -104,6 +119,8 @@ class Batch(_Kept):
     cancelled_at: int | None = None
     request_counts: RequestCounts = RequestCounts()
     metadata: Metadata | None = None
+    output_expires_after_s: int | None = Field(default=None, exclude=True)
+    """Not shown, as in OpenAI's API."""
 
     @property
     def over(self) -> bool:

@@ -32,7 +32,7 @@ from .lease import RENEW_EVERY_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from ..asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncProducer
+    from ..asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncProducer, AsyncRerankHandle
     from .endpoints import Endpoint
     from .journal import Journal
     from .lease import Lease
@@ -207,10 +207,8 @@ class Runner:
         lost = Refusal(503, f"its job was lost from Redis {_MOST_LOSSES + 1} times", code="job_lost")
         return Entry.refusal(custom_id, job_id, lost)
 
-    def _handle(self, flight: _Flight) -> AsyncEmbeddingHandle | AsyncGenerationHandle:
-        if flight.endpoint.role == "embedding":
-            return self.producer.embedding_handle(flight.job_id)
-        return self.producer.generation_handle(flight.job_id, awaited=False)
+    def _handle(self, flight: _Flight) -> AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle:
+        return self.producer.handle_for(flight.endpoint.role, flight.job_id, awaited=False)
 
     def _never_asked(self, flight: _Flight) -> Entry:
         assert self._stop is not None

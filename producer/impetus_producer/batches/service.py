@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ImpetusError
 from .journal import Journal, LockedError
@@ -17,6 +17,8 @@ from .runner import CANCELLED, DEFAULT_WINDOW_JOBS, EXPIRED, Runner
 from .store import NotKeptError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..asynchronous import AsyncProducer
     from .objects import Batch, Status
     from .runner import Stop
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 1.0
 _COUNT_EVERY_S = 1.0
+_SWEEP_EVERY_S = 60.0
 _AGAIN_AFTER_S = 10.0
 """So long a batch is left alone that somebody else has."""
 _log = logging.getLogger("impetus_producer")
@@ -31,7 +34,8 @@ _log = logging.getLogger("impetus_producer")
 
 @dataclass(slots=True)
 class BatchService:
-    """`at_once`: so many batches run side by side, with a window of `window_jobs` jobs each.
+    """`at_once`: so many batches run side by side, with a window of `window_jobs` jobs each. `on_end` is called before
+    a batch is over, with the status that it comes to; again where that was not written any more.
 
     Any number of these may share a folder and a Redis: of each batch there is one runner. Reads and writes files as it
     goes: give it an event loop of its own where others must not wait for that.
@@ -41,13 +45,18 @@ class BatchService:
     producer: AsyncProducer
     at_once: int = 4
     window_jobs: int = DEFAULT_WINDOW_JOBS
+    on_end: Callable[[Batch, Status], None] = lambda batch, status: None
     _running: dict[str, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _not_before: dict[str, float] = field(init=False, default_factory=dict)
 
     async def run(self) -> None:
         """Until it is cancelled. What was begun is gone on with by whoever runs next."""
+        sweep_at = 0.0
         try:
             while True:
+                if time.monotonic() >= sweep_at:
+                    sweep_at = time.monotonic() + _SWEEP_EVERY_S
+                    await asyncio.to_thread(self._sweep)
                 for batch_id in await asyncio.to_thread(self.store.unfinished):
                     if len(self._running) < self.at_once and self._may_begin(batch_id):
                         task = asyncio.create_task(self._run_quietly(batch_id), name=batch_id)
@@ -57,6 +66,12 @@ class BatchService:
             for task in self._running.values():
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    def _sweep(self) -> None:
+        try:
+            self.store.delete_expired()
+        except (ImpetusError, OSError) as error:
+            _log.warning("Files that have expired are deleted later: %s", error)
 
     def is_running(self, batch_id: str) -> bool:
         return batch_id in self._running
@@ -99,7 +114,7 @@ class BatchService:
 
     async def _validate(self, batch: Batch) -> Batch:
         try:
-            with self.store.open_file(batch.input_file_id) as file:
+            with self.store.open_input(batch) as file:
                 found = await asyncio.to_thread(survey, file, batch.endpoint)
         except NotKeptError as error:
             return self._failed(batch, [BatchError(code="file_not_found", message=str(error), param="input_file_id")])
@@ -116,7 +131,11 @@ class BatchService:
         return self.store.change(batch.id, begin)
 
     def _failed(self, batch: Batch, errors: list[BatchError]) -> Batch:
-        return self.store.change(batch.id, lambda now: now.now("failed", errors=BatchErrors(data=errors)))
+        return self._end(batch, "failed", errors=BatchErrors(data=errors))
+
+    def _end(self, batch: Batch, status: Status, **changes: Any) -> Batch:
+        self.on_end(batch, status)
+        return self.store.change(batch.id, lambda now: now.now(status, **changes))
 
     async def _work(self, batch: Batch, journal: Journal, lease: Lease) -> Batch:
         count_at = 0.0
@@ -132,7 +151,7 @@ class BatchService:
 
         runner = Runner(self.producer, batch.id, journal, lease, look, self.window_jobs)
         try:
-            file = self.store.open_file(batch.input_file_id)
+            file = self.store.open_input(batch)
         except NotKeptError as error:
             return self._failed(batch, [BatchError(code="file_not_found", message=str(error), param="input_file_id")])
         with file:
@@ -157,4 +176,4 @@ class BatchService:
             status = "cancelled"
         elif batch.expired_at is not None:
             status = "expired"
-        self.store.change(batch.id, lambda now: now.now(status, output_file_id=output, error_file_id=errors))
+        self._end(batch, status, output_file_id=output, error_file_id=errors)

@@ -1,4 +1,4 @@
-"""`/v1/completions`: a text that goes on. Source: https://platform.openai.com/docs/api-reference/completions"""
+"""`/v1/completions`: texts that go on. Source: https://platform.openai.com/docs/api-reference/completions"""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..chat_completions import finish_reason, usage
-from ..contract import GenerationRequest, StreamOptions
+from ..contract import GenerationRequest, GenerationUsage, StreamOptions
 from ..contract.conversation import ResponseFormat, Wire, invalid, without_nulls
+from ..errors import InvalidRequestError
 from ..parsing import parse_request
 
 if TYPE_CHECKING:
@@ -25,24 +26,25 @@ _OWN = frozenset({"logprobs", "best_of", "echo", "suffix"})
 """Fields that a chat does not have, or has otherwise."""
 
 
-_OneText: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=1)]
+MAX_PROMPTS = 128
+"""In one request; each is a job."""
+
+_Texts: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
-def _one_text(value: Any) -> Any:
-    if not isinstance(value, list):
-        return value
-    if len(value) == 1 and isinstance(value[0], str):
-        return value[0]
-    if value and isinstance(value[0], int | list):
+def _texts(value: Any) -> Any:
+    """As the contract's own model takes one."""
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
         raise invalid("token ids are not read here, as they are another model's: send text")
-    raise invalid("one text a request: send a request for each, which are answered together")
+    return [value] if isinstance(value, str) else value
 
 
 class CompletionsBody(Wire):
-    """A text to go on with, as in OpenAI's older API."""
+    """Texts to go on with, as in OpenAI's older API."""
 
-    prompt: Annotated[str, BeforeValidator(_one_text, json_schema_input_type=str | _OneText)]
-    """One text, which may be in a list. Token ids, and more texts than one, are refused."""
+    prompt: Annotated[_Texts, BeforeValidator(_texts, json_schema_input_type=str | _Texts)]
+    """A text, or a list of at most 128, which are answered together: choices of the first, then of the next. Token ids
+    are refused."""
     model: str | None = None
     max_tokens: Annotated[int, Field(gt=0, le=1_000_000)] = _DEFAULT_MAX_TOKENS
     min_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
@@ -82,43 +84,68 @@ class CompletionsBody(Wire):
 
 
 def completion_payload(body: CompletionsBody, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What is sent for `body`, which was read from `fields`. Raises `InvalidRequestError`."""
+    """What is sent for `body`, which was read from `fields`, where one job has to do. Raises `InvalidRequestError`."""
+    if len(body.prompt) > 1:
+        raise InvalidRequestError("prompt: one text, where nobody waits: send a request for each", field="prompt")
+    return completion_payloads(body, fields)[0]
+
+
+def completion_payloads(body: CompletionsBody, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """As `completion_payload`, one for each prompt."""
     payload = {name: value for name, value in fields.items() if value is not None and name not in _OWN}
-    payload |= {"prompt": body.prompt, "max_tokens": body.max_tokens}
+    payload |= {"prompt": body.prompt[0], "max_tokens": body.max_tokens}
     if body.logprobs is not None:
         payload |= {"logprobs": True, "top_logprobs": body.logprobs}
-    parse_request(GenerationRequest, payload)
-    return payload
+    payloads = [payload | {"prompt": prompt} for prompt in body.prompt]
+    for each in payloads:
+        parse_request(GenerationRequest, each)
+    return payloads
 
 
-def text_completion(result: GenerationResult, job_id: str) -> dict[str, Any]:
-    choices = [_choice(at, each.text, each) for at, each in enumerate(result.choices)]
+def text_completion(results: Sequence[GenerationResult], job_id: str) -> dict[str, Any]:
+    """The answer to as many prompts. `job_id`: of the first."""
+    choices = [each for result in results for each in result.choices]
     return {
-        **_head(job_id, result.model, int(time.time()), result.provenance.fingerprint),
-        "choices": choices,
-        "usage": usage(result.usage),
+        **_head(job_id, results[0].model, int(time.time()), results[0].provenance.fingerprint),
+        "choices": [_choice(at, each.text, each) for at, each in enumerate(choices)],
+        "usage": usage(_together([result.usage for result in results])),
     }
 
 
-class TextChunks:
-    """The chunks of a stream: text, how each ended, and with `with_usage` what it took."""
+def _together(several: Sequence[GenerationUsage]) -> GenerationUsage:
+    sums = {name: sum(getattr(each, name) for each in several) for name in GenerationUsage.model_fields}
+    return GenerationUsage(**sums)
 
-    def __init__(self, job_id: str, model: str, with_usage: bool) -> None:
+
+class TextChunks:
+    """The chunks of one prompt's stream: text, and how each answer ended. `with_usage`: whether `usage_chunk` follows.
+    `first`: the number of the first answer.
+    """
+
+    def __init__(self, job_id: str, model: str, with_usage: bool, first: int = 0) -> None:
         self._head = _head(job_id, model, int(time.time()), None)
         self._with_usage = with_usage
+        self._first = first
+        self.used: GenerationUsage | None = None
+        """What it took, once it has ended."""
 
     def said(self, delta: Delta) -> Iterator[dict[str, Any]]:
         if delta.text:
-            yield self._chunk([_choice(delta.choice, delta.text)])
+            yield self.chunk([_choice(self._first + delta.choice, delta.text)])
 
     def ended(self, result: GenerationResult) -> Iterator[dict[str, Any]]:
-        for at, each in enumerate(result.choices):
-            yield self._chunk([_choice(at, "", each)])
-        if self._with_usage:
-            yield self._chunk([]) | {"usage": usage(result.usage)}
+        self.used = result.usage
+        for at, each in enumerate(result.choices, self._first):
+            yield self.chunk([_choice(at, "", each)])
 
-    def _chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "choices": choices, **({"usage": None} if self._with_usage else {})}
+
+
+def usage_chunk(several: Sequence[TextChunks]) -> dict[str, Any]:
+    """The last chunk of a stream: what all of its prompts took."""
+    used = [each.used for each in several if each.used is not None]
+    return several[0].chunk([]) | {"usage": usage(_together(used))}
 
 
 def _head(job_id: str, model: str, created: int, fingerprint: str | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _WINDOW_JOBS = 256
 
 @click.command(short_help="Answer a file of requests, line by line.")
 @click.argument("source", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("worker_options", nargs=-1, metavar="[-- WORKER-OPTION...]")
 @click.option(
     "--output", "-o", required=True, metavar="OUT.jsonl", type=click.Path(dir_okay=False, path_type=Path),
     help="Where answers go, in the order in which they come. Errors go to OUT.jsonl.errors.jsonl.",
@@ -48,6 +49,7 @@ _WINDOW_JOBS = 256
 @patience_option
 def run(
     source: Path,
+    worker_options: tuple[str, ...],
     output: Path,
     restart: bool,
     window_jobs: int,
@@ -61,14 +63,18 @@ def run(
         {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"input": "…"}}
         {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": […]}}
 
-    with a `custom_id` each. What comes back is in OpenAI's format too. A line that cannot be answered fails alone, with
-    its reason in OUT.jsonl.errors.jsonl, and the exit status is 1.
+    with a `custom_id` each; other urls are /v1/completions and /v1/rerank. What comes back is in OpenAI's format too. A
+    line that cannot be answered fails alone, with its reason in OUT.jsonl.errors.jsonl, and the exit status is 1.
 
     Interrupted or killed, the same command goes on where it stopped: what is in OUT.jsonl is not asked for again, and
     what workers have made meanwhile is taken up.
 
     \b
         impetus batch run requests.jsonl -o answers.jsonl
+        impetus batch run rankings.jsonl -o answers.jsonl -- --rerank-model BAAI/bge-reranker-v2-m3
+
+    Where no server is given or found, one is started, with a worker, for this run; what comes after `--` are that
+    worker's options (`impetus-worker run --help`).
     """
     kind = cast("ProgressKind", progress_kind)
     place = _Place(output)
@@ -81,7 +87,7 @@ def run(
         if journal.done:
             click.echo(f"Going on: {len(journal.done):,} of {found.lines:,} are done.", err=True)
         if len(journal.done) < found.lines:
-            options = ["--roles", ",".join(sorted(found.roles))]
+            options = ["--roles", ",".join(sorted(found.roles)), *worker_options]
             queue = next(each.queue for each in ENDPOINTS.values() if each.role in found.roles)
             with open_session(redis_url, patience_s, queue, options) as session:
                 _run(run_id, source, journal, place.note, session, window_jobs, found.lines, kind)

@@ -32,8 +32,9 @@ _INTERRUPTED = 130
 
 _LATER = {
     "batch": ("impetus_producer.cli.batch", "batch"),
-    "serve": ("impetus_gateway.cli", "serve"),
-    "serve-key": ("impetus_gateway.cli", "serve_key"),
+    "serve": ("impetus_gateway.cli.serve", "serve"),
+    "serve-key": ("impetus_gateway.cli.listing", "serve_key"),
+    "serve-webhook": ("impetus_gateway.cli.listing", "serve_webhook"),
 }
 """Commands whose modules are imported when one of them is asked for: they cost, or are of another package."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 
 from ..bulk.run import DEFAULT_BACKLOG_JOBS
 from ..reading.source import ReadingOptions
+from .gathering import gathered
 from .server import patience_option, redis_url_option
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class RunOptions:
 
 def reading_options(command: Callable[..., Any]) -> Any:
     """Gives a command `reading`, a `ReadingOptions`."""
-    return _gathered(
+    return gathered(
         command,
         "reading",
         ReadingOptions,
@@ -75,7 +75,7 @@ def reading_options(command: Callable[..., Any]) -> Any:
 
 def run_options(command: Callable[..., Any]) -> Any:
     """Gives a command `options`, a `RunOptions`."""
-    return _gathered(
+    return gathered(
         command,
         "options",
         RunOptions,
@@ -119,16 +119,3 @@ def run_options(command: Callable[..., Any]) -> Any:
         patience_option,
         redis_url_option,
     )
-
-
-def _gathered(command: Callable[..., Any], name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Any:
-    """The command with these options, which come to it as one object."""
-    names = [each.name for each in fields(kind)]
-
-    @wraps(command)
-    def gathering(*arguments: Any, **values: Any) -> Any:
-        return command(*arguments, **values | {name: kind(**{each: values.pop(each) for each in names})})
-
-    for option in reversed(options):
-        option(gathering)
-    return gathering

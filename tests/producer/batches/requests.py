@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EMBEDDINGS, CHAT, COMPLETIONS = "/v1/embeddings", "/v1/chat/completions", "/v1/completions"
+RERANK = "/v1/rerank"
 _TYPES: dict[str, Any] = {
     "list": CreateEmbeddingResponse,
     "chat.completion": ChatCompletion,
@@ -34,6 +35,11 @@ def chat(custom_id: str, question: str = "Why?", **body: Any) -> dict[str, Any]:
 
 def completion(custom_id: str, prompt: Any = "Once", **body: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": COMPLETIONS, "body": {"prompt": prompt, **body}}
+
+
+def ranking(custom_id: str, documents: Any, **body: Any) -> dict[str, Any]:
+    body = {"query": "tea", "documents": documents, **body}
+    return {"custom_id": custom_id, "method": "POST", "url": RERANK, "body": body}
 
 
 def jsonl(lines: Iterable[Any]) -> bytes:

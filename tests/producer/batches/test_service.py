@@ -21,7 +21,20 @@ from impetus_producer.contract import BATCH_KEY
 
 from ..servers import eventually
 from ..stock_worker import honest_work, vector_of, working
-from .requests import CHAT, COMPLETIONS, EMBEDDINGS, answers, chat, completion, counted, embedding, jsonl, read
+from .requests import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    RERANK,
+    answers,
+    chat,
+    completion,
+    counted,
+    embedding,
+    jsonl,
+    ranking,
+    read,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -37,9 +50,9 @@ pytestmark = pytest.mark.system
 class Site:
     """A folder of batches, and where their answers come to lie."""
 
-    def __init__(self, folder: Path, redis_url: str) -> None:
+    def __init__(self, folder: Path, redis_url: str, contents_url: str | None = None) -> None:
         self.folder = folder
-        self.store = BatchStore(folder)
+        self.store = BatchStore(folder, contents_url)
         self.redis_url = redis_url
 
     def add(self, lines: Iterable[Any], endpoint: str = EMBEDDINGS, **options: Any) -> str:
@@ -140,6 +153,32 @@ def test_generations_are_answered_in_their_endpoints_words(site: Site, make: Any
     assert (choice.message.content if make is chat else choice.text) == "hello"
     errors = {line["custom_id"]: line["response"]["body"]["error"]["param"] for line in read(site.errors(batch))}
     assert errors == {"b": "stream", "c": "n"}
+
+
+def test_rankings_are_answered_in_their_endpoints_words(site: Site, connection: Redis) -> None:
+    documents = ["short", "the longest of all", "not so short"]
+    batch_id = site.add([ranking("a", documents, top_n=2), ranking("b", []), ranking("c", documents, foo=1)], RERANK)
+    with working(site.redis_url):
+        batch = site.run(batch_id)
+    (line,) = read(site.output(batch))
+    body = line["response"]["body"]
+    assert (line["custom_id"], body["id"]) == ("a", line["response"]["request_id"])
+    assert [(each["index"], each["relevance_score"]) for each in body["results"]] == [(1, 0.18), (2, 0.12)]
+    errors = {line["custom_id"]: line["response"]["body"]["error"]["param"] for line in read(site.errors(batch))}
+    assert errors == {"b": "documents", "c": "foo"}
+    assert connection.keys("rq:job:*") == []
+
+
+def test_contents_may_lie_at_a_url(tmp_path: Path, redis_url: str) -> None:
+    site = Site(tmp_path / "site", redis_url, f"memory://{tmp_path}")
+    with working(redis_url):
+        batch = site.run(site.add([embedding("a", "tea"), embedding("b", "bad")]))
+    for file_id, custom_id in ((batch.output_file_id, "a"), (batch.error_file_id, "b")):
+        with site.store.open_file(str(file_id)) as file:
+            (line,) = map(json.loads, file)
+        assert line["custom_id"] == custom_id
+    assert batch.status == "completed"
+    assert not list(site.folder.glob("files/*.data"))
 
 
 def test_an_input_that_is_wrong_fails_the_batch_with_its_lines(site: Site, connection: Redis) -> None:

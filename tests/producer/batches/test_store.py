@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
+import fsspec
 import pytest
 from openai.types import Batch as OpenAIBatch
 from openai.types import FileObject as OpenAIFile
@@ -12,7 +15,7 @@ from openai.types import FileObject as OpenAIFile
 from impetus_producer.batches import store as stores
 from impetus_producer.batches.objects import Batch, window_s
 from impetus_producer.batches.store import BatchStore, NotKeptError
-from impetus_producer.errors import InvalidRequestError
+from impetus_producer.errors import ImpetusError, InvalidRequestError, MissingExtraError
 
 from .requests import EMBEDDINGS
 
@@ -25,11 +28,17 @@ def store(tmp_path: Path) -> BatchStore:
     return BatchStore(tmp_path / "files")
 
 
-def test_a_file_is_kept_whole_and_seen_by_its_owner(store: BatchStore, tmp_path: Path) -> None:
+@pytest.fixture(params=[None, "file", "memory"])
+def contents_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    return None if request.param is None else f"{request.param}://{tmp_path}/contents"
+
+
+def test_a_file_is_kept_whole_and_seen_by_its_owner(tmp_path: Path, contents_url: str | None) -> None:
+    store = BatchStore(tmp_path / "files", contents_url)
     kept = store.add_file([b"one\n", b"two\n"], "in.jsonl", owner="anna")
     assert OpenAIFile.model_validate(kept.shown()).bytes == 8
     assert "owner" not in kept.shown()
-    again = BatchStore(tmp_path / "files")
+    again = BatchStore(tmp_path / "files", contents_url)
     for owner in ("anna", None):
         assert again.file(kept.id, owner) == kept
     with again.open_file(kept.id, "anna") as file:
@@ -41,6 +50,89 @@ def test_a_file_is_kept_whole_and_seen_by_its_owner(store: BatchStore, tmp_path:
     with pytest.raises(NotKeptError):
         store.open_file(kept.id)
     assert list((tmp_path / "files" / "files").iterdir()) == []
+    if contents_url is not None:
+        assert fsspec.open(contents_url).fs.find(contents_url) == []
+
+
+def test_answers_are_a_file_once_however_often_that_is_done(tmp_path: Path, contents_url: str | None) -> None:
+    store = BatchStore(tmp_path / "files", contents_url)
+    batch = store.add_batch(store.add_file([b"x"], "in.jsonl").id, EMBEDDINGS, output_expires_after_s=3600)
+    journal = store.workplace(batch.id) / "output.jsonl"
+    assert store.keep_answers(batch, journal, "output") is None
+    journal.write_bytes(b"one\n")
+    # A crash may come between any two of these: before the content is gone from here, and before it has an object.
+    kept = [store.keep_answers(batch, journal, "output")]
+    (tmp_path / "files" / "files" / f"{kept[0]}.json").unlink()
+    kept.append(store.keep_answers(store.batch(batch.id), journal, "output"))
+    journal.write_bytes(b"one\n")
+    kept.append(store.keep_answers(batch, journal, "output"))
+    assert len(set(kept)) == 1
+    with store.open_file(str(kept[0])) as file:
+        assert file.read() == b"one\n"
+    expiry = store.file(str(kept[0])).expires_at
+    assert expiry is not None
+    assert 3590 < expiry - batch.created_at < 3700
+    assert "output_expires_after_s" not in batch.shown()
+
+
+def test_a_file_that_expires_is_gone_unless_a_batch_is_to_read_it(
+    tmp_path: Path, contents_url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BatchStore(tmp_path / "files", contents_url)
+    stays, goes, is_read = (store.add_file([b"x"], "in.jsonl", expires_after_s=after) for after in (None, 3600, 3600))
+    batch = store.add_batch(is_read.id, EMBEDDINGS)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3601)
+    store.delete_expired()
+    assert [each.id for each in store.files()[0]] == [stays.id]
+    for gone in (goes.id, is_read.id):
+        with pytest.raises(NotKeptError):
+            store.open_file(gone)
+    with store.open_input(batch) as file:
+        assert file.read() == b"x"
+    store.change(batch.id, lambda now: now.now("completed"))
+    store.delete_expired()
+    with pytest.raises(NotKeptError):
+        store.open_input(batch)
+    assert [path.stem for path in (tmp_path / "files" / "files").glob("*.json")] == [stays.id]
+
+
+class Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A storage that is away, and says so by an error of its own."""
+
+    protocol = "broken"
+
+    class AwayError(Exception):
+        pass
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        pass
+
+    def put_file(self, *_: object, **__: object) -> None:
+        raise self.AwayError("no route")
+
+    get_file = put_file
+
+
+def test_what_a_storage_says_is_one_sentence_and_nothing_is_left_of_what_it_did_not_take(tmp_path: Path) -> None:
+    fsspec.register_implementation("broken", Broken, clobber=True)
+    store = BatchStore(tmp_path / "files", "broken://there")
+    with pytest.raises(ImpetusError, match="'broken://there' cannot be used: no route"):
+        store.add_file([b"x"], "in.jsonl")
+    assert list((tmp_path / "files" / "files").iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["nothing://there", "s3://bucket/path"])
+def test_a_url_that_is_none_here_is_refused(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(InvalidRequestError, match="is no place for files: "):
+        BatchStore(tmp_path / "files", url)
+
+
+def test_fsspec_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(MissingExtraError, match=r"impetus-batch\[fsspec\]"):
+        BatchStore(tmp_path / "files", "memory://x")
 
 
 def test_a_file_that_is_too_large_leaves_nothing(

@@ -1,0 +1,1 @@
+"""`impetus serve`, and the commands that write the files it reads. Imports what serving needs only when it serves."""
