@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..contract import MAX_TEXT_BYTES
 from ..documents import Document, FailedDocument
 from ..errors import InvalidRequestError
-from .lines import text_of
+from .formats.lines import text_of
 
 if TYPE_CHECKING:
     from collections import Counter

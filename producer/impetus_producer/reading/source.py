@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from ..errors import InvalidRequestError
-from .csv_documents import csv_documents
-from .encodings import check_encoding
+from .bytes.encodings import check_encoding
+from .bytes.packing import PACKINGS
+from .bytes.streams import Stream, open_stream
 from .fields import Fields
 from .folders import TEXT_ENDINGS, Folder, file_document, told
+from .formats.csv_documents import csv_documents
+from .formats.json_documents import json_documents
+from .formats.lines import line_documents
+from .formats.tables import TABLE_FORMATS, check_table, column_types, table_documents
 from .guesses import guess
-from .json_documents import json_documents
-from .lines import line_documents
-from .packing import PACKINGS
-from .streams import Stream, open_stream
-from .tables import TABLE_FORMATS, check_table, column_types, table_documents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

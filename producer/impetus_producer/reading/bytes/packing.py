@@ -9,7 +9,7 @@ import io
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from ..errors import MissingExtraError
+from ...errors import MissingExtraError
 
 if TYPE_CHECKING:
     from pathlib import Path

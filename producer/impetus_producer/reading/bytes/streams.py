@@ -11,8 +11,8 @@ import io
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..contract import MAX_PAYLOAD_BYTES
-from ..errors import InvalidRequestError
+from ...contract import MAX_PAYLOAD_BYTES
+from ...errors import InvalidRequestError
 from .encodings import encoding_of
 from .packing import DamagedError, unpacked
 

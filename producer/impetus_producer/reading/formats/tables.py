@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidRequestError, MissingExtraError
+from ...errors import InvalidRequestError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ..documents import Read
-    from .fields import Fields
+    from ...documents import Read
+    from ..fields import Fields
 
 TABLE_FORMATS = ("parquet", "arrow")
 _ROWS_AT_ONCE = 1024
