@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import click
 
+from ..bulk.kept.databases import NO_ROOM, NO_ROOM_ERRORS
 from ..bulk.kept.journal import Journal
 from ..bulk.kept.store import Store
 from ..bulk.run import work_documents
@@ -98,7 +99,9 @@ def run(
     except OSError as error:
         if isinstance(error, ImpetusError) or error.filename is not None:
             raise
-        raise ImpetusError(f"{error.strerror or error}. {_unfinished(out)}") from error
+        full = error.errno in NO_ROOM_ERRORS
+        reason = f"{out.name!r} cannot be written: {NO_ROOM}" if full else error.strerror or error
+        raise ImpetusError(f"{reason}. {_unfinished(out)}") from error
     except ImpetusError:
         if out.folder.is_kept:
             _say(_unfinished(out))
