@@ -139,7 +139,8 @@ class Run:
         hook = self._folder / "hook"
         hook.mkdir()
         (hook / "sitecustomize.py").write_text(_NOTING)
-        environment = {**os.environ, "PYTHONPATH": str(hook), "IMPETUS_COMPUTED": str(self._computed)}
+        path = os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "IMPETUS_COMPUTED": str(self._computed)}
         options = ["--redis-url", self._server.url, "--roles", "embedding", "--embedding-backend", "simulated"]
         times = ["--simulated-a-ms", str(self._options.a_ms), "--simulated-b-us", str(self._options.b_us)]
         log = (self._folder / "worker.log").open("wb")

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 import click
 
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 
     from ..bulk.works import Work
     from ..documents import FailedDocument, Read
-    from ..reading.source import ReadingOptions, Source
+    from ..reading.options import ReadingOptions
+    from ..reading.source import Source
     from ..writing.output import Output
     from .options import RunOptions
     from .server import Session
 
 
 OutcomeT = TypeVar("OutcomeT")
+Prepare: TypeAlias = "Callable[[Iterable[Read], Session], Iterable[Read]]"
 
 
 def _as_they_come(outcomes: Iterator[Any], read: deque[Read]) -> Iterator[tuple[Any, Read]]:
@@ -48,7 +50,7 @@ class Steps(Generic[OutcomeT]):
     """What is done beside the work itself. `prepared`: to documents before; `paired`: to outcomes, which come in the
     order of what was read, to have each with what it is of; `counts`: whether the bar moves on with this one."""
 
-    prepared: Callable[[Iterable[Read], Session], Iterable[Read]] = lambda documents, session: documents
+    prepared: Prepare = lambda documents, session: documents
     paired: Callable[[Iterator[OutcomeT | FailedDocument], deque[Read]], Iterator[tuple[Any, Read]]] = _as_they_come
     counts: Callable[[Read], bool] = lambda document: True
 

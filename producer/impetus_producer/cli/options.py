@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..bulk.run import DEFAULT_BACKLOG_JOBS
-from ..reading.source import ReadingOptions
+from ..reading.options import ReadingOptions
 from .server import patience_option, redis_url_option
 
 if TYPE_CHECKING:
@@ -69,6 +69,15 @@ def reading_options(command: Callable[..., Any]) -> Any:
             metavar="NAME",
             help="Such as utf-16, latin-1 or cp1252. [default: by the mark it begins with, else utf-8]",
         ),
+        click.option(
+            "--sql",
+            nargs=2,
+            metavar="URL QUERY",
+            help="Read the rows of this query instead of INPUT: sqlite:///shop.db 'select id, body as text from posts "
+            "order by id'. URL is SQLAlchemy's.",
+        ),
+        click.option("--pages", is_flag=True, help="Make each page of a PDF a document: its id is FILE#page=N."),
+        click.option("--plain-markdown", is_flag=True, help="Read what Markdown shows, not how it is written."),
         click.option("--follow-links", is_flag=True, help="Read what links in a folder lead to, outside of it too."),
     )
 
