@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -108,6 +109,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="FOLDER",
     help="Where files and batches are kept. Several gateways may share it.  [default: in the state folder]",
 )
+@click.option(
+    "--store",
+    "answers_store",
+    metavar="FILE|URL",
+    envvar="IMPETUS_STORE",
+    help="Embed no text that is in this store, and put there what is embedded: an SQLite file, or a server, "
+    "redis://host/1?ttl_s=604800&max_bytes=256000000. `impetus embed --store` shares it.",
+)
 @click.option("--access-log", is_flag=True, help="A line on stderr for each request.")
 @click.argument("worker_options", nargs=-1, metavar="[-- WORKER-OPTION...]")
 @patience_option
@@ -127,6 +136,7 @@ def serve(
     timeout_s: float,
     drain_s: float,
     files_folder: Path | None,
+    answers_store: str | None,
     access_log: bool,
     worker_options: tuple[str, ...],
     patience_s: float,
@@ -159,6 +169,8 @@ def serve(
     _require_extra()
     from impetus_producer.asynchronous import AsyncProducer
     from impetus_producer.batches.store import BatchStore
+    from impetus_producer.bulk.kept.stores import open_store
+    from impetus_producer.bulk.recall import Recall
 
     from .entry.callers import Keys
     from .gateway import Gateway
@@ -179,10 +191,14 @@ def serve(
         hosts=(*hosts, "*") if without_keys else (*hosts, host),
     )
     store = BatchStore(files_folder or state_dir() / "files")
-    with open_session(redis_url, patience_s, None, worker_options) as session:
+    with (
+        open_session(redis_url, patience_s, None, worker_options) as session,
+        nullcontext() if answers_store is None else open_store(answers_store, patience_s=0) as answers,
+    ):
         producer = AsyncProducer(connection=session.producer.connection, patience_s=patience_s)
+        recall = None if answers is None else Recall(answers)
         serve_until_signalled(
-            Gateway(settings, keys, producer, session.producer.connection, store),
+            Gateway(settings, keys, producer, session.producer.connection, store, recall),
             address,
             access_log=access_log,
             on_start=_say_where,

@@ -20,6 +20,7 @@ from .entry.callers import ANYONE, Caller, Keys, Role
 from .entry.errors import HttpError, http_error
 from .entry.limits import Limits
 from .events import HungUpError
+from .recalling import Recalling
 from .seeing.metrics import Metrics, Stopwatch
 from .seeing.overview import Overview
 from .seeing.watch import Watch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from impetus_producer.asynchronous import AsyncProducer
     from impetus_producer.batches.store import BatchStore
+    from impetus_producer.bulk.recall import Recall
 
     from .settings import Settings
 
@@ -46,15 +48,23 @@ class Gateway:
     """One gateway's parts."""
 
     def __init__(
-        self, settings: Settings, keys: Keys, producer: AsyncProducer, connection: Redis, store: BatchStore
+        self,
+        settings: Settings,
+        keys: Keys,
+        producer: AsyncProducer,
+        connection: Redis,
+        store: BatchStore,
+        recall: Recall | None = None,
     ) -> None:
-        """`connection`: to the same server, for what is asked in threads. `store`: of files and batches."""
+        """`connection`: to the same server, for what is asked in threads. `store`: of files and batches. `recall`: what
+        was embedded before."""
         self.settings = settings
         self.keys = keys
         self.producer = producer
         self.connection = connection
         self.watch = Watch(connection, settings)
         self.batches = Batches(store, connection)
+        self.recalling = None if recall is None else Recalling(recall)
         self.limits = Limits(settings.max_requests)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.watch, self.limits)

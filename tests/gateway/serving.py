@@ -27,6 +27,8 @@ from tests.worker.conftest import Fleet, eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from impetus_producer.bulk.recall import Recall
+
 MODELS = Path(__file__).parents[1] / "data" / "models"
 REAL_EMBEDDINGS = ("--embedding-model", str(MODELS / "bge"), "--embedding-backend", "numpy")
 REAL_GENERATION = ("--generation-model", str(MODELS / "tiny-says"), "--generation-backend", "mlx")
@@ -63,13 +65,15 @@ def serving(
     patience_s: float = 20,
     port: int = 0,
     files: Path | None = None,
+    recall: Recall | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
     producer = Producer(redis_url)
     folder = files or Path(tempfile.mkdtemp())
     store = BatchStore(folder)
     made = Settings(**{"drain_s": 20.0, **settings})
-    gateway = Gateway(made, keys or Keys(), AsyncProducer(redis_url, patience_s=patience_s), producer.connection, store)
+    asking = AsyncProducer(redis_url, patience_s=patience_s)
+    gateway = Gateway(made, keys or Keys(), asking, producer.connection, store, recall)
     address = Address(port=port)
     server, listening = make_server(gateway, address), address.open()
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="gateway")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..client import Producer
     from ..requests import InputType
-    from .kept.store import Store
+    from .kept.store import AnswerStore
 
 __all__ = [
     "DEFAULT_BACKLOG_JOBS",
@@ -48,7 +48,7 @@ def embed_documents(
     dimensions: int | None = None,
     input_type: InputType | None = None,
     truncate: bool = True,
-    store: Store | None = None,
+    store: AnswerStore | None = None,
     while_waiting: Callable[[], None] | None = None,
 ) -> Iterator[Embedded]:
     """Yields each document's vector, or why it has none, in the order of `documents`.

@@ -14,7 +14,7 @@ import click
 
 from ..bulk.kept.databases import NO_ROOM, NO_ROOM_ERRORS
 from ..bulk.kept.journal import Journal
-from ..bulk.kept.store import Store
+from ..bulk.kept.stores import open_store
 from ..bulk.run import work_documents
 from ..errors import ImpetusError, InvalidRequestError
 from ..reading.duplicates import Ids
@@ -26,8 +26,8 @@ from .summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
+    from ..bulk.kept.store import AnswerStore
     from ..bulk.works import Work
     from ..documents import FailedDocument, Read
     from ..reading.options import ReadingOptions
@@ -87,7 +87,7 @@ def run(
                 out.folder.clear()
             with (
                 open_session(options.redis_url, options.patience_s, work.queue, worker_options) as session,
-                _open_store(options.store) as store,
+                _open_store(options) as store,
                 Journal(out.folder.path, store, jobs_stay=session.stays) as journal,
             ):
                 if journal.goes_on:
@@ -157,8 +157,8 @@ def _work(
         raise ImpetusError(f"there are no documents in {source.name!r}")
 
 
-def _open_store(path: Path | None) -> AbstractContextManager[Store | None]:
-    return nullcontext() if path is None else Store(path)
+def _open_store(options: RunOptions) -> AbstractContextManager[AnswerStore | None]:
+    return nullcontext() if options.store is None else open_store(options.store, patience_s=options.patience_s)
 
 
 def _noted(documents: Iterable[Read], read: deque[Read]) -> Iterator[Read]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +26,7 @@ class RunOptions:
     on_duplicate: OnDuplicate
     max_backlog_jobs: int
     resume: bool
-    store: Path | None
+    store: str | None
     progress: ProgressKind
     as_json: bool
     patience_s: float
@@ -112,10 +111,10 @@ def run_options(command: Callable[..., Any]) -> Any:
         ),
         click.option(
             "--store",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="An SQLite file of what any run computed, by content, model and options: what is in it is not "
-            "computed again, and what is computed goes there. Made where it is not there.",
+            metavar="FILE|URL",
+            help="What any run computed, by content, model and options: what is in it is not computed again, and what "
+            "is computed goes there. An SQLite file, made where it is not there, or a server: "
+            "redis://host/1?ttl_s=604800&max_bytes=256000000.",
         ),
         click.option(
             "--progress",
