@@ -19,6 +19,7 @@ from ..bulk.run import work_documents
 from ..errors import ImpetusError, InvalidRequestError
 from ..reading.duplicates import Ids
 from ..reading.source import open_source
+from ..runs import Announcement
 from ..shown import printable
 from .progress import progress
 from .server import open_session
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ..reading.source import Source
     from ..writing.output import Output
     from .options import RunOptions
+    from .progress import Pace
     from .server import Session
 
 
@@ -132,7 +134,18 @@ def _work(
     # Outcomes come in the order of what was read: the oldest of these is the next one's.
     read: deque[Read] = deque()
     documents = steps.prepared(ids.checked(lambda: source), session)
-    with progress(options.progress, source.count, lambda: journal.computed > 0, work.label) as (advance, look):
+    announcement = Announcement(session.producer, work.label, out.name)
+
+    def tell(pace: Pace) -> None:
+        announcement.tell(pace.done, pace.total, pace.rate, pace.left_s)
+
+    with (
+        closing(announcement),
+        progress(options.progress, source.count, lambda: journal.computed > 0, work.label, tell=tell) as (
+            advance,
+            look,
+        ),
+    ):
 
         def while_waiting() -> None:
             session.check()
