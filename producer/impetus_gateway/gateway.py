@@ -20,6 +20,7 @@ from .entry.callers import ANYONE, Caller, Keys, Role
 from .entry.errors import HttpError, http_error
 from .entry.limits import Limits
 from .events import HungUpError
+from .recalling import Recalling
 from .seeing.metrics import Metrics, Stopwatch
 from .seeing.overview import Overview
 from .seeing.watch import Watch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from impetus_producer.asynchronous import AsyncProducer
     from impetus_producer.batches.store import BatchStore
+    from impetus_producer.bulk.recall import Recall
 
     from .settings import Settings
     from .webhooks import Receiver
@@ -55,9 +57,10 @@ class Gateway:
         connection: Redis,
         store: BatchStore,
         receivers: Sequence[Receiver] = (),
+        recall: Recall | None = None,
     ) -> None:
         """`connection`: to the same server, for what is asked in threads. `store`: of files and batches. `receivers`:
-        who is told when a batch ends.
+        who is told when a batch ends. `recall`: what was embedded before.
         """
         self.settings = settings
         self.keys = keys
@@ -65,6 +68,7 @@ class Gateway:
         self.connection = connection
         self.watch = Watch(connection, settings)
         self.batches = Batches(store, connection, Webhooks(store, receivers))
+        self.recalling = None if recall is None else Recalling(recall)
         self.limits = Limits(settings.max_requests)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.watch, self.limits)

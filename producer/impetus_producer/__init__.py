@@ -11,6 +11,7 @@ Importing this loads no numpy, no Redis client and no model library.
 from typing import TYPE_CHECKING, Any
 
 from .bulk.embedder import ImpetusEmbedder, embed_batch
+from .bulk.kept.remote_store import RedisStore
 from .bulk.kept.store import Store
 from .bulk.run import EmbeddedDocument, embed_documents
 from .client import Producer
@@ -74,6 +75,7 @@ __all__ = [
     "MissingExtraError",
     "NoServerError",
     "Producer",
+    "RedisStore",
     "RerankHandle",
     "RerankRequest",
     "RerankResult",

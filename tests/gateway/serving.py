@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from impetus_gateway.webhooks import Receiver
 
+    from impetus_producer.bulk.recall import Recall
+
 MODELS = Path(__file__).parents[1] / "data" / "models"
 REAL_EMBEDDINGS = ("--embedding-model", str(MODELS / "bge"), "--embedding-backend", "numpy")
 REAL_GENERATION = ("--generation-model", str(MODELS / "tiny-says"), "--generation-backend", "mlx")
@@ -67,14 +69,15 @@ def serving(
     port: int = 0,
     files: Path | None = None,
     receivers: Sequence[Receiver] = (),
+    recall: Recall | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
     producer = Producer(redis_url)
     folder = files or Path(tempfile.mkdtemp())
     store = BatchStore(folder)
     made = Settings(**{"drain_s": 20.0, **settings})
-    asyncio_producer = AsyncProducer(redis_url, patience_s=patience_s)
-    gateway = Gateway(made, keys or Keys(), asyncio_producer, producer.connection, store, receivers)
+    asking = AsyncProducer(redis_url, patience_s=patience_s)
+    gateway = Gateway(made, keys or Keys(), asking, producer.connection, store, receivers, recall)
     address = Address(port=port)
     server, listening = make_server(gateway, address), address.open()
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="gateway")

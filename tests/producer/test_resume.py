@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -223,6 +224,9 @@ def test_a_full_disk_keeps_what_is_done(folder: Path, redis_url: str, bench: Ben
         assert process.stderr is not None
         said = process.stderr.read()
     assert "run the same command again to go on" in said
+    assert "out.jsonl.impetus/" in said
+    assert "is full, or a file may not become larger (ulimit -f)" in said
+    assert "disk I/O error" not in said
     assert "Traceback" not in said
     assert not (folder / "out.jsonl").exists()
     before = len(bench.documents)
@@ -230,6 +234,24 @@ def test_a_full_disk_keeps_what_is_done(folder: Path, redis_url: str, bench: Ben
     assert embed(redis_url).exit_code == 0
     np.testing.assert_array_equal(read_back(folder / "out.jsonl")[1], [vector_of(line) for line in lines])
     # Of what was being kept when the disk was full nothing was lost: it was still in Redis.
+    assert bench.documents == Counter(lines)
+
+
+def test_a_disk_that_is_full_when_the_output_is_written_is_told_with_its_name(
+    folder: Path, redis_url: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = texts(folder, 20)
+
+    def full(self: Any, rows: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("impetus_producer.writing.formats._JsonLines.write", full)
+        result = embed(redis_url)
+    assert result.exit_code == 1
+    assert "'out.jsonl' cannot be written: the disk or a quota is full" in result.stderr
+    assert "run the same command again to go on" in result.stderr
+    assert embed(redis_url).exit_code == 0
     assert bench.documents == Counter(lines)
 
 

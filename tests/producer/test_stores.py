@@ -7,12 +7,15 @@ import json
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from impetus_producer.documents import Document
 from impetus_producer.errors import ImpetusError, InvalidRequestError
+from impetus_producer.reading.source import ReadingOptions, open_source
 from impetus_producer.writing import output
 from impetus_producer.writing.output import open_output
 from impetus_producer.writing.rows import Layout, Precision
@@ -126,6 +129,26 @@ def test_a_store_holds_every_bit_and_a_second_run_replaces_rows_by_their_key(
     assert rows["twice"][1:3] == (1, "c")
     np.testing.assert_array_equal(rows["twice"][3], vectors[3])
     assert not list(Path().glob("*.impetus"))
+
+
+def test_the_rows_of_a_query_to_postgres_are_documents(postgres: str) -> None:
+    ask_postgres(postgres, "DROP TABLE IF EXISTS posts")
+    ask_postgres(postgres, "CREATE TABLE posts (id uuid DEFAULT gen_random_uuid(), body jsonb, at date)")
+    rows = "SELECT jsonb_build_object('text', 'text ' || n), date '2026-01-01' + n FROM generate_series(1, 3000) n"
+    ask_postgres(postgres, f"INSERT INTO posts (body, at) {rows}")
+    parts = urlsplit(postgres)
+    socket = f"{parse_qs(parts.query)['host'][0]}/.s.PGSQL.5432"
+    url = f"postgresql+pg8000://{parts.netloc}{parts.path}?unix_sock={socket}"
+    options = ReadingOptions(
+        sql=(url, "SELECT id, body, at FROM posts WHERE body->>'text' LIKE 'text%' ORDER BY at"),
+        text_field="body.text",
+        columns=("at",),
+    )
+    documents = list(open_source([], options))
+    assert len(documents) == 3000
+    assert isinstance(documents[0], Document)
+    assert isinstance(documents[0].id, str)
+    assert (documents[0].text, str(documents[0].columns[0])) == ("text 1", "2026-01-02")
 
 
 def test_what_a_store_cannot_take_is_one_sentence_without_a_password(

@@ -18,7 +18,8 @@ from impetus_producer.bodies.embeddings import (
 )
 from impetus_producer.parsing import parse_request
 
-from ..submitting import Order, accepted, embedded, submit, wants_no_wait
+from ..recalling import embed_or_recall
+from ..submitting import Order, accepted, submit, wants_no_wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -33,12 +34,17 @@ _ROWS_AT_ONCE = 16
 async def embeddings(call: Call) -> Response:
     body = parse_request(EmbeddingsBody, call.json())
     wanted = body.encoding_format or "float"
-    job_id = await submit(call, embedding_order(body, ENDPOINT, {"encoding_format": wanted}))
+    order = embedding_order(body, ENDPOINT, {"encoding_format": wanted})
     if wants_no_wait(call):
-        return accepted(job_id)
-    result = await embedded(call, job_id)
-    content = await in_openais_words(result, wanted)
-    return Response(content, headers={"X-Job-Id": job_id}, media_type="application/json")
+        return accepted(await submit(call, order))
+    job_id, result = await embed_or_recall(call, order)
+    return answered(await in_openais_words(result, wanted), job_id)
+
+
+def answered(content: bytes, job_id: str | None) -> Response:
+    """`job_id`: None where no job was needed."""
+    headers = {} if job_id is None else {"X-Job-Id": job_id}
+    return Response(content, headers=headers, media_type="application/json")
 
 
 def embedding_order(body: EmbeddingsBody, endpoint: str, wants: dict[str, Any]) -> Order:

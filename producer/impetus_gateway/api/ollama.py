@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from pydantic_core import to_json
-from starlette.responses import Response
 
 from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.contract.conversation import Wire
 from impetus_producer.parsing import parse_request
 
-from ..submitting import accepted, embedded, submit, wants_no_wait
-from .embeddings import embedding_order, vectors_as_json
+from ..recalling import embed_or_recall
+from ..submitting import accepted, submit, wants_no_wait
+from .embeddings import answered, embedding_order, vectors_as_json
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
+
     from impetus_producer.contract import EmbeddingResult
 
     from ..gateway import Call
@@ -67,12 +69,11 @@ async def embeddings(call: Call) -> Response:
 
 
 async def _answered(call: Call, asked: EmbeddingsBody, endpoint: str) -> Response:
-    job_id = await submit(call, embedding_order(asked, endpoint, {}))
+    order = embedding_order(asked, endpoint, {})
     if wants_no_wait(call):
-        return accepted(job_id)
-    result = await embedded(call, job_id)
-    content = await in_ollamas_words(result, endpoint, call.watch.seconds())
-    return Response(content, headers={"X-Job-Id": job_id}, media_type="application/json")
+        return accepted(await submit(call, order))
+    job_id, result = await embed_or_recall(call, order)
+    return answered(await in_ollamas_words(result, endpoint, call.watch.seconds()), job_id)
 
 
 async def in_ollamas_words(result: EmbeddingResult, endpoint: str, took_s: float = 0.0) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,14 @@ def _listed_options(command: Callable[..., Any]) -> Any:
 @_listed_options
 @click.option("--without-keys", is_flag=True, help="Let in whoever reaches HOST, also from other machines.")
 @_settings_options
+@click.option(
+    "--store",
+    "answers_store",
+    metavar="FILE|URL",
+    envvar="IMPETUS_STORE",
+    help="Embed no text that is in this store, and put there what is embedded: an SQLite file, or a server, "
+    "redis://host/1?ttl_s=604800&max_bytes=256000000. `impetus embed --store` shares it.",
+)
 @click.option("--access-log", is_flag=True, help="A line on stderr for each request.")
 @click.argument("worker_options", nargs=-1, metavar="[-- WORKER-OPTION...]")
 @patience_option
@@ -164,6 +173,7 @@ def serve(
     listed: _Listed,
     without_keys: bool,
     settings: Settings,
+    answers_store: str | None,
     access_log: bool,
     worker_options: tuple[str, ...],
     patience_s: float,
@@ -195,6 +205,8 @@ def serve(
     """
     require_extra()
     from impetus_producer.asynchronous import AsyncProducer
+    from impetus_producer.bulk.kept.stores import open_store
+    from impetus_producer.bulk.recall import Recall
 
     from ..entry.callers import Keys
     from ..gateway import Gateway
@@ -206,10 +218,14 @@ def serve(
     address.check(keys_needed=keys.needed, without_keys=without_keys)
     settings = replace(settings, hosts=(*settings.hosts, "*" if without_keys else address.host))
     store = listed.store()
-    with open_session(redis_url, patience_s, None, worker_options) as session:
+    with (
+        open_session(redis_url, patience_s, None, worker_options) as session,
+        nullcontext() if answers_store is None else open_store(answers_store, patience_s=0) as answers,
+    ):
         producer = AsyncProducer(connection=session.producer.connection, patience_s=patience_s)
+        recall = None if answers is None else Recall(answers)
         serve_until_signalled(
-            Gateway(settings, keys, producer, session.producer.connection, store, receivers),
+            Gateway(settings, keys, producer, session.producer.connection, store, receivers, recall),
             address,
             access_log=access_log,
             on_start=_say_where,

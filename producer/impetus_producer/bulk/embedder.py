@@ -8,8 +8,10 @@ dataset.map(ImpetusEmbedder(redis_url=url), batched=True, batch_size=256)       
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from .. import contract
 from ..client import Producer
@@ -17,6 +19,8 @@ from ..errors import JobCancelledError, JobFailedError, JobNotFoundError
 from ..handles import EmbeddingHandle
 from ..requests import embedding_payload
 from ..texts import CHARACTERS_PER_JOB, check_many, checked, parts
+from .kept.stores import open_store
+from .recall import Recall
 from .works import text_key
 
 if TYPE_CHECKING:
@@ -24,10 +28,14 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ..contract import EmbeddingResult
     from ..requests import InputType
+    from .kept.store import AnswerStore
+    from .recall import Recalled
 
 _TEXTS_PER_JOB = 64
 _MOST_LOSSES = 5
+_RECALLS: WeakKeyDictionary[AnswerStore, Recall] = WeakKeyDictionary()
 
 
 def embed_batch(
@@ -39,68 +47,120 @@ def embed_batch(
     input_type: InputType | None = None,
     truncate: bool = True,
     timeout_s: float | None = None,
+    store: AnswerStore | None = None,
 ) -> np.ndarray | list[list[float]]:
     """The texts' vectors, (texts, dimensions), by jobs of the bulk queue.
 
     A batch that is asked for again, by whom ever, is computed once for as long as its results stay in Redis
     (`Producer(result_ttl_s=...)`, an hour): its jobs' ids follow from its texts and options.
-    What failed is forgotten, so that asking again tries again. Safe in several threads.
+    What failed is forgotten, so that asking again tries again. With a `store` no text is computed that is in it, by
+    any run or service, as far as the model is known that would answer (`recall.py`). Safe in several threads.
 
     Raises `InvalidRequestError` naming the text at fault, `JobFailedError`, `ResultTimeoutError` when one of the jobs
     takes longer than `timeout_s`, `ServerError` when the producer's patience ends.
     """
     check_many(texts, _TEXTS_PER_JOB, 1)
-    payloads = {}
+    recall = None if store is None else _RECALLS.setdefault(store, Recall(store))
+    results: list[EmbeddingResult] = []
+    waiting = []
     for part in parts(checked(texts), _TEXTS_PER_JOB, CHARACTERS_PER_JOB, len):
         payload = embedding_payload(part, model, dimensions, input_type, truncate, "raw")
-        name = text_key("\0".join(part), [len(text) for text in part], model, dimensions, input_type, truncate)
-        payloads[f"batch-{name.hex()}"] = payload
-    for job_id, payload in payloads.items():
-        producer.enqueue(contract.EMBEDDING_BULK_QUEUE, contract.EMBED_FUNCTION, {job_id: payload})
-    made = [_vectors(producer, job_id, payload, timeout_s) for job_id, payload in payloads.items()]
+        recalled = None if recall is None else recall.look(payload)
+        waiting.append(_Asked(producer, payload, recall, recalled))
+    results = [asked.result(timeout_s) for asked in waiting]
     try:
         import numpy as np
     except ImportError:
-        return list(chain.from_iterable(made))
-    return np.concatenate(made) if made else np.empty((0, 0), np.float32)
+        return list(chain.from_iterable(result.vectors for result in results))
+    return np.concatenate([result.vectors for result in results]) if results else np.empty((0, 0), np.float32)
 
 
-def _vectors(producer: Producer, job_id: str, payload: Mapping[str, Any], timeout_s: float | None) -> Any:
-    handle = EmbeddingHandle(job_id, producer.connection, producer.patience)
-    for losses_left in range(_MOST_LOSSES, -1, -1):
-        try:
-            return handle.result(timeout_s).vectors
-        except (JobFailedError, JobCancelledError):
-            handle.delete()
-            raise
-        except JobNotFoundError:
-            # The server lost it, or somebody deleted it.
-            if not losses_left:
+class _Asked:
+    """Some texts, of which those that nobody has are on their way."""
+
+    def __init__(
+        self, producer: Producer, payload: dict[str, Any], recall: Recall | None, recalled: Recalled | None
+    ) -> None:
+        self._producer, self._payload = producer, payload
+        self._recall, self._recalled = recall, recalled
+        self._job: tuple[str, dict[str, Any]] | None = None
+        if recalled is None:
+            self._send(payload["input"])
+        elif recalled.missing:
+            self._send(recalled.missing)
+
+    def _send(self, texts: Sequence[str]) -> None:
+        payload = {**self._payload, "input": list(texts)}
+        options = [payload.get(name) for name in ("model", "dimensions", "input_type", "truncate")]
+        job_id = f"batch-{text_key(chr(0).join(texts), [len(text) for text in texts], *options).hex()}"
+        self._job = job_id, payload
+        self._enqueue()
+
+    def _enqueue(self) -> None:
+        assert self._job is not None
+        job_id, payload = self._job
+        self._producer.enqueue(contract.EMBEDDING_BULK_QUEUE, contract.EMBED_FUNCTION, {job_id: payload})
+
+    def result(self, timeout_s: float | None) -> EmbeddingResult:
+        result = None if self._job is None else self._computed(timeout_s)
+        if self._recall is None or self._recalled is None:
+            assert result is not None
+            return result
+        if result is not None:
+            if not self._recalled.fits(result):
+                self._recalled = replace(self._recalled, found={})
+                self._send(self._recalled.missing)
+                result = self._computed(timeout_s)
+            self._recall.keep(self._payload, self._recalled, result)
+        return self._recalled.whole(result)
+
+    def _computed(self, timeout_s: float | None) -> EmbeddingResult:
+        assert self._job is not None
+        handle = EmbeddingHandle(self._job[0], self._producer.connection, self._producer.patience)
+        for losses_left in range(_MOST_LOSSES, -1, -1):
+            try:
+                return handle.result(timeout_s)
+            except (JobFailedError, JobCancelledError):
+                handle.delete()
                 raise
-            handle.delete()
-            producer.enqueue(contract.EMBEDDING_BULK_QUEUE, contract.EMBED_FUNCTION, {job_id: payload})
-    raise AssertionError("unreachable")
+            except JobNotFoundError:
+                # The server lost it, or somebody deleted it.
+                if not losses_left:
+                    raise
+                handle.delete()
+                self._enqueue()
+        raise AssertionError("unreachable")
 
 
 class ImpetusEmbedder:
     """Adds vectors to batches of columns: `embedder({"text": [...]})` is the batch with `embedding` beside `text`.
 
-    `column`, `output`: their names. `options`: those of `embed_batch`. Can be pickled; connects when it is first used,
-    in whatever process that is.
+    `column`, `output`: their names. `store`: the file or URL of a store. `options`: those of `embed_batch`. Can be
+    pickled; connects when it is first used, in whatever process that is.
     """
 
     def __init__(
-        self, redis_url: str | None = None, *, column: str = "text", output: str = "embedding", **options: Any
+        self,
+        redis_url: str | None = None,
+        *,
+        column: str = "text",
+        output: str = "embedding",
+        store: str | None = None,
+        **options: Any,
     ) -> None:
         self._redis_url = redis_url
+        self._store_name = store
         self._column, self._output = column, output
         self._options = options
         self._producer: Producer | None = None
+        self._store: AnswerStore | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         self._producer = self._producer or Producer(self._redis_url)
+        if self._store_name is not None and self._store is None:
+            self._store = open_store(self._store_name)
         texts = [each.item() if hasattr(each, "item") else each for each in batch[self._column]]
-        return {**batch, self._output: embed_batch(self._producer, texts, **self._options)}
+        return {**batch, self._output: embed_batch(self._producer, texts, store=self._store, **self._options)}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_producer": None}
+        return {**self.__dict__, "_producer": None, "_store": None}

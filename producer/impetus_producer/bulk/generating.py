@@ -11,15 +11,13 @@ from ..contract import GenerationRequest, GenerationResult
 from ..errors import InvalidRequestError
 from ..parsing import parse_request
 from .kept.store import Answer, Served
-from .works import ON_DEVICE, Result, Work, awaited, text_key
+from .works import MODEL_QUESTION, ON_DEVICE, Result, Work, awaited, text_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..client import Producer
     from ..documents import Document, DocumentId
-
-_PROBE = "Which model is this?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,6 @@ class GenerationWork(Work[GeneratedDocument]):
         return GeneratedDocument(document.id, json.loads(answer.value), answer.model, answer.fingerprint)
 
     def served(self, producer: Producer, while_waiting: Callable[[], None] | None) -> Served:
-        handle = producer.generate(_PROBE, model=self.options.get("model"), max_tokens=1)
+        handle = producer.generate(MODEL_QUESTION, model=self.options.get("model"), max_tokens=1)
         result: GenerationResult = awaited(handle, while_waiting)
         return Served(result.model, result.provenance.fingerprint)

@@ -5,10 +5,12 @@ Knows the producer, the jobs' bytes and documents. Knows no file and no terminal
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..documents import Document, FailedDocument
-from ..errors import InvalidRequestError, ServerDataError, ServerError, ServerFullError
+from ..errors import InvalidRequestError, MissingExtraError, ServerDataError, ServerError, ServerFullError
 from ..reading.until_error import UntilError
 from ..texts import MOST_CHARACTERS
 from .kept.journal import Keeper, StoreKeeper
@@ -16,11 +18,11 @@ from .window import Window
 from .works import Embedded, EmbeddedDocument, EmbeddingWork, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ..client import Producer
     from ..requests import InputType
-    from .kept.store import Store
+    from .kept.store import AnswerStore
 
 __all__ = [
     "DEFAULT_BACKLOG_JOBS",
@@ -36,6 +38,7 @@ DEFAULT_BACKLOG_JOBS = 128
 """Workers sort some thousand texts by length before they batch them, so jobs end in bursts; this is two of those."""
 
 OutcomeT = TypeVar("OutcomeT")
+ItemT = TypeVar("ItemT")
 
 
 def embed_documents(
@@ -48,8 +51,9 @@ def embed_documents(
     dimensions: int | None = None,
     input_type: InputType | None = None,
     truncate: bool = True,
-    store: Store | None = None,
+    store: AnswerStore | None = None,
     while_waiting: Callable[[], None] | None = None,
+    show_progress: bool = False,
 ) -> Iterator[Embedded]:
     """Yields each document's vector, or why it has none, in the order of `documents`.
 
@@ -58,7 +62,8 @@ def embed_documents(
     that are in it, by any run with these options and the same model, are. A document that the contract refuses is never
     sent. A job that fails is sent again text by text, so that only the documents at fault fail. When the iteration is
     given up, the jobs that still wait are withdrawn; when `documents` raises, what was read before is yielded first.
-    `while_waiting` is called about twice a second while no result comes; what it raises ends the run.
+    `while_waiting` is called about twice a second while no result comes; what it raises ends the run. `show_progress`
+    draws a bar by tqdm (extra `progress`), in notebooks too.
 
     A server that goes is waited for, as long as the producer's patience lasts. What was read by then stays read, and
     jobs that a server lost are sent again.
@@ -67,7 +72,7 @@ def embed_documents(
     refuses them (such as a model it does not serve) before any document succeeded, a `ServerError` when patience ends.
     """
     work = EmbeddingWork(model, dimensions, input_type, truncate)
-    return work_documents(
+    outcomes = work_documents(
         producer,
         work,
         documents,
@@ -76,6 +81,22 @@ def embed_documents(
         max_backlog_jobs=max_backlog_jobs,
         while_waiting=while_waiting,
     )
+    return _drawn(outcomes, len(documents) if isinstance(documents, Sized) else None) if show_progress else outcomes
+
+
+def _drawn(outcomes: Generator[ItemT, None, None], total: int | None) -> Iterator[ItemT]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise MissingExtraError("A bar", "progress") from None
+
+    def drawing() -> Iterator[ItemT]:
+        with closing(outcomes), tqdm(total=total, unit=" docs") as bar:
+            for outcome in outcomes:
+                yield outcome
+                bar.update()
+
+    return drawing()
 
 
 def work_documents(
@@ -87,7 +108,7 @@ def work_documents(
     documents_per_job: int,
     max_backlog_jobs: int,
     while_waiting: Callable[[], None] | None = None,
-) -> Iterator[OutcomeT | FailedDocument]:
+) -> Generator[OutcomeT | FailedDocument, None, None]:
     """`embed_documents` for any kind of work. `keeper` says what is known, and is told of what becomes known."""
     if documents_per_job < 1 or max_backlog_jobs < 1:
         raise InvalidRequestError("texts_per_job and max_backlog_jobs must be at least 1")
@@ -102,7 +123,7 @@ def _run(
     documents: Iterable[Document | FailedDocument],
     max_backlog_jobs: int,
     while_waiting: Callable[[], None] | None,
-) -> Iterator[OutcomeT | FailedDocument]:
+) -> Generator[OutcomeT | FailedDocument, None, None]:
     if window.keeper.asks_for_fingerprint:
         window.keeper.accept(window.work.served(window.producer, while_waiting))
     # An eighth of the window at a time saves round trips; the other seven keep the workers busy meanwhile.

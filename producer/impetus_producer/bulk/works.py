@@ -33,7 +33,8 @@ KEY_BYTES = 16
 ON_DEVICE = "documents on "
 """Before a device's name, in what is counted: how many documents it made."""
 _WAIT_S = 0.5
-_PROBE = "Which model is this?"
+MODEL_QUESTION = "Which model is this?"
+"""The text of a job of our own, of whose answer the model's name and fingerprint matter alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ class EmbeddingWork(Work[EmbeddedDocument]):
         return EmbeddedDocument(document.id, vector_of(answer.value), answer.model, answer.fingerprint)
 
     def served(self, producer: Producer, while_waiting: Callable[[], None] | None) -> Served:
-        result: EmbeddingResult = awaited(producer.embed(_PROBE, model=self.model), while_waiting)
+        result: EmbeddingResult = awaited(producer.embed(MODEL_QUESTION, model=self.model), while_waiting)
         return Served(result.model, result.provenance.fingerprint)
 
 

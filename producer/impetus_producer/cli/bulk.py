@@ -8,16 +8,18 @@ import time
 from collections import deque
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 import click
 
+from ..bulk.kept.databases import NO_ROOM, NO_ROOM_ERRORS
 from ..bulk.kept.journal import Journal
-from ..bulk.kept.store import Store
+from ..bulk.kept.stores import open_store
 from ..bulk.run import work_documents
 from ..errors import ImpetusError, InvalidRequestError
 from ..reading.duplicates import Ids
 from ..reading.source import open_source
+from ..runs import Announcement
 from ..shown import printable
 from .progress import progress
 from .server import open_session
@@ -25,17 +27,20 @@ from .summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
+    from ..bulk.kept.store import AnswerStore
     from ..bulk.works import Work
     from ..documents import FailedDocument, Read
-    from ..reading.source import ReadingOptions, Source
+    from ..reading.options import ReadingOptions
+    from ..reading.source import Source
     from ..writing.output import Output
     from .options import RunOptions
+    from .progress import Pace
     from .server import Session
 
 
 OutcomeT = TypeVar("OutcomeT")
+Prepare: TypeAlias = "Callable[[Iterable[Read], Session], Iterable[Read]]"
 
 
 def _as_they_come(outcomes: Iterator[Any], read: deque[Read]) -> Iterator[tuple[Any, Read]]:
@@ -47,7 +52,7 @@ class Steps(Generic[OutcomeT]):
     """What is done beside the work itself. `prepared`: to documents before; `paired`: to outcomes, which come in the
     order of what was read, to have each with what it is of; `counts`: whether the bar moves on with this one."""
 
-    prepared: Callable[[Iterable[Read], Session], Iterable[Read]] = lambda documents, session: documents
+    prepared: Prepare = lambda documents, session: documents
     paired: Callable[[Iterator[OutcomeT | FailedDocument], deque[Read]], Iterator[tuple[Any, Read]]] = _as_they_come
     counts: Callable[[Read], bool] = lambda document: True
 
@@ -84,7 +89,7 @@ def run(
                 out.folder.clear()
             with (
                 open_session(options.redis_url, options.patience_s, work.queue, worker_options) as session,
-                _open_store(options.store) as store,
+                _open_store(options) as store,
                 Journal(out.folder.path, store, jobs_stay=session.stays) as journal,
             ):
                 if journal.goes_on:
@@ -98,7 +103,9 @@ def run(
     except OSError as error:
         if isinstance(error, ImpetusError) or error.filename is not None:
             raise
-        raise ImpetusError(f"{error.strerror or error}. {_unfinished(out)}") from error
+        full = error.errno in NO_ROOM_ERRORS
+        reason = f"{out.name!r} cannot be written: {NO_ROOM}" if full else error.strerror or error
+        raise ImpetusError(f"{reason}. {_unfinished(out)}") from error
     except ImpetusError:
         if out.folder.is_kept:
             _say(_unfinished(out))
@@ -127,7 +134,18 @@ def _work(
     # Outcomes come in the order of what was read: the oldest of these is the next one's.
     read: deque[Read] = deque()
     documents = steps.prepared(ids.checked(lambda: source), session)
-    with progress(options.progress, source.count, lambda: journal.computed > 0, work.label) as (advance, look):
+    announcement = Announcement(session.producer, work.label, out.name)
+
+    def tell(pace: Pace) -> None:
+        announcement.tell(pace.done, pace.total, pace.rate, pace.left_s)
+
+    with (
+        closing(announcement),
+        progress(options.progress, source.count, lambda: journal.computed > 0, work.label, tell=tell) as (
+            advance,
+            look,
+        ),
+    ):
 
         def while_waiting() -> None:
             session.check()
@@ -152,8 +170,8 @@ def _work(
         raise ImpetusError(f"there are no documents in {source.name!r}")
 
 
-def _open_store(path: Path | None) -> AbstractContextManager[Store | None]:
-    return nullcontext() if path is None else Store(path)
+def _open_store(options: RunOptions) -> AbstractContextManager[AnswerStore | None]:
+    return nullcontext() if options.store is None else open_store(options.store, patience_s=options.patience_s)
 
 
 def _noted(documents: Iterable[Read], read: deque[Read]) -> Iterator[Read]:

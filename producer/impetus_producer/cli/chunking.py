@@ -14,17 +14,18 @@ if TYPE_CHECKING:
 
     from ..bulk.works import EmbeddedDocument, EmbeddingWork
     from ..documents import Read
+    from .bulk import Prepare
     from .server import Session
 
 
 def chunking_steps(
-    work: EmbeddingWork, tokens: int, overlap: int, tokenizer: str | None, *, pooled: bool
+    work: EmbeddingWork, tokens: int, overlap: int, tokenizer: str | None, *, before: Prepare, pooled: bool
 ) -> Steps[EmbeddedDocument]:
-    """`tokenizer`: the name of a model, None for the one that is served."""
+    """`tokenizer`: the name of a model, None for the one that is served. `before`: what is done to documents first."""
 
     def prepared(documents: Iterable[Read], session: Session) -> Iterable[Read]:
         name = tokenizer or work.model or work.served(session.producer, session.check).model
-        return chunks.chunked(documents, chunks.Chunker(chunks.open_tokenizer(name), tokens, overlap))
+        return chunks.chunked(before(documents, session), chunks.Chunker(chunks.open_tokenizer(name), tokens, overlap))
 
     if pooled:
         return Steps(prepared, mean_pooled)

@@ -13,21 +13,23 @@ from ..errors import InvalidRequestError
 from ..reading import chunks
 from ..writing.output import open_output
 from ..writing.rows import PRECISIONS, Layout
-from .bulk import open_checked, run
+from .bulk import Steps, open_checked, run
 from .chunking import chunking_steps
 from .options import reading_options, run_options
+from .templating import Templated, template_option
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..reading.source import ReadingOptions
+    from ..bulk.works import EmbeddedDocument
+    from ..reading.options import ReadingOptions
     from ..requests import InputType
     from ..writing.rows import Precision
     from .options import RunOptions
 
 
 @click.command(short_help="Embed documents and write their vectors to a file or a database.")
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("inputs", metavar="[INPUT...]", nargs=-1)
 @click.option(
     "--output",
     "-o",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     help="Where the vectors go: a name ending in .parquet, .arrow, .jsonl or .npy, or a database; see below.",
 )
 @reading_options
+@template_option("What is embedded of each record", "'{title}: {doc.body}'")
 @click.option("--model", metavar="NAME", help="The model. Default: the one the worker serves.")
 @click.option(
     "--dimensions",
@@ -100,6 +103,7 @@ def embed(
     inputs: tuple[str, ...],
     output: str,
     reading: ReadingOptions,
+    template: str | None,
     model: str | None,
     dimensions: int | None,
     input_type: str | None,
@@ -116,10 +120,10 @@ def embed(
     """Embed the documents in INPUT and write their vectors to OUT, ids and order kept.
 
     INPUT is a .jsonl file or a JSON array, a .csv or .tsv file with a header, a .txt file with one document a line (all
-    of them also as .gz or .zst), a .parquet or .arrow file, a folder of text files, or `-` for standard input; several
-    of them and patterns such as 'data/*.jsonl' are read one after the other. A document
-    that fails is listed with its line, its reason and whether it is worth trying again in OUT.errors.jsonl, the others
-    are written, and the exit status is 1.
+    of them also as .gz or .zst), a .parquet or .arrow file, an .html, .md or .pdf file, a folder of such and of text
+    files, a URL, or `-` for standard input; several of them and patterns such as 'data/*.jsonl' are read one after the
+    other. Or it is what a database answers: --sql. A document that fails is listed with its line, its reason and
+    whether it is worth trying again in OUT.errors.jsonl, the others are written, and the exit status is 1.
 
     OUT appears when it is whole. Until then what is done is kept in the folder OUT.impetus: when a run was interrupted
     or killed, the same command goes on from there. Equal texts are computed once.
@@ -132,6 +136,9 @@ def embed(
         impetus embed notes/ -o notes.jsonl
         impetus embed books/ --chunk 256 --overlap 32 --store books.sqlite -o books.parquet
         impetus embed docs.jsonl -o 'postgresql://me@db.example/search?table=docs'
+        impetus embed 'hf://datasets/me/docs/data/*.parquet' --template '{title}: {body}' -o docs.parquet
+        impetus embed --sql sqlite:///shop.db 'select id, body as text from posts order by id' -o posts.parquet
+        impetus embed manuals/ --pages -o manuals.parquet
         psql -c 'copy (...) to stdout csv header' | impetus embed - -o rows.parquet --input-format csv
 
     \b
@@ -150,7 +157,8 @@ def embed(
     try:
         if chunk is None and (overlap or pool_chunks or tokenizer):
             raise InvalidRequestError("--overlap, --pool-chunks and --tokenizer are about chunks: add --chunk TOKENS")
-        source = open_checked(inputs, reading, output, options)
+        templated = Templated(template, reading)
+        source = open_checked(inputs, templated.asked, output, options)
         types = source.column_types()
         columns: dict[str, Any] = {name: types.get(name) for name in reading.columns}
         if chunk is not None and not pooled:
@@ -164,5 +172,7 @@ def embed(
         raise click.UsageError(str(error)) from None
     work = EmbeddingWork(model, dimensions, cast("InputType | None", input_type), truncate=not no_truncate)
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
-    steps = None if chunk is None else chunking_steps(work, chunk, overlap, tokenizer, pooled=pooled)
+    steps: Steps[EmbeddedDocument] = Steps(templated)
+    if chunk is not None:
+        steps = chunking_steps(work, chunk, overlap, tokenizer, before=templated, pooled=pooled)
     run(source, work, out, options, worker_options, texts_per_job, steps)

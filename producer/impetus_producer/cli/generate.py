@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +17,18 @@ from ..bulk.generating import GenerationWork
 from ..contract import GenerationRequest
 from ..errors import InvalidRequestError, ResultTimeoutError, ServerError
 from ..parsing import parse_request
-from ..reading.source import ReadingOptions
-from ..reading.templates import Template, filled
+from ..reading.options import ReadingOptions
 from ..writing.output import open_answers
 from ..writing.rows import Layout
 from .bulk import Steps, open_checked, run
 from .jobs import check_stream, print_result, print_stream, wait
 from .options import RunOptions, reading_options, run_options
 from .server import open_session
+from .templating import Templated, template_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from typing import TextIO
-
-    from ..documents import Read
-    from .server import Session
 
 _FOR_MANY = {each.name for kind in (ReadingOptions, RunOptions) for each in fields(kind)} - {
     "as_json",
@@ -48,12 +45,7 @@ _FOR_MANY = {each.name for kind in (ReadingOptions, RunOptions) for each in fiel
     metavar="OUT",
     help="Answer every document of INPUT, and write the answers here: a name ending in .jsonl, .parquet or .arrow.",
 )
-@click.option(
-    "--template",
-    metavar="TEXT",
-    help="With -o: what is asked about each document, with fields in braces, such as 'Summarise {title}: {body}'. A "
-    "brace itself is written twice. [default: the text alone]",
-)
+@template_option("With -o: what is asked about each document", "'Summarise {title}: {body}'")
 @click.option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
 @click.option(
     "--messages",
@@ -228,7 +220,7 @@ def _check_stream_and_logprobs(stream: bool, logprobs: bool, as_json: bool) -> N
 def _answer_all(
     inputs: Sequence[str],
     output: str,
-    template_text: str | None,
+    template: str | None,
     work: GenerationWork,
     reading: ReadingOptions,
     options: RunOptions,
@@ -238,30 +230,14 @@ def _answer_all(
         work.check()
         if work.raw and work.system is not None:
             raise InvalidRequestError("--raw continues the text alone: leave out --system")
-        template = None if template_text is None else Template(template_text)
-        asked = reading if template is None else _with_fields_of(template, reading)
-        source = open_checked(inputs, asked, output, options)
+        templated = Templated(template, reading)
+        source = open_checked(inputs, templated.asked, output, options)
         types = source.column_types()
         layout = Layout({name: types.get(name) for name in reading.columns}, source.has_several_files)
         out = open_answers(output, layout)
     except InvalidRequestError as error:
         raise click.UsageError(str(error)) from None
-
-    def prepared(documents: Iterable[Read], session: Session) -> Iterable[Read]:
-        if template is None:
-            return documents
-        return filled(documents, template, asked.text_field or "text", asked.columns, len(reading.columns))
-
-    run(source, work, out, options, worker_options, steps=Steps(prepared))
-
-
-def _with_fields_of(template: Template, reading: ReadingOptions) -> ReadingOptions:
-    """Reads the template's fields too. Where it does not name the text's, its first one stands for that."""
-    text = reading.text_field or "text"
-    if text not in template.fields:
-        text = template.fields[0]
-    more = [name for name in template.fields if name not in (text, *reading.columns)]
-    return replace(reading, text_field=None if text == "text" else text, columns=(*reading.columns, *more))
+    run(source, work, out, options, worker_options, steps=Steps(templated))
 
 
 def _schema_format(schema: str | None) -> dict[str, Any] | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..bulk.run import DEFAULT_BACKLOG_JOBS
-from ..reading.source import ReadingOptions
+from ..reading.options import ReadingOptions
 from .gathering import gathered
 from .server import patience_option, redis_url_option
 
@@ -27,7 +26,7 @@ class RunOptions:
     on_duplicate: OnDuplicate
     max_backlog_jobs: int
     resume: bool
-    store: Path | None
+    store: str | None
     progress: ProgressKind
     as_json: bool
     patience_s: float
@@ -69,6 +68,15 @@ def reading_options(command: Callable[..., Any]) -> Any:
             metavar="NAME",
             help="Such as utf-16, latin-1 or cp1252. [default: by the mark it begins with, else utf-8]",
         ),
+        click.option(
+            "--sql",
+            nargs=2,
+            metavar="URL QUERY",
+            help="Read the rows of this query instead of INPUT: sqlite:///shop.db 'select id, body as text from posts "
+            "order by id'. URL is SQLAlchemy's.",
+        ),
+        click.option("--pages", is_flag=True, help="Make each page of a PDF a document: its id is FILE#page=N."),
+        click.option("--plain-markdown", is_flag=True, help="Read what Markdown shows, not how it is written."),
         click.option("--follow-links", is_flag=True, help="Read what links in a folder lead to, outside of it too."),
     )
 
@@ -103,10 +111,10 @@ def run_options(command: Callable[..., Any]) -> Any:
         ),
         click.option(
             "--store",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="An SQLite file of what any run computed, by content, model and options: what is in it is not "
-            "computed again, and what is computed goes there. Made where it is not there.",
+            metavar="FILE|URL",
+            help="What any run computed, by content, model and options: what is in it is not computed again, and what "
+            "is computed goes there. An SQLite file, made where it is not there, or a server: "
+            "redis://host/1?ttl_s=604800&max_bytes=256000000.",
         ),
         click.option(
             "--progress",

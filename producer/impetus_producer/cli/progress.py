@@ -89,13 +89,12 @@ def progress(
     is_computing: Callable[[], bool],
     label: str,
     noun: str = "documents",
+    tell: Callable[[Pace], None] = lambda pace: None,
 ) -> Iterator[tuple[Callable[..., None], Callable[[], None]]]:
-    """Yields what to call for each document, or for so many, and what to call now and then while none comes."""
+    """Yields what to call for each document, or for so many, and what to call now and then while none comes. `tell` is
+    called about as often as something is shown."""
     if kind == "auto":
         kind = "bar" if sys.stderr.isatty() else "lines"
-    if kind == "none":
-        yield (lambda many=1: None), (lambda: None)
-        return
     pace = Pace(count(), noun=noun)
     every_s = _REDRAW_EVERY_S if kind == "bar" else _LINE_EVERY_S
     next_at = time.monotonic() + every_s
@@ -106,11 +105,19 @@ def progress(
             next_at = now + every_s
             pace.note(is_computing())
             show()
+            tell(pace)
 
     def advance(many: int = 1) -> None:
         pace.done += many
         look()
 
+    if kind == "none":
+
+        def show() -> None:
+            pass
+
+        yield advance, look
+        return
     if kind != "bar":
 
         def show() -> None:

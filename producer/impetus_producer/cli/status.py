@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from ..fleet import read_fleet
+from ..runs import read_runs
 from ..servers.discovery import find_redis_url
 from ..servers.fitness import look
 from ..shown import name_shown, without_password
+from .progress import spoken
 from .server import no_worker, patience_option, patient_producer, redis_url_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ..fleet import Fleet, WorkerState
+    from ..runs import RunState
     from ..servers.fitness import Fitness
 
 
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
 @patience_option
 @redis_url_option
 def status(as_json: bool, patience_s: float, redis_url: str | None) -> None:
-    """Show the queues, their workers, whether anyone is listening, and whether the server keeps what it is given.
+    """Show the queues, their workers, whether anyone is listening, runs over many documents and how far they are, and
+    whether the server keeps what it is given.
 
     Reads only: nothing is moved or cleaned up by looking.
 
@@ -40,15 +44,24 @@ def status(as_json: bool, patience_s: float, redis_url: str | None) -> None:
     url = find_redis_url(redis_url) or ""
     fleet = producer.patience.ask(producer.connection, partial(read_fleet, producer.connection))
     fitness = producer.patience.ask(producer.connection, partial(look, producer.connection, "producer"))
+    runs = producer.patience.ask(producer.connection, partial(read_runs, producer.connection))
     if as_json:
-        said = {"server": without_password(url), **asdict(fleet), "unattended": fleet.unattended(), **asdict(fitness)}
+        said = {
+            "server": without_password(url),
+            **asdict(fleet),
+            "unattended": fleet.unattended(),
+            "runs": [asdict(run) for run in runs],
+            **asdict(fitness),
+        }
         click.echo(json.dumps(said))
     else:
-        for line in lines(fleet, fitness, url):
+        for line in lines(fleet, fitness, url, runs=runs):
             click.echo(line)
 
 
-def lines(fleet: Fleet, fitness: Fitness, url: str, rates: Mapping[str, float] | None = None) -> Iterator[str]:
+def lines(
+    fleet: Fleet, fitness: Fitness, url: str, rates: Mapping[str, float] | None = None, runs: Sequence[RunState] = ()
+) -> Iterator[str]:
     """What there is to say, for a person. `rates`: how many jobs of each queue end a second, where that is known."""
     yield f"Server  {without_password(url)}"
     for finding in fitness.findings:
@@ -66,6 +79,10 @@ def lines(fleet: Fleet, fitness: Fitness, url: str, rates: Mapping[str, float] |
     if fleet.queues_left_out:
         yield f"and {fleet.queues_left_out:,} more queues, which are not shown"
     yield ""
+    if runs:
+        cells = [(run.label, run.output, f"{run.machine}:{run.pid}", *_far(run)) for run in runs]
+        yield from _table(("Run", "output", "on", "documents", "docs/s", "left"), cells, numbers_from=3)
+        yield ""
     if fleet.workers:
         workers = [(w.name, w.state, w.jobs, _seen(w), w.device or "?", ", ".join(w.queues)) for w in fleet.workers]
         yield from _table(("Worker", "state", "jobs", "last seen", "device", "listens to"), workers, numbers_from=6)
@@ -87,6 +104,12 @@ def lines(fleet: Fleet, fitness: Fitness, url: str, rates: Mapping[str, float] |
         yield "The workers are suspended: they take no jobs until `rq resume`."
     if unattended := fleet.unattended():
         yield no_worker(unattended, url)
+
+
+def _far(run: RunState) -> tuple[str, str, str]:
+    documents = f"{run.documents:,}" + ("" if run.total is None else f" of {run.total:,}")
+    rate = "" if run.docs_per_s is None else f"{run.docs_per_s:,.1f}"
+    return documents, rate, "" if run.left_s is None else spoken(run.left_s)
 
 
 def _seen(worker: WorkerState) -> str:

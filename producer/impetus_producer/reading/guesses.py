@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from ..errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from .bytes.streams import Stream
     from .fields import Fields
-    from .streams import Stream
 
 _DELIMITERS = ",\t;|"
 _NAME = re.compile(r"[^\W\d][\w.-]*")

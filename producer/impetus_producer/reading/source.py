@@ -1,7 +1,4 @@
-"""Opens what is to be read: files, patterns of files, folders, standard input. What cannot be read is told at once.
-
-Knows endings and options. The formats themselves are in the modules beside this one.
-"""
+"""Documents in their order, of whatever inputs were named: files, patterns, folders, URLs, standard input, a query."""
 
 from __future__ import annotations
 
@@ -9,88 +6,26 @@ import glob
 import os
 import sys
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import InvalidRequestError
-from .csv_documents import csv_documents
-from .encodings import check_encoding
-from .fields import Fields
-from .folders import TEXT_ENDINGS, Folder, file_document, told
-from .guesses import guess
-from .json_documents import json_documents
-from .lines import line_documents
-from .packing import PACKINGS
-from .streams import Stream, open_stream
-from .tables import TABLE_FORMATS, check_table, column_types, table_documents
+from ..shown import without_password
+from .extracting.extractor import Extractor
+from .options import ReadingOptions, check
+from .parts import STANDARD_INPUT, Opener, Part
+from .places.folders import told
+from .places.remote import is_url, remote_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..documents import Read
+    from .options import Kind
+    from .places.remote import Readable
 
-InputFormat = Literal["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"]
-_Kind = Literal["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow", "document", "folder"]
-FORMATS: dict[str, InputFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".txt": "txt",
-    ".text": "txt",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-_STANDARD_INPUT = "standard input"
-_CHUNK_BYTES = 1 << 20
-_HAVE_FIELDS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
-
-
-@dataclass(frozen=True, slots=True)
-class ReadingOptions:
-    """How inputs are read. What is None goes by each input; an option that none of them heeds is refused."""
-
-    input_format: InputFormat | None = None
-    id_field: str | None = None
-    text_field: str | None = None
-    columns: tuple[str, ...] = ()
-    delimiter: str | None = None
-    encoding: str | None = None
-    follow_links: bool = False
-
-    def fields(self, file: str | None) -> Fields:
-        return Fields(self.id_field or "id", self.text_field or "text", self.id_field is not None, self.columns, file)
-
-    def without_effect(self, kinds: set[_Kind]) -> str | None:
-        """The first option that means nothing to any of these inputs."""
-        for name, value, heeded_by in (
-            ("--id-field", self.id_field, _HAVE_FIELDS),
-            ("--text-field", self.text_field, _HAVE_FIELDS),
-            ("--column", self.columns, _HAVE_FIELDS),
-            ("--delimiter", self.delimiter, ("csv", "tsv")),
-            ("--encoding", self.encoding, ("jsonl", "json", "csv", "tsv", "txt", "document", "folder")),
-            ("--follow-links", self.follow_links, ("folder",)),
-            ("--input-format", self.input_format, (*_HAVE_FIELDS, "txt")),
-        ):
-            if value and not kinds & set(heeded_by):
-                return name
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One input. `count` says about how many documents it has, from a quick look."""
-
-    kind: _Kind
-    read: Callable[[], Iterator[Read]]
-    count: Callable[[], int | None] = lambda: None
-    rereadable: bool = True
-    types: Callable[[], dict[str, Any]] | None = None
+__all__ = ["ReadingOptions", "Source", "open_source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +36,17 @@ class Source:
     paths: tuple[Path, ...]
     notes: tuple[str, ...]
     """What whoever asked should be told before: how it was guessed to read something."""
-    _parts: tuple[_Part, ...]
-    _left_out: Counter[str] = field(default_factory=Counter)
+    _parts: tuple[Part, ...]
+    _left_out: Counter[str]
+    _extractor: Extractor = field(default_factory=Extractor)
 
     def __iter__(self) -> Iterator[Read]:
         self._left_out.clear()
-        for part in self._parts:
-            yield from part.read()
+        try:
+            for part in self._parts:
+                yield from part.read()
+        finally:
+            self._extractor.close()
 
     @property
     def has_several_files(self) -> bool:
@@ -137,7 +76,7 @@ class Source:
 def open_source(
     names: str | Sequence[str], options: ReadingOptions | None = None, *, stdin: BinaryIO | None = None
 ) -> Source:
-    """The documents in the files, folders and patterns `names`, in their order; `-` is standard input.
+    """The documents in the files, folders, URLs and patterns `names`, in their order; `-` is standard input.
 
     The format is the one given, else goes by the file's ending, before `.gz` or `.zst`; where there is none (standard
     input, a pipe) it is guessed from the first lines and said in `notes`.
@@ -150,168 +89,57 @@ def open_source(
     Raises `InvalidRequestError` for what makes an input unreadable as a whole, and for options without an effect.
     """
     options = options or ReadingOptions()
-    _check(options)
-    paths = [path for name in ([names] if isinstance(names, str) else names) for path in _expanded(name)]
-    if not paths:
+    check(options)
+    inputs = [each for name in ([names] if isinstance(names, str) else names) for each in _expanded(name)]
+    if inputs and options.sql is not None:
+        raise InvalidRequestError("--sql is what is read: leave INPUT out")
+    if not inputs and options.sql is None:
         raise InvalidRequestError("there is nothing to read: name a file, a folder, or - for standard input")
-    if paths.count("-") > 1:
+    if inputs.count("-") > 1:
         raise InvalidRequestError("standard input can be read only once: name - once")
-    left_out: Counter[str] = Counter()
-    notes: list[str] = []
+    files = options.whole_files
+    opener = Opener(options, files, Counter())
     parts = []
-    for path in paths:
-        fields = options.fields(path if len(paths) > 1 else None)
-        if path == "-":
-            parts.append(
-                _piped(stdin if stdin is not None else sys.stdin.buffer, _STANDARD_INPUT, options, fields, notes)
-            )
+    for each in inputs:
+        fields = options.fields(str(each) if len(inputs) > 1 else None)
+        if each == "-":
+            parts.append(opener.pipe(stdin if stdin is not None else sys.stdin.buffer, STANDARD_INPUT, fields))
         else:
-            parts.append(_open(Path(path), options, fields, left_out, notes))
+            parts.append(opener.path(Path(each) if isinstance(each, str) else each, fields))
+    if options.sql is not None:
+        parts.append(opener.query(*options.sql, options.fields(None)))
     if ignored := options.without_effect({part.kind for part in parts}):
         kinds = ", ".join(sorted({_TOLD.get(part.kind) or str(part.kind) for part in parts}))
         raise InvalidRequestError(f"{ignored} has no effect on this input, which is {kinds}: leave it out")
-    name = paths[0] if len(paths) == 1 else f"{len(paths):,} inputs"
-    files = tuple(Path(path) for path in paths if path != "-")
-    return Source(_STANDARD_INPUT if name == "-" else name, files, tuple(notes), tuple(parts), left_out)
+    local = tuple(Path(each) for each in inputs if isinstance(each, str) and each != "-")
+    name = _name_of(inputs) if options.sql is None else without_password(options.sql[0])
+    return Source(name, local, tuple(opener.notes), tuple(parts), opener.left_out, files.extractor)
 
 
-_TOLD: dict[_Kind, str] = {
+_TOLD: dict[Kind, str] = {
     "txt": "plain lines",
     "document": "one document a file",
     "folder": "a folder",
     "json": "JSON",
+    "query": "a query",
 }
 
 
-def _check(options: ReadingOptions) -> None:
-    if options.encoding is not None:
-        check_encoding(options.encoding)
-    delimiter = options.delimiter
-    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n '):
-        raise InvalidRequestError(f"--delimiter must be one character, such as ';' or '\\t', not {delimiter!r}")
-    for name in options.columns:
-        if options.columns.count(name) > 1:
-            raise InvalidRequestError(f"--column {name} is given twice: once is enough")
+def _name_of(inputs: Sequence[str | Readable]) -> str:
+    if len(inputs) > 1:
+        return f"{len(inputs):,} inputs"
+    return STANDARD_INPUT if inputs[0] == "-" else str(inputs[0])
 
 
-def _expanded(name: str) -> list[str]:
+def _expanded(name: str) -> Sequence[str | Readable]:
     """What a pattern matches, in order of name. A file that is there is no pattern, whatever its name."""
-    if name == "-" or os.path.lexists(name) or not glob.has_magic(name):
+    if name == "-" or os.path.lexists(name):
+        return [name]
+    if is_url(name):
+        return remote_files(name)
+    if not glob.has_magic(name):
         return [name]
     found = sorted(glob.glob(name, recursive=True))
     if not found:
         raise InvalidRequestError(f"no file matches the pattern {name!r}")
     return found
-
-
-def _open(path: Path, options: ReadingOptions, fields: Fields, left_out: Counter[str], notes: list[str]) -> _Part:
-    name = str(path)
-    try:
-        if path.is_dir():
-            folder = Folder(path, left_out, options.encoding, options.follow_links, fields.file)
-            folder.check()
-            return _Part("folder", folder.documents, folder.count)
-        if not path.exists():
-            path.stat()
-        if not path.is_file():
-            # A pipe can be opened only once.
-            return _piped(path.open("rb"), name, options, fields, notes, owned=True)
-        kind = _kind_of(path, options)
-        if kind == "document":
-            path.open("rb").close()
-            return _Part(
-                kind, lambda: iter([file_document(path, name, None, fields.file, options.encoding)]), lambda: 1
-            )
-        if kind in TABLE_FORMATS:
-            rows = check_table(path, kind, fields)
-            return _Part(
-                kind,
-                lambda: table_documents(path, kind, fields),
-                lambda: rows,
-                types=lambda: column_types(path, kind, options.columns),
-            )
-        with open_stream(path, options.encoding) as stream:
-            _documents(kind, stream, options, fields)
-            countable = stream.encoding.newline == b"\n" and path.suffix.lower() not in PACKINGS
-    except OSError as error:
-        if error.errno is None:
-            raise InvalidRequestError(f"{name!r} cannot be read: {error}") from None
-        raise InvalidRequestError(f"{name!r} cannot be read: {os.strerror(error.errno)}") from None
-
-    def read() -> Iterator[Read]:
-        try:
-            with open_stream(path, options.encoding) as stream:
-                yield from _documents(kind, stream, options, fields)
-        except (FileNotFoundError, PermissionError) as error:
-            yield fields.failed(f"{name!r} is gone since it was looked at: {error.strerror}", 1, retryable=True)
-
-    return _Part(kind, read, lambda: _count_records(path, kind) if countable else None)
-
-
-def _kind_of(path: Path, options: ReadingOptions) -> _Kind:
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    packed = bool(suffixes) and suffixes[-1] in PACKINGS
-    ending = (suffixes[:-1] if packed else suffixes)[-1:]
-    kind: _Kind | None = options.input_format or (FORMATS.get(ending[0]) if ending else None)
-    if kind is None and ending and ending[0] in TEXT_ENDINGS and not packed:
-        return "document"
-    if kind is None:
-        raise InvalidRequestError(
-            f"what {str(path)!r} holds cannot be told from its ending: name it {', '.join(FORMATS)}, give a folder of "
-            "text files, or state --input-format"
-        )
-    if packed and kind in TABLE_FORMATS:
-        raise InvalidRequestError(f"{str(path)!r} must be unpacked first: a .{kind} file is read in no certain order")
-    return kind
-
-
-def _piped(
-    file: BinaryIO, name: str, options: ReadingOptions, fields: Fields, notes: list[str], owned: bool = False
-) -> _Part:
-    """Bytes that come once. Waits for the first lines. `owned`: to be closed when they are read."""
-    if options.input_format in TABLE_FORMATS:
-        raise InvalidRequestError(f"a .{options.input_format} is not read from a pipe: give the file")
-    stream = Stream(file, name, options.encoding)
-    suffix = Path(name).suffix.lower()
-    kind: _Kind | None = options.input_format or (None if name == _STANDARD_INPUT else FORMATS.get(suffix))
-    if kind is None:
-        guessed = guess(stream, fields)
-        kind = guessed.kind
-        notes.append(guessed.sentence)
-    documents = _documents(kind, stream, options, fields)
-
-    def read() -> Iterator[Read]:
-        yield from documents
-        if owned:
-            file.close()
-
-    return _Part(kind, read, rereadable=False)
-
-
-def _documents(kind: _Kind, stream: Stream, options: ReadingOptions, fields: Fields) -> Iterator[Read]:
-    if kind in ("csv", "tsv"):
-        return csv_documents(stream, fields, options.delimiter or ("," if kind == "csv" else "\t"))
-    return (json_documents if kind in ("json", "jsonl") else line_documents)(stream, fields)
-
-
-def _count_records(path: Path, kind: _Kind) -> int | None:
-    with suppress(OSError), path.open("rb") as file:
-        if kind == "json":
-            return None
-        if kind not in ("csv", "tsv"):
-            return _count_lines(file)
-        # A record goes on to the next line while a quote is open.
-        quotes = records = 0
-        for line in file:
-            quotes += line.count(b'"')
-            records += quotes % 2 == 0
-        return max(0, records - 1)
-    return None
-
-
-def _count_lines(file: BinaryIO) -> int:
-    count, last = 0, b"\n"
-    while chunk := file.read(_CHUNK_BYTES):
-        count += chunk.count(b"\n")
-        last = chunk[-1:]
-    return count + (last != b"\n")

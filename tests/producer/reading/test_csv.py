@@ -11,10 +11,10 @@ import pytest
 
 from impetus_producer.documents import Document, FailedDocument
 from impetus_producer.errors import InvalidRequestError
-from impetus_producer.reading import csv_rows
-from impetus_producer.reading.csv_rows import Rows
+from impetus_producer.reading.bytes.streams import Stream
+from impetus_producer.reading.formats import csv_rows
+from impetus_producer.reading.formats.csv_rows import Rows
 from impetus_producer.reading.source import open_source
-from impetus_producer.reading.streams import Stream
 
 from .files import read, told, write
 
@@ -133,7 +133,7 @@ def test_columns_go_along(tmp_path: Path) -> None:
 
 
 def test_a_line_that_cannot_be_held_ends_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("impetus_producer.reading.streams.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("impetus_producer.reading.bytes.streams.MAX_LINE_BYTES", 100)
     path = write(tmp_path / "d.csv", "id,text\na,one\nb," + "x" * 200 + "\nc,three\n")
     reason = "line 3: it is longer than 100 bytes; nothing from here on was read"
     assert read(path) == [Document("a", "one", 2), FailedDocument(None, reason, 3)]

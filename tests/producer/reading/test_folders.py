@@ -61,8 +61,8 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_text_files_says_what_it_looked_for_and_what_it_found(tmp_path: Path) -> None:
-    write(tmp_path / "a.pdf", "x")
-    with pytest.raises(InvalidRequestError, match=r"no text files .* \.md.*; left out 1 \.pdf"):
+    write(tmp_path / "a.png", "x")
+    with pytest.raises(InvalidRequestError, match=r"no text files .* \.md.*; left out 1 \.png"):
         open_source(str(tmp_path))
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from impetus_producer.documents import Document, FailedDocument
 from impetus_producer.errors import InvalidRequestError, MissingExtraError
-from impetus_producer.reading import streams
+from impetus_producer.reading.bytes import streams
+from impetus_producer.reading.bytes.streams import Stream
 from impetus_producer.reading.source import ReadingOptions, open_source
-from impetus_producer.reading.streams import Stream
 
 from .files import read, told, write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ _VERSION = 1
 _BUSY_S = 60.0
 _PAGE_BYTES = 16_384
 """Rows of some kilobytes fill these well: half again as many are written in a second as with SQLite's 4,096."""
+NO_ROOM = "the disk or a quota is full, or a file may not become larger (ulimit -f): make room"
+NO_ROOM_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_ROOM_NAMES = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE"})
+"""What SQLite makes of those: https://www.sqlite.org/rescode.html."""
 
 
 def open_database(path: Path, schema: str) -> sqlite3.Connection:
@@ -76,4 +81,7 @@ def database_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        # Errors of the module itself, such as of a closed database, have no name.
+        if getattr(error, "sqlite_errorname", None) in _NO_ROOM_NAMES:
+            raise ImpetusError(f"{str(path)!r} cannot be written: {NO_ROOM}; what was kept before stays") from error
         raise ImpetusError(f"{str(path)!r} cannot be read or written: {error}") from error

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from .databases import database_errors, open_database, transaction
-from .store import Answer, Served, Store
+from .store import Answer, AnswerStore, Served, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -76,7 +76,7 @@ class Keeper:
 class StoreKeeper(Keeper):
     """Keeps answers in a store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: AnswerStore) -> None:
         super().__init__()
         self._store = store
 
@@ -97,11 +97,11 @@ class StoreKeeper(Keeper):
 class Journal(Keeper, AbstractContextManager["Journal"]):
     """Keeps answers, failures and the window of jobs in the files of a folder, from which another process goes on.
 
-    `store`: where answers go instead, to be found by other runs too. `jobs_stay`: whether the server is there after
-    this run.
+    `store`: where answers go instead, to be found by other runs too; or beside, where it does not last. `jobs_stay`:
+    whether the server is there after this run.
     """
 
-    def __init__(self, folder: Path, store: Store | None = None, *, jobs_stay: bool = True) -> None:
+    def __init__(self, folder: Path, store: AnswerStore | None = None, *, jobs_stay: bool = True) -> None:
         super().__init__()
         self._jobs_stay = jobs_stay
         self._path = folder / JOURNAL
@@ -109,9 +109,16 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
             self._database = open_database(self._path, _SCHEMA)
             opened.callback(self._database.close)
             own = folder / ANSWERS
-            self._stores = [store] if store is not None else []
-            if store is None or own.exists():
-                self._stores.append(opened.enter_context(Store(own)))
+            self._stores: list[AnswerStore] = []
+            """Where answers are looked for."""
+            self._kept_in: list[AnswerStore] = []
+            if store is not None:
+                self._stores.append(store)
+                self._kept_in.append(store)
+            if store is None or not store.lasts or own.exists():
+                self._stores.insert(0, opened.enter_context(Store(own)))
+            if store is None or not store.lasts:
+                self._kept_in.insert(0, self._stores[0])
             with database_errors(self._path):
                 known = self._database.execute("SELECT fingerprint, model FROM fingerprints").fetchall()
                 counted = self._database.execute("SELECT name, count FROM usage").fetchall()
@@ -177,7 +184,8 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
     def keep(
         self, answers: Sequence[tuple[bytes, Answer]], failures: Sequence[tuple[bytes, str]], usage: Mapping[str, int]
     ) -> None:
-        self._stores[0].keep(answers)
+        for store in self._kept_in:
+            store.keep(answers)
         super().keep(answers, failures, usage)
         with database_errors(self._path), transaction(self._database):
             self._database.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?)", failures)

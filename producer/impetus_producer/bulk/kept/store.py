@@ -6,10 +6,11 @@ Knows keys and bytes. Knows no text, no Redis.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from .databases import database_errors, open_database, transaction
 
@@ -42,7 +43,37 @@ class Answer:
     fingerprint: str
 
 
-class Store(AbstractContextManager["Store"]):
+class AnswerStore(AbstractContextManager["AnswerStore"], ABC):
+    """Where answers are kept and found by their keys."""
+
+    lasts: ClassVar[bool] = True
+    """Whether what is kept stays until somebody deletes it."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __bool__(self) -> bool:
+        """Whether there is anything in it."""
+
+    @abstractmethod
+    def find(self, keys: Sequence[bytes], fingerprints: Iterable[str]) -> dict[bytes, Answer]:
+        """The answers to those of `keys` that models of these fingerprints gave."""
+
+    @abstractmethod
+    def keep(self, answers: Iterable[tuple[bytes, Answer]]) -> None:
+        """Once it returns they outlive this process."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Store(AnswerStore):
     """An SQLite file of answers, made where it is not there. Threads, and processes of one machine, may share it.
 
     Holds hashes of texts and what was made of them, no text. Raises `ImpetusError` where it cannot be read or written.
@@ -59,12 +90,10 @@ class Store(AbstractContextManager["Store"]):
             return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def __bool__(self) -> bool:
-        """Whether there is anything in it."""
         with self._lock, database_errors(self.path):
             return self._database.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
 
     def find(self, keys: Sequence[bytes], fingerprints: Iterable[str]) -> dict[bytes, Answer]:
-        """The answers to those of `keys` that models of these fingerprints gave."""
         found: dict[bytes, Answer] = {}
         accepted = list(fingerprints)
         marks = ", ".join("?" * len(accepted))
@@ -80,7 +109,7 @@ class Store(AbstractContextManager["Store"]):
         return found
 
     def keep(self, answers: Iterable[tuple[bytes, Answer]]) -> None:
-        """All of them or, where it raises, none. Once it returns they outlive this process."""
+        """All of them or, where it raises, none."""
         with self._lock, database_errors(self.path), transaction(self._database):
             self._database.executemany(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)",
@@ -90,11 +119,6 @@ class Store(AbstractContextManager["Store"]):
     def close(self) -> None:
         with self._lock:
             self._database.close()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _maker(self, answer: Answer) -> int:
         who = (answer.model, answer.fingerprint)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..contract import MAX_TEXT_BYTES
-from ..documents import Document
-from .encodings import encoding_of
+from ...contract import MAX_TEXT_BYTES
+from ...documents import Document
+from ..bytes.encodings import encoding_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..documents import Read
-    from .fields import Fields
-    from .streams import Stream
+    from ...documents import Read
+    from ..bytes.streams import Stream
+    from ..fields import Fields
 
 
 def line_documents(stream: Stream, fields: Fields) -> Iterator[Read]:

@@ -9,10 +9,10 @@ import io
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from ..errors import MissingExtraError
+from ...errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from ..places.remote import Readable
 
 PACKINGS = (".gz", ".zst")
 
@@ -21,7 +21,7 @@ class DamagedError(OSError):
     """Compressed data that are damaged, or end too early."""
 
 
-def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
+def unpacked(file: BinaryIO, path: Readable) -> BinaryIO:
     """What `file` holds, by the ending of its name. Reading it raises `DamagedError`."""
     packing = path.suffix.lower()
     if packing not in PACKINGS:

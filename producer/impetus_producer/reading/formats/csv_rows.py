@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..contract import MAX_TEXT_BYTES
+from ...contract import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .streams import Line, Stream
+    from ..bytes.streams import Line, Stream
 
 _MAX_FIELD_CHARACTERS = 2 * MAX_TEXT_BYTES
 _NOT_READ = "nothing from here on was read"

@@ -5,26 +5,26 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidRequestError, MissingExtraError
+from ...errors import InvalidRequestError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from ..documents import Read
-    from .fields import Fields
+    from ...documents import Read
+    from ..fields import Fields
+    from ..places.remote import Readable
 
 TABLE_FORMATS = ("parquet", "arrow")
 _ROWS_AT_ONCE = 1024
 
 
-def check_table(path: Path, kind: str, fields: Fields) -> int | None:
+def check_table(path: Readable, kind: str, fields: Fields) -> int | None:
     """Raises `InvalidRequestError` where the table cannot be read so. Gives its number of rows where it says that."""
     with _opened(path, kind, fields) as (_, rows):
         return rows
 
 
-def table_documents(path: Path, kind: str, fields: Fields) -> Iterator[Read]:
+def table_documents(path: Readable, kind: str, fields: Fields) -> Iterator[Read]:
     import pyarrow
 
     number = 0
@@ -43,14 +43,14 @@ def table_documents(path: Path, kind: str, fields: Fields) -> Iterator[Read]:
         yield fields.failed(sentence, number + 1, place="row", retryable=isinstance(error, OSError))
 
 
-def column_types(path: Path, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
+def column_types(path: Readable, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
     """The Arrow types of the top-level columns among `names`."""
     with _opened_schema(path, kind) as schema:
         return {name: schema.field(name).type for name in names if name in schema.names}
 
 
 @contextmanager
-def _opened(path: Path, kind: str, fields: Fields) -> Iterator[tuple[Iterator[Any], int | None]]:
+def _opened(path: Readable, kind: str, fields: Fields) -> Iterator[tuple[Iterator[Any], int | None]]:
     """Batches of the rows with no more columns than are needed."""
     with _reader(path, kind) as reader:
         schema = reader.schema_arrow if kind == "parquet" else reader.schema
@@ -62,13 +62,13 @@ def _opened(path: Path, kind: str, fields: Fields) -> Iterator[tuple[Iterator[An
 
 
 @contextmanager
-def _opened_schema(path: Path, kind: str) -> Iterator[Any]:
+def _opened_schema(path: Readable, kind: str) -> Iterator[Any]:
     with _reader(path, kind) as reader:
         yield reader.schema_arrow if kind == "parquet" else reader.schema
 
 
 @contextmanager
-def _reader(path: Path, kind: str) -> Iterator[Any]:
+def _reader(path: Readable, kind: str) -> Iterator[Any]:
     try:
         import pyarrow
         from pyarrow import parquet

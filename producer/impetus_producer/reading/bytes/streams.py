@@ -11,14 +11,15 @@ import io
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..contract import MAX_PAYLOAD_BYTES
-from ..errors import InvalidRequestError
+from ...contract import MAX_PAYLOAD_BYTES
+from ...errors import InvalidRequestError
 from .encodings import encoding_of
 from .packing import DamagedError, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from ..places.remote import Readable
 
 MAX_LINE_BYTES = MAX_PAYLOAD_BYTES
 _HEAD_BYTES = 1 << 16
@@ -157,7 +158,7 @@ class _Prepended(io.RawIOBase):
 
 
 @contextmanager
-def open_stream(path: Path, encoding: str | None) -> Iterator[Stream]:
+def open_stream(path: Readable, encoding: str | None) -> Iterator[Stream]:
     """The file's text. Raises `OSError` where there is no such file, `InvalidRequestError` where it is no text."""
     with path.open("rb") as file:
         try:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .streams import MAX_LINE_BYTES
+from ..bytes.streams import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..documents import Read
-    from .fields import Fields
-    from .streams import Stream
+    from ...documents import Read
+    from ..bytes.streams import Stream
+    from ..fields import Fields
 
 
 def json_documents(stream: Stream, fields: Fields) -> Iterator[Read]:

@@ -1,4 +1,4 @@
-"""The text files of a folder, each one document, and a count of what else is there."""
+"""The files of a folder that are documents each, and a count of what else is there."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..contract import MAX_TEXT_BYTES
-from ..documents import Document, FailedDocument
-from ..errors import InvalidRequestError
-from .lines import text_of
+from ...documents import FailedDocument
+from ...errors import InvalidRequestError
+from ..extracting.whole_files import ENDINGS, WholeFiles
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator
 
-    from ..documents import Read
-
-TEXT_ENDINGS = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex"})
-"""Which files of a folder are documents."""
+    from ...documents import Read
 
 
 @dataclass(slots=True)
@@ -32,7 +28,7 @@ class Folder:
 
     path: Path
     left_out: Counter[str]
-    encoding: str | None = None
+    files: WholeFiles = field(default_factory=WholeFiles)
     follow_links: bool = False
     file: str | None = None
     _seen: set[tuple[int, int]] = field(default_factory=set)
@@ -42,7 +38,7 @@ class Folder:
         if next(self._files(), None) is None:
             raise InvalidRequestError(
                 f"there are no text files in the folder {str(self.path)!r}: looked for "
-                f"{', '.join(sorted(TEXT_ENDINGS))}{'; left out ' + told(self.left_out) if self.left_out else ''}"
+                f"{', '.join(sorted(ENDINGS))}{'; left out ' + told(self.left_out) if self.left_out else ''}"
             )
         self.left_out.clear()
 
@@ -52,14 +48,18 @@ class Folder:
         return counted
 
     def documents(self) -> Iterator[Read]:
-        for row, found in enumerate(self._files(), 1):
+        row = 1
+        for found in self._files():
             if isinstance(found, OSError):
                 path = Path(os.fsdecode(found.filename))
                 yield FailedDocument(
                     self._name(path), f"the folder cannot be read: {found.strerror}", row, self.file, retryable=True
                 )
-            else:
-                yield file_document(found, self._name(found), row, self.file, self.encoding)
+                row += 1
+                continue
+            for document in self.files.documents(found, self._name(found), row, self.file):
+                yield document
+                row += 1
 
     def _name(self, path: Path) -> str:
         within = _printable(path.relative_to(self.path))
@@ -77,8 +77,10 @@ class Folder:
                 path, ending = Path(at, name), os.path.splitext(name)[1].lower()
                 if name.startswith("."):
                     self.left_out["hidden"] += 1
-                elif ending not in TEXT_ENDINGS:
+                elif ending not in ENDINGS:
                     self.left_out[ending or "without an ending"] += 1
+                elif not self.files.reads(path):
+                    self.left_out[f"{ending} (which the 'documents' extra reads)"] += 1
                 elif not self.follow_links and path.is_symlink() and not os.path.realpath(path).startswith(inside):
                     self.left_out["links out of the folder"] += 1
                 else:
@@ -101,21 +103,6 @@ class Folder:
         is_new = (status.st_dev, status.st_ino) not in self._seen
         self._seen.add((status.st_dev, status.st_ino))
         return is_new and not inside_itself
-
-
-def file_document(path: Path, name: str, row: int | None, file: str | None, encoding: str | None) -> Read:
-    """A whole file as one document."""
-    try:
-        if not path.is_file():
-            raise ValueError("this is no regular file")
-        if path.stat().st_size > MAX_TEXT_BYTES * 4:
-            raise ValueError(f"the file is longer than {MAX_TEXT_BYTES:,} bytes")
-        with path.open("rb") as opened:
-            return Document(name, text_of(opened, name, encoding), row, file)
-    except OSError as error:
-        return FailedDocument(name, f"the file cannot be read: {error.strerror}", row, file, retryable=True)
-    except (ValueError, InvalidRequestError) as error:
-        return FailedDocument(name, str(error), row, file)
 
 
 def told(left_out: Counter[str]) -> str:

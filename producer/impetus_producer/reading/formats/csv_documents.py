@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidRequestError
+from ...errors import InvalidRequestError
+from ..fields import MISSING
 from .csv_rows import Rows
-from .fields import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..documents import Read
-    from .fields import Fields
-    from .streams import Stream
+    from ...documents import Read
+    from ..bytes.streams import Stream
+    from ..fields import Fields
 
 _DELIMITERS = {",": "','", ";": "';'", "\t": "'\\t'", "|": "'|'"}
 """The usual ones, as they are typed on a command line."""

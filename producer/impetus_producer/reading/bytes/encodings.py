@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 from dataclasses import dataclass
 
-from ..errors import InvalidRequestError
+from ...errors import InvalidRequestError
 
 # The mark of UTF-32 begins with that of UTF-16.
 _MARKS = (

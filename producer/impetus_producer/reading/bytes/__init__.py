@@ -1,0 +1,1 @@
+"""Bytes as numbered lines of text: what packs them, what encodes them."""

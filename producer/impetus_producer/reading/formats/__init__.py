@@ -1,0 +1,1 @@
+"""What is in a file: a module or two for each format."""

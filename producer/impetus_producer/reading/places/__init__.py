@@ -1,0 +1,1 @@
+"""Where documents are: folders, other machines by URL, databases by a query."""
