@@ -17,9 +17,9 @@ from scripts.models_page import write_part
 
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.coreml import package
-from impetus_backends.embedding.devices.coreml.buckets import Bucket
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.operations import INPUTS
+from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
 from impetus_backends.embedding.folder.reranker import read_reranker

@@ -20,7 +20,7 @@ PACKAGES = {
     "impetus_worker": ROOT / "worker",
     "impetus_backends": ROOT / "backends",
 }
-NEVER_AT_TOP = {"mlx", "mlx_lm", "coremltools", "onnxruntime", "transformers"}
+NEVER_AT_TOP = {"coreai", "mlx", "mlx_lm", "coremltools", "onnxruntime", "transformers"}
 HEAVY_FOR_THE_PRODUCER = {"numpy", "pyarrow", "rq", "redis"}
 
 

@@ -1,8 +1,8 @@
 """The candidates for embeddings, opened one by one until one serves; what became of each is said.
 
-Where Core ML opens and nothing was measured yet, it is timed against the next candidate that can serve, and the faster
-of the two serves: the label "ane" is earned here, and before that in the backend, which refuses where too little of the
-model's cost is placed on the Neural Engine.
+Where Core ML or Core AI opens and nothing was measured yet, it is timed against the next candidate that can serve, and
+the fastest serves: the label "ane" is earned here, and before that in the backend, which refuses where too little of
+the model's cost is placed on the Neural Engine.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
 from impetus_backends.policy import (
+    TO_BE_PROVEN,
     Absence,
     Choice,
     check_memory,
@@ -80,10 +81,11 @@ class EmbeddingCandidates:
     def open_best(self, choice: Choice, *, compared: bool) -> EmbeddingEngine:
         """The engine that serves; raises `BackendUnavailableError` with every reason where there is none.
 
-        `compared`: what was measured here changes the order, and Core ML must prove itself where nothing was.
+        `compared`: what was measured here changes the order, and Core ML and Core AI must prove themselves where
+        nothing was.
         """
         measured = None
-        if compared and "coreml" in without_excluded(choice, self._excluded).candidates:
+        if compared and _unproven(without_excluded(choice, self._excluded).candidates):
             measured = self._means.cache.find(self._conditions())
             choice = embedding_choice(self._hardware, self._means.absence, measured)
         choice = without_excluded(choice, self._excluded)
@@ -92,21 +94,24 @@ class EmbeddingCandidates:
         first = next(opened, None)
         if first is None:
             raise BackendUnavailableError(f"nothing here can serve {self._kind}: {'; '.join(self.reasons)}")
-        if compared and measured is None and first[0].name == "coreml":
-            first = self._faster(first, next(opened, None))
+        if compared and measured is None and first[0].name in TO_BE_PROVEN:
+            first = self._fastest(_to_compare(first, opened))
         backend, opened_engine = first
         return EmbeddingEngine(backend, replace(opened_engine.info, reasons=tuple(self.reasons)))
 
     def measure(self, choice: Choice) -> Measurement:
-        """Core ML timed against the best other candidate, and remembered.
+        """Core ML and Core AI timed against the best other candidate, and remembered.
 
         Raises `BackendUnavailableError` where there are no two to compare, `OSError` where it cannot be remembered.
         """
-        order = ("coreml", *(name for name in choice.candidates if name != "coreml"))
-        opened = self._open(order)
-        found = [each for each in (next(opened, None), next(opened, None)) if each is not None]
-        if len(found) < 2 or found[0][0].name != "coreml":
-            raise BackendUnavailableError(f"Core ML and another backend are needed: {'; '.join(self.reasons)}")
+        unproven = _unproven(choice.candidates)
+        opened = self._open((*unproven, *(name for name in choice.candidates if name not in unproven)))
+        first = next(opened, None)
+        found = _to_compare(first, opened) if first is not None else []
+        if len(found) < 2 or found[0][0].name not in TO_BE_PROVEN:
+            raise BackendUnavailableError(
+                f"Core ML or Core AI and another backend are needed: {'; '.join(self.reasons)}"
+            )
         try:
             made = self._compare([backend for backend, _ in found])
         except Exception as error:
@@ -133,30 +138,54 @@ class EmbeddingCandidates:
                 self.reasons += opened.info.reasons
                 yield backend, opened
 
-    def _faster(self, coreml: Opened, other: Opened | None) -> Opened:
-        if other is None:
-            self.reasons.append("coreml: no other backend can serve here, and there is nothing to measure it against")
-            return coreml
-        rival = other[0].name
+    def _fastest(self, found: Sequence[Opened]) -> Opened:
+        names = [backend.name for backend, _ in found]
+        if len(found) == 1:
+            self.reasons.append(
+                f"{names[0]}: no other backend can serve here, and there is nothing to measure it against"
+            )
+            return found[0]
+        *unproven, rival = names
         try:
             # Each answered its golden check alone: what dies now is laid at the door of what has yet to prove itself.
-            with attempting(self._on_attempt, "coreml"):
-                made = self._compare([coreml[0], other[0]])
-        except Exception as error:  # noqa: BLE001 - it passed its golden check a moment ago; whatever it is, it is no proof
-            self.reasons.append(f"coreml: the timed probe against {rival} failed: {type(error).__name__}: {error}")
-            coreml[1].close()
-            return other
+            with attempting(self._on_attempt, unproven[0]):
+                made = self._compare([backend for backend, _ in found])
+        except Exception as error:  # noqa: BLE001 - they passed their golden checks a moment ago; it is no proof
+            tried = ", ".join(unproven)
+            self.reasons.append(f"{tried}: the timed probe against {rival} failed: {type(error).__name__}: {error}")
+            return self._keep(found[-1], found)
         try:
             self._means.cache.keep(made)
         except OSError as error:
             self.reasons.append(f"the measurement could not be kept, and will be made again: {error}")
-        winner, loser = (coreml, other) if made.faster("coreml", rival) else (other, coreml)
-        self.reasons += [str(made), f"{winner[0].name}: faster than {loser[0].name} here, and so it serves"]
-        loser[1].close()
-        return winner
+        seconds = dict(made.seconds)
+        # Where two are alike, what has proven itself serves.
+        winner = min(reversed(found), key=lambda opened: seconds[opened[0].name])
+        others = " and ".join(name for name in names if name != winner[0].name)
+        self.reasons += [str(made), f"{winner[0].name}: faster than {others} here, and so it serves"]
+        return self._keep(winner, found)
+
+    @staticmethod
+    def _keep(chosen: Opened, found: Sequence[Opened]) -> Opened:
+        for opened in found:
+            if opened is not chosen:
+                opened[1].close()
+        return chosen
 
     def _compare(self, loaded: Sequence[EmbeddingBackend]) -> Measurement:
         return compare(loaded, self._model, under=self._conditions(), model=self._files.name, clock=self._means.clock)
 
     def _conditions(self) -> Conditions:
         return conditions(self._hardware, fingerprint(self._model))
+
+
+def _unproven(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in TO_BE_PROVEN)
+
+
+def _to_compare(first: Opened, others: Iterator[Opened]) -> list[Opened]:
+    """What was opened, and what opens after it, up to the first that need not prove itself."""
+    found = [first]
+    while found[-1][0].name in TO_BE_PROVEN and (opened := next(others, None)) is not None:
+        found.append(opened)
+    return found

@@ -15,6 +15,7 @@ from . import models
 from .errors import BackendUnavailableError, ModelError
 from .hardware import Hardware, detect
 from .policy import (
+    TO_BE_PROVEN,
     Absence,
     Choice,
     check_memory,
@@ -45,7 +46,7 @@ DEFAULT_MODELS = {
 SIMULATED = "simulated"
 UPSTREAM = "openai"
 """Of generation: another program, which speaks OpenAI's API."""
-_SIMULATED_DEVICES = {"coreml": "ane", "mlx": "gpu", "cpu": "cpu", "numpy": "cpu"}
+_SIMULATED_DEVICES = {"coreml": "ane", "coreai": "ane", "mlx": "gpu", "cpu": "cpu", "numpy": "cpu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ def open_embedding(
 def measure_embedding(
     model: str | None = None, hardware: Hardware | None = None, means: Means | None = None
 ) -> Measurement:
-    """Times Core ML against the best other backend here, and remembers it: from then on the faster one serves.
+    """Times Core ML and Core AI against the best other backend here, and remembers it: the fastest serves from then on.
 
     Raises `BackendUnavailableError` where there are no two to compare, `OSError` where it cannot be remembered.
     """
@@ -196,7 +197,7 @@ def measure_embedding(
 
     hardware, means = hardware or detect(), means or Means()
     choice = embedding_choice(hardware, means.absence)
-    if "coreml" not in choice.candidates:
+    if not set(choice.candidates) & set(TO_BE_PROVEN):
         raise BackendUnavailableError(f"there is no Neural Engine to measure: {'; '.join(choice.reasons)}")
     return EmbeddingCandidates(model or DEFAULT_MODELS["embedding"], hardware, means).measure(choice)
 

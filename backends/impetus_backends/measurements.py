@@ -33,7 +33,7 @@ _SHORTEST, _LONGEST = 16, 94
 ROUNDS = 7
 _ENOUGH_S, _FEWEST_ROUNDS = 10.0, 3
 """A machine that is slow to run all rounds has the difference shown by fewer."""
-_PACKAGES = ("coremltools", "mlx", "onnxruntime")
+_PACKAGES = ("coreai-core", "coremltools", "mlx", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True)

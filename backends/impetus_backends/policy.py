@@ -27,8 +27,12 @@ Absence: TypeAlias = "Callable[[str], str | None]"
 NEURAL_ENGINE_GENERATION = 4
 MEMORY_SHARE = 0.75
 LM = "mlx-lm"
+TO_BE_PROVEN = ("coreml", "coreai")
+"""They serve by themselves only where a measurement on the machine finds them faster than the next."""
+_CORE_AI_MACOS = (27,)
 _PACKAGES = {
     "coreml": ("coremltools",),
+    "coreai": ("coreai",),
     "mlx": ("mlx",),
     "cpu": ("onnxruntime", "onnx"),
     "numpy": ("numpy",),
@@ -107,7 +111,7 @@ def embedding_choice(
 ) -> Choice:
     """The backends for embeddings, best first."""
     order, reasons = _embedding_order(hardware)
-    if measured is not None and "coreml" in order:
+    if measured is not None and set(order) & set(TO_BE_PROVEN):
         order, said = _by_measurement(order, measured)
         reasons += said
     candidates = []
@@ -120,12 +124,11 @@ def embedding_choice(
 
 
 def rerank_choice(hardware: Hardware, absence: Absence = not_installed) -> Choice:
-    """The backends for rerankers, best first: those for embeddings but Core ML."""
+    """The backends for rerankers, best first: those for embeddings but Core ML and Core AI."""
     choice = embedding_choice(hardware, absence)
-    candidates = tuple(name for name in choice.candidates if name != "coreml")
-    if candidates == choice.candidates:
-        return choice
-    return Choice(candidates, (*choice.reasons, "coreml: runs no rerankers"))
+    out = tuple(name for name in choice.candidates if name in TO_BE_PROVEN)
+    candidates = tuple(name for name in choice.candidates if name not in out)
+    return Choice(candidates, (*choice.reasons, *(f"{name}: runs no rerankers" for name in out)))
 
 
 def _embedding_order(hardware: Hardware) -> tuple[list[str], list[str]]:
@@ -144,7 +147,7 @@ def _embedding_order(hardware: Hardware) -> tuple[list[str], list[str]]:
     generation = hardware.generation
     if generation is None or generation < NEURAL_ENGINE_GENERATION:
         chip = "M1 to M3" if generation is not None else f"a chip not known here ({hardware.chip})"
-        return ["mlx", "coreml", "cpu", "numpy"], [
+        return ["mlx", *_packages(hardware), "cpu", "numpy"], [
             f"{chip}: embeddings run on the GPU until a measurement on this machine finds the Neural Engine faster "
             "(`impetus-worker verify` measures)"
         ]
@@ -154,22 +157,31 @@ def _embedding_order(hardware: Hardware) -> tuple[list[str], list[str]]:
     ]
     if generation > NEURAL_ENGINE_GENERATION:
         reasons.append("from the M5 on the GPU may well be faster at batches: the probe decides")
-    return ["coreml", "mlx", "cpu", "numpy"], reasons
+    if "coreai" in _packages(hardware):
+        reasons.append("macOS 27 has Core AI: the probe times it too (unverified: not yet run on a Mac)")
+    return [*_packages(hardware), "mlx", "cpu", "numpy"], reasons
+
+
+def _packages(hardware: Hardware) -> list[str]:
+    """What may reach the Neural Engine under this macOS."""
+    return ["coreml", "coreai"] if version(hardware.macos) >= _CORE_AI_MACOS else ["coreml"]
 
 
 def _by_measurement(order: list[str], measured: Measurement) -> tuple[list[str], list[str]]:
-    """Core ML just before or just behind what it was measured against."""
-    for rival in (name for name in order if name != "coreml"):
-        faster = measured.faster("coreml", rival)
-        if faster is None:
-            continue
-        verdict = "the Neural Engine is faster" if faster else f"{rival} is faster than the Neural Engine"
-        ahead = order.index("coreml") < order.index(rival)
-        if ahead != faster:
-            order = [name for name in order if name != "coreml"]
-            order.insert(order.index(rival) + (0 if faster else 1), "coreml")
-        return order, [f"{measured}: {verdict}"]
-    return order, []
+    """What had to prove itself just before or just behind what it was measured against."""
+    seconds = dict(measured.seconds)
+    rival = next((name for name in order if name in seconds and name not in TO_BE_PROVEN), None)
+    proven = sorted(
+        (name for name in order if name in seconds and name in TO_BE_PROVEN), key=lambda name: seconds[name]
+    )
+    if rival is None or not proven:
+        return order, []
+    order = [name for name in order if name not in proven]
+    faster = [name for name in proven if seconds[name] < seconds[rival]]
+    at = order.index(rival)
+    order[at : at + 1] = [*faster, rival, *(name for name in proven if name not in faster)]
+    verdicts = [f"{name} is {'faster' if name in faster else 'slower'} than {rival}" for name in proven]
+    return order, [f"{measured}: {', '.join(verdicts)}"]
 
 
 def generation_choice(hardware: Hardware, absence: Absence = not_installed) -> Choice:

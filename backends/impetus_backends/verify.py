@@ -17,10 +17,11 @@ import numpy as np
 
 from impetus_backends import models
 from impetus_backends.embedding.devices.backends import make_backend
-from impetus_backends.embedding.devices.coreml.backend import LEAST_ON_THE_NEURAL_ENGINE, CoreMLEmbeddingBackend
-from impetus_backends.embedding.devices.coreml.cache import PackageCache
 from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
+from impetus_backends.embedding.devices.packages.backend import LEAST_ON_THE_NEURAL_ENGINE, PackagedEmbeddingBackend
+from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.errors import BackendError
 from impetus_backends.generation.models.prefill import PROMPT_TOKENS, prefill_seconds
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
-    from impetus_backends.embedding.devices.coreml.buckets import Bucket
-    from impetus_backends.embedding.devices.coreml.device import Device
+    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.generation.models.profiles import Profile
     from impetus_backends.hardware import Hardware
@@ -72,7 +73,7 @@ class Verifier:
     """What runs packages; none means Core ML on a Mac, and numpy in its stead elsewhere."""
     others: tuple[str, ...] = ("mlx", "cpu")
     """The backends that the Neural Engine is compared with, on a Mac."""
-    cache: PackageCache = field(default_factory=PackageCache)
+    cache: PackageCache = field(default_factory=lambda: PackageCache(COREML))
     clock: Callable[[], float] = time.perf_counter
     prefill: Callable[[Profile], float] | None = None
     """The seconds in which a loader reads a prompt; none means that they are taken here, with MLX."""
@@ -88,7 +89,7 @@ class Verifier:
         config = read_config(files.folder)
         name = "coreml" if self.on_mac else "coreml-emulated"
         make = self.device or (CoreMLDevice if self.on_mac else EmulatedDevice)
-        backend = CoreMLEmbeddingBackend(config, make, name=name, cache=self.cache)
+        backend = PackagedEmbeddingBackend(config, make, self.cache, name=name)
         started = self.clock()
         try:
             backend.load()
@@ -117,7 +118,7 @@ class Verifier:
             return Check("machine", Verdict.FAIL, "; ".join((detail, *machine.problems)))
         return Check("machine", Verdict.PASS, detail)
 
-    def _placement(self, backend: CoreMLEmbeddingBackend) -> Iterator[Check]:
+    def _placement(self, backend: PackagedEmbeddingBackend) -> Iterator[Check]:
         if not backend.placement:
             yield Check("placement", Verdict.NOT_APPLICABLE, "only Core ML on a Mac has a compute plan to ask")
         for bucket, share in backend.placement.items():
@@ -126,7 +127,7 @@ class Verifier:
             yield Check(f"placement {bucket}", _verdict(earned), detail)
 
     def _accuracy(
-        self, bucket: Bucket, backend: CoreMLEmbeddingBackend, reference: EmbeddingBackend, vocabulary: int
+        self, bucket: Bucket, backend: PackagedEmbeddingBackend, reference: EmbeddingBackend, vocabulary: int
     ) -> Check:
         """A batch of this bucket's size, rows from full to nearly empty."""
         sizes = np.linspace(bucket.length, min(2, bucket.length), bucket.batch).astype(int)
@@ -139,7 +140,7 @@ class Verifier:
         how = "" if self.on_mac else ", emulated"
         return Check(f"accuracy {bucket}", _verdict(least >= asked), f"least cosine {least:.6f} (asked: {asked}){how}")
 
-    def _latency(self, bucket: Bucket, backend: CoreMLEmbeddingBackend, vocabulary: int) -> Check:
+    def _latency(self, bucket: Bucket, backend: PackagedEmbeddingBackend, vocabulary: int) -> Check:
         name = f"latency {bucket}"
         if not self.on_mac:
             return Check(name, Verdict.NOT_APPLICABLE, "numpy in Core ML's stead tells nothing of a Neural Engine")
@@ -154,7 +155,7 @@ class Verifier:
         detail = f"{median:.2f} ms, {min(took):.2f} to {max(took):.2f} (target: {target_ms:g} ms)"
         return Check(name, _verdict(median <= target_ms), detail)
 
-    def _comparison(self, backend: CoreMLEmbeddingBackend, config: EmbeddingConfig) -> Check:
+    def _comparison(self, backend: PackagedEmbeddingBackend, config: EmbeddingConfig) -> Check:
         name = "Neural Engine against GPU and CPU"
         if not self.on_mac:
             return Check(name, Verdict.NOT_APPLICABLE, "there is neither a Neural Engine nor an Apple GPU here")

@@ -7,7 +7,10 @@ from pathlib import Path
 from impetus_backends.hardware import Hardware, read_machine
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "machines"
-NAMES = ("m1", "m1-ultra", "m2-pro", "m3-max", "m4", "m4-max", "m5", "intel", "vm", "rosetta", "linux")
+NAMES = (
+    "m1", "m1-ultra", "m2-pro", "m3-max", "m4", "m4-max", "m5", "m5-pro", "m5-max", "m5-ultra", "m6",
+    "intel", "vm", "rosetta", "linux",
+)  # fmt: skip
 
 
 def machine_file(name: str) -> Path:

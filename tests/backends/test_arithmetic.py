@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -126,6 +129,21 @@ def test_shards_are_found_through_the_index_and_only_in_the_folder(tmp_path: Pat
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     with pytest.raises(ModelError, match=r"shards that are missing: model-1\.safetensors"):
         weight_files(tmp_path)
+
+
+def test_the_fingerprint_is_the_same_in_every_process() -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from impetus_backends.embedding.folder.config import read_config\n"
+        "from impetus_backends.embedding.folder.weights import fingerprint\n"
+        "print(fingerprint(read_config(pathlib.Path(sys.argv[1]))))"
+    )
+    found = set()
+    for seed in ("1", "2", "3"):
+        command = [sys.executable, "-c", program, str(small_model("bge"))]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        found.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 1
 
 
 def test_the_fingerprint_changes_with_all_that_changes_a_vector() -> None:

@@ -48,6 +48,10 @@ def nothing_missing(backend: str) -> None:
         ("m4", ("coreml", "mlx", "cpu", "numpy"), ("mlx",), "standard"),
         ("m4-max", ("coreml", "mlx", "cpu", "numpy"), ("mlx",), "standard"),
         ("m5", ("coreml", "mlx", "cpu", "numpy"), ("mlx",), "m5"),
+        ("m5-pro", ("coreml", "mlx", "cpu", "numpy"), ("mlx",), "m5"),
+        ("m5-max", ("coreml", "coreai", "mlx", "cpu", "numpy"), ("mlx",), "m5"),
+        ("m5-ultra", ("coreml", "coreai", "mlx", "cpu", "numpy"), ("mlx",), "m5"),
+        ("m6", ("coreml", "coreai", "mlx", "cpu", "numpy"), ("mlx",), "m5"),
         ("intel", ("cpu", "numpy"), (), None),
         ("vm", ("mlx", "cpu", "numpy"), ("mlx",), "standard"),
         ("rosetta", ("cpu", "numpy"), (), None),
@@ -233,7 +237,7 @@ def test_on_an_m4_the_neural_engine_serves_once_it_beat_the_gpu_and_the_figures_
     bench.clock = Clock(coreml=9.0, mlx=0.001)  # and is not asked again
     backend, reasons = bench.open(machine("m4"))
     assert backend == "coreml"
-    assert "coreml 10.0 ms, mlx 20.0 ms: the Neural Engine is faster" in reasons
+    assert "coreml 10.0 ms, mlx 20.0 ms: coreml is faster than mlx" in reasons
 
 
 def test_on_an_m5_whose_gpu_wins_the_gpu_serves_and_goes_first_from_then_on(bench: Bench) -> None:
@@ -241,8 +245,30 @@ def test_on_an_m5_whose_gpu_wins_the_gpu_serves_and_goes_first_from_then_on(benc
     assert bench.open(machine("m5"))[0] == "mlx"
     backend, reasons = bench.open(machine("m5"))
     assert backend == "mlx"
-    assert "mlx is faster than the Neural Engine" in reasons
+    assert "coreml is slower than mlx" in reasons
     assert "coreml: golden check" not in reasons  # it was not even opened
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "order"),
+    [
+        ({"coreml": 0.01, "coreai": 0.005, "mlx": 0.02}, "coreai", ("coreai", "coreml", "mlx", "cpu", "numpy")),
+        ({"coreml": 0.01, "coreai": 0.03, "mlx": 0.02}, "coreml", ("coreml", "mlx", "coreai", "cpu", "numpy")),
+        ({"coreml": 0.04, "coreai": 0.03, "mlx": 0.02}, "mlx", ("mlx", "coreai", "coreml", "cpu", "numpy")),
+    ],
+)
+def test_on_macos_27_core_ai_core_ml_and_the_gpu_are_timed_and_the_fastest_serves(
+    seconds: dict[str, float], first: str, order: tuple[str, ...], bench: Bench
+) -> None:
+    bench.clock = Clock(**seconds)
+    backend, reasons = bench.open(machine("m6"))
+    assert backend == first
+    assert "coreml" in reasons
+    assert bench.open(machine("m6"))[0] == first
+    measured = bench.means.cache.latest(machine("m6"), [MODEL, "bge"])
+    assert measured is not None
+    chosen = get_compute_dispatcher(machine("m6"), absence=nothing_missing, measured=measured)
+    assert chosen.embedding_backend.candidates == order
 
 
 def test_on_an_m1_the_gpu_serves_until_somebody_has_measured(bench: Bench) -> None:
@@ -252,7 +278,7 @@ def test_on_an_m1_the_gpu_serves_until_somebody_has_measured(bench: Bench) -> No
     assert dict(made.seconds) == pytest.approx({"coreml": 0.010, "mlx": 0.020})
     backend, reasons = bench.open(machine("m1"))
     assert backend == "coreml"
-    assert "the Neural Engine is faster" in reasons
+    assert "coreml is faster than mlx" in reasons
 
 
 @pytest.mark.parametrize("name", ["vm", "intel", "rosetta", "linux"])

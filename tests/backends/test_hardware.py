@@ -45,6 +45,10 @@ def answering(answers: dict[str, Any]) -> dict[str, probes.Probe]:
         ("m4", 4, "base", (10, 4, 6), 32, 16),
         ("m4-max", 4, "Max", (16, 12, 4), 128, 16),
         ("m5", 5, "base", (10, 4, 6), 24, 16),
+        ("m5-pro", 5, "Pro", (18, 6, 12), 48, 16),
+        ("m5-max", 5, "Max", (18, 6, 12), 128, 16),
+        ("m5-ultra", 5, "Ultra", (36, 12, 24), 256, 32),
+        ("m6", 6, "base", (10, 4, 6), 32, 16),
     ],
 )
 def test_an_apple_chip_is_known_by_its_name(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from impetus_backends.embedding.devices.coreml.cache import PackageCache
-from impetus_backends.embedding.devices.coreml.device import Placement
 from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+from impetus_backends.embedding.devices.coreml.form import COREML
+from impetus_backends.embedding.devices.packages.cache import PackageCache
+from impetus_backends.embedding.devices.packages.device import Placement
 from impetus_backends.generation.models.prefill import Shape, prefill_seconds
 from impetus_backends.generation.models.profiles import M5, STANDARD
 from impetus_backends.hardware import detect
@@ -59,7 +60,7 @@ def verified(cache: Path, device: type[EmulatedDevice], tick_s: float) -> dict[s
         MODEL,
         device=device,
         others=("numpy", "no-such-backend"),
-        cache=PackageCache(cache / device.__name__),
+        cache=PackageCache(COREML, cache / device.__name__),
         clock=lambda: next(ticks) * tick_s,
     )
     return {check.name: check for check in verifier.checks()}

@@ -157,7 +157,7 @@ def test_what_was_measured_here_decides_and_is_shown(tmp_path: Path, monkeypatch
     )
     plan = report()["roles"]["embedding"]
     assert plan["backend"] == "coreml"
-    assert "coreml 1.0 ms, mlx 2.0 ms: the Neural Engine is faster" in plan["reasons"][-1]
+    assert "coreml 1.0 ms, mlx 2.0 ms: coreml is faster than mlx" in plan["reasons"][-1]
 
 
 def test_a_file_that_describes_no_machine_is_refused_with_what_to_do(tmp_path: Path) -> None:

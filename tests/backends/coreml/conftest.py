@@ -8,10 +8,11 @@ import pytest
 
 from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
 from impetus_backends.embedding.devices.coreml import package
-from impetus_backends.embedding.devices.coreml.buckets import Bucket, choose
-from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.operations import INPUTS
+from impetus_backends.embedding.devices.packages.buckets import Bucket, choose
+from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.folder.weights import fingerprint
 
@@ -37,13 +38,15 @@ def minilm_cache(packages: Path, minilm_config: EmbeddingConfig) -> Path:
     """A cache folder that holds MiniLM as backends convert it by default."""
     folder = packages / "minilm"
     recipe = Recipe(fingerprint(minilm_config), "none", DEFAULT_BUCKETS)
-    PackageCache(folder).add(recipe, lambda made: package.build(minilm_config, DEFAULT_BUCKETS, made / PACKAGE))
+    PackageCache(COREML, folder).add(
+        recipe, lambda made: package.build(minilm_config, DEFAULT_BUCKETS, made / COREML.file)
+    )
     return folder
 
 
 @pytest.fixture(scope="session")
 def minilm_package(minilm_cache: Path) -> Path:
-    (path,) = minilm_cache.glob(f"coreml/*/{PACKAGE}")
+    (path,) = minilm_cache.glob(f"coreml/*/{COREML.file}")
     return path
 
 

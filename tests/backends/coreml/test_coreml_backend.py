@@ -12,13 +12,14 @@ import pytest
 from impetus_backends import dispatcher
 from impetus_backends.candidates import Means
 from impetus_backends.embedding.devices.backends import make_backend
-from impetus_backends.embedding.devices.coreml.backend import CoreMLEmbeddingBackend, needed_bytes
-from impetus_backends.embedding.devices.coreml.buckets import Bucket, choose
-from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache
-from impetus_backends.embedding.devices.coreml.device import Placement
 from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
-from impetus_backends.embedding.devices.coreml.runner import Timing
+from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend, needed_bytes
+from impetus_backends.embedding.devices.packages.buckets import Bucket, choose
+from impetus_backends.embedding.devices.packages.cache import PackageCache
+from impetus_backends.embedding.devices.packages.device import Placement
+from impetus_backends.embedding.devices.packages.runner import Timing
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendError, BackendUnavailableError, ModelError, RequestError
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.embedding.devices import backends
-    from impetus_backends.embedding.devices.coreml.device import Predictor
+    from impetus_backends.embedding.devices.packages.device import Predictor
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_producer import Producer
 
@@ -89,23 +90,27 @@ def rows(texts: list[str]) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def converted(config: EmbeddingConfig, packages: Path) -> Path:
     """A cache folder that holds the small model, compiled for nothing yet."""
-    cache = PackageCache(packages / "cache")
-    CoreMLEmbeddingBackend(config, EmulatedDevice, cache=cache, buckets=BUCKETS).load()
+    cache = PackageCache(COREML, packages / "cache")
+    PackagedEmbeddingBackend(config, EmulatedDevice, cache, name="coreml", buckets=BUCKETS).load()
     return packages / "cache"
 
 
 def backend_on(
     device: EmulatedDevice, config: EmbeddingConfig, converted: Path, version: str | None = None
-) -> CoreMLEmbeddingBackend:
+) -> PackagedEmbeddingBackend:
     # A system of its own, so that nothing compiled for another test is found.
     device.version = version or f"{id(device)}"
-    return CoreMLEmbeddingBackend(config, lambda: device, cache=PackageCache(converted), buckets=BUCKETS)
+    return PackagedEmbeddingBackend(
+        config, lambda: device, PackageCache(COREML, converted), name="coreml", buckets=BUCKETS
+    )
 
 
 def test_rows_go_to_several_buckets_and_come_back_in_their_order(
     config: EmbeddingConfig, converted: Path, rows: list[np.ndarray]
 ) -> None:
-    backend = CoreMLEmbeddingBackend(config, EmulatedDevice, cache=PackageCache(converted), buckets=BUCKETS)
+    backend = PackagedEmbeddingBackend(
+        config, EmulatedDevice, PackageCache(COREML, converted), name="coreml", buckets=BUCKETS
+    )
     backend.load()
     reference = make_backend("numpy", config)
     reference.load()
@@ -120,7 +125,9 @@ def test_rows_go_to_several_buckets_and_come_back_in_their_order(
 
 
 def test_a_row_that_the_model_cannot_read_is_refused_with_the_reason(config: EmbeddingConfig, converted: Path) -> None:
-    backend = CoreMLEmbeddingBackend(config, EmulatedDevice, cache=PackageCache(converted), buckets=BUCKETS)
+    backend = PackagedEmbeddingBackend(
+        config, EmulatedDevice, PackageCache(COREML, converted), name="coreml", buckets=BUCKETS
+    )
     backend.load()
     good = np.array([2, 7, 3], dtype=np.int32)
     with pytest.raises(RequestError, match="outside the vocabulary of 240"):
@@ -268,7 +275,7 @@ def test_the_dispatcher_goes_on_to_the_next_backend_and_says_why(
         if name != "coreml":
             return make_backend(name, model)
         if device is None:
-            return CoreMLEmbeddingBackend(config, EmulatedDevice, cache=PackageCache(tmp_path))
+            return PackagedEmbeddingBackend(config, EmulatedDevice, PackageCache(COREML, tmp_path), name="coreml")
         return backend_on(device(), config, converted)
 
     if device is None:
@@ -314,7 +321,7 @@ def test_a_worker_serves_jobs_through_the_emulated_device_from_end_to_end(
     assert result.provenance.device == "emulated"
     assert result.provenance.backend == "coreml-emulated"
     assert "no Neural Engine" in str(result.provenance.note)
-    assert len(list((tmp_path / "impetus" / "coreml").glob(f"*/{PACKAGE}"))) == 1
+    assert len(list((tmp_path / "impetus" / "coreml").glob(f"*/{COREML.file}"))) == 1
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there is a Core ML on a Mac")
@@ -335,16 +342,16 @@ def test_a_model_with_bad_files_is_a_model_error_and_not_an_unavailable_backend(
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     broken = type(config)(tmp_path, config.encoder, config.pooling, config.text)
     with pytest.raises(ModelError, match="no tensor"):
-        CoreMLEmbeddingBackend(broken, EmulatedDevice, cache=PackageCache(tmp_path / "cache")).load()
+        PackagedEmbeddingBackend(broken, EmulatedDevice, PackageCache(COREML, tmp_path / "cache"), name="coreml").load()
 
 
 def test_a_broken_package_in_the_cache_is_told_by_its_path(config: EmbeddingConfig, tmp_path: Path) -> None:
-    cache = PackageCache(tmp_path)
-    CoreMLEmbeddingBackend(config, EmulatedDevice, cache=cache, buckets=BUCKETS[:1]).load()
+    cache = PackageCache(COREML, tmp_path)
+    PackagedEmbeddingBackend(config, EmulatedDevice, cache, name="coreml", buckets=BUCKETS[:1]).load()
     (model,) = tmp_path.rglob("model.mlmodel")
     model.write_bytes(b"\xff" * 100)
     with pytest.raises(BackendError, match=rf"{tmp_path}.*is not a Core ML package"):
-        CoreMLEmbeddingBackend(config, EmulatedDevice, cache=cache, buckets=BUCKETS[:1]).load()
+        PackagedEmbeddingBackend(config, EmulatedDevice, cache, name="coreml", buckets=BUCKETS[:1]).load()
 
 
 def test_the_memory_asked_for_covers_the_weights_of_every_bucket(minilm_config: EmbeddingConfig) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impetus_backends.embedding.devices.coreml.buckets import DOCSTRING_LENGTHS, STEP, Bucket, choose, padding, plan
+from impetus_backends.embedding.devices.packages.buckets import DOCSTRING_LENGTHS, STEP, Bucket, choose, padding, plan
 from impetus_backends.errors import RequestError
 
 BUCKETS = st.lists(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from impetus_backends.embedding.devices.coreml import quantize
-from impetus_backends.embedding.devices.coreml.buckets import Bucket
-from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe
+from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.coreml.library import coremltools
+from impetus_backends.embedding.devices.packages.buckets import Bucket
+from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,8 +21,8 @@ RECIPE = Recipe("0123456789abcdef", "none", (Bucket(1, 32), Bucket(8, 64)))
 
 
 def write(folder: Path) -> None:
-    (folder / PACKAGE).mkdir()
-    (folder / PACKAGE / "weights").write_bytes(b"weights")
+    (folder / COREML.file).mkdir()
+    (folder / COREML.file / "weights").write_bytes(b"weights")
 
 
 def names(folder: Path) -> list[str]:
@@ -29,10 +30,10 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_was_added_is_found_again_and_nothing_else_is(tmp_path: Path) -> None:
-    cache = PackageCache(tmp_path)
+    cache = PackageCache(COREML, tmp_path)
     assert cache.find(RECIPE) is None
     entry = cache.add(RECIPE, write)
-    assert (entry / PACKAGE / "weights").read_bytes() == b"weights"
+    assert (entry / COREML.file / "weights").read_bytes() == b"weights"
     assert cache.find(RECIPE) == entry
     assert cache.find(replace(RECIPE, mode="int8")) is None
     cache.remove(RECIPE)
@@ -48,18 +49,19 @@ def test_the_name_changes_with_all_that_decides_a_package(monkeypatch: pytest.Mo
         replace(RECIPE, buckets=(Bucket(1, 32), Bucket(8, 96))),
         replace(RECIPE, calibration="texts"),
     ]
-    found = {recipe.name for recipe in recipes}
+    cache = PackageCache(COREML, tmp_path)
+    found = {cache.name(recipe) for recipe in recipes}
     monkeypatch.setattr(coremltools(), "__version__", "99.0")
-    found.add(RECIPE.name)
+    found.add(cache.name(RECIPE))
     changed = tmp_path / "quantize.py"
     changed.write_text("COLOURS = 32")
     monkeypatch.setattr(quantize, "__file__", str(changed))
-    found.add(RECIPE.name)
+    found.add(cache.name(RECIPE))
     assert len(found) == len(recipes) + 2
 
 
 def test_a_conversion_that_fails_leaves_nothing_and_may_be_tried_again(tmp_path: Path) -> None:
-    cache = PackageCache(tmp_path)
+    cache = PackageCache(COREML, tmp_path)
 
     def fail(folder: Path) -> None:
         write(folder)
@@ -73,7 +75,7 @@ def test_a_conversion_that_fails_leaves_nothing_and_may_be_tried_again(tmp_path:
 
 
 def test_what_a_killed_process_left_is_never_used_and_goes_after_a_day(tmp_path: Path) -> None:
-    cache = PackageCache(tmp_path)
+    cache = PackageCache(COREML, tmp_path)
     seen: list[Path] = []
 
     def watch(folder: Path) -> None:
@@ -94,7 +96,7 @@ def test_what_a_killed_process_left_is_never_used_and_goes_after_a_day(tmp_path:
 
 
 def test_of_two_that_convert_at_once_the_first_wins_and_both_use_it(tmp_path: Path) -> None:
-    ours, theirs = PackageCache(tmp_path), PackageCache(tmp_path)
+    ours, theirs = PackageCache(COREML, tmp_path), PackageCache(COREML, tmp_path)
     found: list[Path] = []
 
     def overtaken(folder: Path) -> None:
@@ -109,10 +111,10 @@ def test_of_two_that_convert_at_once_the_first_wins_and_both_use_it(tmp_path: Pa
 
 
 def test_the_preferred_package_of_a_model_is_remembered(tmp_path: Path) -> None:
-    cache = PackageCache(tmp_path)
+    cache = PackageCache(COREML, tmp_path)
     assert cache.preferred(RECIPE.fingerprint) is None
     cache.prefer(RECIPE)
     cache.prefer(replace(RECIPE, mode="int8"))
-    assert PackageCache(tmp_path).preferred(RECIPE.fingerprint) == replace(RECIPE, mode="int8")
+    assert PackageCache(COREML, tmp_path).preferred(RECIPE.fingerprint) == replace(RECIPE, mode="int8")
     (tmp_path / "coreml" / f"{RECIPE.fingerprint}.json").write_text('{"mode": "int8"}')
     assert cache.preferred(RECIPE.fingerprint) is None

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from impetus_backends.embedding.devices.coreml import package
-from impetus_backends.embedding.devices.coreml.buckets import Bucket
 from impetus_backends.embedding.devices.coreml.evaluator import SavedFunction, SavedPackage
 from impetus_backends.embedding.devices.coreml.library import coremltools, quietly
 from impetus_backends.embedding.devices.coreml.ops import MilOps, Parameters
+from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.weights import Weights

@@ -14,11 +14,12 @@ from click.testing import CliRunner, Result
 from impetus_backends.embedding import docstrings
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.coreml import package
-from impetus_backends.embedding.devices.coreml.accuracy import compare
-from impetus_backends.embedding.devices.coreml.buckets import Bucket
-from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.coreml.quantize import Int8, Palette, store
+from impetus_backends.embedding.devices.packages.accuracy import compare
+from impetus_backends.embedding.devices.packages.buckets import Bucket
+from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.encoder import embed
 from impetus_worker.cli.main import main
 
@@ -108,7 +109,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackageCache:
     texts = [" ".join(words[number % 8 :] + words[: number % 5]) + f" {number}" for number in range(120)]
     found = [docstrings.Docstring(str(number), text) for number, text in enumerate(texts)]
     monkeypatch.setattr(docstrings, "docstrings", lambda: found)
-    return PackageCache(tmp_path / "cache")
+    return PackageCache(COREML, tmp_path / "cache")
 
 
 def convert(*arguments: str) -> Result:
@@ -116,7 +117,7 @@ def convert(*arguments: str) -> Result:
 
 
 def entries(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob(f"cache/coreml/*/{PACKAGE}"))
+    return sorted(path.parent.name for path in folder.glob(f"cache/coreml/*/{COREML.file}"))
 
 
 def test_convert_reports_on_both_packages_and_workers_then_serve_the_one_asked_for(
@@ -137,7 +138,7 @@ def test_convert_reports_on_both_packages_and_workers_then_serve_the_one_asked_f
     (copy,) = (tmp_path / "out").iterdir()
     stored = json.loads((copy / "report.json").read_text())
     assert stored == {key: value for key, value in report.items() if key != "folder"}
-    assert SavedPackage(copy / PACKAGE).functions == ("batch1_length40", "batch16_length40")
+    assert SavedPackage(copy / COREML.file).functions == ("batch1_length40", "batch16_length40")
 
     backend = make_backend("coreml-emulated", small_model("bge"))
     backend.load()

@@ -22,18 +22,22 @@ from .quantize import convert as convert_generation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from impetus_backends.embedding.devices.coreml.buckets import Bucket
-    from impetus_backends.embedding.devices.coreml.convert import Report
+    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.devices.packages.convert import Report
+    from impetus_backends.embedding.devices.packages.device import Device
 
-_MODES = ("none", "int8", "palette6", "w8a8")
+_MODES = ("none", "fp32", "int8", "palette6", "w8a8")
 _CALIBRATION_TEXTS = 64
-_EMBEDDING_OPTIONS = ("buckets", "calibration", "documents")
+_EMBEDDING_OPTIONS = ("for_", "buckets", "calibration", "documents")
 _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 
 
 @click.command()
 @click.argument("model")
 @click.option("--generation", is_flag=True, help="MODEL generates text, and becomes a smaller model folder for MLX.")
+@click.option("--for", "for_", default="coreml", show_default=True, type=click.Choice(("coreml", "coreai")),
+              help="Embeddings: what the package is for. Core AI is macOS 27's; off a Mac its float16 is emulated, a "
+              "minute a text.")  # fmt: skip
 @click.option("--quantize", default="none", show_default=True, type=click.Choice((*_MODES, *GENERATION_RECIPES)),
               metavar="FORM", help="See the forms below.")  # fmt: skip
 @click.option("--output", "--out", type=click.Path(path_type=Path), metavar="DIR",
@@ -63,6 +67,7 @@ def convert(
     context: click.Context,
     model: str,
     generation: bool,
+    for_: str,
     quantize: str,
     output: Path | None,
     limit_percent: float | None,
@@ -80,13 +85,14 @@ def convert(
 
     Beyond the limit nothing is kept, and the exit status is 1.
 
-    EMBEDDINGS become a Core ML package. Workers do this by themselves for plain float16. Convert by hand to have it
-    done beforehand, to choose other shapes, or to have the weights smaller; from then on workers here serve the model
-    with that package. The report compares the float16 package (A) and the one asked for (B) with the float32
-    reference. The loss is the larger of two: 1 minus the mean cosine, and what a search over the documents would give
-    away, in similarity to the query, by taking B's ten nearest for the true ten.
+    EMBEDDINGS become a Core ML package, or a Core AI asset. Workers do this by themselves for plain float16. Convert by
+    hand to have it done beforehand, to choose other shapes, or to have the weights smaller; from then on workers here
+    serve the model with that package. The report compares the float16 package (A) and the one asked for (B) with the
+    float32 reference. The loss is the larger of two: 1 minus the mean cosine, and what a search over the documents
+    would give away, in similarity to the query, by taking B's ten nearest for the true ten.
 
     \b
+    fp32        float32 (Core AI alone)
     int8        int8 weights
     palette6    palettes of 64 values (6 bits)
     w8a8        int8 weights and activations (M4 and later, and only on a Mac)
@@ -118,16 +124,22 @@ def convert(
     limit_percent = 1.0 if limit_percent is None else limit_percent
     from impetus_backends import models
     from impetus_backends.embedding.devices.backends import make_backend
-    from impetus_backends.embedding.devices.coreml.cache import PackageCache
-    from impetus_backends.embedding.devices.coreml.convert import AccuracyError, Order, export
-    from impetus_backends.embedding.devices.coreml.convert import convert as run
+    from impetus_backends.embedding.devices.coreai.device import CoreAIDevice
+    from impetus_backends.embedding.devices.coreai.form import COREAI
     from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+    from impetus_backends.embedding.devices.coreml.form import COREML
     from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
+    from impetus_backends.embedding.devices.packages.cache import PackageCache
+    from impetus_backends.embedding.devices.packages.convert import AccuracyError, Order, export
+    from impetus_backends.embedding.devices.packages.convert import convert as run
     from impetus_backends.embedding.folder.config import read_config
     from impetus_backends.embedding.texts.tokens import TextEncoder
     from impetus_backends.errors import BackendError, BackendUnavailableError
 
     on_mac = platform.system() == "Darwin"
+    form = COREML if for_ == "coreml" else COREAI
+    if quantize not in form.modes:
+        raise click.ClickException(f"a {form.title} package has no {quantize}; it has {', '.join(form.modes)}")
     if quantize == "w8a8" and not on_mac:
         raise click.ClickException("w8a8 needs a Mac: its activations are calibrated by running the model on it")
     tell = _Progress()
@@ -152,16 +164,17 @@ def convert(
             limit=limit_percent / 100,
             accept_loss=accept_loss,
         )
-        device = CoreMLDevice() if on_mac else EmulatedDevice()
+        device: Device = CoreAIDevice() if form is COREAI else CoreMLDevice() if on_mac else EmulatedDevice()
+        cache = PackageCache(form)
         try:
             reference = make_backend("cpu", config)
             reference.load()
         except BackendUnavailableError:
             reference = make_backend("numpy", config)
             reference.load()
-        entry, report = run(order, device, reference, PackageCache(), tell)
+        entry, report = run(order, device, reference, cache, tell)
         if target is not None:
-            export(entry, target)
+            export(cache.package(entry), target)
             entry = target
     except AccuracyError as error:
         tell.done()
@@ -190,11 +203,11 @@ def _check_options(context: click.Context, quantize: str, *, generation: bool) -
         raise click.UsageError(f"--quantize {quantize} is not for {kind}: take one of {', '.join(forms)}{hint}")
     for name in _EMBEDDING_OPTIONS if generation else _GENERATION_OPTIONS:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{name.replace('_', '-')} is not for {kind}")
+            raise click.UsageError(f"--{name.rstrip('_').replace('_', '-')} is not for {kind}")
 
 
 def _buckets(wanted: str | None, longest: int) -> tuple[Bucket, ...]:
-    from impetus_backends.embedding.devices.coreml.buckets import DEFAULT_COUNT, Bucket, choose
+    from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, choose
 
     if wanted is None or wanted.strip().isdecimal():
         count = int(wanted or DEFAULT_COUNT)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from impetus_backends.embedding.devices.coreml.backend import CoreMLEmbeddingBackend
+from impetus_backends.embedding.devices.coreai.device import CoreAIDevice, mode_here
+from impetus_backends.embedding.devices.coreai.form import COREAI
 from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
+from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
 from impetus_backends.embedding.devices.cpu import CPUEmbeddingBackend
 from impetus_backends.embedding.devices.mlx import MLXEmbeddingBackend
+from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend
+from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
 from impetus_backends.errors import BackendUnavailableError
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-NAMES = ("coreml", "coreml-emulated", "mlx", "cpu", "numpy")
+NAMES = ("coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy")
 
 
 class EmbeddingBackend(Protocol):
@@ -50,10 +54,11 @@ def make_backend(name: str, model: EmbeddingConfig | Path, *, threads: int | Non
     if name not in NAMES:
         raise BackendUnavailableError(f"there is no embedding backend {name!r}; there are {', '.join(NAMES)}")
     config = model if isinstance(model, EmbeddingConfig) else read_config(model)
-    if name == "coreml":
-        return CoreMLEmbeddingBackend(config, CoreMLDevice)
-    if name == "coreml-emulated":
-        return CoreMLEmbeddingBackend(config, EmulatedDevice, name=name)
+    if name == "coreai":
+        return PackagedEmbeddingBackend(config, CoreAIDevice, PackageCache(COREAI), name=name, mode=mode_here())
+    if name in ("coreml", "coreml-emulated"):
+        device = CoreMLDevice if name == "coreml" else EmulatedDevice
+        return PackagedEmbeddingBackend(config, device, PackageCache(COREML), name=name)
     if name == "mlx":
         return MLXEmbeddingBackend(config)
     if name == "cpu":

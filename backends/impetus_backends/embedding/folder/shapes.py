@@ -92,7 +92,7 @@ class EncoderConfig:
     """How many kinds of distance scores know, and from where on all are alike, in families that have such."""
     attentions: tuple[Attention, ...] = ()
     """One a layer."""
-    biases: frozenset[str] = frozenset(("attention", "mlp", "norm"))
+    biases: tuple[str, ...] = ("attention", "mlp", "norm")
     """Which parts add one."""
     types: int = field(default=0, repr=False)
     """Rows of the table of token types, where tokens say which of two texts they are of; 0 where all are of the first.
@@ -218,7 +218,7 @@ def _turned(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         norm_eps=_eps(file, raw, "layer_norm_eps"),
         token_types=raw.get("type_vocab_size", 2 if nomic else 1) != 0,
         attentions=(replace(_even(file, sizes), theta=theta),) * sizes["layers"],
-        biases=frozenset(() if nomic else ("attention", "mlp")),
+        biases=() if nomic else ("attention", "mlp"),
     )
 
 
@@ -261,7 +261,7 @@ def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         **sizes,
         norm_eps=_eps(file, raw, "norm_eps"),
         attentions=tuple(far if kind == _FAR else near for kind in kinds),
-        biases=frozenset(part for part in ("attention", "mlp", "norm") if flag(file, raw, f"{part}_bias", False)),
+        biases=tuple(part for part in ("attention", "mlp", "norm") if flag(file, raw, f"{part}_bias", False)),
     )
 
 
@@ -298,7 +298,7 @@ def _decoder(file: Path, raw: dict[str, Any], sizes: dict[str, Any], attentions:
         **sizes,
         norm_eps=_eps(file, raw, "rms_norm_eps"),
         attentions=tuple(attentions),
-        biases=frozenset(["attention"] if flag(file, raw, "attention_bias", False) else []),
+        biases=("attention",) if flag(file, raw, "attention_bias", False) else (),
     )
 
 
@@ -361,7 +361,7 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
             positive(file, raw, "relative_attention_max_distance", 128),
         ),
         attentions=(Attention(heads, heads, size, 1.0),) * layers,
-        biases=frozenset(),
+        biases=(),
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.devices.coreml.device import Placement, Predictor
+    from impetus_backends.embedding.devices.packages.device import Placement, Predictor
 
 
 class EmulatedDevice:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.devices.coreml import package
-from impetus_backends.embedding.devices.coreml.device import Placement
 from impetus_backends.embedding.devices.coreml.library import coremltools
-from impetus_backends.embedding.devices.coreml.package import OUTPUT
+from impetus_backends.embedding.devices.packages.device import Placement
+from impetus_backends.embedding.devices.packages.form import OUTPUT
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.devices.coreml.buckets import Bucket
-    from impetus_backends.embedding.devices.coreml.device import Predictor
+    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.devices.packages.device import Predictor
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 _FIRST_MACOS = 15

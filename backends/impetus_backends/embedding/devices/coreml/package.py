@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from impetus_backends.embedding.devices.coreml.library import coremltools, quietly
 from impetus_backends.embedding.devices.coreml.ops import MilOps, Parameters
 from impetus_backends.embedding.devices.operations import INPUTS, Inputs
+from impetus_backends.embedding.devices.packages.form import OUTPUT, check_lengths, input_shapes
 from impetus_backends.embedding.encoder import embed
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.errors import BackendUnavailableError, ModelError
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from impetus_backends.embedding.devices.coreml.buckets import Bucket
+    from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
-OUTPUT = "vectors"
-_LONGEST, _LONGEST_PAIRS = 8192, 2048
 # Everything is written as it shall be, in float16 and with its weights named: coremltools' ninety passes find nothing
 # to improve, and check the whole program after each.
 _PASSES = ("common::dead_code_elimination",)
@@ -43,7 +42,7 @@ def build(
 
     Raises `BackendUnavailableError` where coremltools is missing or refuses the program, `ModelError` for bad files.
     """
-    _check_lengths(config, buckets)
+    check_lengths(config, buckets, "Core ML")
     ct = coremltools()
     from coremltools.converters.mil.mil import Program
 
@@ -74,25 +73,6 @@ def build(
     except Exception as error:
         raise BackendUnavailableError(f"coremltools could not convert the model: {error}") from error
     progress("converted", 1.0)
-
-
-def _check_lengths(config: EmbeddingConfig, buckets: Sequence[Bucket]) -> None:
-    """Raises `BackendUnavailableError` for lengths of which a static shape would take gigabytes: where a layer's scores
-    depend on how far apart two tokens are, a package holds a number for every pair."""
-    pairs = config.encoder.knows_distances or any(each.causal or each.window for each in config.encoder.attentions)
-    most = _LONGEST_PAIRS if pairs else _LONGEST
-    longest = max(bucket.length for bucket in buckets)
-    if longest > most:
-        raise BackendUnavailableError(
-            f"the model reads {longest} tokens and a Core ML package of it ends at {most}: use mlx or cpu, or lower "
-            "max_seq_length in its sentence_bert_config.json"
-        )
-
-
-def input_shapes(config: EmbeddingConfig, bucket: Bucket) -> dict[str, tuple[int, ...]]:
-    """Of the function of a bucket, by name."""
-    flat = (bucket.batch, bucket.length)
-    return dict.fromkeys(INPUTS[:3], flat) | {INPUTS[3]: (bucket.batch, len(config.pooling.modes), bucket.length)}
 
 
 def _function(ct: Any, config: EmbeddingConfig, parameters: Parameters, bucket: Bucket) -> Any:

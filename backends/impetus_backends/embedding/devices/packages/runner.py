@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impetus_backends.embedding.devices.coreml.buckets import Call, plan
-from impetus_backends.embedding.devices.coreml.package import input_shapes
 from impetus_backends.embedding.devices.operations import INPUTS
+from impetus_backends.embedding.devices.packages.buckets import Call, plan
+from impetus_backends.embedding.devices.packages.form import input_shapes
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from impetus_backends.embedding.devices.coreml.buckets import Bucket
-    from impetus_backends.embedding.devices.coreml.device import Predictor
+    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.devices.packages.device import Predictor
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 _RING = 4
@@ -70,7 +70,7 @@ class Runner:
         if made.shape != (bucket.batch, self._config.dimensions):
             raise BackendError(
                 f"the bucket {bucket} returned {made.shape} and not ({bucket.batch}, "
-                f"{self._config.dimensions}): Core ML has dropped or merged rows"
+                f"{self._config.dimensions}): the device has dropped or merged rows"
             )
         return made[: len(chosen)]
 

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impetus_backends.embedding.devices.coreml import macos, package
-from impetus_backends.embedding.devices.coreml.accuracy import NEIGHBOURS, Agreement, compare
-from impetus_backends.embedding.devices.coreml.buckets import Padding, padding
-from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe, make_whole
-from impetus_backends.embedding.devices.coreml.runner import Runner
 from impetus_backends.embedding.devices.operations import INPUTS
+from impetus_backends.embedding.devices.packages.accuracy import NEIGHBOURS, Agreement, compare
+from impetus_backends.embedding.devices.packages.buckets import Padding, padding
+from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
+from impetus_backends.embedding.devices.packages.runner import Runner
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendError
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
-    from impetus_backends.embedding.devices.coreml.buckets import Bucket
-    from impetus_backends.embedding.devices.coreml.device import Device
+    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
     Progress = Callable[[str, float], None]
@@ -126,11 +125,15 @@ def convert(
     reports: list[Report] = []
 
     def build(wanted: Recipe, folder: Path) -> None:
-        if wanted.mode == "w8a8":
-            samples = {bucket: _samples(order, bucket) for bucket in order.buckets}
-            macos.build_w8a8(order.config, order.buckets, folder / PACKAGE, samples, progress)
-        else:
-            package.build(order.config, order.buckets, folder / PACKAGE, mode=wanted.mode, progress=progress)
+        samples = {bucket: _samples(order, bucket) for bucket in order.buckets} if wanted.calibration else {}
+        cache.form.build(
+            order.config,
+            order.buckets,
+            cache.package(folder),
+            mode=wanted.mode,
+            samples=samples,
+            progress=progress,
+        )
 
     def build_and_judge(folder: Path) -> None:
         build(recipe, folder)
@@ -144,10 +147,12 @@ def convert(
 
     def measure(folder: Path) -> Report:
         expected = _embed(reference.embed, order.rows, _part(progress, "the reference"))
-        a = _side(order, device, "none", (cache.find(plain) or folder), expected, _part(progress, "A, float16"))
+        a = _side(
+            order, device, "none", cache.package(cache.find(plain) or folder), expected, _part(progress, "A, float16")
+        )
         b = a
         if order.mode != "none":
-            b = _side(order, device, order.mode, folder, expected, _part(progress, f"B, {order.mode}"))
+            b = _side(order, device, order.mode, cache.package(folder), expected, _part(progress, f"B, {order.mode}"))
         lengths = [len(row) for row in order.rows]
         waste = padding(lengths, order.buckets)
         return Report(order.model, plain.fingerprint, order.mode, order.buckets, waste, device.label, a, b, order.limit)
@@ -170,15 +175,15 @@ def convert(
     return entry, reports[-1]
 
 
-def export(entry: Path, target: Path) -> None:
-    """Copies a finished package and its report to a folder that does not exist yet."""
+def export(package: Path, target: Path) -> None:
+    """Copies a finished package, and its report beside it, to a folder that does not exist yet."""
     if target.exists():
         raise BackendError(f"{target} exists already")
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def copy(folder: Path) -> None:
-        shutil.copytree(entry / PACKAGE, folder / PACKAGE)
-        shutil.copy(entry / REPORT, folder)
+        shutil.copytree(package, folder / package.name)
+        shutil.copy(package.parent / REPORT, folder)
 
     make_whole(target, copy)
 
@@ -192,13 +197,13 @@ def _samples(order: Order, bucket: Bucket) -> list[dict[str, np.ndarray]]:
 
 
 def _side(
-    order: Order, device: Device, mode: str, folder: Path, expected: np.ndarray, progress: Callable[[float], None]
+    order: Order, device: Device, mode: str, package: Path, expected: np.ndarray, progress: Callable[[float], None]
 ) -> Side:
     with tempfile.TemporaryDirectory() as compiled_in:
-        compiled = device.compile(folder / PACKAGE, Path(compiled_in))
+        compiled = device.compile(package, Path(compiled_in))
         functions = {bucket: device.load(compiled, bucket.function) for bucket in order.buckets}
         vectors = _embed(Runner(order.config, functions).embed, order.rows, progress)
-    size = sum(file.stat().st_size for file in (folder / PACKAGE).rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
     return Side(mode, size, compare(vectors, expected))
 
 

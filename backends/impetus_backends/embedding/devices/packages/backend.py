@@ -1,7 +1,8 @@
-"""`CoreMLEmbeddingBackend`: converts once, compiles once, and sorts every batch into the buckets of its package.
+"""`PackagedEmbeddingBackend`: converts once, compiles once, and sorts every batch into the buckets of its package.
 
-Knows nothing of macOS: the device is handed to it. It serves as `ane` only if Core ML's own plan places at least 90 %
-of the cost of every bucket on the Neural Engine; otherwise another backend does the work faster.
+Knows nothing of macOS: the device is handed to it, and so is the form of its packages. Where the device has a plan to
+tell, it serves as `ane` only if that places at least 90 % of the cost of every bucket on the Neural Engine; otherwise
+another backend does the work faster.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.devices.coreml import package
-from impetus_backends.embedding.devices.coreml.buckets import Bucket, choose
-from impetus_backends.embedding.devices.coreml.cache import PACKAGE, PackageCache, Recipe, make_whole
-from impetus_backends.embedding.devices.coreml.device import Placement
-from impetus_backends.embedding.devices.coreml.runner import Runner, Timing
+from impetus_backends.embedding.devices.packages.buckets import Bucket, choose
+from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
+from impetus_backends.embedding.devices.packages.device import Placement
+from impetus_backends.embedding.devices.packages.runner import Runner, Timing
 from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.devices.coreml.device import Device
+    from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 LEAST_ON_THE_NEURAL_ENGINE = 0.9
@@ -36,19 +36,20 @@ _PREPARED = "prepared.json"
 _log = logging.getLogger(__name__)
 
 
-class CoreMLEmbeddingBackend:
-    """Core ML on a device. One thread must load and use it."""
+class PackagedEmbeddingBackend:
+    """A package of the model on a device. One thread must load and use it."""
 
     def __init__(
         self,
         config: EmbeddingConfig,
         device: Callable[[], Device],
+        cache: PackageCache,
         *,
-        name: str = "coreml",
-        cache: PackageCache | None = None,
+        name: str,
         buckets: Sequence[Bucket] | None = None,
+        mode: str = "none",
     ) -> None:
-        """`device` makes the device when the backend is loaded. `buckets` and full float16 unless another package was
+        """`device` makes the device when the backend is loaded. `buckets` and `mode` unless another package was
         preferred in the cache."""
         self.name = name
         self.device = name
@@ -58,8 +59,9 @@ class CoreMLEmbeddingBackend:
         """By bucket; empty where the device has no plan to tell."""
         self._config = config
         self._make_device = device
-        self._cache = cache or PackageCache()
+        self._cache = cache
         self._buckets = tuple(buckets or ())
+        self._mode = mode
         self._runner: Runner | None = None
 
     @property
@@ -105,37 +107,39 @@ class CoreMLEmbeddingBackend:
     def _recipe(self) -> Recipe:
         model = fingerprint(self._config)
         if self._buckets:
-            return Recipe(model, "none", self._buckets)
-        return self._cache.preferred(model) or Recipe(model, "none", choose(self._config.text.max_tokens))
+            return Recipe(model, self._mode, self._buckets)
+        return self._cache.preferred(model) or Recipe(model, self._mode, choose(self._config.text.max_tokens))
 
     def _convert(self, recipe: Recipe) -> Path:
         if recipe.calibration:
             raise BackendUnavailableError(
                 "the package preferred for this model was calibrated and is gone: run `impetus-worker convert` again"
             )
-        _log.info("converting the model for Core ML, once: %s", ", ".join(map(str, recipe.buckets)))
+        form = self._cache.form
+        _log.info("converting the model for %s, once: %s", form.title, ", ".join(map(str, recipe.buckets)))
 
         def tell(step: str, share: float) -> None:
             _log.info("%3.0f %% %s", 100 * share, step)
 
         def write(folder: Path) -> None:
-            package.build(self._config, recipe.buckets, folder / PACKAGE, mode=recipe.mode, progress=tell)
+            path = self._cache.package(folder)
+            form.build(self._config, recipe.buckets, path, mode=recipe.mode, samples={}, progress=tell)
 
         with _or_unavailable("convert the model"):
             return self._cache.add(recipe, write)
 
     def _prepare(self, device: Device, entry: Path, buckets: Sequence[Bucket]) -> tuple[Path, dict[Bucket, Placement]]:
         """What the device compiled and where it means to run it: found out once a package and system."""
-        folder = entry / f"{device.label}-{device.version}"
+        package, folder = self._cache.package(entry), entry / f"{device.label}-{device.version}"
 
         def write(draft: Path) -> None:
             _log.info("compiling the package for this machine, once")
             with _or_unavailable("compile the package"):
-                compiled = device.compile(entry / PACKAGE, draft)
+                compiled = device.compile(package, draft)
             found = {}
             for bucket in buckets:
                 with _or_unavailable(f"read the compute plan of {bucket}"):
-                    placement = device.placement(entry / PACKAGE, compiled, bucket.function)
+                    placement = device.placement(package, compiled, bucket.function)
                 if placement is not None:
                     found[str(bucket)] = asdict(placement)
             # Relative, for the folder is about to be renamed.
@@ -156,7 +160,7 @@ class CoreMLEmbeddingBackend:
                 for bucket, each in low.items()
             )
             raise BackendUnavailableError(
-                f"Core ML places too little of the cost on the Neural Engine, and "
+                f"{self._cache.form.title} places too little of the cost on the Neural Engine, and "
                 f"{LEAST_ON_THE_NEURAL_ENGINE:.0%} is needed: {shares}"
             )
 

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 from impetus_backends.cache import cache_folder
 from impetus_backends.embedding import architectures, encoder
 from impetus_backends.embedding.devices import reference
-from impetus_backends.embedding.devices.coreml import ops, package, quantize
-from impetus_backends.embedding.devices.coreml.buckets import Bucket
-from impetus_backends.embedding.devices.coreml.library import coremltools
+from impetus_backends.embedding.devices.packages.buckets import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PACKAGE = "model.mlpackage"
+    from impetus_backends.embedding.devices.packages.form import Form
+
 _RECIPE = "recipe.json"
 _UNFINISHED = ".unfinished-"
 _ABANDONED_S = 24 * 3600
-_WRITERS = (architectures, encoder, reference, ops, package, quantize)
+_WRITERS = (architectures, encoder, reference)
+"""Of ours, of every form; a form has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +45,40 @@ class Recipe:
     calibration: str = ""
     """A digest of the texts that activations were calibrated on."""
 
-    @property
-    def name(self) -> str:
-        """The name of its folder. Another version of coremltools, or of our own writing, makes another package."""
-        content = json.dumps([asdict(self), coremltools().__version__, _writers()])
-        return f"{self.fingerprint}-{self.mode}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-
-
-def _writers() -> str:
-    """A digest of the modules that decide what a package holds."""
-    digest = hashlib.sha256()
-    for module in _WRITERS:
-        digest.update(Path(str(module.__file__)).read_bytes())
-    return digest.hexdigest()
-
 
 class PackageCache:
-    """The packages of one user, for any number of processes at once."""
+    """The packages of one form and one user, for any number of processes at once."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = (folder or cache_folder()) / "coreml"
+    def __init__(self, form: Form, folder: Path | None = None) -> None:
+        self.form = form
+        self._folder = (folder or cache_folder()) / form.name
+
+    def package(self, entry: Path) -> Path:
+        """The package in a folder that this cache gave."""
+        return entry / self.form.file
+
+    def name(self, recipe: Recipe) -> str:
+        """Of a recipe's folder. Another version of the library, or of our own writing, makes another package."""
+        content = json.dumps([asdict(recipe), self.form.version(), self._writers()])
+        return f"{recipe.fingerprint}-{recipe.mode}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    def _writers(self) -> str:
+        """A digest of the modules that decide what a package holds."""
+        digest = hashlib.sha256()
+        for module in (*_WRITERS, *self.form.writers):
+            digest.update(Path(str(module.__file__)).read_bytes())
+        return digest.hexdigest()
 
     def find(self, recipe: Recipe) -> Path | None:
         """The folder that holds the package, if it is there."""
-        entry = self._folder / recipe.name
+        entry = self._folder / self.name(recipe)
         return entry if (entry / _RECIPE).is_file() else None
 
     def add(self, recipe: Recipe, write: Callable[[Path], None]) -> Path:
         """The folder with what `write` put into it. Raises whatever `write` raises, and then leaves nothing."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._clear_abandoned()
-        target = self._folder / recipe.name
+        target = self._folder / self.name(recipe)
 
         def write_all(folder: Path) -> None:
             write(folder)
@@ -95,7 +98,7 @@ class PackageCache:
     def prefer(self, recipe: Recipe) -> None:
         """Has backends use this package for its model from now on."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f".{recipe.name}.json"
+        draft = self._folder / f".{self.name(recipe)}.json"
         draft.write_text(json.dumps(asdict(recipe)))
         draft.replace(self._folder / f"{recipe.fingerprint}.json")
 

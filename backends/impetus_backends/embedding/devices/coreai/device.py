@@ -1,0 +1,115 @@
+"""Core AI's runtime: Apple's own, in the library on Linux, and of the system on macOS 27 and later.
+
+What is asked of a Mac alone, where it would run, has not been run on one: `_placed` is all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import platform
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.embedding.devices.coreai.library import PACKAGE, coreai
+from impetus_backends.embedding.devices.coreai.package import FIRST_MACOS
+from impetus_backends.embedding.devices.packages.form import OUTPUT
+from impetus_backends.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    from impetus_backends.embedding.devices.packages.device import Placement, Predictor
+
+
+class CoreAIDevice:
+    """Runs assets. One thread must load and use it: the runtime's calls are awaited on a loop of its own."""
+
+    def __init__(self) -> None:
+        """Raises `BackendUnavailableError` where the library or, on a Mac, the system has no Core AI."""
+        self._on_mac = platform.system() == "Darwin"
+        system = platform.mac_ver()[0] if self._on_mac else ""
+        if self._on_mac and int(system.partition(".")[0]) < FIRST_MACOS:
+            raise BackendUnavailableError(f"Core AI needs macOS {FIRST_MACOS} or later, and this is {system}")
+        self._ai = coreai()
+        self.label = "coreai" if self._on_mac else "cpu"
+        self.version = f"{system or platform.system()}-{self._ai.version}"
+        self.note: str | None = (
+            "Core AI chooses between Neural Engine, GPU and CPU, and does not tell (unverified: not yet run on a Mac)"
+            if self._on_mac
+            else "Apple's Core AI runtime on a CPU: its vectors are meant, its speed is not"
+        )
+        self._runner = asyncio.Runner()
+        self._open = contextlib.AsyncExitStack()
+        self._models: dict[Path, Any] = {}
+        weakref.finalize(self, _close, self._runner, self._open)
+
+    def compile(self, package: Path, folder: Path) -> Path:
+        """The asset as it is: the runtime specialises it when it is loaded, and keeps what it made itself."""
+        return package
+
+    def load(self, compiled: Path, function: str) -> Predictor:
+        if compiled not in self._models:
+            self._models[compiled] = self._runner.run(self._load(compiled))
+        loaded = self._models[compiled].load_function(function)
+
+        def predict(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            given = {name: self._ai.array(array) for name, array in inputs.items()}
+            made: np.ndarray = self._runner.run(_call(loaded, given))[OUTPUT].numpy()
+            return made
+
+        return predict
+
+    async def _load(self, package: Path) -> Any:
+        check_asset(package, self._ai.version)
+        asset = self._ai.asset.load(package)
+        return await self._open.enter_async_context(asset.executable(_placed() if self._on_mac else None))
+
+    def placement(self, package: Path, compiled: Path, function: str) -> Placement | None:
+        """None: Core AI has no compute plan to ask."""
+        return None
+
+
+def check_asset(package: Path, version: str) -> None:
+    """Raises `BackendUnavailableError` for an asset that is damaged, or of another version of the library: the runtime
+    itself ends the process over one."""
+    try:
+        about = json.loads((package / "metadata.json").read_text(encoding="utf-8"))
+        with (package / "main.mlirb").open("rb") as program:
+            digest = hashlib.file_digest(program, "sha256").digest()
+        whole = digest == (package / "main.hash").read_bytes()
+        producer = about["producer"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackendUnavailableError(f"{package} is no Core AI asset that can be read: {error}") from error
+    if producer != f"{PACKAGE} {version}":
+        raise BackendUnavailableError(f"{package} was written by {producer}, and {PACKAGE} {version} is installed")
+    if not whole:
+        raise BackendUnavailableError(f"{package} is damaged: remove its folder, and it is made again")
+
+
+def _close(runner: asyncio.Runner, opened: contextlib.AsyncExitStack) -> None:
+    with runner:
+        runner.run(opened.aclose())
+
+
+async def _call(function: Any, given: dict[str, Any]) -> Any:
+    return await function(given)
+
+
+def _placed() -> Any:
+    """The Neural Engine where the system may, for the queue's other kind of work has the GPU. Unverified."""
+    from coreai.runtime import ComputeUnitKind, SpecializationOptions
+
+    if not SpecializationOptions.is_supported():
+        return None
+    return SpecializationOptions.from_preferred_compute_unit_kind(ComputeUnitKind.neural_engine())
+
+
+def mode_here() -> str:
+    """How backends store weights by themselves: float16 for a Mac's engines; a CPU here would emulate it, slowly."""
+    return "none" if platform.system() == "Darwin" else "fp32"

@@ -1,0 +1,84 @@
+"""What a kind of package is: who writes it, and what the functions in it are given and return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from impetus_backends.embedding.devices.operations import INPUTS
+from impetus_backends.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+    import numpy as np
+
+    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+
+    Samples = Mapping[Bucket, Sequence[dict[str, np.ndarray]]]
+    Progress = Callable[[str, float], None]
+
+OUTPUT = "vectors"
+"""What a function returns: float32 (batch, dimensions)."""
+_LONGEST, _LONGEST_PAIRS = 8192, 2048
+
+
+class Build(Protocol):
+    """Writes the package to `path`, which must not exist.
+
+    `mode` is how weights are stored; `samples` are the inputs to calibrate activations on, for modes that have them;
+    `progress` is told each step and the share then done. Raises `BackendUnavailableError` where the library is missing
+    or refuses the model, `ModelError` for bad files.
+    """
+
+    def __call__(
+        self,
+        config: EmbeddingConfig,
+        buckets: Sequence[Bucket],
+        path: Path,
+        *,
+        mode: str,
+        samples: Samples,
+        progress: Progress,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kind of package."""
+
+    name: str
+    """Of its folder in the cache."""
+    title: str
+    """As people know it."""
+    file: str
+    """What a package is called in its folder."""
+    modes: tuple[str, ...]
+    """How its weights may be stored; `none` is float16, as it stands."""
+    version: Callable[[], str]
+    """Of the library that writes it; raises `BackendUnavailableError` where it is not installed."""
+    writers: tuple[ModuleType, ...]
+    """Our modules that decide what is in it."""
+    build: Build
+
+
+def input_shapes(config: EmbeddingConfig, bucket: Bucket) -> dict[str, tuple[int, ...]]:
+    """Of the function of a bucket, by name."""
+    flat = (bucket.batch, bucket.length)
+    return dict.fromkeys(INPUTS[:3], flat) | {INPUTS[3]: (bucket.batch, len(config.pooling.modes), bucket.length)}
+
+
+def check_lengths(config: EmbeddingConfig, buckets: Sequence[Bucket], title: str) -> None:
+    """Raises `BackendUnavailableError` for lengths of which a static shape would take gigabytes: where a layer's scores
+    depend on how far apart two tokens are, a package holds a number for every pair."""
+    pairs = config.encoder.knows_distances or any(each.causal or each.window for each in config.encoder.attentions)
+    most = _LONGEST_PAIRS if pairs else _LONGEST
+    longest = max(bucket.length for bucket in buckets)
+    if longest > most:
+        raise BackendUnavailableError(
+            f"the model reads {longest} tokens and a {title} package of it ends at {most}: use mlx or cpu, or lower "
+            "max_seq_length in its sentence_bert_config.json"
+        )
