@@ -16,6 +16,7 @@ from impetus_backends.embedding import engine
 from impetus_backends.embedding.devices import backends
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
@@ -29,7 +30,7 @@ from impetus_backends.policy import (
     not_installed,
     without_excluded,
 )
-from impetus_backends.protocol import attempting
+from impetus_backends.protocol import EngineInfo, attempting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +53,7 @@ class Means:
 
 
 class EmbeddingCandidates:
-    """The backends that may serve one model on one machine. `reasons` grows as they are tried."""
+    """The backends that may serve one model on one machine. `reasons`: what became of those tried last."""
 
     def __init__(
         self,
@@ -73,16 +74,28 @@ class EmbeddingCandidates:
         self._on_attempt = on_attempt
         self._hardware = hardware
         self._means = means or Means()
-        self._files = models.resolve(model_name)
+        self.files = models.resolve(model_name)
         self._kind = kind
-        self._model = (read_reranker if kind == "rerank" else read_config)(self._files.folder)
+        self._model = (read_reranker if kind == "rerank" else read_config)(self.files.folder)
+
+    def known(self, files: models.ModelFiles) -> EngineInfo:
+        """What is known of the model, by the names in `files`, before it is loaded."""
+        text, folder = self._model.text, str(files.folder)
+        return EngineInfo(
+            self._kind, "", "", files.name, files.aliases, "", "", folder=folder, max_tokens=text.max_tokens,
+            dimensions=self._model.dimensions,
+        )  # fmt: skip
+
+    def weights_bytes(self) -> int:
+        """What its weights take in float32. Raises `ModelError` where they do not fit its configuration."""
+        return open_weights(self._model).size_bytes()
 
     def open_best(self, choice: Choice, *, compared: bool) -> EmbeddingEngine:
         """The engine that serves; raises `BackendUnavailableError` with every reason where there is none.
 
         `compared`: what was measured here changes the order, and Core ML must prove itself where nothing was.
         """
-        measured = None
+        self.reasons, measured = [], None
         if compared and "coreml" in without_excluded(choice, self._excluded).candidates:
             measured = self._means.cache.find(self._conditions())
             choice = embedding_choice(self._hardware, self._means.absence, measured)
@@ -122,7 +135,7 @@ class EmbeddingCandidates:
                 with attempting(self._on_attempt, name):
                     backend = self._means.make(name, self._model)
                     check_memory(getattr(backend, "memory_bytes", None), self._model.transformer, limit_bytes)
-                    opened = engine.open_engine(backend, self._files, self._model)
+                    opened = engine.open_engine(backend, self.files, self._model)
             except BackendUnavailableError as error:
                 self.reasons.append(f"{name}: {error}")
             except ModelError:
@@ -156,7 +169,7 @@ class EmbeddingCandidates:
         return winner
 
     def _compare(self, loaded: Sequence[EmbeddingBackend]) -> Measurement:
-        return compare(loaded, self._model, under=self._conditions(), model=self._files.name, clock=self._means.clock)
+        return compare(loaded, self._model, under=self._conditions(), model=self.files.name, clock=self._means.clock)
 
     def _conditions(self) -> Conditions:
         return conditions(self._hardware, fingerprint(self._model))

@@ -34,8 +34,8 @@ class EngineInfo:
     """Every name by which a request may ask for this model, or for another that this engine serves."""
     fingerprint: str
     precision: str
-    more_models: tuple[str, ...] = ()
-    """Those others' names."""
+    others: tuple[EngineInfo, ...] = ()
+    """What is known of those others before they are loaded, each with its own names alone."""
     folder: str = ""
     """Where the model's files are, for whoever tokenises for this engine."""
     dimensions: int = 0
@@ -53,6 +53,11 @@ class EngineInfo:
     """Why this backend serves and not another, in the order in which they were tried."""
 
     @property
+    def more_models(self) -> tuple[str, ...]:
+        """The names of the others that results carry."""
+        return tuple(other.model for other in self.others)
+
+    @property
     def neural_engine(self) -> bool:
         """Whether it serves from the Neural Engine: a device is called `ane` only where it has earned that."""
         return self.device.removeprefix("simulated ").split(" ")[0] == "ane"
@@ -66,6 +71,8 @@ class EmbeddingWork:
     rows: Sequence[np.ndarray]
     urgent: bool = False
     """Runs before every batch that is not, because somebody is waiting."""
+    model: str | None = None
+    """One of the engine's aliases; none means its default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,8 @@ class Embedded:
     id: int
     vectors: np.ndarray
     device_s: float
+    by: EngineInfo | None = None
+    """Of an engine of several models: the one that made them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,7 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A generation waits in the engine until its model is loaded."""
+    """A request waits in the engine until its model is loaded."""
 
     id: int
 

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -296,19 +296,21 @@ def open_simulated_generation(
 def _info(config: EngineConfig, kind: str, dimensions: int, max_tokens: int, device: str = "simulated") -> EngineInfo:
     model = config.model or "simulated"
     aliases = dict.fromkeys((model, model.rpartition("/")[2], "simulated"))
-    return EngineInfo(
+    info = EngineInfo(
         kind=kind,
         backend="simulated",
         max_concurrent=config.max_concurrent,
         device=device,
         model=model,
-        model_aliases=tuple(aliases),
+        model_aliases=(*aliases, *config.more_models),
         fingerprint="simulated",
         precision="fp32",
         dimensions=dimensions,
         max_tokens=max_tokens,
         note=NOTE,
     )
+    others = tuple(replace(info, model=name, model_aliases=(name,)) for name in config.more_models)
+    return replace(info, others=others)
 
 
 def _hash(text: str) -> int:

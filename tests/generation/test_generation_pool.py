@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impetus_backends import pool as pool_module
 from impetus_backends.errors import ModelError
-from impetus_backends.generation import pool as pool_module
-from impetus_backends.generation.pool import ModelPool
 from impetus_backends.models import ModelFiles
+from impetus_backends.pool import ModelPool
 from impetus_backends.protocol import (
     Answer,
     Deferred,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
 from impetus_backends.hardware import identify, read_machine
 from impetus_backends.protocol import EngineConfig
-from impetus_producer.contract import WorkerRecord
+from impetus_producer.contract import ServedModel, WorkerRecord
 
 from .batches.embedding import DEFAULT_BATCH_TOKENS, EmbeddingBatcher
 from .batches.generation import GenerationBatcher
@@ -35,7 +35,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         kind=settings.role,
         model=settings.model,
         backend=settings.backend,
-        more_models=settings.more_models if settings.role == "generation" else (),
+        more_models=settings.more_models,
         max_concurrent=settings.max_concurrent_generations or DEFAULT_MAX_CONCURRENT,
         measure_rows=settings.max_concurrent_generations is None,
         memory_limit_bytes=int(settings.memory_limit_gb * 2**30) if settings.memory_limit_gb else None,
@@ -66,6 +66,7 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
         role=settings.role,
         model=info.model,
         aliases=info.model_aliases,
+        more_models=tuple(ServedModel(name=other.model, aliases=other.model_aliases) for other in info.others),
         backend=info.backend,
         device=info.device,
         neural_engine=info.neural_engine,
@@ -82,9 +83,10 @@ def make_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | Rer
 
 
 def _row_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | RerankRequests:
+    models = (info, *info.others)
     if info.kind == "rerank":
-        return RerankRequests(info, pair_tokenizer(info), allowed)
-    return EmbeddingRequests(info, embedding_tokenizer(info), allowed)
+        return RerankRequests(info, [pair_tokenizer(each) for each in models], allowed)
+    return EmbeddingRequests(info, [embedding_tokenizer(each) for each in models], allowed)
 
 
 def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewhere | None = None) -> Batcher:
@@ -99,8 +101,7 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
         )
     return EmbeddingBatcher(
         _row_requests(info, settings.allowed),
-        (RerankResults if settings.role == "rerank" else EmbeddingResults)(info, settings.name),
-        dimensions=info.dimensions,
+        (RerankResults if settings.role == "rerank" else EmbeddingResults)(settings.name),
         max_batch_texts=settings.max_batch_texts,
         max_batch_tokens=settings.max_batch_tokens or DEFAULT_BATCH_TOKENS.get(info.backend, 1024),
         max_wait_s=settings.max_wait_ms / 1e3,

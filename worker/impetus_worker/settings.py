@@ -37,7 +37,7 @@ class WorkerSettings:
     model: str | None = None
     """A folder or a Hugging Face id; none means the default for this machine."""
     more_models: tuple[str, ...] = ()
-    """Of generation: models besides that jobs may name."""
+    """Models besides that jobs may name, each loaded when one does."""
     backend: str = "auto"
     upstream: str | None = None
     """Of the generation backend `openai`: the URL of the server that jobs are forwarded to. Without a secret."""

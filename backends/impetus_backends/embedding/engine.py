@@ -67,6 +67,10 @@ class EmbeddingEngine:
             events.append(self._run(queue.popleft()))
         return events
 
+    def resize(self, memory_bytes: int | None) -> bool:
+        """As a pool of models asks it; batches are as large as the worker makes them."""
+        return True
+
     def close(self) -> None:
         self._urgent.clear()
         self._patient.clear()

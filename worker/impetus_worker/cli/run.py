@@ -110,10 +110,16 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               show_envvar=True, show_default=True, callback=_concurrent, metavar="N|auto",
               help="How many generations decode together. 'auto' times a few counts of them when the model has loaded, "
               "up to 48, and takes the one of the most tokens a second whose steps are short.")  # fmt: skip
+@click.option("--more-embedding-models", envvar="IMPETUS_MORE_EMBEDDING_MODELS", default="", metavar="NAME,…",
+              show_envvar=True, help="Models that jobs may name besides, and no others. Each is loaded when one does; "
+              "where memory is short, the one that was used least recently goes first.")  # fmt: skip
+@click.option("--more-rerank-models", envvar="IMPETUS_MORE_RERANK_MODELS", default="", metavar="NAME,…",
+              show_envvar=True, help="The same for rerankers.")  # fmt: skip
 @click.option("--more-generation-models", envvar="IMPETUS_MORE_GENERATION_MODELS", default="", metavar="NAME,…",
               show_envvar=True, help="Models that jobs may name besides; each is loaded when one does.")  # fmt: skip
 @click.option("--memory-limit-gb", envvar="IMPETUS_MEMORY_LIMIT_GB", type=click.FloatRange(0, min_open=True),
-              show_envvar=True, help="What generation may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
+              show_envvar=True,
+              help="What the models of a worker may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
 @click.option("--prefix-cache-mb", envvar="IMPETUS_PREFIX_CACHE_MB", default=512, show_default=True, show_envvar=True,
               type=click.IntRange(0), help="Of that, for the beginnings of prompts that later ones share.")  # fmt: skip
 @click.option("--prefix-cache-dir", envvar="IMPETUS_PREFIX_CACHE_DIR", show_envvar=True,
@@ -276,7 +282,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         role=role,
         name=worker_name(role),
         model=options[f"{role}_model"],
-        more_models=_names(options["more_generation_models"]),
+        more_models=_names(options[f"more_{role}_models"]),
         backend=options[f"{role}_backend"],
         upstream=options["upstream"] if role == "generation" else None,
         memory_limit_gb=options["memory_limit_gb"],
