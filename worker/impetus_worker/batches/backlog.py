@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ..leases.claims import ClaimedJob
 
-PLAN_BATCHES = 64
+PLAN_BATCHES = 128
 
 
 @dataclass(eq=False, slots=True)

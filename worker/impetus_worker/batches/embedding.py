@@ -24,7 +24,7 @@ from impetus_backends.protocol import Embedded, EmbeddingWork, Parked, Rejected
 
 from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
-from .backlog import Backlog, OpenEmbedding, Row
+from .backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row
 from .batcher import Room
 from .cost import CostModel
 from .engine_queue import Batch, EngineQueue
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from .results import RowResults
     from .rows import RowRequests
 
-_LOOKAHEAD_S = 4.0
-"""Texts for so much of the device's time are taken in ahead, to be sorted together."""
-_LOOKAHEAD_BATCHES = (4, 64)
+_LOOKAHEAD_S, _BULK_LOOKAHEAD_S = 4.0, 12.0
+"""Texts for so much of the device's time are taken in ahead, to be sorted together: the more of them, the less of their
+batches is padding, and the longer other workers are without them."""
+_LOOKAHEAD_BATCHES = (4, PLAN_BATCHES)
 """But no fewer batches than this, and no more."""
 _URGENT_LOOKAHEAD = 2
 """So many times as many batches of the lane whose callers wait."""
@@ -123,14 +124,18 @@ class EmbeddingBatcher:
     # -- taking in ---------------------------------------------------------------------------------------------------
 
     def room(self) -> Room:
-        ahead = min(max(_LOOKAHEAD_S / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
+        ahead = self._batches_in(_BULK_LOOKAHEAD_S)
         urgent = self._batches_held(self._urgent)
-        interactive = self._room(self._urgent, _URGENT_LOOKAHEAD * ahead - urgent)
+        interactive = self._room(self._urgent, _URGENT_LOOKAHEAD * self._batches_in(_LOOKAHEAD_S) - urgent)
         missing = ahead - urgent - self._batches_held(self._bulk)
         # Bulk is refilled in quarters, so that a claim is worth its round trip; suspects are let run out first.
         if missing < 0.25 * ahead or self._held(self._bulk) > _MAX_JOBS_HELD - _MAX_JOBS_A_CLAIM or self._has_suspects:
             return Room(interactive=interactive, bulk=0)
         return Room(interactive=interactive, bulk=min(interactive, self._room(self._bulk, missing)))
+
+    def _batches_in(self, seconds: float) -> float:
+        """How many batches to hold for so much of the device's time."""
+        return min(max(seconds / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
 
     def _batches_held(self, lane: _Lane) -> float:
         return lane.backlog.batches + self._reader.jobs(urgent=lane.urgent) * lane.batches_a_job
