@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from impetus_backends import models
 from impetus_backends.embedding import engine
+from impetus_backends.embedding.budget import is_measured, measure_batches
 from impetus_backends.embedding.devices import backends
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
@@ -63,14 +64,17 @@ class EmbeddingCandidates:
         *,
         kind: str = "embedding",
         excluded: Sequence[Excluded] = (),
+        longest_batch_s: float | None = None,
         on_attempt: OnAttempt = lambda backend: None,
     ) -> None:
-        """`kind`: `embedding` or `rerank`. `excluded` are passed over; `on_attempt` as in `dispatcher.open_engine`.
+        """`kind`: `embedding` or `rerank`. `longest_batch_s`: as in `EngineConfig`. `excluded` are passed over;
+        `on_attempt` as in `dispatcher.open_engine`.
 
         Raises `ModelError` where the model cannot be had.
         """
         self.reasons: list[str] = []
         self._excluded = excluded
+        self._longest_batch_s = longest_batch_s
         self._on_attempt = on_attempt
         self._hardware = hardware
         self._means = means or Means()
@@ -108,7 +112,21 @@ class EmbeddingCandidates:
         if compared and measured is None and first[0].name == "coreml":
             first = self._faster(first, next(opened, None))
         backend, opened_engine = first
-        return EmbeddingEngine(backend, replace(opened_engine.info, reasons=tuple(self.reasons)))
+        info = self._with_its_batches(backend, opened_engine.info)
+        return EmbeddingEngine(backend, replace(info, reasons=tuple(self.reasons)))
+
+    def _with_its_batches(self, backend: EmbeddingBackend, info: EngineInfo) -> EngineInfo:
+        """How many tokens of a batch suit the backend, if that is to be measured."""
+        if self._longest_batch_s is None or not is_measured(backend):
+            return info
+        vocabulary, longest = self._model.encoder.vocab_size, self._model.text.max_tokens
+        try:
+            with attempting(self._on_attempt, backend.name):
+                curve = measure_batches(backend, vocabulary, longest, self._longest_batch_s, clock=self._means.clock)
+        except Exception as error:  # noqa: BLE001 - it passed its golden check; what it cannot do now, jobs will tell
+            self.reasons.append(f"{backend.name}: its batches could not be timed: {type(error).__name__}: {error}")
+            return info
+        return replace(info, batch_tokens=curve.chosen, measured=curve.words)
 
     def measure(self, choice: Choice) -> Measurement:
         """Core ML timed against the best other candidate, and remembered.

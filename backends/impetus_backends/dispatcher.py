@@ -179,7 +179,13 @@ def open_embedding(
         raise _nothing(config.kind, choice.reasons)
     candidates = [
         EmbeddingCandidates(
-            name, hardware, means, kind=config.kind, excluded=config.excluded, on_attempt=on_attempt or _unheard
+            name,
+            hardware,
+            means,
+            kind=config.kind,
+            excluded=config.excluded,
+            longest_batch_s=config.longest_batch_s,
+            on_attempt=on_attempt or _unheard,
         )
         for name in (config.model or default_model(config.kind), *config.more_models)
     ]

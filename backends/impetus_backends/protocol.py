@@ -41,6 +41,8 @@ class EngineInfo:
     dimensions: int = 0
     max_tokens: int = 0
     """The longest input the model reads, in tokens."""
+    batch_tokens: int = 1024
+    """Of an engine for batches: how many padded tokens of one suit it."""
     note: str | None = None
     """What a reader of results must know, such as that the weights are random."""
     measured: str | None = None
@@ -326,6 +328,8 @@ class EngineConfig:
     """Backends that are passed over."""
     upstream: str | None = None
     """Of the generation backend `openai`: the URL of the server that it forwards to, up to `/v1`."""
+    longest_batch_s: float | None = None
+    """Of engines for batches: how long one of more than the usual tokens may take. None: nothing is measured."""
     wired_memory: bool = False
     """Of generation: whether MLX may wire memory for the GPU."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.texts.tokens import EncodedText
 from impetus_backends.errors import RequestError
@@ -307,6 +308,7 @@ def _info(config: EngineConfig, kind: str, dimensions: int, max_tokens: int, dev
         precision="fp32",
         dimensions=dimensions,
         max_tokens=max_tokens,
+        batch_tokens=USUAL["simulated"],
         note=NOTE,
     )
     others = tuple(replace(info, model=name, model_aliases=(name,)) for name in config.more_models)

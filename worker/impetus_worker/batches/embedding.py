@@ -58,14 +58,6 @@ _MAX_JOBS_HELD = 2048
 _MAX_UNREAD_BYTES = 32_000_000
 """No lane claims more while it holds so many jobs, or so much that it has not read."""
 _MAX_JOBS_A_CLAIM = 128
-DEFAULT_BATCH_TOKENS = {
-    "cpu": 1024,
-    "numpy": 1024,
-    "mlx": 4096,
-    "coreml": 4096,
-    "coreml-emulated": 1024,
-    "simulated": 4096,
-}
 
 
 @dataclass(eq=False, slots=True)

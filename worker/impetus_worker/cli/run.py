@@ -100,10 +100,14 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
 @click.option("--upstream", envvar="IMPETUS_UPSTREAM", metavar="URL", show_envvar=True, callback=_upstream,
               help="With --generation-backend openai: the server that generations are forwarded to, as "
               "http://127.0.0.1:8080/v1. It speaks OpenAI's API; IMPETUS_UPSTREAM_KEY is its key.")  # fmt: skip
-@click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", default=256, show_default=True, show_envvar=True,
-              type=click.IntRange(1), help="The most texts in a batch.")  # fmt: skip
+@click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", type=click.IntRange(1), show_envvar=True,
+              help="The most texts in a batch.  [default: 256, more where many tokens suit the device]")  # fmt: skip
 @click.option("--max-batch-tokens", envvar="IMPETUS_MAX_BATCH_TOKENS", type=click.IntRange(1), show_envvar=True,
-              help="The most padded tokens in a batch.  [default: 1024 on a CPU, 4096 elsewhere]")  # fmt: skip
+              help="The most padded tokens in a batch.  [default: 1024 on a CPU and 4096 elsewhere, or more, as the "
+              "device's own times say when the model has loaded]")  # fmt: skip
+@click.option("--max-batch-ms", envvar="IMPETUS_MAX_BATCH_MS", default=200.0, show_default=True, show_envvar=True,
+              type=click.FloatRange(0, min_open=True), help="How long a batch may take that is made larger by that: so "
+              "long somebody waits behind it.")  # fmt: skip
 @click.option("--max-wait-ms", envvar="IMPETUS_MAX_WAIT_MS", default=5.0, show_default=True, show_envvar=True,
               type=click.FloatRange(0), help="How long the first text waits for others to join it.")  # fmt: skip
 @click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default="16",
@@ -292,6 +296,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         prefill_tokens=options["prefill_tokens"],
         max_batch_texts=options["max_batch_texts"],
         max_batch_tokens=options["max_batch_tokens"],
+        max_batch_ms=options["max_batch_ms"],
         max_wait_ms=options["max_wait_ms"],
         max_concurrent_generations=options["max_concurrent_generations"],
         served_names=_names(options["served_names"]),
