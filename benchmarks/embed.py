@@ -27,12 +27,12 @@ import numpy as np
 from scripts.corpus import docstrings
 
 from impetus_backends import models
+from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_producer import Producer
 from impetus_producer.bulk.run import EmbeddedDocument, embed_documents
 from impetus_producer.documents import Document
-from impetus_worker.batches.embedding import DEFAULT_BATCH_TOKENS
 from impetus_worker.batches.packing import pack
 
 from . import peers
@@ -65,7 +65,7 @@ class Bare:
         self._encoder = TextEncoder.load(folder)
         self._backend: EmbeddingBackend = make_backend(backend, folder)
         self._backend.load()
-        self._max_tokens = DEFAULT_BATCH_TOKENS[backend]
+        self._max_tokens = USUAL[backend]
         self.real_tokens = self.padded_tokens = 0
         self.note: str | None = getattr(self._backend, "note", None)
 

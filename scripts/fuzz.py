@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.hostile import FUNCTIONS, Hostile
+from scripts.hostile import FUNCTIONS, GOOD, Hostile
 from tests.worker.breakable import Server, Workers, await_true
 
 from impetus_producer import Producer
@@ -63,7 +63,7 @@ class Fuzz:
         workers = Workers(self._server.url, self._log, simulated_a_ms=0.5, simulated_b_us=0.1)
         try:
             with self._server.client() as connection:
-                await_true(lambda: connection.scard("rq:workers") == 2, 60)
+                await_true(lambda: connection.scard("rq:workers") == len(FUNCTIONS), 60)
                 before = set(workers.worker_pids())
                 probe = threading.Thread(target=self._ask, daemon=True)
                 probe.start()
@@ -105,8 +105,8 @@ class Fuzz:
         queue = role + self._random.choice(["", "-bulk"])
         if number % _ONE_GOOD_IN == 0:
             good = f"good-{number}"
-            request = {"input": "good"} if role == "embedding" else {"prompt": "good", "max_tokens": 2}
-            self._enqueue(pipeline, queue, good, {"data": json.dumps([FUNCTIONS[role], None, [request], {}]).encode()})
+            call = [FUNCTIONS[role], None, [GOOD[role]], {}]
+            self._enqueue(pipeline, queue, good, {"data": json.dumps(call).encode()})
             self._good.append(good)
         if number % _ONE_RECORD_IN == 0:
             self._records += 1

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-FUNCTIONS = {"embedding": "impetus_worker.jobs.embed", "generation": "impetus_worker.jobs.generate"}
+FUNCTIONS = {
+    "embedding": "impetus_worker.jobs.embed",
+    "generation": "impetus_worker.jobs.generate",
+    "rerank": "impetus_worker.jobs.rerank",
+}
 _REQUESTS: dict[str, list[dict[str, Any]]] = {
     "embedding": [
         {"input": "a text"},
@@ -29,6 +33,16 @@ _REQUESTS: dict[str, list[dict[str, Any]]] = {
         {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3, "stop": ["x"], "seed": 1, "top_k": 2},
         {"prompt": "{", "max_tokens": 3, "response_format": {"type": "json_object"}, "logprobs": True, "stream": True},
     ],
+    "rerank": [
+        {"query": "what", "documents": ["one", "two"]},
+        {"query": "what", "documents": ["one"], "model": None, "top_n": 1, "max_tokens_per_doc": 3, "truncate": False},
+        {"query": "what", "documents": [{"text": "one"}, "two"], "return_documents": True},
+    ],
+}
+GOOD: dict[str, dict[str, Any]] = {
+    "embedding": {"input": "good"},
+    "generation": {"prompt": "good", "max_tokens": 2},
+    "rerank": {"query": "good", "documents": ["good"]},
 }
 _NAMES = [
     *("status", "origin", "timeout", "ttl", "result_ttl", "failure_ttl", "created_at", "enqueued_at", "started_at"),

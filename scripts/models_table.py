@@ -61,7 +61,8 @@ What follows is refused with a sentence that names the file and what in it, beca
 
 - a model whose files ask for code of its own (`auto_map`), and any family that is not in the table;
 - weights in `pytorch_model.bin` alone: the error says how to convert them. fp8 and other quantised weights, by name;
-- a tensor that is missing or does not have the shape that `config.json` asks for;
+- a tensor that is missing, does not have the shape that `config.json` asks for or is there under two names, and files
+  that were cut off; weights that make the same vector of every text;
 - a tokenizer that is missing, knows no word, is of another kind than its class, or does not fit the model's table;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
 - PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize.

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from impetus_backends import models
 from impetus_backends.embedding import engine
+from impetus_backends.embedding.budget import is_measured, measure_batches
 from impetus_backends.embedding.devices import backends
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
@@ -30,7 +32,7 @@ from impetus_backends.policy import (
     not_installed,
     without_excluded,
 )
-from impetus_backends.protocol import attempting
+from impetus_backends.protocol import EngineInfo, attempting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +55,7 @@ class Means:
 
 
 class EmbeddingCandidates:
-    """The backends that may serve one model on one machine. `reasons` grows as they are tried."""
+    """The backends that may serve one model on one machine. `reasons`: what became of those tried last."""
 
     def __init__(
         self,
@@ -63,20 +65,35 @@ class EmbeddingCandidates:
         *,
         kind: str = "embedding",
         excluded: Sequence[Excluded] = (),
+        longest_batch_s: float | None = None,
         on_attempt: OnAttempt = lambda backend: None,
     ) -> None:
-        """`kind`: `embedding` or `rerank`. `excluded` are passed over; `on_attempt` as in `dispatcher.open_engine`.
+        """`kind`: `embedding` or `rerank`. `longest_batch_s`: as in `EngineConfig`. `excluded` are passed over;
+        `on_attempt` as in `dispatcher.open_engine`.
 
         Raises `ModelError` where the model cannot be had.
         """
         self.reasons: list[str] = []
         self._excluded = excluded
+        self._longest_batch_s = longest_batch_s
         self._on_attempt = on_attempt
         self._hardware = hardware
         self._means = means or Means()
-        self._files = models.resolve(model_name)
+        self.files = models.resolve(model_name)
         self._kind = kind
-        self._model = (read_reranker if kind == "rerank" else read_config)(self._files.folder)
+        self._model = (read_reranker if kind == "rerank" else read_config)(self.files.folder)
+
+    def known(self, files: models.ModelFiles) -> EngineInfo:
+        """What is known of the model, by the names in `files`, before it is loaded."""
+        text, folder = self._model.text, str(files.folder)
+        return EngineInfo(
+            self._kind, "", "", files.name, files.aliases, "", "", folder=folder, max_tokens=text.max_tokens,
+            dimensions=self._model.dimensions,
+        )  # fmt: skip
+
+    def weights_bytes(self) -> int:
+        """What its weights take in float32. Raises `ModelError` where they do not fit its configuration."""
+        return open_weights(self._model).size_bytes()
 
     def open_best(self, choice: Choice, *, compared: bool) -> EmbeddingEngine:
         """The engine that serves; raises `BackendUnavailableError` with every reason where there is none.
@@ -84,7 +101,7 @@ class EmbeddingCandidates:
         `compared`: what was measured here changes the order, and Core ML and Core AI must prove themselves where
         nothing was.
         """
-        measured = None
+        self.reasons, measured = [], None
         if compared and _unproven(without_excluded(choice, self._excluded).candidates):
             measured = self._means.cache.find(self._conditions())
             choice = embedding_choice(self._hardware, self._means.absence, measured)
@@ -97,7 +114,21 @@ class EmbeddingCandidates:
         if compared and measured is None and first[0].name in TO_BE_PROVEN:
             first = self._fastest(_to_compare(first, opened))
         backend, opened_engine = first
-        return EmbeddingEngine(backend, replace(opened_engine.info, reasons=tuple(self.reasons)))
+        info = self._with_its_batches(backend, opened_engine.info)
+        return EmbeddingEngine(backend, replace(info, reasons=tuple(self.reasons)))
+
+    def _with_its_batches(self, backend: EmbeddingBackend, info: EngineInfo) -> EngineInfo:
+        """How many tokens of a batch suit the backend, if that is to be measured."""
+        if self._longest_batch_s is None or not is_measured(backend):
+            return info
+        vocabulary, longest = self._model.encoder.vocab_size, self._model.text.max_tokens
+        try:
+            with attempting(self._on_attempt, backend.name):
+                curve = measure_batches(backend, vocabulary, longest, self._longest_batch_s, clock=self._means.clock)
+        except Exception as error:  # noqa: BLE001 - it passed its golden check; what it cannot do now, jobs will tell
+            self.reasons.append(f"{backend.name}: its batches could not be timed: {type(error).__name__}: {error}")
+            return info
+        return replace(info, batch_tokens=curve.chosen, measured=curve.words)
 
     def measure(self, choice: Choice) -> Measurement:
         """Core ML and Core AI timed against the best other candidate, and remembered.
@@ -127,7 +158,7 @@ class EmbeddingCandidates:
                 with attempting(self._on_attempt, name):
                     backend = self._means.make(name, self._model)
                     check_memory(getattr(backend, "memory_bytes", None), self._model.transformer, limit_bytes)
-                    opened = engine.open_engine(backend, self._files, self._model)
+                    opened = engine.open_engine(backend, self.files, self._model)
             except BackendUnavailableError as error:
                 self.reasons.append(f"{name}: {error}")
             except ModelError:
@@ -173,7 +204,7 @@ class EmbeddingCandidates:
         return chosen
 
     def _compare(self, loaded: Sequence[EmbeddingBackend]) -> Measurement:
-        return compare(loaded, self._model, under=self._conditions(), model=self._files.name, clock=self._means.clock)
+        return compare(loaded, self._model, under=self._conditions(), model=self.files.name, clock=self._means.clock)
 
     def _conditions(self) -> Conditions:
         return conditions(self._hardware, fingerprint(self._model))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .candidates import Means
+    from .embedding.engine import EmbeddingEngine
     from .generation.engine import GenerationEngine
     from .generation.models.profiles import ModelLoader
     from .measurements import Measurement
@@ -46,6 +47,8 @@ DEFAULT_MODELS = {
 SIMULATED = "simulated"
 UPSTREAM = "openai"
 """Of generation: another program, which speaks OpenAI's API."""
+_LEAST_SHARE_OF_BATCHES = 1 / 32
+"""Of the memory, for each of several models that embed, beside its weights: a batch is short."""
 _SIMULATED_DEVICES = {"coreml": "ane", "coreai": "ane", "mlx": "gpu", "cpu": "cpu", "numpy": "cpu"}
 
 
@@ -175,15 +178,49 @@ def open_embedding(
     choice = chosen.rerank_backend if config.kind == "rerank" else chosen.embedding_backend
     if not choice.candidates:
         raise _nothing(config.kind, choice.reasons)
-    candidates = EmbeddingCandidates(
-        config.model or default_model(config.kind),
-        hardware,
-        means,
-        kind=config.kind,
-        excluded=config.excluded,
-        on_attempt=on_attempt or _unheard,
+    candidates = [
+        EmbeddingCandidates(
+            name,
+            hardware,
+            means,
+            kind=config.kind,
+            excluded=config.excluded,
+            longest_batch_s=config.longest_batch_s,
+            on_attempt=on_attempt or _unheard,
+        )
+        for name in (config.model or default_model(config.kind), *config.more_models)
+    ]
+
+    def open_one(files: models.ModelFiles, memory_bytes: int | None) -> EmbeddingEngine:
+        (found,) = (each for each in candidates if each.files.name == files.name)
+        return found.open_best(choice, compared=config.backend == "auto")
+
+    if len(candidates) == 1:
+        return open_one(candidates[0].files, None)
+    from .pool import ModelPool
+
+    files = _told_apart([each.files for each in candidates])
+    return ModelPool(
+        files,
+        [each.weights_bytes() for each in candidates],
+        open_one,
+        memory_bytes=config.memory_limit_bytes or memory_limit_bytes(hardware),
+        max_concurrent=None,
+        others=[each.known(named) for each, named in zip(candidates[1:], files[1:], strict=True)],
+        least_share=_LEAST_SHARE_OF_BATCHES,
     )
-    return candidates.open_best(choice, compared=config.backend == "auto")
+
+
+def _told_apart(files: Sequence[models.ModelFiles]) -> list[models.ModelFiles]:
+    """The models, each with the names that none before it has. Raises `ModelError` where results could not tell them
+    apart."""
+    told: dict[str, models.ModelFiles] = {}
+    for each in files:
+        taken = {alias for other in told.values() for alias in other.aliases}
+        if each.name in taken:
+            raise ModelError(f"two of the models go by the name {each.name}")
+        told[each.name] = replace(each, aliases=tuple(alias for alias in each.aliases if alias not in taken))
+    return list(told.values())
 
 
 def measure_embedding(
@@ -256,7 +293,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
     with attempting(attempt, backend):
         if len(files) == 1 and not adapted:
             return open_one(files[0], memory_bytes)
-        from .generation.pool import ModelPool
+        from .pool import ModelPool
 
         # What adapters share is there as long as the engine is, whichever of them is loaded.
         weights = [loader.needed_bytes(each.folder) for each in files]

@@ -43,10 +43,10 @@ def resolve(name: str) -> ModelFiles:
     network, saying where the model was looked for.
     """
     folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    if _is_model(folder):
         return _found(name, name, folder.resolve())
     if not name or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"{name!r} is not a folder with a config.json in it")
+        raise ModelError(f"{name!r} is not a folder with a config.json or a modules.json in it")
     tried = [f"the folder {folder} (no config.json there)"]
     full = _SHORT_NAMES.get(name, name)
     if full in _PACKAGES:
@@ -64,10 +64,15 @@ def resolve(name: str) -> ModelFiles:
     return _found(name, full, fetched)
 
 
+def _is_model(folder: Path) -> bool:
+    """Whether it is meant as one: older models have all but a list of their modules in folders of their own."""
+    return any((folder / name).is_file() for name in ("config.json", "modules.json"))
+
+
 def _found(typed: str, full: str, folder: Path) -> ModelFiles:
     names = (typed, full, full.rstrip("/").rpartition("/")[2], folder.name if full == typed else "")
     # A snapshot folder is named by its commit, and a package's by nobody: only a user's own folder has a name.
-    own = (Path(typed).expanduser() / "config.json").is_file()
+    own = _is_model(Path(typed).expanduser())
     aliases = dict.fromkeys(alias for alias in (*names[:3], names[3] if own else "") if alias)
     return ModelFiles(folder.name if own else full, folder, tuple(aliases))
 
@@ -84,12 +89,13 @@ def _package_folder(package: str, inside: str) -> Path | None:
 def missing(folder: Path) -> list[str]:
     """What a folder lacks to be a whole model, by name: other programs leave snapshots of a few files, and a download
     that was broken off leaves some of many."""
-    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
-    lacking += _missing_weights(folder)
-    modules = folder / "modules.json"
-    if modules.is_file():
-        for module in _read(modules, list):
-            kind, path = str(module.get("type")).rpartition(".")[2], str(module.get("path", ""))
+    modules = [module for module in _read(folder / "modules.json", list) if isinstance(module, dict)]
+    parts = [(str(module.get("type")).rpartition(".")[2], str(module.get("path", ""))) for module in modules]
+    transformer = folder / next((path for kind, path in parts if kind == "Transformer"), "")
+    lacking = [] if (transformer / "config.json").is_file() else ["config.json"]
+    lacking += _missing_weights(transformer)
+    if modules:
+        for kind, path in parts:
             # A Normalize needs no file, and the transformer itself was looked at above.
             if path and kind not in ("Transformer", "Normalize") and not (folder / path / "config.json").is_file():
                 lacking.append(f"{path}/config.json")
@@ -97,7 +103,7 @@ def missing(folder: Path) -> list[str]:
                 lacking += [f"{path}/{name}" for name in _missing_weights(folder / path)]
     elif any((folder / name).exists() for name in ("config_sentence_transformers.json", "1_Pooling")):
         lacking.append("modules.json")
-    if not any(any(folder.glob(name)) for name in _TOKENIZERS):
+    if not any(any(transformer.glob(name)) for name in _TOKENIZERS):
         lacking.append("a tokenizer")
     return lacking
 

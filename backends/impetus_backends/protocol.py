@@ -34,13 +34,15 @@ class EngineInfo:
     """Every name by which a request may ask for this model, or for another that this engine serves."""
     fingerprint: str
     precision: str
-    more_models: tuple[str, ...] = ()
-    """Those others' names."""
+    others: tuple[EngineInfo, ...] = ()
+    """What is known of those others before they are loaded, each with its own names alone."""
     folder: str = ""
     """Where the model's files are, for whoever tokenises for this engine."""
     dimensions: int = 0
     max_tokens: int = 0
     """The longest input the model reads, in tokens."""
+    batch_tokens: int = 1024
+    """Of an engine for batches: how many padded tokens of one suit it."""
     note: str | None = None
     """What a reader of results must know, such as that the weights are random."""
     measured: str | None = None
@@ -51,6 +53,11 @@ class EngineInfo:
     """Of a generation engine: how many requests it decodes together."""
     reasons: tuple[str, ...] = ()
     """Why this backend serves and not another, in the order in which they were tried."""
+
+    @property
+    def more_models(self) -> tuple[str, ...]:
+        """The names of the others that results carry."""
+        return tuple(other.model for other in self.others)
 
     @property
     def neural_engine(self) -> bool:
@@ -66,6 +73,8 @@ class EmbeddingWork:
     rows: Sequence[np.ndarray]
     urgent: bool = False
     """Runs before every batch that is not, because somebody is waiting."""
+    model: str | None = None
+    """One of the engine's aliases; none means its default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +134,8 @@ class Embedded:
     id: int
     vectors: np.ndarray
     device_s: float
+    by: EngineInfo | None = None
+    """Of an engine of several models: the one that made them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +165,7 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A generation waits in the engine until its model is loaded."""
+    """A request waits in the engine until its model is loaded."""
 
     id: int
 
@@ -319,6 +330,8 @@ class EngineConfig:
     """Backends that are passed over."""
     upstream: str | None = None
     """Of the generation backend `openai`: the URL of the server that it forwards to, up to `/v1`."""
+    longest_batch_s: float | None = None
+    """Of engines for batches: how long one of more than the usual tokens may take. None: nothing is measured."""
     wired_memory: bool = False
     """Of generation: whether MLX may wire memory for the GPU."""
 

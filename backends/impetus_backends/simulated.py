@@ -10,11 +10,12 @@ import os
 import signal
 import time
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.texts.tokens import EncodedText
 from impetus_backends.errors import RequestError
@@ -296,19 +297,22 @@ def open_simulated_generation(
 def _info(config: EngineConfig, kind: str, dimensions: int, max_tokens: int, device: str = "simulated") -> EngineInfo:
     model = config.model or "simulated"
     aliases = dict.fromkeys((model, model.rpartition("/")[2], "simulated"))
-    return EngineInfo(
+    info = EngineInfo(
         kind=kind,
         backend="simulated",
         max_concurrent=config.max_concurrent,
         device=device,
         model=model,
-        model_aliases=tuple(aliases),
+        model_aliases=(*aliases, *config.more_models),
         fingerprint="simulated",
         precision="fp32",
         dimensions=dimensions,
         max_tokens=max_tokens,
+        batch_tokens=USUAL["simulated"],
         note=NOTE,
     )
+    others = tuple(replace(info, model=name, model_aliases=(name,)) for name in config.more_models)
+    return replace(info, others=others)
 
 
 def _hash(text: str) -> int:

@@ -70,6 +70,8 @@ class WorkerState:
     """The name of the one that it serves by default."""
     aliases: tuple[str, ...] = ()
     """Every name by which a request may ask for one of its models."""
+    more_models: tuple[contract.ServedModel, ...] = ()
+    """Those that it serves besides, each with its own names."""
     note: str = ""
     """What there is to know of its backend."""
     since: str = ""
@@ -253,6 +255,7 @@ def _worker(
         role=own.role,
         model=own.model,
         aliases=own.aliases,
+        more_models=own.more_models,
         note=own.note or "",
         since=own.since,
         serving=own.serving,

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from impetus_gateway.webhooks import Receiver
-
     from impetus_producer.bulk.recall import Recall
 
 MODELS = Path(__file__).parents[1] / "data" / "models"

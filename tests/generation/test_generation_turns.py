@@ -9,8 +9,8 @@ import pytest
 
 from impetus_backends.generation.engine import EngineLimits
 from impetus_backends.generation.opening import open_generation_engine
-from impetus_backends.generation.pool import ModelPool
 from impetus_backends.models import ModelFiles
+from impetus_backends.pool import ModelPool
 from impetus_backends.protocol import Deferred, Generated, Rejected
 
 if TYPE_CHECKING:

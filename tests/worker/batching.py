@@ -58,8 +58,8 @@ def make_batcher(
 
 def batcher_of(encoder: TextEncoder, **options: Any) -> EmbeddingBatcher:
     """For embeddings of `INFO`, whose texts that tokenizer reads."""
-    requests, results = EmbeddingRequests(INFO, encoder, NOTHING), EmbeddingResults(INFO, "w")
-    return EmbeddingBatcher(requests, results, dimensions=INFO.dimensions, **options)
+    requests, results = EmbeddingRequests(INFO, [encoder], NOTHING), EmbeddingResults("w")
+    return EmbeddingBatcher(requests, results, **options)
 
 
 def job(*texts: str, queue: str = "embedding", timeout_s: int = 180, **fields: object) -> ClaimedJob:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from impetus_producer.contract import EmbeddingRequest
 from impetus_worker.batches.backlog import Backlog, OpenEmbedding, Row
 
-from .batching import job
+from .batching import INFO, job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ def make_backlog() -> Backlog:
 def rows_of(lengths: Sequence[int]) -> list[Row]:
     """The rows of a job of its own."""
     request = EmbeddingRequest(input=["x"])
-    owner = OpenEmbedding(job("1"), request, sum(lengths), 0, 0, np.empty(0), len(lengths), urgent=True)
+    owner = OpenEmbedding(job("1"), request, INFO, sum(lengths), 0, 0, np.empty(0), len(lengths), urgent=True)
     return [Row(owner, index, np.zeros(length, np.int32)) for index, length in enumerate(lengths)]
 
 
@@ -170,7 +170,7 @@ class Counted(OpenEmbedding):
 def test_ending_many_jobs_looks_at_each_row_about_once() -> None:
     backlog, owners = make_backlog(), []
     for _ in range(200):
-        owner = Counted(job("1"), EmbeddingRequest(input=["x"]), 256, 0, 0, np.empty(0), 64, urgent=True)
+        owner = Counted(job("1"), EmbeddingRequest(input=["x"]), INFO, 256, 0, 0, np.empty(0), 64, urgent=True)
         owners.append(owner)
         backlog.add(Row(owner, index, np.zeros(4, np.int32)) for index in range(64))
     Counted.asked = 0

@@ -340,3 +340,15 @@ def test_what_is_not_yet_read_is_at_risk_while_it_is_read() -> None:
     assert batcher.unread() == {waiting.id}
     batcher.read(0.0)
     assert batcher.unread() == set()
+
+
+def test_bulk_is_taken_in_for_twelve_seconds_of_the_device_so_that_little_of_its_batches_is_padding() -> None:
+    batcher = make_batcher(max_tokens=20, max_rows=8)
+    for _ in range(60):  # batches of a quarter of a second, as the device says
+        take(batcher, [job(words(20))])
+        batcher.absorb(run(given(batcher), device_s=0.25), 1000.0)
+    held = 0
+    while room := batcher.room().bulk:
+        take(batcher, [job(words(20), queue=BULK) for _ in range(room)])
+        held += room
+    assert 0.75 * 48 <= held <= 50

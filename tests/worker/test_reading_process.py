@@ -82,7 +82,7 @@ def test_it_comes_to_the_same_as_in_the_loop(reading: Reading) -> None:
     long = run_of("the first text", "and another", dimensions=2)
     reading.read(long)
     there = reading.result(long)
-    here = EmbeddingRequests(SIMULATED, embedding_tokenizer(SIMULATED), NOTHING).read(long.fields)
+    here = EmbeddingRequests(SIMULATED, [embedding_tokenizer(SIMULATED)], NOTHING).read(long.fields)
     assert [list(row.ids) for row in there.texts] == [list(row.ids) for row in here.texts]
     assert there.request == here.request
     assert there.request.dimensions == 2

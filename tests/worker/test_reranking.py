@@ -53,9 +53,9 @@ class TwoTokensAndTheDocument:
 
 @pytest.fixture
 def batcher() -> EmbeddingBatcher:
-    requests = RerankRequests(INFO, TwoTokensAndTheDocument(), NOTHING)
+    requests = RerankRequests(INFO, [TwoTokensAndTheDocument()], NOTHING)
     return EmbeddingBatcher(
-        requests, RerankResults(INFO, "w"), dimensions=1, max_batch_texts=8, max_batch_tokens=80, max_wait_s=0.0,
+        requests, RerankResults("w"), max_batch_texts=8, max_batch_tokens=80, max_wait_s=0.0,
         clock=lambda: 0.0,
     )  # fmt: skip
 

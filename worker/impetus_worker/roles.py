@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
 from impetus_backends.hardware import identify, read_machine
 from impetus_backends.protocol import EngineConfig
-from impetus_producer.contract import WorkerRecord
+from impetus_producer.contract import ServedModel, WorkerRecord
 
-from .batches.embedding import DEFAULT_BATCH_TOKENS, EmbeddingBatcher
+from .batches.embedding import EmbeddingBatcher
 from .batches.generation import GenerationBatcher
 from .batches.requests import GenerationRequests
 from .batches.results import EmbeddingResults, RerankResults
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_CONCURRENT = 16
 """Generations of an engine that measures nothing."""
+_LEAST_BATCH_TEXTS, _TOKENS_A_TEXT = 256, 64
+"""The most texts in a batch: so many, and where its tokens are many as many as have them."""
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:
@@ -35,8 +37,9 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         kind=settings.role,
         model=settings.model,
         backend=settings.backend,
-        more_models=settings.more_models if settings.role == "generation" else (),
+        more_models=settings.more_models,
         max_concurrent=settings.max_concurrent_generations or DEFAULT_MAX_CONCURRENT,
+        longest_batch_s=settings.max_batch_ms / 1e3 if settings.max_batch_tokens is None else None,
         measure_rows=settings.max_concurrent_generations is None,
         memory_limit_bytes=int(settings.memory_limit_gb * 2**30) if settings.memory_limit_gb else None,
         prefix_cache_bytes=settings.prefix_cache_mb * 2**20,
@@ -67,6 +70,7 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
         role=settings.role,
         model=info.model,
         aliases=info.model_aliases,
+        more_models=tuple(ServedModel(name=other.model, aliases=other.model_aliases) for other in info.others),
         backend=info.backend,
         device=info.device,
         neural_engine=info.neural_engine,
@@ -83,9 +87,10 @@ def make_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | Rer
 
 
 def _row_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | RerankRequests:
+    models = (info, *info.others)
     if info.kind == "rerank":
-        return RerankRequests(info, pair_tokenizer(info), allowed)
-    return EmbeddingRequests(info, embedding_tokenizer(info), allowed)
+        return RerankRequests(info, [pair_tokenizer(each) for each in models], allowed)
+    return EmbeddingRequests(info, [embedding_tokenizer(each) for each in models], allowed)
 
 
 def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewhere | None = None) -> Batcher:
@@ -98,12 +103,12 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
             allowed=settings.allowed,
             elsewhere=elsewhere,
         )
+    tokens = settings.max_batch_tokens or info.batch_tokens
     return EmbeddingBatcher(
         _row_requests(info, settings.allowed),
-        (RerankResults if settings.role == "rerank" else EmbeddingResults)(info, settings.name),
-        dimensions=info.dimensions,
-        max_batch_texts=settings.max_batch_texts,
-        max_batch_tokens=settings.max_batch_tokens or DEFAULT_BATCH_TOKENS.get(info.backend, 1024),
+        (RerankResults if settings.role == "rerank" else EmbeddingResults)(settings.name),
+        max_batch_texts=settings.max_batch_texts or max(_LEAST_BATCH_TEXTS, tokens // _TOKENS_A_TEXT),
+        max_batch_tokens=tokens,
         max_wait_s=settings.max_wait_ms / 1e3,
         elsewhere=elsewhere,
     )

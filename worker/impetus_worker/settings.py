@@ -37,7 +37,7 @@ class WorkerSettings:
     model: str | None = None
     """A folder or a Hugging Face id; none means the default for this machine."""
     more_models: tuple[str, ...] = ()
-    """Of generation: models besides that jobs may name."""
+    """Models besides that jobs may name, each loaded when one does."""
     backend: str = "auto"
     upstream: str | None = None
     """Of the generation backend `openai`: the URL of the server that jobs are forwarded to. Without a secret."""
@@ -49,9 +49,12 @@ class WorkerSettings:
     prefix_cache_dir_mb: int = 4096
     prefill_tokens: int | None = None
     """Prompt tokens read in one step; none means what suits the machine."""
-    max_batch_texts: int = 256
+    max_batch_texts: int | None = None
+    """None: as many as suit the tokens of a batch."""
     max_batch_tokens: int | None = None
-    """Padded tokens a batch may cost; none means what suits the backend."""
+    """Padded tokens a batch may cost; none means what suits the backend, by a measurement when the model has loaded."""
+    max_batch_ms: float = 200.0
+    """How long a batch may take that the measurement makes larger than usual."""
     max_wait_ms: float = 5.0
     max_concurrent_generations: int | None = 16
     """None: as many as a measurement says, when the model has loaded."""

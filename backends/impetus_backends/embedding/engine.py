@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices import golden
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.reranker import RerankerConfig
@@ -66,6 +67,10 @@ class EmbeddingEngine:
         if queue:
             events.append(self._run(queue.popleft()))
         return events
+
+    def resize(self, memory_bytes: int | None) -> bool:
+        """As a pool of models asks it; batches are as large as the worker makes them."""
+        return True
 
     def close(self) -> None:
         self._urgent.clear()
@@ -132,6 +137,7 @@ def open_engine(
         precision=backend.precision,
         dimensions=config.dimensions,
         max_tokens=config.text.max_tokens,
+        batch_tokens=USUAL.get(backend.name, min(USUAL.values())),
         note="; ".join(note for note in notes if note) or None,
         reasons=reasons,
     )

@@ -117,6 +117,8 @@ def listed_modules(reader: Reader, file: Path) -> list[tuple[str, Path]]:
     """The modules that a `modules.json` lists, and their folders."""
     found: list[tuple[str, Path]] = []
     for module in reader.array(file):
+        if not isinstance(module, dict):
+            raise ModelError(f"{file} lists {module!r:.80}, and not a module with its type and path")
         kind, path = str(module.get("type")), str(module.get("path", ""))
         if not kind.startswith("sentence_transformers."):
             raise ModelError(f"{file} names {kind}, which is code of the model's own and is never run")
@@ -134,8 +136,8 @@ def read_pooling(reader: Reader, folder: Path, hidden_size: int) -> PoolingConfi
     if width != hidden_size:
         raise ModelError(f"{file} pools vectors of {width}, the encoder makes vectors of {hidden_size}")
     mode = raw.get("pooling_mode", [name for key, name in _OLD_POOLINGS.items() if raw.get(key)])
-    modes = [mode] if isinstance(mode, str) else list(mode)
-    if not modes or set(modes) - set(POOLINGS):
+    modes = mode if isinstance(mode, list) else [mode]
+    if not modes or not all(each in POOLINGS for each in modes):
         raise ModelError(
             f"{file} pools by {' and '.join(map(str, modes)) or 'nothing'}; supported are {', '.join(POOLINGS)}"
         )

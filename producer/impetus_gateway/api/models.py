@@ -37,15 +37,17 @@ def _models(watch: Watch) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for role, (queue, _) in contract.ROLE_QUEUES.items():
         for worker in watch.serving(queue):
-            if worker.model:
-                aliases = found.get(worker.model, {}).get("aliases", [])
-                found[worker.model] = {
-                    "id": worker.model,
+            of_others = {alias for other in worker.more_models for alias in (other.name, *other.aliases)}
+            own = contract.ServedModel(name=worker.model, aliases=tuple({*worker.aliases} - of_others))
+            for model in (own, *worker.more_models) if worker.model else ():
+                aliases = found.get(model.name, {}).get("aliases", [])
+                found[model.name] = {
+                    "id": model.name,
                     "object": "model",
                     "created": _seconds(worker.since),
                     "owned_by": "impetus",
                     "role": role,
-                    "aliases": sorted({*aliases, *worker.aliases} - {worker.model}),
+                    "aliases": sorted({*aliases, *model.aliases} - {model.name}),
                 }
     return [found[name] for name in sorted(found)]
 

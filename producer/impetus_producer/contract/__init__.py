@@ -133,6 +133,17 @@ class StreamField(StrEnum):
     """With `end`, of a job that failed or was stopped: what it had made, a `GenerationResult` as JSON."""
 
 
+class ServedModel(Wire):
+    """A model that a worker serves besides its own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    """That results carry."""
+    aliases: tuple[str, ...] = ()
+    """Every name by which a request may ask for it."""
+
+
 class WorkerRecord(Wire):
     """What a worker says of itself to the others, and to whoever looks. Fields of later versions are passed over."""
 
@@ -143,7 +154,9 @@ class WorkerRecord(Wire):
     role: Literal["embedding", "generation", "rerank"]
     model: str
     aliases: tuple[str, ...] = ()
-    """Every name by which a request may ask for the model."""
+    """Every name by which a request may ask for the model, or for another that it serves."""
+    more_models: tuple[ServedModel, ...] = ()
+    """Those others, loaded when asked for."""
     backend: str
     device: str
     neural_engine: bool = False

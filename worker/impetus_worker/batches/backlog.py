@@ -1,9 +1,9 @@
 """The token rows of one lane that wait for the device: sorted by length for it, and none passed by too many others.
 
-The oldest rows, up to some batches' worth of them, are planned together: packed by length, so that little is padding
-(Infinity, `inference/queue.py`), and the batches that hold the oldest rows go first. What comes later waits for the
-next plan. The longest rows of a plan seldom fill their last batch: once, and only once, they are put into the next
-plan, where more of their length may be.
+The oldest rows, up to some batches' worth of them, are planned together: for each model they are packed by length, so
+that little is padding (Infinity, `inference/queue.py`), and the batches that hold the oldest rows go first. What comes
+later waits for the next plan. The longest rows of a plan seldom fill their last batch: once, and only once, they are
+put into the next plan, where more of their length may be.
 
 So a row waits for those that came before it, and is passed only by later ones of its own plan and, if it was put off,
 of the next: by no more than twice `plan_batches` full batches' worth of rows, however many come.
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from impetus_backends.protocol import EngineInfo
+
     from ..leases.claims import ClaimedJob
 
-PLAN_BATCHES = 64
+PLAN_BATCHES = 128
 
 
 @dataclass(eq=False, slots=True)
@@ -36,6 +38,8 @@ class OpenEmbedding:
     job: ClaimedJob
     request: Any
     """As the role has them."""
+    model: EngineInfo
+    """Which is to make it; once it has, as what it did."""
     tokens: int
     truncated: int
     lost: int
@@ -133,12 +137,18 @@ class Backlog:
             self._unwanted = 0
 
     def _plan(self) -> None:
-        rows = list(self._next_rows())
-        batches = pack(rows, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)
-        if len(batches) > 1 and not self._fills(batches[-1]) and all(row.order >= self._seen for row in batches[-1]):
-            self._unplanned.extendleft(sorted(batches.pop(), key=_order, reverse=True))
+        rows, put_off = list(self._next_rows()), list[Row]()
+        of_one: dict[str, list[Row]] = {}
+        for row in rows:
+            of_one.setdefault(row.owner.model.model, []).append(row)
+        for alike in of_one.values():  # one model after the other: where two do not fit the memory, each is loaded once
+            batches = pack(alike, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)
+            last = batches[-1]
+            if len(batches) > 1 and not self._fills(last) and all(row.order >= self._seen for row in last):
+                put_off += batches.pop()
+            self._planned.extend(sorted(batches, key=lambda batch: min(map(_order, batch))))
+        self._unplanned.extendleft(sorted(put_off, key=_order, reverse=True))
         self._seen = rows[-1].order + 1
-        self._planned.extend(sorted(batches, key=lambda batch: min(map(_order, batch))))
 
     def _next_rows(self) -> Iterator[Row]:
         """The oldest, up to a plan's worth; at least one."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..leases.outcomes import Failed, News, Outcome, Stopped
 
 
+LOADING_PATIENCE_S = 600.0
+"""How long an engine may be silent while a job waits for its model, which may be loading."""
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """How many jobs to claim now: from the queue whose callers wait, and from both."""

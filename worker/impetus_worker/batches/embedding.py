@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected
+from impetus_backends.protocol import Embedded, EmbeddingWork, Parked, Rejected
 
 from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
-from .backlog import Backlog, OpenEmbedding, Row
+from .backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row
 from .batcher import Room
 from .cost import CostModel
 from .engine_queue import Batch, EngineQueue
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from .results import RowResults
     from .rows import RowRequests
 
-_LOOKAHEAD_S = 4.0
-"""Texts for so much of the device's time are taken in ahead, to be sorted together."""
-_LOOKAHEAD_BATCHES = (4, 64)
+_LOOKAHEAD_S, _BULK_LOOKAHEAD_S = 4.0, 12.0
+"""Texts for so much of the device's time are taken in ahead, to be sorted together: the more of them, the less of their
+batches is padding, and the longer other workers are without them."""
+_LOOKAHEAD_BATCHES = (4, PLAN_BATCHES)
 """But no fewer batches than this, and no more."""
 _URGENT_LOOKAHEAD = 2
 """So many times as many batches of the lane whose callers wait."""
@@ -57,14 +58,6 @@ _MAX_JOBS_HELD = 2048
 _MAX_UNREAD_BYTES = 32_000_000
 """No lane claims more while it holds so many jobs, or so much that it has not read."""
 _MAX_JOBS_A_CLAIM = 128
-DEFAULT_BATCH_TOKENS = {
-    "cpu": 1024,
-    "numpy": 1024,
-    "mlx": 4096,
-    "coreml": 4096,
-    "coreml-emulated": 1024,
-    "simulated": 4096,
-}
 
 
 @dataclass(eq=False, slots=True)
@@ -85,24 +78,22 @@ class _Lane:
 class EmbeddingBatcher:
     """`Batcher` for jobs of which each text is a row. `max_wait_s`: how long the first waits for others to join it.
 
-    `dimensions`: of the vectors that come back. `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading
+    `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading
     is cut into slices.
     """
 
     def __init__(
         self,
-        requests: RowRequests[Any],
+        requests: RowRequests[Any, Any],
         results: RowResults,
         *,
-        dimensions: int,
         max_batch_texts: int,
         max_batch_tokens: int,
         max_wait_s: float,
         elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._dimensions = dimensions
-        self._texts_field = requests.texts_field
+        self._requests = requests
         self._reader = JobReader(requests, elsewhere, clock)
         self._results = results
         self._max_wait_s = max_wait_s
@@ -119,19 +110,24 @@ class EmbeddingBatcher:
         """While there are suspects: whose turn is next, of which lane, and whether it is its suspects'."""
         self._ids = count(1)
         self._seconds_a_batch = _LOOKAHEAD_S / 8
-        self._cost = CostModel()
+        self._costs: defaultdict[str, CostModel] = defaultdict(CostModel)
+        """By model."""
 
     # -- taking in ---------------------------------------------------------------------------------------------------
 
     def room(self) -> Room:
-        ahead = min(max(_LOOKAHEAD_S / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
+        ahead = self._batches_in(_BULK_LOOKAHEAD_S)
         urgent = self._batches_held(self._urgent)
-        interactive = self._room(self._urgent, _URGENT_LOOKAHEAD * ahead - urgent)
+        interactive = self._room(self._urgent, _URGENT_LOOKAHEAD * self._batches_in(_LOOKAHEAD_S) - urgent)
         missing = ahead - urgent - self._batches_held(self._bulk)
         # Bulk is refilled in quarters, so that a claim is worth its round trip; suspects are let run out first.
         if missing < 0.25 * ahead or self._held(self._bulk) > _MAX_JOBS_HELD - _MAX_JOBS_A_CLAIM or self._has_suspects:
             return Room(interactive=interactive, bulk=0)
         return Room(interactive=interactive, bulk=min(interactive, self._room(self._bulk, missing)))
+
+    def _batches_in(self, seconds: float) -> float:
+        """How many batches to hold for so much of the device's time."""
+        return min(max(seconds / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
 
     def _batches_held(self, lane: _Lane) -> float:
         return lane.backlog.batches + self._reader.jobs(urgent=lane.urgent) * lane.batches_a_job
@@ -171,20 +167,22 @@ class EmbeddingBatcher:
         return outcomes
 
     def _open(self, read: ReadJob, now: float) -> None:
-        lane, size = self._lane(read.urgent), len(read.texts)
+        lane, size, model = self._lane(read.urgent), len(read.texts), self._requests.model_of(read.request)
         owner = self._jobs[read.job.id] = OpenEmbedding(
             read.job,
             read.request,
+            model,
             tokens=sum(len(text.ids) for text in read.texts),
             truncated=sum(text.lost > 0 for text in read.texts),
             lost=sum(text.lost for text in read.texts),
-            vectors=np.empty((size, self._dimensions), dtype=np.float32),
+            vectors=np.empty((size, model.dimensions), dtype=np.float32),
             rows_left=size,
             urgent=read.urgent,
         )
-        self._cost.arrived(size, now)
+        cost = self._costs[model.model]
+        cost.arrived(size, now)
         if not lane.backlog.rows:
-            lane.closes_at = now + self._max_wait_s if self._cost.waiting_pays(now) else now
+            lane.closes_at = now + self._max_wait_s if cost.waiting_pays(now) else now
         rows = [Row(owner, index, text.ids) for index, text in enumerate(read.texts)]
         if read.job.suspect:
             lane.quarantine.admit(rows)
@@ -231,9 +229,10 @@ class EmbeddingBatcher:
         return lane.backlog.is_full or (lane.in_engine == 0 and now >= lane.closes_at)
 
     def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
-        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], urgent=lane.urgent)
+        model = rows[0].owner.model.model
+        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, model)
         lane.in_engine += 1
-        batch = Batch(rows, {row.owner for row in rows}, lane.urgent, suspect)
+        batch = Batch(rows, {row.owner for row in rows}, model, lane.urgent, suspect)
         self._in_engine.give(work.id, batch, now)
         return work
 
@@ -247,6 +246,9 @@ class EmbeddingBatcher:
     # -- taking back -------------------------------------------------------------------------------------------------
 
     def absorb(self, event: Event, now: float) -> list[Outcome]:
+        if isinstance(event, Parked):
+            self._in_engine.park(event.id)
+            return []
         batch = self._in_engine.take_back(event.id, now)
         if batch is None:
             return []
@@ -272,7 +274,7 @@ class EmbeddingBatcher:
                 f"the engine returned {len(event.vectors)} vectors for {len(batch.rows)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
-        self._cost.observe(batch.padded_tokens, event.device_s)
+        self._costs[batch.model].observe(batch.padded_tokens, event.device_s)
         self._seconds_a_batch += _LEARNING_RATE * (event.device_s - self._seconds_a_batch)
         done: list[Outcome] = []
         for row, vector in zip(batch.rows, event.vectors, strict=True):
@@ -280,6 +282,7 @@ class EmbeddingBatcher:
             if owner.ended:
                 continue
             owner.vectors[row.index] = vector
+            owner.model = event.by or owner.model
             owner.rows_left -= 1
             if owner.rows_left == 0:
                 self._end(owner)
@@ -332,7 +335,7 @@ class EmbeddingBatcher:
         return bool(self._in_engine)
 
     def patience_s(self, now: float) -> float:
-        return self._in_engine.patience_s(self._cost)
+        return self._in_engine.patience_s(self._costs)
 
     def engine_died(self, now: float, *, suspect: bool) -> list[Outcome]:
         running, others = self._in_engine.take_all(now)
@@ -373,5 +376,5 @@ class EmbeddingBatcher:
 
     def _poison(self, row: Row) -> PoisonedJobError:
         return PoisonedJobError(
-            f"{self._texts_field}: the engine died each time it ran item {row.index}, and nothing beside it"
+            f"{self._requests.texts_field}: the engine died each time it ran item {row.index}, and nothing beside it"
         )

@@ -10,8 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .batcher import LOADING_PATIENCE_S
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Set
+    from collections.abc import Iterator, Mapping, Set
 
     from ..leases.claims import ClaimedJob
     from .backlog import OpenEmbedding, Row
@@ -28,14 +30,17 @@ _UNWANTED_PATIENCE_S = 5.0
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Rows that run together, all of one lane."""
+    """Rows that run together, all of one lane and for one model."""
 
     rows: list[Row]
     owners: set[OpenEmbedding]
+    model: str
     urgent: bool
     suspect: bool
     overdue: bool = False
     """Whether a job ran out of time while the engine was at it."""
+    parked: bool = False
+    """Whether the engine has to load its model first."""
 
     @property
     def padded_tokens(self) -> int:
@@ -65,6 +70,11 @@ class EngineQueue:
     def give(self, work_id: int, batch: Batch, now: float) -> None:
         self._batches[work_id] = batch
         self._begin_next(now)
+
+    def park(self, work_id: int) -> None:
+        """The engine says that the batch waits for its model. An unknown id is no error."""
+        if work_id in self._batches:
+            self._batches[work_id].parked = True
 
     def take_back(self, work_id: int, now: float) -> Batch | None:
         """The batch, which is done, or None if the engine did not hold it."""
@@ -121,12 +131,14 @@ class EngineQueue:
         running = self.running
         return {owner.job.id for owner in running.owners if not owner.ended} if running is not None else set()
 
-    def patience_s(self, cost: CostModel) -> float:
+    def patience_s(self, costs: Mapping[str, CostModel]) -> float:
         """How long the engine may be silent before it must be taken for hung."""
         batch = self.running
         if batch is None:
             return math.inf
-        expected_s = cost.expected_s(batch.padded_tokens)
+        if any(each.parked for each in self):
+            return LOADING_PATIENCE_S
+        expected_s = costs[batch.model].expected_s(batch.padded_tokens)
         if batch.overdue or (expected_s is not None and all(owner.ended for owner in batch.owners)):
             return _UNWANTED_PATIENCE_S + 2 * (expected_s or 0.0)
         if expected_s is None:

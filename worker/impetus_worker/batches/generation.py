@@ -25,7 +25,7 @@ from impetus_producer.contract import StreamEvent, channel_name
 from ..allowed import NOTHING
 from ..errors import ImpetusError, InferenceError, InvalidRequestError, PoisonedJobError
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
-from .batcher import Room
+from .batcher import LOADING_PATIENCE_S, Room
 from .long_jobs import LongJobs
 from .open_generation import OpenGeneration
 from .payload import LongPayloadError
@@ -54,8 +54,6 @@ _READING_S = 0.01
 """So long requests are read before the loop looks at the engine and the queues again; one at least."""
 _PATIENCE_S = 60.0
 """For a step: the engine gives a sign of life every second between steps."""
-_LOADING_PATIENCE_S = 600.0
-"""While a job waits for its model, which may be loading."""
 _OVERDUE_PATIENCE_S = 15.0
 """For a step from which a job that ran out of time should have come back."""
 
@@ -381,7 +379,7 @@ class GenerationBatcher:
         if not self._in_engine:
             return math.inf
         if self._loading:
-            return _LOADING_PATIENCE_S
+            return LOADING_PATIENCE_S
         overdue = any(isinstance(owner.ending, Failed) for owner in self._in_engine.values())
         return _OVERDUE_PATIENCE_S if overdue else _PATIENCE_S
 

@@ -79,7 +79,9 @@ class JobReader:
     `elsewhere`: reads the long ones, in an order of its own. `clock`: in seconds, by which reading is cut into slices.
     """
 
-    def __init__(self, requests: RowRequests[Any], elsewhere: Elsewhere | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, requests: RowRequests[Any, Any], elsewhere: Elsewhere | None, clock: Callable[[], float]
+    ) -> None:
         self._requests = requests
         self._clock = clock
         self._urgent, self._patient = _Unread(), _Unread()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,6 +33,12 @@ def _provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:
     }
 
 
+def _same_for_all(info: EngineInfo, worker: str) -> str:
+    """Of a result as JSON, what is the same for all that one model makes."""
+    same = {"model": info.model, "provenance": _provenance(info, worker)}
+    return json.dumps(same, separators=(",", ":"))[1:-1]
+
+
 class RowResults(Protocol):
     """Makes the result of a job all of whose rows have their vectors."""
 
@@ -41,9 +48,8 @@ class RowResults(Protocol):
 class EmbeddingResults:
     """Results of one worker's embedding engine."""
 
-    def __init__(self, info: EngineInfo, worker: str) -> None:
-        same = {"model": info.model, "provenance": _provenance(info, worker)}
-        self._same_for_all = json.dumps(same, separators=(",", ":"))[1:-1]
+    def __init__(self, worker: str) -> None:
+        self._same_for_all = cache(partial(_same_for_all, worker=worker))
 
     def of(self, owner: OpenEmbedding) -> Finished:
         """The result of a job all of whose vectors are there."""
@@ -61,16 +67,16 @@ class EmbeddingResults:
             f'{{"object":"embedding","embeddings":{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
             f'"encoding":"{encoding}","data":{data}}},'
             f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
-            f'"truncated_tokens":{owner.lost}}},{self._same_for_all}}}'
+            f'"truncated_tokens":{owner.lost}}},{self._same_for_all(owner.model)}}}'
         )
         return Finished(owner.job, result.encode(), raw if encoding == "raw" else None)
 
 
 class RerankResults:
-    """Results of one worker's reranker."""
+    """Results of one worker's rerankers."""
 
-    def __init__(self, info: EngineInfo, worker: str) -> None:
-        self._same_for_all = {"model": info.model, "provenance": _provenance(info, worker)}
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
 
     def of(self, owner: OpenEmbedding) -> Finished:
         """The documents by their scores; of two that score alike the earlier one first."""
@@ -82,7 +88,8 @@ class RerankResults:
             for index in order
         ]
         usage = {"prompt_tokens": owner.tokens, "truncated_documents": owner.truncated, "truncated_tokens": owner.lost}
-        result = {"object": "rerank", "results": ranked, "usage": usage, **self._same_for_all}
+        result = {"object": "rerank", "results": ranked, "usage": usage}
+        result |= {"model": owner.model.model, "provenance": _provenance(owner.model, self._worker)}
         return Finished(owner.job, json.dumps(result, separators=(",", ":")).encode())
 
 

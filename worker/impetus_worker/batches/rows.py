@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..allowed import Allowed
 
 RequestT = TypeVar("RequestT", EmbeddingRequest, RerankRequest)
+EncoderT = TypeVar("EncoderT", bound="TextEncoder | PairEncoder")
 TEXTS_AT_ONCE = 64
 """So many go to the tokenizer in one call."""
 
@@ -64,16 +65,26 @@ class EncodedRequest(Generic[RequestT]):
     texts: Sequence[EncodedText]
 
 
-class RowRequests(ABC, Generic[RequestT]):
+class RowRequests(ABC, Generic[RequestT, EncoderT]):
     """Of one engine. Every method raises `InvalidRequestError` for what is wrong with a request."""
 
     function: ClassVar[str]
     texts_field: ClassVar[str]
     """Where the request has the texts that become rows."""
 
-    def __init__(self, info: EngineInfo, allowed: Allowed) -> None:
+    def __init__(self, info: EngineInfo, encoders: Sequence[EncoderT], allowed: Allowed) -> None:
+        """`encoders`: of the engine's models, its own first and then those of `info.others`."""
         self._info = info
+        self._models = {alias: model for model in (info, *info.others) for alias in model.model_aliases}
+        self._encoders = dict(zip((info.model, *info.more_models), encoders, strict=True))
         self._allowed = allowed
+
+    def model_of(self, request: RequestT) -> EngineInfo:
+        """What is known of the model that it asks for."""
+        return self._info if request.model is None else self._models[request.model]
+
+    def _encoder(self, request: RequestT) -> EncoderT:
+        return self._encoders[self.model_of(request).model]
 
     @abstractmethod
     def parse(self, fields: Mapping[bytes, bytes], most_bytes: int = MAX_PAYLOAD_BYTES) -> RequestT:
@@ -108,7 +119,8 @@ class RowRequests(ABC, Generic[RequestT]):
             # A tokenizer written in Rust panics with an error of its own, which is no `Exception`.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise InvalidRequestError(f"the tokenizer of {self._info.model} fails ({error!s:.200})") from None
+            model = self.model_of(request).model
+            raise InvalidRequestError(f"the tokenizer of {model} fails ({error!s:.200})") from None
 
     def encode_alone(self, request: RequestT, begun: int = 0) -> list[EncodedText]:
         """Rows for all texts of a request but the first few; says which one no tokenizer can read."""
@@ -133,11 +145,12 @@ class RowRequests(ABC, Generic[RequestT]):
         """Refuses texts that are longer than the model reads, where the request wants them whole."""
         if request.truncate:
             return
+        model = self.model_of(request)
         for index, text in enumerate(texts):
             if text.lost:
                 raise InvalidRequestError(
-                    f"{self.texts_field}: item {index} is longer than the {self._info.max_tokens} tokens that "
-                    f"{self._info.model} reads, and 'truncate' is false"
+                    f"{self.texts_field}: item {index} is longer than the {model.max_tokens} tokens that "
+                    f"{model.model} reads, and 'truncate' is false"
                 )
 
     def read(self, fields: Mapping[bytes, bytes]) -> EncodedRequest[RequestT]:
@@ -148,22 +161,19 @@ class RowRequests(ABC, Generic[RequestT]):
         return EncodedRequest(self.without_texts(request), texts)
 
 
-class EmbeddingRequests(RowRequests[EmbeddingRequest]):
+class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
     """A row is a text."""
 
     function = EMBED_FUNCTION
     texts_field = "input"
 
-    def __init__(self, info: EngineInfo, encoder: TextEncoder, allowed: Allowed) -> None:
-        super().__init__(info, allowed)
-        self._encoder = encoder
-
     def parse(self, fields: Mapping[bytes, bytes], most_bytes: int = MAX_PAYLOAD_BYTES) -> EmbeddingRequest:
         request = parse_request(EmbeddingRequest, self._payload(fields, most_bytes))
         check_model(request.model, self._info)
-        if request.dimensions is not None and request.dimensions > self._info.dimensions:
+        model = self.model_of(request)
+        if request.dimensions is not None and request.dimensions > model.dimensions:
             raise InvalidRequestError(
-                f"dimensions: {self._info.model} makes vectors of {self._info.dimensions}, "
+                f"dimensions: {model.model} makes vectors of {model.dimensions}, "
                 f"and {request.dimensions} were asked for"
             )
         return request
@@ -172,24 +182,20 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest]):
         return request.input
 
     def alike(self, one: EmbeddingRequest, other: EmbeddingRequest) -> bool:
-        return one.input_type == other.input_type
+        return one.input_type == other.input_type and self.model_of(one) is self.model_of(other)
 
     def without_texts(self, request: EmbeddingRequest) -> EmbeddingRequest:
         return request.model_copy(update={"input": []})
 
     def _rows(self, request: EmbeddingRequest, texts: Sequence[str]) -> Sequence[EncodedText]:
-        return self._encoder.encode(texts, input_type=request.input_type)
+        return self._encoder(request).encode(texts, input_type=request.input_type)
 
 
-class RerankRequests(RowRequests[RerankRequest]):
+class RerankRequests(RowRequests[RerankRequest, PairEncoder]):
     """A row is the query and a document."""
 
     function = RERANK_FUNCTION
     texts_field = "documents"
-
-    def __init__(self, info: EngineInfo, encoder: PairEncoder, allowed: Allowed) -> None:
-        super().__init__(info, allowed)
-        self._encoder = encoder
 
     def parse(self, fields: Mapping[bytes, bytes], most_bytes: int = MAX_PAYLOAD_BYTES) -> RerankRequest:
         request = parse_request(RerankRequest, self._payload(fields, most_bytes))
@@ -207,4 +213,5 @@ class RerankRequests(RowRequests[RerankRequest]):
         return request.model_copy(update={"query": ""} | ({} if request.return_documents else {"documents": []}))
 
     def _rows(self, request: RerankRequest, texts: Sequence[str]) -> Sequence[EncodedText]:
-        return self._encoder.encode(request.query, texts, max_document_tokens=request.max_tokens_per_doc)
+        encoder = self._encoder(request)
+        return encoder.encode(request.query, texts, max_document_tokens=request.max_tokens_per_doc)

@@ -101,20 +101,30 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
 @click.option("--upstream", envvar="IMPETUS_UPSTREAM", metavar="URL", show_envvar=True, callback=_upstream,
               help="With --generation-backend openai: the server that generations are forwarded to, as "
               "http://127.0.0.1:8080/v1. It speaks OpenAI's API; IMPETUS_UPSTREAM_KEY is its key.")  # fmt: skip
-@click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", default=256, show_default=True, show_envvar=True,
-              type=click.IntRange(1), help="The most texts in a batch.")  # fmt: skip
+@click.option("--max-batch-texts", envvar="IMPETUS_MAX_BATCH_TEXTS", type=click.IntRange(1), show_envvar=True,
+              help="The most texts in a batch.  [default: 256, more where many tokens suit the device]")  # fmt: skip
 @click.option("--max-batch-tokens", envvar="IMPETUS_MAX_BATCH_TOKENS", type=click.IntRange(1), show_envvar=True,
-              help="The most padded tokens in a batch.  [default: 1024 on a CPU, 4096 elsewhere]")  # fmt: skip
+              help="The most padded tokens in a batch.  [default: 1024 on a CPU and 4096 elsewhere, or more, as the "
+              "device's own times say when the model has loaded]")  # fmt: skip
+@click.option("--max-batch-ms", envvar="IMPETUS_MAX_BATCH_MS", default=200.0, show_default=True, show_envvar=True,
+              type=click.FloatRange(0, min_open=True), help="How long a batch may take that is made larger by that: so "
+              "long somebody waits behind it.")  # fmt: skip
 @click.option("--max-wait-ms", envvar="IMPETUS_MAX_WAIT_MS", default=5.0, show_default=True, show_envvar=True,
               type=click.FloatRange(0), help="How long the first text waits for others to join it.")  # fmt: skip
 @click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default="16",
               show_envvar=True, show_default=True, callback=_concurrent, metavar="N|auto",
               help="How many generations decode together. 'auto' times a few counts of them when the model has loaded, "
               "up to 48, and takes the one of the most tokens a second whose steps are short.")  # fmt: skip
+@click.option("--more-embedding-models", envvar="IMPETUS_MORE_EMBEDDING_MODELS", default="", metavar="NAME,…",
+              show_envvar=True, help="Models that jobs may name besides, and no others. Each is loaded when one does; "
+              "where memory is short, the one that was used least recently goes first.")  # fmt: skip
+@click.option("--more-rerank-models", envvar="IMPETUS_MORE_RERANK_MODELS", default="", metavar="NAME,…",
+              show_envvar=True, help="The same for rerankers.")  # fmt: skip
 @click.option("--more-generation-models", envvar="IMPETUS_MORE_GENERATION_MODELS", default="", metavar="NAME,…",
               show_envvar=True, help="Models that jobs may name besides; each is loaded when one does.")  # fmt: skip
 @click.option("--memory-limit-gb", envvar="IMPETUS_MEMORY_LIMIT_GB", type=click.FloatRange(0, min_open=True),
-              show_envvar=True, help="What generation may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
+              show_envvar=True,
+              help="What the models of a worker may take, in GiB.  [default: 75 % of the memory]")  # fmt: skip
 @click.option("--prefix-cache-mb", envvar="IMPETUS_PREFIX_CACHE_MB", default=512, show_default=True, show_envvar=True,
               type=click.IntRange(0), help="Of that, for the beginnings of prompts that later ones share.")  # fmt: skip
 @click.option("--prefix-cache-dir", envvar="IMPETUS_PREFIX_CACHE_DIR", show_envvar=True,
@@ -282,7 +292,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         role=role,
         name=worker_name(role),
         model=options[f"{role}_model"],
-        more_models=_names(options["more_generation_models"]),
+        more_models=_names(options[f"more_{role}_models"]),
         backend=options[f"{role}_backend"],
         upstream=options["upstream"] if role == "generation" else None,
         memory_limit_gb=options["memory_limit_gb"],
@@ -292,6 +302,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         prefill_tokens=options["prefill_tokens"],
         max_batch_texts=options["max_batch_texts"],
         max_batch_tokens=options["max_batch_tokens"],
+        max_batch_ms=options["max_batch_ms"],
         max_wait_ms=options["max_wait_ms"],
         max_concurrent_generations=options["max_concurrent_generations"],
         served_names=_names(options["served_names"]),

@@ -41,13 +41,16 @@ def queues_for(own: WorkerRecord, others: Iterable[WorkerRecord]) -> tuple[str, 
     """What a worker should serve beside these others: its role's queues, or `STANDBY_QUEUE` alone."""
     if own.role == "embedding" and not own.neural_engine:
         for other in others:
-            if other.role == "embedding" and other.neural_engine and other.serving and _same_model(own, other):
+            if other.role == "embedding" and other.neural_engine and other.serving and _serves_all_of(other, own):
                 return (STANDBY_QUEUE,)
     return ROLE_QUEUES[own.role]
 
 
-def _same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
-    return one.model in (other.model, *other.aliases) or other.model in one.aliases
+def _serves_all_of(other: WorkerRecord, own: WorkerRecord) -> bool:
+    """Whether each of a worker's models is one of the other's."""
+    names = {other.model, *other.aliases}
+    first = own.model in names or other.model in own.aliases
+    return first and all(model.name in names for model in own.more_models)
 
 
 class Routing:

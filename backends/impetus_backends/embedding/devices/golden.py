@@ -13,7 +13,7 @@ import numpy as np
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.texts.pairs import PairEncoder
 from impetus_backends.embedding.texts.tokens import TextEncoder
-from impetus_backends.errors import BackendUnavailableError
+from impetus_backends.errors import BackendUnavailableError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +63,8 @@ def check(
     reference = NumpyEmbeddingBackend(config)
     reference.load()
     expected = np.concatenate([reference.embed([row]) for row in rows])
+    if np.isfinite(expected).all() and not np.ptp(expected, axis=0).any():
+        raise ModelError(f"the weights in {config.transformer} make the same vector of every text")
     alone = np.concatenate([_embed(backend, config, [row]) for row in rows])
     together = _embed(backend, config, rows)
     cosines = np.concatenate([_cosines(expected, alone), _cosines(expected, together)])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from impetus_backends.embedding.devices.operations import Inputs
 from impetus_backends.embedding.encoder import embed
 from impetus_backends.embedding.folder.weights import Weights
+from impetus_backends.embedding.modules import Dense
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ def open_weights(config: EmbeddingConfig) -> Weights:
     """The weights of a model; raises `ModelError` naming the first tensor that is missing, of another shape than the
     configuration asks for, or stored in a form that is not read."""
     weights = Weights.of(config)
+    for step in config.steps:
+        if isinstance(step, Dense) and not step.bias and weights.has(f"{step.name}.bias"):
+            raise ModelError(f"the weights of {step.folder} have a bias, and its config.json says that there is none")
     embed(_Widths(weights, config), config, Inputs(0, 0, 0, 0, 0 if config.encoder.types else None))
     return weights
 

@@ -342,6 +342,8 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     activation = "gelu_new" if form == "gated-gelu" else activation
     if gated not in ("", "gated") or activation not in ACTIVATIONS:
         raise ModelError(f"{file}: feed_forward_proj {form!r} is not supported")
+    # transformers follows these where a file has them, and writes them to agree.
+    _refuse(file, raw, is_gated_act=(None, bool(gated)), dense_act_fn=(None, activation))
     hidden, layers, heads = (positive(file, raw, key) for key in ("d_model", "num_layers", "num_heads"))
     size = positive(file, raw, "d_kv")
     return EncoderConfig(

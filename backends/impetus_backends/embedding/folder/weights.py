@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _PREFIXES = ("bert.", "distilbert.", "roberta.", "electra.", "mpnet.", "nomic_bert.", "gte.", "new.", "model.")
+_OTHER_FORMS = ("*.gguf", "*.onnx", "onnx/*.onnx", "tf_model.h5", "*.msgpack", "*.safetensors", "*.bin")
 # The first BERT checkpoints were converted from TensorFlow and kept its names.
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 _TOKENIZER_FILES = (
@@ -51,7 +52,10 @@ class Weights:
     def _add(self, folder: Path, prefix: str) -> None:
         for file in weight_files(folder):
             for name, tensor, dtype in _tensors(file):
-                self._tensors[prefix + _plain(name)] = (tensor, dtype)
+                plain = prefix + _plain(name)
+                if plain in self._tensors:
+                    raise ModelError(f"the weights in {folder} hold {plain} twice, under two names")
+                self._tensors[plain] = (tensor, dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor, not yet read; raises `ModelError` where it is missing or stored in a form not read here."""
@@ -62,6 +66,13 @@ class Weights:
                 "take a copy of the model that is not quantised"
             )
         return tensor.shape
+
+    def has(self, name: str) -> bool:
+        return name in self._tensors
+
+    def size_bytes(self) -> int:
+        """What all of them take in float32."""
+        return 4 * sum(tensor.size for tensor, dtype in self._tensors.values() if dtype in _DTYPES)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One tensor, float32 and contiguous."""
@@ -86,14 +97,20 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         pickled = next(iter(sorted(folder.glob("pytorch_model*.bin"))), None)
         if pickled is None:
-            raise ModelError(f"{folder} has no model.safetensors")
+            others = sorted(file.name for kind in _OTHER_FORMS for file in folder.glob(kind))
+            raise ModelError(
+                f"{folder} has no model.safetensors" + (f", and {others[0]} is not read" if others else "")
+            )
         raise ModelError(
             f"{folder} has {pickled.name} and no model.safetensors: a pickle can run code when read, and is never "
             'loaded here. Convert it once, where torch is installed: python -c "import torch, safetensors.torch as s; '
             f"t = torch.load('{pickled.name}', weights_only=True); "
             "s.save_file({k: v.clone().contiguous() for k, v in t.items()}, 'model.safetensors')\""
         )
-    names = sorted(set(read_json(index, dict).get("weight_map", {}).values()))
+    where = read_json(index, dict).get("weight_map", {})
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise ModelError(f"{index}: weight_map does not say by name which file a tensor is in")
+    names = sorted(set(where.values()))
     if any("/" in name or name.startswith(".") for name in names):
         raise ModelError(f"{index} points outside its folder")
     missing = [name for name in names if not (folder / name).is_file()]
@@ -129,6 +146,13 @@ def _tensors(file: Path) -> list[tuple[str, np.ndarray, str]]:
         raw = np.memmap(file, dtype=np.uint8, mode="r")
         start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
         header: dict[str, Any] = json.loads(raw[8:start].tobytes())
+        end_of_last = 0
+        for begin, end in sorted(entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"):
+            if begin != end_of_last or end < begin:
+                raise ValueError(f"its tensors do not lie one after the other at byte {begin}")
+            end_of_last = end
+        if start + end_of_last != len(raw):
+            raise ValueError(f"it has {len(raw)} bytes, and its header tells of {start + end_of_last}")
         for name, entry in header.items():
             if name == "__metadata__":
                 continue

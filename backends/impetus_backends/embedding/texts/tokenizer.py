@@ -52,7 +52,11 @@ def read_whole_tokenizer(config: EmbeddingConfig) -> Any:
             f"the tokenizer in {folder} makes ids below {largest} and the model's table has {rows} rows: "
             "they are not of one model, or a file is missing"
         )
-    if len(set(tokenizer.encode(_PROBE, add_special_tokens=False).ids)) < 2:
+    try:
+        probed = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    except Exception as error:
+        raise ModelError(f"the tokenizer in {folder} reads no text: {error}") from error
+    if len(set(probed)) < 2:
         raise ModelError(f"the tokenizer in {folder} takes every word for the same one: its vocabulary is missing")
     return whole
 
@@ -78,7 +82,8 @@ def _as_transformers_does(folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        said = str(error).strip().partition("\n")[0]
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {said}") from error
 
 
 def _compare(folder: Path, tokenizer: Any) -> None:

@@ -109,7 +109,7 @@ class TextEncoder:
 
     def _prompt(self, input_type: InputType) -> str:
         if input_type is None:
-            return self._prompts.get(self._default_prompt_name or "", "")
+            return self._prompts[self._default_prompt_name] if self._default_prompt_name is not None else ""
         # An empty prompt of one name does not hide another: sentence-transformers itself writes "document": "".
         return next((self._prompts[name] for name in _PROMPT_NAMES[input_type] if self._prompts.get(name)), "")
 

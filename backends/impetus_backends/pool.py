@@ -7,7 +7,7 @@ since it was loaded; when what it runs is done it is unloaded, and its own reque
 request waits for its model no longer than a turn, what runs in it, and the loading, for each model wanted before it.
 
 Memory: of the limit, each loaded model gets its weights and an equal part of what all weights leave. There is memory
-for one more if that leaves each at least `_LEAST_SHARE` of the limit, and if none uses more than its new part now. A
+for one more if that leaves each at least `least_share` of the limit, and if none uses more than its new part now. A
 request that needs more than its model's part sees to it that idle models are unloaded.
 """
 
@@ -16,31 +16,49 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from ..errors import BackendError, ModelError
-from ..protocol import Answer, Deferred, Event, Generated, GenerationWork, Parked, Rejected, Work
-from .memory import give_back
+from .errors import BackendError, ModelError
+from .generation.memory import give_back
+from .protocol import (
+    Answer,
+    Deferred,
+    Embedded,
+    Engine,
+    EngineInfo,
+    Event,
+    Generated,
+    GenerationWork,
+    Parked,
+    Rejected,
+    Work,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..models import ModelFiles
-    from ..protocol import EngineInfo
-    from .engine import GenerationEngine
+    from .models import ModelFiles
 
 TURN_S = 30.0
-_LEAST_SHARE = 1 / 8
+LEAST_SHARE = 1 / 8
+
+
+class PooledEngine(Engine, Protocol):
+    """The engine of one of the models."""
+
+    def resize(self, memory_bytes: int | None) -> bool:
+        """What it may take from now on, its weights aside (None: any number); whether it takes no more now."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
 class _Model:
     files: ModelFiles
     weights_bytes: int
-    engine: GenerationEngine | None = None
+    engine: PooledEngine | None = None
     loaded_at: float = 0.0
     used_at: float = 0.0
-    waiting: deque[tuple[float, GenerationWork]] = field(default_factory=deque)
+    waiting: deque[tuple[float, Work]] = field(default_factory=deque)
     """Requests that its engine has not been given, the oldest first, and when each came."""
 
     @property
@@ -54,11 +72,12 @@ class _Model:
 
 
 class ModelPool:
-    """Implements `protocol.Engine` for `GenerationWork` of any of `models`; the first is the default, and loaded first.
+    """Implements `protocol.Engine` for the work of any of `models`; the first is the default, and loaded first.
 
     `weights_bytes`: what each takes once it is loaded. `open_one`: makes the engine of a model that may take so many
     bytes when it is the only one, weights included (None: any number). `max_concurrent`: how many requests it is to be
-    given at a time; none: as many as the default model's engine runs together. Raises what `open_one` raises for the
+    given at a time; none: as many as the default model's engine runs together. `others`: what is known of all but the
+    first before they are loaded; their names, if nothing is given. Raises what `open_one` raises for the
     default model, and `ModelError` for a model that could never be loaded.
     """
 
@@ -66,16 +85,19 @@ class ModelPool:
         self,
         models: Sequence[ModelFiles],
         weights_bytes: Sequence[int],
-        open_one: Callable[[ModelFiles, int | None], GenerationEngine],
+        open_one: Callable[[ModelFiles, int | None], PooledEngine],
         *,
         memory_bytes: int | None,
         max_concurrent: int | None,
+        others: Sequence[EngineInfo] = (),
+        least_share: float = LEAST_SHARE,
         turn_s: float = TURN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_one = open_one
         self._memory_bytes = memory_bytes
         self._turn_s = turn_s
+        self._least_share = least_share
         self._clock = clock
         self._models = [_Model(files, weights) for files, weights in zip(models, weights_bytes, strict=True)]
         self._by_name = {alias: model for model in reversed(self._models) for alias in model.files.aliases}
@@ -95,7 +117,7 @@ class ModelPool:
         self._info = replace(
             default.engine.info,
             model_aliases=tuple(self._by_name),
-            more_models=tuple(model.files.name for model in self._models[1:]),
+            others=tuple(others) or tuple(_known(default.engine.info, model.files) for model in self._models[1:]),
             max_concurrent=max_concurrent or default.engine.info.max_concurrent,
         )
 
@@ -105,9 +127,6 @@ class ModelPool:
 
     def admit(self, work: Work) -> None:
         """Takes a request in. What is wrong with it comes from `step`."""
-        if not isinstance(work, GenerationWork):
-            self._events.append(Rejected(work.id, "this engine generates text and makes no embeddings"))
-            return
         model = self._models[0] if work.model is None else self._by_name.get(work.model)
         if model is None:
             self._events.append(Rejected(work.id, f"there is no model {work.model!r:.200} here"))
@@ -124,7 +143,9 @@ class ModelPool:
         if found := next((each for each in model.waiting if each[1].id == work_id), None):
             model.waiting.remove(found)
             del self._works[work_id]
-            self._events.append(Generated(work_id, (Answer("", "cancelled"),), 0, 0, 0.0, 0.0, model.files.name, ""))
+            if isinstance(found[1], GenerationWork):
+                cancelled = (Answer("", "cancelled"),)
+                self._events.append(Generated(work_id, cancelled, 0, 0, 0.0, 0.0, model.files.name, ""))
             self._reshare()  # room may have been made for what is no longer wanted
         elif model.engine is not None:
             model.engine.cancel(work_id)
@@ -153,11 +174,11 @@ class ModelPool:
                 made = model.engine.step()
                 if not model.busy and any(isinstance(event, Deferred) for event in made):
                     needy = model  # it has nothing else to run, and yet not enough
-                events += made
+                events += [replace(each, by=model.engine.info) if isinstance(each, Embedded) else each for each in made]
         if needy is not None:
             self._unload_idle_ones_but(needy)
         for event in events:
-            if isinstance(event, Generated | Rejected | Deferred):
+            if isinstance(event, Generated | Embedded | Rejected | Deferred):
                 self._works.pop(event.id, None)
         return events
 
@@ -182,7 +203,7 @@ class ModelPool:
         if self._memory_bytes is None:
             return True
         weights = sum(model.weights_bytes for model in models)
-        least = _LEAST_SHARE * self._memory_bytes * (len(models) if len(models) > 1 else 0.5)
+        least = self._least_share * self._memory_bytes * (len(models) if len(models) > 1 else 0.5)
         return weights + least <= self._memory_bytes
 
     def _share(self, models: Sequence[_Model]) -> int | None:
@@ -250,3 +271,7 @@ class ModelPool:
 
 def _since(model: _Model) -> float:
     return model.wanted_at
+
+
+def _known(default: EngineInfo, files: ModelFiles) -> EngineInfo:
+    return EngineInfo(default.kind, default.backend, default.device, files.name, files.aliases, "", "")
