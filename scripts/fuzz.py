@@ -105,7 +105,7 @@ class Fuzz:
         queue = role + self._random.choice(["", "-bulk"])
         if number % _ONE_GOOD_IN == 0:
             good = f"good-{number}"
-            call = [FUNCTIONS[role], None, [GOOD[role]], {}]
+            call: list[Any] = [FUNCTIONS[role], None, [GOOD[role]], {}]
             self._enqueue(pipeline, queue, good, {"data": json.dumps(call).encode()})
             self._good.append(good)
         if number % _ONE_RECORD_IN == 0:

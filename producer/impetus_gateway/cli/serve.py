@@ -146,7 +146,7 @@ def _listed_options(command: Callable[..., Any]) -> Any:
             envvar="IMPETUS_FILES",
             metavar="FOLDER|URL",
             help="Where files and batches are kept. Several gateways may share a folder. Of a URL, such as "
-            "s3://bucket/path (extra: fsspec), it is the files' contents.  [default: in the state folder]",
+            "s3://bucket/path (extra: remote), it is the files' contents.  [default: in the state folder]",
         ),
     )
 

@@ -64,7 +64,7 @@ class RemoteContents:
         try:
             fsspec: Any = import_module("fsspec")
         except ImportError:
-            raise MissingExtraError(f"keeping files at {without_password(url)!r}", "fsspec") from None
+            raise MissingExtraError(f"keeping files at {without_password(url)!r}", "remote") from None
         self._url = url
         self._folder = folder
         try:

@@ -131,7 +131,7 @@ def test_a_url_that_is_none_here_is_refused(tmp_path: Path, url: str, monkeypatc
 
 def test_fsspec_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(MissingExtraError, match=r"impetus-batch\[fsspec\]"):
+    with pytest.raises(MissingExtraError, match=r"impetus-batch\[remote\]"):
         BatchStore(tmp_path / "files", "memory://x")
 
 
