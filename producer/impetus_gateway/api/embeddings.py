@@ -18,7 +18,7 @@ from impetus_producer.bodies.embeddings import (
 )
 from impetus_producer.parsing import parse_request
 
-from ..recalling import embed_or_recall
+from ..embedding import embed_or_recall
 from ..submitting import Order, accepted, submit, wants_no_wait
 
 if TYPE_CHECKING:

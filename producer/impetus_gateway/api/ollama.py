@@ -15,7 +15,7 @@ from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.contract.conversation import Wire
 from impetus_producer.parsing import parse_request
 
-from ..recalling import embed_or_recall
+from ..embedding import embed_or_recall
 from ..submitting import accepted, submit, wants_no_wait
 from .embeddings import answered, embedding_order, vectors_as_json
 
