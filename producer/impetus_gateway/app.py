@@ -57,12 +57,15 @@ def make_app(gateway: Gateway) -> Starlette:
         allow_headers=["*"],
         expose_headers=["X-Job-Id", "Retry-After", "Location"],
     )
-    return Starlette(
+    app = Starlette(
         routes=_routes(gateway),
         middleware=[cors] if gateway.settings.origins else [],
         exception_handlers={HTTPException: _not_served, Exception: _fault},
         lifespan=lifespan,
     )
+    # It would send a key to wherever this thinks it is, in the clear where a proxy speaks TLS for it.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _routes(gateway: Gateway) -> list[Route]:

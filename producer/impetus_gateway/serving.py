@@ -14,6 +14,7 @@ import uvicorn
 
 from .address import BACKLOG_CONNECTIONS
 from .app import make_app
+from .entry.heads import BoundedHeads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ def make_server(gateway: Gateway, address: Address, *, access_log: bool = False)
     """The server of one gateway, which waits for its requests when it ends."""
     config = uvicorn.Config(
         make_app(gateway),
+        http=BoundedHeads,
         timeout_graceful_shutdown=max(1, round(gateway.settings.drain_s)),
         backlog=BACKLOG_CONNECTIONS,
         ssl_certfile=address.certfile,

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from impetus_gateway.address import Address
+from impetus_gateway.entry import heads
 from impetus_gateway.entry.callers import Caller, Keys, Role, new_key
 from impetus_gateway.entry.errors import HttpError
 from impetus_gateway.entry.limits import Limits
@@ -161,6 +163,43 @@ def test_what_is_no_request_is_refused_as_that(as_: Any, path: str, body: bytes)
     refused = as_("shop", "POST", path, content=body)
     assert refused.status_code == 400
     assert refused.json()["error"]
+
+
+def _raw(to: Serving, *parts: bytes) -> bytes:
+    """What is answered to these bytes, until the connection is closed."""
+    with socket.create_connection(("127.0.0.1", int(to.url.rpartition(":")[2])), timeout=60) as line:
+        for part in parts:
+            try:
+                line.sendall(part)
+            except ConnectionError:
+                break
+        heard = b""
+        with suppress(ConnectionResetError):
+            while more := line.recv(65536):
+                heard += more
+        return heard
+
+
+def test_heads_are_bounded_in_size_and_time(guarded: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "_WITHIN_S", 0.3)
+    assert _raw(guarded) == b""
+    assert _raw(guarded, b"GET /health HTTP/1.1\r\nHost: 127") == b""
+    whole = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    # The same of a second request on one connection, whose first is answered.
+    assert _raw(guarded, whole + b"GET /health HT").count(b"HTTP/1.1 200") == 1
+    monkeypatch.setattr(heads, "_WITHIN_S", 3600)
+    endless = [b"GET /health HTTP/1.1\r\n", *[b"X-%d: %s\r\n" % (at, b"a" * 10_000) for at in range(1000)]]
+    # Closed it is in any case; what was said may be lost with what was still on its way.
+    assert _raw(guarded, *endless)[:13] in (b"HTTP/1.1 431 ", b"")
+    assert httpx.get(f"{guarded.url}/health", headers={"X-Long": "a" * 50_000}, trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings/", "/V1/embeddings", "/v1/uploads", "/api/chat"])
+def test_what_is_not_served_is_said_and_nobody_is_sent_elsewhere(guarded: Serving, path: str) -> None:
+    answer = httpx.post(f"{guarded.url}{path}", json={}, trust_env=False)
+    assert answer.status_code == 404
+    said = answer.json()["error"]
+    assert f"there is nothing at '{path}'" in (said if path.startswith("/api/") else said["message"])
 
 
 def test_bodies_of_no_announced_size_take_no_more_room_than_they_need(redis_server: RedisServer) -> None:

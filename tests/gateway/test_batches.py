@@ -100,10 +100,31 @@ def test_files_and_batches_are_listed_and_deleted(client: openai.OpenAI) -> None
     assert [each.id for each in client.batches.list(limit=1)][:2] == ids[::-1]
 
 
+def test_files_say_when_they_expire(client: openai.OpenAI) -> None:
+    after: Any = {"anchor": "created_at", "seconds": 7200}
+    file = client.files.create(file=("in.jsonl", line(0).encode()), purpose="batch", expires_after=after)
+    assert file.expires_at == file.created_at + 7200
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h", output_expires_after=after
+    )
+    output = client.files.retrieve(str(ended(client, batch.id).output_file_id))
+    assert output.expires_at == output.created_at + 7200
+    for wrong, param in (
+        ({"anchor": "created_at", "seconds": 60}, "expires_after.seconds"),
+        ({"anchor": "last_active_at", "seconds": 7200}, "expires_after.anchor"),
+        ({"seconds": 7200}, "expires_after.anchor"),
+        ({"anchor": "created_at", "seconds": 7200, "days": 3}, "expires_after.days"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.files.create(file=("in.jsonl", b"x"), purpose="batch", expires_after=wrong)  # type: ignore[arg-type]
+        assert caught.value.param == param
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"endpoint": "/v1/nothing"}, "endpoint"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
         ({"completion_window": "soon"}, "completion_window"),
         ({"metadata": {"a": "b" * 600}}, "metadata"),
         ({"input_file_id": 3}, "input_file_id"),

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from impetus_producer.batches.lines import MAX_BYTES
 from impetus_producer.batches.objects import ExpiresAfter
-from impetus_producer.parsing import first_sentence
+from impetus_producer.parsing import first_complaint
 
 from ..entry.answers import json_answer
 from ..entry.callers import Role
@@ -64,14 +64,16 @@ async def _kept(call: Call, form: FormData) -> Response:
 
 def _expiry(form: FormData) -> int | None:
     """`expires_after[anchor]` and `expires_after[seconds]`, as OpenAI's clients send them."""
-    said = {key: form.get(f"expires_after[{key}]") for key in ExpiresAfter.model_fields}
-    if all(value is None for value in said.values()):
+    prefix = "expires_after["
+    said = {name.removeprefix(prefix).removesuffix("]"): form[name] for name in form if name.startswith(prefix)}
+    if not said:
         return None
     try:
         return ExpiresAfter.model_validate_strings(said).seconds
     except ValidationError as error:
-        sentence = f"expires_after: {first_sentence(error)}"
-        raise HttpError(400, sentence, param="expires_after", code="invalid_request") from None
+        field, problem = first_complaint(error)
+        param = f"expires_after.{field}"
+        raise HttpError(400, f"{param}: {problem}", param=param, code="invalid_request") from None
 
 
 def _bounded(request: Request) -> Request:

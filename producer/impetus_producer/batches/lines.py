@@ -115,13 +115,18 @@ def read_lines(file: BinaryIO) -> Iterator[BatchLine]:
 
 def _texts(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     number = 0
-    # A longer line is read in pieces, and the first of them is no JSON.
-    while text := file.readline(_MAX_LINE_BYTES):
+    while text := file.readline(_MAX_LINE_BYTES + 1):
         number += 1
+        # Of a line that is too long the rest is passed over.
+        rest = text
+        while len(rest) > _MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(_MAX_LINE_BYTES + 1)
         yield number, text.removeprefix(b"\xef\xbb\xbf") if number == 1 else text
 
 
 def parse_line(number: int, text: bytes, endpoint: str | None) -> BatchLine:
+    if len(text) > _MAX_LINE_BYTES:
+        raise _LineError("line_too_large", f"this line is longer than {_MAX_LINE_BYTES:,} bytes")
     try:
         line = read_json(text)
     except ValueError as error:

@@ -70,6 +70,22 @@ def test_the_limits_are_openais_and_are_told(monkeypatch: pytest.MonkeyPatch) ->
     assert errors_of(b"\n  \n") == [("empty_file", None, None)]
 
 
+def test_a_line_that_is_too_long_is_one_line_and_the_next_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_MAX_LINE_BYTES", 120)
+    long = jsonl([embedding("long", "x" * 500)])
+    for text in (long, long.rstrip(), long + jsonl([embedding("b")])):
+        assert errors_of(jsonl([embedding("a")]) + text) == [("line_too_large", 2, None)]
+    assert errors_of(long + b"{\n") == [("line_too_large", 1, None), ("invalid_json_line", 2, None)]
+    just = jsonl([embedding("a")]).rstrip().ljust(119) + b"\n"
+    assert errors_of(just + jsonl([embedding("b")])) == []
+
+
+def test_lines_may_end_as_windows_ends_them_with_empty_ones_between() -> None:
+    text = b"\xef\xbb\xbf\r\n" + jsonl([embedding("a"), embedding("b")]).replace(b"\n", b"\r\n\r\n")
+    assert [(line.number, line.custom_id) for line in read_lines(io.BytesIO(text))] == [(2, "a"), (4, "b")]
+    assert errors_of(text) == []
+
+
 def test_no_more_errors_are_told_than_anybody_reads() -> None:
     assert len(errors_of(b"{\n" * 1000)) == lines.MAX_ERRORS
 
