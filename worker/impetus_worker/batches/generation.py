@@ -3,11 +3,7 @@
 Only as many jobs are claimed as the engine has places and memory for; the rest wait in Redis, where another worker may
 take them. Some places are kept from bulk jobs, so that whoever waits need not wait for a bulk job to end.
 
-Of a backlog of bulk jobs a few more are held, to choose from: those that begin as the one before did go next, so that
-the engine reads their beginning once. None is passed by more than a bounded number of later ones.
-
-While jobs are suspected of killing the engine, groups take turns: one of suspects, with nothing beside it, and one of
-all interactive jobs that wait when it begins. Other bulk jobs wait until no more are suspected.
+Of a backlog of bulk jobs a few more are held, to choose from (`turns.py`).
 """
 
 from __future__ import annotations
@@ -29,15 +25,14 @@ from .batcher import LOADING_PATIENCE_S, Room
 from .long_jobs import LongJobs
 from .open_generation import OpenGeneration
 from .payload import LongPayloadError
-from .quarantine import Quarantine
 from .requests import GenerationRequests
 from .results import GenerationResults
+from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence, Set
 
     from impetus_backends.protocol import EngineInfo, Event, GenerationWork
-    from impetus_producer.contract import GenerationRequest
 
     from ..allowed import Allowed
     from ..inbox import ReadElsewhere
@@ -48,8 +43,6 @@ _KEPT_FROM_BULK = 8
 """One place in so many is for jobs whose callers wait."""
 _AHEAD_SHARE = 2
 """For so many places one bulk job is held that has none. Another worker has no use of those that are held here."""
-_MOST_PASSED = 32
-"""A bulk job is passed by no more that came later, while it is held."""
 _READING_S = 0.01
 """So long requests are read before the loop looks at the engine and the queues again; one at least."""
 _PATIENCE_S = 60.0
@@ -81,25 +74,14 @@ class GenerationBatcher:
         self._clock = clock
         self._unread: deque[ClaimedJob] = deque()
         self._long = LongJobs(elsewhere)
-        self._waiting: deque[OpenGeneration] = deque()
+        self._turns = Turns()
         self._in_engine: dict[int, OpenGeneration] = {}
         """By the id of their work."""
-        self._group: deque[OpenGeneration] | None = None
-        """What is left to send of the group whose turn it is; none where all may run together."""
-        self._group_is_suspect = False
-        self._urgent_suspects: Quarantine[OpenGeneration] = Quarantine()
-        self._bulk_suspects: Quarantine[OpenGeneration] = Quarantine()
-        self._turns: deque[Quarantine[OpenGeneration] | None] = deque(
-            [None, self._urgent_suspects, self._bulk_suspects]
-        )
-        """While there are suspects: whose turn is next; None is that of the interactive jobs that wait."""
         self._ids = count(1)
         self._window = max_concurrent
         """How many may be on their way to a place. Memory that runs out makes it 1, and each start doubles it."""
         self._full = False
         """Whether there is no memory for another job until one ends."""
-        self._last_beginning: int | None = None
-        """Of the bulk job that was last given a place."""
 
     # -- taking in ---------------------------------------------------------------------------------------------------
 
@@ -113,7 +95,7 @@ class GenerationBatcher:
         held = len(self._unread) + len(self._long) + len(everyone) - parked - held_ahead
         on_their_way = held - begun
         places = max(0, min(self._max_concurrent - held, self._window - on_their_way))
-        if self._has_suspects:
+        if self._turns.has_suspects(engine_busy=self.has_work):
             return Room(interactive=places, bulk=0)
         kept = max(0, self._max_concurrent // _KEPT_FROM_BULK - (self._max_concurrent - held - places))
         ahead = max(0, self._max_concurrent // _AHEAD_SHARE - held_ahead)
@@ -122,7 +104,7 @@ class GenerationBatcher:
     def _held_ahead(self) -> int:
         """Of the bulk jobs that wait, those for which there is no place."""
         places = self._max_concurrent - self._max_concurrent // _KEPT_FROM_BULK - self._in_places()
-        return max(0, sum(not owner.urgent for owner in self._waiting) - max(0, places))
+        return max(0, self._turns.waiting_bulk - max(0, places))
 
     def _in_places(self) -> int:
         return sum(not owner.parked for owner in self._in_engine.values())
@@ -145,7 +127,7 @@ class GenerationBatcher:
             except InvalidRequestError as error:
                 outcomes.append(Failed(job, error))
             else:
-                self._take_in(job, request)
+                self._turns.add(OpenGeneration(job, request))
             if self._clock() >= stop_at:
                 break
         return outcomes
@@ -156,15 +138,8 @@ class GenerationBatcher:
             return []
         if isinstance(read.came, ImpetusError):
             return [Failed(job, read.came)]
-        self._take_in(job, read.came)
+        self._turns.add(OpenGeneration(job, read.came))
         return []
-
-    def _take_in(self, job: ClaimedJob, request: GenerationRequest) -> None:
-        owner = OpenGeneration(job, request)
-        if job.suspect:
-            (self._urgent_suspects if owner.urgent else self._bulk_suspects).admit([owner])
-        else:
-            self._waiting.append(owner)
 
     def wakes_at(self) -> float | None:
         return 0.0 if self._unread else None
@@ -172,66 +147,14 @@ class GenerationBatcher:
     # -- giving out --------------------------------------------------------------------------------------------------
 
     def next_work(self, now: float) -> GenerationWork | None:
-        if self._group is not None and not self._group and not self._in_engine:
-            self._group = None
-        if self._group is None and self._has_suspects:
-            if self._in_engine:
-                return self._next_before_suspects(now)
-            self._group = self._next_group()
-        if self._group is not None:
-            return self._send(self._group.popleft(), now) if self._group else None
-        owner = next((each for each in self._waiting if each.urgent), None) or self._next_bulk()
-        if owner is None:
-            return None
-        self._waiting.remove(owner)
-        return self._send(owner, now)
+        owner = self._turns.next(engine_busy=self.has_work, has_room_for_bulk=self._has_room_for_bulk)
+        return None if owner is None else self._send(owner, now)
 
-    def _next_bulk(self) -> OpenGeneration | None:
-        """The oldest, or one that begins as the last one did; None while there is no place for it."""
+    def _has_room_for_bulk(self) -> bool:
         begun = sum(bool(owner.run) for owner in self._in_engine.values())
         parked = len(self._in_engine) - self._in_places()
         places = self._max_concurrent - self._max_concurrent // _KEPT_FROM_BULK
-        full = (self._full and begun) or self._in_places() >= places or parked >= self._max_concurrent
-        if full or not self._waiting:
-            return None
-        chosen = oldest = self._waiting[0]
-        if oldest.passed < _MOST_PASSED:
-            chosen = next((each for each in self._waiting if each.beginning == self._last_beginning), oldest)
-        for each in self._waiting:
-            if each is chosen:
-                break
-            each.passed += 1
-        self._last_beginning = chosen.beginning
-        return chosen
-
-    def _next_before_suspects(self, now: float) -> GenerationWork | None:
-        """Suspects came while others run: these are let end, and bulk ones hold up nobody who waits."""
-        urgent = next((owner for owner in self._waiting if owner.urgent), None)
-        if self._urgent_suspects or urgent is None:
-            return None
-        self._waiting.remove(urgent)
-        return self._send(urgent, now)
-
-    @property
-    def _has_suspects(self) -> bool:
-        """Whether any job is suspected, waiting or in the engine."""
-        has_turn = self._group is not None and self._group_is_suspect and bool(self._group or self._in_engine)
-        return has_turn or bool(self._urgent_suspects or self._bulk_suspects)
-
-    def _next_group(self) -> deque[OpenGeneration] | None:
-        for turn in list(self._turns):
-            group = self._waiting_urgent() if turn is None else turn.next_group() if turn else []
-            if group:
-                self._turns.remove(turn)
-                self._turns.append(turn)
-                self._group_is_suspect = turn is not None
-                return deque(group)
-        return None
-
-    def _waiting_urgent(self) -> list[OpenGeneration]:
-        urgent = [owner for owner in self._waiting if owner.urgent]
-        self._waiting = deque(owner for owner in self._waiting if not owner.urgent)
-        return urgent
+        return not (self._full and begun) and self._in_places() < places and parked < self._max_concurrent
 
     def _send(self, owner: OpenGeneration, now: float) -> GenerationWork:
         work_id = next(self._ids)
@@ -332,11 +255,7 @@ class GenerationBatcher:
 
         self._unread = deque(job for job in self._unread if job.id not in job_ids)
         self._long.forget(job_ids)
-        self._waiting = deque(filter(is_wanted, self._waiting))
-        if self._group is not None:
-            self._group = deque(filter(is_wanted, self._group))
-        self._urgent_suspects.keep(is_wanted)
-        self._bulk_suspects.keep(is_wanted)
+        self._turns.keep(is_wanted)
         works = [work for work, owner in self._in_engine.items() if owner.job.id in job_ids]
         for work in works:
             del self._in_engine[work]
@@ -384,8 +303,7 @@ class GenerationBatcher:
         return _OVERDUE_PATIENCE_S if overdue else _PATIENCE_S
 
     def _open(self) -> Iterator[OpenGeneration]:
-        waiting = chain(self._group or (), self._waiting, self._urgent_suspects, self._bulk_suspects)
-        return chain(self._in_engine.values(), waiting)
+        return chain(self._in_engine.values(), self._turns)
 
     def _find(self, job_id: str) -> OpenGeneration | None:
         return next((owner for owner in self._open() if owner.job.id == job_id), None)
@@ -400,32 +318,15 @@ class GenerationBatcher:
             owner.parked, owner.run = False, ""
         innocent = [owner for owner in held if owner.ending is None and owner not in to_blame]
         again = [*self._judge(to_blame, news, alone=len(held) == 1), *innocent]
-        self._put_back([owner for owner in held if owner in again])
+        self._turns.put_back([owner for owner in held if owner in again])
         return news
 
     def _judge(self, begun: list[OpenGeneration], news: list[News], *, alone: bool) -> list[OpenGeneration]:
         """Those of a group that run again as before."""
-        again: list[OpenGeneration] = []
         for owner in begun:
             owner.engine_s = 0.0  # it runs anew
-        for quarantine, urgent in ((self._urgent_suspects, True), (self._bulk_suspects, False)):
-            if part := [owner for owner in begun if owner.urgent is urgent]:
-                verdict = quarantine.after_death(part, alone=alone)
-                again += verdict.again
-                for owner in verdict.poison:
-                    message = "the engine died each time it ran this job, and nothing beside it"
-                    news += self._end(owner, Failed(owner.job, PoisonedJobError(message)))
-        return again
-
-    def _put_back(self, owners: list[OpenGeneration]) -> None:
-        """They run again first; what remains of a group of suspects waits for its next turn."""
-        if self._group is None:
-            self._waiting.extendleft(reversed(owners))
-            return
-        group = [*owners, *self._group]
-        self._group = None
-        if self._group_is_suspect:
-            for quarantine, urgent in ((self._urgent_suspects, True), (self._bulk_suspects, False)):
-                quarantine.put_back([owner for owner in group if owner.urgent is urgent])
-        else:
-            self._waiting.extendleft(reversed(group))
+        verdict = self._turns.after_death(begun, alone=alone)
+        for owner in verdict.poison:
+            message = "the engine died each time it ran this job, and nothing beside it"
+            news += self._end(owner, Failed(owner.job, PoisonedJobError(message)))
+        return verdict.again
