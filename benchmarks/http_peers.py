@@ -42,9 +42,12 @@ _TEI = "text-embeddings-router"
 def _serving(on: Server, name: str, command: list[str | Path], port: int) -> Iterator[Site]:
     """A peer's server, from when it says that it is well."""
     log = on.folder / f"{name}.log"
-    # None of them may ask, or tell, anybody else.
-    alone = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    with child(command, log, environment=alone) as process:
+    # None of them may ask, or tell, anybody else. torch's threads spin while they wait for each other, which on a machine
+    # that has other work makes a request last a second.
+    environment = {
+        "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "OMP_WAIT_POLICY": "PASSIVE",
+    }  # fmt: skip
+    with child(command, log, environment=environment) as process:
         site = Site("127.0.0.1", port, process.pid)
 
         def healthy() -> bool:

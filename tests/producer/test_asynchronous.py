@@ -1,4 +1,7 @@
-"""The producer for asyncio, against a real server; the test or a stock worker plays the worker."""
+"""What the producer for asyncio has of its own, against a real server; the test or a stock worker plays the worker.
+
+What it shares with the blocking one: `test_client.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,13 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from impetus_producer import (
-    AsyncGenerationHandle,
     AsyncProducer,
     ImpetusError,
-    InvalidRequestError,
     JobCancelledError,
     JobFailedError,
     JobNotFoundError,
@@ -31,7 +31,7 @@ from impetus_producer.contract import AWAITED_KEY, CANCEL_KEY, WAKE_KEY
 from impetus_producer.talks import steps
 
 from .servers import eventually
-from .stock_worker import embedding_of, fail, finish, generation_of, vector_of, working
+from .stock_worker import embedding_of, fail, finish, generation_of, vector_of
 from .streaming import Writer
 from .test_cancelling import start, stop
 
@@ -60,52 +60,7 @@ async def come_to_pass(look: Callable[[], Any]) -> Any:
     return await asyncio.to_thread(eventually, look)
 
 
-def test_what_is_asked_for_is_answered_as_in_threads(redis_url: str) -> None:
-    async def main() -> None:
-        async with AsyncProducer(redis_url) as producer:
-            handle = await producer.embed(["b", "a"])
-            np.testing.assert_array_equal((await handle.result(10)).vectors, [vector_of("b"), vector_of("a")])
-            assert await handle.status() == "finished"
-            again = await producer.handle(handle.job_id)
-            assert (await again.result(0)).model == "stock-model"
-            answer = await producer.generate(messages=[{"role": "user", "content": "hi"}], stream=True)
-            assert [piece async for piece in answer.stream(10)] == ["hi"]
-            assert isinstance(await producer.handle(answer.job_id), AsyncGenerationHandle)
-            await handle.delete()
-            with pytest.raises(JobNotFoundError):
-                await producer.handle(handle.job_id)
-
-    with working(redis_url):
-        asyncio.run(main())
-
-
-def test_many_texts_become_jobs_in_their_order(redis_url: str) -> None:
-    texts = [f"text {number}" for number in range(300)]
-
-    async def main() -> list[Any]:
-        async with AsyncProducer(redis_url) as producer:
-            handles = producer.embed_many(texts, texts_per_job=7, max_backlog_jobs=16)
-            return [row async for handle in handles for row in (await handle.result(10)).vectors]
-
-    with working(redis_url):
-        np.testing.assert_array_equal(asyncio.run(main()), [vector_of(text) for text in texts])
-
-
-def test_what_a_worker_would_refuse_is_refused_at_once(redis_url: str, connection: Redis) -> None:
-    async def main() -> None:
-        async with AsyncProducer(redis_url) as producer:
-            with pytest.raises(InvalidRequestError, match=r"^input"):
-                await producer.embed([])
-            with pytest.raises(InvalidRequestError, match="either 'prompt' or 'messages'"):
-                await producer.generate()
-
-    asyncio.run(main())
-    assert connection.keys() == []
-
-
 def test_endings_are_the_same_errors_as_in_threads(redis_url: str, connection: Redis) -> None:
-    producer = Producer(connection=connection)
-
     async def main() -> None:
         async with AsyncProducer(redis_url) as own:
             failed, stopped, waits, overwritten, late = [await own.generate("x", stream=True) for _ in range(5)]
@@ -136,7 +91,6 @@ def test_endings_are_the_same_errors_as_in_threads(redis_url: str, connection: R
                 await late.result()
 
     asyncio.run(main())
-    del producer
 
 
 def test_a_job_that_runs_is_cancelled_when_its_worker_has_stopped_it(redis_url: str, connection: Redis) -> None:

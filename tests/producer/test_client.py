@@ -1,4 +1,4 @@
-"""The producer and its handles, against a real server."""
+"""The producer and its handles, blocking and for asyncio, against a real server."""
 
 from __future__ import annotations
 
@@ -27,10 +27,21 @@ from impetus_producer import (
     ServerConfigurationError,
 )
 
+from .in_tasks import producer_in_tasks
 from .stock_worker import StockWorker, embedding_of, fail, finish, vector_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(params=["in threads", "in tasks"])
+def producer(request: pytest.FixtureRequest, redis_url: str, connection: Redis) -> Iterator[Any]:
+    """Either producer; what is in Redis is looked at by `connection`."""
+    if request.param == "in threads":
+        yield Producer(connection=connection)
+        return
+    with producer_in_tasks(redis_url) as made:
+        yield made
 
 
 def test_vectors_come_back_in_the_order_of_the_texts(producer: Producer, worker: StockWorker) -> None:
@@ -46,13 +57,15 @@ def test_a_prompt_is_answered_and_a_conversation_too(producer: Producer, worker:
     assert answer.text == "hi"
 
 
-def test_a_result_that_does_not_come_in_time_is_a_timeout_and_can_be_asked_for_again(producer: Producer) -> None:
+def test_a_result_that_does_not_come_in_time_is_a_timeout_and_can_be_asked_for_again(
+    producer: Producer, connection: Redis
+) -> None:
     handle = producer.embed("a")
     with pytest.raises(ResultTimeoutError, match=r"is queued: no result within 0\.01 s"):
         handle.result(timeout_s=0.01)
     with pytest.raises(TimeoutError):
         handle.result(timeout_s=0)
-    finish(producer.connection, handle.job_id, embedding_of(["a"]))
+    finish(connection, handle.job_id, embedding_of(["a"]))
     assert handle.result(timeout_s=0).embeddings.shape == (1, 8)
 
 
@@ -70,44 +83,44 @@ def test_a_waiting_caller_gets_the_result_when_it_comes(producer: Producer, redi
     assert handle.status() == "finished"
 
 
-def test_a_failed_job_raises_the_workers_sentence_and_its_type(producer: Producer) -> None:
+def test_a_failed_job_raises_the_workers_sentence_and_its_type(producer: Producer, connection: Redis) -> None:
     handle = producer.embed("a")
-    fail(producer.connection, handle.job_id, "model: there is no model 'x' here")
+    fail(connection, handle.job_id, "model: there is no model 'x' here")
     with pytest.raises(JobFailedError, match=r"^model: there is no model 'x' here$") as caught:
         handle.result(timeout_s=5)
     assert (caught.value.reason, caught.value.job_id) == ("RequestError", handle.job_id)
     assert handle.status() == "failed"
 
 
-def test_a_queued_job_can_be_cancelled_once(producer: Producer) -> None:
+def test_a_queued_job_can_be_cancelled_once(producer: Producer, connection: Redis) -> None:
     handle = producer.embed("a")
     assert handle.cancel() is True
     assert handle.cancel() is False
     assert handle.status() == "canceled"
-    assert Queue("embedding", connection=producer.connection, serializer=JSONSerializer).job_ids == []
+    assert Queue("embedding", connection=connection, serializer=JSONSerializer).job_ids == []
     with pytest.raises(JobCancelledError):
         handle.result(timeout_s=5)
 
 
-def test_a_finished_job_cannot_be_cancelled(producer: Producer) -> None:
+def test_a_finished_job_cannot_be_cancelled(producer: Producer, connection: Redis) -> None:
     handle = producer.embed("a")
-    finish(producer.connection, handle.job_id, embedding_of(["a"]))
+    finish(connection, handle.job_id, embedding_of(["a"]))
     assert handle.cancel() is False
 
 
-def test_a_result_that_will_be_retried_is_not_the_last_word(producer: Producer) -> None:
+def test_a_result_that_will_be_retried_is_not_the_last_word(producer: Producer, connection: Redis) -> None:
     handle = producer.embed("a")
-    job = Job.fetch(handle.job_id, producer.connection, serializer=JSONSerializer)
+    job = Job.fetch(handle.job_id, connection, serializer=JSONSerializer)
     Result.create(job, Result.Type.RETRIED, ttl=60)
     with pytest.raises(ResultTimeoutError):
         handle.result(timeout_s=0.01)
-    finish(producer.connection, handle.job_id, embedding_of(["a"]))
+    finish(connection, handle.job_id, embedding_of(["a"]))
     assert len(handle.result(timeout_s=5).vectors) == 1
 
 
-def test_a_result_whose_time_ran_out_is_not_waited_for(producer: Producer) -> None:
+def test_a_result_whose_time_ran_out_is_not_waited_for(producer: Producer, connection: Redis) -> None:
     handle = producer.embed("a")
-    Job.fetch(handle.job_id, producer.connection, serializer=JSONSerializer).set_status(JobStatus.FINISHED)
+    Job.fetch(handle.job_id, connection, serializer=JSONSerializer).set_status(JobStatus.FINISHED)
     with pytest.raises(JobNotFoundError, match="its time to live ran out"):
         handle.result(timeout_s=0.01)
     handle.delete()
@@ -123,13 +136,15 @@ def test_a_handle_is_made_again_from_its_id(producer: Producer, worker: StockWor
         producer.handle("nobody")
 
 
-def test_what_a_worker_would_refuse_is_refused_at_once_and_enqueues_nothing(producer: Producer) -> None:
+def test_what_a_worker_would_refuse_is_refused_at_once_and_enqueues_nothing(
+    producer: Producer, connection: Redis
+) -> None:
     for wrong in ([], [""] * 3000, "\ud800", "x" * 10_000_001, [3]):
         with pytest.raises(InvalidRequestError, match=r"^input"):
             producer.embed(wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="either 'prompt' or 'messages'"):
         producer.generate()
-    assert producer.connection.keys() == []
+    assert connection.keys() == []
 
 
 def test_many_texts_become_jobs_in_their_order(producer: Producer, worker: StockWorker) -> None:
@@ -142,7 +157,7 @@ def test_many_texts_become_jobs_in_their_order(producer: Producer, worker: Stock
     np.testing.assert_array_equal(rows, [vector_of(text) for text in texts])
 
 
-def test_an_endless_stream_of_texts_keeps_the_backlog_bounded(producer: Producer) -> None:
+def test_an_endless_stream_of_texts_keeps_the_backlog_bounded(producer: Producer, connection: Redis) -> None:
     read = 0
 
     def texts() -> Iterator[str]:
@@ -151,7 +166,7 @@ def test_an_endless_stream_of_texts_keeps_the_backlog_bounded(producer: Producer
             read += 1
             yield "x"
 
-    queue = Queue("embedding-bulk", connection=producer.connection, serializer=JSONSerializer)
+    queue = Queue("embedding-bulk", connection=connection, serializer=JSONSerializer)
     handles = producer.embed_many(texts(), texts_per_job=2, max_backlog_jobs=8)
     assert len(list(islice(handles, 8))) == 8
     assert len(queue) <= 16
@@ -180,7 +195,9 @@ class OwnError(Exception):
     pass
 
 
-def test_where_texts_end_badly_the_handles_of_all_before_are_yielded_first(producer: Producer) -> None:
+def test_where_texts_end_badly_the_handles_of_all_before_are_yielded_first(
+    producer: Producer, connection: Redis
+) -> None:
     def breaks() -> Iterator[str]:
         yield from map(str, range(96))
         raise OwnError("the caller's own")
@@ -197,12 +214,14 @@ def test_where_texts_end_badly_the_handles_of_all_before_are_yielded_first(produ
         with pytest.raises(error, match=sentence) as raised:
             next(handles)
         assert raised.value.__notes__ == ["The input ended with this after 96 items."]
-        queue = Queue("embedding-bulk", connection=producer.connection, serializer=JSONSerializer)
+        queue = Queue("embedding-bulk", connection=connection, serializer=JSONSerializer)
         assert queue.job_ids == ids
         queue.empty()
 
 
-def test_what_is_no_list_of_texts_and_numbers_that_no_run_could_have_are_refused_at_once(producer: Producer) -> None:
+def test_what_is_no_list_of_texts_and_numbers_that_no_run_could_have_are_refused_at_once(
+    producer: Producer, connection: Redis
+) -> None:
     calls: list[tuple[Any, dict[str, Any], str]] = [
         ("one text", {}, "an iterable of strings, not a str: give a list"),
         (b"bytes", {}, "not a bytes"),
@@ -217,7 +236,7 @@ def test_what_is_no_list_of_texts_and_numbers_that_no_run_could_have_are_refused
         with pytest.raises(InvalidRequestError, match=sentence):
             producer.embed_many(texts, **options)
     assert list(producer.embed_many([])) == []
-    assert producer.connection.keys() == []
+    assert connection.keys() == []
 
 
 def test_long_texts_are_bounded_by_their_length_and_not_by_their_number(producer: Producer) -> None:
