@@ -42,8 +42,8 @@ _TEI = "text-embeddings-router"
 def _serving(on: Server, name: str, command: list[str | Path], port: int) -> Iterator[Site]:
     """A peer's server, from when it says that it is well."""
     log = on.folder / f"{name}.log"
-    # None of them may ask, or tell, anybody else. torch's threads spin while they wait for each other, which on a machine
-    # that has other work makes a request last a second.
+    # None of them may ask, or tell, anybody else. torch's threads spin while they wait for one another: on a machine
+    # that has other work a request then lasts a second.
     environment = {
         "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "OMP_WAIT_POLICY": "PASSIVE",
     }  # fmt: skip

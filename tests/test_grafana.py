@@ -8,6 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import dashboard
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,7 +19,7 @@ from impetus_producer.fleet import Fleet, QueueState, WorkerState
 from impetus_worker.observing.metrics import _instruments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 DASHBOARD = json.loads((Path(__file__).parents[1] / "docker" / "grafana.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -45,6 +48,23 @@ def test_every_figure_that_the_dashboard_asks_for_is_served() -> None:
     }
     assert len(asked) > 20
     assert asked <= served()
+
+
+def test_grafanas_own_models_read_all_of_it() -> None:
+    plugins.register_default_plugins()
+    read = dashboard.Dashboard.from_json(DASHBOARD)
+    written = json.loads(JSONEncoder().encode(read))
+    assert [each for each in fields(DASHBOARD) if each not in set(fields(written))] == []
+
+
+def fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value that is no object and no list, with where it is."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, each in items:
+            yield from fields(each, f"{path}/{key}")
+    else:
+        yield path, value
 
 
 def test_panels_lie_side_by_side_within_the_page_and_say_what_they_show() -> None:
