@@ -256,6 +256,29 @@ def test_another_machine_is_let_in_with_keys_or_when_told(tmp_path: Path) -> Non
             Address(port=taken.getsockname()[1]).open()
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--files", "{there}"), "--files: "),
+        (("--files", "{there}/below"), "--files: "),
+        (("--files", "nothing://x"), "is no place for files: "),
+        (("--webhooks", "{there}"), "cannot be read as a file of webhooks"),
+        (("--keys", "{there}"), "cannot be read as a file of keys"),
+        (("--host", "0.0.0.0"), "can be reached from other machines"),
+    ],
+)
+def test_a_gateway_that_cannot_serve_as_told_says_so_in_one_sentence(
+    tmp_path: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    there = tmp_path / "there"
+    there.write_text("not what it should be")
+    told = [option.format(there=there) for option in options]
+    result = CliRunner().invoke(cli, ["serve", *told], env={"IMPETUS_STATE_DIR": str(tmp_path)})
+    assert result.exit_code == 1
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_keys_are_made_on_the_command_line_and_a_wrong_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     run = CliRunner().invoke

@@ -11,6 +11,7 @@ import click
 
 from impetus_producer.cli.gathering import gathered
 from impetus_producer.cli.server import open_session, patience_option, redis_url_option
+from impetus_producer.errors import ImpetusError
 from impetus_producer.servers.discovery import state_dir
 from impetus_producer.shown import printable
 
@@ -114,9 +115,12 @@ class _Listed:
         from impetus_producer.batches.store import BatchStore
 
         here = state_dir() / "files"
-        if self.files is None or "://" not in self.files:
-            return BatchStore(self.files or here)
-        return BatchStore(here, self.files)
+        try:
+            if self.files is None or "://" not in self.files:
+                return BatchStore(self.files or here)
+            return BatchStore(here, self.files)
+        except OSError as error:
+            raise ImpetusError(f"--files: {error.filename or self.files}: {error.strerror or error}") from None
 
 
 def _listed_options(command: Callable[..., Any]) -> Any:
