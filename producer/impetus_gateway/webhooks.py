@@ -53,6 +53,7 @@ _AGAIN_AFTER_S = (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 
 _JITTER = 0.1
 _ANSWERED_WITHIN_S = 10.0
 _LOOK_EVERY_S = 1.0
+_UNREADABLE_FOR_S = 60.0
 _GONE = 410
 _SECRET_BYTES = 32
 _log = logging.getLogger(__name__)
@@ -186,8 +187,13 @@ class Webhooks:
         before = self._not_before[receiver.id]
         self._not_before[receiver.id] = waiting = {path: before.get(path, 0.0) for path in there}
         for path in there:
-            if self._clock() >= waiting[path] and not self._leaving.is_set():
+            if self._clock() < waiting[path] or self._leaving.is_set():
+                continue
+            try:
                 waiting[path] = self._tell(receiver, path)
+            except (OSError, ValueError) as error:  # the others are told all the same
+                waiting[path] = self._clock() + _UNREADABLE_FOR_S
+                _log.warning("Webhook of %s is looked at later: %s", path.stem, error)
 
     def _tell(self, receiver: Receiver, path: Path) -> float:
         """Makes an attempt where it is time for one; returns when to look at this again."""

@@ -177,6 +177,18 @@ def test_what_a_crash_left_half_written_is_told(store: BatchStore, receiver: Lis
     assert len(receiver.heard) == 1
 
 
+def test_a_batch_that_cannot_be_read_keeps_nobody_from_hearing_of_the_others(
+    store: BatchStore, receiver: Listener
+) -> None:
+    to = listed(receiver)
+    hooks = Webhooks(store, [to])
+    broken, whole = ended(store, hooks), ended(store, hooks)
+    (store.folder / "batches" / f"{broken.id}.json").write_text("{")
+    hooks.attempt(to)
+    (heard,) = receiver.heard
+    assert told(heard)[0].data.id == whole.id
+
+
 def test_each_of_several_secrets_signs_so_that_one_can_follow_another(store: BatchStore, receiver: Listener) -> None:
     other, _ = new_receiver("https://x.example/")
     to = Receiver(url=receiver.url(), secrets=(SECRET, other))
