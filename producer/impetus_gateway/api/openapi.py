@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import models_json_schema
 
 from impetus_producer import contract
+from impetus_producer.batches.objects import MAX_WINDOW_S
 from impetus_producer.bodies.completions import CompletionsBody
 from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.bodies.reranking import RerankBody
@@ -157,7 +158,13 @@ def _body(name: str) -> dict[str, Any]:
 
 
 def _uploading() -> dict[str, Any]:
-    form = _object({"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}})
+    form = _object(
+        {"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}},
+        **{
+            "expires_after[anchor]": {"const": "created_at"},
+            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": MAX_WINDOW_S},
+        },
+    )
     return _operation("upload", {200: _json("The file", _ref("File"))}, _errors(400, 408, 413, 429)) | {
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     }
