@@ -194,6 +194,8 @@ def serve(
         impetus serve --port 8080 -- --generation-model mlx-community/Qwen3-4B-4bit
         impetus serve-key shop --keys keys.toml
         impetus serve --host 0.0.0.0 --keys keys.toml --certfile cert.pem --keyfile key.pem
+        impetus serve-webhook https://app.example/batches --webhooks hooks.toml
+        impetus serve --webhooks hooks.toml
 
     \b
     Then:
@@ -204,7 +206,7 @@ def serve(
     \b
     Paths:
         /v1/embeddings  /v1/chat/completions  /v1/completions  /v1/models  /v1/jobs/ID
-        /v1/files  /v1/batches  /api/embed  /api/embeddings  /health  /ready  /metrics  /openapi.json
+        /v1/rerank  /v1/files  /v1/batches  /api/embed  /api/embeddings  /health  /ready  /metrics  /openapi.json
     A request with the header `Prefer: respond-async` is answered at once with a job to look for at /v1/jobs/ID.
     """
     require_extra()
