@@ -63,6 +63,15 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def together(several: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of these return; where one raises, the others are ended."""
+    tasks = [asyncio.ensure_future(each) for each in several]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await _end(*tasks)
+
+
 class EventStream(Response):
     """Sends what `events` yields, as it comes, and a comment after `ping_s` without any.
 

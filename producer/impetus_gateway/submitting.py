@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -12,7 +11,7 @@ from impetus_producer import contract
 from impetus_producer.errors import ImpetusError
 
 from .entry.answers import json_answer
-from .events import HungUpError, unless_gone
+from .events import HungUpError, together, unless_gone
 from .naming import check_same, digest_of, name_of
 
 if TYPE_CHECKING:
@@ -125,12 +124,8 @@ async def embedded(call: Call, job_id: str) -> EmbeddingResult:
 async def generated(call: Call, job_ids: Sequence[str]) -> list[GenerationResult]:
     """As `embedded`, of all the jobs that a request took."""
     handles = [generation_handle(call, job_id) for job_id in job_ids]
-    deadline = time.monotonic() + call.gateway.settings.request_timeout_s
-
-    async def all_of_them() -> list[GenerationResult]:
-        return [await handle.result(max(0.0, deadline - time.monotonic())) for handle in handles]
-
-    results = await while_there(call, handles, all_of_them())
+    timeout_s = call.gateway.settings.request_timeout_s
+    results = await while_there(call, handles, together([handle.result(timeout_s) for handle in handles]))
     for result in results:
         call.gateway.metrics.generated(result)
     return results

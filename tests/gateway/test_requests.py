@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -186,15 +186,15 @@ def test_who_hangs_up_has_all_that_his_request_took_stopped(served: Serving) -> 
     eventually(lambda: [served.status_of(job_id) for job_id in job_ids] == ["stopped"] * 3)
 
 
-def test_where_one_of_several_prompts_fails_the_others_are_not_gone_on_with(served: Serving, fleet: Fleet) -> None:
+@pytest.mark.parametrize("which", [min, max])  # one of them is waited for first
+def test_where_one_of_several_prompts_fails_the_others_are_not_gone_on_with(served: Serving, which: Any) -> None:
     body = {"prompt": ["a", "b"], "ignore_eos": True, "max_tokens": 5000}
-    asking = threading.Thread(target=lambda: served.post("/v1/completions", body))
     before = running_jobs(served)
-    asking.start()
-    eventually(lambda: len(running_jobs(served) - before) == 2)
-    first = min(running_jobs(served) - before)
-    served.producer.handle(first).cancel()
-    asking.join(30)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(served.post, "/v1/completions", body)
+        eventually(lambda: len(running_jobs(served) - before) == 2)
+        served.producer.handle(which(running_jobs(served) - before)).cancel()
+        assert error_of(asked.result(60))[:2] == (409, "job_cancelled")
     eventually(lambda: running_jobs(served) <= before)
 
 
