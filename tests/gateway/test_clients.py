@@ -207,6 +207,15 @@ def test_what_cannot_be_of_a_completion_is_refused_by_name(
     assert caught.value.param == param
 
 
+def test_each_answer_has_a_name_of_its_own_for_who_asks_about_it(client: openai.OpenAI) -> None:
+    names = [client.models.list()._request_id for _ in range(2)]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="", input=[])
+    names.append(refused.value.request_id)
+    assert all(name is not None and name.startswith("req_") for name in names)
+    assert len(set(names)) == 3
+
+
 def test_the_models_are_listed_and_others_are_refused_by_name(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["bge", "tiny-says"]
     assert client.models.retrieve("bge").id == "bge"
