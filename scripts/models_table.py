@@ -55,6 +55,7 @@ ROWS = (
     Row("modernbert", "ModernBERT", "gte-modernbert-base, modernbert-embed-base, granite-embedding r2", "8,192"),
     Row("qwen3", "Qwen3", "Qwen3-Embedding-0.6B, 4B, 8B", "32,768"),
     Row("gemma", "Gemma 3", "EmbeddingGemma-300m", "2,048"),
+    Row("static", "static (no transformer)", "potion-*, static-retrieval-mrl-en-v1, static-similarity-*", "8,192"),
 )
 REFUSED = """\
 What follows is refused with a sentence that names the file and what in it, because guessing would make wrong vectors:
@@ -65,7 +66,8 @@ What follows is refused with a sentence that names the file and what in it, beca
   that were cut off; weights that make the same vector of every text;
 - a tokenizer that is missing, knows no word, is of another kind than its class, or does not fit the model's table;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
-- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize.
+- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize;
+- static tables that are folded up (model2vec's `mapping` and `weights`). Of a static model's text 8,192 tokens are read.
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
 `include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
@@ -161,7 +163,8 @@ def _core_ml(folder: Path, rows: list[np.ndarray]) -> np.ndarray:
 def _least(vectors: np.ndarray, expected: np.ndarray) -> str:
     vectors, expected = vectors.astype(np.float64), expected.astype(np.float64)
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
-    cosine = float(((vectors * expected).sum(axis=1) / lengths).min())
+    has_tokens = expected.any(axis=1)  # of a text without any a static model has no direction
+    cosine = float(((vectors * expected).sum(axis=1) / np.maximum(lengths, 1e-12))[has_tokens].min())
     # Cut, and not rounded: no figure is better than what was measured.
     return f"{np.floor(cosine * 1e6) / 1e6:.6f}"
 

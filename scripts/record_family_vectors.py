@@ -99,6 +99,7 @@ def families() -> dict[str, Family]:
             dense=((24, False, "Identity"), (16, False, "Identity")),
             prompts={"query": "task: search result | query: ", "document": "title: none | text: "},
         ),
+        "static": Family("static", {}, _word_pieces(), prompts={"query": "a question about foxes: "}),
         "camembert": Family(
             "camembert",
             SIZES | {"max_position_embeddings": 42, "type_vocab_size": 1, "hidden_act": "relu"},
@@ -146,6 +147,9 @@ def _make(folder: Path, family: Family) -> None:
     from transformers import AutoConfig, AutoModel
 
     tokenizer = family.tokenizer
+    if family.model_type == "static":
+        _make_static(folder, family)
+        return
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
     ids |= {"decoder_start_token_id": ids["pad_token_id"]} if family.model_type in ("t5", "mt5") else {}
     config = AutoConfig.for_model(family.model_type, **family.config, **ids, vocab_size=len(tokenizer))
@@ -172,13 +176,25 @@ def _make(folder: Path, family: Family) -> None:
         whole.save(str(folder), create_model_card=False)
 
 
+def _make_static(folder: Path, family: Family) -> None:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, StaticEmbedding
+
+    torch.manual_seed(1)
+    table = StaticEmbedding(family.tokenizer, embedding_weights=torch.randn(len(family.tokenizer), 16))
+    whole = SentenceTransformer(modules=[table, Normalize()], prompts=family.prompts)
+    whole.save(str(folder), create_model_card=False)
+
+
 def _record(recorded: dict[str, np.ndarray], name: str, folder: Path, prompts: tuple[str, ...]) -> None:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu")
     for prompt in (None, *prompts):
         recorded[f"{name}/{prompt or 'plain'}"] = model.encode(list(TEXTS), prompt_name=prompt, batch_size=5)
-    rows = [model.tokenize([text])["input_ids"][0].numpy().astype(np.int32) for text in TEXTS]
+    made = [model.tokenize([text])["input_ids"].numpy().astype(np.int32) for text in TEXTS]
+    rows = [ids if ids.ndim == 1 else ids[0] for ids in made]
     recorded[f"{name}/ids"] = np.concatenate(rows)
     recorded[f"{name}/lengths"] = np.array([len(row) for row in rows])
 

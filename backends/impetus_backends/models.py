@@ -91,13 +91,14 @@ def missing(folder: Path) -> list[str]:
     that was broken off leaves some of many."""
     modules = [module for module in _read(folder / "modules.json", list) if isinstance(module, dict)]
     parts = [(str(module.get("type")).rpartition(".")[2], str(module.get("path", ""))) for module in modules]
-    transformer = folder / next((path for kind, path in parts if kind == "Transformer"), "")
-    lacking = [] if (transformer / "config.json").is_file() else ["config.json"]
+    first, path = next((part for part in parts if part[0] in ("Transformer", "StaticEmbedding")), ("", ""))
+    transformer = folder / path
+    lacking = [] if (transformer / "config.json").is_file() or first == "StaticEmbedding" else ["config.json"]
     lacking += _missing_weights(transformer)
     if modules:
         for kind, path in parts:
             # A Normalize needs no file, and the transformer itself was looked at above.
-            if path and kind not in ("Transformer", "Normalize") and not (folder / path / "config.json").is_file():
+            if path and kind not in (first, "Normalize") and not (folder / path / "config.json").is_file():
                 lacking.append(f"{path}/config.json")
             if path and kind == "Dense":
                 lacking += [f"{path}/{name}" for name in _missing_weights(folder / path)]

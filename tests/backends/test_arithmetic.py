@@ -20,7 +20,8 @@ from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.reference import erf
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
-from impetus_backends.embedding.folder.weights import Weights, fingerprint, weight_files
+from impetus_backends.embedding.folder.tensors import weight_files
+from impetus_backends.embedding.folder.weights import Weights, fingerprint
 from impetus_backends.errors import ModelError
 
 from .conftest import FAMILIES, small_model

@@ -114,7 +114,7 @@ def test_what_is_not_supported_is_one_clear_error(
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ([("sentence_transformers.models.Transformer", "")], "supported is Transformer, Pooling"),
+        ([("sentence_transformers.models.Transformer", "")], "supported is Transformer and Pooling"),
         (
             [(f"sentence_transformers.models.{name}", "") for name in ("Transformer", "Pooling", "LSTM")],
             "is Transformer, Pooling, LSTM",

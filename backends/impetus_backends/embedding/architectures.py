@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from impetus_backends.embedding.folder.shapes import STATIC, TABLES
+
 if TYPE_CHECKING:
     from impetus_backends.embedding.devices.operations import Inputs, Ops
     from impetus_backends.embedding.folder.shapes import EncoderConfig
@@ -20,6 +22,8 @@ _WORDS = "embeddings.word_embeddings.weight"
 
 def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     """The vectors of a batch's tokens."""
+    if config.model_type == STATIC:
+        return ops.embed(TABLES[0], inputs.ids, config.vocab_size)
     if config.model_type == "distilbert":
         return _distilbert(ops, config, inputs)
     if config.model_type == "mpnet":

@@ -92,7 +92,8 @@ class Modules:
     """The transformer's folder, and where its modules say that they lie."""
 
     transformer: Path
-    pooling: Path
+    pooling: Path | None
+    """None of a table of tokens' vectors, which takes their mean."""
     after: tuple[tuple[str, Path], ...]
 
 
@@ -106,11 +107,14 @@ def read_modules(reader: Reader, folder: Path) -> Modules:
         )
     found = listed_modules(reader, file)
     names = [name for name, _ in found]
-    if names[:2] != ["Transformer", "Pooling"] or set(names[2:]) - {"Dense", "Normalize"}:
+    first = next((kinds for kinds in (("Transformer", "Pooling"), ("StaticEmbedding",)) if names[:1] == [kinds[0]]), ())
+    count = len(first)
+    if not first or tuple(names[:count]) != first or set(names[count:]) - {"Dense", "Normalize"}:
         raise ModelError(
-            f"{file} is {', '.join(names)}; supported is Transformer, Pooling and then any of Dense and Normalize"
+            f"{file} is {', '.join(names) or 'empty'}; supported is Transformer and Pooling, or StaticEmbedding, and "
+            "then any of Dense and Normalize"
         )
-    return Modules(found[0][1], found[1][1], tuple(found[2:]))
+    return Modules(found[0][1], found[1][1] if count == 2 else None, tuple(found[count:]))
 
 
 def listed_modules(reader: Reader, file: Path) -> list[tuple[str, Path]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.encoder import PROMPT
 from impetus_backends.embedding.texts.pairs import PairEncoder
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError
@@ -113,11 +114,17 @@ def _embed(backend: EmbeddingBackend, config: EmbeddingConfig, rows: Sequence[np
         fault = f"shape {vectors.shape} for {len(rows)} texts of {config.dimensions} dimensions"
     elif not np.isfinite(vectors).all():
         fault = "vectors that are not finite"
-    elif config.normalised and (off := np.abs(np.linalg.norm(vectors, axis=1) - 1).max()) > 1e-3:
+    elif config.normalised and (off := _off_one(vectors, rows)) > 1e-3:
         fault = f"vectors whose length is off by {off:.4f}"
     if fault:
         raise BackendUnavailableError(f"{backend.name} on {backend.device} returned {fault} in its golden check")
     return vectors
+
+
+def _off_one(vectors: np.ndarray, rows: Sequence[np.ndarray]) -> float:
+    """How far the length of any vector is off 1, or off 0 of a row with nothing to pool."""
+    wanted = np.array([(row < PROMPT).any() for row in rows])
+    return float(np.abs(np.linalg.norm(vectors, axis=1) - wanted).max())
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

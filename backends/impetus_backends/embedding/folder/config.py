@@ -6,11 +6,12 @@ around a Hugging Face `config.json`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.shapes import EncoderConfig, read_shape
+from impetus_backends.embedding.folder.static import read_table
 from impetus_backends.embedding.modules import (
     Dense,
     Linear,
@@ -104,12 +105,17 @@ def read_config(folder: Path) -> EmbeddingConfig:
     reader = Reader()
     modules = read_modules(reader, folder)
     refuse_adapters(folder, modules.transformer)
-    file = modules.transformer / "config.json"
-    encoder = read_shape(file, reader.object(file))
-    pooling = read_pooling(reader, modules.pooling, encoder.hidden_size)
+    if modules.pooling is None:
+        encoder, pooling = read_table(reader, modules.transformer), PoolingConfig(("mean",))
+    else:
+        file = modules.transformer / "config.json"
+        encoder = read_shape(file, reader.object(file))
+        pooling = read_pooling(reader, modules.pooling, encoder.hidden_size)
     steps = read_steps(reader, modules, folder, len(pooling.modes) * encoder.hidden_size)
     stated = read_stated(reader, folder, "SentenceTransformer", also=("similarity_fn_name", "truncate_dim"))
     text = read_text(reader, folder, modules.transformer, encoder, stated)
+    if modules.pooling is None:  # nothing but the table and its tokenizer counts
+        text = replace(text, max_tokens=encoder.longest, do_lower_case=False)
     truncate = stated.get("truncate_dim")
     if truncate is not None:
         truncate = positive(folder / "config_sentence_transformers.json", stated, "truncate_dim")

@@ -32,6 +32,10 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 """What files call an activation, and what `Ops.activate` does: names differ more than functions do."""
+STATIC = "static"
+"""The family of models that are a table of tokens' vectors and nothing else."""
+TABLES = ("embedding.weight", "embeddings")
+"""What sentence-transformers and model2vec call the table; the first is what it goes by here."""
 _NEAR, _FAR = "sliding_attention", "full_attention"
 _T5_LONGEST = 8192
 """Its distances end nowhere: so many tokens are enough."""

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.files import read_json
+from impetus_backends.embedding.folder.shapes import STATIC
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _PROBE = "The quick brown fox, naïve and 3.14 % lazier: über-dogs! 敏捷的�
 def read_tokenizer(config: EmbeddingConfig) -> Any:
     """The tokenizer of a model, that cuts and pads nothing; raises `ModelError` where it cannot be read, or is not one
     that this model can have been trained with."""
+    if config.encoder.model_type == STATIC:
+        return _checked(config, _alone(config.transformer))
     return read_whole_tokenizer(config).backend_tokenizer
 
 
@@ -38,7 +41,24 @@ def read_whole_tokenizer(config: EmbeddingConfig) -> Any:
     if not any(any(folder.glob(name)) for name in _FILES):
         raise ModelError(f"{folder} holds no tokenizer: none of {', '.join(_FILES)}")
     whole = _as_transformers_does(folder)
-    tokenizer = whole.backend_tokenizer
+    _checked(config, whole.backend_tokenizer)
+    return whole
+
+
+def _alone(folder: Path) -> Any:
+    """The tokenizer that `tokenizer.json` is, without the special tokens that it would put around texts."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:
+        raise ModelError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+    tokenizer.post_processor = None
+    return tokenizer
+
+
+def _checked(config: EmbeddingConfig, tokenizer: Any) -> Any:
+    folder = config.transformer
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _compare(folder, tokenizer)
@@ -58,7 +78,7 @@ def read_whole_tokenizer(config: EmbeddingConfig) -> Any:
         raise ModelError(f"the tokenizer in {folder} reads no text: {error}") from error
     if len(set(probed)) < 2:
         raise ModelError(f"the tokenizer in {folder} takes every word for the same one: its vocabulary is missing")
-    return whole
+    return tokenizer
 
 
 def _as_transformers_does(folder: Path) -> Any:

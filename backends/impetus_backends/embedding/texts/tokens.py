@@ -12,6 +12,7 @@ import numpy as np
 
 from impetus_backends.embedding.encoder import PROMPT
 from impetus_backends.embedding.folder.config import TextConfig, read_config
+from impetus_backends.embedding.folder.shapes import STATIC
 from impetus_backends.embedding.texts.long_words import shortener
 from impetus_backends.embedding.texts.tokenizer import read_tokenizer
 from impetus_backends.errors import ModelError, RequestError
@@ -47,7 +48,10 @@ class EncodedText:
 class TextEncoder:
     """The tokenizer of one model. Safe to use from one thread at a time."""
 
-    def __init__(self, tokenizer: Any, config: TextConfig, *, include_prompt: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Any, config: TextConfig, *, include_prompt: bool = True, needs_ends: bool = True
+    ) -> None:
+        """`needs_ends`: whether the model must be shown where texts begin or end."""
         self._tokenizer = tokenizer
         self._prompts = dict(config.prompts)
         self._default_prompt_name = config.default_prompt_name
@@ -57,14 +61,17 @@ class TextEncoder:
         self._shorten = shortener(tokenizer)
         self._head, self._tail = _special_tokens(tokenizer)
         self._room = self.max_tokens - len(self._head) - len(self._tail)
-        if self._room < 1 or not len(self._head) + len(self._tail):
+        if self._room < 1 or (needs_ends and not len(self._head) + len(self._tail)):
             raise ModelError(f"a row of {self.max_tokens} tokens has no room for text, or the tokenizer marks no ends")
 
     @classmethod
     def load(cls, folder: Path) -> TextEncoder:
         """Reads the tokenizer of the model in a folder; raises `ModelError` where it cannot."""
         config = read_config(folder)
-        return cls(read_tokenizer(config), config.text, include_prompt=config.pooling.include_prompt)
+        needs_ends = config.encoder.model_type != STATIC
+        return cls(
+            read_tokenizer(config), config.text, include_prompt=config.pooling.include_prompt, needs_ends=needs_ends
+        )
 
     def encode(self, texts: Sequence[str], *, input_type: InputType = None) -> list[EncodedText]:
         """One row a text, in order, cut to `max_tokens`; the model's own prompt for that input type comes first.
@@ -109,11 +116,14 @@ class TextEncoder:
 
     def _prompt(self, input_type: InputType) -> str:
         if input_type is None:
-            return self._prompts[self._default_prompt_name] if self._default_prompt_name is not None else ""
+            default = self._default_prompt_name
+            return "" if default is None else self._prompts.get(default, "")
         # An empty prompt of one name does not hide another: sentence-transformers itself writes "document": "".
         return next((self._prompts[name] for name in _PROMPT_NAMES[input_type] if self._prompts.get(name)), "")
 
     def _cut(self, ids: list[int]) -> EncodedText:
+        if not ids:  # a row has a token, and nothing of this one is pooled
+            return EncodedText(np.array([PROMPT], dtype=np.int32))
         if len(ids) <= self.max_tokens:
             return EncodedText(np.array(ids, dtype=np.int32))
         row = np.array([*ids[: self.max_tokens - len(self._tail)], *self._tail], dtype=np.int32)
