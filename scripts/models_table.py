@@ -67,7 +67,7 @@ What follows is refused with a sentence that names the file and what in it, beca
 - a tokenizer that is missing, knows no word, is of another kind than its class, or does not fit the model's table;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
 - PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize;
-- static tables that are folded up (model2vec's `mapping` and `weights`). Of a static model's text 8,192 tokens are read.
+- static tables that are folded up (model2vec's `mapping` and `weights`); of a static model's text 8,192 tokens count.
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
 `include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
