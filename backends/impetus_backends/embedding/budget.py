@@ -26,7 +26,8 @@ _ENOUGH = 0.9
 _ROW = 64
 """Tokens of a row: about a document's of a corpus of documentation."""
 _GAIN = 1.05
-"""Twice the tokens in a batch must bring so many times the tokens a second, or no more are tried."""
+"""More tokens in a batch must bring so many times the tokens a second, or no more are tried."""
+_WORTH_A_TRY = 1.25
 _RUNS = 2
 """Of each size; the first may compile."""
 
@@ -85,8 +86,8 @@ def measure_batches(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BatchCurve:
-    """Times batches of a loaded backend, from half of the usual on, each of twice the tokens of the one before: until
-    more of them bring nothing, or would take longer than `longest_s`. Raises what the backend raises at the usual size.
+    """Times batches of a loaded backend, from half of the usual on, each of up to twice the tokens of the one before:
+    until more bring nothing, or would take longer than `longest_s`. Raises what the backend raises at the usual size.
     """
     usual, random = USUAL.get(backend.name, min(USUAL.values())), np.random.default_rng(0)
     points: list[tuple[int, float]] = []
@@ -101,9 +102,11 @@ def measure_batches(
             break  # no more memory than this
         points.append((len(rows) * width, seconds))
         slowed = len(points) > 1 and _rate(points[-1]) < _GAIN * max(map(_rate, points[:-1]))
-        if tokens >= usual and (slowed or 2 * seconds > longest_s):
+        # As many again, or as many as are sure not to take too long.
+        more = min(2 * tokens, int(tokens * longest_s / seconds)) if tokens >= usual else usual
+        if tokens >= usual and (slowed or more < _WORTH_A_TRY * tokens):
             break
-        tokens *= 2
+        tokens = more
     return BatchCurve(tuple(points), usual, longest_s)
 
 
