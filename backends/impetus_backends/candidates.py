@@ -128,6 +128,7 @@ class EmbeddingCandidates:
         except Exception as error:  # noqa: BLE001 - it passed its golden check; what it cannot do now, jobs will tell
             self.reasons.append(f"{backend.name}: its batches could not be timed: {type(error).__name__}: {error}")
             return info
+        self.reasons.append(f"{backend.name}: {curve.words}")
         return replace(info, batch_tokens=curve.chosen, measured=curve.words)
 
     def measure(self, choice: Choice) -> Measurement:

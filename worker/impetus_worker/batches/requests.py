@@ -56,5 +56,5 @@ def check_model(asked: str | None, info: EngineInfo) -> None:
         served = ", ".join((info.model, *info.more_models))
         raise InvalidRequestError(
             f"model: this worker serves {served} and not {asked!r:.200}; start one with "
-            f"`impetus-worker run --{info.kind}-model …`"
+            f"`impetus-worker run --{info.kind}-model …`, or this one with `--more-{info.kind}-models …`"
         )
