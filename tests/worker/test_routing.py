@@ -16,7 +16,7 @@ from rq.command import send_shutdown_command
 from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
-from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECORD_KEY, WorkerRecord
+from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECORD_KEY, ServedModel, WorkerRecord
 from impetus_producer.fleet import read_fleet
 from impetus_worker import worker as worker_module
 from impetus_worker.fleet.routing import Routing, queues_for
@@ -53,6 +53,13 @@ ANE = GPU.model_copy(update={"name": "ane", "backend": "coreml", "device": "ane"
         (GPU, [ANE.model_copy(update={"model": "folder", "aliases": ("folder", MODEL)})], STANDBY),
         (GPU.model_copy(update={"role": "generation"}), [ANE], ("generation", "generation-bulk")),
         (GPU, [ANE.model_copy(update={"role": "generation"})], BOTH),
+        # It serves one model more, which would be nobody's.
+        (GPU.model_copy(update={"more_models": (ServedModel(name="large"),)}), [ANE], BOTH),
+        (
+            GPU.model_copy(update={"more_models": (ServedModel(name="large"),)}),
+            [ANE.model_copy(update={"aliases": (*ANE.aliases, "large")})],
+            STANDBY,
+        ),
     ],
 )
 def test_who_serves_beside_whom(own: WorkerRecord, others: list[WorkerRecord], queues: tuple[str, ...]) -> None:
