@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -70,6 +71,10 @@ def _answer(url: str, query: str) -> Iterator[Any]:
         raise InvalidRequestError(f"--sql {without_password(url)!r}: {_told(error)}") from None
     except ImportError as error:
         raise InvalidRequestError(f"--sql {without_password(url)!r}: its driver is not installed: {error}") from None
+    # SQLite would make an empty database of whatever name.
+    file = engine.url.database if engine.url.get_backend_name() == "sqlite" else None
+    if file not in (None, "", ":memory:") and not file.startswith("file:") and not os.path.exists(file):
+        raise InvalidRequestError(f"--sql {without_password(url)!r}: there is no such file")
     try:
         with engine.connect().execution_options(stream_results=True, max_row_buffer=_ROWS_AT_ONCE) as connection:
             result = connection.exec_driver_sql(query)
