@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis
+from scripts.corpus import docstrings
 from scripts.interrupted import Server, text_of
 from scripts.processes import end, until
 
@@ -29,19 +30,23 @@ _LIMIT_S = 120.0
 _TEXTS_PER_JOB = 64
 
 
-def waiting_job(url: str, text_bytes: int, jobs: int = 500) -> dict[str, Any]:
-    """Bytes that a job of texts takes beside its texts, as long as it waits."""
+def waiting_job(url: str) -> dict[str, Any]:
+    """Bytes that a job of 64 docstrings takes as long as it waits, beside those of its texts, which are compressed."""
+    texts = [each.text for each in docstrings()]
+    parts = [texts[at : at + _TEXTS_PER_JOB] for at in range(0, len(texts) - _TEXTS_PER_JOB, _TEXTS_PER_JOB)]
+    text_bytes = sum(len(text.encode()) for part in parts for text in part)
     with Redis.from_url(url) as connection:
+        producer = Producer(connection=connection)
         before = used(connection)
-        for number in range(jobs):
-            texts = [f"{number}-{at} ".ljust(text_bytes, "x") for at in range(_TEXTS_PER_JOB)]
-            Producer(connection=connection).embed(texts, bulk=True)
-        each = (used(connection) - before) / jobs
+        for part in parts:
+            producer.embed(part, bulk=True)
+        held = used(connection) - before
         connection.flushall()
     return {
-        "text_bytes": text_bytes,
-        "job_bytes": round(each),
-        "of_its_texts": round(each / text_bytes / _TEXTS_PER_JOB, 2),
+        "jobs": len(parts),
+        "text_bytes": round(text_bytes / len(parts)),
+        "job_bytes": round(held / len(parts)),
+        "of_its_texts": round(held / text_bytes, 2),
     }
 
 
@@ -131,7 +136,7 @@ def main() -> int:
         folder = Path(name)
         server = Server(folder)
         stack.callback(lambda: end(server.process))
-        said["waiting"] = [waiting_job(server.url, size) for size in (100, 1000)]
+        said["waiting"] = waiting_job(server.url)
         with Redis.from_url(server.url) as connection:
             connection.config_set("appendfsync", "everysec")
         fast = start_mac(folder, server.url, 0)
@@ -139,6 +144,7 @@ def main() -> int:
         said["finished_vector_bytes"] = finished_vectors(server.url)
         said["no_device"] = embedding(folder, server.url, options.documents)
         end(fast)
+        print(json.dumps(said), flush=True)
         running: list[subprocess.Popen[bytes]] = []
         # Of the simulated tokenizer each digit is a token.
         expected = 1e6 / options.b_us / len(text_of(0).split())
@@ -149,7 +155,7 @@ def main() -> int:
                 stack.callback(end, running[-1])
             serving(server.url, macs)
             rates[macs] = embedding(folder, server.url, round(expected * options.seconds * macs))
-            print(macs, json.dumps(rates[macs]), flush=True)
+            print(f"{macs} Macs: {json.dumps(rates[macs])}", flush=True)
         said["macs"] = rates
         first = min(rates)
         said["of_linear"] = {
