@@ -52,12 +52,6 @@ class Query:
             reason = f"{error}; nothing from here on was read"
             yield fields.failed(reason, number + 1, place="row", retryable=True)
 
-    def close(self) -> None:
-        if self._asked is not None:
-            opened, _ = self._asked
-            self._asked = None
-            opened.close()
-
 
 @contextmanager
 def _answer(url: str, query: str) -> Iterator[Any]:
