@@ -57,11 +57,12 @@ class Query:
 def _answer(url: str, query: str) -> Iterator[Any]:
     try:
         import sqlalchemy
+        from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
     except ImportError:
         raise MissingExtraError("Reading from a database", "sql") from None
     try:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError) as error:
         raise InvalidRequestError(f"--sql {without_password(url)!r}: {_told(error)}") from None
     except ImportError as error:
         raise InvalidRequestError(f"--sql {without_password(url)!r}: its driver is not installed: {error}") from None
@@ -76,7 +77,7 @@ def _answer(url: str, query: str) -> Iterator[Any]:
                 raise InvalidRequestError("--sql: the query answers with no rows: write a SELECT")
             with result:
                 yield result
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except SQLAlchemyError as error:
         raise InvalidRequestError(f"--sql {without_password(url)!r}: {_told(error)}") from error
     finally:
         engine.dispose()
