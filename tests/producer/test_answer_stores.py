@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +20,6 @@ from .stock_worker import honest_work, working
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.system
 
@@ -90,6 +91,19 @@ def test_a_server_that_is_full_keeps_nothing_and_that_is_no_error(folder: Path) 
         with RedisStore(server.url) as store:
             store.keep(answers(0, 5000))
             assert 0 < len(store) < 5000
+    finally:
+        server.kill()
+
+
+def test_a_user_with_the_rights_that_the_docs_state_may_keep_and_find(folder: Path) -> None:
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "bulk.md").read_text()
+    (rights,) = re.findall(r"`(~impetus:answers\* [^`]*)`", docs)
+    server = Valkey(folder)
+    server.ask("ACL", "SETUSER", "keeper", "reset", "on", ">p", *rights.split())
+    try:
+        with RedisStore(server.url.replace("redis://", "redis://keeper:p@")) as store:
+            store.keep(answers(0, 3))
+            assert len(store.find([key(1)], ["f"])) == len(store) - 2 == 1
     finally:
         server.kill()
 

@@ -31,9 +31,7 @@ def mean_pooled(outcomes: Iterable[Embedded], read: deque[Read]) -> Iterator[tup
             yield _pooled(chunks), whole
             chunks = []
         if not chunks:
-            whole = (
-                chunk if isinstance(chunk, FailedDocument) else replace(chunk, columns=chunk.columns[: -len(COLUMNS)])
-            )
+            whole = _whole(chunk)
         chunks.append(outcome)
     if whole is not None:
         yield _pooled(chunks), whole

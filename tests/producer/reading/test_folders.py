@@ -45,6 +45,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
     for name in ("a.txt", "1.png", "2.PNG", "Makefile", ".hidden.txt", ".git/x.txt", "sub/3.png"):
         write(tmp_path / "folder" / name, "x")
     write(tmp_path / "outside" / "o.txt", "secret")
+    write(tmp_path / "folder" / "out.parquet.impetus" / "notes.txt", "of a run")
     (tmp_path / "folder" / "link.txt").symlink_to(tmp_path / "outside" / "o.txt")
     (tmp_path / "folder" / "within.txt").symlink_to(tmp_path / "folder" / "a.txt")
     (tmp_path / "folder" / "linked").symlink_to(tmp_path / "outside")
@@ -53,7 +54,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
     for _ in range(2):
         assert [document.id for document in source] == ["a.txt", "within.txt"]
         assert source.left_out() == (
-            "Left out of the folders: 3 .png, 2 hidden, 2 linked folders, 1 without an ending, "
+            "Left out of the folders: 3 .png, 2 hidden, 2 linked folders, 1 folders of runs, 1 without an ending, "
             "1 links out of the folder."
         )
     followed = open_source(str(tmp_path / "folder"), ReadingOptions(follow_links=True))

@@ -154,7 +154,7 @@ def test_a_query_that_cannot_be_read_is_told_in_a_sentence_and_changes_nothing(s
         (shop, "SELECT id FROM posts", "has no column 'text'; it has 'id'"),
         (shop, "SELECT id, id, body AS text FROM posts", "2 columns named 'id'"),
         (shop, "DELETE FROM posts", "answers with no rows"),
-        ("sqlite:////nowhere/at/all.db", "SELECT 1", "unable to open"),
+        ("sqlite:///nowhere.db", "SELECT 1", "there is no such file"),
         ("nothing://x", "SELECT 1", "(?i)load plugin"),
         ("no url", "SELECT 1", "(?i)parse"),
     ):

@@ -114,6 +114,21 @@ def test_compressed_files_are_read_and_damage_ends_them_with_a_failure(tmp_path:
         read(write(path, "id,text\na,plain\n"))
 
 
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_what_stands_before_damage_in_a_small_packed_file_is_read(tmp_path: Path, ending: str) -> None:
+    data = b"".join(b'{"id": "%d", "text": "%d"}\n' % (number, number) for number in range(5000))
+    pack = gzip.compress if ending == ".gz" else lambda data: pyarrow.compress(data, codec="zstd", asbytes=True)
+    whole = pack(data)
+    *good, last = read(write(tmp_path / f"junk.jsonl{ending}", whole + b"junk after the end"))
+    assert len(good) > 4000
+    assert all(isinstance(document, Document) for document in good)
+    assert isinstance(last, FailedDocument)
+    assert last.reason.endswith("data are damaged or end too early; nothing from here on was read")
+    assert not last.retryable
+    both = read(write(tmp_path / f"two.jsonl{ending}", pack(b'{"text": "a"}\n') + pack(b'{"text": "b"}\n')))
+    assert [text for _, text in told(both)] == ["a", "b"]
+
+
 def test_several_members_of_one_gzip_file_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "d.txt.gz", gzip.compress(b"one\n", mtime=0) + gzip.compress(b"two\n"))
     assert told(read(path)) == [("1", "one"), ("2", "two")]

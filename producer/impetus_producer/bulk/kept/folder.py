@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...errors import ImpetusError, InvalidRequestError
 
+RUN_FOLDER_ENDING = ".impetus"
 _LOCK = "lock"
 _DRAFTS = "drafts"
 
@@ -27,7 +28,7 @@ class RunFolder:
     def __init__(self, out: Path) -> None:
         target = Path(os.path.realpath(out))
         self.out = out
-        self.path = target.with_name(f"{target.name}.impetus")
+        self.path = target.with_name(target.name + RUN_FOLDER_ENDING)
         self._lock = self._locked()
         self.drafts = self.path / _DRAFTS
         shutil.rmtree(self.drafts, ignore_errors=True)

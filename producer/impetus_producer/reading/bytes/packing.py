@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..places.remote import Readable
 
 PACKINGS = (".gz", ".zst")
+_AT_ONCE_BYTES = 1 << 14
 
 
 class DamagedError(OSError):
@@ -60,17 +61,24 @@ def _zstandard(file: BinaryIO) -> tuple[Any, tuple[type[Exception], ...]]:
 
 
 class _Unpacked(io.RawIOBase):
+    """Gives all that comes before what is damaged, and then that it is, however often it is asked."""
+
     def __init__(self, inner: Any, damage: tuple[type[Exception], ...]) -> None:
-        self._inner = inner
+        # Some at a time where they can: what is asked for with the damage is lost with it.
+        self._read = getattr(inner, "read1", inner.read)
         self._damage = damage
+        self._found: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        try:
-            data = cast("bytes", self._inner.read(len(buffer)))
-        except self._damage as error:
-            raise DamagedError("the compressed data are damaged or end too early") from error
-        buffer[: len(data)] = data
-        return len(data)
+        if self._found is None:
+            try:
+                data = cast("bytes", self._read(min(len(buffer), _AT_ONCE_BYTES)))
+            except self._damage as error:
+                self._found = error
+            else:
+                buffer[: len(data)] = data
+                return len(data)
+        raise DamagedError("the compressed data are damaged or end too early") from self._found

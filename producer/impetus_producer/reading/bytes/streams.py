@@ -134,9 +134,14 @@ def _unreadable(error: OSError) -> str:
 def _head_of(file: BinaryIO) -> bytes:
     """The first lines that are not blank, as far as they are short. Waits for no more than they."""
     head, seen = b"", 0
-    while seen < _HEAD_LINES and len(head) < _HEAD_BYTES and (line := file.readline(_HEAD_BYTES)):
-        head += line
-        seen += bool(line.strip())
+    try:
+        while seen < _HEAD_LINES and len(head) < _HEAD_BYTES and (line := file.readline(_HEAD_BYTES)):
+            head += line
+            seen += bool(line.strip())
+    except DamagedError:
+        # Told again by whoever reads on.
+        if not head:
+            raise
     return head
 
 
@@ -164,5 +169,8 @@ def open_stream(path: Readable, encoding: str | None) -> Iterator[Stream]:
         try:
             stream = Stream(unpacked(file, path), str(path), encoding)
         except DamagedError:
-            raise InvalidRequestError(f"{str(path)!r} does not hold the compressed data that its ending says") from None
+            raise InvalidRequestError(
+                f"{str(path)!r} does not hold the compressed data that its ending says, or they are damaged from the "
+                "beginning"
+            ) from None
         yield stream

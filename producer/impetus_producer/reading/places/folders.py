@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...bulk.kept.folder import RUN_FOLDER_ENDING
 from ...documents import FailedDocument
 from ...errors import InvalidRequestError
 from ..extracting.whole_files import ENDINGS, WholeFiles
@@ -91,6 +92,9 @@ class Folder:
         path = os.path.join(at, name)
         if name.startswith("."):
             self.left_out["hidden"] += 1
+            return False
+        if name.endswith(RUN_FOLDER_ENDING):
+            self.left_out["folders of runs"] += 1
             return False
         if not os.path.islink(path):
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -51,25 +52,24 @@ class Query:
             reason = f"{error}; nothing from here on was read"
             yield fields.failed(reason, number + 1, place="row", retryable=True)
 
-    def close(self) -> None:
-        if self._asked is not None:
-            opened, _ = self._asked
-            self._asked = None
-            opened.close()
-
 
 @contextmanager
 def _answer(url: str, query: str) -> Iterator[Any]:
     try:
         import sqlalchemy
+        from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
     except ImportError:
         raise MissingExtraError("Reading from a database", "sql") from None
     try:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError) as error:
         raise InvalidRequestError(f"--sql {without_password(url)!r}: {_told(error)}") from None
     except ImportError as error:
         raise InvalidRequestError(f"--sql {without_password(url)!r}: its driver is not installed: {error}") from None
+    # SQLite would make an empty database of whatever name.
+    file = engine.url.database if engine.url.get_backend_name() == "sqlite" else None
+    if file not in (None, "", ":memory:") and not file.startswith("file:") and not os.path.exists(file):
+        raise InvalidRequestError(f"--sql {without_password(url)!r}: there is no such file")
     try:
         with engine.connect().execution_options(stream_results=True, max_row_buffer=_ROWS_AT_ONCE) as connection:
             result = connection.exec_driver_sql(query)
@@ -77,7 +77,7 @@ def _answer(url: str, query: str) -> Iterator[Any]:
                 raise InvalidRequestError("--sql: the query answers with no rows: write a SELECT")
             with result:
                 yield result
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except SQLAlchemyError as error:
         raise InvalidRequestError(f"--sql {without_password(url)!r}: {_told(error)}") from error
     finally:
         engine.dispose()
