@@ -101,6 +101,7 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
         _row_requests(info, settings.allowed),
         (RerankResults if settings.role == "rerank" else EmbeddingResults)(info, settings.name),
         dimensions=info.dimensions,
+        packs=info.packs,
         max_batch_texts=settings.max_batch_texts,
         max_batch_tokens=settings.max_batch_tokens or DEFAULT_BATCH_TOKENS.get(info.backend, 1024),
         max_wait_s=settings.max_wait_ms / 1e3,

@@ -132,6 +132,7 @@ def open_engine(
         precision=backend.precision,
         dimensions=config.dimensions,
         max_tokens=config.text.max_tokens,
+        packs=getattr(backend, "packs", False),
         note="; ".join(note for note in notes if note) or None,
         reasons=reasons,
     )

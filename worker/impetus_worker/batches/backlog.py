@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from .packing import pack
+from .packing import fill, pack
 from .quarantine import Witness
 
 if TYPE_CHECKING:
@@ -68,11 +68,15 @@ class Row(Witness):
 class Backlog:
     """`rows` and `tokens`: how many wait, those of ended jobs aside."""
 
-    def __init__(self, *, max_rows: int, max_tokens: int, plan_batches: int = PLAN_BATCHES) -> None:
+    def __init__(
+        self, *, max_rows: int, max_tokens: int, plan_batches: int = PLAN_BATCHES, packs: bool = False
+    ) -> None:
+        """`packs`: the device lays several rows in one, so that they need not be sorted and go in their order."""
         self.rows = self.tokens = 0
         self._max_rows = max_rows
         self._max_tokens = max_tokens
         self._plan_batches = plan_batches
+        self._packs = packs
         self._unplanned: deque[Row] = deque()
         """Oldest first."""
         self._planned: deque[list[Row]] = deque()
@@ -134,6 +138,9 @@ class Backlog:
 
     def _plan(self) -> None:
         rows = list(self._next_rows())
+        if self._packs:
+            self._planned.extend(fill(rows, _length, max_tokens=self._max_tokens, max_rows=self._max_rows))
+            return
         batches = pack(rows, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)
         if len(batches) > 1 and not self._fills(batches[-1]) and all(row.order >= self._seen for row in batches[-1]):
             self._unplanned.extendleft(sorted(batches.pop(), key=_order, reverse=True))

@@ -63,6 +63,7 @@ DEFAULT_BATCH_TOKENS = {
     "mlx": 4096,
     "coreml": 4096,
     "coreml-emulated": 1024,
+    "coreai": 4096,
     "simulated": 4096,
 }
 
@@ -85,8 +86,8 @@ class _Lane:
 class EmbeddingBatcher:
     """`Batcher` for jobs of which each text is a row. `max_wait_s`: how long the first waits for others to join it.
 
-    `dimensions`: of the vectors that come back. `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading
-    is cut into slices.
+    `dimensions`: of the vectors that come back. `packs`: as in `EngineInfo`. `elsewhere`: reads the long jobs. `clock`:
+    in seconds, by which reading is cut into slices.
     """
 
     def __init__(
@@ -98,17 +99,20 @@ class EmbeddingBatcher:
         max_batch_texts: int,
         max_batch_tokens: int,
         max_wait_s: float,
+        packs: bool = False,
         elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dimensions = dimensions
+        self._packs = packs
         self._texts_field = requests.texts_field
         self._reader = JobReader(requests, elsewhere, clock)
         self._results = results
         self._max_wait_s = max_wait_s
         self._jobs: dict[str, OpenEmbedding] = {}
         self._urgent, self._bulk = self._lanes = tuple(
-            _Lane(urgent, Backlog(max_rows=max_batch_texts, max_tokens=max_batch_tokens)) for urgent in (True, False)
+            _Lane(urgent, Backlog(max_rows=max_batch_texts, max_tokens=max_batch_tokens, packs=packs))
+            for urgent in (True, False)
         )
         self._in_engine = EngineQueue()
         self._asked_at = -math.inf
@@ -233,7 +237,7 @@ class EmbeddingBatcher:
     def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
         work = EmbeddingWork(next(self._ids), [row.ids for row in rows], urgent=lane.urgent)
         lane.in_engine += 1
-        batch = Batch(rows, {row.owner for row in rows}, lane.urgent, suspect)
+        batch = Batch(rows, {row.owner for row in rows}, lane.urgent, suspect, packed=self._packs)
         self._in_engine.give(work.id, batch, now)
         return work
 

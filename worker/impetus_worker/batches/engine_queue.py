@@ -36,9 +36,14 @@ class Batch:
     suspect: bool
     overdue: bool = False
     """Whether a job ran out of time while the engine was at it."""
+    packed: bool = False
+    """Whether the device lays several rows in one."""
 
     @property
     def padded_tokens(self) -> int:
+        """That the device runs; what is left empty of packed rows aside."""
+        if self.packed:
+            return sum(len(row.ids) for row in self.rows)
         return max(len(row.ids) for row in self.rows) * len(self.rows)
 
 

@@ -37,6 +37,7 @@ class CoreAIDevice:
         if self._on_mac and int(system.partition(".")[0]) < FIRST_MACOS:
             raise BackendUnavailableError(f"Core AI needs macOS {FIRST_MACOS} or later, and this is {system}")
         self._ai = coreai()
+        self.timed = self._on_mac
         self.label = "coreai" if self._on_mac else "cpu"
         self.version = f"{system or platform.system()}-{self._ai.version}"
         self.note: str | None = (
@@ -61,7 +62,7 @@ class CoreAIDevice:
         def predict(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
             given = {name: self._ai.array(array) for name, array in inputs.items()}
             made: np.ndarray = self._runner.run(_call(loaded, given))[OUTPUT].numpy()
-            return made
+            return made.reshape(-1, made.shape[-1])
 
         return predict
 
