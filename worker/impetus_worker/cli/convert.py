@@ -186,6 +186,9 @@ def convert(
         tell.done()
         raise click.ClickException(str(error)) from None
     tell.done()
+    for macos in ("26.0", "27.0"):
+        if warning := form.too_large(report.b.size_bytes, macos):
+            click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({**json.loads(report.to_json()), "folder": str(entry)}, indent=2))
     else:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, choose
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
 from impetus_backends.embedding.devices.packages.device import Placement
+from impetus_backends.embedding.devices.packages.form import size_of
 from impetus_backends.embedding.devices.packages.runner import Runner, Timing
 from impetus_backends.embedding.encoder import packable
 from impetus_backends.embedding.folder.reranker import RerankerConfig
@@ -89,7 +90,7 @@ class PackagedEmbeddingBackend:
         entry = self._cache.find(recipe) or self._convert(recipe)
         with _or_unavailable(f"use the package in {entry}"):
             compiled, self.placement = self._prepare(device, entry, recipe.buckets)
-        self._check_placement()
+        self._check_placement(self._cache.form.too_large(size_of(self._cache.package(entry)), device.version))
         functions = {}
         for bucket in recipe.buckets:
             with _or_unavailable(f"load the function {bucket.function}"):
@@ -163,7 +164,7 @@ class PackagedEmbeddingBackend:
         placement = {bucket: Placement(**told["placement"][str(bucket)]) for bucket in buckets if told["placement"]}
         return (folder / told["compiled"]).resolve(), placement
 
-    def _check_placement(self) -> None:
+    def _check_placement(self, too_large: str | None) -> None:
         low = {bucket: each for bucket, each in self.placement.items() if not _earned(each)}
         if low:
             shares = ", ".join(
@@ -172,7 +173,7 @@ class PackagedEmbeddingBackend:
             )
             raise BackendUnavailableError(
                 f"{self._cache.form.title} places too little of the cost on the Neural Engine, and "
-                f"{LEAST_ON_THE_NEURAL_ENGINE:.0%} is needed: {shares}"
+                f"{LEAST_ON_THE_NEURAL_ENGINE:.0%} is needed: {shares}" + (f"; {too_large}" if too_large else "")
             )
 
 

@@ -65,6 +65,13 @@ class Form:
     writers: tuple[ModuleType, ...]
     """Our modules that decide what is in it."""
     build: Build
+    too_large: Callable[[int, str], str | None] = lambda size_bytes, macos: None
+    """What is to be said of a package of so many bytes under a macOS, such as `26.2`."""
+
+
+def size_of(package: Path) -> int:
+    """In bytes."""
+    return sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
 
 
 def input_shapes(config: EmbeddingConfig, bucket: Bucket) -> dict[str, tuple[int, ...]]:
