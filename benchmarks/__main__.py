@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import again, embed, fleet, gateway, generate, latency, peers, queue
+from . import again, embed, fleet, gateway, generate, latency, padding, peers, queue
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -25,6 +25,7 @@ def main() -> None:
 
 main.add_command(embed.command)
 main.add_command(again.command)
+main.add_command(padding.command)
 main.add_command(queue.command)
 main.add_command(latency.command)
 main.add_command(fleet.command)

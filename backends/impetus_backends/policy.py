@@ -157,6 +157,11 @@ def _embedding_order(hardware: Hardware) -> tuple[list[str], list[str]]:
     ]
     if generation > NEURAL_ENGINE_GENERATION:
         reasons.append("from the M5 on the GPU may well be faster at batches: the probe decides")
+    least = "1 GiB" if version(hardware.macos) >= _CORE_AI_MACOS else "2 GiB, and from macOS 27 on 1 GiB,"
+    reasons.append(
+        f"Core ML packages above {least} have been seen to run on the CPU (unverified by us): such a model wants its "
+        "weights in 8 bits (`impetus-worker convert --quantize int8`) or mlx"
+    )
     if "coreai" in _packages(hardware):
         reasons.append("macOS 27 has Core AI: the probe times it too (unverified: not yet run on a Mac)")
     return [*_packages(hardware), "mlx", "cpu", "numpy"], reasons

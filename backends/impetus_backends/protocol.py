@@ -45,6 +45,8 @@ class EngineInfo:
     """Of an engine for batches: how many padded tokens of one suit it."""
     note: str | None = None
     """What a reader of results must know, such as that the weights are random."""
+    packs: bool = False
+    """Whether it lays several texts in a row, so that those of a batch need not be of like length."""
     measured: str | None = None
     """What was measured of it when it loaded, in a sentence."""
     takes_parts: bool = False

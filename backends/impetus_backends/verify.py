@@ -130,7 +130,8 @@ class Verifier:
         self, bucket: Bucket, backend: PackagedEmbeddingBackend, reference: EmbeddingBackend, vocabulary: int
     ) -> Check:
         """A batch of this bucket's size, rows from full to nearly empty."""
-        sizes = np.linspace(bucket.length, min(2, bucket.length), bucket.batch).astype(int)
+        longest = bucket.length // bucket.texts
+        sizes = np.linspace(longest, min(2, longest), bucket.most).astype(int)
         rows = _rows(sizes.tolist(), vocabulary)
         got = backend.embed(rows)
         expected = np.concatenate([reference.embed([row]) for row in rows])
@@ -144,13 +145,13 @@ class Verifier:
         name = f"latency {bucket}"
         if not self.on_mac:
             return Check(name, Verdict.NOT_APPLICABLE, "numpy in Core ML's stead tells nothing of a Neural Engine")
-        rows = _rows([bucket.length] * bucket.batch, vocabulary)
+        rows = _rows([bucket.length // bucket.texts] * bucket.most, vocabulary)
         took = []
         for _ in range(_ROUNDS):
             started = self.clock()
             backend.embed(rows)
             took.append(1e3 * (self.clock() - started))
-        target_ms = TEXT_MS if bucket.batch == 1 else BATCH_MS
+        target_ms = TEXT_MS if bucket.most == 1 else BATCH_MS
         median = statistics.median(took)
         detail = f"{median:.2f} ms, {min(took):.2f} to {max(took):.2f} (target: {target_ms:g} ms)"
         return Check(name, _verdict(median <= target_ms), detail)

@@ -86,7 +86,9 @@ def test_a_prefix_gives_exactly_the_row_of_the_whole_text(model: tuple[str, Path
     config = read_config(model[1])
     tokenizer = CountingTokenizer(config.transformer)
     encoders = {
-        max_tokens: TextEncoder(tokenizer, replace(config.text, max_tokens=max_tokens, prompts=()))
+        max_tokens: TextEncoder(
+            tokenizer, replace(config.text, max_tokens=max_tokens, prompts=(), default_prompt_name=None)
+        )
         for max_tokens in (5, 24, config.text.max_tokens)
     }
     for seed in range(8 if model[0] in FAMILIES else 24):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
-from impetus_backends.embedding.devices.mlx import round_batch
+from impetus_backends.embedding.devices.sharing import round_batch
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokens import InputType, TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError, RequestError

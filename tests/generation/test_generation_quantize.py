@@ -193,7 +193,10 @@ def test_a_model_that_cannot_be_read_leaves_nothing_behind(loaded: Any, tmp_path
         (["--generation", "x"], "say what to make of it: --quantize 4bit|8bit|mixed_4_6|mxfp4|nvfp4"),
         (["--generation", "x", "--quantize", "int8"], "--quantize int8 is not for generation: take one of 4bit"),
         (["--generation", "x", "--quantize", "4bit", "--documents", "20"], "--documents is not for generation"),
-        (["x", "--quantize", "4bit"], "--quantize 4bit is not for embeddings: take one of none, int8, palette6"),
+        (
+            ["x", "--quantize", "4bit"],
+            "--quantize 4bit is not for embeddings: take one of none, fp32, int8, palette6, w8a8",
+        ),
         (["x", "--force"], "--force is not for embeddings"),
     ],
 )

@@ -310,7 +310,7 @@ def test_a_full_disk_ends_impetus_embed_with_a_sentence_and_withdraws_its_jobs(
     _, said = command.communicate(timeout=60)
     assert command.returncode == 1, said
     assert "Traceback" not in said
-    assert re.search(r"answers\.sqlite' cannot be read or written: disk I/O error", said), said
+    assert re.search(r"answers\.sqlite' cannot be written: the disk or a quota is full", said), said
     assert "is not whole yet" in said, said
     assert [path.name for path in folder.iterdir()] == [f"vectors.{ending}.impetus"]
     site.check([], some_discarded=True)

@@ -5,7 +5,7 @@ Each returns the vectors of all tokens, (b, l, h), as transformers' model of tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -24,6 +24,8 @@ def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     """The vectors of a batch's tokens."""
     if config.model_type == STATIC:
         return ops.embed(TABLES[0], inputs.ids, config.vocab_size)
+    if inputs.packed:
+        inputs = replace(inputs, mask=ops.apart(inputs.mask))
     if config.model_type == "distilbert":
         return _distilbert(ops, config, inputs)
     if config.model_type == "mpnet":

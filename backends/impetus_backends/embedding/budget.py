@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
 
-USUAL = {"cpu": 1024, "numpy": 1024, "mlx": 4096, "coreml": 4096, "coreml-emulated": 1024, "simulated": 4096}
+USUAL = {
+    "cpu": 1024,
+    "numpy": 1024,
+    "mlx": 4096,
+    "coreml": 4096,
+    "coreml-emulated": 1024,
+    "coreai": 4096,
+    "simulated": 4096,
+}
 """Padded tokens of a batch, by backend, where nothing is measured; and the least that a measurement chooses."""
 _MOST_TOKENS = 131_072
 _ENOUGH = 0.9

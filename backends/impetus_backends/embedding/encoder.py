@@ -76,8 +76,43 @@ def pad(config: EmbeddingConfig, rows: Sequence[np.ndarray], *, batch: int = 0, 
         raise RequestError(f"a token is outside the vocabulary of {shape.vocab_size}; is this the model's tokenizer?")
     # A text of padding alone would divide by no tokens at all.
     mask[len(rows) :, 0] = pooled[len(rows) :, 0] = 1
-    shares = np.stack([_shares(mode, pooled) for mode in config.pooling.modes], axis=1)
+    shares = np.stack([_shares(mode, pooled) for mode in config.pooling.modes], axis=1)[:, :, None]
     return Inputs(ids, positions(shape, ids), mask, shares, types)
+
+
+def packable(config: EmbeddingConfig) -> bool:
+    """Whether rows may hold several texts: not where the largest of tokens is taken, nor of pairs of texts."""
+    return not config.encoder.types and "max" not in config.pooling.modes
+
+
+def pack(
+    config: EmbeddingConfig,
+    groups: Sequence[Sequence[np.ndarray]],
+    *,
+    texts: int,
+    length: int,
+    batch: int = 0,
+) -> Inputs[np.ndarray]:
+    """Several texts in each row, at most `texts`, end to end in `length` tokens: positions begin anew with each.
+
+    The vector of a group's n-th text is the (row * texts + n)-th. Raises `RequestError` as `pad` does.
+    """
+    alone = pad(config, [row for group in groups for row in group])
+    shape = (max(batch, len(groups)), length)
+    ids = np.full(shape, config.encoder.padding_id, dtype=np.int32)
+    places, numbers = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+    shares = np.zeros((shape[0], len(config.pooling.modes), texts, length), dtype=np.float32)
+    at = 0
+    for index, group in enumerate(groups):
+        begin = 0
+        for number, row in enumerate(group):
+            here = slice(begin, begin := begin + len(row))
+            ids[index, here] = alone.ids[at, : len(row)]
+            places[index, here] = alone.positions[at, : len(row)]
+            numbers[index, here] = number + 1
+            shares[index, :, number, here] = alone.shares[at, :, 0, : len(row)]
+            at += 1
+    return Inputs(ids, places, numbers, shares, packed=True)
 
 
 def _shares(mode: str, pooled: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

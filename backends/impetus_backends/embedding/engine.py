@@ -138,6 +138,7 @@ def open_engine(
         dimensions=config.dimensions,
         max_tokens=config.text.max_tokens,
         batch_tokens=USUAL.get(backend.name, min(USUAL.values())),
+        packs=getattr(backend, "packs", False),
         note="; ".join(note for note in notes if note) or None,
         reasons=reasons,
     )

@@ -11,9 +11,9 @@ from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.operations import INPUTS
-from impetus_backends.embedding.devices.packages.buckets import Bucket, choose
+from impetus_backends.embedding.devices.packages.buckets import Bucket, Call, choose
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe
-from impetus_backends.embedding.encoder import pad
+from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.folder.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
-DEFAULT_BUCKETS = choose(256)
+DEFAULT_BUCKETS = choose(256, packed=True)
 """Of a model that reads 256 tokens, as MiniLM does."""
 
 
@@ -65,9 +65,10 @@ def minilm_reference(minilm_config: EmbeddingConfig) -> EmbeddingBackend:
 
 def evaluate(saved: SavedPackage, config: EmbeddingConfig, bucket: Bucket, rows: Sequence[np.ndarray]) -> np.ndarray:
     """The vectors of up to a bucket full of rows, by the function of that bucket."""
-    batch = pad(config, rows, batch=bucket.batch, length=bucket.length)
+    call = Call(bucket, tuple((row,) for row in range(len(rows))))
+    batch = lay(config, call, rows)
     inputs = {name: getattr(batch, name) for name in INPUTS}
-    return saved.function(bucket.function)(inputs)[: len(rows)]
+    return saved.function(bucket.function)(inputs)[call.places]
 
 
 def size_of(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ class PlacedDevice(EmulatedDevice):
     """As on a Mac: with a compute plan, compiled files, and a name to be earned."""
 
     label = "ane"
+    timed = True
     note = None
 
     def __init__(self, share: float = 0.97) -> None:
@@ -99,7 +101,7 @@ def backend_on(
     device: EmulatedDevice, config: EmbeddingConfig, converted: Path, version: str | None = None
 ) -> PackagedEmbeddingBackend:
     # A system of its own, so that nothing compiled for another test is found.
-    device.version = version or f"{id(device)}"
+    device.version = version or uuid4().hex
     return PackagedEmbeddingBackend(
         config, lambda: device, PackageCache(COREML, converted), name="coreml", buckets=BUCKETS
     )
@@ -218,6 +220,32 @@ class Refusing(PlacedDevice):
         if self._step == "plan":
             raise RuntimeError("no plan")
         return super().placement(package, compiled, function)
+
+
+@pytest.mark.parametrize(
+    ("macos", "gib", "said"),
+    [
+        ("26.2", 1.9, None),
+        ("26.2", 2.1, "above 2 GiB"),
+        ("27.0", 1.1, "above 1 GiB"),
+        ("", 2.1, "above 2 GiB"),
+        ("27.0", 0.9, None),
+    ],
+)
+def test_a_package_that_core_ml_runs_on_the_cpu_in_silence_is_told_with_the_remedy(
+    macos: str, gib: float, said: str | None
+) -> None:
+    told = COREML.too_large(int(gib * 2**30), macos)
+    assert (told is None) == (said is None)
+    assert said is None or (told is not None and said in told and "--quantize int8" in told)
+
+
+def test_too_little_on_the_neural_engine_names_the_size_where_that_may_be_why(
+    config: EmbeddingConfig, converted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("impetus_backends.embedding.devices.packages.backend.size_of", lambda package: 3 * 2**30)
+    with pytest.raises(BackendUnavailableError, match=r"4x32: 42% .*; the package has 3\.0 GiB, and above 1 GiB"):
+        backend_on(PlacedDevice(0.42), config, converted, "27.0").load()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from .packing import pack
+from .packing import fill, pack
 from .quarantine import Witness
 
 if TYPE_CHECKING:
@@ -142,6 +142,9 @@ class Backlog:
         for row in rows:
             of_one.setdefault(row.owner.model.model, []).append(row)
         for alike in of_one.values():  # one model after the other: where two do not fit the memory, each is loaded once
+            if alike[0].owner.model.packs:  # they need not be sorted, and go in their order
+                self._planned.extend(fill(alike, _length, max_tokens=self._max_tokens, max_rows=self._max_rows))
+                continue
             batches = pack(alike, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)
             last = batches[-1]
             if len(batches) > 1 and not self._fills(last) and all(row.order >= self._seen for row in last):

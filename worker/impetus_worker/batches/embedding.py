@@ -78,8 +78,7 @@ class _Lane:
 class EmbeddingBatcher:
     """`Batcher` for jobs of which each text is a row. `max_wait_s`: how long the first waits for others to join it.
 
-    `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading
-    is cut into slices.
+    `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading is cut into slices.
     """
 
     def __init__(
@@ -229,10 +228,10 @@ class EmbeddingBatcher:
         return lane.backlog.is_full or (lane.in_engine == 0 and now >= lane.closes_at)
 
     def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
-        model = rows[0].owner.model.model
-        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, model)
+        info = rows[0].owner.model
+        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, info.model)
         lane.in_engine += 1
-        batch = Batch(rows, {row.owner for row in rows}, model, lane.urgent, suspect)
+        batch = Batch(rows, {row.owner for row in rows}, info.model, lane.urgent, suspect, packed=info.packs)
         self._in_engine.give(work.id, batch, now)
         return work
 

@@ -41,9 +41,14 @@ class Batch:
     """Whether a job ran out of time while the engine was at it."""
     parked: bool = False
     """Whether the engine has to load its model first."""
+    packed: bool = False
+    """Whether the device lays several rows in one."""
 
     @property
     def padded_tokens(self) -> int:
+        """That the device runs; what is left empty of packed rows aside."""
+        if self.packed:
+            return sum(len(row.ids) for row in self.rows)
         return max(len(row.ids) for row in self.rows) * len(self.rows)
 
 

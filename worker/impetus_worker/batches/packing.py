@@ -1,4 +1,4 @@
-"""Texts into batches: a pure function over lengths.
+"""Texts into batches: pure functions over lengths.
 
 A batch costs what its padded matrix costs, `longest row * rows`, so that product is the budget, and rows of like
 length go together. Source: text-embeddings-inference, `core/src/queue.rs`.
@@ -12,6 +12,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ItemT = TypeVar("ItemT")
+
+
+def fill(
+    items: Sequence[ItemT], length: Callable[[ItemT], int], *, max_tokens: int, max_rows: int
+) -> list[list[ItemT]]:
+    """Splits items, in their order, into batches with `sum(length) <= max_tokens` and `count <= max_rows`: for devices
+    that lay several in a row, and do so the better the more their lengths differ.
+
+    Every item is in exactly one batch. One that is longer than the budget is a batch of its own.
+    """
+    batches: list[list[ItemT]] = []
+    tokens = 0
+    for item in items:
+        tokens += length(item)
+        if not batches or len(batches[-1]) == max_rows or tokens > max_tokens:
+            batches.append([])
+            tokens = length(item)
+        batches[-1].append(item)
+    return batches
 
 
 def pack(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.devices.packages.convert import Report
     from impetus_backends.embedding.devices.packages.device import Device
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 _MODES = ("none", "fp32", "int8", "palette6", "w8a8")
 _CALIBRATION_TEXTS = 64
@@ -48,7 +49,8 @@ _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 @click.option("--accept-loss", is_flag=True, help="Keep the result whatever it loses.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--buckets", metavar="COUNT|LIST", help="Embeddings: how many shapes to choose for texts like "
-              "docstrings, or the shapes themselves, as texts x tokens: 1x32,8x96,1x256.  [default: 6]")  # fmt: skip
+              "docstrings, or the shapes themselves, as texts x tokens: 1x32,8x96,1x256; 4x256/32 lays up to 32 texts "
+              "in a row.  [default: 6]")  # fmt: skip
 @click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help='Embeddings: texts to calibrate w8a8 on, one a line, or .jsonl with "text".  '
               "[default: docstrings]")  # fmt: skip
@@ -146,7 +148,7 @@ def convert(
     try:
         files = models.resolve(model)
         config, encoder = read_config(files.folder), TextEncoder.load(files.folder)
-        shapes = _buckets(buckets, config.text.max_tokens)
+        shapes = _buckets(buckets, config)
         target = output / f"{files.name.rpartition('/')[2]}-{quantize}" if output else None
         if target is not None and target.exists():
             raise click.ClickException(f"{target} exists already")
@@ -184,6 +186,9 @@ def convert(
         tell.done()
         raise click.ClickException(str(error)) from None
     tell.done()
+    for macos in ("26.0", "27.0"):
+        if warning := form.too_large(report.b.size_bytes, macos):
+            click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({**json.loads(report.to_json()), "folder": str(entry)}, indent=2))
     else:
@@ -206,22 +211,33 @@ def _check_options(context: click.Context, quantize: str, *, generation: bool) -
             raise click.UsageError(f"--{name.rstrip('_').replace('_', '-')} is not for {kind}")
 
 
-def _buckets(wanted: str | None, longest: int) -> tuple[Bucket, ...]:
-    from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, choose
+def _buckets(wanted: str | None, config: EmbeddingConfig) -> tuple[Bucket, ...]:
+    from impetus_backends.embedding.devices.packages.backend import buckets_for
+    from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket
+    from impetus_backends.embedding.encoder import packable
+
+    longest = config.text.max_tokens
 
     if wanted is None or wanted.strip().isdecimal():
         count = int(wanted or DEFAULT_COUNT)
         if count < 1:
             raise click.BadParameter("at least one bucket is needed", param_hint="--buckets")
-        return choose(longest, count=count)
+        return buckets_for(config, count)
     try:
-        pairs = [tuple(map(int, part.lower().split("x"))) for part in wanted.split(",")]
-        found = tuple(dict.fromkeys(Bucket(batch, length) for batch, length in pairs))
+        shapes = [part.strip().lower().partition("/") for part in wanted.split(",")]
+        pairs = [(*map(int, shape.split("x")), int(texts or 1)) for shape, _, texts in shapes]
+        found = tuple(dict.fromkeys(Bucket(batch, length, texts) for batch, length, texts in pairs))
     except ValueError:
-        raise click.BadParameter("write 1x32,8x96,1x256: texts x tokens", param_hint="--buckets") from None
+        raise click.BadParameter(
+            "write 1x32,8x96,1x256,4x256/32: rows x tokens, or rows x tokens / texts a row", param_hint="--buckets"
+        ) from None
+    if any(bucket.packed for bucket in found) and not packable(config):
+        raise click.BadParameter("this model's rows hold one text each", param_hint="--buckets")
+    if any(not 1 <= bucket.texts <= bucket.length for bucket in found):
+        raise click.BadParameter("a row holds one text or more, and no more than tokens", param_hint="--buckets")
     if any(bucket.batch < 1 or not 1 <= bucket.length <= longest for bucket in found):
         raise click.BadParameter(f"lengths are from 1 to {longest}, as this model reads", param_hint="--buckets")
-    if max(bucket.length for bucket in found) < longest:
+    if max((bucket.length for bucket in found if not bucket.packed), default=0) < longest:
         raise click.BadParameter(
             f"one must take the longest text that the model reads: add 1x{longest}", param_hint="--buckets"
         )

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
+from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import frequencies
-from impetus_backends.embedding.encoder import embed, pad
+from impetus_backends.embedding.devices.sharing import rows_of
+from impetus_backends.embedding.encoder import embed
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
@@ -34,13 +36,19 @@ class OnnxOps:
     Weights are left out of the graph, as external data handed to the session: a protobuf ends at 2 GB.
     """
 
-    def __init__(self, weights: Weights, onnx: Any) -> None:
+    def __init__(self, weights: Weights, onnx: Any, kept: Mapping[str, Any] | None = None) -> None:
+        """`kept`: weights that a session has already, by name."""
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.arrays: dict[str, np.ndarray] = {}
+        """Weights that none has yet."""
+        self.used: dict[str, None] = {}
+        self._kept = kept or {}
         self._weights = weights
         self._onnx = onnx
         self._made: dict[str, str] = {}
+        self._pairs = ""
+        """Where rows hold several texts: the mask, (b, l, l)."""
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         output = f"{kind}_{len(self.nodes)}"
@@ -48,14 +56,19 @@ class OnnxOps:
         return output
 
     def weight(self, name: str, *, transposed: bool = False) -> str:
-        if name not in self.arrays:
-            array = self._weights[name]
-            self.arrays[name] = np.ascontiguousarray(array.T if transposed else array)
-            tensor = self._onnx.TensorProto(name=name, data_type=_FLOAT, dims=self.arrays[name].shape)
+        if name not in self.used:
+            self.used[name] = None
+            shape = self._kept[name].shape() if name in self._kept else self._add(name, transposed=transposed).shape
+            tensor = self._onnx.TensorProto(name=name, data_type=_FLOAT, dims=shape)
             tensor.data_location = self._onnx.TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="memory")
             self.initializers.append(tensor)
         return name
+
+    def _add(self, name: str, *, transposed: bool) -> np.ndarray:
+        array = self._weights[name]
+        self.arrays[name] = np.ascontiguousarray(array.T if transposed else array)
+        return self.arrays[name]
 
     def constant(self, values: Any, dtype: type[np.generic]) -> str:
         array = np.asarray(values, dtype=dtype)
@@ -141,8 +154,16 @@ class OnnxOps:
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: str) -> str:
         by_distance = self.node("Gather", self.weight(table), self.constant(buckets, np.int64), axis=0)
-        index = self.node("Add", self._distances(ids), self.constant(len(buckets) // 2, np.int64))
+        farthest = len(buckets) // 2
+        # What is farther apart is of two texts that share a row, and does not count.
+        ends = (self.constant(end, np.int64) for end in (-farthest, farthest))
+        index = self.node("Add", self.node("Clip", self._distances(ids), *ends), self.constant(farthest, np.int64))
         return self.node("Transpose", self.node("Gather", by_distance, index, axis=0), perm=[2, 0, 1])
+
+    def apart(self, mask: str) -> str:
+        columns, rows = (self.node("Unsqueeze", mask, self.constant([axis], np.int64)) for axis in (2, 1))
+        self._pairs = self.node("Cast", self.node("Equal", columns, rows), to=_FLOAT)
+        return self._pairs
 
     def attention(self, q: str, k: str, v: str, mask: str, how: Attention, bias: str | None = None) -> str:
         split = self.constant([0, 0, -1, how.head_size], np.int64)
@@ -164,7 +185,7 @@ class OnnxOps:
             missing = self.node(
                 "Mul", self.node("Sub", mask, self.constant(1, np.float32)), self.constant(1e30, np.float32)
             )
-            made = self.node("Unsqueeze", missing, self.constant([1, 2], np.int64))
+            made = self.node("Unsqueeze", missing, self.constant([1] if mask == self._pairs else [1, 2], np.int64))
             if how.causal or how.window:
                 made = self.node("Add", made, self._within(mask, how))
             return made if bias is None else self.node("Add", made, bias)
@@ -204,14 +225,15 @@ class OnnxOps:
         return self.node("Reshape", x, self.constant([0, 0, -1], np.int64))
 
     def pool(self, x: str, shares: str, mode: int) -> str:
-        row = self.node("Gather", shares, self.constant([mode], np.int64), axis=1)
-        return self.node("Squeeze", self.node("MatMul", row, x), self.constant([1], np.int64))
+        return self.node("Flatten", self.node("MatMul", self._shares(shares, mode), x), axis=2)
+
+    def _shares(self, shares: str, mode: int) -> str:
+        """One mode's, (b, texts, l)."""
+        return self.node("Gather", shares, self.constant(mode, np.int64), axis=1)
 
     def largest(self, x: str, shares: str, mode: int) -> str:
-        row = self.node("Gather", shares, self.constant(mode, np.int64), axis=1)
-        seen = self.node(
-            "Greater", self.node("Unsqueeze", row, self.constant([2], np.int64)), self.constant(0, np.float32)
-        )
+        tall = self.node("Transpose", self._shares(shares, mode), perm=[0, 2, 1])
+        seen = self.node("Greater", tall, self.constant(0, np.float32))
         kept = self.node("Where", seen, x, self.constant(-1e30, np.float32))
         return self.node("ReduceMax", kept, self.constant([1], np.int64), keepdims=0)
 
@@ -237,7 +259,10 @@ class CPUEmbeddingBackend:
     def __init__(self, config: EmbeddingConfig, *, threads: int | None = None) -> None:
         self._config = config
         self._threads = threads
-        self._session: Any = None
+        self._weights: Any = None
+        self._values: dict[str, Any] = {}
+        self._sessions: dict[bool, Any] = {}
+        """By whether rows hold several texts; that for such is made when it is first needed."""
 
     def load(self) -> None:
         """Builds the graph and the session; raises `BackendUnavailableError` without ONNX Runtime."""
@@ -250,12 +275,19 @@ class CPUEmbeddingBackend:
             raise BackendUnavailableError(
                 f"the cpu backend needs ONNX Runtime ({error}): pip install 'impetus-batch[cpu]'"
             ) from error
-        ops = OnnxOps(open_weights(self._config), onnx)
+        self._onnx, self._runtime = onnx, onnxruntime
+        self._weights = open_weights(self._config)
+        self._sessions = {False: self._session(packed=False)}
+
+    def _session(self, *, packed: bool) -> Any:
+        """Weights are kept once, however many sessions there are."""
+        onnx, onnxruntime = self._onnx, self._runtime
+        ops = OnnxOps(self._weights, onnx, self._values)
         names = inputs_of(self._config.encoder)
-        result = embed(ops, self._config, Inputs(*names))
+        result = embed(ops, self._config, Inputs(*names, packed=packed))
         helper = onnx.helper
         axes = ["batch", "length"]
-        floats = {"mask": axes, "shares": ["batch", "modes", "length"]}
+        floats = {"mask": axes, "shares": ["batch", "modes", "texts", "length"]}
         inputs = [
             helper.make_tensor_value_info(name, _FLOAT if name in floats else _INT32, floats.get(name, axes))
             for name in names
@@ -276,15 +308,19 @@ class CPUEmbeddingBackend:
         options.enable_cpu_mem_arena = False
         # Idle threads that spin would take the cores from the worker that prepares the next batch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in ops.arrays.values()]
-        options.add_external_initializers(list(ops.arrays), values)
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        for name, array in ops.arrays.items():
+            self._values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        options.add_external_initializers(list(ops.used), [self._values[name] for name in ops.used])
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
-        batch = pad(self._config, rows)
+        call = rows_of(self._config, [len(row) for row in rows], stepped=False)
+        batch = lay(self._config, call, rows)
+        if batch.packed not in self._sessions:
+            self._sessions[batch.packed] = self._session(packed=batch.packed)
         feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        vectors: np.ndarray = self._session.run(None, feeds)[0]
+        made: np.ndarray = self._sessions[batch.packed].run(None, feeds)[0]
+        vectors = np.empty((len(rows), made.shape[1]), np.float32)
+        vectors[list(call.rows)] = made[call.places]
         return vectors

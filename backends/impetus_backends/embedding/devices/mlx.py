@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
-from impetus_backends.embedding.devices.reference import distances, within
-from impetus_backends.embedding.encoder import embed, pad
+from impetus_backends.embedding.devices.packages.form import lay
+from impetus_backends.embedding.devices.reference import by_places, within
+from impetus_backends.embedding.devices.sharing import rows_of
+from impetus_backends.embedding.encoder import embed
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.errors import BackendUnavailableError
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
 
-_LENGTH_STEP = 16
-_BATCH_STEP = 8
 _UNSEEN = -1e4
 """Added to scores that do not count: its exponential is zero, and float16 holds it."""
 _CACHE_BYTES = 512 * 1024 * 1024
@@ -98,13 +98,16 @@ class MLXOps:
         return turned.transpose(0, 2, 1, 3).reshape(batch, length, width)
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: Any) -> Any:
-        places = self._mx.array(buckets[distances(ids.shape[1]) + len(buckets) // 2])
+        places = self._mx.array(buckets[by_places(buckets, ids.shape[1])])
         return self._weight(table)[places].transpose(2, 0, 1)
+
+    def apart(self, mask: Any) -> Any:
+        return mask[:, :, None] == mask[:, None, :]
 
     def attention(self, q: Any, k: Any, v: Any, mask: Any, how: Attention, bias: Any = None) -> Any:
         batch, length, _ = q.shape
         q, k, v = (x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3) for x in (q, k, v))
-        seen = (mask > 0)[:, None, None, :]
+        seen = mask[:, None] if mask.ndim == 3 else (mask > 0)[:, None, None, :]
         if how.causal or how.window:
             seen = seen & self._mx.array(within(how, length))
         if how.window or bias is not None:
@@ -115,10 +118,10 @@ class MLXOps:
 
     def pool(self, x: Any, shares: Any, mode: int) -> Any:
         # A sum over 512 tokens is beyond float16.
-        return (shares[:, mode][:, None, :] @ x.astype(self._mx.float32))[:, 0]
+        return (shares[:, mode] @ x.astype(self._mx.float32)).reshape(-1, x.shape[-1])
 
     def largest(self, x: Any, shares: Any, mode: int) -> Any:
-        seen = shares[:, mode][:, :, None] > 0
+        seen = shares[:, mode, 0][:, :, None] > 0
         return self._mx.where(seen, x.astype(self._mx.float32), -1e30).max(axis=1)
 
     def join(self, parts: Sequence[Any]) -> Any:
@@ -162,18 +165,10 @@ class MLXEmbeddingBackend:
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         assert self._ops is not None, "load() comes first"
-        longest = max((len(row) for row in rows), default=1)
-        batch = pad(
-            self._config,
-            rows,
-            batch=round_batch(len(rows)),
-            length=min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, max(longest, self._config.encoder.longest)),
-        )
-        inputs = Inputs(*(self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)))
-        vectors = np.array(embed(self._ops, self._config, inputs), dtype=np.float32)
-        return vectors[: len(rows)]
-
-
-def round_batch(count: int) -> int:
-    """The next power of two up to 8, then the next multiple of 8: few shapes, and little of each batch wasted."""
-    return 1 << (count - 1).bit_length() if count <= _BATCH_STEP else -(-count // _BATCH_STEP) * _BATCH_STEP
+        call = rows_of(self._config, [len(row) for row in rows])
+        batch = lay(self._config, call, rows)
+        arrays = {name: self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
+        made = np.array(embed(self._ops, self._config, Inputs(**arrays, packed=batch.packed)), dtype=np.float32)
+        vectors = np.empty((len(rows), made.shape[1]), np.float32)
+        vectors[list(call.rows)] = made[call.places]
+        return vectors

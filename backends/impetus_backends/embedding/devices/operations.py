@@ -6,7 +6,7 @@ so that shapes may be static or dynamic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -65,19 +65,27 @@ class Ops(Protocol[T]):
         from the query to the key. `buckets` holds those of the distances -n to n; `ids` tells how many tokens."""
         ...
 
+    def apart(self, mask: T) -> T:
+        """What `attention` takes for a mask where a row holds several texts: `mask` (b, l) is then the number of the
+        text that each token is of, and tokens see those of their own."""
+        ...
+
     def attention(self, q: T, k: T, v: T, mask: T, how: Attention, bias: T | None = None) -> T:
         """softmax(q k^T * scale + bias) v in each head; (b, l, h) each; keys whose mask is 0 weigh nothing.
+
+        `mask` is (b, l), or what `apart` made of one.
 
         Whatever a token that sees no key comes to is finite, for padding is such a token, and multiplied by 0 later.
         """
         ...
 
     def pool(self, x: T, shares: T, mode: int) -> T:
-        """(b, l, h) to (b, h) in float32: the sum of the tokens by `shares` (b, mode, l)."""
+        """(b, l, h) to (b * texts, h) in float32: the sums of the tokens by `shares` (b, mode, texts, l)."""
         ...
 
     def largest(self, x: T, shares: T, mode: int) -> T:
-        """(b, l, h) to (b, h) in float32: of each unit the largest, among tokens whose share is more than 0."""
+        """(b, l, h) to (b, h) in float32: of each unit the largest, among tokens whose share is more than 0. Of rows
+        of one text alone."""
         ...
 
     def join(self, parts: Sequence[T]) -> T:
@@ -104,14 +112,16 @@ class Ops(Protocol[T]):
 @dataclass(frozen=True)
 class Inputs(Generic[T]):
     """One padded batch: `ids` and `positions` are (b, l) integers, `mask` is (b, l), 1 for tokens and 0 for padding;
-    `shares` is (b, modes, l), how much of each token is in a pooled vector; `types` is (b, l), integers, for models
-    that tell two texts apart by them: of which each token is."""
+    `shares` is (b, modes, texts, l), how much of each token is in a pooled vector; `types` is (b, l), integers, for
+    models that tell two texts apart by them: of which each token is. `packed`: a row may hold several texts, which
+    `mask` numbers from 1 on."""
 
     ids: T
     positions: T
     mask: T
     shares: T
     types: T | None = None
+    packed: bool = field(default=False, kw_only=True)
 
 
 INPUTS = ("ids", "positions", "mask", "shares")

@@ -127,8 +127,12 @@ class NumpyOps:
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: np.ndarray) -> Floats:
         by_distance = self._weight(table)[buckets]
-        result: Floats = by_distance[distances(ids.shape[1]) + len(buckets) // 2].transpose(2, 0, 1)
+        result: Floats = by_distance[by_places(buckets, ids.shape[1])].transpose(2, 0, 1)
         return result
+
+    def apart(self, mask: Floats) -> Floats:
+        same: Floats = (mask[:, :, None] == mask[:, None, :]).astype(np.float32)
+        return same
 
     def attention(
         self, q: Floats, k: Floats, v: Floats, mask: Floats, how: Attention, bias: Floats | None = None
@@ -140,7 +144,7 @@ class NumpyOps:
         scores = q @ k.transpose(0, 1, 3, 2) * np.float32(how.scale)
         if bias is not None:
             scores += bias
-        seen = mask[:, None, None, :] > 0
+        seen = (mask[:, None] if mask.ndim == 3 else mask[:, None, None]) > 0
         if how.causal or how.window:
             seen = seen & within(how, length)
         scores = np.where(seen, scores, np.float32(-1e30))
@@ -150,11 +154,11 @@ class NumpyOps:
         return result
 
     def pool(self, x: Floats, shares: Floats, mode: int) -> Floats:
-        result: Floats = (shares[:, mode, None, :] @ x)[:, 0]
+        result: Floats = (shares[:, mode] @ x).reshape(-1, x.shape[-1])
         return result
 
     def largest(self, x: Floats, shares: Floats, mode: int) -> Floats:
-        result: Floats = np.where(shares[:, mode, :, None] > 0, x, np.float32(-1e30)).max(axis=1)
+        result: Floats = np.where(shares[:, mode, 0, :, None] > 0, x, np.float32(-1e30)).max(axis=1)
         return result
 
     def join(self, parts: Sequence[Floats]) -> Floats:
@@ -172,6 +176,13 @@ def distances(length: int) -> np.ndarray:
     """How far after each query each key comes, (l, l)."""
     places = np.arange(length)
     return places[None, :] - places[:, None]
+
+
+def by_places(buckets: np.ndarray, length: int) -> np.ndarray:
+    """Which of `buckets`, those of the distances -n to n, each query and key are in, (l, l). What is farther apart is
+    of two texts that share a row, and does not count."""
+    farthest = len(buckets) // 2
+    return distances(length).clip(-farthest, farthest) + farthest
 
 
 def frequencies(how: Attention) -> Floats:

@@ -102,6 +102,9 @@ class _Widths:
     def attention(self, q: int, k: int, v: int, mask: int, how: Attention, bias: int | None = None) -> int:
         return how.heads * how.head_size
 
+    def apart(self, mask: int) -> int:
+        return mask
+
     def pool(self, x: int, shares: int, mode: int) -> int:
         return x
 

@@ -6,7 +6,6 @@ What is asked of a Mac alone, where it would run, has not been run on one: `_pla
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import platform
@@ -37,6 +36,7 @@ class CoreAIDevice:
         if self._on_mac and int(system.partition(".")[0]) < FIRST_MACOS:
             raise BackendUnavailableError(f"Core AI needs macOS {FIRST_MACOS} or later, and this is {system}")
         self._ai = coreai()
+        self.timed = self._on_mac
         self.label = "coreai" if self._on_mac else "cpu"
         self.version = f"{system or platform.system()}-{self._ai.version}"
         self.note: str | None = (
@@ -44,31 +44,31 @@ class CoreAIDevice:
             if self._on_mac
             else "Apple's Core AI runtime on a CPU: its vectors are meant, its speed is not"
         )
-        self._runner = asyncio.Runner()
-        self._open = contextlib.AsyncExitStack()
-        self._models: dict[Path, Any] = {}
-        weakref.finalize(self, _close, self._runner, self._open)
+        self._loop = asyncio.new_event_loop()
+        weakref.finalize(self, self._loop.close)
+        self._functions: dict[Path, dict[str, Any]] = {}
 
     def compile(self, package: Path, folder: Path) -> Path:
         """The asset as it is: the runtime specialises it when it is loaded, and keeps what it made itself."""
         return package
 
     def load(self, compiled: Path, function: str) -> Predictor:
-        if compiled not in self._models:
-            self._models[compiled] = self._runner.run(self._load(compiled))
-        loaded = self._models[compiled].load_function(function)
+        if compiled not in self._functions:
+            self._functions[compiled] = self._loop.run_until_complete(self._load(compiled))
+        loaded = self._functions[compiled][function]
 
         def predict(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
             given = {name: self._ai.array(array) for name, array in inputs.items()}
-            made: np.ndarray = self._runner.run(_call(loaded, given))[OUTPUT].numpy()
-            return made
+            made: np.ndarray = self._loop.run_until_complete(_call(loaded, given))[OUTPUT].numpy()
+            return made.reshape(-1, made.shape[-1])
 
         return predict
 
-    async def _load(self, package: Path) -> Any:
+    async def _load(self, package: Path) -> dict[str, Any]:
+        """All functions: what the library compiled for them is on disk only meanwhile."""
         check_asset(package, self._ai.version)
-        asset = self._ai.asset.load(package)
-        return await self._open.enter_async_context(asset.executable(_placed() if self._on_mac else None))
+        async with self._ai.asset.load(package).executable(_placed() if self._on_mac else None) as model:
+            return {name: model.load_function(name) for name in model.function_names}
 
     def placement(self, package: Path, compiled: Path, function: str) -> Placement | None:
         """None: Core AI has no compute plan to ask."""
@@ -90,11 +90,6 @@ def check_asset(package: Path, version: str) -> None:
         raise BackendUnavailableError(f"{package} was written by {producer}, and {PACKAGE} {version} is installed")
     if not whole:
         raise BackendUnavailableError(f"{package} is damaged: remove its folder, and it is made again")
-
-
-def _close(runner: asyncio.Runner, opened: contextlib.AsyncExitStack) -> None:
-    with runner:
-        runner.run(opened.aclose())
 
 
 async def _call(function: Any, given: dict[str, Any]) -> Any:

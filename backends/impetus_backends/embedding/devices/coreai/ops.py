@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.devices.reference import distances, frequencies, within
+from impetus_backends.embedding.devices.reference import by_places, frequencies, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
 
-_UNSEEN = -1e4
+_UNSEEN = np.float32(-1e4)
 """Added to scores that do not count: its exponential is zero, and float16 holds it."""
 
 
 class CoreAIOps:
-    """`Ops` that write into one graph: a tensor is a Core AI value. A weight of several graphs is stored once."""
+    """`Ops` that write into one graph: a tensor is a Core AI value. A weight of several graphs is stored once.
+
+    Pooled vectors stay (b, texts, h): with a reshape before them the library's own passes end the process.
+    """
 
     def __init__(self, library: Library, weights: Weights, precision: str) -> None:
         """`precision`: `fp16` or `fp32`."""
@@ -142,10 +145,16 @@ class CoreAIOps:
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: Any) -> Any:
         length = ids.type.shape[1]
-        places = distances(length) + len(buckets) // 2
+        places = by_places(buckets, length)
         return self._once(
             f"{table} {length}", lambda: self._weights[table][buckets][places].transpose(2, 0, 1), np.float32
         )
+
+    def apart(self, mask: Any) -> Any:
+        """(b, 1, queries, keys) float32: 0 for what is seen and -1e4 for the rest."""
+        r, (batch, length) = self._r, mask.type.shape
+        apart = r.broadcasting_sub(self._shaped(mask, batch, 1, length, 1), self._shaped(mask, batch, 1, 1, length))
+        return r.broadcasting_mul(r.broadcasting_minimum(r.broadcasting_mul(apart, apart), np.float32(1)), _UNSEEN)
 
     def attention(self, q: Any, k: Any, v: Any, mask: Any, how: Attention, bias: Any = None) -> Any:
         r, (batch, length, _) = self._r, q.type.shape
@@ -173,9 +182,10 @@ class CoreAIOps:
         """0 for what is seen and -1e4 for the rest, float32 (b, 1, 1 or queries, keys)."""
         key = f"bias {how.causal} {how.window}"
         if key not in self._made:
-            batch, length = mask.type.shape
-            unseen = self._r.broadcasting_sub(self._shaped(mask, batch, 1, 1, length), np.float32(1))
-            made = self._r.broadcasting_mul(unseen, np.float32(-_UNSEEN))
+            made, length = mask, mask.type.shape[-1]
+            if len(mask.type.shape) == 2:
+                unseen = self._r.broadcasting_sub(self._shaped(mask, -1, 1, 1, length), np.float32(1))
+                made = self._r.broadcasting_mul(unseen, -_UNSEEN)
             if how.causal or how.window:
                 near = self._once(f"within {key}", lambda: np.where(within(how, length), 0, _UNSEEN), np.float32)
                 made = self._r.broadcasting_add(made, near)
@@ -183,22 +193,22 @@ class CoreAIOps:
         return self._made[key]
 
     def pool(self, x: Any, shares: Any, mode: int) -> Any:
-        batch, _, width = x.type.shape
-        product = self._r.batch_matmul(self._cut(shares, 1, mode, 1), self._full(x))
-        return self._shaped(product, batch, width)
+        batch, _, texts, length = shares.type.shape
+        share = self._shaped(self._cut(shares, 1, mode, 1), batch, texts, length)
+        return self._r.batch_matmul(share, self._full(x))
 
     def largest(self, x: Any, shares: Any, mode: int) -> Any:
-        batch, length, width = x.type.shape
+        batch, length, _ = x.type.shape
         share = self._shaped(self._cut(shares, 1, mode, 1), batch, length, 1)
-        unseen = self._r.broadcasting_mul(self._r.broadcasting_sub(share, np.float32(1)), np.float32(-_UNSEEN))
+        unseen = self._r.broadcasting_mul(self._r.broadcasting_sub(share, np.float32(1)), -_UNSEEN)
         seen = self._r.broadcasting_add(self._full(x), unseen)
-        return self._shaped(self._r.reduce_max(seen, _integers(1)), batch, width)
+        return self._r.reduce_max(seen, _integers(1))
 
     def join(self, parts: Sequence[Any]) -> Any:
-        return self._r.concat(np.int32(1), list(parts))
+        return self._r.concat(np.int32(2), list(parts))
 
     def first(self, x: Any, count: int) -> Any:
-        return self._cut(x, 1, 0, count)
+        return self._cut(x, 2, 0, count)
 
     def project(self, x: Any, name: str, width: int, *, bias: bool) -> Any:
         return self._full(self.linear(self._narrow(x), name, width, bias=bias))
@@ -207,7 +217,7 @@ class CoreAIOps:
 
     def normalise(self, x: Any) -> Any:
         r = self._r
-        square = r.reduce_sum(r.broadcasting_mul(x, x), _integers(1))
+        square = r.reduce_sum(r.broadcasting_mul(x, x), _integers(2))
         return r.broadcasting_mul(x, r.rsqrt(r.broadcasting_maximum(square, np.float32(1e-24))))
 
 

@@ -61,7 +61,7 @@ def _add_function(ai: Library, config: EmbeddingConfig, weights: Weights, bucket
     # Positional, and with its shapes in annotations: the library reads both off a function.
     def function(ids: Any, positions: Any, mask: Any, shares: Any) -> Any:
         ops = CoreAIOps(ai, weights, "fp32" if mode == "fp32" else "fp16")
-        return embed(ops, config, Inputs(ids, positions, mask, shares))
+        return embed(ops, config, Inputs(ids, positions, mask, shares, packed=bucket.packed))
 
     def typed(name: str, shape: tuple[int, ...], kind: Any) -> Any:
         return Annotated[ai.value, ai.tensor(shape, kind, name=name)]
@@ -70,7 +70,7 @@ def _add_function(ai: Library, config: EmbeddingConfig, weights: Weights, bucket
         name: typed(name, shape, np.int32 if name in INPUTS[:2] else np.float32)
         for name, shape in input_shapes(config, bucket).items()
     }
-    function.__annotations__["return"] = typed(OUTPUT, (bucket.batch, config.dimensions), np.float32)
+    function.__annotations__["return"] = typed(OUTPUT, (bucket.batch, bucket.texts, config.dimensions), np.float32)
     ai.graph(function, provided_name=bucket.function)
 
 

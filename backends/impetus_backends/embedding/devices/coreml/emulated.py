@@ -20,6 +20,7 @@ class EmulatedDevice:
     """Any machine's CPU, rounding to float16 where the Neural Engine would."""
 
     label = "emulated"
+    timed = False
     note: str | None = "a Core ML package emulated in numpy, no Neural Engine: its vectors are meant, its speed is not"
 
     def __init__(self) -> None:

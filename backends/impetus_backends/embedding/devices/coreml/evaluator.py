@@ -231,6 +231,7 @@ _OPERATIONS: dict[str, Callable[[_Arguments], Any]] = {
     "identity": lambda given: given["x"],
     "layer_norm": _layer_norm,
     "maximum": lambda given: np.maximum(given["x"], given["y"]),
+    "minimum": lambda given: np.minimum(given["x"], given["y"]),
     "mul": lambda given: given["x"] * given["y"],
     "relu": lambda given: np.maximum(given["x"], 0),
     "reshape": lambda given: given["x"].reshape(given.setting("shape")),

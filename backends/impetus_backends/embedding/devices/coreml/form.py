@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.devices.coreml import macos, ops, package, quantize
+from impetus_backends.embedding.devices.coreml import limits, macos, ops, package, quantize
 from impetus_backends.embedding.devices.coreml.library import coremltools
 from impetus_backends.embedding.devices.packages.form import Form
 
@@ -40,4 +40,5 @@ COREML = Form(
     version=lambda: str(coremltools().__version__),
     writers=(ops, package, quantize),
     build=_build,
+    too_large=limits.too_large,
 )

@@ -62,6 +62,7 @@ class CoreMLDevice:
     """This Mac's Neural Engine, with its CPU for what the engine cannot do. Never its GPU."""
 
     label = "ane"
+    timed = True
     note: str | None = None
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impetus_backends.embedding.devices.coreml.quantize import Dense, Int8, Stored, store
-from impetus_backends.embedding.devices.reference import distances, frequencies, within
+from impetus_backends.embedding.devices.reference import by_places, frequencies, within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,9 +162,16 @@ class MilOps:
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: Any) -> list[Any]:
         """One a head, (1, keys, 1, queries)."""
         length = ids.shape[1]
-        places = distances(length).T + len(buckets) // 2
+        places = by_places(buckets, length).T
         by_head = self._parameters.array(table)[buckets][places].transpose(2, 0, 1)
         return [self._once(f"{table}[{head}] {length}", values[None, :, None]) for head, values in enumerate(by_head)]
+
+    def apart(self, mask: Any) -> Any:
+        """(b, keys, 1, queries) float16: 0 for what is seen and -1e4 for the rest."""
+        mb = self._mb
+        numbers = mb.cast(x=mask, dtype="fp16")
+        apart = mb.sub(x=mb.expand_dims(x=numbers, axes=[2, 3]), y=mb.expand_dims(x=numbers, axes=[1, 2]))
+        return mb.mul(x=mb.minimum(x=mb.mul(x=apart, y=apart), y=np.float16(1)), y=np.float16(-_MASKED))
 
     def attention(self, q: Any, k: Any, v: Any, mask: Any, how: Attention, bias: list[Any] | None = None) -> Any:
         mb, shared = self._mb, how.key_value_heads
@@ -186,8 +193,10 @@ class MilOps:
         """0 for what is seen and -1e4 for the rest, (b, keys, 1, 1 or queries)."""
         name = f"bias {how.causal} {how.window}"
         if name not in self._made:
-            tall = self._mb.cast(x=self._mb.expand_dims(x=mask, axes=[2, 3]), dtype="fp16")
-            made = self._mb.mul(x=self._mb.sub(x=tall, y=np.float16(1)), y=np.float16(_MASKED))
+            made = mask
+            if len(mask.shape) == 2:
+                tall = self._mb.cast(x=self._mb.expand_dims(x=mask, axes=[2, 3]), dtype="fp16")
+                made = self._mb.mul(x=self._mb.sub(x=tall, y=np.float16(1)), y=np.float16(_MASKED))
             if how.causal or how.window:
                 length = mask.shape[1]
                 unseen = np.where(within(how, length).T, 0, -_MASKED)[None, :, None]
@@ -211,14 +220,16 @@ class MilOps:
         return self._flat(mb.reduce_max(x=mb.add(x=x, y=missing), axes=[3], keep_dims=True))
 
     def _shares(self, shares: Any, mode: int) -> Any:
-        """One mode's, (b, 1, 1, l) float16."""
-        mb, (batch, _, length) = self._mb, shares.shape
-        row = mb.slice_by_size(x=shares, begin=[0, mode, 0], size=[batch, 1, length])
-        return mb.cast(x=mb.expand_dims(x=row, axes=[2]), dtype="fp16")
+        """One mode's, (b, 1, texts, l) float16."""
+        mb, (batch, _, texts, length) = self._mb, shares.shape
+        row = mb.slice_by_size(x=shares, begin=[0, mode, 0, 0], size=[batch, 1, texts, length])
+        return mb.cast(x=row, dtype="fp16")
 
     def _flat(self, x: Any) -> Any:
-        """(b, h, 1, 1) to (b, h) float32."""
-        return self._mb.cast(x=self._mb.squeeze(x=x, axes=[2, 3]), dtype="fp32")
+        """(b, h, 1, texts) to (b * texts, h) float32."""
+        mb, (batch, width, _, texts) = self._mb, x.shape
+        flat = mb.squeeze(x=x, axes=[2, 3]) if texts == 1 else mb.transpose(x=mb.squeeze(x=x, axes=[2]), perm=[0, 2, 1])
+        return mb.cast(x=flat if texts == 1 else mb.reshape(x=flat, shape=[batch * texts, width]), dtype="fp32")
 
     def join(self, parts: Sequence[Any]) -> Any:
         return self._mb.concat(values=list(parts), axis=1)

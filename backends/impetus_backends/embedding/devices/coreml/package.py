@@ -84,7 +84,7 @@ def _function(ct: Any, config: EmbeddingConfig, parameters: Parameters, bucket: 
     shapes = input_shapes(config, bucket)
     inputs = {name: mb.placeholder(shape=shapes[name], dtype=kind, name=name) for name, kind in kinds.items()}
     with Function(inputs, opset_version=ct.target.macOS15) as function:
-        variables = Inputs(*(function.inputs[name] for name in kinds))
+        variables = Inputs(**{name: function.inputs[name] for name in kinds}, packed=bucket.packed)
         vectors = embed(MilOps(parameters, mb, types), config, variables)
         function.set_outputs([mb.identity(x=vectors, name=OUTPUT)])
     return function

@@ -14,10 +14,12 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.devices.packages.buckets import Bucket, choose
+from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, choose
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
 from impetus_backends.embedding.devices.packages.device import Placement
+from impetus_backends.embedding.devices.packages.form import size_of
 from impetus_backends.embedding.devices.packages.runner import Runner, Timing
+from impetus_backends.embedding.encoder import packable
 from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
@@ -70,6 +72,11 @@ class PackagedEmbeddingBackend:
         return needed_bytes(self._config, self._recipe().buckets)
 
     @property
+    def packs(self) -> bool:
+        """Whether it lays several texts in a row; final after `load`."""
+        return any(bucket.packed for bucket in self.timings)
+
+    @property
     def timings(self) -> dict[Bucket, Timing]:
         return self._runner.timings if self._runner else {}
 
@@ -83,20 +90,24 @@ class PackagedEmbeddingBackend:
         entry = self._cache.find(recipe) or self._convert(recipe)
         with _or_unavailable(f"use the package in {entry}"):
             compiled, self.placement = self._prepare(device, entry, recipe.buckets)
-        self._check_placement()
+        self._check_placement(self._cache.form.too_large(size_of(self._cache.package(entry)), device.version))
         functions = {}
         for bucket in recipe.buckets:
             with _or_unavailable(f"load the function {bucket.function}"):
                 functions[bucket] = device.load(compiled, bucket.function)
         runner = Runner(self._config, functions)
-        self.device, self.note = device.label, device.note
+        self.device = device.label
         self.precision = "fp16" if recipe.mode == "none" else recipe.mode
+        notes = [device.note] if device.note else []
         if self.placement:
             least = min(each.neural_engine for each in self.placement.values())
+            notes.append(f"the compute plan places {least:.0%} of the cost on the Neural Engine")
+        if device.timed:
             with _or_unavailable("run the package"):
                 took = runner.check()
             calls = ", ".join(f"{bucket} {1e3 * seconds:.1f} ms" for bucket, seconds in took.items())
-            self.note = f"the compute plan places {least:.0%} of the cost on the Neural Engine; a call takes {calls}"
+            notes.append(f"a call takes {calls}")
+        self.note = "; ".join(notes) or None
         self._runner = runner
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -108,7 +119,8 @@ class PackagedEmbeddingBackend:
         model = fingerprint(self._config)
         if self._buckets:
             return Recipe(model, self._mode, self._buckets)
-        return self._cache.preferred(model) or Recipe(model, self._mode, choose(self._config.text.max_tokens))
+        preferred = self._cache.preferred(model)
+        return preferred or Recipe(model, self._mode, buckets_for(self._config))
 
     def _convert(self, recipe: Recipe) -> Path:
         if recipe.calibration:
@@ -152,7 +164,7 @@ class PackagedEmbeddingBackend:
         placement = {bucket: Placement(**told["placement"][str(bucket)]) for bucket in buckets if told["placement"]}
         return (folder / told["compiled"]).resolve(), placement
 
-    def _check_placement(self) -> None:
+    def _check_placement(self, too_large: str | None) -> None:
         low = {bucket: each for bucket, each in self.placement.items() if not _earned(each)}
         if low:
             shares = ", ".join(
@@ -161,8 +173,13 @@ class PackagedEmbeddingBackend:
             )
             raise BackendUnavailableError(
                 f"{self._cache.form.title} places too little of the cost on the Neural Engine, and "
-                f"{LEAST_ON_THE_NEURAL_ENGINE:.0%} is needed: {shares}"
+                f"{LEAST_ON_THE_NEURAL_ENGINE:.0%} is needed: {shares}" + (f"; {too_large}" if too_large else "")
             )
+
+
+def buckets_for(config: EmbeddingConfig, count: int = DEFAULT_COUNT) -> tuple[Bucket, ...]:
+    """Those that suit a model, for texts like docstrings."""
+    return choose(config.text.max_tokens, count=count, packed=packable(config))
 
 
 def _earned(placement: Placement) -> bool:

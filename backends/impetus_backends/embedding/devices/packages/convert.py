@@ -20,6 +20,7 @@ from impetus_backends.embedding.devices.operations import INPUTS
 from impetus_backends.embedding.devices.packages.accuracy import NEIGHBOURS, Agreement, compare
 from impetus_backends.embedding.devices.packages.buckets import Padding, padding
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
+from impetus_backends.embedding.devices.packages.form import size_of
 from impetus_backends.embedding.devices.packages.runner import Runner
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.folder.weights import fingerprint
@@ -203,8 +204,7 @@ def _side(
         compiled = device.compile(package, Path(compiled_in))
         functions = {bucket: device.load(compiled, bucket.function) for bucket in order.buckets}
         vectors = _embed(Runner(order.config, functions).embed, order.rows, progress)
-    size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
-    return Side(mode, size, compare(vectors, expected))
+    return Side(mode, size_of(package), compare(vectors, expected))
 
 
 def _embed(

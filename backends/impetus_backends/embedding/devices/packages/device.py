@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     Predictor = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-    """ids, positions and mask of one bucket to its vectors, float32 (batch, dimensions)."""
+    """What one bucket is given to its vectors, float32 (batch * texts, dimensions)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,11 @@ class Device(Protocol):
     @property
     def version(self) -> str:
         """Of the system that compiles; what it compiled is not used by another."""
+        ...
+
+    @property
+    def timed(self) -> bool:
+        """Whether the time that a call takes means anything."""
         ...
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from impetus_backends.embedding.devices.operations import INPUTS
+from impetus_backends.embedding.encoder import pack, pad
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.devices.operations import Inputs
+    from impetus_backends.embedding.devices.packages.buckets import Bucket, Call
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
     Samples = Mapping[Bucket, Sequence[dict[str, np.ndarray]]]
     Progress = Callable[[str, float], None]
 
 OUTPUT = "vectors"
-"""What a function returns: float32 (batch, dimensions)."""
+"""What a function returns: float32 (batch * texts, dimensions)."""
 _LONGEST, _LONGEST_PAIRS = 8192, 2048
 
 
@@ -63,12 +65,29 @@ class Form:
     writers: tuple[ModuleType, ...]
     """Our modules that decide what is in it."""
     build: Build
+    too_large: Callable[[int, str], str | None] = lambda size_bytes, macos: None
+    """What is to be said of a package of so many bytes under a macOS, such as `26.2`."""
+
+
+def size_of(package: Path) -> int:
+    """In bytes."""
+    return sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
 
 
 def input_shapes(config: EmbeddingConfig, bucket: Bucket) -> dict[str, tuple[int, ...]]:
     """Of the function of a bucket, by name."""
     flat = (bucket.batch, bucket.length)
-    return dict.fromkeys(INPUTS[:3], flat) | {INPUTS[3]: (bucket.batch, len(config.pooling.modes), bucket.length)}
+    shares = (bucket.batch, len(config.pooling.modes), bucket.texts, bucket.length)
+    return dict.fromkeys(INPUTS[:3], flat) | {INPUTS[3]: shares}
+
+
+def lay(config: EmbeddingConfig, call: Call, rows: Sequence[np.ndarray]) -> Inputs[np.ndarray]:
+    """What a call is given of these token rows; raises `RequestError` for one that the model cannot read."""
+    bucket = call.bucket
+    if not bucket.packed:
+        return pad(config, [rows[row] for row in call.rows], batch=bucket.batch, length=bucket.length)
+    groups = [[rows[row] for row in group] for group in call.groups]
+    return pack(config, groups, texts=bucket.texts, length=bucket.length, batch=bucket.batch)
 
 
 def check_lengths(config: EmbeddingConfig, buckets: Sequence[Bucket], title: str) -> None:

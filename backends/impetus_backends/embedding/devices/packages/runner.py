@@ -11,14 +11,14 @@ import numpy as np
 
 from impetus_backends.embedding.devices.operations import INPUTS
 from impetus_backends.embedding.devices.packages.buckets import Call, plan
-from impetus_backends.embedding.devices.packages.form import input_shapes
+from impetus_backends.embedding.devices.packages.form import input_shapes, lay
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.devices.packages.buckets import Bucket, Costs
     from impetus_backends.embedding.devices.packages.device import Predictor
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
@@ -46,6 +46,8 @@ class Runner:
         self.timings = {bucket: Timing() for bucket in functions}
         self._config = config
         self._functions = dict(functions)
+        self._costs: Costs | None = None
+        """In seconds, once they are measured."""
         self._rings = {bucket: cycle([_inputs(config, bucket) for _ in range(_RING)]) for bucket in functions}
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -53,46 +55,47 @@ class Runner:
         if not rows:
             pad(self._config, rows)
         vectors = np.empty((len(rows), self._config.dimensions), dtype=np.float32)
-        for call in plan([len(row) for row in rows], tuple(self._functions)):
+        for call in plan([len(row) for row in rows], tuple(self._functions), self._costs):
             vectors[list(call.rows)] = self._run(call, rows)
         return vectors
 
     def _run(self, call: Call, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of the rows that the call takes, in its order."""
-        bucket, chosen = call.bucket, [rows[row] for row in call.rows]
-        batch = pad(self._config, chosen, batch=bucket.batch, length=bucket.length)
+        bucket, batch = call.bucket, lay(self._config, call, rows)
         inputs = next(self._rings[bucket])
         for name in inputs:
             np.copyto(inputs[name], getattr(batch, name))
         started = time.perf_counter()
         made = self._functions[bucket](inputs)
-        self.timings[bucket] = self.timings[bucket].after(len(chosen), time.perf_counter() - started)
-        if made.shape != (bucket.batch, self._config.dimensions):
+        self.timings[bucket] = self.timings[bucket].after(len(call.rows), time.perf_counter() - started)
+        if made.shape != (bucket.most, self._config.dimensions):
             raise BackendError(
-                f"the bucket {bucket} returned {made.shape} and not ({bucket.batch}, "
+                f"the bucket {bucket} returned {made.shape} and not ({bucket.most}, "
                 f"{self._config.dimensions}): the device has dropped or merged rows"
             )
-        return made[: len(chosen)]
+        return made[call.places]
 
     def check(self) -> dict[Bucket, float]:
-        """Runs every bucket, full: row by row it must agree with the longest, which the golden check has compared.
+        """Runs every bucket, full: row by row it must agree with the longest, which the golden check has compared. By
+        these times rows are given to buckets from then on.
 
         Core ML has been seen to make one row of a batch. And a first call is slow, so none should be left to a job.
         Returns the seconds of a later call, by bucket. Raises `BackendError` with the figures.
         """
-        longest = max(self._functions, key=lambda bucket: (bucket.length, -bucket.batch))
+        longest = max(self._functions, key=lambda bucket: (not bucket.packed, bucket.length, -bucket.batch))
         random = np.random.default_rng(1)
         took = {}
         for bucket in self._functions:
-            sizes = np.linspace(bucket.length, min(3, bucket.length), bucket.batch).astype(int)
-            rows = [random.integers(0, self._config.encoder.vocab_size, size, dtype=np.int32) for size in sizes]
-            whole = Call(bucket, tuple(range(len(rows))))
+            sizes = np.linspace(bucket.length // bucket.texts, min(3, bucket.length // bucket.texts), bucket.most)
+            rows = [random.integers(0, self._config.encoder.vocab_size, int(size), dtype=np.int32) for size in sizes]
+            starts = range(0, len(rows), bucket.texts)
+            whole = Call(bucket, tuple(tuple(range(start, start + bucket.texts)) for start in starts))
             together = self._run(whole, rows)
             started = time.perf_counter()
             self._run(whole, rows)
             took[bucket] = time.perf_counter() - started
             for row in {0, len(rows) // 2, len(rows) - 1}:
-                alone = self._run(Call(longest, (row,)), rows)[0]
+                alone = self._run(Call(longest, ((row,),)), rows)[0]
                 lengths = np.linalg.norm(alone) * np.linalg.norm(together[row])
                 cosine = float(alone @ together[row] / max(lengths, 1e-12))
                 if not cosine >= _LEAST_AGREEMENT:
@@ -101,6 +104,7 @@ class Runner:
                         f"{_LEAST_AGREEMENT} is needed"
                     )
         self.timings = {bucket: Timing() for bucket in self._functions}
+        self._costs = took
         return took
 
 
