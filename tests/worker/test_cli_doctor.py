@@ -79,7 +79,7 @@ def test_doctor_speaks_json_and_leaves_out_the_role_that_was_not_asked_for() -> 
         (
             "m5-pro",
             "coreml",
-            ["coreai", "mlx", "cpu", "numpy"],
+            ["mlx", "cpu", "numpy"],
             GENERATION,
             "likely has neural accelerators that MLX uses",
         ),
