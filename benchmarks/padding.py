@@ -13,8 +13,8 @@ import click
 from scripts.corpus import docstrings
 
 from impetus_backends import models
-from impetus_backends.embedding.devices.packages.buckets import Bucket, choose, plan
 from impetus_backends.embedding.budget import USUAL
+from impetus_backends.embedding.devices.packages.buckets import Bucket, choose, plan
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_worker.batches.packing import fill, pack

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts.faults.catalogue import FAULTS
+from scripts.proofs.faults.catalogue import FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 110
@@ -41,7 +41,7 @@ def run_script(module: str, *options: str) -> tuple[int, str]:
 @pytest.mark.timeout(LIMIT_S + 40)
 def test_all_holds_while_everything_breaks_for_a_short_while() -> None:
     status, said = run_script(
-        "scripts.chaos",
+        "scripts.proofs.chaos",
         *("--seconds", "12", "--seed", "10", "--jobs-per-s", "15", "--fault-every-s", "1", "--lease-s", "2"),
     )
     summary: dict[str, Any] = json.loads(said.splitlines()[-1])
@@ -53,7 +53,7 @@ def test_all_holds_while_everything_breaks_for_a_short_while() -> None:
 
 
 def test_every_fault_says_in_a_line_what_it_does() -> None:
-    status, said = run_script("scripts.chaos", "--list-faults")
+    status, said = run_script("scripts.proofs.chaos", "--list-faults")
     assert status == 0
     assert [line.split()[0] for line in said.splitlines()] == list(FAULTS)
     assert all(len(line) < 120 for line in said.splitlines())

@@ -11,7 +11,7 @@ from .test_chaos import run_script
 
 @pytest.mark.system
 def test_hostile_jobs_records_and_keys_under_a_seed() -> None:
-    status, said = run_script("scripts.fuzz", "--seed", "11", "--count", "4000", "--seconds", "60")
+    status, said = run_script("scripts.proofs.fuzz", "--seed", "11", "--count", "4000", "--seconds", "60")
     assert status == 0, said
     report = json.loads(said.splitlines()[-1])
     assert report["holds"]

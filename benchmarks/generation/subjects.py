@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.make_tiny_model import SIZES, TEXT, make_tiny_model
+from scripts.models.make_tiny_model import SIZES, TEXT, make_tiny_model
 from tokenizers import Tokenizer
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Recorded truth (scripts/record_reference_vectors.py, record_family_vectors.py) and the real MiniLM weights."""
+"""Recorded truth (scripts/recording: record_reference_vectors.py, record_family_vectors.py), MiniLM's real weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every device scores pairs as sentence-transformers' CrossEncoder does (scripts/record_reranker_scores.py)."""
+"""Every device scores pairs as sentence-transformers' CrossEncoder does (scripts/recording)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class MakeEngine(Protocol):
 
 @pytest.fixture(scope="session")
 def make_tiny_model() -> Callable[..., Path]:
-    spec = importlib.util.spec_from_file_location("make_tiny_model", ROOT / "scripts" / "make_tiny_model.py")
+    spec = importlib.util.spec_from_file_location("make_tiny_model", ROOT / "scripts" / "models" / "make_tiny_model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

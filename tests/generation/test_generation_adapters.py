@@ -119,7 +119,7 @@ def test_what_is_no_adapter_is_refused_by_name_before_anything_is_loaded(tiny_fo
 def test_an_adapter_of_another_model_fails_those_who_ask_for_it_alone(
     tiny_folder: Path, make_tiny_model: Any, tmp_path: Path, work: Any, drive: Any
 ) -> None:
-    from scripts.make_tiny_model import SIZES
+    from scripts.models.make_tiny_model import SIZES
 
     other = make_tiny_model(tmp_path / "other", 0, SIZES["tiny"]._replace(hidden=32))
     strange = write_adapter(tmp_path / "strange", other, 0)

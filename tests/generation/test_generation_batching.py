@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from scripts.families import VISITS, compare
-from scripts.family_models import FAMILIES, make_model, write_family
-from scripts.models_page import write_part
+from scripts.models.families import VISITS, compare
+from scripts.models.family_models import FAMILIES, make_model, write_family
+from scripts.models.models_page import write_part
 
 from impetus_backends.generation.batching import Batching, find_batching
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine

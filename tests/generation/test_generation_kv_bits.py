@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from scripts.family_models import FAMILIES, write_family
-from scripts.make_tiny_model import SIZES
+from scripts.models.family_models import FAMILIES, write_family
+from scripts.models.make_tiny_model import SIZES
 
 from impetus_backends.errors import ModelError
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine

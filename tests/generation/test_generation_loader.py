@@ -187,7 +187,7 @@ def test_code_that_comes_with_a_model_is_never_run(loaded: Any, tiny_folder: Pat
 
 
 def test_the_tiny_model_script_explains_itself_and_labels_what_it_makes(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "make_tiny_model.py"
+    script = Path(__file__).parents[2] / "scripts" / "models" / "make_tiny_model.py"
     helped = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
     assert "random weights" in helped.stdout
     made = subprocess.run(

@@ -148,7 +148,7 @@ def test_the_folder_keeps_to_its_bytes_and_those_unused_for_longest_go(
 def test_packed_keys_and_values_are_kept_as_well(
     make_tiny_model: Any, tmp_path: Path, start: Any, work: Any, drive: Any
 ) -> None:
-    from scripts.make_tiny_model import SIZES
+    from scripts.models.make_tiny_model import SIZES
 
     sizes = SIZES["tiny"]._replace(heads=2, key_value_heads=1)
     packed = pack_keys_and_values(load(make_tiny_model(tmp_path / "heads", 0, sizes)), 8)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from scripts.faults.verdict import excuse_evicted, tracebacks
+from scripts.proofs.faults.verdict import excuse_evicted, tracebacks
 
 from impetus_producer import Producer
 from impetus_producer.contract import VECTORS_FIELD

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
-from scripts.make_tiny_model import make_tiny_model
+from scripts.models.make_tiny_model import make_tiny_model
 
 from impetus_backends.dispatcher import open_engine
 from impetus_backends.protocol import EngineConfig, Generated

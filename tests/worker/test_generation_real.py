@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from jsonschema import validate
-from scripts.make_tiny_model import make_tiny_model
+from scripts.models.make_tiny_model import make_tiny_model
 
 from impetus_producer import InvalidRequestError, JobFailedError, Producer
 

@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scripts.make_tiny_model import NOTE, TEXT, llama_config, train_tokenizer, write_model_folder
+from scripts.models.make_tiny_model import NOTE, TEXT, llama_config, train_tokenizer, write_model_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ the reading of the files are right, which needs no trained weights. Run it only 
 its own, because torch is no dependency of this project:
 
     pip install torch sentence-transformers
-    python scripts/record_family_vectors.py [NAME ...]
+    python scripts/recording/record_family_vectors.py [NAME ...]
 
 Without names it makes all of them anew, with other vocabularies: the trainers of tokenizers are not deterministic.
 """

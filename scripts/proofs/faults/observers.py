@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
-from scripts.traffic import lasting_producer
+from scripts.proofs.traffic import lasting_producer
 from tests.worker.expected import text_of
 
 from impetus_producer import ImpetusError, JobCancelledError, JobFailedError, JobHandle, ResultTimeoutError
@@ -19,7 +19,7 @@ from impetus_producer import ImpetusError, JobCancelledError, JobFailedError, Jo
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scripts.faults.history import History
+    from scripts.proofs.faults.history import History
 
     from impetus_producer import GenerationHandle, Producer
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rq import Callback, Queue
 from rq.serializers import JSONSerializer
-from scripts.faults.fault import Fault
-from scripts.faults.scene import OBSERVER
+from scripts.proofs.faults.fault import Fault
+from scripts.proofs.faults.scene import OBSERVER
 from tests.worker.account import BAD, HANG, POISON
 
 from impetus_producer import connect
@@ -17,7 +17,7 @@ from impetus_producer import connect
 if TYPE_CHECKING:
     from redis import Redis
     from rq.job import Job
-    from scripts.faults.scene import Scene
+    from scripts.proofs.faults.scene import Scene
 
 _EMBED = "impetus_worker.jobs.embed"
 _CALLBACK = "tests.worker.fault_callbacks.take_two_seconds"

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.hostile import FUNCTIONS, GOOD, Hostile
+from scripts.proofs.hostile import FUNCTIONS, GOOD, Hostile
 from tests.worker.breakable import Server, Workers, await_true
 
 from impetus_producer import Producer

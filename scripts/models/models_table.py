@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scripts.models_page import write_part
+from scripts.models.models_page import write_part
 
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.coreml import package
@@ -26,7 +26,7 @@ from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.texts.pairs import PairEncoder
 from impetus_backends.embedding.texts.tokens import TextEncoder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 BACKENDS = ("numpy", "cpu", "mlx")
 
@@ -105,9 +105,9 @@ def _write_rerankers() -> None:
     texts = json.loads((DATA / "texts.json").read_text())
     recorded = np.load(DATA / "rerankers.npz")
     lines = [
-        "Written by scripts/models_table.py. Figures are the most that a score is off that of sentence-transformers' "
-        f"CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} queries, batched and padded, "
-        "of a small random model of the family in its true file layout. Every row is a test.",
+        "Written by scripts/models/models_table.py. Figures are the most that a score is off that of "
+        f"sentence-transformers' CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} queries, "
+        "batched and padded, of a small random model of the family in its true file layout. Every row is a test.",
         "",
         f"| family | for example | {' | '.join(BACKENDS)} | tokens |",
         f"|---|---|{'---|' * len(BACKENDS)}---|",
@@ -128,7 +128,7 @@ def _write_embedding_models() -> None:
     texts = json.loads((DATA / "texts.json").read_text())
     recorded = {**np.load(DATA / "reference.npz"), **np.load(DATA / "families.npz")}
     lines = [
-        "Written by scripts/models_table.py. Figures are the least cosine to sentence-transformers over "
+        "Written by scripts/models/models_table.py. Figures are the least cosine to sentence-transformers over "
         f"{len(texts)} texts, batched and padded, of a small random model of the family in its true file layout; Core "
         "ML's is of the saved package, evaluated in numpy as a device in float16 would. Every row is a test.",
         "",

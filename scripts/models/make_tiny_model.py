@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: python scripts/make_tiny_model.py /tmp/tiny-model\n"
+        epilog="Example: python scripts/models/make_tiny_model.py /tmp/tiny-model\n"
         "Then point a generation worker at that folder. Its results carry the note that the weights are random.",
     )
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="the folder to write, made if it is not there")

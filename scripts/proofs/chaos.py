@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
-from scripts.faults.catalogue import FAULTS
-from scripts.faults.history import History
-from scripts.faults.observers import Probe, StreamReader, Wait
-from scripts.faults.scene import OBSERVER, PRODUCER, Scene
-from scripts.faults.verdict import excuse_evicted, tracebacks
-from scripts.traffic import Traffic
+from scripts.proofs.faults.catalogue import FAULTS
+from scripts.proofs.faults.history import History
+from scripts.proofs.faults.observers import Probe, StreamReader, Wait
+from scripts.proofs.faults.scene import OBSERVER, PRODUCER, Scene
+from scripts.proofs.faults.verdict import excuse_evicted, tracebacks
+from scripts.proofs.traffic import Traffic
 from tests.worker.account import Account, have_ended, is_quiet, take_account
 from tests.worker.breakable import await_true
 

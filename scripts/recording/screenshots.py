@@ -1,6 +1,6 @@
 """Takes docs/dashboard-light.png and docs/dashboard-dark.png of the dashboard at work, on the simulated backend.
 
-python -m scripts.screenshots           # needs Playwright's package and a Chromium
+python -m scripts.recording.screenshots           # needs Playwright's package and a Chromium
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.worker.conftest import eventually
 
 from impetus_producer.servers.local import LocalServer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIMULATED = ("--embedding-backend", "simulated", "--generation-backend", "simulated", "--simulated-a-ms", "30")
 
 

@@ -8,14 +8,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
-from scripts.faults.fault import Fault
+from scripts.proofs.faults.fault import Fault
 from tests.worker.breakable import await_true
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis import Redis
-    from scripts.faults.scene import Scene
+    from scripts.proofs.faults.scene import Scene
 
 
 def _spell(scene: Scene, for_s: float, begin: Callable[[], Any], end: Callable[[], Any]) -> bool:

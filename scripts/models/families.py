@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from scripts.family_models import FAMILIES, write_family
-from scripts.models_page import write_part
+from scripts.models.family_models import FAMILIES, write_family
+from scripts.models.models_page import write_part
 
 from impetus_backends.errors import BackendError
 from impetus_backends.generation.engine import EngineLimits

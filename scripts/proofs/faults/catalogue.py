@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from scripts.faults import networks, outages, processes, troubles
+from scripts.proofs.faults import networks, outages, processes, troubles
 
 FAULTS = {fault.name: fault for fault in (*processes.FAULTS, *networks.FAULTS, *outages.FAULTS, *troubles.FAULTS)}

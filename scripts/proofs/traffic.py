@@ -16,7 +16,7 @@ from impetus_producer import GenerationHandle, ImpetusError, Producer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scripts.faults.history import History
+    from scripts.proofs.faults.history import History
 
 HANG_TIMEOUT_S = 2
 DIMENSIONS = 16

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scripts.faults.fault import Fault
+from scripts.proofs.faults.fault import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scripts.faults.scene import Scene
+    from scripts.proofs.faults.scene import Scene
     from tests.worker.proxy import Proxy
 
 _DELAY_S = 0.2

@@ -21,8 +21,8 @@ from typing import Any
 
 from redis import Redis
 from scripts.corpus import docstrings
-from scripts.interrupted import Server, text_of
-from scripts.processes import end, until
+from scripts.proofs.interrupted import Server, text_of
+from scripts.proofs.processes import end, until
 
 from impetus_producer import Producer
 

@@ -6,7 +6,7 @@ tests/data/rerankers.npz. They show that the arithmetic and the reading of the f
 weights. Run it only to add a family, in an environment of its own, because torch is no dependency of this project:
 
     pip install torch sentence-transformers
-    python scripts/record_reranker_scores.py [NAME ...]
+    python scripts/recording/record_reranker_scores.py [NAME ...]
 
 Without names it makes all of them anew, with other vocabularies: the trainers of tokenizers are not deterministic.
 """

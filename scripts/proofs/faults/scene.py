@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from scripts.faults.history import History
-    from scripts.traffic import Traffic
+    from scripts.proofs.faults.history import History
+    from scripts.proofs.traffic import Traffic
 
 OBSERVER, PRODUCER = "observer", "producer"
 """The networks of those who watch, which no fault touches, and of the traffic."""
