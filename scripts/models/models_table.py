@@ -107,7 +107,8 @@ def _write_rerankers() -> None:
     lines = [
         "Written by scripts/models/models_table.py. Figures are the most that a score is off that of "
         f"sentence-transformers' CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} "
-        "queries, batched and padded, of a small random model of the family in its true file layout. Every row is a test.",
+        "queries, batched and padded, of a small random model of the family in its true file layout. "
+        "Every row is a test.",
         "",
         f"| family | for example | {' | '.join(BACKENDS)} | tokens |",
         f"|---|---|{'---|' * len(BACKENDS)}---|",
