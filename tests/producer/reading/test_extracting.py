@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,12 +75,37 @@ def test_what_takes_too_long_or_kills_its_reader_is_refused_and_the_next_is_read
     with pytest.raises(ExtractionError, match="takes longer than"):
         list(asked.texts(tmp_path / "never", "html", None))
     assert list(asked.texts(good, "html", None)) == ["fine"]
-    assert asked._process is not None
-    asked._process.kill()
+
+    def kill_while_it_reads() -> None:
+        with open(tmp_path / "never", "wb"):  # until somebody reads
+            assert asked._process is not None
+            asked._process.kill()
+
+    killer = threading.Thread(target=kill_while_it_reads)
+    killer.start()
     with pytest.raises(ExtractionError, match="crashed"):
-        list(asked.texts(good, "html", None))
+        list(asked.texts(tmp_path / "never", "html", None))
+    killer.join()
     assert list(asked.texts(good, "html", None)) == ["fine"]
     asked.close()
+
+
+def test_a_reader_that_died_between_two_files_is_held_against_neither(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.html", "<p>fine")
+    asked = Extractor()
+    try:
+        for wait in (True, False):
+            assert list(asked.texts(good, "html", None)) == ["fine"]
+            assert asked._process is not None
+            asked._process.kill()
+            if wait:
+                asked._process.wait()
+            else:  # gone, and nobody has noticed: the pipe alone tells
+                os.waitid(os.P_PID, asked._process.pid, os.WEXITED | os.WNOWAIT)
+                asked._process.poll = lambda: None  # type: ignore[method-assign]
+        assert list(asked.texts(good, "html", None)) == ["fine"]
+    finally:
+        asked.close()
 
 
 def test_a_lone_file_and_pages_of_several(tmp_path: Path) -> None:

@@ -43,11 +43,8 @@ class Extractor:
 
     def texts(self, path: Path, kind: Markup, encoding: str | None) -> Iterator[str]:
         """Those of a file: a PDF's pages, else one. Raises `ExtractionError` where there is none, or no more."""
-        process = self._running()
-        assert process.stdin is not None
+        process = self._asked({"path": str(path), "kind": kind, "encoding": encoding})
         assert process.stdout is not None
-        process.stdin.write(json.dumps({"path": str(path), "kind": kind, "encoding": encoding}) + "\n")
-        process.stdin.flush()
         ended = False
         try:
             while line := process.stdout.readline():
@@ -66,6 +63,22 @@ class Extractor:
         if process.returncode == -signal.SIGALRM:
             raise ExtractionError(f"reading it takes longer than {self._text_s} s")
         raise ExtractionError("what reads it crashed: the file is broken or made to do that")
+
+    def _asked(self, question: dict[str, str | None]) -> subprocess.Popen[str]:
+        """A process that has the question. One that is gone by now died of nothing that is asked here."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        for _ in range(2):
+            process = self._running()
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps(question) + "\n")
+                process.stdin.flush()
+            except BrokenPipeError:
+                self.close()
+            else:
+                return process
+        raise ExtractionError("what reads documents ends before it is asked for one", retryable=True)
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
