@@ -29,6 +29,7 @@ from impetus_worker.cli.main import main
 
 from ...worker.conftest import fleet  # noqa: F401 - a fixture
 from ..conftest import FAMILIES, small_model
+from ..end_to_end import embedded_by_a_worker
 from ..machines import machine
 from .conftest import backend_of
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_producer import Producer
 
     from ...worker.conftest import Fleet
 
@@ -213,13 +213,7 @@ def test_a_worker_serves_jobs_through_core_ai_from_end_to_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from impetus_producer import Producer
-
-    # Workers of tests do not see our own variables.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fleet.start("--embedding-backend", "coreai", "--embedding-model", str(small_model("bge")))
-    producer: Producer = Producer(connection=fleet.connection)
-    result = producer.embed(texts).result(timeout_s=60)
+    result = embedded_by_a_worker(fleet, "coreai", texts, tmp_path, monkeypatch)
     reference = make_backend("numpy", config)
     reference.load()
     assert cosines(np.asarray(result.vectors), reference.embed(rows_of("bge", texts, 40))).min() >= 0.9999

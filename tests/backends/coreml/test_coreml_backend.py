@@ -30,6 +30,7 @@ from impetus_backends.protocol import EngineConfig
 
 from ...worker.conftest import fleet  # noqa: F401 - a fixture
 from ..conftest import small_model
+from ..end_to_end import embedded_by_a_worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices import backends
     from impetus_backends.embedding.devices.packages.device import Predictor
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_producer import Producer
 
     from ...worker.conftest import Fleet
 
@@ -336,13 +336,7 @@ def test_a_worker_serves_jobs_through_the_emulated_device_from_end_to_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from impetus_producer import Producer
-
-    # Workers of tests do not see our own variables.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fleet.start("--embedding-backend", "coreml-emulated", "--embedding-model", str(small_model("bge")))
-    producer: Producer = Producer(connection=fleet.connection)
-    result = producer.embed(texts).result(timeout_s=60)
+    result = embedded_by_a_worker(fleet, "coreml-emulated", texts, tmp_path, monkeypatch)
     reference = make_backend("numpy", config)
     reference.load()
     assert np.sum(np.asarray(result.vectors) * reference.embed(rows), axis=1).min() >= 0.9999
