@@ -23,9 +23,11 @@ MANY = 120
 class Repeats:
     """A model that says the same dozen tokens over and over, but for one in 29 places, where it says another."""
 
-    def __init__(self, model: Any, vocabulary: int) -> None:
+    def __init__(self, model: Any, vocabulary: int, words: list[int]) -> None:
         self._model = model
-        self._next = [100 + (token - 99) % 12 for token in range(vocabulary)]
+        *self.cycle, self.other = words
+        after = dict(zip(self.cycle, [*self.cycle[1:], self.cycle[0]], strict=True))
+        self._next = [after.get(token, self.cycle[0]) for token in range(vocabulary)]
 
     def __call__(self, tokens: Any, **options: Any) -> Any:
         import mlx.core as mx
@@ -33,7 +35,7 @@ class Repeats:
         start = mx.array(options["cache"][0].offset).reshape(-1, 1)
         logits = self._model(tokens, **options)
         places = start + mx.arange(tokens.shape[1])
-        wanted = mx.where(places % 29 == 28, 120, mx.array(self._next)[tokens])
+        wanted = mx.where(places % 29 == 28, self.other, mx.array(self._next)[tokens])
         return logits + 1000.0 * (mx.arange(logits.shape[-1]) == wanted[..., None])
 
     def __getattr__(self, name: str) -> Any:
@@ -42,7 +44,9 @@ class Repeats:
 
 @pytest.fixture
 def repeats(loaded: LoadedModel) -> LoadedModel:
-    return replace(loaded, model=Repeats(loaded.model, loaded.vocabulary_size))
+    spelt = ((token, loaded.tokenizer.decode([token])) for token in range(loaded.vocabulary_size))
+    words = [token for token, text in spelt if text.isascii() and text.isalpha()][:13]
+    return replace(loaded, model=Repeats(loaded.model, loaded.vocabulary_size, words))
 
 
 def lengths(model: Any) -> list[int]:
@@ -58,6 +62,7 @@ def test_alone_it_says_the_same_in_fewer_steps(
     recorded, model = record(repeats)
     said = drive(make_engine(4, recorded, lookup_tokens=8), work(1, prompt, max_tokens=MANY))[1]
     assert said.answers == plain.answers
+    assert len(said.answers[0].text) >= MANY
     assert said.completion_tokens == MANY
     steps = lengths(model)
     assert max(steps) == 9
@@ -89,7 +94,7 @@ def test_a_stop_string_and_a_stop_token_end_it_in_the_middle_of_a_draft(
 ) -> None:
     said = drive(make_engine(4, repeats), work(1, PROMPTS[1], max_tokens=MANY))[1].answers[0].text
     ends: list[dict[str, Any]] = [{"stop": (said[at : at + 12],)} for at in range(len(said) // 4, len(said) - 24, 7)]
-    ends += [{"stop_token_ids": (token,)} for token in (*range(100, 112), 120)]
+    ends += [{"stop_token_ids": (token,)} for token in (*repeats.model.cycle, repeats.model.other)]
     for changes in ends:
         asked = work(1, PROMPTS[1], max_tokens=MANY, **changes)
         plain, looked_up = (drive(make_engine(4, repeats, lookup_tokens=tokens), asked)[1] for tokens in (0, 8))
