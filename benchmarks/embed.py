@@ -33,7 +33,7 @@ from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_producer import Producer
 from impetus_producer.bulk.run import EmbeddedDocument, embed_documents
 from impetus_producer.documents import Document
-from impetus_worker.batches.packing import pack
+from impetus_worker.batches.planning.packing import pack
 
 from . import peers
 from .report import Report, json_option, median, progress, spread

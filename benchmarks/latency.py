@@ -30,7 +30,7 @@ from impetus_backends import models
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_producer import Producer
-from impetus_worker.batches.packing import pack
+from impetus_worker.batches.planning.packing import pack
 
 from .report import Report, json_option, median, progress, quantile
 from .servers import Server, server, worker

@@ -17,7 +17,7 @@ from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices.packages.buckets import Bucket, choose, plan
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokens import TextEncoder
-from impetus_worker.batches.packing import fill, pack
+from impetus_worker.batches.planning.packing import fill, pack
 
 from .report import Report, json_option
 

@@ -22,7 +22,7 @@ from impetus_backends.embedding.encoder import embed, packable
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.errors import RequestError
-from impetus_worker.batches.packing import fill
+from impetus_worker.batches.planning.packing import fill
 
 from .conftest import FAMILIES, small_model
 

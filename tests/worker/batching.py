@@ -14,8 +14,8 @@ from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo
 from impetus_producer.contract import EMBED_FUNCTION, EmbeddingResult
 from impetus_worker.allowed import NOTHING
 from impetus_worker.batches.embedding import EmbeddingBatcher
+from impetus_worker.batches.reading.rows import EmbeddingRequests
 from impetus_worker.batches.results import EmbeddingResults
-from impetus_worker.batches.rows import EmbeddingRequests
 from impetus_worker.errors import JobTimeoutError
 from impetus_worker.leases.claims import ClaimedJob
 from impetus_worker.leases.outcomes import Failed, Finished, Outcome
@@ -23,7 +23,7 @@ from impetus_worker.leases.outcomes import Failed, Finished, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from impetus_worker.batches.rows import TextEncoder
+    from impetus_worker.batches.reading.rows import TextEncoder
 
 INFO = EngineInfo(
     kind="embedding", backend="fake", device="fake", model="m", model_aliases=("m", "org/m"), fingerprint="f",

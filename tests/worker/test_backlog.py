@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impetus_producer.contract import EmbeddingRequest
-from impetus_worker.batches.backlog import Backlog, OpenEmbedding, Row
+from impetus_worker.batches.planning.backlog import Backlog, OpenEmbedding, Row
 
 from .batching import INFO, job
 

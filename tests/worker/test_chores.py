@@ -10,10 +10,10 @@ import pytest
 from redis.exceptions import ResponseError
 
 from impetus_worker.awake import AwakeClock
+from impetus_worker.companions.link import Link, Reachability, client
 from impetus_worker.fleet.chores import Registries, Schedule
 from impetus_worker.fleet.housekeeping import Duty, Housekeeping
 from impetus_worker.inbox import LookedRound
-from impetus_worker.link import Link, Reachability, client
 
 from .conftest import LIMIT_S
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from impetus_worker.batches.cost import CostModel
+from impetus_worker.batches.planning.cost import CostModel
 
 
 def test_the_fixed_cost_is_found_among_batches_of_many_sizes() -> None:

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from impetus_worker.errors import JobTimeoutError
-from impetus_worker.interruptions import Interruptions
 from impetus_worker.leases.outcomes import Failed, Stopped
+from impetus_worker.loop.interruptions import Interruptions
 
 from .batching import given, job, make_batcher, run, take, words
 

@@ -9,8 +9,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
+from impetus_worker.companions.link import Link, Reachability, client, is_about_data
 from impetus_worker.errors import ConfigurationError
-from impetus_worker.link import Link, Reachability, client, is_about_data
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impetus_worker.batches.packing import pack
+from impetus_worker.batches.planning.packing import pack
 
 
 def padded_tokens(lengths: list[int]) -> int:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from impetus_producer.contract import EMBED_FUNCTION, MAX_PAYLOAD_BYTES
 from impetus_worker.allowed import Allowed
-from impetus_worker.batches.payload import LongPayloadError, read_payload
+from impetus_worker.batches.reading.payload import LongPayloadError, read_payload
 from impetus_worker.errors import InvalidRequestError
 
 if TYPE_CHECKING:

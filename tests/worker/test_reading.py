@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_worker.batches.generation import GenerationBatcher
-from impetus_worker.batches.rows import EncodedRequest
+from impetus_worker.batches.reading.rows import EncodedRequest
 from impetus_worker.errors import PoisonedJobError
 from impetus_worker.inbox import ReadElsewhere
 from impetus_worker.leases.outcomes import Failed

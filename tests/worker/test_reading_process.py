@@ -14,7 +14,7 @@ import pytest
 from impetus_backends.dispatcher import embedding_tokenizer
 from impetus_producer.contract import EMBED_FUNCTION
 from impetus_worker.allowed import NOTHING
-from impetus_worker.batches.rows import EmbeddingRequests, EncodedRequest
+from impetus_worker.batches.reading.rows import EmbeddingRequests, EncodedRequest
 from impetus_worker.errors import InvalidRequestError, PoisonedJobError
 from impetus_worker.host import child
 from impetus_worker.host.reading_process import ReadingProcess

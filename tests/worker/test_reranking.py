@@ -16,8 +16,8 @@ from impetus_producer import JobFailedError, Producer
 from impetus_producer.contract import RERANK_FUNCTION, RerankResult
 from impetus_worker.allowed import NOTHING
 from impetus_worker.batches.embedding import EmbeddingBatcher
+from impetus_worker.batches.reading.rows import RerankRequests
 from impetus_worker.batches.results import RerankResults
-from impetus_worker.batches.rows import RerankRequests
 from impetus_worker.errors import PoisonedJobError
 from impetus_worker.leases.claims import ClaimedJob
 from impetus_worker.leases.outcomes import Failed, Finished

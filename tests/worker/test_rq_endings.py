@@ -13,11 +13,11 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from impetus_worker.allowed import Allowed
+from impetus_worker.companions.link import Link, Reachability, client
 from impetus_worker.inbox import EndedByRq
 from impetus_worker.leases.claims import ClaimedJob, Claims
 from impetus_worker.leases.outcomes import Failed, Finished
 from impetus_worker.leases.rq_endings import RqEndings
-from impetus_worker.link import Link, Reachability, client
 
 from .conftest import LIMIT_S
 
@@ -97,7 +97,7 @@ def test_an_ending_that_fails_again_and_again_though_the_server_answers_is_given
     ender: Ender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("impetus_worker.leases.rq_endings.FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr("impetus_worker.link.FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("impetus_worker.companions.link.FIRST_WAIT_S", 0.001)
     tries: list[Any] = []
 
     def never(*arguments: Any) -> None:

@@ -17,8 +17,8 @@ from impetus_producer.fleet import read_fleet
 from impetus_worker.allowed import NOTHING
 from impetus_worker.batches.batcher import LOADING_PATIENCE_S
 from impetus_worker.batches.embedding import EmbeddingBatcher
+from impetus_worker.batches.reading.rows import EmbeddingRequests
 from impetus_worker.batches.results import EmbeddingResults
-from impetus_worker.batches.rows import EmbeddingRequests
 
 from .batching import INFO, OneTokenAWord, error, job, take, words
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from impetus_worker.stopping import FAREWELL_S, Stopping
+from impetus_worker.loop.stopping import FAREWELL_S, Stopping
 
 
 class Clock:

@@ -13,16 +13,16 @@ from impetus_producer.contract import ServedModel, WorkerRecord
 
 from .batches.embedding import EmbeddingBatcher
 from .batches.generation import GenerationBatcher
-from .batches.requests import GenerationRequests
+from .batches.reading.requests import GenerationRequests
+from .batches.reading.rows import EmbeddingRequests, RerankRequests
 from .batches.results import EmbeddingResults, RerankResults
-from .batches.rows import EmbeddingRequests, RerankRequests
 
 if TYPE_CHECKING:
     from impetus_backends.protocol import EngineInfo
 
     from .allowed import Allowed
     from .batches.batcher import Batcher
-    from .batches.long_jobs import Elsewhere
+    from .batches.reading.long_jobs import Elsewhere
     from .settings import WorkerSettings
 
 

@@ -16,9 +16,9 @@ from impetus_producer.contract import STANDBY_QUEUE
 from . import inbox
 from .awake import AwakeClock, Pulse
 from .batches.batcher import Room
-from .batches.quarantine import DEATHS_ALONE
-from .crew import Crew
-from .engine_side import EngineSide
+from .batches.planning.quarantine import DEATHS_ALONE
+from .companions.crew import Crew
+from .companions.link import PASSING
 from .errors import ConfigurationError, PoisonedJobError
 from .fleet.routing import LOOK, Routing
 from .host.power import open_power
@@ -27,10 +27,10 @@ from .leases.claims import Claims
 from .leases.intake import Intake
 from .leases.ledger import Ledger
 from .leases.outcomes import Failed, Returned, Stopped
-from .link import PASSING
+from .loop.engine_side import EngineSide
+from .loop.stopping import FAREWELL_S, Stopping
 from .observing.observers import open_observers
 from .roles import worker_record
-from .stopping import FAREWELL_S, Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

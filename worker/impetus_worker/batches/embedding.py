@@ -24,12 +24,12 @@ from impetus_backends.protocol import Embedded, EmbeddingWork, Parked, Rejected
 
 from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
-from .backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row
 from .batcher import Room
-from .cost import CostModel
 from .engine_queue import Batch, EngineQueue
-from .quarantine import Quarantine
-from .reading import JobReader
+from .planning.backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row
+from .planning.cost import CostModel
+from .planning.quarantine import Quarantine
+from .reading.reader import JobReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence, Set
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
-    from .long_jobs import Elsewhere
-    from .reading import ReadJob
+    from .reading.long_jobs import Elsewhere
+    from .reading.reader import ReadJob
+    from .reading.rows import RowRequests
     from .results import RowResults
-    from .rows import RowRequests
 
 _LOOKAHEAD_S, _BULK_LOOKAHEAD_S = 4.0, 12.0
 """Texts for so much of the device's time are taken in ahead, to be sorted together: the more of them, the less of their

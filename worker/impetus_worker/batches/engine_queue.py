@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Set
 
     from ..leases.claims import ClaimedJob
-    from .backlog import OpenEmbedding, Row
-    from .cost import CostModel
+    from .planning.backlog import OpenEmbedding, Row
+    from .planning.cost import CostModel
 
 _LEAST_PATIENCE_S = 60.0
 _BATCHES_OF_PATIENCE = 10

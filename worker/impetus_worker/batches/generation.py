@@ -22,12 +22,12 @@ from ..allowed import NOTHING
 from ..errors import ImpetusError, InferenceError, InvalidRequestError, PoisonedJobError
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
 from .batcher import LOADING_PATIENCE_S, Room
-from .long_jobs import LongJobs
 from .open_generation import OpenGeneration
-from .payload import LongPayloadError
-from .requests import GenerationRequests
+from .planning.turns import Turns
+from .reading.long_jobs import LongJobs
+from .reading.payload import LongPayloadError
+from .reading.requests import GenerationRequests
 from .results import GenerationResults
-from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence, Set
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..allowed import Allowed
     from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
-    from .long_jobs import Elsewhere
+    from .reading.long_jobs import Elsewhere
 
 _KEPT_FROM_BULK = 8
 """One place in so many is for jobs whose callers wait."""

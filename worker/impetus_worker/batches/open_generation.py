@@ -10,7 +10,7 @@ from impetus_backends.protocol import GenerationWork
 from impetus_producer.contract import GENERATION_QUEUE
 from impetus_producer.contract.conversation import NamedTool
 
-from .quarantine import Witness
+from .planning.quarantine import Witness
 
 _BEGINNING_CHARACTERS = 512
 """About as many as make a beginning that engines remember."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import Answer, EngineInfo, Generated
 
-    from .backlog import OpenEmbedding
+    from .planning.backlog import OpenEmbedding
 
 
 def _provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:

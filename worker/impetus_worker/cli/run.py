@@ -277,8 +277,8 @@ def _say_whether_durable(url: str) -> None:
 
 def death_reports(url: str, roles: Sequence[Role]) -> DeathReports:
     """Through which a supervisor of these roles says in Redis which workers it saw end; started."""
+    from ..companions.link import Link, Reachability, client
     from ..fleet.recovery import DeathReports
-    from ..link import Link, Reachability, client
 
     link = Link("death-reports", lambda: client(url, 10.0), Reachability())
     reports = DeathReports(link, [queue for role in roles for queue in ROLE_QUEUES[role]])
@@ -346,8 +346,8 @@ def work() -> None:
     settings = WorkerSettings.from_json(line.decode())
     from impetus_backends.errors import BackendError
 
+    from ..companions.link import client
     from ..errors import ConfigurationError
-    from ..link import client
     from ..worker import QueueWorker
 
     try:

@@ -25,9 +25,9 @@ from rq.registry import (
 )
 from rq.serializers import JSONSerializer
 
+from ..companions.link import is_about_data
 from ..leases.rq_job import StoredJob
 from ..leases.scripts import Call, Script, ids
-from ..link import is_about_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,9 +15,9 @@ from redis.exceptions import NoPermissionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.command import parse_payload
 
-from ..companion import Companion
+from ..companions.companion import Companion
+from ..companions.link import PASSING, Link
 from ..inbox import Command
-from ..link import PASSING, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable

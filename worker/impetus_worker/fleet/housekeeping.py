@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from redis.exceptions import ResponseError
 
 from ..awake import AwakeClock
-from ..companion import Companion
+from ..companions.companion import Companion
+from ..companions.link import PASSING, Link, is_about_data
 from ..inbox import LookedRound
-from ..link import PASSING, Link, is_about_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,9 +6,9 @@ import logging
 import queue
 from typing import TYPE_CHECKING
 
-from ..companion import Companion
+from ..companions.companion import Companion
+from ..companions.link import PASSING, Link
 from ..leases.claims import bury
-from ..link import PASSING, Link
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

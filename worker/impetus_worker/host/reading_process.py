@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from .. import logs
-from ..companion import Companion
+from ..companions.companion import Companion
 from ..errors import InvalidRequestError, PoisonedJobError
 from ..inbox import ReadElsewhere
 from ..roles import make_requests

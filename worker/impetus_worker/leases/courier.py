@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from ..companion import Companion
+from ..companions.companion import Companion
+from ..companions.link import PASSING, Link
 from ..inbox import Answered, Unanswered
-from ..link import PASSING, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

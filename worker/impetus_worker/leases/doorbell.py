@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ..companion import Companion
+from ..companions.companion import Companion
+from ..companions.link import PASSING, Link
 from ..inbox import Rang
-from ..link import PASSING, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,10 +24,10 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..allowed import NOTHING
-from ..companion import Companion
+from ..companions.companion import Companion
+from ..companions.link import FIRST_WAIT_S, MAX_WAIT_S, PASSING, Link, is_about_data
 from ..errors import InvalidRequestError, LeaseLostError, PoisonedJobError
 from ..inbox import EndedByRq
-from ..link import FIRST_WAIT_S, MAX_WAIT_S, PASSING, Link, is_about_data
 from .claims import Verb
 from .endings import failing, without_rq
 from .outcomes import Failed, Finished, Stopped

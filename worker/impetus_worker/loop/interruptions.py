@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from .errors import JobTimeoutError
-from .leases.outcomes import Failed, Stopped
+from ..errors import JobTimeoutError
+from ..leases.outcomes import Failed, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from .batches.batcher import Batcher
-    from .host.engine_process import EngineProcess
-    from .leases.ledger import Ledger
+    from ..batches.batcher import Batcher
+    from ..host.engine_process import EngineProcess
+    from ..leases.ledger import Ledger
 
 _TIMEOUTS_INTERVAL_S = 0.1
 _log = logging.getLogger(__name__)

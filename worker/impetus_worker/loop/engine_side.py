@@ -8,28 +8,28 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from . import inbox
-from .errors import ConfigurationError, EngineDiedError
-from .host.begun import BegunNote
-from .host.engine_lives import EngineLives
-from .host.engine_process import EngineProcess
-from .host.reading_process import ReadingProcess
+from .. import inbox
+from ..errors import ConfigurationError, EngineDiedError
+from ..host.begun import BegunNote
+from ..host.engine_lives import EngineLives
+from ..host.engine_process import EngineProcess
+from ..host.reading_process import ReadingProcess
+from ..leases.outcomes import Returned
+from ..roles import engine_config, make_batcher
 from .interruptions import Interruptions
-from .leases.outcomes import Returned
-from .roles import engine_config, make_batcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence, Set
 
     from impetus_backends.protocol import EngineInfo, Event
 
-    from .awake import AwakeClock
-    from .batches.batcher import Batcher
-    from .leases.claims import ClaimedJob
-    from .leases.ledger import Ledger
-    from .leases.outcomes import Failed, Stopped
-    from .observing.observer import Observer
-    from .settings import WorkerSettings
+    from ..awake import AwakeClock
+    from ..batches.batcher import Batcher
+    from ..leases.claims import ClaimedJob
+    from ..leases.ledger import Ledger
+    from ..leases.outcomes import Failed, Stopped
+    from ..observing.observer import Observer
+    from ..settings import WorkerSettings
     from .stopping import Stopping
 
 _log = logging.getLogger(__name__)

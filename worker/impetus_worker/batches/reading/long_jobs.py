@@ -9,7 +9,7 @@ from impetus_producer.contract import BULK_QUEUES, MAX_PAYLOAD_BYTES
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ..leases.claims import ClaimedJob
+    from ...leases.claims import ClaimedJob
 
 _LONG_BYTES = 131_072
 """Of a payload, inflated: 64 texts of 2 KB. Whatever so much holds is read in half a second, mostly in a hundredth."""

@@ -6,8 +6,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from .errors import ConfigurationError
-from .inbox import Broken
+from ..errors import ConfigurationError
+from ..inbox import Broken
 
 if TYPE_CHECKING:
     from collections.abc import Callable

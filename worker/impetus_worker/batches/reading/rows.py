@@ -18,7 +18,7 @@ from impetus_producer.contract import (
 )
 from impetus_producer.parsing import parse_request
 
-from ..errors import InvalidRequestError
+from ...errors import InvalidRequestError
 from .payload import read_payload
 from .requests import check_model
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import EngineInfo
 
-    from ..allowed import Allowed
+    from ...allowed import Allowed
 
 RequestT = TypeVar("RequestT", EmbeddingRequest, RerankRequest)
 EncoderT = TypeVar("EncoderT", bound="TextEncoder | PairEncoder")

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import MAX_PAYLOAD_BYTES
 
-from ..allowed import NOTHING
-from ..errors import InvalidRequestError
+from ...allowed import NOTHING
+from ...errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..allowed import Allowed
+    from ...allowed import Allowed
 
 _MAX_VALUES = 100_000
 """How many values the JSON of a payload may hold: each costs some 60 bytes and more, though two characters make one."""

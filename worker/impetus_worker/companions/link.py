@@ -20,14 +20,14 @@ from impetus_producer.errors import ServerError
 from impetus_producer.servers.connections import from_url
 from impetus_producer.servers.troubles import Trouble, hang_up, trouble
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis import Redis
 
-    from .leases.scripts import Call
+    from ..leases.scripts import Call
 
 T = TypeVar("T")
 

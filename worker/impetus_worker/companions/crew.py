@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from impetus_producer.contract import ROLE_QUEUES
 
-from .fleet.chores import REGISTRIES_INTERVAL_S, Registries, Schedule
-from .fleet.commands import Commands
-from .fleet.duties import FITNESS_INTERVAL_S, SWEEP_INTERVAL_S, Recovery, Renewal, ServerFitness, Sweep
-from .fleet.housekeeping import Duty, Housekeeping
-from .leases import doorbell
-from .leases.courier import Courier
-from .leases.doorbell import Doorbell
-from .leases.rq_endings import RqEndings
+from ..fleet.chores import REGISTRIES_INTERVAL_S, Registries, Schedule
+from ..fleet.commands import Commands
+from ..fleet.duties import FITNESS_INTERVAL_S, SWEEP_INTERVAL_S, Recovery, Renewal, ServerFitness, Sweep
+from ..fleet.housekeeping import Duty, Housekeeping
+from ..leases import doorbell
+from ..leases.courier import Courier
+from ..leases.doorbell import Doorbell
+from ..leases.rq_endings import RqEndings
 from .link import Link, Reachability
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from ..fleet.routing import Routing
+    from ..leases.claims import ClaimedJob, Claims
+    from ..settings import WorkerSettings
     from .companion import Companion
-    from .fleet.routing import Routing
-    from .leases.claims import ClaimedJob, Claims
-    from .settings import WorkerSettings
 
 _ANSWER_S = 10.0
 _RENEW_S = 2.0

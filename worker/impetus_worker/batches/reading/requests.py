@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from impetus_producer.contract import GENERATE_FUNCTION, MAX_PAYLOAD_BYTES, GenerationRequest
 from impetus_producer.parsing import parse_request
 
-from ..errors import InvalidRequestError
+from ...errors import InvalidRequestError
 from .payload import read_payload
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import EngineInfo
 
-    from ..allowed import Allowed
+    from ...allowed import Allowed
 
 
 class GenerationRequests:

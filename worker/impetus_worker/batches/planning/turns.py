@@ -18,7 +18,7 @@ from .quarantine import Quarantine, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from .open_generation import OpenGeneration
+    from ..open_generation import OpenGeneration
 
 _MOST_PASSED = 32
 """A bulk job is passed by no more that came later, while it is held."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.protocol import EngineInfo
 
-    from ..leases.claims import ClaimedJob
+    from ...leases.claims import ClaimedJob
 
 PLAN_BATCHES = 128
 

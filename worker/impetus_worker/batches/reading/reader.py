@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImpetusError, InvalidRequestError
-from ..leases.outcomes import Failed
+from ...errors import ImpetusError, InvalidRequestError
+from ...leases.outcomes import Failed
 from .long_jobs import LongJobs, is_urgent, payload_bytes
 from .payload import LongPayloadError
 from .rows import TEXTS_AT_ONCE
@@ -19,7 +19,7 @@ from .rows import TEXTS_AT_ONCE
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from ..leases.claims import ClaimedJob
+    from ...leases.claims import ClaimedJob
     from .long_jobs import Elsewhere
     from .rows import EncodedRequest, EncodedText, RowRequests
 

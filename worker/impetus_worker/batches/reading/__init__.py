@@ -1,0 +1,1 @@
+"""What jobs ask for, read out of bytes that nobody vouches for."""

@@ -1,0 +1,1 @@
+"""The threads beside the loop, and their ways to the server."""
