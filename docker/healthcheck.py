@@ -8,10 +8,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from impetus_producer import ImpetusError, connect
-from impetus_producer.fleet import read_fleet
+from impetus_producer.watching.fleet import read_fleet
 
 if TYPE_CHECKING:
-    from impetus_producer.fleet import Fleet
+    from impetus_producer.watching.fleet import Fleet
 
 
 def missing_roles(fleet: Fleet, roles: str, hostname: str) -> list[str]:

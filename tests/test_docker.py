@@ -13,8 +13,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 from rq.serializers import DefaultSerializer
 
-from impetus_producer.fleet import Fleet, WorkerState
 from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
+from impetus_producer.watching.fleet import Fleet, WorkerState
 from impetus_worker.cli.run import run
 from impetus_worker.host.supervisor import worker_name
 from impetus_worker.settings import ROLES

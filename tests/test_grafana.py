@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from impetus_gateway.seeing.metrics import Metrics
-from impetus_producer.fleet import Fleet, QueueState, WorkerState
+from impetus_producer.watching.fleet import Fleet, QueueState, WorkerState
 from impetus_worker.observing.metrics import _instruments
 
 if TYPE_CHECKING:

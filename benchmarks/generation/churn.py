@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impetus_producer import jobs
+from impetus_producer.enqueueing import jobs
 from impetus_producer.errors import ImpetusError
 
 from ..report import Report, median, progress

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from impetus_producer import GenerationHandle, jobs
+from impetus_producer import GenerationHandle
 from impetus_producer.contract import GENERATE_FUNCTION, GENERATION_QUEUE
+from impetus_producer.enqueueing import jobs
 
 from ..servers import worker
 

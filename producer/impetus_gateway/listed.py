@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from impetus_producer.enqueueing.parsing import first_sentence
 from impetus_producer.errors import InvalidRequestError
-from impetus_producer.parsing import first_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
-from impetus_producer import jobs
-from impetus_producer.records import read_record
+from impetus_producer.enqueueing import jobs
+from impetus_producer.watching.records import read_record
 
 from .entry.errors import HttpError
 

@@ -34,8 +34,8 @@ from standardwebhooks import Webhook
 from impetus_producer import outgoing
 from impetus_producer.batches.disk import write_whole
 from impetus_producer.batches.store import NotKeptError
+from impetus_producer.enqueueing.parsing import first_sentence
 from impetus_producer.errors import ImpetusError, InvalidRequestError
-from impetus_producer.parsing import first_sentence
 from impetus_producer.shown import without_password
 
 from .listed import read_listed

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import contract, jobs
+from . import contract
+from .enqueueing import jobs
+from .enqueueing.requests import Requests
 from .handles import EmbeddingHandle, GenerationHandle, RerankHandle
 from .line import Line
-from .requests import Requests
 from .servers.troubles import adopt, connect
 from .talks.results import role_of
 

@@ -8,8 +8,9 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import contract, jobs
+from . import contract
 from .contract import StreamEvent, StreamField
+from .enqueueing import jobs
 from .streams import stream_key
 
 if TYPE_CHECKING:

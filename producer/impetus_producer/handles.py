@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic
 
-from . import jobs
 from .contract import EmbeddingResult, GenerationResult, RerankResult
+from .enqueueing import jobs
 from .line import Line
 from .servers.patience import Patience
 from .talks import cancelling, results

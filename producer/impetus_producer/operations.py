@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from . import jobs
+from .enqueueing import jobs
 from .errors import JobNotFoundError
 from .servers.troubles import server_errors
 

@@ -34,12 +34,13 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from . import contract, jobs
+from . import contract
 from .client import Producer
 from .contract import EmbeddingRequest, GenerationRequest, RerankRequest
+from .enqueueing import jobs
+from .enqueueing.parsing import parse_request
 from .errors import InvalidRequestError, MissingExtraError
 from .fake_runs import LOOK_EVERY_S, EndedError, FakeJob, FakeRun, StoppedError
-from .parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from impetus_producer.chat_completions import chat_completion, chat_completion_chunks
 from impetus_producer.contract import GenerationRequest, GenerationResult, StreamEvent, StreamField, channel_name
+from impetus_producer.enqueueing.parsing import parse_request
 from impetus_producer.errors import InvalidRequestError
-from impetus_producer.parsing import parse_request
 from impetus_producer.streams import Delta, StreamText
 from tests.producer.stock_worker import generation_of
 

@@ -457,13 +457,13 @@ def test_with_no_server_one_is_started_and_its_end_is_noticed(
 
         return start
 
-    monkeypatch.setattr("impetus_producer.cli.server.LocalServer", stand_in("dies"))
+    monkeypatch.setattr("impetus_producer.cli.settings.server.LocalServer", stand_in("dies"))
     result = run(*arguments)
     assert result.exit_code == 1
     assert "ended with exit status 1: the worker has had enough" in result.stderr
     assert names(folder) == ["in.txt"]
 
-    monkeypatch.setattr("impetus_producer.cli.server.LocalServer", stand_in("serves"))
+    monkeypatch.setattr("impetus_producer.cli.settings.server.LocalServer", stand_in("serves"))
     with working(redis_url):
         result = run(*arguments, "--model", "m")
     assert result.exit_code == 0

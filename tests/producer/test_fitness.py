@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from impetus_producer import NoServerError, ServerNotReadyError, connect
-from impetus_producer.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
+from impetus_producer.enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
 from impetus_producer.servers.fitness import Fitness, Level, look
 from impetus_producer.servers.rights import WORKER_RIGHTS, missing_rights
 from tests.users import rules_of

@@ -11,12 +11,12 @@ from click.testing import CliRunner
 
 from impetus_producer import contract
 from impetus_producer.cli.main import cli
-from impetus_producer.fleet import MAX_QUEUES, MAX_WORKERS, read_fleet
+from impetus_producer.watching.fleet import MAX_QUEUES, MAX_WORKERS, read_fleet
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from impetus_producer.fleet import WorkerState
+    from impetus_producer.watching.fleet import WorkerState
 
 RECORD = {"name": "w", "role": "embedding", "model": "m", "backend": "simulated", "device": "none", "ttl_s": 1000}
 

@@ -23,12 +23,12 @@ from impetus_producer import (
     ServerDataError,
     UnreadableResultError,
     embed_documents,
-    jobs,
 )
 from impetus_producer.bulk.run import EmbeddedDocument
 from impetus_producer.cli.main import cli
 from impetus_producer.contract import CANCEL_KEY, MAX_TEXTS_PER_JOB, STREAM_KEY, VectorBlock
 from impetus_producer.documents import Document, FailedDocument
+from impetus_producer.enqueueing import jobs
 
 from .stock_worker import StockWorker, embedding_of, fail, finish, generation_of, honest_work, vector_of
 from .streaming import Writer

@@ -10,7 +10,7 @@ from rq.job import Job
 from rq.registry import FinishedJobRegistry
 from rq.serializers import JSONSerializer
 
-from impetus_producer import jobs
+from impetus_producer.enqueueing import jobs
 from impetus_producer.streams import stream_key
 from impetus_producer.talks.steps import directly
 

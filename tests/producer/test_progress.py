@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from impetus_producer.cli import progress, server
 from impetus_producer.cli.main import cli
-from impetus_producer.cli.progress import Pace, spoken
+from impetus_producer.cli.runs import progress
+from impetus_producer.cli.runs.progress import Pace, spoken
+from impetus_producer.cli.settings import server
 from impetus_producer.contract import WORKER_RECORD_KEY, WorkerRecord
 
 from .stock_worker import StockWorker, working

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from impetus_producer import AsyncProducer, InvalidRequestError, Producer, RerankHandle
 from impetus_producer.cli.main import cli
-from impetus_producer.cli.server import Session
+from impetus_producer.cli.settings.server import Session
 from impetus_producer.contract import (
     ROLE_FUNCTIONS,
     ROLE_QUEUES,
@@ -20,10 +20,10 @@ from impetus_producer.contract import (
     RerankResult,
     role_of_queue,
 )
+from impetus_producer.enqueueing.parsing import parse_request
 from impetus_producer.errors import JobFailedError
-from impetus_producer.fleet import read_fleet
-from impetus_producer.parsing import parse_request
 from impetus_producer.testing import FakeWorker
+from impetus_producer.watching.fleet import read_fleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

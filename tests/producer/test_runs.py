@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from impetus_producer import Document, MissingExtraError, Producer, embed_documents
-from impetus_producer.cli import progress
 from impetus_producer.cli.main import cli
-from impetus_producer.runs import Announcement, RunState, read_runs
+from impetus_producer.cli.runs import progress
+from impetus_producer.watching.runs import Announcement, RunState, read_runs
 
 from .servers import Valkey
 from .stock_worker import StockWorker, honest_work, working

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impetus_producer.cli.server_option import redis_url_option, without_url
+from impetus_producer.cli.settings.server_option import redis_url_option, without_url
 from impetus_producer.contract import EmbeddingRequest
+from impetus_producer.enqueueing.parsing import parse_request
 from impetus_producer.errors import InvalidRequestError
-from impetus_producer.parsing import parse_request
 from impetus_producer.shown import name_shown, printable, printable_lines, shortened, without_password
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def test_only_the_option_with_the_url_is_taken_off_a_command_line() -> None:
 _SHOW_COMMAND_LINE = """
 import sys
 import click
-from impetus_producer.cli.server_option import redis_url_option
+from impetus_producer.cli.settings.server_option import redis_url_option
 
 @click.command()
 @redis_url_option("The server.")

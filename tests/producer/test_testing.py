@@ -172,7 +172,7 @@ def test_a_fakeredis_client_of_somebody_elses_serves(decode_responses: bool) -> 
 def test_steps_in_python_do_what_the_scripts_do(
     connection: Redis, producer: Producer, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    monkeypatch.setattr("impetus_producer.jobs.uuid4", lambda: type("Id", (), {"hex": "same"}))
+    monkeypatch.setattr("impetus_producer.enqueueing.jobs.uuid4", lambda: type("Id", (), {"hex": "same"}))
 
     def act(producer: Producer) -> tuple[Any, dict[str, Any]]:
         connection.flushall()

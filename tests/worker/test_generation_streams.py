@@ -25,7 +25,7 @@ from impetus_producer.contract import (
     GenerationResult,
     StreamEvent,
 )
-from impetus_producer.fleet import read_fleet
+from impetus_producer.watching.fleet import read_fleet
 from impetus_worker.leases.claims import Claims
 from impetus_worker.leases.outcomes import Said
 from impetus_worker.leases.relay import Relay

@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION
-from impetus_producer.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
+from impetus_producer.enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
 from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
 from impetus_producer.servers.fitness import look
 from impetus_producer.servers.rights import PRODUCER_RIGHTS, WORKER_RIGHTS, missing_rights

@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECORD_KEY, ServedModel, WorkerRecord
-from impetus_producer.fleet import read_fleet
+from impetus_producer.watching.fleet import read_fleet
 from impetus_worker import worker as worker_module
 from impetus_worker.fleet.routing import Routing, queues_for
 from impetus_worker.inbox import Rerouted

@@ -13,7 +13,7 @@ import pytest
 from impetus_backends.protocol import Embedded, Parked
 from impetus_producer import Producer
 from impetus_producer.errors import JobFailedError
-from impetus_producer.fleet import read_fleet
+from impetus_producer.watching.fleet import read_fleet
 from impetus_worker.allowed import NOTHING
 from impetus_worker.batches.batcher import LOADING_PATIENCE_S
 from impetus_worker.batches.embedding import EmbeddingBatcher

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from impetus_producer.batches.objects import ExpiresAfter
 from impetus_producer.contract.conversation import Wire
-from impetus_producer.parsing import parse_request
+from impetus_producer.enqueueing.parsing import parse_request
 
 from ..entry.answers import json_answer
 from .files import id_of, limit_of, owner_of, page

@@ -13,7 +13,7 @@ from impetus_producer.bodies.completions import (
     text_completion,
     usage_chunk,
 )
-from impetus_producer.parsing import parse_request
+from impetus_producer.enqueueing.parsing import parse_request
 
 from ..entry.answers import json_answer
 from ..events import event, merged

@@ -16,7 +16,7 @@ from impetus_producer.bodies.embeddings import (
     embedding_payload,
     rows_as_json,
 )
-from impetus_producer.parsing import parse_request
+from impetus_producer.enqueueing.parsing import parse_request
 
 from ..embedding import embed_or_recall
 from ..submitting import Order, accepted, submit, wants_no_wait

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from impetus_producer.batches.lines import MAX_BYTES
 from impetus_producer.batches.objects import ExpiresAfter
-from impetus_producer.parsing import first_complaint
+from impetus_producer.enqueueing.parsing import first_complaint
 
 from ..entry.answers import json_answer
 from ..entry.callers import Role

@@ -13,7 +13,7 @@ from impetus_producer.chat_completions import ChatChunks, chat_completion
 from impetus_producer.contract import EmbeddingResult, RerankResult
 from impetus_producer.errors import ImpetusError, ResultTimeoutError
 from impetus_producer.operations import retry
-from impetus_producer.records import JobRecord, read_record
+from impetus_producer.watching.records import JobRecord, read_record
 
 from ..entry.answers import json_answer
 from ..entry.callers import Role

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.contract.conversation import Wire
-from impetus_producer.parsing import parse_request
+from impetus_producer.enqueueing.parsing import parse_request
 
 from ..embedding import embed_or_recall
 from ..submitting import accepted, submit, wants_no_wait

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from impetus_producer.bodies.reranking import ENDPOINT as ENDPOINT
 from impetus_producer.bodies.reranking import RerankBody, ranking, rerank_payload
-from impetus_producer.parsing import parse_request
+from impetus_producer.enqueueing.parsing import parse_request
 
 from ..entry.answers import json_answer
 from ..submitting import Order, accepted, reranked, submit, wants_no_wait

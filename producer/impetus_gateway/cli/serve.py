@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impetus_producer.cli.gathering import gathered
-from impetus_producer.cli.server import open_session, patience_option, redis_url_option
+from impetus_producer.cli.settings.gathering import gathered
+from impetus_producer.cli.settings.server import open_session, patience_option, redis_url_option
 from impetus_producer.errors import ImpetusError
 from impetus_producer.servers.discovery import state_dir
 from impetus_producer.shown import printable

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from impetus_producer.enqueueing.parsing import first_sentence
 from impetus_producer.errors import InvalidRequestError
-from impetus_producer.parsing import first_sentence
 
 from ..listed import read_listed
 from .errors import HttpError

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from impetus_producer.contract import EmbeddingResult, GenerationResult, RerankResult
-    from impetus_producer.fleet import Fleet
+    from impetus_producer.watching.fleet import Fleet
 
     from ..entry.limits import Limits
     from .watch import Watch

@@ -9,16 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from impetus_producer import contract
-from impetus_producer.records import failed_records, open_records
 from impetus_producer.shown import printable, shortened
+from impetus_producer.watching.records import failed_records, open_records
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from impetus_producer.batches.objects import Batch
     from impetus_producer.batches.store import BatchStore
-    from impetus_producer.fleet import Fleet, QueueState, WorkerState
-    from impetus_producer.records import JobRecord
+    from impetus_producer.watching.fleet import Fleet, QueueState, WorkerState
+    from impetus_producer.watching.records import JobRecord
 
     from .metrics import Metrics
     from .watch import Watch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from impetus_producer import contract
 from impetus_producer.errors import ServerError
-from impetus_producer.fleet import Fleet, read_fleet
+from impetus_producer.watching.fleet import Fleet, read_fleet
 
 from ..entry.errors import HttpError, busy, unavailable
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from impetus_producer.fleet import QueueState, WorkerState
+    from impetus_producer.watching.fleet import QueueState, WorkerState
 
     from ..settings import Settings
 

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import contract, jobs
+from .. import contract
+from ..enqueueing import jobs
+from ..enqueueing.requests import Requests
 from ..errors import ServerError, ServerNotReadyError
-from ..requests import Requests
 from ..servers.connections import for_asyncio, like
 from ..servers.troubles import client_for
 from ..talks.results import role_of

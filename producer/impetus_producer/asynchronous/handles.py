@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic
 
-from .. import jobs
 from ..contract import EmbeddingResult, GenerationResult, RerankResult
+from ..enqueueing import jobs
 from ..talks import cancelling, results
 from ..talks.results import Awaited, ResultT
 from ..talks.steps import Vigil

@@ -10,8 +10,8 @@ from pydantic_core import to_json
 from .. import contract
 from ..bodies import chats, completions, embeddings, reranking
 from ..chat_completions import chat_completion
+from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError
-from ..parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

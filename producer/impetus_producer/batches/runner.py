@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .. import jobs
 from ..bodies.refusals import Refusal, refusal_of
+from ..enqueueing import jobs
 from ..errors import (
     ImpetusError,
     InvalidRequestError,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..contract import GenerationRequest
+from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError
-from ..parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from ..chat_completions import finish_reason, usage
 from ..contract import GenerationRequest, GenerationUsage, StreamOptions
 from ..contract.conversation import ResponseFormat, Wire, invalid, without_nulls
+from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError
-from ..parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

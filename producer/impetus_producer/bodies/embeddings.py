@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from ..contract import MAX_TEXTS_PER_JOB, EmbeddingRequest
 from ..contract.conversation import Wire, invalid
-from ..parsing import parse_request
+from ..enqueueing.parsing import parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

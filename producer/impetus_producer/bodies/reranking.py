@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from ..contract import MAX_DOCUMENTS_PER_JOB, RerankRequest
 from ..contract.conversation import Wire
-from ..parsing import parse_request
+from ..enqueueing.parsing import parse_request
 
 if TYPE_CHECKING:
     from ..contract import RerankResult

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 
 from .. import contract
 from ..client import Producer
+from ..enqueueing.requests import embedding_payload
+from ..enqueueing.texts import CHARACTERS_PER_JOB, check_many, checked, parts
 from ..errors import JobCancelledError, JobFailedError, JobNotFoundError
 from ..handles import EmbeddingHandle
-from ..requests import embedding_payload
-from ..texts import CHARACTERS_PER_JOB, check_many, checked, parts
 from .kept.stores import open_store
 from .recall import Recall
 from .works import text_key
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..contract import EmbeddingResult
-    from ..requests import InputType
+    from ..enqueueing.requests import InputType
     from .kept.store import AnswerStore
     from .recall import Recalled
 

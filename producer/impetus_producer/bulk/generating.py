@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import contract, jobs
+from .. import contract
 from ..contract import GenerationRequest, GenerationResult
+from ..enqueueing import jobs
+from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError
-from ..parsing import parse_request
 from .kept.store import Answer, Served
 from .works import MODEL_QUESTION, ON_DEVICE, Result, Work, awaited, text_key
 

@@ -10,9 +10,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..documents import Document, FailedDocument
+from ..enqueueing.texts import MOST_CHARACTERS
 from ..errors import InvalidRequestError, MissingExtraError, ServerDataError, ServerError, ServerFullError
 from ..reading.until_error import UntilError
-from ..texts import MOST_CHARACTERS
 from .kept.journal import Keeper, StoreKeeper
 from .window import Window
 from .works import Embedded, EmbeddedDocument, EmbeddingWork, Work
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ..client import Producer
-    from ..requests import InputType
+    from ..enqueueing.requests import InputType
     from .kept.store import AnswerStore
 
 __all__ = [

@@ -14,14 +14,14 @@ from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .. import jobs
 from ..documents import Document, FailedDocument
+from ..enqueueing import jobs
+from ..enqueueing.texts import CHARACTERS_PER_JOB
 from ..errors import ImpetusError, JobFailedError, ServerDataError, ServerError, ServerFullError, UnreadableResultError
 from ..servers.answers import Trouble, known_answers, trouble
 from ..servers.troubles import server_errors
 from ..talks.results import as_text
 from ..talks.steps import directly
-from ..texts import CHARACTERS_PER_JOB
 from .works import OutcomeT, Work
 
 if TYPE_CHECKING:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from .. import contract, jobs
+from .. import contract
 from ..contract import EmbeddingRequest, EmbeddingResult
 from ..documents import Document, FailedDocument
+from ..enqueueing import jobs
+from ..enqueueing.requests import InputType, embedding_payload
+from ..enqueueing.texts import text_refusal
 from ..errors import ResultTimeoutError
-from ..requests import InputType, embedding_payload
-from ..texts import text_refusal
 from .kept.store import Answer, Served
 
 if TYPE_CHECKING:

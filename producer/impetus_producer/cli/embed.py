@@ -13,19 +13,19 @@ from ..errors import InvalidRequestError
 from ..reading import chunks
 from ..writing.output import open_output
 from ..writing.rows import PRECISIONS, Layout
-from .bulk import Steps, open_checked, run
-from .chunking import chunking_steps
-from .options import reading_options, run_options
-from .templating import Templated, template_option
+from .runs.bulk import Steps, open_checked, run
+from .runs.chunking import chunking_steps
+from .runs.options import reading_options, run_options
+from .runs.templating import Templated, template_option
 
 if TYPE_CHECKING:
     from typing import Any
 
     from ..bulk.works import EmbeddedDocument
+    from ..enqueueing.requests import InputType
     from ..reading.options import ReadingOptions
-    from ..requests import InputType
     from ..writing.rows import Precision
-    from .options import RunOptions
+    from .runs.options import RunOptions
 
 
 @click.command(short_help="Embed documents and write their vectors to a file or a database.")

@@ -15,16 +15,16 @@ from click.core import ParameterSource
 from .. import contract
 from ..bulk.generating import GenerationWork
 from ..contract import GenerationRequest
+from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError, ResultTimeoutError, ServerError
-from ..parsing import parse_request
 from ..reading.options import ReadingOptions
 from ..writing.output import open_answers
 from ..writing.rows import Layout
-from .bulk import Steps, open_checked, run
 from .jobs import check_stream, print_result, print_stream, wait
-from .options import RunOptions, reading_options, run_options
-from .server import open_session
-from .templating import Templated, template_option
+from .runs.bulk import Steps, open_checked, run
+from .runs.options import RunOptions, reading_options, run_options
+from .runs.templating import Templated, template_option
+from .settings.server import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from ..contract import EmbeddingResult, GenerationResult, RerankResult
 from ..errors import ImpetusError, ResultTimeoutError, StreamRestartedError
 from ..handles import GenerationHandle
 from ..shown import for_terminal, name_shown
-from .server import patience_option, patient_producer, redis_url_option
+from .settings.server import patience_option, patient_producer, redis_url_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable

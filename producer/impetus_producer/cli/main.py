@@ -16,11 +16,11 @@ import click
 
 from ..errors import ImpetusError
 from ..shown import printable_lines
-from .config_file import with_config_file
 from .embed import embed
 from .generate import generate
 from .jobs import cancel, result
 from .rerank import rerank
+from .settings.config_file import with_config_file
 from .status import status
 from .top import top
 
@@ -31,7 +31,7 @@ _INTERRUPTED = 130
 
 
 _LATER = {
-    "batch": ("impetus_producer.cli.batch", "batch"),
+    "batch": ("impetus_producer.cli.batch.group", "batch"),
     "serve": ("impetus_gateway.cli.serve", "serve"),
     "serve-key": ("impetus_gateway.cli.listing", "serve_key"),
     "serve-webhook": ("impetus_gateway.cli.listing", "serve_webhook"),

@@ -10,10 +10,10 @@ import click
 
 from .. import contract
 from ..contract import RerankRequest
+from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError, ResultTimeoutError, ServerError
-from ..parsing import parse_request
 from .jobs import print_result, wait
-from .server import open_session, patience_option, redis_url_option
+from .settings.server import open_session, patience_option, redis_url_option
 
 if TYPE_CHECKING:
     from typing import BinaryIO

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..fleet import read_fleet
-from ..runs import read_runs
 from ..servers.discovery import find_redis_url
 from ..servers.fitness import look
 from ..shown import name_shown, without_password
-from .progress import spoken
-from .server import no_worker, patience_option, patient_producer, redis_url_option
+from ..watching.fleet import read_fleet
+from ..watching.runs import read_runs
+from .runs.progress import spoken
+from .settings.server import no_worker, patience_option, patient_producer, redis_url_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ..fleet import Fleet, WorkerState
-    from ..runs import RunState
     from ..servers.fitness import Fitness
+    from ..watching.fleet import Fleet, WorkerState
+    from ..watching.runs import RunState
 
 
 @click.command()

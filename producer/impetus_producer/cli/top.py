@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..fleet import read_fleet
 from ..servers.discovery import find_redis_url
 from ..servers.fitness import look
-from .server import patience_option, patient_producer, redis_url_option
+from ..watching.fleet import read_fleet
+from .settings.server import patience_option, patient_producer, redis_url_option
 from .status import lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..fleet import Fleet
+    from ..watching.fleet import Fleet
 
 _TO_THE_TOP, _TO_THE_LINES_END, _TO_THE_SCREENS_END = "\x1b[H", "\x1b[K", "\x1b[J"
 

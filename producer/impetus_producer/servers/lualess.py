@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..jobs import job_key, queue_key
-from ..scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT
+from ..enqueueing.jobs import job_key, queue_key
+from ..enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence

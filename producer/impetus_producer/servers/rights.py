@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import contract
-from ..scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
+from ..enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

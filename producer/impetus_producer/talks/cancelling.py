@@ -12,10 +12,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from .. import jobs
 from ..contract import CANCEL_TTL_S
+from ..enqueueing import jobs
+from ..enqueueing.scripts import CANCEL_SCRIPT
 from ..errors import JobNotFoundError, ResultTimeoutError, ServerConfigurationError, ServerDataError
-from ..scripts import CANCEL_SCRIPT
 from .results import named
 from .steps import Listen, Pause, Question
 

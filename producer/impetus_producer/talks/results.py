@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .. import jobs
 from ..contract import EmbeddingResult, GenerationResult, RerankResult, role_of_queue
+from ..enqueueing import jobs
 from ..errors import (
     JobCancelledError,
     JobFailedError,

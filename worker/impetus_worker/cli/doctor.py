@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impetus_producer.cli.server_option import redis_url_option
+from impetus_producer.cli.settings.server_option import redis_url_option
 from impetus_producer.contract import ROLE_QUEUES
 from impetus_producer.errors import ImpetusError
 from impetus_producer.servers.discovery import find_redis_url

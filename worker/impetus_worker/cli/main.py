@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from impetus_producer.cli.config_file import with_config_file
+from impetus_producer.cli.settings.config_file import with_config_file
 
 from .convert import convert
 from .doctor import doctor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from impetus_producer.cli.config_file import CONFIG_VARIABLE, file_in_use
+from impetus_producer.cli.settings.config_file import CONFIG_VARIABLE, file_in_use
 from impetus_producer.errors import ImpetusError
 from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
 from impetus_producer.shown import without_password

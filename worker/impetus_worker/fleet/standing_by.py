@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from impetus_producer.jobs import queue_key
+from impetus_producer.enqueueing.jobs import queue_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

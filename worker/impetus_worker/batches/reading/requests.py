@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from impetus_producer.contract import GENERATE_FUNCTION, MAX_PAYLOAD_BYTES, GenerationRequest
-from impetus_producer.parsing import parse_request
+from impetus_producer.enqueueing.parsing import parse_request
 
 from ...errors import InvalidRequestError
 from .payload import read_payload

@@ -16,7 +16,7 @@ from impetus_producer.contract import (
     EmbeddingRequest,
     RerankRequest,
 )
-from impetus_producer.parsing import parse_request
+from impetus_producer.enqueueing.parsing import parse_request
 
 from ...errors import InvalidRequestError
 from .payload import read_payload

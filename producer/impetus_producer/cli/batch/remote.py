@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..batches.lines import survey
-from ..batches.objects import OVER
-from ..batches.remote import RemoteBatches
-from ..errors import ImpetusError, InvalidRequestError
-from ..shown import printable
-from ..writing.drafts import Draft
-from .batch_run import refuse
+from ...batches.lines import survey
+from ...batches.objects import OVER
+from ...batches.remote import RemoteBatches
+from ...errors import ImpetusError, InvalidRequestError
+from ...shown import printable
+from ...writing.drafts import Draft
+from .run import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -12,31 +12,31 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 import click
 
-from ..bulk.kept.databases import NO_ROOM, NO_ROOM_ERRORS
-from ..bulk.kept.journal import Journal
-from ..bulk.kept.stores import open_store
-from ..bulk.run import work_documents
-from ..errors import ImpetusError, InvalidRequestError
-from ..reading.duplicates import Ids
-from ..reading.source import open_source
-from ..runs import Announcement
-from ..shown import printable
+from ...bulk.kept.databases import NO_ROOM, NO_ROOM_ERRORS
+from ...bulk.kept.journal import Journal
+from ...bulk.kept.stores import open_store
+from ...bulk.run import work_documents
+from ...errors import ImpetusError, InvalidRequestError
+from ...reading.duplicates import Ids
+from ...reading.source import open_source
+from ...shown import printable
+from ...watching.runs import Announcement
+from ..settings.server import open_session
 from .progress import progress
-from .server import open_session
 from .summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ..bulk.kept.store import AnswerStore
-    from ..bulk.works import Work
-    from ..documents import FailedDocument, Read
-    from ..reading.options import ReadingOptions
-    from ..reading.source import Source
-    from ..writing.output import Output
+    from ...bulk.kept.store import AnswerStore
+    from ...bulk.works import Work
+    from ...documents import FailedDocument, Read
+    from ...reading.options import ReadingOptions
+    from ...reading.source import Source
+    from ...writing.output import Output
+    from ..settings.server import Session
     from .options import RunOptions
     from .progress import Pace
-    from .server import Session
 
 
 OutcomeT = TypeVar("OutcomeT")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..shown import without_password
+from ...shown import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

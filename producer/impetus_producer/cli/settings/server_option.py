@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ..servers.discovery import REDIS_URL_VARIABLE
-from ..shown import without_password
+from ...servers.discovery import REDIS_URL_VARIABLE
+from ...shown import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..reading.templates import Template, filled
+from ...reading.templates import Template, filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..documents import Read
-    from ..reading.options import ReadingOptions
-    from .server import Session
+    from ...documents import Read
+    from ...reading.options import ReadingOptions
+    from ..settings.server import Session
 
 
 def template_option(what: str, example: str) -> Callable[[Any], Any]:

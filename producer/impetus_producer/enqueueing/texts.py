@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import contract
-from .contract import EmbeddingRequest
-from .errors import InvalidRequestError
+from .. import contract
+from ..contract import EmbeddingRequest
+from ..errors import InvalidRequestError
 from .parsing import parse_request
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..bulk.works import ON_DEVICE
+from ...bulk.works import ON_DEVICE
 
 if TYPE_CHECKING:
     from collections import Counter
 
-    from ..bulk.kept.journal import Keeper
-    from ..writing.output import Output
+    from ...bulk.kept.journal import Keeper
+    from ...writing.output import Output
 
 
 @dataclass(frozen=True, slots=True)

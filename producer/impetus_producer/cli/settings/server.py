@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..client import Producer
-from ..contract import role_of_queue
-from ..errors import ServerError
-from ..fleet import read_fleet
-from ..servers.discovery import find_redis_url
-from ..servers.local import LocalServer
-from ..servers.patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
-from ..shown import name_shown, without_password
+from ...client import Producer
+from ...contract import role_of_queue
+from ...errors import ServerError
+from ...servers.discovery import find_redis_url
+from ...servers.local import LocalServer
+from ...servers.patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
+from ...shown import name_shown, without_password
+from ...watching.fleet import read_fleet
 from . import server_option
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from . import contract, jobs
-from .errors import UnreadableResultError
-from .servers.answers import known_answers
-from .servers.troubles import server_errors
+from .. import contract
+from ..enqueueing import jobs
+from ..errors import UnreadableResultError
+from ..servers.answers import known_answers
+from ..servers.troubles import server_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

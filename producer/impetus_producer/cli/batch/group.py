@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from . import batch_remote
-from .batch_run import run
+from . import remote as batch_remote
+from .run import run
 
 
 @click.group()

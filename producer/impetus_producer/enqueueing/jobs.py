@@ -18,21 +18,21 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from .contract import AWAITED_KEY, CANCEL_KEY, VECTORS_FIELD
-from .errors import JobFailedError, UnreadableResultError
+from ..contract import AWAITED_KEY, CANCEL_KEY, VECTORS_FIELD
+from ..errors import JobFailedError, UnreadableResultError
+from ..servers.answers import Trouble, known_answers, trouble
+from ..shown import shortened
+from ..streams import stream_key
+from ..talks.steps import Question
 from .parsing import first_sentence
 from .scripts import ENQUEUE_SCRIPT
-from .servers.answers import Trouble, known_answers, trouble
-from .shown import shortened
-from .streams import stream_key
-from .talks.steps import Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pydantic import BaseModel
 
-    from .talks.steps import Talk
+    from ..talks.steps import Talk
 
 ModelT = TypeVar("ModelT", bound="BaseModel")
 

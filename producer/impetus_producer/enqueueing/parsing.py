@@ -6,10 +6,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .contract import EmbeddingRequest, GenerationRequest, RerankRequest
-from .contract.conversation import json_type
-from .errors import InvalidRequestError
-from .shown import printable
+from ..contract import EmbeddingRequest, GenerationRequest, RerankRequest
+from ..contract.conversation import json_type
+from ..errors import InvalidRequestError
+from ..shown import printable
 
 Request: TypeAlias = EmbeddingRequest | GenerationRequest | RerankRequest
 _MAX_NAME_CHARACTERS = 100

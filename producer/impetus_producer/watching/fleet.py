@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from . import contract, jobs
-from .servers.answers import known_answers
-from .servers.troubles import server_errors
+from .. import contract
+from ..enqueueing import jobs
+from ..servers.answers import known_answers
+from ..servers.troubles import server_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

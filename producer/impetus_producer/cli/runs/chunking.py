@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..bulk.pooling import mean_pooled
-from ..reading import chunks
+from ...bulk.pooling import mean_pooled
+from ...reading import chunks
 from .bulk import Steps
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable, Iterator
 
-    from ..bulk.works import EmbeddedDocument, EmbeddingWork
-    from ..documents import Read
+    from ...bulk.works import EmbeddedDocument, EmbeddingWork
+    from ...documents import Read
+    from ..settings.server import Session
     from .bulk import Prepare
-    from .server import Session
 
 
 def chunking_steps(

@@ -10,18 +10,19 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from . import contract, jobs
-from .contract import EmbeddingRequest, GenerationRequest, RerankRequest
+from .. import contract
+from ..contract import EmbeddingRequest, GenerationRequest, RerankRequest
+from ..reading.until_error import UntilError
+from ..servers.patience import Patience
+from ..talks.steps import Pause, Piece, Question, Vigil
+from . import jobs
 from .parsing import parse_request
-from .reading.until_error import UntilError
-from .servers.patience import Patience
-from .talks.steps import Pause, Piece, Question, Vigil
 from .texts import CHARACTERS_PER_JOB, MOST_CHARACTERS, characters, check_many, checked, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from .talks.steps import Talk
+    from ..talks.steps import Talk
 
 InputType = Literal["query", "document"]
 EncodingFormat = Literal["base64", "float", "raw"]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..bulk.run import DEFAULT_BACKLOG_JOBS
-from ..reading.options import ReadingOptions
-from .gathering import gathered
-from .server import patience_option, redis_url_option
+from ...bulk.run import DEFAULT_BACKLOG_JOBS
+from ...reading.options import ReadingOptions
+from ..settings.gathering import gathered
+from ..settings.server import patience_option, redis_url_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..reading.duplicates import OnDuplicate
+    from ...reading.duplicates import OnDuplicate
     from .progress import ProgressKind
 
 

@@ -11,19 +11,19 @@ from uuid import uuid4
 
 import click
 
-from ..batches.endpoints import ENDPOINTS
-from ..batches.journal import Journal
-from ..batches.lines import read_lines, survey
-from ..errors import ImpetusError, InvalidRequestError
-from ..shown import printable
-from .progress import ProgressKind, progress
-from .server import open_session, patience_option, redis_url_option
+from ...batches.endpoints import ENDPOINTS
+from ...batches.journal import Journal
+from ...batches.lines import read_lines, survey
+from ...errors import ImpetusError, InvalidRequestError
+from ...shown import printable
+from ..runs.progress import ProgressKind, progress
+from ..settings.server import open_session, patience_option, redis_url_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..batches.lines import Survey
-    from .server import Session
+    from ...batches.lines import Survey
+    from ..settings.server import Session
 
 _SHOWN_ERRORS = 20
 _WINDOW_JOBS = 256
@@ -159,9 +159,9 @@ def _run(
     # The other commands need none of these.
     import asyncio
 
-    from ..asynchronous import AsyncProducer
-    from ..batches.lease import Lease
-    from ..batches.runner import Runner
+    from ...asynchronous import AsyncProducer
+    from ...batches.lease import Lease
+    from ...batches.runner import Runner
 
     def look() -> None:
         session.check()

@@ -14,15 +14,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import jobs
-from .errors import ServerConfigurationError, ServerError
-from .servers.answers import known_answers
-from .servers.troubles import server_errors
+from ..enqueueing import jobs
+from ..errors import ServerConfigurationError, ServerError
+from ..servers.answers import known_answers
+from ..servers.troubles import server_errors
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from .client import Producer
+    from ..client import Producer
 
 _RUNS_KEY = "impetus:runs"
 _RUN_KEY = "impetus:run:"

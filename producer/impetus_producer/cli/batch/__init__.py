@@ -1,0 +1,1 @@
+"""`impetus batch`: files of requests in the format of OpenAI's Batch API."""

@@ -1,0 +1,1 @@
+"""How a command is told its server and its options: typed, by the environment or by a file."""

@@ -1,0 +1,1 @@
+"""What may be asked for, and the jobs it becomes in Redis."""

@@ -1,0 +1,1 @@
+"""What is on a server now, as operators see it. Reads only."""
