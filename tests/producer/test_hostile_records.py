@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import struct
 import tracemalloc
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -22,16 +20,14 @@ from impetus_producer import (
     Producer,
     ServerDataError,
     UnreadableResultError,
-    embed_documents,
 )
-from impetus_producer.bulk.run import EmbeddedDocument
 from impetus_producer.cli.main import cli
-from impetus_producer.contract import CANCEL_KEY, MAX_TEXTS_PER_JOB, STREAM_KEY, VectorBlock
-from impetus_producer.documents import Document, FailedDocument
+from impetus_producer.contract import CANCEL_KEY, STREAM_KEY, VectorBlock
 from impetus_producer.enqueueing import jobs
 
-from .stock_worker import StockWorker, embedding_of, fail, finish, generation_of, honest_work, vector_of
+from .stock_worker import embedding_of, fail, finish, generation_of
 from .streaming import Writer
+from .unreadable import TWO, UNREADABLE, encoded, end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,62 +37,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 
-def encoded(value: Any) -> bytes:
-    return base64.b64encode(value if isinstance(value, bytes) else json.dumps(value).encode())
-
-
-def block_of(data: Any, shape: Any = (1, 2)) -> bytes:
-    """A return value whose vectors are these."""
-    made = embedding_of(["a"])
-    made["embeddings"] |= {"shape": shape, "data": data}
-    return encoded(made)
-
-
 def deflated(text: bytes) -> bytes:
     return base64.b64encode(zlib.compress(text))
-
-
-def end(connection: Redis, job_id: str, status: str = "finished", **fields: Any) -> None:
-    """Ends a job with an entry of exactly these fields."""
-    connection.hset(jobs.job_key(job_id), "status", status)
-    written: Any = fields or {"nothing": 1}
-    connection.xadd(jobs.results_key(job_id), written)
-
-
-TWO = struct.pack("<2f", 1, 2)
-UNREADABLE: dict[str, dict[str, Any]] = {
-    "no type": {"return_value": encoded(embedding_of(["a"]))},
-    "a word for a type": {"type": "abc"},
-    "a type with 5,000 digits": {"type": "1" * 5000},
-    "a type that nobody knows": {"type": 17},
-    "no return value": {"type": 1},
-    "bad base64": {"type": 1, "return_value": "!a"},
-    "no JSON": {"type": 1, "return_value": encoded(b"{")},
-    "no UTF-8": {"type": 1, "return_value": encoded(b'"\xff"')},
-    "JSON nested without end": {"type": 1, "return_value": encoded(b"[" * 100_000)},
-    "a number with 5,000 digits": {"type": 1, "return_value": encoded(b"1" * 5000)},
-    "a number": {"type": 1, "return_value": encoded(5)},
-    "a number beside vectors": {"type": 1, "return_value": encoded(5), "vectors": TWO},
-    "an object without vectors beside vectors": {
-        "type": 1,
-        "return_value": encoded({"embeddings": []}),
-        "vectors": TWO,
-    },
-    "no result": {"type": 1, "return_value": encoded({"a": 1})},
-    "half a surrogate pair": {"type": 1, "return_value": encoded(embedding_of(["a"]) | {"model": "\ud800"})},
-    "rows without numbers": {"type": 1, "return_value": block_of("", (1_000_000_000, 0))},
-    "more rows than texts": {"type": 1, "return_value": block_of("", (MAX_TEXTS_PER_JOB + 1, 1))},
-    "a negative shape": {"type": 1, "return_value": block_of(encoded(TWO).decode(), (-1, -2))},
-    "no rows of endless width": {"type": 1, "return_value": block_of("", (0, 10**30))},
-    "too few bytes": {"type": 1, "return_value": block_of(encoded(TWO[:-1]).decode())},
-    "too many bytes": {"type": 1, "return_value": block_of(encoded(TWO + TWO).decode())},
-    "vectors that are no base64": {"type": 1, "return_value": block_of("!" * 11)},
-    "vectors that are no ASCII": {"type": 1, "return_value": block_of("ü" * 11)},
-    "raw vectors of another size": {"type": 1, "return_value": block_of("", (1, 2)), "vectors": TWO + b"x"},
-    "ragged rows": {"type": 1, "return_value": block_of([[1.0, 2.0], [1.0]], (2, 2))},
-    "rows that are missing": {"type": 1, "return_value": block_of([[1.0, 2.0]], (2, 2))},
-    "words for numbers": {"type": 1, "return_value": block_of([["a", "b"]])},
-}
 
 
 @pytest.fixture
@@ -340,90 +282,3 @@ def test_words_of_a_job_that_are_not_utf_8_or_are_long_are_shown_as_far_as_they_
 def test_an_id_that_is_no_text_is_no_job(producer: Producer) -> None:
     with pytest.raises(JobNotFoundError):
         producer.handle("\udcff")
-
-
-# -- many documents ----------------------------------------------------------------------------------------------------
-
-
-class RawWorker(StockWorker):
-    """Hands jobs of one text each to the test, by id and text, with nothing read or written by RQ's classes."""
-
-    def __init__(self, redis_url: str, work: Callable[[Redis, str, str], None]) -> None:
-        super().__init__(redis_url, honest_work)
-        self._raw = work
-
-    def _do(self, job_id: str) -> None:
-        data: Any = self._connection.hget(jobs.job_key(job_id), "data")
-        (text,) = json.loads(data)[2][0]["input"]
-        self._raw(self._connection, job_id, text)
-
-
-def outcomes_of(producer: Producer, redis_url: str, work: Callable[[Redis, str, str], None]) -> list[Any]:
-    """Of the documents `good`, `bad` and `last`, one job each."""
-    worker = RawWorker(redis_url, work)
-    worker.start()
-    try:
-        documents = [Document(text, text) for text in ("good", "bad", "last")]
-        return list(embed_documents(producer, documents, texts_per_job=1, max_backlog_jobs=8))
-    finally:
-        worker.stop()
-
-
-@pytest.mark.parametrize("fields", UNREADABLE.values(), ids=UNREADABLE)
-def test_a_result_that_cannot_be_read_fails_its_document_alone(
-    redis_url: str, producer: Producer, fields: dict[str, Any]
-) -> None:
-    def work(connection: Redis, job_id: str, text: str) -> None:
-        good = {"type": 1, "return_value": encoded(embedding_of([text]))}
-        end(connection, job_id, **(fields if text == "bad" else good))
-
-    good, bad, last = outcomes_of(producer, redis_url, work)
-    assert isinstance(bad, FailedDocument)
-    assert "cannot be read" in bad.reason
-    assert len(bad.reason) < 1000
-    assert [list(each.vector) for each in (good, last)] == [vector_of("good"), vector_of("last")]
-
-
-def test_a_key_of_another_type_in_a_results_place_fails_its_document_alone(redis_url: str, producer: Producer) -> None:
-    def work(connection: Redis, job_id: str, text: str) -> None:
-        if text == "bad":
-            connection.set(jobs.results_key(job_id), "x")
-        else:
-            end(connection, job_id, type=1, return_value=encoded(embedding_of([text])))
-
-    good, bad, last = outcomes_of(producer, redis_url, work)
-    assert isinstance(bad, FailedDocument)
-    assert "WRONGTYPE" in bad.reason
-    assert [list(each.vector) for each in (good, last)] == [vector_of("good"), vector_of("last")]
-
-
-def test_a_job_whose_key_was_overwritten_is_sent_again(redis_url: str, producer: Producer) -> None:
-    hurt: list[str] = []
-
-    def work(connection: Redis, job_id: str, text: str) -> None:
-        if text == "bad" and not hurt:
-            hurt.append(job_id)
-            connection.set(jobs.job_key(job_id), "x")
-        else:
-            end(connection, job_id, type=1, return_value=encoded(embedding_of([text])))
-
-    assert [list(each.vector) for each in outcomes_of(producer, redis_url, work)] == [
-        vector_of(text) for text in ("good", "bad", "last")
-    ]
-
-
-def test_registries_of_another_type_end_no_run(connection: Redis, redis_url: str, producer: Producer) -> None:
-    connection.set("rq:finished:embedding-bulk", "x")
-    connection.set("rq:failed:embedding-bulk", "x")
-
-    def work(connection: Redis, job_id: str, text: str) -> None:
-        end(connection, job_id, type=1, return_value=encoded(embedding_of([text])))
-
-    assert all(isinstance(each, EmbeddedDocument) for each in outcomes_of(producer, redis_url, work))
-    assert connection.keys("rq:job:*") == connection.keys("rq:results:*") == []
-
-
-def test_a_queue_of_another_type_ends_a_run_at_once(connection: Redis, producer: Producer) -> None:
-    connection.set("rq:queue:embedding-bulk", "x")
-    with pytest.raises(ServerDataError, match="WRONGTYPE"):
-        list(embed_documents(producer, [Document("a", "a")]))
