@@ -23,8 +23,7 @@ from impetus_worker.host.power import (
 )
 from impetus_worker.host.sleep_notices import CAN_SLEEP, WILL_SLEEP, SleepNotices, load_iokit
 from impetus_worker.settings import WorkerSettings
-
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,12 +23,14 @@ from impetus_worker.fleet.routing import Routing, queues_for
 from impetus_worker.inbox import Rerouted
 from impetus_worker.settings import RECORD_RENEW_S, RECORD_TTL_S
 from tests.backends.machines import machine_file
-from tests.worker.conftest import Fleet, RunningWorker, eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis import Redis
+
+    from tests.worker.conftest import Fleet, RunningWorker
 
 BOTH = ("embedding", "embedding-bulk")
 STANDBY = (STANDBY_QUEUE,)
