@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .models.loader import LoadedModel
-    from .token import Token
+    from .row import Token
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step, padding included. While they are read the others wait, so this bounds their pause."""

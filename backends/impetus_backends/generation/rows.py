@@ -16,7 +16,8 @@ import numpy as np
 
 from .memory import measure_row_cost
 from .prefixes import PrefixCache
-from .running import Row, RunningBatch
+from .row import Row
+from .running import RunningBatch
 from .sampling import Draws, Sampling
 
 if TYPE_CHECKING:
