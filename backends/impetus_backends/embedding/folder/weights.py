@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impetus_backends.embedding.folder.shapes import TABLES
+from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical, Splade
 from impetus_backends.embedding.folder.tensors import DTYPES, read_tensors, weight_files
 from impetus_backends.embedding.modules import Dense
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
@@ -41,14 +43,21 @@ class Weights:
         for step in config.steps:
             if isinstance(step, Dense):
                 weights._add((config.root or config.transformer) / step.folder, f"{step.folder}/")
+        if isinstance(config.sparse, Lexical):
+            weights._read([config.transformer / f"{LEXICAL}.safetensors"], f"{LEXICAL}.")
+        elif isinstance(config.sparse, Splade):
+            weights._tensors |= {name: weights._find(source) for name, source in config.sparse.tied}
         return weights
 
     def _add(self, folder: Path, prefix: str) -> None:
-        for file in weight_files(folder):
+        self._read(weight_files(folder), prefix)
+
+    def _read(self, files: Sequence[Path], prefix: str) -> None:
+        for file in files:
             for name, tensor, dtype in read_tensors(file):
                 plain = prefix + _plain(name)
                 if plain in self._tensors:
-                    raise ModelError(f"the weights in {folder} hold {plain} twice, under two names")
+                    raise ModelError(f"the weights in {file.parent} hold {plain} twice, under two names")
                 self._tensors[plain] = (tensor, dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -87,6 +96,10 @@ def fingerprint(config: EmbeddingConfig) -> str:
     """Sixteen hex digits of a SHA-256 over all that decides a vector: what the files say, and every file read."""
     digest = hashlib.sha256(repr((config.encoder, config.pooling, config.text, config.steps, config.truncate)).encode())
     files = set(config.files) | set(weight_files(config.transformer))
+    if config.sparse:  # what packages were made of stays what it was
+        digest.update(repr(config.sparse).encode())
+    if isinstance(config.sparse, Lexical):
+        files.add(config.transformer / f"{LEXICAL}.safetensors")
     for pattern in _TOKENIZER_FILES:
         files.update(config.transformer.glob(pattern))
     for step in config.steps:
