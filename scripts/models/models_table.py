@@ -107,7 +107,8 @@ SPARSE = (
 )
 SPARSE_REFUSED = """\
 A request says `output: "sparse"`; each vector is `{"indices": [...], "values": [...]}`, token ids and their weights.
-SPLADE: poolings `max` and `sum`, activations `relu` and `log1p_relu`, `max_active_dims`; held against SparseEncoder. The
+SPLADE: poolings `max` and `sum`, activations `relu` and `log1p_relu`, `max_active_dims`; held against
+SparseEncoder. The
 lexical weights of bge-m3 are held against FlagEmbedding's formula, written out in torch in
 scripts/recording/record_sparse_vectors.py, for sentence-transformers has no module for them.
 
