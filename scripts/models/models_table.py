@@ -24,7 +24,7 @@ from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
 from impetus_backends.embedding.folder.reranker import read_reranker
-from impetus_backends.embedding.texts.pairs import PairEncoder
+from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.embedding.texts.tokens import TextEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,15 +86,21 @@ RERANKERS = (
     Row("mpnet", "MPNet", "fine-tuned MPNet rerankers", "512"),
     Row("modernbert", "ModernBERT", "gte-reranker-modernbert-base", "8,192"),
     Row("gte", "GTE", "gte-multilingual-reranker-base as transformers stores it", "as stated"),
+    Row("qwen3", "Qwen3, by its yes and no", "Qwen3-Reranker-0.6B, 4B, 8B", "8,192"),
 )
 RERANKERS_REFUSED = """\
 A score is what `CrossEncoder.predict` returns: a sigmoid of the logit, or the logit itself where the model's files say
 so (`activation_fn` in `config_sentence_transformers.json` or `config.json`). Rows are cut as transformers cuts pairs,
 `longest_first`.
 
-Refused by name: a model without a …ForSequenceClassification head (so Qwen3-Reranker and other language models),
-DeBERTa (mxbai-rerank v1) and any family that is not in the table; more labels than one; other activations than Sigmoid
-and Identity; prompts; modules beside the transformer; and Core ML, which runs none of them.
+Qwen3-Reranker is a language model that is asked: the score is how far its logit of *yes* is above that of *no*, and
+what is too long is cut off the document's end. With sentence-transformers' files (LogitScore, a chat template for a
+query and a document, a prompt) it is asked as these say; without them as its model card has it, and then results carry
+a note, for nothing tells it from another Qwen3. Control tokens that a document spells are read as such, as there.
+
+Refused by name: a model without a …ForSequenceClassification head that is no Qwen3ForCausalLM, DeBERTa (mxbai-rerank
+v1) and any family that is not in the table; more labels than one; other activations than Sigmoid and Identity;
+prompts; modules beside the transformer; and Core ML, which runs none of them.
 """
 
 
@@ -158,7 +164,7 @@ def _weigh(name: str, folder: Path, rows: list[np.ndarray], like: np.ndarray) ->
 
 def _write_rerankers() -> None:
     texts = json.loads((DATA / "texts.json").read_text())
-    recorded = np.load(DATA / "rerankers.npz")
+    recorded = {**np.load(DATA / "rerankers.npz"), "qwen3/scores": np.load(DATA / "yes_no.npz")["scores"]}
     lines = [
         "Written by scripts/models/models_table.py. Figures are the most that a score is off that of "
         f"sentence-transformers' CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} "
@@ -170,7 +176,7 @@ def _write_rerankers() -> None:
     ]
     for row in RERANKERS:
         folder = DATA / "rerankers" / row.folder
-        encoder = PairEncoder.load(folder)
+        encoder = load_pairs(folder)
         rows = [each.ids for query in recorded["queries"] for each in encoder.encode(str(query), texts)]
         expected = recorded[f"{row.folder}/scores"]
         config = read_reranker(folder)

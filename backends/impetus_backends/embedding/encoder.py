@@ -12,7 +12,7 @@ import numpy as np
 from impetus_backends.embedding import architectures
 from impetus_backends.embedding.devices.operations import Inputs
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical
-from impetus_backends.embedding.modules import Dense, Linear, Norm
+from impetus_backends.embedding.modules import Dense, Linear, Logit, Norm
 from impetus_backends.errors import RequestError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     ]
     vectors = pooled[0] if len(pooled) == 1 else ops.join(pooled)
     for step in config.steps:
-        if isinstance(step, Dense | Linear):
+        if isinstance(step, Dense | Linear | Logit):
             vectors = ops.project(vectors, step.name, step.outputs, bias=step.bias)
             vectors = ops.bend(vectors, step.activation) if step.activation else vectors
         elif isinstance(step, Norm):

@@ -141,6 +141,7 @@ def open_engine(
     config = config or read_config(files.folder)
     backend.load()
     notes = [getattr(backend, "note", None)]  # most have nothing to add to their device's name
+    notes += [config.note] if isinstance(config, RerankerConfig) else []
     outputs, no_sparse = config.outputs, config.no_sparse
     if "sparse" in outputs and not isinstance(backend, SparseBackend):
         outputs, no_sparse = ("dense",), f"makes no sparse embeddings on {backend.name}; on mlx and cpu it does"

@@ -71,6 +71,22 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Logit:
+    """As `Linear`, to one number: by how much a language model's logit of one token is above that of another.
+
+    Its weights are a difference of rows of `table`; `no`: none where the one logit is all.
+    """
+
+    table: str
+    yes: int
+    no: int | None
+    activation: str
+    name: str = "logit"
+    outputs: int = 1
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Norm:
     """Layer normalisation of pooled vectors."""
 
@@ -84,7 +100,7 @@ class Normalise:
     """Vectors are scaled to length 1."""
 
 
-Step = Dense | Linear | Norm | Normalise
+Step = Dense | Linear | Logit | Norm | Normalise
 
 
 @dataclass(frozen=True, slots=True)

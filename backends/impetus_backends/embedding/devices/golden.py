@@ -12,7 +12,7 @@ import numpy as np
 
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.encoder import PROMPT
-from impetus_backends.embedding.texts.pairs import PairEncoder
+from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
@@ -84,7 +84,7 @@ def check(
 
 def check_scores(backend: EmbeddingBackend, config: RerankerConfig, folder: Path) -> float:
     """`check` for a reranker: how far its logits are from the reference's at most, alone and in a batch."""
-    rows = [text.ids for text in PairEncoder.load(folder).encode(GOLDEN_QUERY, GOLDEN_TEXTS)]
+    rows = [text.ids for text in load_pairs(folder).encode(GOLDEN_QUERY, GOLDEN_TEXTS)]
     reference = NumpyEmbeddingBackend(config)
     reference.load()
     expected, alone = (np.concatenate([_embed(each, config, [row]) for row in rows]) for each in (reference, backend))

@@ -23,6 +23,7 @@ from impetus_backends.embedding.folder.static import read_table
 from impetus_backends.embedding.modules import (
     Dense,
     Linear,
+    Logit,
     Normalise,
     PoolingConfig,
     Step,
@@ -63,6 +64,8 @@ class Task:
     name: str
     output: str
     output_name: str
+    messages: bool = False
+    """Whether texts are put as a conversation."""
 
 
 EMBEDDING = Task("feature-extraction", "token_embeddings", "last_hidden_state")
@@ -107,11 +110,16 @@ class EmbeddingConfig:
         return ("dense", "sparse") if self.sparse else ("dense",)
 
     @property
+    def further(self) -> tuple[object, ...]:
+        """What decides its results besides, for who has any of it."""
+        return (self.sparse,) if self.sparse else ()
+
+    @property
     def dimensions(self) -> int:
         """Of the dense vectors that come out; 0 where none do."""
         if "dense" not in self.outputs:
             return 0
-        widths = [step.outputs for step in self.steps if isinstance(step, Dense | Linear)]
+        widths = [step.outputs for step in self.steps if isinstance(step, Dense | Linear | Logit)]
         width = widths[-1] if widths else len(self.pooling.modes) * self.encoder.hidden_size
         return min(width, self.truncate or width)
 
@@ -229,7 +237,7 @@ def _sentence(reader: Reader, transformer: Path, task: Task) -> dict[str, Any]:
     known = ("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name")
     sentence = reader.object(file, known=(*known, *_EMPTY))
     for key in _EMPTY:
-        if sentence.get(key) not in (None, {}):
+        if sentence.get(key) not in (None, {}) and not (task.messages and key == "processing_kwargs"):
             raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
     for key, usual in (("transformer_task", task.name), ("module_output_name", task.output)):
         if sentence.get(key, usual) != usual:
