@@ -88,7 +88,7 @@ class EmbeddingCandidates:
         text, folder = self._model.text, str(files.folder)
         return EngineInfo(
             self._kind, "", "", files.name, files.aliases, "", "", folder=folder, max_tokens=text.max_tokens,
-            dimensions=self._model.dimensions,
+            dimensions=self._model.dimensions, outputs=self._model.outputs, no_sparse=self._model.no_sparse,
         )  # fmt: skip
 
     def weights_bytes(self) -> int:
@@ -119,7 +119,7 @@ class EmbeddingCandidates:
 
     def _with_its_batches(self, backend: EmbeddingBackend, info: EngineInfo) -> EngineInfo:
         """How many tokens of a batch suit the backend, if that is to be measured."""
-        if self._longest_batch_s is None or not is_measured(backend):
+        if self._longest_batch_s is None or not is_measured(backend) or "dense" not in info.outputs:
             return info
         vocabulary, longest = self._model.encoder.vocab_size, self._model.text.max_tokens
         try:

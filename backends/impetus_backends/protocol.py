@@ -39,6 +39,11 @@ class EngineInfo:
     folder: str = ""
     """Where the model's files are, for whoever tokenises for this engine."""
     dimensions: int = 0
+    """Of dense vectors; 0 of a model that makes none."""
+    outputs: tuple[str, ...] = ("dense",)
+    """What it makes of a text: `dense`, `sparse` or both."""
+    no_sparse: str = "has no head for sparse embeddings"
+    """What is to be said of a model that makes no sparse vectors, after its name."""
     max_tokens: int = 0
     """The longest input the model reads, in tokens."""
     batch_tokens: int = 1024
@@ -77,6 +82,8 @@ class EmbeddingWork:
     """Runs before every batch that is not, because somebody is waiting."""
     model: str | None = None
     """One of the engine's aliases; none means its default."""
+    output: str = "dense"
+    """One of the model's `outputs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +137,27 @@ class GenerationWork:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseVector:
+    """The weights of some tokens of a vocabulary; of all others they are 0."""
+
+    indices: np.ndarray
+    """The tokens' ids, int32, rising."""
+    values: np.ndarray
+    """float32."""
+
+
+@dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of one batch: float32 (rows, dimensions), in the order of its rows."""
+    """The vectors of one batch, in the order of its rows: float32 (rows, dimensions)."""
 
     id: int
     vectors: np.ndarray
+    """Empty where `sparse` is not."""
     device_s: float
     by: EngineInfo | None = None
     """Of an engine of several models: the one that made them."""
+    sparse: Sequence[SparseVector] = ()
+    """For work that wants these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,25 @@ import numpy as np
 
 from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices import golden
+from impetus_backends.embedding.devices.backends import SparseBackend
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.reranker import RerankerConfig
+from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.models import ModelFiles
+    from impetus_backends.protocol import SparseVector
+
+_NONE = np.empty((0, 0), dtype=np.float32)
+_MOST_LOGITS = 2**26
+"""Of a batch of a SPLADE model: 256 MB in float32."""
 
 
 class EmbeddingEngine:
@@ -82,14 +89,27 @@ class EmbeddingEngine:
         if self._backend is None:
             return Rejected(work.id, "the engine is closed", permanent=False)
         started = self._clock()
+        if work.output not in self._info.outputs:
+            said = self._info.no_sparse if work.output == "sparse" else "makes sparse embeddings alone"
+            return Rejected(work.id, f"{self._info.model} {said}")
         try:
-            vectors = self._backend.embed(work.rows)
-            self._verify(vectors, len(work.rows))
+            vectors, sparse = self._made(self._backend, work)
         except RequestError as error:
             return Rejected(work.id, str(error))
         except Exception as error:  # noqa: BLE001 - whatever a device raises must not end the engine
             return Rejected(work.id, f"{self._info.backend}: {type(error).__name__}: {error}", permanent=False)
-        return Embedded(work.id, vectors, self._clock() - started)
+        return Embedded(work.id, vectors, self._clock() - started, sparse=sparse)
+
+    def _made(self, backend: EmbeddingBackend, work: EmbeddingWork) -> tuple[np.ndarray, Sequence[SparseVector]]:
+        if work.output == "sparse" and isinstance(backend, SparseBackend):
+            sparse = backend.weigh(work.rows)
+            if len(sparse) != len(work.rows):
+                raise BackendError(f"{len(work.rows)} texts came back as {len(sparse)} sparse vectors")
+            self._verify_finite([bool(np.isfinite(vector.values).all()) for vector in sparse])
+            return _NONE, sparse
+        vectors = backend.embed(work.rows)
+        self._verify(vectors, len(work.rows))
+        return vectors, ()
 
     def _verify(self, vectors: np.ndarray, rows: int) -> None:
         if vectors.shape != (rows, self._info.dimensions):
@@ -97,8 +117,11 @@ class EmbeddingEngine:
                 f"{rows} texts came back as {vectors.shape}, not ({rows}, {self._info.dimensions}); "
                 "does the backend drop or merge rows of a batch?"
             )
-        if not np.isfinite(vectors).all():
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+        self._verify_finite(np.isfinite(vectors).all(axis=1))
+
+    def _verify_finite(self, finite: Sequence[bool] | np.ndarray) -> None:
+        if not np.all(finite):
+            bad = np.flatnonzero(~np.asarray(finite)).tolist()
             raise BackendError(f"the vectors of rows {bad} are not finite; half precision may have overflowed")
 
 
@@ -118,12 +141,13 @@ def open_engine(
     config = config or read_config(files.folder)
     backend.load()
     notes = [getattr(backend, "note", None)]  # most have nothing to add to their device's name
-    if check and isinstance(config, RerankerConfig):
-        apart = golden.check_scores(backend, config, files.folder)
-        reasons = (*reasons, f"{backend.name}: golden check passed, logits {apart:.1e} apart at most")
-    elif check:
-        report = golden.check(backend, config, files.folder)
-        reasons = (*reasons, f"{backend.name}: golden check passed, least cosine {report.least_cosine:.7f}")
+    notes += [config.note] if isinstance(config, RerankerConfig) else []
+    outputs, no_sparse = config.outputs, config.no_sparse
+    if "sparse" in outputs and not isinstance(backend, SparseBackend):
+        outputs, no_sparse = ("dense",), f"makes no sparse embeddings on {backend.name}; on mlx and cpu it does"
+    if check:
+        passed = _golden(backend, config, files, outputs)
+        reasons = (*reasons, f"{backend.name}: golden check passed, {passed}")
     else:
         notes.append("not compared with the reference before serving")
     info = EngineInfo(
@@ -136,10 +160,30 @@ def open_engine(
         fingerprint=f"{fingerprint(config)}/{backend.name}/{backend.precision}",
         precision=backend.precision,
         dimensions=config.dimensions,
+        outputs=outputs,
+        no_sparse=no_sparse,
         max_tokens=config.text.max_tokens,
-        batch_tokens=USUAL.get(backend.name, min(USUAL.values())),
+        batch_tokens=_batch_tokens(backend, config),
         packs=getattr(backend, "packs", False),
         note="; ".join(note for note in notes if note) or None,
         reasons=reasons,
     )
     return EmbeddingEngine(backend, info)
+
+
+def _golden(backend: EmbeddingBackend, config: EmbeddingConfig, files: ModelFiles, outputs: tuple[str, ...]) -> str:
+    """Holds a backend to its golden check in all that it makes; says how near it is."""
+    if isinstance(config, RerankerConfig):
+        return f"logits {golden.check_scores(backend, config, files.folder):.1e} apart at most"
+    found = []
+    if "dense" in outputs:
+        found.append(f"least cosine {golden.check(backend, config, files.folder).least_cosine:.7f}")
+    if "sparse" in outputs and isinstance(backend, SparseBackend):
+        found.append(f"least cosine of sparse vectors {golden.check_sparse(backend, config, files.folder):.7f}")
+    return ", ".join(found)
+
+
+def _batch_tokens(backend: EmbeddingBackend, config: EmbeddingConfig) -> int:
+    """Padded tokens of a batch. Where each of them has a weight for every token of the vocabulary, memory bounds it."""
+    usual = USUAL.get(backend.name, min(USUAL.values()))
+    return min(usual, _MOST_LOGITS // config.encoder.vocab_size) if isinstance(config.sparse, Splade) else usual

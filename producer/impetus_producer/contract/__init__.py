@@ -23,6 +23,8 @@ from .embedding import MAX_TEXTS_PER_JOB as MAX_TEXTS_PER_JOB
 from .embedding import EmbeddingRequest as EmbeddingRequest
 from .embedding import EmbeddingResult as EmbeddingResult
 from .embedding import EmbeddingUsage as EmbeddingUsage
+from .embedding import SparseBlock as SparseBlock
+from .embedding import SparseVector as SparseVector
 from .embedding import VectorBlock as VectorBlock
 from .generation import Choice as Choice
 from .generation import FinishReason as FinishReason

@@ -1,4 +1,4 @@
-"""Embedding: texts, and a vector for each.
+"""Embedding: texts, and a vector for each, dense or sparse.
 
 Names and meanings are those of OpenAI's embeddings, where those have them
 (https://platform.openai.com/docs/api-reference/embeddings).
@@ -12,7 +12,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from .conversation import Wire, checked_text, invalid, json_type
 from .provenance import Provenance
@@ -57,6 +57,17 @@ class EmbeddingRequest(Wire):
     """Prefixes the prompt that the model's own files state for this kind of text, where they state one."""
     truncate: bool = True
     """Cut a text past the model's length. False: fail the job instead."""
+    output: Literal["dense", "sparse"] = "dense"
+    """`sparse`: weights of some tokens of the model's vocabulary, from a model with a head for them, such as SPLADE's
+    or bge-m3's. These go by the tokens' ids, and `dimensions` and `encoding_format` are no matter of theirs."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> EmbeddingRequest:
+        if self.output == "sparse":
+            for field, usual in (("dimensions", None), ("encoding_format", "base64")):
+                if getattr(self, field) != usual:
+                    raise invalid("is for dense vectors, and 'output' is sparse", field=field)
+        return self
 
 
 # At the first fault: else there would be a complaint about each of millions of numbers.
@@ -88,6 +99,10 @@ class VectorBlock(Wire):
         if size != 4 * count * width:
             raise invalid(f"{size:,} bytes are not {count} rows of {width} float32", field="data")
         return self
+
+    @property
+    def texts(self) -> int:
+        return self.shape[0]
 
     @classmethod
     def from_bytes(cls, raw: bytes, shape: tuple[int, int]) -> VectorBlock:
@@ -124,6 +139,36 @@ class VectorBlock(Wire):
         return self.data if isinstance(self.data, bytes) else base64.b64decode(self.data, validate=True)
 
 
+class SparseVector(Wire):
+    """The weights of some tokens of the model's vocabulary; of all others they are 0."""
+
+    indices: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
+    """The tokens' ids, rising."""
+    values: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(fail_fast=True)]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> SparseVector:
+        if len(self.indices) != len(self.values):
+            raise invalid(f"{len(self.values)} values are not one for each of {len(self.indices)} indices")
+        return self
+
+
+class SparseBlock(Wire):
+    """Sparse vectors, one a text."""
+
+    encoding: Literal["sparse"]
+    data: Annotated[list[SparseVector], Field(max_length=MAX_TEXTS_PER_JOB, fail_fast=True)]
+
+    @property
+    def texts(self) -> int:
+        return len(self.data)
+
+
+def _kind_of_block(value: Any) -> str:
+    encoding = value.get("encoding") if isinstance(value, dict) else getattr(value, "encoding", None)
+    return "sparse" if encoding == "sparse" else "dense"
+
+
 class EmbeddingUsage(Wire):
     prompt_tokens: int
     """Tokens the model read, after truncation, special tokens included."""
@@ -134,15 +179,30 @@ class EmbeddingUsage(Wire):
 
 
 class EmbeddingResult(Wire):
-    """What an embedding job returns. `vectors` holds the numbers, one row a text."""
+    """What an embedding job returns. `vectors` holds the numbers, one row a text; of a request for sparse ones `sparse`
+    does."""
 
     object: Literal["embedding"] = "embedding"
-    embeddings: VectorBlock
+    embeddings: Annotated[
+        Annotated[VectorBlock, Tag("dense")] | Annotated[SparseBlock, Tag("sparse")], Discriminator(_kind_of_block)
+    ]
     model: str
     usage: EmbeddingUsage
     provenance: Provenance
 
     @property
     def vectors(self) -> np.ndarray | list[list[float]]:
-        """(texts, dimensions): a read-only numpy array where numpy is installed, else a list of lists."""
+        """(texts, dimensions): a read-only numpy array where numpy is installed, else a list of lists.
+
+        Raises `ValueError` where sparse vectors were asked for.
+        """
+        if isinstance(self.embeddings, SparseBlock):
+            raise ValueError("the vectors of this result are sparse: read its 'sparse'")
         return self.embeddings.rows()
+
+    @property
+    def sparse(self) -> list[SparseVector]:
+        """One a text. Raises `ValueError` where dense vectors were asked for."""
+        if isinstance(self.embeddings, VectorBlock):
+            raise ValueError("the vectors of this result are dense: read its 'vectors'")
+        return self.embeddings.data

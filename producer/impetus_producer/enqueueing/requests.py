@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 InputType = Literal["query", "document"]
 EncodingFormat = Literal["base64", "float", "raw"]
+Output = Literal["dense", "sparse"]
 _JOBS_PER_ROUND_TRIP = 32
 _BACKLOG_POLL_S = 0.05
 
@@ -63,14 +64,17 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         input_type: InputType | None = None,
         truncate: bool = True,
         encoding_format: EncodingFormat = "base64",
+        output: Output = "dense",
         bulk: bool = False,
     ) -> EmbeddingT:
         """Enqueues one job that embeds a text, or up to 2,048 texts. `bulk`: nobody is waiting for it.
 
+        `output="sparse"`: the result's `sparse` holds vectors of token ids and weights, if the model has a head for it.
+
         Raises `InvalidRequestError` at once for what a worker would refuse.
         """
         texts = input if isinstance(input, str) else list(input)
-        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format)
+        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format, output)
         return self._embedding(payload, bulk)
 
     def embed_many(
@@ -83,12 +87,13 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         dimensions: int | None = None,
         input_type: InputType | None = None,
         truncate: bool = True,
-        encoding_format: EncodingFormat = "raw",
+        encoding_format: EncodingFormat | None = None,
+        output: Output = "dense",
         bulk: bool = True,
     ) -> EmbeddingsT:
         """Splits texts into jobs, and yields the jobs' handles in the order of the texts.
 
-        Results lie in Redis as `raw` vectors, which take the least room; RQ itself does not show those: ask for
+        Dense vectors lie in Redis as `raw` ones, which take the least room; RQ itself does not show those: ask for
         `base64` where results are read by other means than these handles.
 
         Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs, and 32 million characters, on the queue,
@@ -104,7 +109,8 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
             dimensions=dimensions,
             input_type=input_type,
             truncate=truncate,
-            encoding_format=encoding_format,
+            encoding_format=encoding_format or ("raw" if output == "dense" else "base64"),
+            output=output,
         )
         payload(["no text in particular"])
         source = UntilError(checked(texts))
@@ -254,6 +260,7 @@ def embedding_payload(
     input_type: InputType | None,
     truncate: bool,
     encoding_format: EncodingFormat = "base64",
+    output: Output = "dense",
 ) -> dict[str, Any]:
     """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
     fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
@@ -262,5 +269,7 @@ def embedding_payload(
         payload["truncate"] = False
     if encoding_format != "base64":
         payload["encoding_format"] = encoding_format
+    if output != "dense":
+        payload["output"] = output
     parse_request(EmbeddingRequest, payload)
     return payload

@@ -167,6 +167,7 @@ class EmbeddingBatcher:
 
     def _open(self, read: ReadJob, now: float) -> None:
         lane, size, model = self._lane(read.urgent), len(read.texts), self._requests.model_of(read.request)
+        sparse = self._requests.sparse(read.request)
         owner = self._jobs[read.job.id] = OpenEmbedding(
             read.job,
             read.request,
@@ -174,9 +175,10 @@ class EmbeddingBatcher:
             tokens=sum(len(text.ids) for text in read.texts),
             truncated=sum(text.lost > 0 for text in read.texts),
             lost=sum(text.lost for text in read.texts),
-            vectors=np.empty((size, model.dimensions), dtype=np.float32),
+            vectors=[None] * size if sparse else np.empty((size, model.dimensions), dtype=np.float32),
             rows_left=size,
             urgent=read.urgent,
+            output="sparse" if sparse else "dense",
         )
         cost = self._costs[model.model]
         cost.arrived(size, now)
@@ -228,10 +230,11 @@ class EmbeddingBatcher:
         return lane.backlog.is_full or (lane.in_engine == 0 and now >= lane.closes_at)
 
     def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
-        info = rows[0].owner.model
-        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, info.model)
+        first = rows[0].owner
+        info = first.model
+        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, info.model, first.output)
         lane.in_engine += 1
-        batch = Batch(rows, {row.owner for row in rows}, info.model, lane.urgent, suspect, packed=info.packs)
+        batch = Batch(rows, {row.owner for row in rows}, info.model, lane.urgent, suspect, packed=first.packs)
         self._in_engine.give(work.id, batch, now)
         return work
 
@@ -268,15 +271,16 @@ class EmbeddingBatcher:
         return [Failed(owner.job, InferenceError(event.message))]
 
     def _completed(self, batch: Batch, event: Embedded) -> list[Outcome]:
-        if len(event.vectors) != len(batch.rows):
+        vectors = event.sparse or event.vectors
+        if len(vectors) != len(batch.rows):
             raise RuntimeError(
-                f"the engine returned {len(event.vectors)} vectors for {len(batch.rows)} texts: "
+                f"the engine returned {len(vectors)} vectors for {len(batch.rows)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
         self._costs[batch.model].observe(batch.padded_tokens, event.device_s)
         self._seconds_a_batch += _LEARNING_RATE * (event.device_s - self._seconds_a_batch)
         done: list[Outcome] = []
-        for row, vector in zip(batch.rows, event.vectors, strict=True):
+        for row, vector in zip(batch.rows, vectors, strict=True):
             owner = row.owner
             if owner.ended:
                 continue

@@ -17,7 +17,7 @@ _LEAST_LOGPROB = -9999.0
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from impetus_backends.protocol import Answer, EngineInfo, Generated
+    from impetus_backends.protocol import Answer, EngineInfo, Generated, SparseVector
 
     from .planning.backlog import OpenEmbedding
 
@@ -53,6 +53,9 @@ class EmbeddingResults:
 
     def of(self, owner: OpenEmbedding) -> Finished:
         """The result of a job all of whose vectors are there."""
+        if owner.output == "sparse":
+            data = ",".join(map(_sparse_json, owner.vectors))
+            return Finished(owner.job, self._around(owner, f'{{"encoding":"sparse","data":[{data}]}}'))
         vectors, encoding = owner.vectors, owner.request.encoding_format
         if owner.request.dimensions is not None:
             vectors = vectors[:, : owner.request.dimensions]
@@ -63,13 +66,25 @@ class EmbeddingResults:
         else:
             data = '""' if encoding == "raw" else f'"{base64.b64encode(raw).decode("ascii")}"'
         # Written by hand: json.dumps would look through every character of the block for one to escape.
+        block = (
+            f'{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
+            f'"encoding":"{encoding}","data":{data}}}'
+        )
+        return Finished(owner.job, self._around(owner, block), raw if encoding == "raw" else None)
+
+    def _around(self, owner: OpenEmbedding, block: str) -> bytes:
         result = (
-            f'{{"object":"embedding","embeddings":{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
-            f'"encoding":"{encoding}","data":{data}}},'
+            f'{{"object":"embedding","embeddings":{block},'
             f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
             f'"truncated_tokens":{owner.lost}}},{self._same_for_all(owner.model)}}}'
         )
-        return Finished(owner.job, result.encode(), raw if encoding == "raw" else None)
+        return result.encode()
+
+
+def _sparse_json(vector: SparseVector) -> str:
+    """With numbers that are the vector's own to the bit: float32 in the fewest digits."""
+    indices, values = (",".join(each.astype(str).tolist()) for each in (vector.indices, vector.values))
+    return f'{{"indices":[{indices}],"values":[{values}]}}'
 
 
 class RerankResults:

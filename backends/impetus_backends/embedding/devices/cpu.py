@@ -14,8 +14,9 @@ from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import frequencies
 from impetus_backends.embedding.devices.sharing import rows_of
-from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.encoder import embed, pad, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
+    from impetus_backends.protocol import SparseVector
 
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9
@@ -125,6 +127,8 @@ class OnnxOps:
             return self.node("Gelu", x, approximate="tanh" if kind == "gelu_tanh" else "none")
         if kind == "silu":
             return self.node("Mul", x, self.node("Sigmoid", x))
+        if kind == "log1p":
+            return self.node("Log", self.node("Add", x, self.constant(1, np.float32)))
         return self.node({"tanh": "Tanh", "sigmoid": "Sigmoid"}.get(kind, "Relu"), x)
 
     bend = activate
@@ -261,8 +265,8 @@ class CPUEmbeddingBackend:
         self._threads = threads
         self._weights: Any = None
         self._values: dict[str, Any] = {}
-        self._sessions: dict[bool, Any] = {}
-        """By whether rows hold several texts; that for such is made when it is first needed."""
+        self._sessions: dict[tuple[str, bool], Any] = {}
+        """By what comes out and whether rows hold several texts; all but the first are made when first needed."""
 
     def load(self) -> None:
         """Builds the graph and the session; raises `BackendUnavailableError` without ONNX Runtime."""
@@ -277,14 +281,20 @@ class CPUEmbeddingBackend:
             ) from error
         self._onnx, self._runtime = onnx, onnxruntime
         self._weights = open_weights(self._config)
-        self._sessions = {False: self._session(packed=False)}
+        self._sessions = {}
+        self._session(self._config.outputs[0], packed=False)
 
-    def _session(self, *, packed: bool) -> Any:
+    def _session(self, output: str, *, packed: bool) -> Any:
+        if (output, packed) not in self._sessions:
+            self._sessions[output, packed] = self._made_session(output, packed=packed)
+        return self._sessions[output, packed]
+
+    def _made_session(self, output: str, *, packed: bool) -> Any:
         """Weights are kept once, however many sessions there are."""
         onnx, onnxruntime = self._onnx, self._runtime
         ops = OnnxOps(self._weights, onnx, self._values)
         names = inputs_of(self._config.encoder)
-        result = embed(ops, self._config, Inputs(*names, packed=packed))
+        result = (embed if output == "dense" else weigh)(ops, self._config, Inputs(*names, packed=packed))
         helper = onnx.helper
         axes = ["batch", "length"]
         floats = {"mask": axes, "shares": ["batch", "modes", "texts", "length"]}
@@ -296,7 +306,11 @@ class CPUEmbeddingBackend:
             ops.nodes,
             "encoder",
             inputs,
-            [helper.make_tensor_value_info(result, _FLOAT, ["batch", self._config.dimensions])],
+            [
+                helper.make_tensor_value_info(
+                    result, _FLOAT, ["batch", self._config.dimensions] if output == "dense" else None
+                )
+            ],
             ops.initializers,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
@@ -317,10 +331,16 @@ class CPUEmbeddingBackend:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         call = rows_of(self._config, [len(row) for row in rows], stepped=False)
         batch = lay(self._config, call, rows)
-        if batch.packed not in self._sessions:
-            self._sessions[batch.packed] = self._session(packed=batch.packed)
+        made = self._run("dense", batch)
+        found = np.empty((len(rows), made.shape[1]), np.float32)
+        found[list(call.rows)] = made[call.places]
+        return found
+
+    def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
+        """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
+        return vectors(self._config, rows, self._run("sparse", pad(self._config, rows)))
+
+    def _run(self, output: str, batch: Inputs[np.ndarray]) -> np.ndarray:
         feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        made: np.ndarray = self._sessions[batch.packed].run(None, feeds)[0]
-        vectors = np.empty((len(rows), made.shape[1]), np.float32)
-        vectors[list(call.rows)] = made[call.places]
-        return vectors
+        made: np.ndarray = self._session(output, packed=batch.packed).run(None, feeds)[0]
+        return made

@@ -13,8 +13,9 @@ from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import by_places, within
 from impetus_backends.embedding.devices.sharing import rows_of
-from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.encoder import embed, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
+    from impetus_backends.protocol import SparseVector
 
 _UNSEEN = -1e4
 """Added to scores that do not count: its exponential is zero, and float16 holds it."""
@@ -86,6 +88,8 @@ class MLXOps:
             return x * mx.sigmoid(x)
         if kind == "sigmoid":
             return mx.sigmoid(x)
+        if kind == "log1p":
+            return mx.log1p(x)
         return mx.tanh(x) if kind == "tanh" else mx.maximum(x, 0)
 
     bend = activate
@@ -167,8 +171,18 @@ class MLXEmbeddingBackend:
         assert self._ops is not None, "load() comes first"
         call = rows_of(self._config, [len(row) for row in rows])
         batch = lay(self._config, call, rows)
+        made = np.array(embed(self._ops, self._config, self._on_device(batch)), dtype=np.float32)
+        found = np.empty((len(rows), made.shape[1]), np.float32)
+        found[list(call.rows)] = made[call.places]
+        return found
+
+    def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
+        """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
+        assert self._ops is not None, "load() comes first"
+        batch = lay(self._config, rows_of(self._config, [len(row) for row in rows], shared=False), rows)
+        made = weigh(self._ops, self._config, self._on_device(batch))
+        return vectors(self._config, rows, np.array(made.astype(self._mx.float32)))
+
+    def _on_device(self, batch: Inputs[np.ndarray]) -> Inputs[Any]:
         arrays = {name: self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        made = np.array(embed(self._ops, self._config, Inputs(**arrays, packed=batch.packed)), dtype=np.float32)
-        vectors = np.empty((len(rows), made.shape[1]), np.float32)
-        vectors[list(call.rows)] = made[call.places]
-        return vectors
+        return Inputs(**arrays, packed=batch.packed)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impetus_backends.embedding.encoder import embed, pad
+from impetus_backends.embedding.encoder import embed, pad, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.sparse import vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
+    from impetus_backends.protocol import SparseVector
 
     Floats = npt.NDArray[np.float32]
 
@@ -110,6 +112,8 @@ class NumpyOps:
             result = half * x * (1 + np.tanh(half * x))
         elif kind == "sigmoid":
             result = half * (1 + np.tanh(half * x))
+        elif kind == "log1p":
+            result = np.log1p(x)
         else:
             result = np.tanh(x) if kind == "tanh" else np.maximum(x, 0)
         return result
@@ -219,3 +223,8 @@ class NumpyEmbeddingBackend:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         assert self._ops is not None, "load() comes first"
         return embed(self._ops, self._config, pad(self._config, rows)).astype(np.float32, copy=False)
+
+    def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
+        """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
+        assert self._ops is not None, "load() comes first"
+        return vectors(self._config, rows, weigh(self._ops, self._config, pad(self._config, rows)))

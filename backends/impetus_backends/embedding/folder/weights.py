@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impetus_backends.embedding.folder.shapes import TABLES
+from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical, Splade
 from impetus_backends.embedding.folder.tensors import DTYPES, read_tensors, weight_files
-from impetus_backends.embedding.modules import Dense
+from impetus_backends.embedding.modules import Dense, Logit
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
@@ -41,14 +43,23 @@ class Weights:
         for step in config.steps:
             if isinstance(step, Dense):
                 weights._add((config.root or config.transformer) / step.folder, f"{step.folder}/")
+            elif isinstance(step, Logit):
+                weights._tensors[step.name + ".weight"] = (weights._difference(step), "F32")
+        if isinstance(config.sparse, Lexical):
+            weights._read([config.transformer / f"{LEXICAL}.safetensors"], f"{LEXICAL}.")
+        elif isinstance(config.sparse, Splade):
+            weights._tensors |= {name: weights._find(source) for name, source in config.sparse.tied}
         return weights
 
     def _add(self, folder: Path, prefix: str) -> None:
-        for file in weight_files(folder):
+        self._read(weight_files(folder), prefix)
+
+    def _read(self, files: Sequence[Path], prefix: str) -> None:
+        for file in files:
             for name, tensor, dtype in read_tensors(file):
                 plain = prefix + _plain(name)
                 if plain in self._tensors:
-                    raise ModelError(f"the weights in {folder} hold {plain} twice, under two names")
+                    raise ModelError(f"the weights in {file.parent} hold {plain} twice, under two names")
                 self._tensors[plain] = (tensor, dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -71,10 +82,18 @@ class Weights:
     def __getitem__(self, name: str) -> np.ndarray:
         """One tensor, float32 and contiguous."""
         self.shape(name)
-        tensor, dtype = self._find(name)
-        if dtype == "BF16":
-            return (tensor.astype(np.uint32) << 16).view(np.float32)
-        return np.ascontiguousarray(tensor, dtype=np.float32)
+        return _floats(*self._find(name))
+
+    def _difference(self, step: Logit) -> np.ndarray:
+        """The weights of the one number that `step` makes, (1, hidden)."""
+        rows = [self._row(step.table, each) for each in (step.yes, step.no) if each is not None]
+        return rows[0] if len(rows) == 1 else rows[0] - rows[1]
+
+    def _row(self, table: str, index: int) -> np.ndarray:
+        shape = self.shape(table)
+        if len(shape) != 2 or shape[0] <= index:
+            raise ModelError(f"the weights in {self._folder} have no row {index} of {table}")
+        return _floats(self._tensors[table][0][index : index + 1], self._tensors[table][1])
 
     def _find(self, name: str) -> tuple[np.ndarray, str]:
         try:
@@ -87,6 +106,10 @@ def fingerprint(config: EmbeddingConfig) -> str:
     """Sixteen hex digits of a SHA-256 over all that decides a vector: what the files say, and every file read."""
     digest = hashlib.sha256(repr((config.encoder, config.pooling, config.text, config.steps, config.truncate)).encode())
     files = set(config.files) | set(weight_files(config.transformer))
+    if config.further:  # what packages were made of stays what it was
+        digest.update(repr(config.further).encode())
+    if isinstance(config.sparse, Lexical):
+        files.add(config.transformer / f"{LEXICAL}.safetensors")
     for pattern in _TOKENIZER_FILES:
         files.update(config.transformer.glob(pattern))
     for step in config.steps:
@@ -98,6 +121,12 @@ def fingerprint(config: EmbeddingConfig) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def _floats(tensor: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        return (tensor.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(tensor, dtype=np.float32)
 
 
 def _name(file: Path, root: Path) -> str:
