@@ -16,11 +16,12 @@ import click
 from click.core import ParameterSource
 
 from ..settings import GENERATION_RECIPES
+from .from_torch import convert_from_torch
 from .quantize import DEFAULT_LIMIT_PERCENT, Measured
 from .quantize import convert as convert_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.devices.packages.convert import Report
@@ -39,6 +40,8 @@ _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 @click.option("--for", "for_", default="coreml", show_default=True, type=click.Choice(("coreml", "coreai")),
               help="Embeddings: what the package is for. Core AI is macOS 27's; off a Mac its float16 is emulated, a "
               "minute a text.")  # fmt: skip
+@click.option("--from-torch", is_flag=True, help="MODEL is a folder whose weights are in files of torch's, and gets "
+              "them as safetensors.")  # fmt: skip
 @click.option("--quantize", default="none", show_default=True, type=click.Choice((*_MODES, *GENERATION_RECIPES)),
               metavar="FORM", help="See the forms below.")  # fmt: skip
 @click.option("--output", "--out", type=click.Path(path_type=Path), metavar="DIR",
@@ -69,6 +72,7 @@ def convert(
     context: click.Context,
     model: str,
     generation: bool,
+    from_torch: bool,
     for_: str,
     quantize: str,
     output: Path | None,
@@ -111,12 +115,20 @@ def convert(
     mxfp4       4-bit floats with an 8-bit power of two for each 32 weights
     nvfp4       4-bit floats with an 8-bit float for each 16 weights
 
+    FILES OF TORCH'S (--from-torch), pytorch_model.bin and its like, are pickles, which workers never read. They become
+    safetensors beside them, or in the new folder --output, exactly as they are. Nothing that they name is run.
+
     \b
     impetus-worker convert all-MiniLM-L6-v2
     impetus-worker convert all-MiniLM-L6-v2 --quantize int8 --output ./packages
     impetus-worker convert ./my-model --buckets 1x64,16x64,1x512
     impetus-worker convert --generation ./my-model --quantize 4bit --text letters.txt
+    impetus-worker convert --from-torch ./my-old-model
     """
+    if from_torch:
+        _refuse_others(context, ("model", "from_torch", "output"), "--from-torch")
+        convert_from_torch(model, output, _Progress())
+        return
     _check_options(context, quantize, generation=generation)
     if generation:
         limit = DEFAULT_LIMIT_PERCENT if limit_percent is None else limit_percent
@@ -206,8 +218,13 @@ def _check_options(context: click.Context, quantize: str, *, generation: bool) -
         if quantize == "none":
             raise click.UsageError(f"say what to make of it: --quantize {'|'.join(forms)}")
         raise click.UsageError(f"--quantize {quantize} is not for {kind}: take one of {', '.join(forms)}{hint}")
-    for name in _EMBEDDING_OPTIONS if generation else _GENERATION_OPTIONS:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+    others = _EMBEDDING_OPTIONS if generation else _GENERATION_OPTIONS
+    _refuse_others(context, set(context.params) - set(others), kind)
+
+
+def _refuse_others(context: click.Context, allowed: Collection[str], kind: str) -> None:
+    for name in context.params:
+        if name not in allowed and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name.rstrip('_').replace('_', '-')} is not for {kind}")
 
 

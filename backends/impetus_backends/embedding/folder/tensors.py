@@ -7,6 +7,7 @@ bfloat16 and a mapped file costs no memory until a tensor is asked for.
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,9 +37,7 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise ModelError(
             f"{folder} has {pickled.name} and no model.safetensors: a pickle can run code when read, and is never "
-            'loaded here. Convert it once, where torch is installed: python -c "import torch, safetensors.torch as s; '
-            f"t = torch.load('{pickled.name}', weights_only=True); "
-            "s.save_file({k: v.clone().contiguous() for k, v in t.items()}, 'model.safetensors')\""
+            f"loaded here. Convert it once: impetus-worker convert --from-torch {shlex.quote(str(folder))}"
         )
     where = read_json(index, dict).get("weight_map", {})
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
