@@ -129,7 +129,7 @@ class EmbeddingCandidates:
             self.reasons.append(f"{backend.name}: its batches could not be timed: {type(error).__name__}: {error}")
             return info
         self.reasons.append(f"{backend.name}: {curve.words}")
-        return replace(info, batch_tokens=curve.chosen, measured=curve.words)
+        return replace(info, batch_tokens=curve.chosen, curve=curve.points, measured=curve.words)
 
     def measure(self, choice: Choice) -> Measurement:
         """Core ML and Core AI timed against the best other candidate, and remembered.

@@ -52,6 +52,8 @@ class EngineInfo:
     """What a reader of results must know, such as that the weights are random."""
     packs: bool = False
     """Whether it lays several texts in a row, so that those of a batch need not be of like length."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """What was measured of its batches when it loaded: padded tokens, and the seconds of a batch of them."""
     measured: str | None = None
     """What was measured of it when it loaded, in a sentence."""
     takes_parts: bool = False

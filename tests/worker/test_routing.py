@@ -20,7 +20,8 @@ from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECO
 from impetus_producer.watching.fleet import read_fleet
 from impetus_worker import worker as worker_module
 from impetus_worker.fleet.routing import Routing, queues_for
-from impetus_worker.inbox import Rerouted
+from impetus_worker.inbox import Rerouted, Shared
+from impetus_worker.leases.portions import Share
 from impetus_worker.settings import RECORD_RENEW_S, RECORD_TTL_S
 from tests.backends.machines import machine_file
 from tests.patience import eventually
@@ -38,7 +39,9 @@ MODEL = "some/model"
 
 # -- the decision ----------------------------------------------------------------------------------------------------
 
-GPU = WorkerRecord(name="gpu", role="embedding", model=MODEL, aliases=(MODEL, "model"), backend="mlx", device="gpu")
+GPU = WorkerRecord(
+    name="gpu", role="embedding", model=MODEL, aliases=(MODEL, "model"), backend="mlx", device="gpu", prefer="energy"
+)
 ANE = GPU.model_copy(update={"name": "ane", "backend": "coreml", "device": "ane", "neural_engine": True})
 
 
@@ -49,6 +52,7 @@ ANE = GPU.model_copy(update={"name": "ane", "backend": "coreml", "device": "ane"
         (GPU, [ANE], STANDBY),
         (GPU, [GPU], BOTH),
         (ANE, [ANE, GPU], BOTH),
+        (GPU.model_copy(update={"prefer": "speed"}), [ANE], BOTH),
         (GPU, [ANE.model_copy(update={"serving": False})], BOTH),
         (GPU, [ANE.model_copy(update={"serving": False}), ANE], STANDBY),
         (GPU, [ANE.model_copy(update={"model": "another", "aliases": ("another",)})], BOTH),
@@ -82,7 +86,14 @@ def place(
     clock: Callable[[], float] = time.monotonic,
 ) -> Routing:
     told = [] if told is None else told
-    return Routing(record, is_serving=is_serving, engine_deaths=lambda: 0, tell=told.append, clock=clock)
+    return Routing(
+        record,
+        is_serving=is_serving,
+        engine_deaths=lambda: 0,
+        prefer=lambda: record.prefer,
+        tell=told.append,
+        clock=clock,
+    )
 
 
 def test_a_record_that_cannot_be_read_blocks_nobody(connection: Redis) -> None:
@@ -105,7 +116,7 @@ def test_a_record_of_a_later_version_is_read(connection: Redis) -> None:
     own.look(connection)
     own.look(connection)
     assert own.queues == STANDBY
-    assert told == [Rerouted(STANDBY)]
+    assert told == [Shared((Share(0.5, 0.5), Share(0.5, 0.5))), Rerouted(STANDBY)]
     assert connection.hget("rq:worker:gpu", "queues") == STANDBY_QUEUE.encode()
 
 
@@ -257,7 +268,7 @@ def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(
 
 # -- real workers, whose hardware is that of a file ------------------------------------------------------------------
 
-QUICK = ("--record-ttl-s", "1", "--record-renew-s", "0.25")
+QUICK = ("--record-ttl-s", "1", "--record-renew-s", "0.25", "--prefer", "energy")
 QUICK_LIMIT_S = 1 + 0.25 + worker_module.IDLE_WAIT_S + 1.5
 """Record, look, loop, and what a busy machine takes."""
 

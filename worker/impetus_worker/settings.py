@@ -14,6 +14,7 @@ EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "coreai", "mlx", "cpu
 RERANK_BACKENDS = ("auto", "mlx", "cpu", "numpy", "simulated")
 GENERATION_BACKENDS = ("auto", "mlx", "openai", "simulated")
 GENERATION_RECIPES = ("4bit", "8bit", "mixed_4_6", "mxfp4", "nvfp4")
+PREFERENCES = ("auto", "speed", "energy")
 SPECIAL_TOKENS = ("control", "text")
 QUANTIZE_AT_LOAD = ("auto", "none", *GENERATION_RECIPES)
 
@@ -89,6 +90,8 @@ class WorkerSettings:
     allow_sleep: bool = False
     """Whether the machine may fall asleep by itself while jobs run."""
     stay_awake_on_battery: bool = False
+    prefer: str = "auto"
+    """`PREFERENCES`: whether embeddings are left to a Neural Engine where one serves, or shared by speed."""
     begun_fd: int | None = None
     """The inherited descriptor of the note that says which jobs have begun (`host.begun`)."""
 

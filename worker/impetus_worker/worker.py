@@ -130,6 +130,8 @@ class QueueWorker:
             worker_record(settings, self._engine.info),
             is_serving=lambda: self._engine.info is not None and self._moves(),
             engine_deaths=lambda: self._engine.deaths,
+            cost=lambda: self._engine.batcher.cost,
+            prefer=lambda: "energy" if settings.prefer == "energy" else "speed",
             tell=self._inbox.tell,
             ttl_s=settings.record_ttl_s,
         )
@@ -228,6 +230,8 @@ class QueueWorker:
                     self._intake.look_again()
                 case inbox.Rerouted(queues):
                     self._listen_to(queues)
+                case inbox.Shared(shares):
+                    self._intake.share(shares)
                 case inbox.Command():
                     self._obey(fact)
                 case inbox.Broken(party, error):
@@ -279,6 +283,7 @@ class QueueWorker:
             0 if waiting > nothing else max(0, room.interactive - coming),
             0 if waiting > bulk else max(0, room.bulk - coming),
             0 if waiting > bulk else max(0, room.ahead - coming),
+            held=room.held,
         )
 
     def _has_to_send(self, now: float) -> bool:

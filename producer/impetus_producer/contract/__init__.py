@@ -11,7 +11,7 @@ in it knows Redis or RQ.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
@@ -135,6 +135,9 @@ class StreamField(StrEnum):
     """With `end`, of a job that failed or was stopped: what it had made, a `GenerationResult` as JSON."""
 
 
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class ServedModel(Wire):
     """A model that a worker serves besides its own."""
 
@@ -144,6 +147,21 @@ class ServedModel(Wire):
     """That results carry."""
     aliases: tuple[str, ...] = ()
     """Every name by which a request may ask for it."""
+
+
+class MeasuredCost(Wire):
+    """What batches cost a worker's device, by its own measurements: `call_s + token_s * padded tokens` seconds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    call_s: Seconds
+    token_s: Seconds
+    batch_tokens: Annotated[int, Field(ge=1, lt=2**31)]
+    """In its largest batches."""
+
+    def seconds(self, padded_tokens: int) -> float:
+        """For a batch of so many."""
+        return self.call_s + self.token_s * padded_tokens
 
 
 class WorkerRecord(Wire):
@@ -167,12 +185,16 @@ class WorkerRecord(Wire):
     """False while its engine loads, or is stuck."""
     engine_deaths: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """How often its engine process ended though nobody had told it to; it was started again each time."""
+    cost: MeasuredCost | None = None
+    """None: it batches nothing, or has measured nothing yet."""
+    prefer: Literal["energy", "speed"] = "speed"
+    """`energy`: it leaves embeddings to a Neural Engine where one serves."""
     machine: str = ""
     """The chip."""
     note: str | None = None
     """What there is to know of the backend, such as how much of the model its compute plan places on what."""
     since: str = ""
     """When it started, ISO 8601, UTC."""
-    ttl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    ttl_s: Seconds = 10.0
     """How long this record lives unless it is renewed. What of that is gone tells when it was renewed last, by the
     server's clock alone."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict, deque
+from collections import deque
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,10 @@ from impetus_backends.protocol import Embedded, EmbeddingWork, Parked, Rejected
 
 from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
-from .batcher import Room
+from .batcher import Held, Room
 from .engine_queue import Batch, EngineQueue
 from .planning.backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row
-from .planning.cost import CostModel
+from .planning.cost import Costs
 from .planning.quarantine import Quarantine
 from .reading.reader import JobReader
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence, Set
 
     from impetus_backends.protocol import Event
+    from impetus_producer.contract import MeasuredCost
 
     from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
@@ -78,6 +79,7 @@ class _Lane:
 class EmbeddingBatcher:
     """`Batcher` for jobs of which each text is a row. `max_wait_s`: how long the first waits for others to join it.
 
+    `costs`: what is known of the engine's before any batch ran.
     `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading is cut into slices.
     """
 
@@ -89,6 +91,7 @@ class EmbeddingBatcher:
         max_batch_texts: int,
         max_batch_tokens: int,
         max_wait_s: float,
+        costs: Costs | None = None,
         elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,9 +111,7 @@ class EmbeddingBatcher:
         )
         """While there are suspects: whose turn is next, of which lane, and whether it is its suspects'."""
         self._ids = count(1)
-        self._seconds_a_batch = _LOOKAHEAD_S / 8
-        self._costs: defaultdict[str, CostModel] = defaultdict(CostModel)
-        """By model."""
+        self._costs = costs or Costs(max_batch_tokens)
 
     # -- taking in ---------------------------------------------------------------------------------------------------
 
@@ -121,12 +122,18 @@ class EmbeddingBatcher:
         missing = ahead - urgent - self._batches_held(self._bulk)
         # Bulk is refilled in quarters, so that a claim is worth its round trip; suspects are let run out first.
         if missing < 0.25 * ahead or self._held(self._bulk) > _MAX_JOBS_HELD - _MAX_JOBS_A_CLAIM or self._has_suspects:
-            return Room(interactive=interactive, bulk=0)
-        return Room(interactive=interactive, bulk=min(interactive, self._room(self._bulk, missing)))
+            return Room(interactive, 0, held=self._holds())
+        return Room(interactive, min(interactive, self._room(self._bulk, missing)), held=self._holds())
+
+    def _holds(self) -> tuple[Held, Held]:
+        urgent, bulk = (
+            Held(self._held(lane), self._costs.seconds_a_batch * lane.batches_a_job) for lane in self._lanes
+        )
+        return urgent, bulk
 
     def _batches_in(self, seconds: float) -> float:
         """How many batches to hold for so much of the device's time."""
-        return min(max(seconds / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
+        return min(max(seconds / max(self._costs.seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
 
     def _batches_held(self, lane: _Lane) -> float:
         return lane.backlog.batches + self._reader.jobs(urgent=lane.urgent) * lane.batches_a_job
@@ -180,7 +187,7 @@ class EmbeddingBatcher:
             urgent=read.urgent,
             output="sparse" if sparse else "dense",
         )
-        cost = self._costs[model.model]
+        cost = self._costs.of[model.model]
         cost.arrived(size, now)
         if not lane.backlog.rows:
             lane.closes_at = now + self._max_wait_s if cost.waiting_pays(now) else now
@@ -277,8 +284,7 @@ class EmbeddingBatcher:
                 f"the engine returned {len(vectors)} vectors for {len(batch.rows)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
-        self._costs[batch.model].observe(batch.padded_tokens, event.device_s)
-        self._seconds_a_batch += _LEARNING_RATE * (event.device_s - self._seconds_a_batch)
+        self._costs.observe(batch.model, batch.padded_tokens, event.device_s)
         done: list[Outcome] = []
         for row, vector in zip(batch.rows, vectors, strict=True):
             owner = row.owner
@@ -337,8 +343,12 @@ class EmbeddingBatcher:
     def has_work(self) -> bool:
         return bool(self._in_engine)
 
+    @property
+    def cost(self) -> MeasuredCost | None:
+        return self._costs.measured
+
     def patience_s(self, now: float) -> float:
-        return self._in_engine.patience_s(self._costs)
+        return self._in_engine.patience_s(self._costs.of)
 
     def engine_died(self, now: float, *, suspect: bool) -> list[Outcome]:
         running, others = self._in_engine.take_all(now)

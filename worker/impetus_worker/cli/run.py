@@ -21,7 +21,7 @@ from .. import logs
 from ..allowed import Allowed
 from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 from ..observing.server import metrics_server
-from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, SPECIAL_TOKENS, Role, WorkerSettings
+from ..settings import PREFERENCES, QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, SPECIAL_TOKENS, Role, WorkerSettings
 from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options
 
@@ -177,6 +177,11 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               "another port. No other is ever sent to, and redirects are not followed. A host may be in a private "
               "network (10.0.0.0/8, fc00::/7, …), and not be this machine, unless named by its address, or a cloud's "
               "metadata service.")  # fmt: skip
+@click.option("--prefer", envvar="IMPETUS_PREFER", default="auto", show_default=True, show_envvar=True,
+              type=click.Choice(PREFERENCES), help="What embeddings are shared out by between workers of one server. "
+              "'speed': each takes what it would end sooner than the others, as all have measured. 'energy': a worker "
+              "without a Neural Engine leaves them to one that has it, while one serves. 'auto': energy on battery, "
+              "else speed.")  # fmt: skip
 @click.option("--metrics-port", "metrics_address", envvar="IMPETUS_METRICS_PORT", metavar="[HOST:]PORT",
               show_envvar=True, callback=_address, help="Serve what workers count to Prometheus there, at /metrics, "
               "on loopback unless a host is given. Wants the extra 'metrics'.")  # fmt: skip
@@ -324,6 +329,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         wired_memory=options["wired_memory"],
         allow_sleep=options["allow_sleep"],
         stay_awake_on_battery=options["stay_awake_on_battery"],
+        prefer=options["prefer"],
     )
 
 
