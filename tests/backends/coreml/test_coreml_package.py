@@ -127,11 +127,13 @@ def test_a_package_names_the_earliest_systems_that_run_it_and_who_wrote_it(minil
     assert COREML.needs == "macOS 15 or iOS 18"
 
 
-def test_no_shape_of_a_package_is_open(minilm_package: Path) -> None:
-    spec = coremltools().utils.load_spec(str(minilm_package))
+def test_no_shape_of_a_package_is_open_and_nothing_in_it_is_bfloat16(minilm_package: Path) -> None:
+    ct = coremltools()
+    spec = ct.utils.load_spec(str(minilm_package))
     for function in spec.mlProgram.functions.values():
         for operation in function.block_specializations[function.opset].operations:
             for output in operation.outputs:
+                assert output.type.tensorType.dataType != ct.proto.MIL_pb2.BFLOAT16, operation.type
                 for dimension in output.type.tensorType.dimensions:
                     assert dimension.WhichOneof("dimension") == "constant", operation.type
 
