@@ -13,11 +13,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from .conversation import MAX_SCHEMA_BYTES as MAX_SCHEMA_BYTES
 from .conversation import MAX_TEXT_BYTES as MAX_TEXT_BYTES
-from .conversation import Wire
+from .conversation import Told
 from .embedding import MAX_DIMENSIONS as MAX_DIMENSIONS
 from .embedding import MAX_TEXTS_PER_JOB as MAX_TEXTS_PER_JOB
 from .embedding import EmbeddingRequest as EmbeddingRequest
@@ -133,10 +133,8 @@ class StreamField(StrEnum):
     """With `end`, of a job that failed or was stopped: what it had made, a `GenerationResult` as JSON."""
 
 
-class ServedModel(Wire):
+class ServedModel(Told):
     """A model that a worker serves besides its own."""
-
-    model_config = ConfigDict(extra="ignore")
 
     name: str
     """That results carry."""
@@ -144,10 +142,8 @@ class ServedModel(Wire):
     """Every name by which a request may ask for it."""
 
 
-class WorkerRecord(Wire):
+class WorkerRecord(Told):
     """What a worker says of itself to the others, and to whoever looks. Fields of later versions are passed over."""
-
-    model_config = ConfigDict(extra="ignore")
 
     name: str
     """In RQ."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .conversation import Wire, checked_text, invalid, json_type
+from .conversation import Told, Wire, checked_text, invalid, json_type
 from .provenance import Provenance
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class EmbeddingRequest(Wire):
 _Rows: TypeAlias = Annotated[list[Annotated[list[float], Field(fail_fast=True)]], Field(fail_fast=True)]
 
 
-class VectorBlock(Wire):
+class VectorBlock(Told):
     """A matrix of float32: `data` is little-endian bytes in C order, base64 of these, or a list of rows, and all of it
     that `shape` says.
     """
@@ -124,7 +124,7 @@ class VectorBlock(Wire):
         return self.data if isinstance(self.data, bytes) else base64.b64decode(self.data, validate=True)
 
 
-class EmbeddingUsage(Wire):
+class EmbeddingUsage(Told):
     prompt_tokens: int
     """Tokens the model read, after truncation, special tokens included."""
     truncated_texts: int = 0
@@ -133,7 +133,7 @@ class EmbeddingUsage(Wire):
     """About how many tokens of these were not read."""
 
 
-class EmbeddingResult(Wire):
+class EmbeddingResult(Told):
     """What an embedding job returns. `vectors` holds the numbers, one row a text."""
 
     object: Literal["embedding"] = "embedding"
