@@ -43,6 +43,7 @@ _TYPES = {str(kind).encode(): kind for kind in (SUCCESSFUL, FAILED, STOPPED, RET
 MAX_RESULT_BYTES = 256_000_000
 """The largest return value that is read."""
 MAX_RESULT_FIELDS = 100
+"""Of a later version too: more are no result."""
 MAX_TRACE_BYTES = 4_000_000
 """The longest traceback that is read."""
 MAX_REASON_CHARACTERS = 10_000
