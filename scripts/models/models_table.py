@@ -62,7 +62,8 @@ REFUSED = """\
 What follows is refused with a sentence that names the file and what in it, because guessing would make wrong vectors:
 
 - a model whose files ask for code of its own (`auto_map`), and any family that is not in the table;
-- weights in `pytorch_model.bin` alone: `impetus-worker convert --from-torch FOLDER` converts them. fp8 and other quantised weights, by name;
+- weights in `pytorch_model.bin` alone: `impetus-worker convert --from-torch FOLDER` converts them. fp8 and other
+  quantised weights, by name;
 - a tensor that is missing, does not have the shape that `config.json` asks for or is there under two names, and files
   that were cut off; weights that make the same vector of every text;
 - a tokenizer that is missing, knows no word, is of another kind than its class, or does not fit the model's table;

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]  # see above
+import torch  # see above
 from safetensors.torch import load_file, save_file
 
 DATA = Path(__file__).resolve().parents[2] / "tests" / "data"

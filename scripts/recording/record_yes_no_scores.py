@@ -81,7 +81,7 @@ def _tokenizer() -> Any:
 
 
 def _make() -> None:
-    import torch  # type: ignore[import-not-found]  # see above
+    import torch  # see above
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = _tokenizer()

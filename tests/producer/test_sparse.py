@@ -13,7 +13,7 @@ from impetus_producer import AsyncProducer, EmbeddingResult, InvalidRequestError
 from impetus_producer.bodies.embeddings import EmbeddingsBody, embedding_answer, embedding_payload
 from impetus_producer.cli.jobs import print_result
 from impetus_producer.contract import SparseBlock
-from impetus_producer.parsing import parse_request
+from impetus_producer.enqueueing.parsing import parse_request
 from impetus_producer.testing import FakeWorker
 
 if TYPE_CHECKING:

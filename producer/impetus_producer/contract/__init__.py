@@ -13,11 +13,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from .conversation import MAX_SCHEMA_BYTES as MAX_SCHEMA_BYTES
 from .conversation import MAX_TEXT_BYTES as MAX_TEXT_BYTES
-from .conversation import Wire
+from .conversation import Told
 from .embedding import MAX_DIMENSIONS as MAX_DIMENSIONS
 from .embedding import MAX_TEXTS_PER_JOB as MAX_TEXTS_PER_JOB
 from .embedding import EmbeddingRequest as EmbeddingRequest
@@ -138,10 +138,8 @@ class StreamField(StrEnum):
 Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class ServedModel(Wire):
+class ServedModel(Told):
     """A model that a worker serves besides its own."""
-
-    model_config = ConfigDict(extra="ignore")
 
     name: str
     """That results carry."""
@@ -149,10 +147,8 @@ class ServedModel(Wire):
     """Every name by which a request may ask for it."""
 
 
-class MeasuredCost(Wire):
+class MeasuredCost(Told):
     """What batches cost a worker's device, by its own measurements: `call_s + token_s * padded tokens` seconds."""
-
-    model_config = ConfigDict(extra="ignore")
 
     call_s: Seconds
     token_s: Seconds
@@ -164,10 +160,8 @@ class MeasuredCost(Wire):
         return self.call_s + self.token_s * padded_tokens
 
 
-class WorkerRecord(Wire):
+class WorkerRecord(Told):
     """What a worker says of itself to the others, and to whoever looks. Fields of later versions are passed over."""
-
-    model_config = ConfigDict(extra="ignore")
 
     name: str
     """In RQ."""

@@ -37,6 +37,12 @@ class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True)
 
 
+class Told(Wire):
+    """What workers say: fields of later versions are passed over, so that workers may be upgraded before services."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def invalid(sentence: str, *, field: str = "") -> PydanticCustomError:
     """What is wrong, in one sentence; `field`: with which part of what is looked at."""
     return PydanticCustomError("invalid", "{sentence}", {"sentence": sentence, "field": field})

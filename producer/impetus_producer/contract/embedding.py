@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from .conversation import Wire, checked_text, invalid, json_type
+from .conversation import Told, Wire, checked_text, invalid, json_type
 from .provenance import Provenance
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class EmbeddingRequest(Wire):
 _Rows: TypeAlias = Annotated[list[Annotated[list[float], Field(fail_fast=True)]], Field(fail_fast=True)]
 
 
-class VectorBlock(Wire):
+class VectorBlock(Told):
     """A matrix of float32: `data` is little-endian bytes in C order, base64 of these, or a list of rows, and all of it
     that `shape` says.
     """
@@ -139,7 +139,7 @@ class VectorBlock(Wire):
         return self.data if isinstance(self.data, bytes) else base64.b64decode(self.data, validate=True)
 
 
-class SparseVector(Wire):
+class SparseVector(Told):
     """The weights of some tokens of the model's vocabulary; of all others they are 0."""
 
     indices: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
@@ -153,7 +153,7 @@ class SparseVector(Wire):
         return self
 
 
-class SparseBlock(Wire):
+class SparseBlock(Told):
     """Sparse vectors, one a text."""
 
     encoding: Literal["sparse"]
@@ -169,7 +169,7 @@ def _kind_of_block(value: Any) -> str:
     return "sparse" if encoding == "sparse" else "dense"
 
 
-class EmbeddingUsage(Wire):
+class EmbeddingUsage(Told):
     prompt_tokens: int
     """Tokens the model read, after truncation, special tokens included."""
     truncated_texts: int = 0
@@ -178,7 +178,7 @@ class EmbeddingUsage(Wire):
     """About how many tokens of these were not read."""
 
 
-class EmbeddingResult(Wire):
+class EmbeddingResult(Told):
     """What an embedding job returns. `vectors` holds the numbers, one row a text; of a request for sparse ones `sparse`
     does."""
 

@@ -15,6 +15,7 @@ from .conversation import (
     Message,
     NamedTool,
     ResponseFormat,
+    Told,
     Tool,
     ToolCall,
     Wire,
@@ -223,7 +224,7 @@ class GenerationRequest(Wire):
         return isinstance(self.tool_choice, NamedTool) or self.tool_choice == "required"
 
 
-class GenerationUsage(Wire):
+class GenerationUsage(Told):
     """Of all answers together; the prompt is counted once."""
 
     prompt_tokens: int
@@ -234,7 +235,7 @@ class GenerationUsage(Wire):
     """How many of the completion's tokens are thoughts."""
 
 
-class GenerationTimings(Wire):
+class GenerationTimings(Told):
     """Seconds, on the worker's clock."""
 
     first_token_s: float
@@ -242,12 +243,12 @@ class GenerationTimings(Wire):
     total_s: float
 
 
-class LikelyToken(Wire):
+class LikelyToken(Told):
     token: str
     logprob: float
 
 
-class TokenLogprob(Wire):
+class TokenLogprob(Told):
     """One token of an answer, as text; a token that holds only part of a character is \ufffd."""
 
     token: str
@@ -260,7 +261,7 @@ class TokenLogprob(Wire):
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
-class Choice(Wire):
+class Choice(Told):
     """One answer."""
 
     text: str

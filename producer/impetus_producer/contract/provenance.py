@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .conversation import Wire
+from .conversation import Told
 
 
-class Provenance(Wire):
+class Provenance(Told):
     """Where and by what a result was made."""
 
     worker: str

@@ -195,6 +195,8 @@ def test_w8a8_says_plainly_that_it_needs_a_mac(cache: PackageCache) -> None:
     [
         (("--buckets", "1x32"), "add 1x40"),
         (("--buckets", "1x40,8x64"), "lengths are from 1 to 40"),
+        (("--buckets", "8x20,1x40"), "8x20 costs what 8x32 does: lengths are multiples of 32, but for the model's"),
+        (("--buckets", "1x33,1x40"), "1x33 costs what 1x40 does"),
         (("--buckets", "8-40"), "write 1x32,8x96,1x256"),
         (("--buckets", "0"), "at least one bucket"),
         (("--documents", "100"), "only 120 docstrings, and 164 are needed"),

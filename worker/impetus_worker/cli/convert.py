@@ -9,6 +9,7 @@ import json
 import platform
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +208,7 @@ def convert(
         click.echo(_in_words(report))
         if not report.passed:
             click.echo(f"kept although it loses more than {report.limit:.2%}")
-        click.echo(f"package     {entry}")
+        click.echo(f"needs       {form.needs}\npackage     {entry}")
 
 
 def _check_options(context: click.Context, quantize: str, *, generation: bool) -> None:
@@ -230,7 +231,7 @@ def _refuse_others(context: click.Context, allowed: Collection[str], kind: str) 
 
 def _buckets(wanted: str | None, config: EmbeddingConfig) -> tuple[Bucket, ...]:
     from impetus_backends.embedding.devices.packages.backend import buckets_for
-    from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket
+    from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, STEP, Bucket
     from impetus_backends.embedding.encoder import packable
 
     longest = config.text.max_tokens
@@ -254,6 +255,14 @@ def _buckets(wanted: str | None, config: EmbeddingConfig) -> tuple[Bucket, ...]:
         raise click.BadParameter("a row holds one text or more, and no more than tokens", param_hint="--buckets")
     if any(bucket.batch < 1 or not 1 <= bucket.length <= longest for bucket in found):
         raise click.BadParameter(f"lengths are from 1 to {longest}, as this model reads", param_hint="--buckets")
+    for bucket in found:
+        # The Neural Engine computes the last axis in steps: any other length costs what the next step would.
+        if not bucket.aligned and bucket.length != longest:
+            wider = replace(bucket, length=min(-(-bucket.length // STEP) * STEP, longest))
+            raise click.BadParameter(
+                f"{bucket} costs what {wider} does: lengths are multiples of {STEP}, but for the model's longest",
+                param_hint="--buckets",
+            )
     if max((bucket.length for bucket in found if not bucket.packed), default=0) < longest:
         raise click.BadParameter(
             f"one must take the longest text that the model reads: add 1x{longest}", param_hint="--buckets"

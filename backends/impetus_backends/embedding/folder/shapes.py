@@ -117,6 +117,13 @@ class EncoderConfig:
         """Whether positions are told by angles, so that padding before a text changes nothing."""
         return any(each.theta for each in self.attentions)
 
+    @property
+    def layer_weights(self) -> int:
+        """How many its layers multiply by, biases and norms aside."""
+        hidden = self.hidden_size
+        attention = sum(2 * (each.heads + each.key_value_heads) * each.head_size * hidden for each in self.attentions)
+        return attention + self.layers * (3 if self.turns or self.gated else 2) * hidden * self.intermediate_size
+
 
 def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     """Raises `ModelError` for a family that is not known, and for whatever this one would run wrongly."""

@@ -37,6 +37,7 @@ COREML = Form(
     title="Core ML",
     file="model.mlpackage",
     modes=quantize.MODES,
+    needs=f"macOS {package.FIRST_MACOS} or iOS {package.FIRST_IOS}",
     version=lambda: str(coremltools().__version__),
     writers=(ops, package, quantize),
     build=_build,

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.packages.device import Predictor
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
-_FIRST_MACOS = 15
-
 
 def build_w8a8(
     config: EmbeddingConfig,
@@ -56,6 +54,7 @@ def build_w8a8(
             functions.add_function(str(small), src_function_name="main", target_function_name=bucket.function)
         functions.default_function_name = buckets[0].function
         ct.utils.save_multifunction(functions, str(path))
+    package.stamp(path)
 
 
 class CoreMLDevice:
@@ -72,9 +71,9 @@ class CoreMLDevice:
                 "Core ML runs on macOS alone; the coreml-emulated backend runs its packages anywhere, slowly"
             )
         self.version = platform.mac_ver()[0]
-        if int(self.version.partition(".")[0]) < _FIRST_MACOS:
+        if int(self.version.partition(".")[0]) < package.FIRST_MACOS:
             raise BackendUnavailableError(
-                f"our packages need macOS {_FIRST_MACOS} or later, and this is {self.version}"
+                f"our packages need macOS {package.FIRST_MACOS} or later, and this is {self.version}"
             )
         self._ct = coremltools()
 

@@ -1,6 +1,7 @@
 """The model as one multifunction `.mlpackage`: a function for every bucket, and every weight once.
 
-Runs wherever coremltools does. The package needs macOS 15, the first that knows multifunction packages.
+Runs wherever coremltools does. The package needs macOS 15 or iOS 18, the first that know multifunction packages, and
+says so in its metadata.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
+FIRST_MACOS, FIRST_IOS = 15, 18
+_MODEL = "Data/com.apple.CoreML/model.mlmodel"
 # Everything is written as it shall be, in float16 and with its weights named: coremltools' ninety passes find nothing
 # to improve, and check the whole program after each.
 _PASSES = ("common::dead_code_elimination",)
@@ -68,11 +71,22 @@ def build(
                 skip_model_load=True,
                 package_dir=str(path),
             )
+        stamp(path)
     except ModelError:
         raise
     except Exception as error:
         raise BackendUnavailableError(f"coremltools could not convert the model: {error}") from error
     progress("converted", 1.0)
+
+
+def stamp(path: Path) -> None:
+    """Writes into a package what it needs, and who wrote it: its user-defined metadata, which Xcode shows."""
+    ct = coremltools()
+    spec = ct.utils.load_spec(str(path))
+    about = spec.description.metadata.userDefined
+    about["first_macos"], about["first_ios"] = str(FIRST_MACOS), str(FIRST_IOS)
+    about["written_by"] = f"impetus-batch, coremltools {ct.__version__}"
+    (path / _MODEL).write_bytes(spec.SerializeToString())
 
 
 def _function(ct: Any, config: EmbeddingConfig, parameters: Parameters, bucket: Bucket) -> Any:

@@ -194,9 +194,7 @@ def needed_bytes(config: EmbeddingConfig, buckets: Sequence[Bucket]) -> int:
     encoder = config.encoder
     hidden, wide = encoder.hidden_size, encoder.intermediate_size
     gated = encoder.turns or encoder.gated
-    weights = (encoder.vocab_size + (0 if gated else encoder.position_rows)) * hidden
-    weights += sum(2 * (each.heads + each.key_value_heads) * each.head_size * hidden for each in encoder.attentions)
-    weights += encoder.layers * (3 if gated else 2) * hidden * wide
+    weights = (encoder.vocab_size + (0 if gated else encoder.position_rows)) * hidden + encoder.layer_weights
     tensors = sum(b.batch * b.length * (4 * hidden + 2 * wide + 2 * encoder.heads * b.length) for b in buckets)
     return 2 * (weights * (1 + len(buckets)) + tensors)
 

@@ -49,6 +49,11 @@ class Bucket:
         return self.batch * self.texts
 
     @property
+    def aligned(self) -> bool:
+        """Whether the last axis is what the Neural Engine computes anyway."""
+        return self.length % STEP == 0
+
+    @property
     def tokens(self) -> int:
         return self.batch * self.length
 

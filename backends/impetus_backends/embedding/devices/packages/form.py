@@ -60,6 +60,8 @@ class Form:
     """What a package is called in its folder."""
     modes: tuple[str, ...]
     """How its weights may be stored; `none` is float16, as it stands."""
+    needs: str
+    """The earliest systems that run a package, which its metadata names too."""
     version: Callable[[], str]
     """Of the library that writes it; raises `BackendUnavailableError` where it is not installed."""
     writers: tuple[ModuleType, ...]
