@@ -104,11 +104,10 @@ def test_of_several_new_tokens_each_sees_those_before_it_and_all_can_be_taken_ba
 def test_a_row_that_joins_where_there_is_a_place_has_no_other_copied() -> None:
     cache = placed(*([float(row)] * 300 for row in range(5)))
     before = address(cache.keys)
-    cache.filter(closed_ranks([0, 1, 3, 4]))
-    assert address(cache.keys) == before
+    cache.filter(closed_ranks([0, 1, 2, 3]))
     cache.extend(read([7] * 400))
     assert address(cache.keys) == before
-    assert sorted(row[0][0] for row in attended(cache, *[[9.0]] * 5)) == [0, 1, 3, 4, 7]
+    assert [row[0][0] for row in attended(cache, *[[9.0]] * 5)] == [0, 1, 2, 3, 7]
     assert address(cache.keys) == before
 
 

@@ -4,6 +4,7 @@ mlx-lm's `BatchKVCache` pads rows on the left, so that all end in one column. Th
 moved, several times over, and a row that leaves has all that stay copied. Here each row begins in the first column of
 its place and ends where it ends. A newcomer is written into a free place, however long it is; of those that stay when
 one leaves at most one moves, into the gap; and when the longest has left, nobody attends over its columns any more.
+(MLX writes in place where nothing that is under way still reads there. When rows join, nothing is: see `decoding`.)
 """
 
 from __future__ import annotations
@@ -72,14 +73,10 @@ class PlacedKVCache:
         count = keys.shape[2]
         self._reserve(len(self._lengths), max(self._lengths) + count, keys, values)
         if min(self._lengths) == max(self._lengths):
-            at: Any = (slice(len(self._lengths)), slice(None), slice(self._lengths[0], self._lengths[0] + count))
+            at = (slice(len(self._lengths)), slice(None), slice(self._lengths[0], self._lengths[0] + count))
             self.keys[at], self.values[at] = keys, values
         else:
-            import mlx.core as mx
-
-            for each in range(count):
-                at = (mx.arange(len(self._lengths)), slice(None), self.offset + each)
-                self.keys[at], self.values[at] = keys[:, :, each], values[:, :, each]
+            self.keys, self.values = self._added(self.keys, keys), self._added(self.values, values)
         self._lengths = [length + count for length in self._lengths]
         self.offset = self.offset + count
         return self.keys_and_values()
@@ -165,6 +162,16 @@ class PlacedKVCache:
     @property
     def nbytes(self) -> int:
         return 0 if self.keys is None else int(self.keys.nbytes + self.values.nbytes)
+
+    def _added(self, places: mx.array, new: mx.array) -> mx.array:
+        """What is new to each row, behind what it has; free places get something as well, of which nothing comes."""
+        import mlx.core as mx
+
+        free = places.shape[0] - len(self._lengths)
+        columns = (self.offset[:, None] + mx.arange(new.shape[2]))[:, None, :, None]
+        if free:
+            new, columns = (mx.pad(each, [(0, free), (0, 0), (0, 0), (0, 0)]) for each in (new, columns))
+        return mx.put_along_axis(places, mx.broadcast_to(columns, new.shape), new, axis=2)
 
     def _reserve(self, rows: int, columns: int, keys: mx.array, values: mx.array) -> None:
         """`keys`, `values`: such as are to be held, whose heads and numbers are taken."""
