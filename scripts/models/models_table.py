@@ -62,8 +62,8 @@ REFUSED = """\
 What follows is refused with a sentence that names the file and what in it, because guessing would make wrong vectors:
 
 - a model whose files ask for code of its own (`auto_map`), and any family that is not in the table;
-- weights in `pytorch_model.bin` alone: `impetus-worker convert --from-torch FOLDER` converts them. fp8 and other
-  quantised weights, by name;
+- weights in `pytorch_model.bin` alone, which `impetus-worker convert --from-torch FOLDER` converts;
+- fp8 and all quantised weights but MLX's affine ones, by name;
 - a tensor that is missing, does not have the shape that `config.json` asks for or is there under two names, and files
   that were cut off; weights that make the same vector of every text;
 - a tokenizer that is missing, knows no word, is of another kind than its class, or does not fit the model's table;
@@ -74,6 +74,9 @@ What follows is refused with a sentence that names the file and what in it, beca
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
 `include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
+
+Weights that MLX quantised (those of mlx-community; 2, 4 or 8 bits) load on every backend: MLX computes with them as
+they are, the others with what MLX's `dequantize` makes of them in float32, to the bit.
 """
 
 

@@ -13,6 +13,7 @@ ROLES: tuple[Role, ...] = ("embedding", "generation", "rerank")
 EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy", "simulated")
 RERANK_BACKENDS = ("auto", "mlx", "cpu", "numpy", "simulated")
 GENERATION_BACKENDS = ("auto", "mlx", "openai", "simulated")
+DEFAULT_MAX_BATCH_MS = 200.0
 GENERATION_RECIPES = ("4bit", "8bit", "mixed_4_6", "mxfp4", "nvfp4")
 PREFERENCES = ("auto", "speed", "energy")
 SPECIAL_TOKENS = ("control", "text")
@@ -54,7 +55,7 @@ class WorkerSettings:
     """None: as many as suit the tokens of a batch."""
     max_batch_tokens: int | None = None
     """Padded tokens a batch may cost; none means what suits the backend, by a measurement when the model has loaded."""
-    max_batch_ms: float = 200.0
+    max_batch_ms: float = DEFAULT_MAX_BATCH_MS
     """How long a batch may take that the measurement makes larger than usual."""
     max_wait_ms: float = 5.0
     max_concurrent_generations: int | None = 16

@@ -54,7 +54,7 @@ _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--buckets", metavar="COUNT|LIST", help="Embeddings: how many shapes to choose for texts like "
               "docstrings, or the shapes themselves, as texts x tokens: 1x32,8x96,1x256; 4x256/32 lays up to 32 texts "
-              "in a row.  [default: 6]")  # fmt: skip
+              "in a row. Longer texts get one a doubling beyond 512 tokens besides COUNT.  [default: 6]")  # fmt: skip
 @click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help='Embeddings: texts to calibrate w8a8 on, one a line, or .jsonl with "text".  '
               "[default: docstrings]")  # fmt: skip

@@ -21,7 +21,16 @@ from .. import logs
 from ..allowed import Allowed
 from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 from ..observing.server import metrics_server
-from ..settings import PREFERENCES, QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, SPECIAL_TOKENS, Role, WorkerSettings
+from ..settings import (
+    DEFAULT_MAX_BATCH_MS,
+    PREFERENCES,
+    QUANTIZE_AT_LOAD,
+    RECORD_RENEW_S,
+    RECORD_TTL_S,
+    SPECIAL_TOKENS,
+    Role,
+    WorkerSettings,
+)
 from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options
 
@@ -106,9 +115,9 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
 @click.option("--max-batch-tokens", envvar="IMPETUS_MAX_BATCH_TOKENS", type=click.IntRange(1), show_envvar=True,
               help="The most padded tokens in a batch.  [default: 1024 on a CPU and 4096 elsewhere, or more, as the "
               "device's own times say when the model has loaded]")  # fmt: skip
-@click.option("--max-batch-ms", envvar="IMPETUS_MAX_BATCH_MS", default=200.0, show_default=True, show_envvar=True,
-              type=click.FloatRange(0, min_open=True), help="How long a batch may take that is made larger by that: so "
-              "long somebody waits behind it.")  # fmt: skip
+@click.option("--max-batch-ms", envvar="IMPETUS_MAX_BATCH_MS", default=DEFAULT_MAX_BATCH_MS, show_default=True,
+              show_envvar=True, type=click.FloatRange(0, min_open=True), help="How long a batch may take that is made "
+              "larger by that: so long somebody waits behind it.")  # fmt: skip
 @click.option("--max-wait-ms", envvar="IMPETUS_MAX_WAIT_MS", default=5.0, show_default=True, show_envvar=True,
               type=click.FloatRange(0), help="How long the first text waits for others to join it.")  # fmt: skip
 @click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default="16",

@@ -45,11 +45,25 @@ class MLXOps:
             self._cache[name] = self._mx.array(self._weights[name] + np.float32(centre)).astype(self._dtype)
         return self._cache[name]
 
+    def _packed(self, name: str) -> tuple[list[Any], dict[str, int]] | None:
+        """What MLX's operations on quantised matrices take, of one that is."""
+        found = self._weights.packed(name)
+        if found is None:
+            return None
+        if name not in self._cache:
+            scales = [self._mx.array(each).astype(self._dtype) for each in (found.scales, found.biases)]
+            self._cache[name] = [self._mx.array(np.ascontiguousarray(found.words)), *scales]
+        return self._cache[name], {"group_size": found.packing.group_size, "bits": found.packing.bits}
+
     def embed(self, table: str, ids: Any, rows: int) -> Any:
-        return self._weight(table)[ids]
+        packed = self._packed(table)
+        if packed is None:
+            return self._weight(table)[ids]
+        arrays, packing = packed
+        return self._mx.dequantize(*(each[ids] for each in arrays), **packing)
 
     def row(self, table: str, index: int) -> Any:
-        return self._weight(table)[index]
+        return self.embed(table, self._mx.array([index]), 0)[0]
 
     def add(self, a: Any, b: Any) -> Any:
         return a + b
@@ -65,6 +79,11 @@ class MLXOps:
         return found
 
     def linear(self, x: Any, name: str, width: int, *, bias: bool = True) -> Any:
+        packed = self._packed(f"{name}.weight")
+        if packed is not None:
+            arrays, packing = packed
+            product = self._mx.quantized_matmul(x, *arrays, transpose=True, **packing)
+            return product + self._weight(f"{name}.bias") if bias else product
         weight = self._weight(f"{name}.weight").T
         return self._mx.addmm(self._weight(f"{name}.bias"), x, weight) if bias else x @ weight
 

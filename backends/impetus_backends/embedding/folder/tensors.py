@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """What is read, by the format's names."""
+WORDS = "U32"
+"""What quantised numbers are packed in."""
 _OTHER_FORMS = ("*.gguf", "*.onnx", "onnx/*.onnx", "tf_model.h5", "*.msgpack", "*.safetensors", "*.bin")
 
 
@@ -70,8 +72,9 @@ def read_tensors(file: Path) -> list[tuple[str, np.ndarray, str]]:
                 continue
             begin, end = entry["data_offsets"]
             data = raw[start + begin : start + end]
-            if entry["dtype"] in DTYPES:
-                data = data.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            form = "<u4" if entry["dtype"] == WORDS else DTYPES.get(entry["dtype"])
+            if form is not None:
+                data = data.view(form).reshape(entry["shape"])
             # What is in another form is kept to be named: most such tensors are buffers that nobody asks for.
             found.append((name, data, str(entry["dtype"])))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, choose
+from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, suiting
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
 from impetus_backends.embedding.devices.packages.device import Placement
 from impetus_backends.embedding.devices.packages.form import size_of
@@ -180,8 +180,8 @@ class PackagedEmbeddingBackend:
 
 
 def buckets_for(config: EmbeddingConfig, count: int = DEFAULT_COUNT) -> tuple[Bucket, ...]:
-    """Those that suit a model, for texts like docstrings."""
-    return choose(config.text.max_tokens, count=count, packed=packable(config))
+    """Those that suit a model: `count` of them for texts like docstrings, and some for longer ones."""
+    return suiting(config.text.max_tokens, count=count, packed=packable(config))
 
 
 def _earned(placement: Placement) -> bool:

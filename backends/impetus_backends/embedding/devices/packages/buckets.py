@@ -139,6 +139,17 @@ def choose(
         chosen = better
 
 
+def suiting(longest: int, *, count: int = DEFAULT_COUNT, packed: bool = False) -> tuple[Bucket, ...]:
+    """The `count` buckets that `choose` finds for texts like docstrings, and for longer texts one a doubling of their
+    length, up to `longest`: none is padded to more than twice its tokens."""
+    usual = min(longest, len(DOCSTRING_LENGTHS) * STEP)
+    lengths = []
+    while longest > usual:
+        lengths.append(longest)
+        longest = -(-longest // (2 * STEP)) * STEP
+    return (*choose(usual, count=count, packed=packed), *(Bucket(1, length) for length in reversed(lengths)))
+
+
 def _packed(length: int) -> tuple[Bucket, ...]:
     texts = max(2, length // _TOKENS_A_TEXT)
     batch = max(batch for batch in _BATCHES if batch * length <= _MOST_TOKENS or batch == 1)
