@@ -26,9 +26,10 @@ from impetus_backends.verified.figures import rows_of
 LEAST_COSINE = 0.9999
 _INTRODUCTION = """\
 Written by `scripts/families --core-ai`: {model} with its real weights, authored
-as one Core AI asset of {megabytes:.0f} MB in float32, a function for each shape, and run by Apple's own runtime (coreai-core
-{version}) on a CPU. A call holds as many texts as the shape has room for, from full to nearly empty. The cosine is the
-least to ONNX Runtime's vectors of the same texts. On a Mac it is unverified; what a call takes says nothing of one."""
+as one Core AI asset of {megabytes:.0f} MB in float32, a function for each shape, and run by Apple's own runtime
+(coreai-core {version}) on a CPU. A call holds as many texts as the shape has room for, from full to nearly empty. The
+cosine is the least to ONNX Runtime's vectors of the same texts. On a Mac it is unverified; what a call takes says
+nothing of one."""
 
 
 def write_core_ai() -> int:
