@@ -152,6 +152,8 @@ class GenerationRequest(Wire):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    """What prompts begin with is remembered while there is room."""
     store: Literal[False] | None = None
     """Results are kept in Redis for a while, and nowhere else."""
     service_tier: Literal["auto", "default"] | None = None

@@ -195,7 +195,16 @@ def _report(
 def _reasons(role: Role, choice: Choice, model: str | None, *, left_out: bool) -> list[str]:
     if model is None:
         return [f"no model is named for it: --{role}-model"]
-    return ["left out by --roles"] if left_out else list(choice.reasons)
+    if left_out:
+        return ["left out by --roles"]
+    return [*choice.reasons, *(_measured_rows(model) if role == "generation" else ())]
+
+
+def _measured_rows(model: str) -> list[str]:
+    """What a worker with `--max-concurrent-generations auto` last found out here."""
+    from impetus_backends.generation.row_curves import remembered
+
+    return [f"on {each['at'][:10]}: {each['words']}" for each in remembered() if each["model"] == model]
 
 
 def _in_words(report: dict[str, Any], machine: Hardware) -> str:

@@ -63,8 +63,11 @@ def verify(model: str | None, as_json: bool, to_submit: bool) -> None:
     for check in (_remember(model, mac=machine.system == "Darwin"), _sleep(mac=machine.system == "Darwin")):
         checks.append(check)
         click.echo(_in_words(check), err=as_json)
+    own = _rows()
+    for check in own:
+        click.echo(_in_words(check), err=as_json)
     if as_json:
-        click.echo(json.dumps(_report(machine, checks), indent=2))
+        click.echo(json.dumps(_report(machine, [*checks, *own]), indent=2))
     if to_submit:
         submit(machine, model or models.DEFAULT_EMBEDDING_MODEL, _versions(), checks)
     sys.exit(any(check.verdict is Verdict.FAIL for check in checks))
@@ -83,6 +86,18 @@ def _remember(model: str | None, *, mac: bool) -> Any:
         return Check(name, Verdict.PASS, str(measure_embedding(model)))
     except (BackendError, OSError) as error:
         return Check(name, Verdict.FAIL, str(error))
+
+
+def _rows() -> list[Any]:
+    """How many generations decode together, for each model that a worker has measured. Its name may be a folder's, so
+    that this is told here and never sent on."""
+    from impetus_backends.generation.row_curves import remembered
+    from impetus_backends.verified.check import Check, Verdict
+
+    name = "generations together"
+    found = [Check(name, Verdict.PASS, f"{each['model']}, {each['at'][:10]}: {each['words']}") for each in remembered()]
+    missing = "no worker with --max-concurrent-generations auto has measured a model here"
+    return found or [Check(name, Verdict.NOT_APPLICABLE, missing)]
 
 
 def _sleep(*, mac: bool) -> Any:
