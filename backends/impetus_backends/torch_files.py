@@ -66,6 +66,7 @@ def convert_folder(folder: Path, target: Path | None, tell: Callable[[str, float
     if target is not None and target.exists():
         raise ModelError(f"{target} exists already")
     into = target or folder
+    into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".from-torch-", dir=into.parent if target else folder) as name:
         draft = Path(name) / "model"
         if target is not None:

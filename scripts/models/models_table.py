@@ -77,6 +77,9 @@ Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and sev
 
 Weights that MLX quantised (those of mlx-community; 2, 4 or 8 bits) load on every backend: MLX computes with them as
 they are, the others with what MLX's `dequantize` makes of them in float32, to the bit.
+
+E5 models whose files state no prompts serve without them, and say in the note of each result that they were trained
+with "query: " and "passage: ".
 """
 
 

@@ -19,6 +19,7 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.folder.weights import fingerprint
+from impetus_backends.embedding.texts.prompts import missing_prompts
 from impetus_backends.errors import BackendError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
 
@@ -141,7 +142,10 @@ def open_engine(
     config = config or read_config(files.folder)
     backend.load()
     notes = [getattr(backend, "note", None)]  # most have nothing to add to their device's name
-    notes += [config.note] if isinstance(config, RerankerConfig) else []
+    if isinstance(config, RerankerConfig):
+        notes.append(config.note)
+    else:
+        notes.append(missing_prompts(files.aliases, (prompt for _, prompt in config.text.prompts)))
     outputs, no_sparse = config.outputs, config.no_sparse
     if "sparse" in outputs and not isinstance(backend, SparseBackend):
         outputs, no_sparse = ("dense",), f"makes no sparse embeddings on {backend.name}; on mlx and cpu it does"

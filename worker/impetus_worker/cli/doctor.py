@@ -127,6 +127,7 @@ def _batches(model: str | None, backend: str) -> dict[str, Any]:
     engine.close()
     return {
         "backend": info.backend,
+        "note": info.note,
         "tokens": info.batch_tokens,
         "measured": info.measured,
         "curve": [{"tokens": tokens, "seconds": seconds} for tokens, seconds in info.curve],
@@ -229,7 +230,9 @@ def _in_words(report: dict[str, Any], machine: Hardware) -> str:
         else:
             lines.append(f"{role:<11} would claim nothing")
         lines += [f"            - {reason}" for reason in plan["reasons"]]
-        lines += _curve(plan["batches"]) if "batches" in plan else []
+        if "batches" in plan:
+            lines += _curve(plan["batches"])
+            lines += [f"            note: {plan['batches']['note']}"] if plan["batches"]["note"] else []
     first, *rest = report["server"]
     lines += ["", f"server      {first}", *(f"            - {sentence}" for sentence in rest)]
     lines += ["", f"memory      {report['wired_memory']}", f"sleep       {report['sleep']}"]
