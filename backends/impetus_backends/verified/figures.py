@@ -9,9 +9,10 @@ import resource
 import statistics
 import sys
 import tempfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,9 +105,9 @@ def of_pytorch(hardware: Hardware, config: EmbeddingConfig, clock: Callable[[], 
         return not_applicable(key, _NO_MAC)
     if find_spec("torch") is None:
         return not_applicable(key, "torch is not installed, which Impetus does without: pip install torch, to compare")
-    import torch
     from transformers import AutoModel
 
+    torch: Any = import_module("torch")
     length = min(TEXT_TOKENS, config.text.max_tokens)
     model = AutoModel.from_pretrained(config.transformer, trust_remote_code=False).eval()
     ids = torch.tensor(np.stack(rows_of([length], config.encoder.vocab_size)), dtype=torch.long)
