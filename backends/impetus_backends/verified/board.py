@@ -38,6 +38,7 @@ _CLOSE = 0.01
 _LEEWAY = 1.25
 """Roofs are published figures, and may be a little low."""
 _DETAIL_CHARACTERS = 400
+_MOST_BYTES = 1_000_000
 _FOLDER = re.compile(r"(?:(?<![\w.:/%])/|(?<!\w)~/|\b[A-Za-z]:\\)[\w.@+~-][^\s'\",;()]*")
 _ADDRESS = re.compile(r"[\w.+-]+@[\w.-]+")
 _HUB_ID = re.compile(r"\A[\w.-]{1,96}/[\w.-]{1,96}\Z")
@@ -52,7 +53,7 @@ class BoardError(BackendError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Machine(_Strict):
@@ -215,21 +216,24 @@ def make_board(
         "versions": dict(versions),
         "lines": [_line(check) for check in checks],
     }
-    return _checked({**content, "digest": digest_of(content)}, "the report")
+    return _checked(json.dumps({**content, "digest": digest_of(content)}), "the report")
 
 
 def read_board(file: Path) -> Board:
     """Raises `BoardError`, which names the file, for what cannot be read or is no board."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BoardError(f"{file.name} cannot be read as JSON: {error}") from None
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise BoardError(f"{file.name} cannot be read: {error.strerror}") from None
+    if len(content) > _MOST_BYTES:
+        raise BoardError(f"{file.name} is no board: it is longer than {_MOST_BYTES:,} bytes")
     return _checked(content, file.name)
 
 
-def _checked(content: Any, what: str) -> Board:
+def _checked(content: bytes | str, what: str) -> Board:
     try:
-        return Board.model_validate(content)
+        return Board.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
