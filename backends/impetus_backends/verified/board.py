@@ -12,13 +12,14 @@ import json
 import platform
 import re
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from impetus_backends.errors import BackendError
+from impetus_backends.models import DEFAULT_EMBEDDING_MODEL
 from impetus_backends.verified.check import Verdict
 from impetus_backends.verified.claims import CLAIMS, Unit
 from impetus_backends.verified.roofs import ROOFS, Work, least_seconds
@@ -33,7 +34,7 @@ MEASURED = "measured by impetus-worker verify"
 MADE_UP = "made up for a test"
 FIRST_DAY = date(2026, 11, 27)
 """There were no boards before."""
-_MOST: dict[Unit, float] = {"ms": 600_000.0, "x": 1_000.0, "%": 100.0}
+_BOUNDS: dict[Unit, tuple[float, float]] = {"ms": (0.01, 600_000.0), "x": (0.001, 1_000.0), "%": (0.0, 100.0)}
 _CLOSE = 0.01
 _LEEWAY = 1.25
 """Roofs are published figures, and may be a little low."""
@@ -41,7 +42,6 @@ _DETAIL_CHARACTERS = 400
 _MOST_BYTES = 1_000_000
 _FOLDER = re.compile(r"(?:(?<![\w.:/%])/|(?<!\w)~/|\b[A-Za-z]:\\)[\w.@+~-][^\s'\",;()]*")
 _ADDRESS = re.compile(r"[\w.+-]+@[\w.-]+")
-_HUB_ID = re.compile(r"\A[\w.-]{1,96}/[\w.-]{1,96}\Z")
 
 Word = Annotated[str, StringConstraints(pattern=r"^[\w.+ -]{0,60}$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9][\w.+!-]{0,40}$")]
@@ -70,7 +70,6 @@ class Machine(_Strict):
     gpu: Annotated[str, StringConstraints(pattern=r"^(applegpu_g\d{1,3}[a-z]?)?$")]
     macos: Annotated[str, StringConstraints(pattern=r"^\d{2}(\.\d{1,2}){0,2}$")]
     build: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z]{0,12}$")]
-    virtual: bool
 
     @property
     def kind(self) -> tuple[int, str]:
@@ -105,7 +104,8 @@ class Measured(_Strict):
             raise ValueError(f"there is no claim {self.claim!r}; there are {', '.join(CLAIMS)}")
         if (self.unit, self.target, self.at_least) != (claim.unit, claim.target, claim.at_least):
             raise ValueError(f"{self.claim} is asked to be {claim.asked}")
-        if self.value > _MOST[claim.unit] or (self.unit == "ms" and self.value == 0):
+        least, most = _BOUNDS[claim.unit]
+        if not least <= self.value <= most:
             raise ValueError(f"{self.value:g} {self.unit} is no figure of {claim.name!r}")
         return self
 
@@ -138,7 +138,8 @@ class Board(_Strict):
     origin: Literal["measured by impetus-worker verify", "made up for a test"]
     measured_on: date
     machine: Machine
-    embedding_model: Annotated[str, StringConstraints(pattern=r"^([\w.-]{1,96}/[\w.-]{1,96}|a model of the owner's)$")]
+    embedding_model: Literal["sentence-transformers/all-MiniLM-L6-v2", "another model"]
+    """Others have names that their owners gave them, on hubs too."""
     versions: dict[Word, Version]
     lines: Annotated[list[Line], Field(min_length=1, max_length=200)]
     digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -150,7 +151,7 @@ class Board(_Strict):
 
     @model_validator(mode="after")
     def _holds_together(self) -> Board:
-        if not FIRST_DAY <= self.measured_on <= date.today():
+        if not FIRST_DAY <= self.measured_on <= datetime.now(UTC).date():
             raise ValueError(f"{self.measured_on} is no day on which a board was made")
         names = [line.name for line in self.lines]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -192,8 +193,9 @@ def digest_of(content: Mapping[str, Any]) -> str:
 
 def require_mac(hardware: Hardware) -> None:
     """Raises `BoardError` for a machine of which there are no boards."""
-    if not hardware.apple_silicon:
-        raise BoardError("boards are of Macs with Apple silicon, and this machine is none: there is nothing to send")
+    if not hardware.apple_silicon or hardware.virtual:
+        what = "a virtual one" if hardware.virtual else "none"
+        raise BoardError(f"boards are of Macs with Apple silicon, and this machine is {what}: there is nothing to send")
 
 
 def make_board(
@@ -212,7 +214,7 @@ def make_board(
         "origin": origin,
         "measured_on": on.isoformat(),
         "machine": _machine(hardware),
-        "embedding_model": model if _HUB_ID.match(model) and not Path(model).exists() else "a model of the owner's",
+        "embedding_model": model if model == DEFAULT_EMBEDDING_MODEL else "another model",
         "versions": dict(versions),
         "lines": [_line(check) for check in checks],
     }
@@ -277,7 +279,6 @@ def _machine(hardware: Hardware) -> dict[str, Any]:
         "gpu": hardware.gpu_architecture,
         "macos": hardware.macos,
         "build": hardware.build,
-        "virtual": hardware.virtual,
     }
 
 
