@@ -30,6 +30,7 @@ PAGES = [
     ROOT / "benchmarks" / "boards" / "README.md",
 ]
 COMMAND = re.compile(r"(?:sudo |\.venv/bin/)?(impetus(?:-worker)? \S.*|scripts/[\w.]+(?:/[\w./]+)?(?: .*)?)")
+GROUPS = {"impetus": impetus, "impetus-worker": impetus_worker}
 MODULES = {
     "scripts/bench": "benchmarks.__main__",
     "scripts/hardware": "scripts.models.hardware_page",
@@ -44,6 +45,8 @@ CHEAP = (
     "impetus-worker doctor",
     "impetus-worker config show",
     "impetus-worker service install --print",
+    "impetus serve-key shop --keys keys.toml",
+    "impetus serve-webhook https://app.example/batches --webhooks webhooks.toml",
     "scripts/bench queue --help",
 )
 
@@ -113,9 +116,8 @@ def parsers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Raises `Parsed`, or what the parser says."""
     program, *arguments = words
-    if program in ("impetus", "impetus-worker"):
-        group = impetus if program == "impetus" else impetus_worker
-        group.main(arguments, program, standalone_mode=False)
+    if program in GROUPS:
+        GROUPS[program].main(arguments, program, standalone_mode=False)
         return
     main = importlib.import_module(MODULES[program]).main
     if isinstance(main, click.Command):
@@ -145,9 +147,7 @@ def understood(command: Told, monkeypatch: pytest.MonkeyPatch) -> None:
             raise click.UsageError(f"{command} is not understood") from None
 
 
-@pytest.mark.parametrize(
-    "command", [each for each in TOLD if each.words[0] in (*MODULES, "impetus", "impetus-worker")], ids=str
-)
+@pytest.mark.parametrize("command", [each for each in TOLD if each.words[0] in (*MODULES, *GROUPS)], ids=str)
 @pytest.mark.usefixtures("parsers")
 def test_a_command_on_a_page_is_understood(command: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     understood(command, monkeypatch)
@@ -188,8 +188,8 @@ def test_what_there_is_not_is_found_out(line: str, whole: bool, monkeypatch: pyt
 def test_what_costs_little_is_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "IMPETUS_CACHE_DIR", "IMPETUS_STATE_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     program, *arguments = line.split()
-    main = impetus_worker if program == "impetus-worker" else importlib.import_module(MODULES[program]).main
-    ran = CliRunner().invoke(main, arguments)
+    ran = CliRunner().invoke(GROUPS.get(program) or importlib.import_module(MODULES[program]).main, arguments)
     assert ran.exit_code == 0, ran.output
     assert ran.stdout

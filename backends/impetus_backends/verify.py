@@ -29,6 +29,7 @@ from impetus_backends.policy import not_installed
 from impetus_backends.verified import figures
 from impetus_backends.verified.check import Check, Verdict, verdict
 from impetus_backends.verified.claims import CLAIMS, not_applicable
+from impetus_backends.verified.roofs import roofs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -198,8 +199,10 @@ class Verifier:
             return Check(name, Verdict.NOT_APPLICABLE, f"MLX does not run: {error}")
         flops = 2 * np.prod(_MATMUL, dtype=np.float64)
         likely = "likely" if self.hardware.neural_accelerators_likely else "not likely"
+        roof = roofs_of(self.hardware)
+        share = f" ({flops / half / 1e12 / roof.gpu_tflops:.0%} of the chip's roof)" if roof and roof.gpu_tflops else ""
         detail = (
-            f"{flops / half / 1e12:.1f} and {flops / full / 1e12:.1f} TFLOP/s, {full / half:.1f}x; "
+            f"{flops / half / 1e12:.1f} and {flops / full / 1e12:.1f} TFLOP/s, {full / half:.1f}x{share}; "
             f"neural accelerators in the GPU: {likely}"
         )
         return Check(name, Verdict.PASS, detail)

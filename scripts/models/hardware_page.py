@@ -108,7 +108,7 @@ def _of_one(board: Board) -> str:
         f"### {machine.chip}, {board.measured_on}",
         "",
         f"{machine.model or 'A Mac'}, {machine.memory_gib} GiB, {machine.cores} cores, macOS {machine.macos} "
-        f"{machine.build}{', virtual' if machine.virtual else ''}; {board.embedding_model}; {versions}.",
+        f"{machine.build}; {board.embedding_model}; {versions}.",
         "",
         _row(["line", "verdict", "what was found"]),
         _row(["---"] * 3),

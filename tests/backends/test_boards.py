@@ -71,7 +71,7 @@ NONSENSE: dict[str, tuple[Edit, str]] = {
     ),
     "a verdict was made better": (lambda board: line(board, "prefill-m5").update(verdict="pass"), "is a fail"),
     "faster than the chip": (
-        lambda board: line(board, "text-neural-engine")["figure"].update(value=0.0001, share_of_roof=1.0),
+        lambda board: line(board, "text-neural-engine")["figure"].update(value=0.02, share_of_roof=1.0),
         "times as fast as a Apple M5 can be",
     ),
     "a share that does not follow": (
@@ -87,7 +87,10 @@ NONSENSE: dict[str, tuple[Edit, str]] = {
         lambda board: line(board, "memory")["figure"].update(claim="loss-int8", target=2.0),
         "has the figure of 'loss of int8 weights'",
     ),
+    "a model of somebody's": (lambda board: board.update(embedding_model="ann/mine"), "embedding_model"),
     "no time at all": (lambda board: line(board, "text-gpu")["figure"].update(value=0.0), "is no figure of"),
+    "a number in quotes": (lambda board: line(board, "memory")["figure"].update(value="8.4"), "valid number"),
+    "endless": (lambda board: line(board, "memory")["figure"].update(value=float("inf")), "finite number"),
     "not a number": (lambda board: line(board, "memory")["figure"].update(value="lots"), "valid number"),
     "passed without a figure": (lambda board: line(board, "memory").update(figure=None), "with no figure"),
     "a claim left out": (lambda board: board["lines"].remove(line(board, "fallback")), "are missing: the GPU before"),
@@ -132,7 +135,19 @@ def test_a_board_that_was_edited_into_sense_is_refused_for_its_digest(tmp_path: 
         read_board(file)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"board": 1}', "\udcff"])
+TEXTS = {
+    "nothing": "",
+    "half": "{",
+    "a list": "[]",
+    "null": "null",
+    "too little": '{"board": 1}',
+    "no text": "\udcff",
+    "a well": "[" * 200_000,
+    "too long": " " * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_what_is_no_board_at_all_is_refused_in_one_sentence(text: str, tmp_path: Path) -> None:
     file = tmp_path / "board.json"
     file.write_bytes(text.encode(errors="surrogateescape"))
@@ -140,16 +155,12 @@ def test_what_is_no_board_at_all_is_refused_in_one_sentence(text: str, tmp_path:
         read_board(file)
 
 
-def test_a_board_names_no_folder_person_host_or_model_of_its_owner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_board_names_no_folder_person_host_or_model_of_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boards, "_names", lambda: {"/Users/ann smith", "ann", "anns-mac"})
-    model = tmp_path / "secret-model"
-    model.mkdir()
     told = "could not read /Users/ann smith/Library/x.json on anns-mac.local: ask ANN, or ann@example.com; ~/.cache/a"
     made = make_board(
         machine("m5"),
-        str(model),
+        "ann/secret-model",
         VERSIONS,
         [Check("machine", Verdict.FAIL, told), *list(checks())[1:]],
         on=FIRST_DAY,
@@ -157,7 +168,7 @@ def test_a_board_names_no_folder_person_host_or_model_of_its_owner(
     text = to_json(made)
     for secret in ("smith", "ann", "Library", "secret", ".cache", "example.com"):
         assert secret not in text.casefold(), secret
-    assert made.embedding_model == "a model of the owner's"
+    assert made.embedding_model == "another model"
     assert made.lines[0].verdict is Verdict.FAIL
 
 
@@ -171,9 +182,11 @@ def test_this_user_and_host_are_among_the_names() -> None:
     assert without_names(f"in {Path.home()}/x") in ("in (name)/x", "in (folder)", "in (name)(folder)")
 
 
-@pytest.mark.parametrize("name", ["linux", "intel", "rosetta"])
-def test_there_are_no_boards_of_other_machines(name: str) -> None:
-    with pytest.raises(BoardError, match="this machine is none"):
+@pytest.mark.parametrize(
+    ("name", "what"), [("linux", "none"), ("intel", "none"), ("rosetta", "none"), ("vm", "a virtual one")]
+)
+def test_there_are_no_boards_of_other_machines(name: str, what: str) -> None:
+    with pytest.raises(BoardError, match=f"this machine is {what}"):
         make_board(machine(name), MODEL, VERSIONS, checks(), on=FIRST_DAY)
 
 
@@ -227,7 +240,7 @@ def test_a_run_that_was_made_up_is_never_on_the_page_and_keeps_others_from_being
 def test_what_others_wrote_makes_no_cell_link_or_tag_of_the_page() -> None:
     content = recorded()
     content["lines"][0]["detail"] = "a | b <script>x< script> [y](javascript:z) `c`"
-    text = page([boards.Board.model_validate(sealed(content))])
+    text = page([boards.Board.model_validate_json(json.dumps(sealed(content)))])
     assert "<script" not in text
     assert "[y]" not in text
     assert "| machine | pass | a   b  script x  script   y (javascript:z)  c " in text
@@ -256,3 +269,6 @@ def test_a_roof_is_the_slower_of_computing_and_reading() -> None:
     assert share_of_roof(Work(1.0, 153e6), 0.002, "gpu", m5) == pytest.approx(0.5)
     assert share_of_roof(Work(0.0, 0.0), 0.002, "gpu", m5) is None
     assert share_of_roof(Work(1e9, 1.0), 0.002, "gpu", ROOFS[2, "Max"]) is None
+    static = found("text-gpu", 3.0, "3 ms", work=Work(0.0, 0.0), seconds=0.003, roofs=m5).figure
+    assert static is not None
+    assert (static.gflop, static.share_of_roof) == (None, None)

@@ -14,6 +14,7 @@ from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
 from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.devices.packages.device import Placement
+from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.generation.models.prefill import Shape, prefill_seconds
 from impetus_backends.generation.models.profiles import M5, STANDARD
 from impetus_backends.hardware import detect
@@ -82,6 +83,7 @@ def test_a_mac_that_meets_every_target_passes_every_line(cache: Path) -> None:
     for key in ("text-neural-engine", "batch-neural-engine", "loss-int8", "memory"):
         assert checks[CLAIMS[key].name].verdict is Verdict.PASS, key
     assert checks[CLAIMS["text-gpu"].name].detail == "MLX does not run here"
+    assert checks[CLAIMS["text-pytorch"].name].verdict is Verdict.NOT_APPLICABLE
     assert {claim.name for claim in CLAIMS.values()} <= checks.keys()
 
 
@@ -208,3 +210,18 @@ def test_memory_is_what_this_process_took_of_what_a_model_may_need() -> None:
     assert figures.of_memory(small).verdict is Verdict.FAIL
     assert "(75%)" in figures.of_memory(machine("m1")).detail
     assert figures.of_memory(replace(small, memory_bytes=0)).verdict is Verdict.NOT_APPLICABLE
+
+
+def test_a_device_that_fails_while_it_is_timed_fails_its_line_and_no_more() -> None:
+    class Broken:
+        name = "coreml"
+
+        def embed(self, rows: list[object]) -> None:
+            raise RuntimeError("the engine is gone")
+
+    config = read_config(small_model("bge"))
+    lines = figures.of_texts(machine("m5"), config, {"coreml": Broken()}, None, count().__next__)  # type: ignore[dict-item]
+    told = {check.name: check for check in lines}
+    assert told[CLAIMS["text-neural-engine"].name].detail == "coreml could not run it: the engine is gone"
+    assert told[CLAIMS["text-neural-engine"].name].verdict is Verdict.FAIL
+    assert told[CLAIMS["text-gpu"].name].verdict is Verdict.NOT_APPLICABLE

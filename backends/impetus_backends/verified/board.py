@@ -12,13 +12,14 @@ import json
 import platform
 import re
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from impetus_backends.errors import BackendError
+from impetus_backends.models import DEFAULT_EMBEDDING_MODEL
 from impetus_backends.verified.check import Verdict
 from impetus_backends.verified.claims import CLAIMS, Unit
 from impetus_backends.verified.roofs import ROOFS, Work, least_seconds
@@ -33,14 +34,14 @@ MEASURED = "measured by impetus-worker verify"
 MADE_UP = "made up for a test"
 FIRST_DAY = date(2026, 11, 27)
 """There were no boards before."""
-_MOST: dict[Unit, float] = {"ms": 600_000.0, "x": 1_000.0, "%": 100.0}
+_BOUNDS: dict[Unit, tuple[float, float]] = {"ms": (0.01, 600_000.0), "x": (0.001, 1_000.0), "%": (0.0, 100.0)}
 _CLOSE = 0.01
 _LEEWAY = 1.25
 """Roofs are published figures, and may be a little low."""
 _DETAIL_CHARACTERS = 400
+_MOST_BYTES = 1_000_000
 _FOLDER = re.compile(r"(?:(?<![\w.:/%])/|(?<!\w)~/|\b[A-Za-z]:\\)[\w.@+~-][^\s'\",;()]*")
 _ADDRESS = re.compile(r"[\w.+-]+@[\w.-]+")
-_HUB_ID = re.compile(r"\A[\w.-]{1,96}/[\w.-]{1,96}\Z")
 
 Word = Annotated[str, StringConstraints(pattern=r"^[\w.+ -]{0,60}$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9][\w.+!-]{0,40}$")]
@@ -52,7 +53,7 @@ class BoardError(BackendError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Machine(_Strict):
@@ -69,7 +70,6 @@ class Machine(_Strict):
     gpu: Annotated[str, StringConstraints(pattern=r"^(applegpu_g\d{1,3}[a-z]?)?$")]
     macos: Annotated[str, StringConstraints(pattern=r"^\d{2}(\.\d{1,2}){0,2}$")]
     build: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z]{0,12}$")]
-    virtual: bool
 
     @property
     def kind(self) -> tuple[int, str]:
@@ -104,7 +104,8 @@ class Measured(_Strict):
             raise ValueError(f"there is no claim {self.claim!r}; there are {', '.join(CLAIMS)}")
         if (self.unit, self.target, self.at_least) != (claim.unit, claim.target, claim.at_least):
             raise ValueError(f"{self.claim} is asked to be {claim.asked}")
-        if self.value > _MOST[claim.unit] or (self.unit == "ms" and self.value == 0):
+        least, most = _BOUNDS[claim.unit]
+        if not least <= self.value <= most:
             raise ValueError(f"{self.value:g} {self.unit} is no figure of {claim.name!r}")
         return self
 
@@ -137,7 +138,8 @@ class Board(_Strict):
     origin: Literal["measured by impetus-worker verify", "made up for a test"]
     measured_on: date
     machine: Machine
-    embedding_model: Annotated[str, StringConstraints(pattern=r"^([\w.-]{1,96}/[\w.-]{1,96}|a model of the owner's)$")]
+    embedding_model: Literal["sentence-transformers/all-MiniLM-L6-v2", "another model"]
+    """Others have names that their owners gave them, on hubs too."""
     versions: dict[Word, Version]
     lines: Annotated[list[Line], Field(min_length=1, max_length=200)]
     digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -149,7 +151,7 @@ class Board(_Strict):
 
     @model_validator(mode="after")
     def _holds_together(self) -> Board:
-        if not FIRST_DAY <= self.measured_on <= date.today():
+        if not FIRST_DAY <= self.measured_on <= datetime.now(UTC).date():
             raise ValueError(f"{self.measured_on} is no day on which a board was made")
         names = [line.name for line in self.lines]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -191,8 +193,9 @@ def digest_of(content: Mapping[str, Any]) -> str:
 
 def require_mac(hardware: Hardware) -> None:
     """Raises `BoardError` for a machine of which there are no boards."""
-    if not hardware.apple_silicon:
-        raise BoardError("boards are of Macs with Apple silicon, and this machine is none: there is nothing to send")
+    if not hardware.apple_silicon or hardware.virtual:
+        what = "a virtual one" if hardware.virtual else "none"
+        raise BoardError(f"boards are of Macs with Apple silicon, and this machine is {what}: there is nothing to send")
 
 
 def make_board(
@@ -211,25 +214,28 @@ def make_board(
         "origin": origin,
         "measured_on": on.isoformat(),
         "machine": _machine(hardware),
-        "embedding_model": model if _HUB_ID.match(model) and not Path(model).exists() else "a model of the owner's",
+        "embedding_model": model if model == DEFAULT_EMBEDDING_MODEL else "another model",
         "versions": dict(versions),
         "lines": [_line(check) for check in checks],
     }
-    return _checked({**content, "digest": digest_of(content)}, "the report")
+    return _checked(json.dumps({**content, "digest": digest_of(content)}), "the report")
 
 
 def read_board(file: Path) -> Board:
     """Raises `BoardError`, which names the file, for what cannot be read or is no board."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BoardError(f"{file.name} cannot be read as JSON: {error}") from None
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise BoardError(f"{file.name} cannot be read: {error.strerror}") from None
+    if len(content) > _MOST_BYTES:
+        raise BoardError(f"{file.name} is no board: it is longer than {_MOST_BYTES:,} bytes")
     return _checked(content, file.name)
 
 
-def _checked(content: Any, what: str) -> Board:
+def _checked(content: bytes | str, what: str) -> Board:
     try:
-        return Board.model_validate(content)
+        return Board.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -273,7 +279,6 @@ def _machine(hardware: Hardware) -> dict[str, Any]:
         "gpu": hardware.gpu_architecture,
         "macos": hardware.macos,
         "build": hardware.build,
-        "virtual": hardware.virtual,
     }
 
 

@@ -57,6 +57,7 @@ def found(
 ) -> Check:
     """The line of a claim that was measured: `work` took `seconds` where it is held against the chip's roof."""
     claim = CLAIMS[key]
+    work = work if work and work.flop else None  # a static model multiplies nothing
     share = share_of_roof(work, seconds, claim.engine, roofs) if work and roofs and claim.engine else None
     figure = Figure(
         key,

@@ -9,9 +9,10 @@ import resource
 import statistics
 import sys
 import tempfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -91,7 +92,10 @@ def _timed(
         return failed(key, "the package did not load: see above")
     texts, length = shape
     rows = rows_of([length] * texts, config.encoder.vocab_size)
-    median, least = median_seconds(lambda: backend.embed(rows), clock)
+    try:
+        median, least = median_seconds(lambda: backend.embed(rows), clock)
+    except (BackendError, RuntimeError) as error:
+        return failed(key, f"{backend.name} could not run it: {error}")
     detail = f"{texts} x {length} tokens: {1e3 * median:.2f} ms, {1e3 * least:.2f} at best"
     work = encoder_work(config, texts, length)
     return found(key, 1e3 * median, detail, work=work, seconds=median, roofs=roofs_of(hardware))
@@ -104,14 +108,17 @@ def of_pytorch(hardware: Hardware, config: EmbeddingConfig, clock: Callable[[], 
         return not_applicable(key, _NO_MAC)
     if find_spec("torch") is None:
         return not_applicable(key, "torch is not installed, which Impetus does without: pip install torch, to compare")
-    import torch
     from transformers import AutoModel
 
+    torch: Any = import_module("torch")
     length = min(TEXT_TOKENS, config.text.max_tokens)
-    model = AutoModel.from_pretrained(config.transformer, trust_remote_code=False).eval()
     ids = torch.tensor(np.stack(rows_of([length], config.encoder.vocab_size)), dtype=torch.long)
-    with torch.inference_mode():
-        median, least = median_seconds(lambda: model(input_ids=ids), clock)
+    try:
+        model = AutoModel.from_pretrained(config.transformer, trust_remote_code=False).eval()
+        with torch.inference_mode():
+            median, least = median_seconds(lambda: model(input_ids=ids), clock)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        return not_applicable(key, f"transformers does not run this model: {error}")
     return found(key, 1e3 * median, f"1 x {length} tokens: {1e3 * median:.2f} ms, {1e3 * least:.2f} at best")
 
 

@@ -135,6 +135,7 @@ def test_convert_reports_on_both_packages_and_workers_then_serve_the_one_asked_f
     assert 0 < report["loss"] <= 0.05
     assert report["padding"]["in_bulk"] > 0
     assert "measuring B, int8" in said.stderr
+    assert "warning: 16x40 costs what the next multiple of 32 does" in said.stderr
     (copy,) = (tmp_path / "out").iterdir()
     stored = json.loads((copy / "report.json").read_text())
     assert stored == {key: value for key, value in report.items() if key != "folder"}

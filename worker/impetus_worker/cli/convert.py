@@ -144,6 +144,7 @@ def convert(
     from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
     from impetus_backends.embedding.devices.coreml.form import COREML
     from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
+    from impetus_backends.embedding.devices.packages.buckets import STEP
     from impetus_backends.embedding.devices.packages.cache import PackageCache
     from impetus_backends.embedding.devices.packages.convert import AccuracyError, Order, export
     from impetus_backends.embedding.devices.packages.convert import convert as run
@@ -199,6 +200,11 @@ def convert(
         tell.done()
         raise click.ClickException(str(error)) from None
     tell.done()
+    for bucket in shapes:
+        if not bucket.aligned:
+            click.echo(
+                f"warning: {bucket} costs what the next multiple of {STEP} does: the model reads no more", err=True
+            )
     for macos in ("26.0", "27.0"):
         if warning := form.too_large(report.b.size_bytes, macos):
             click.echo(f"warning: {warning}", err=True)

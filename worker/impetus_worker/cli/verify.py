@@ -69,7 +69,8 @@ def verify(model: str | None, as_json: bool, to_submit: bool) -> None:
     if as_json:
         click.echo(json.dumps(_report(machine, [*checks, *own]), indent=2))
     if to_submit:
-        submit(machine, model or models.DEFAULT_EMBEDDING_MODEL, _versions(), checks)
+        name = models.resolve(model or models.DEFAULT_EMBEDDING_MODEL).name
+        submit(machine, name, _versions(), checks)
     sys.exit(any(check.verdict is Verdict.FAIL for check in checks))
 
 
