@@ -128,9 +128,6 @@ def of_losses(
         if device is None:
             yield not_applicable(key, "no package can be made here: see above")
             continue
-        if mode == "w8a8" and not on_mac:
-            yield not_applicable(key, "calibrating activations means running the model on a Mac")
-            continue
         longest = min(TEXT_TOKENS, config.text.max_tokens)
         sizes = np.linspace(longest, min(4, longest), _LOSS_TEXTS + NEIGHBOURS).astype(int).tolist()
         rows = rows_of(sizes, config.encoder.vocab_size)

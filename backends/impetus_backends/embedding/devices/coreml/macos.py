@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.library import coremltools
 from impetus_backends.embedding.devices.packages.device import Placement
 from impetus_backends.embedding.devices.packages.form import OUTPUT
