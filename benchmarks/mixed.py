@@ -204,9 +204,9 @@ def fill(connection: Redis, jobs: int, seed: int) -> None:
     """A backlog of docstrings, in random order."""
     texts = list(_corpus())
     random.Random(seed).shuffle(texts)
-    corpus = islice(cycle(texts), jobs * _TEXTS_A_JOB)
-    for _ in Producer(connection=connection).embed_many(corpus, texts_per_job=_TEXTS_A_JOB, max_backlog_jobs=jobs + 64):
-        pass
+    corpus, producer = cycle(texts), Producer(connection=connection)
+    for _ in range(jobs):
+        producer.embed(list(islice(corpus, _TEXTS_A_JOB)), bulk=True)
 
 
 def all_jobs(connection: Redis) -> list[tuple[ClaimedJob, int]]:

@@ -20,6 +20,7 @@ from impetus_backends.embedding.folder.config import EmbeddingConfig, read_confi
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
+from impetus_backends.energy import open_meter
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
 from impetus_backends.policy import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.energy import Meter
     from impetus_backends.hardware import Hardware
     from impetus_backends.protocol import Excluded, OnAttempt
 
@@ -52,6 +54,7 @@ class Means:
     make: Callable[[str, EmbeddingConfig], EmbeddingBackend] = backends.make_backend
     absence: Absence = not_installed
     clock: Callable[[], float] = time.perf_counter
+    meter: Callable[[], Meter | None] = open_meter
 
 
 class EmbeddingCandidates:
@@ -115,7 +118,7 @@ class EmbeddingCandidates:
             first = self._fastest(_to_compare(first, opened))
         backend, opened_engine = first
         info = self._with_its_batches(backend, opened_engine.info)
-        return EmbeddingEngine(backend, replace(info, reasons=tuple(self.reasons)))
+        return EmbeddingEngine(backend, replace(info, reasons=tuple(self.reasons)), meter=self._means.meter())
 
     def _with_its_batches(self, backend: EmbeddingBackend, info: EngineInfo) -> EngineInfo:
         """How many tokens of a batch suit the backend, if that is to be measured."""

@@ -160,6 +160,8 @@ class Embedded:
     """Of an engine of several models: the one that made them."""
     sparse: Sequence[SparseVector] = ()
     """For work that wants these."""
+    energy_j: float | None = None
+    """What the whole chip used meanwhile; None where nothing measures it."""
 
 
 @dataclass(frozen=True, slots=True)

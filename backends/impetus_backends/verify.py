@@ -21,6 +21,7 @@ from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
 from impetus_backends.embedding.devices.packages.backend import LEAST_ON_THE_NEURAL_ENGINE, PackagedEmbeddingBackend
 from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.energy import open_meter
 from impetus_backends.errors import BackendError
 from impetus_backends.generation.models.prefill import PROMPT_TOKENS, prefill_seconds
 from impetus_backends.generation.models.profiles import M5, STANDARD
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.energy import Meter
     from impetus_backends.generation.models.profiles import Profile
     from impetus_backends.hardware import Hardware
 
@@ -60,6 +62,7 @@ class Verifier:
     """The backends that the Neural Engine is compared with, on a Mac."""
     cache: PackageCache = field(default_factory=lambda: PackageCache(COREML))
     clock: Callable[[], float] = time.perf_counter
+    meter: Callable[[], Meter | None] = open_meter
     prefill: Callable[[Profile], float] | None = None
     """The seconds in which a loader reads a prompt; none means that they are taken here, with MLX."""
 
@@ -91,6 +94,7 @@ class Verifier:
         yield from figures.of_losses(config, COREML, device, reference, on_mac=self.on_mac)
         yield figures.of_rule(self.hardware, seconds)
         yield figures.of_memory(self.hardware)
+        yield figures.of_energy((*loaded, *rivals, reference)[0], rows, self.meter(), self.clock)
         yield figures.of_decoding()
 
     def _device(self) -> Device:

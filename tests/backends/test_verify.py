@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
 from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.packages.cache import PackageCache
@@ -18,6 +19,7 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.generation.models.prefill import Shape, prefill_seconds
 from impetus_backends.generation.models.profiles import M5, STANDARD
 from impetus_backends.hardware import detect
+from impetus_backends.measurements import standard_batch
 from impetus_backends.verified import figures
 from impetus_backends.verified.check import Check, Verdict
 from impetus_backends.verified.claims import CLAIMS
@@ -225,3 +227,40 @@ def test_a_device_that_fails_while_it_is_timed_fails_its_line_and_no_more() -> N
     assert told[CLAIMS["text-neural-engine"].name].detail == "coreml could not run it: the engine is gone"
     assert told[CLAIMS["text-neural-engine"].name].verdict is Verdict.FAIL
     assert told[CLAIMS["text-gpu"].name].verdict is Verdict.NOT_APPLICABLE
+
+
+class Meter:
+    """Uses two joules from one look to the next, and breaks after so many looks."""
+
+    source = "rapl"
+
+    def __init__(self, looks: int) -> None:
+        self._looks, self._used = looks, 0.0
+
+    def joules(self) -> float:
+        self._looks, self._used = self._looks - 1, self._used + 2.0
+        if self._looks < 0:
+            raise OSError("no counter any more")
+        return self._used
+
+
+@pytest.mark.parametrize(
+    ("meter", "verdict", "says"),
+    [
+        (lambda: None, Verdict.NOT_APPLICABLE, "nothing here measures it"),
+        (
+            lambda: Meter(2),
+            Verdict.PASS,
+            "62.5 J for 1,000 texts and 1.73 J for 1,000 tokens, of the whole chip by rapl",
+        ),
+        (lambda: Meter(1), Verdict.NOT_APPLICABLE, "rapl told no more: no counter any more"),
+    ],
+)
+def test_what_the_chip_uses_is_measured_where_something_can(meter: Any, verdict: Verdict, says: str) -> None:
+    config, ticks = read_config(small_model("bge")), count()
+    backend = make_backend("numpy", config)
+    backend.load()
+    rows = standard_batch(config.encoder.vocab_size, config.text.max_tokens)
+    check = figures.of_energy(backend, rows, meter(), lambda: float(next(ticks)))
+    assert check.verdict is verdict
+    assert says in check.detail

@@ -90,7 +90,6 @@ def place(
         record,
         is_serving=is_serving,
         engine_deaths=lambda: 0,
-        prefer=lambda: record.prefer,
         tell=told.append,
         clock=clock,
     )

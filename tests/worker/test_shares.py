@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from impetus_producer import Producer
 from impetus_producer.contract import MeasuredCost, WorkerRecord
 from impetus_worker.fleet.routing import Routing, peers
 from impetus_worker.fleet.shares import is_news, shares
@@ -14,6 +16,8 @@ from impetus_worker.leases.portions import ALONE, Share
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from .conftest import Fleet
 
 ANE = MeasuredCost(call_s=0.002, token_s=20e-6, batch_tokens=4096)
 GPU = MeasuredCost(call_s=0.020, token_s=5e-6, batch_tokens=4096)
@@ -99,3 +103,19 @@ def test_workers_hear_of_each_others_costs_and_of_their_changes(connection: Redi
     for each in (ane, gpu):
         each.look(connection)
     assert told[-1] == Shared((Share(0.5, 0.5), Share(0.5, 0.5)))
+
+
+@pytest.mark.system
+def test_of_two_unequal_workers_each_takes_about_what_it_can(fleet: Fleet) -> None:
+    fast, slow = (
+        fleet.start("--simulated-a-ms", "0", "--simulated-b-us", b_us, "--max-batch-tokens", "256")
+        for b_us in ("500", "5000")
+    )
+    texts = (" ".join(["word"] * 14) for _ in range(960))  # 16 tokens each: 1 s of 11 for the slow one
+    handles = list(Producer(connection=fleet.connection).embed_many(texts, texts_per_job=8, max_backlog_jobs=200))
+    took = Counter(handle.result(timeout_s=60).provenance.worker for handle in handles)
+    assert len(took) == 2
+    (_, most), (_, least) = took.most_common()
+    assert most + least == 120
+    assert 3 <= least <= 24, "an eleventh is its share"
+    assert fast.process.poll() is slow.process.poll() is None

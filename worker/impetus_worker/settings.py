@@ -93,6 +93,8 @@ class WorkerSettings:
     stay_awake_on_battery: bool = False
     prefer: str = "auto"
     """`PREFERENCES`: whether embeddings are left to a Neural Engine where one serves, or shared by speed."""
+    bulk_from_charge: int = 20
+    """On battery no bulk is taken below so many percent of its charge."""
     begun_fd: int | None = None
     """The inherited descriptor of the note that says which jobs have begun (`host.begun`)."""
 

@@ -21,6 +21,7 @@ from .companions.crew import Crew
 from .companions.link import PASSING
 from .errors import ConfigurationError, PoisonedJobError
 from .fleet.routing import LOOK, Routing
+from .host.conditions import Watch
 from .host.power import open_power
 from .host.supervisor import EXIT_SHUTDOWN
 from .leases.claims import Claims
@@ -72,6 +73,7 @@ class QueueWorker:
         self._claims = Claims(settings.name, settings.lease_s)
         self._crew = Crew(settings, connect, self._claims, self._inbox.tell)
         self._power = open_power(settings)
+        self._conditions = Watch(settings.prefer, settings.bulk_from_charge)
         self._observer = open_observers(settings.role, settings.name)
         self._ledger = Ledger(
             self._claims,
@@ -131,7 +133,7 @@ class QueueWorker:
             is_serving=lambda: self._engine.info is not None and self._moves(),
             engine_deaths=lambda: self._engine.deaths,
             cost=lambda: self._engine.batcher.cost,
-            prefer=lambda: "energy" if settings.prefer == "energy" else "speed",
+            conditions=self._conditions,
             tell=self._inbox.tell,
             ttl_s=settings.record_ttl_s,
         )
@@ -279,10 +281,11 @@ class QueueWorker:
         room, waiting = self._engine.batcher.room(), self._ledger.rq_waiting
         bulk, nothing = _MAX_RQ_WAITING
         coming = self._ledger.wanted
+        no_bulk = waiting > bulk or self._conditions.against_bulk is not None
         return Room(
             0 if waiting > nothing else max(0, room.interactive - coming),
-            0 if waiting > bulk else max(0, room.bulk - coming),
-            0 if waiting > bulk else max(0, room.ahead - coming),
+            0 if no_bulk else max(0, room.bulk - coming),
+            0 if no_bulk else max(0, room.ahead - coming),
             held=room.held,
         )
 

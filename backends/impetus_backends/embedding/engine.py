@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.energy import Meter
     from impetus_backends.models import ModelFiles
     from impetus_backends.protocol import SparseVector
 
@@ -40,11 +41,16 @@ class EmbeddingEngine:
     """A loaded backend behind `protocol.Engine`. Urgent work first, otherwise in the order of admission."""
 
     def __init__(
-        self, backend: EmbeddingBackend, info: EngineInfo, clock: Callable[[], float] = time.perf_counter
+        self,
+        backend: EmbeddingBackend,
+        info: EngineInfo,
+        clock: Callable[[], float] = time.perf_counter,
+        meter: Meter | None = None,
     ) -> None:
         self._backend: EmbeddingBackend | None = backend
         self._info = info
         self._clock = clock
+        self._meter = meter
         self._urgent: deque[EmbeddingWork] = deque()
         self._patient: deque[EmbeddingWork] = deque()
         self._refused: list[Rejected] = []
@@ -89,17 +95,19 @@ class EmbeddingEngine:
     def _run(self, work: EmbeddingWork) -> Embedded | Rejected:
         if self._backend is None:
             return Rejected(work.id, "the engine is closed", permanent=False)
-        started = self._clock()
         if work.output not in self._info.outputs:
             said = self._info.no_sparse if work.output == "sparse" else "makes sparse embeddings alone"
             return Rejected(work.id, f"{self._info.model} {said}")
+        used_j, started = self._joules(), self._clock()
         try:
             vectors, sparse = self._made(self._backend, work)
         except RequestError as error:
             return Rejected(work.id, str(error))
         except Exception as error:  # noqa: BLE001 - whatever a device raises must not end the engine
             return Rejected(work.id, f"{self._info.backend}: {type(error).__name__}: {error}", permanent=False)
-        return Embedded(work.id, vectors, self._clock() - started, sparse=sparse)
+        took_s, now_j = self._clock() - started, self._joules()
+        energy_j = None if used_j is None or now_j is None else now_j - used_j
+        return Embedded(work.id, vectors, took_s, sparse=sparse, energy_j=energy_j)
 
     def _made(self, backend: EmbeddingBackend, work: EmbeddingWork) -> tuple[np.ndarray, Sequence[SparseVector]]:
         if work.output == "sparse" and isinstance(backend, SparseBackend):
@@ -111,6 +119,13 @@ class EmbeddingEngine:
         vectors = backend.embed(work.rows)
         self._verify(vectors, len(work.rows))
         return vectors, ()
+
+    def _joules(self) -> float | None:
+        try:
+            return self._meter.joules() if self._meter is not None else None
+        except OSError:
+            self._meter = None  # it will not tell again, and vectors do not wait for it
+            return None
 
     def _verify(self, vectors: np.ndarray, rows: int) -> None:
         if vectors.shape != (rows, self._info.dimensions):

@@ -20,26 +20,30 @@ from impetus_backends.embedding.devices.packages.accuracy import NEIGHBOURS
 from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.devices.packages.convert import Order, convert
+from impetus_backends.energy import Used
 from impetus_backends.errors import BackendError
 from impetus_backends.generation.models.prefill import PROMPT_TOKENS, Shape
 from impetus_backends.policy import MEMORY_SHARE, NEURAL_ENGINE_GENERATION, memory_limit_bytes
+from impetus_backends.verified.check import Check, Verdict
 from impetus_backends.verified.claims import failed, found, not_applicable
 from impetus_backends.verified.roofs import Work, encoder_work, roofs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.devices.packages.form import Form
     from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.energy import Meter
     from impetus_backends.hardware import Hardware
-    from impetus_backends.verified.check import Check
 
 TEXT_TOKENS = 64
 """Of "a text": about a document's of a corpus of documentation."""
 _ROUNDS = 9
 _LOSS_TEXTS = 24
+_ENERGY_S = 2.0
+"""Counters of energy move in steps of up to some tenths of a second."""
 _NO_MAC = "this is no Mac, and only a Mac's time counts"
 
 
@@ -131,9 +135,6 @@ def of_losses(
         if device is None:
             yield not_applicable(key, "no package can be made here: see above")
             continue
-        if mode == "w8a8" and not on_mac:
-            yield not_applicable(key, "calibrating activations means running the model on a Mac")
-            continue
         longest = min(TEXT_TOKENS, config.text.max_tokens)
         sizes = np.linspace(longest, min(4, longest), _LOSS_TEXTS + NEIGHBOURS).astype(int).tolist()
         rows = rows_of(sizes, config.encoder.vocab_size)
@@ -189,3 +190,27 @@ def of_decoding() -> Check:
     return not_applicable(
         "decoder-neural-engine", "Impetus makes no package of a decoder: what a step reads grows with each token"
     )
+
+
+def of_energy(
+    backend: EmbeddingBackend, rows: Sequence[np.ndarray], meter: Meter | None, clock: Callable[[], float]
+) -> Check:
+    """What the whole chip uses for these rows, again and again."""
+    name = "energy"
+    if meter is None:
+        why = "nothing here measures it: zeus-apple-silicon or macmon on a Mac, RAPL that may be read on Linux"
+        return Check(name, Verdict.NOT_APPLICABLE, why)
+    batches = 0
+    try:
+        before, started = meter.joules(), clock()
+        while clock() - started < _ENERGY_S:
+            backend.embed(rows)
+            batches += 1
+        used = Used(meter.joules() - before, batches * len(rows), batches * sum(map(len, rows)))
+    except OSError as error:
+        return Check(name, Verdict.NOT_APPLICABLE, f"{meter.source} told no more: {error}")
+    detail = (
+        f"{used.per_1000_texts:.3g} J for 1,000 texts and {used.per_1000_tokens:.3g} J for 1,000 tokens, of the whole "
+        f"chip by {meter.source}, through {backend.name}: {batches} batches of {len(rows)} texts"
+    )
+    return Check(name, Verdict.PASS, detail)

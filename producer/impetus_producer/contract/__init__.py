@@ -183,6 +183,8 @@ class WorkerRecord(Told):
     """None: it batches nothing, or has measured nothing yet."""
     prefer: Literal["energy", "speed"] = "speed"
     """`energy`: it leaves embeddings to a Neural Engine where one serves."""
+    bulk: bool = True
+    """False while its machine is hot, or low on battery: it takes no bulk then."""
     machine: str = ""
     """The chip."""
     note: str | None = None

@@ -292,6 +292,7 @@ class EmbeddingBatcher:
                 continue
             owner.vectors[row.index] = vector
             owner.model = event.by or owner.model
+            owner.spent(None if event.energy_j is None else event.energy_j * len(row.ids) / batch.tokens)
             owner.rows_left -= 1
             if owner.rows_left == 0:
                 self._end(owner)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from impetus_backends.energy import Used
+
 from ..leases.outcomes import Finished
 
 _LEAST_LOGPROB = -9999.0
@@ -30,6 +32,17 @@ def _provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:
         "device": info.device,
         "fingerprint": info.fingerprint,
         "note": info.note,
+    }
+
+
+def _energy(owner: OpenEmbedding) -> dict[str, float]:
+    """The contract's, of a job whose rows have all run; nothing where it was not measured."""
+    if not owner.energy_j:
+        return {}
+    used = Used(owner.energy_j, len(owner.vectors), owner.tokens)
+    return {
+        "joules_per_1000_texts": round(used.per_1000_texts, 6),
+        "joules_per_1000_tokens": round(used.per_1000_tokens, 6),
     }
 
 
@@ -76,8 +89,11 @@ class EmbeddingResults:
         result = (
             f'{{"object":"embedding","embeddings":{block},'
             f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
-            f'"truncated_tokens":{owner.lost}}},{self._same_for_all(owner.model)}}}'
+            f'"truncated_tokens":{owner.lost}}},{self._same_for_all(owner.model)}'
         )
+        if energy := _energy(owner):
+            result = f"{result[:-1]},{json.dumps(energy, separators=(',', ':'))[1:]}"  # into the provenance
+        result += "}"
         return result.encode()
 
 
@@ -104,7 +120,8 @@ class RerankResults:
         ]
         usage = {"prompt_tokens": owner.tokens, "truncated_documents": owner.truncated, "truncated_tokens": owner.lost}
         result = {"object": "rerank", "results": ranked, "usage": usage}
-        result |= {"model": owner.model.model, "provenance": _provenance(owner.model, self._worker)}
+        provenance = _provenance(owner.model, self._worker) | _energy(owner)
+        result |= {"model": owner.model.model, "provenance": provenance}
         return Finished(owner.job, json.dumps(result, separators=(",", ":")).encode())
 
 

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 _MODES = ("none", "fp32", "int8", "palette6", "w8a8")
+_AUTO = {"queries": ("palette6", "int8", "none"), "bulk": ("w8a8", "none")}
+"""What `auto` tries, by what the package is for. A short text alone waits for its weights to be read: the fewer bytes
+the better. Large batches wait for their products, which int8 weights alone make no faster."""
 _CALIBRATION_TEXTS = 64
-_EMBEDDING_OPTIONS = ("for_", "buckets", "calibration", "documents")
+_EMBEDDING_OPTIONS = ("for_", "lane", "buckets", "calibration", "documents")
 _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 
 
@@ -43,8 +46,10 @@ _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
               "minute a text.")  # fmt: skip
 @click.option("--from-torch", is_flag=True, help="MODEL is a folder whose weights are in files of torch's, and gets "
               "them as safetensors.")  # fmt: skip
-@click.option("--quantize", default="none", show_default=True, type=click.Choice((*_MODES, *GENERATION_RECIPES)),
-              metavar="FORM", help="See the forms below.")  # fmt: skip
+@click.option("--quantize", default="none", show_default=True, metavar="FORM",
+              type=click.Choice(("auto", *_MODES, *GENERATION_RECIPES)), help="See the forms below.")  # fmt: skip
+@click.option("--lane", default="bulk", show_default=True, type=click.Choice(tuple(_AUTO)), help="Embeddings, with "
+              "--quantize auto: what the package is for.")  # fmt: skip
 @click.option("--output", "--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Of embeddings: also put a copy of the package and its report there, into a new folder. Of "
               "generation: the new model folder.  [default: ./MODEL-FORM]")  # fmt: skip
@@ -76,6 +81,7 @@ def convert(
     from_torch: bool,
     for_: str,
     quantize: str,
+    lane: str,
     output: Path | None,
     limit_percent: float | None,
     accept_loss: bool,
@@ -102,7 +108,8 @@ def convert(
     fp32        float32 (Core AI alone)
     int8        int8 weights
     palette6    palettes of 64 values (6 bits)
-    w8a8        int8 weights and activations (M4 and later, and only on a Mac)
+    w8a8        int8 weights and activations: twice the products a second on an M4 and later (unverified)
+    auto        the first within the limit: for --lane bulk w8a8 or none, for queries palette6, int8 or none
 
     GENERATION models (--generation) become a smaller model folder, with the same tokenizer and chat template. The
     report compares the perplexity of the original (A) and the result (B) over a text; the loss is by how much it
@@ -146,18 +153,16 @@ def convert(
     from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
     from impetus_backends.embedding.devices.packages.buckets import STEP
     from impetus_backends.embedding.devices.packages.cache import PackageCache
-    from impetus_backends.embedding.devices.packages.convert import AccuracyError, Order, export
-    from impetus_backends.embedding.devices.packages.convert import convert as run
+    from impetus_backends.embedding.devices.packages.convert import AccuracyError, Order, convert_first, export
     from impetus_backends.embedding.folder.config import read_config
     from impetus_backends.embedding.texts.tokens import TextEncoder
     from impetus_backends.errors import BackendError, BackendUnavailableError
 
     on_mac = platform.system() == "Darwin"
     form = COREML if for_ == "coreml" else COREAI
-    if quantize not in form.modes:
+    forms = [mode for mode in _AUTO[lane] if mode in form.modes] if quantize == "auto" else [quantize]
+    if not set(forms) <= set(form.modes):
         raise click.ClickException(f"a {form.title} package has no {quantize}; it has {', '.join(form.modes)}")
-    if quantize == "w8a8" and not on_mac:
-        raise click.ClickException("w8a8 needs a Mac: its activations are calibrated by running the model on it")
     tell = _Progress()
     try:
         files = models.resolve(model)
@@ -173,10 +178,10 @@ def convert(
         order = Order(
             model=files.name,
             config=config,
-            mode=quantize,
+            mode=forms[0],
             buckets=shapes,
             rows=[text.ids for text in encoder.encode(measured)],
-            calibration=[text.ids for text in encoder.encode(calibrate_on)] if quantize == "w8a8" else (),
+            calibration=[text.ids for text in encoder.encode(calibrate_on)],
             limit=limit_percent / 100,
             accept_loss=accept_loss,
         )
@@ -188,7 +193,7 @@ def convert(
         except BackendUnavailableError:
             reference = make_backend("numpy", config)
             reference.load()
-        entry, report = run(order, device, reference, cache, tell)
+        entry, report, refused = convert_first(order, forms, device, reference, cache, tell)
         if target is not None:
             export(cache.package(entry), target)
             entry = target
@@ -211,6 +216,8 @@ def convert(
     if as_json:
         click.echo(json.dumps({**json.loads(report.to_json()), "folder": str(entry)}, indent=2))
     else:
+        for each in refused:
+            click.echo(f"not {each.mode}: it loses {each.loss:.2%}, and {each.limit:.2%} is allowed")
         click.echo(_in_words(report))
         if not report.passed:
             click.echo(f"kept although it loses more than {report.limit:.2%}")
@@ -219,7 +226,7 @@ def convert(
 
 def _check_options(context: click.Context, quantize: str, *, generation: bool) -> None:
     """Refuses what belongs to the other kind of model, rather than leave it out in silence."""
-    kind, forms = ("generation", tuple(GENERATION_RECIPES)) if generation else ("embeddings", _MODES)
+    kind, forms = ("generation", tuple(GENERATION_RECIPES)) if generation else ("embeddings", (*_MODES, "auto"))
     if quantize not in forms:
         hint = "" if generation else ", or say --generation"
         if quantize == "none":

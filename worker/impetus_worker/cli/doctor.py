@@ -221,7 +221,7 @@ def _in_words(report: dict[str, Any], machine: Hardware) -> str:
         if plan["claims"]:
             lines.append(f"{role:<11} would claim {' and '.join(plan['claims'])} with the {plan['backend']} backend")
             if plan["gives_way"]:
-                lines.append("            but not while a Neural Engine's worker serves the same model")
+                lines.append("            --prefer energy: not while a Neural Engine's worker serves the same model")
             lines.append(f"            model {plan['model']}")
             if plan["then"]:
                 lines.append(f"            should that fail to serve: {', then '.join(plan['then'])}")

@@ -191,6 +191,9 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               "'speed': each takes what it would end sooner than the others, as all have measured. 'energy': a worker "
               "without a Neural Engine leaves them to one that has it, while one serves. 'auto': energy on battery, "
               "else speed.")  # fmt: skip
+@click.option("--bulk-from-charge", envvar="IMPETUS_BULK_FROM_CHARGE", default=20, show_default=True, metavar="PERCENT",
+              show_envvar=True, type=click.IntRange(0, 100), help="On battery no bulk is taken below so much of its "
+              "charge. None is either while the machine is hot; whoever waits is always served.")  # fmt: skip
 @click.option("--metrics-port", "metrics_address", envvar="IMPETUS_METRICS_PORT", metavar="[HOST:]PORT",
               show_envvar=True, callback=_address, help="Serve what workers count to Prometheus there, at /metrics, "
               "on loopback unless a host is given. Wants the extra 'metrics'.")  # fmt: skip
@@ -339,6 +342,7 @@ def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, 
         allow_sleep=options["allow_sleep"],
         stay_awake_on_battery=options["stay_awake_on_battery"],
         prefer=options["prefer"],
+        bulk_from_charge=options["bulk_from_charge"],
     )
 
 

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import ValidationError
 
@@ -70,12 +70,21 @@ def peers(own: WorkerRecord, others: Sequence[WorkerRecord]) -> list[WorkerRecor
     ]
 
 
+class Conditions(Protocol):
+    """Of a worker's machine: what it goes by now, and whether there is anything against taking bulk."""
+
+    @property
+    def against_bulk(self) -> str | None: ...
+
+    def preference(self) -> Literal["energy", "speed"]: ...
+
+
 class Routing:
     """One worker's place among the others. `queues` is what it should serve now, nothing before its first look.
 
     `is_serving`: whether the engine can be given work; `engine_deaths`: how often it died; `cost`: what its batches
-    cost, as measured; `prefer`: as in the record; `tell`: hears a `Rerouted` when `queues` has changed, and a `Shared`
-    when its share of them has.
+    cost, as measured; `conditions`: what its machine says to that. `tell` hears a `Rerouted` when `queues` has changed,
+    and a `Shared` when its share of them has.
     """
 
     def __init__(
@@ -85,7 +94,7 @@ class Routing:
         is_serving: Callable[[], bool],
         engine_deaths: Callable[[], int],
         cost: Callable[[], MeasuredCost | None] = lambda: None,
-        prefer: Callable[[], Literal["energy", "speed"]] = lambda: "speed",
+        conditions: Conditions | None = None,
         tell: Callable[[object], None],
         ttl_s: float = RECORD_TTL_S,
         clock: Callable[[], float] = time.monotonic,
@@ -97,7 +106,7 @@ class Routing:
         self._is_serving = is_serving
         self._engine_deaths = engine_deaths
         self._cost = cost
-        self._prefer = prefer
+        self._conditions = conditions
         self._shares = (ALONE, ALONE)
         self._tell = tell
         self._ttl_ms = int(ttl_s * 1000)
@@ -132,7 +141,9 @@ class Routing:
         cost = self._cost()
         if is_news(self._record.cost, cost):
             self._record = self._record.model_copy(update={"cost": cost})
-        now = {"serving": self._is_serving(), "engine_deaths": self._engine_deaths(), "prefer": self._prefer()}
+        now: dict[str, Any] = {"serving": self._is_serving(), "engine_deaths": self._engine_deaths()}
+        if self._conditions is not None:
+            now |= {"prefer": self._conditions.preference(), "bulk": self._conditions.against_bulk is None}
         return self._record.model_copy(update=now)
 
     def _decide(self, record: WorkerRecord, read: list[bytes]) -> bool:

@@ -30,8 +30,10 @@ def shares(own: WorkerRecord, others: Iterable[WorkerRecord]) -> tuple[Share, Sh
     """
     if own.role == "generation":
         return ALONE, ALONE
-    costs = [own.cost, *(other.cost for other in others)]
-    return _share(costs, _texts_per_s), _share(costs, _tokens_per_s)
+    others = list(others)
+    urgent = [own.cost, *(other.cost for other in others)]
+    bulk = [own.cost, *(other.cost for other in others if other.bulk)]
+    return _share(urgent, _texts_per_s), _share(bulk, _tokens_per_s)
 
 
 def _texts_per_s(cost: MeasuredCost) -> float:

@@ -60,6 +60,8 @@ class OpenEmbedding:
     waiting_tokens: int = 0
     engine_s: float | None = None
     """How long the engine was at batches with rows of it, one that is running aside; None if it has begun none."""
+    energy_j: float | None = 0.0
+    """Its rows' part of what the chip used for their batches; None where one of them was not measured."""
     ended: bool = False
     """Whether nobody wants its rows any longer. They are left out where they come up."""
 
@@ -67,6 +69,10 @@ class OpenEmbedding:
     def packs(self) -> bool:
         """Whether the device lays several of its rows in one."""
         return self.model.packs and self.output == "dense"
+
+    def spent(self, joules: float | None) -> None:
+        """On one of its rows."""
+        self.energy_j = None if joules is None or self.energy_j is None else self.energy_j + joules
 
 
 @dataclass(eq=False, slots=True)

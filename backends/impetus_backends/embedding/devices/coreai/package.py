@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.coreai.library import Library
     from impetus_backends.embedding.devices.packages.buckets import Bucket
-    from impetus_backends.embedding.devices.packages.form import Progress, Samples
+    from impetus_backends.embedding.devices.packages.form import Progress
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.weights import Weights
 
@@ -36,7 +36,7 @@ def build(
     path: Path,
     *,
     mode: str,
-    samples: Samples,
+    calibration: Sequence[np.ndarray],
     progress: Progress,
 ) -> None:
     """As `form.Build`; `mode` is `none` for float16, or `fp32`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.devices.coreml.calibration import ranges
 from impetus_backends.embedding.devices.coreml.library import coremltools, quietly
 from impetus_backends.embedding.devices.coreml.ops import MilOps, Parameters
 from impetus_backends.embedding.devices.operations import INPUTS, Inputs
@@ -19,6 +20,8 @@ from impetus_backends.errors import BackendUnavailableError, ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    import numpy as np
 
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.folder.config import EmbeddingConfig
@@ -36,12 +39,13 @@ def build(
     path: Path,
     *,
     mode: str = "none",
-    multifunction: bool = True,
+    calibration: Sequence[np.ndarray] = (),
     progress: Callable[[str, float], None] = lambda step, share: None,
 ) -> None:
     """Writes the package to `path`, which must not exist. `progress` is told each step and the share then done.
 
-    Not `multifunction`, it holds one bucket, whose function is `main`: what coremltools' own compression works on.
+    `calibration`: token rows of which the inputs of linear layers have their ranges in eight bits; none: these stay
+    float16.
 
     Raises `BackendUnavailableError` where coremltools is missing or refuses the program, `ModelError` for bad files.
     """
@@ -49,16 +53,15 @@ def build(
     ct = coremltools()
     from coremltools.converters.mil.mil import Program
 
-    parameters = Parameters(open_weights(config), mode)
+    reach = ranges(config, calibration, lambda share: progress("calibrating", 0.0)) if calibration else {}
+    parameters = Parameters(open_weights(config), mode, reach)
     program = Program()
-    program.export_as_multifunction = multifunction
-    program.default_function_name = buckets[0].function if multifunction else "main"
+    program.export_as_multifunction = True
+    program.default_function_name = buckets[0].function
     try:
         for done, bucket in enumerate(buckets):
             progress(f"function {bucket.function}", 0.7 * done / len(buckets))
-            program.add_function(
-                bucket.function if multifunction else "main", _function(ct, config, parameters, bucket)
-            )
+            program.add_function(bucket.function, _function(ct, config, parameters, bucket))
         progress("writing the package", 0.7)
         with quietly():
             ct.convert(

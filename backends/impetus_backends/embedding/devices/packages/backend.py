@@ -137,7 +137,7 @@ class PackagedEmbeddingBackend:
 
         def write(folder: Path) -> None:
             path = self._cache.package(folder)
-            form.build(self._config, recipe.buckets, path, mode=recipe.mode, samples={}, progress=tell)
+            form.build(self._config, recipe.buckets, path, mode=recipe.mode, calibration=(), progress=tell)
 
         with _or_unavailable("convert the model"):
             return self._cache.add(recipe, write)
