@@ -8,6 +8,7 @@ import enum
 import ipaddress
 import json
 import pathlib
+import re
 import threading
 import uuid
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -125,6 +126,32 @@ def test_ordinary_fields_of_pydantic_get_answers_that_pydantic_takes(
 def test_base64_is_an_annotation_as_every_format_that_is_not_known(grammars: Grammars) -> None:
     grammars.constraint(json.dumps(create_model("Answer", field=(Base64Bytes, ...)).model_json_schema()))
     grammars.constraint('{"type": "string", "format": "shoe-size"}')
+
+
+@pytest.mark.parametrize(
+    ("rest", "taken"),
+    [
+        (r"\d*\.?\d*$", ["0", "-12", "3.25", "00.5"]),
+        (r"\d*\.?\d{0,2}0*$", ["7", "-7.25"]),
+        (r"(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)", ["123", "123.45", "-0.5"]),
+        (r"(?:\d{0,0}|(?=[\d.]{1,3}0*$)\d{0,0}\.\d{0,2}0*$)", ["0", "0.25"]),
+        (r"(?:\d{0,4}|(?=[\d.]{1,5}0*$)\d*\.\d*0*$)", ["1234", "-1.234", "12.34"]),
+    ],
+)
+def test_decimals_of_later_pydantics_which_look_ahead_are_kept_to(
+    loaded: LoadedModel, grammars: Grammars, rest: str, taken: list[str]
+) -> None:
+    pattern = r"^(?!^[-+.]*$)[+-]?0*" + rest
+    made = keepable({"type": "string", "pattern": pattern})["pattern"]
+    for text in taken:
+        assert re.search(pattern, text)
+        assert re.search(made, text)
+    for text in ("", "-", ".", "-.", "1.2.3", "a", "12345.678901"):
+        assert re.search(pattern, text) or not re.search(made, text)
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    for text in answers(loaded, grammars, schema):
+        assert re.search(pattern, json.loads(text)["a"])
 
 
 def test_what_is_no_schema_is_not_changed() -> None:

@@ -13,6 +13,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
+from .decimals import without_look_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,8 @@ def keepable(schema: dict[str, Any]) -> dict[str, Any]:
         _unroll_unique(made, part)
         _draw_in_bounds(part)
         _settle_format(part)
+        if isinstance(pattern := part.get("pattern"), str):
+            part["pattern"] = without_look_ahead(pattern)
         part.pop("uniqueItems", None)
         _refuse_endless(part)
     return made
