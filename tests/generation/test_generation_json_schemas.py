@@ -154,6 +154,20 @@ def test_decimals_of_later_pydantics_which_look_ahead_are_kept_to(
         assert re.search(pattern, json.loads(text)["a"])
 
 
+def test_zods_addresses_which_look_ahead_are_kept_to(loaded: LoadedModel, grammars: Grammars) -> None:
+    pattern = r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+    part = {"type": "string", "format": "email", "pattern": pattern}
+    made = keepable(dict(part))["pattern"]
+    for text in ("a@b.de", "first.last+tag@mail.example.org"):
+        assert re.search(made, text)
+        assert re.search(pattern, text)
+    for text in (".a@b.de", "a..b@c.de", "a.@b.de", "a@b", "@b.de"):
+        assert not re.search(made, text)
+    schema = {"type": "object", "properties": {"to": part}, "required": ["to"], "additionalProperties": False}
+    for text in answers(loaded, grammars, schema):
+        assert re.search(pattern, json.loads(text)["to"])
+
+
 def test_what_is_no_schema_is_not_changed() -> None:
     schema = {
         "properties": {

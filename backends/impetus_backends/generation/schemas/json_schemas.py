@@ -13,7 +13,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
-from .decimals import without_look_ahead
+from .look_ahead import without_look_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,8 +1,9 @@
-"""The patterns that later versions of pydantic 2 write for a `Decimal`, in words that a grammar knows.
+"""Patterns that tools write and that look ahead, which no automaton does, in words that a grammar knows.
 
-They look ahead, which no automaton does: that a number has a digit, and that it has not too many. What is made of them
-here allows numbers as people write them, and none that pydantic's pattern forbids. Source:
-https://github.com/pydantic/pydantic/blob/main/pydantic/json_schema.py (`decimal_schema`).
+For a `Decimal`, later versions of pydantic 2 ask that a number has a digit, and not too many; zod 4 asks of an e-mail
+address that its dots stand apart. What is made of them here allows numbers and addresses as people write them, and none
+that the pattern forbids. Sources: https://github.com/pydantic/pydantic/blob/main/pydantic/json_schema.py
+(`decimal_schema`), https://github.com/colinhacks/zod/blob/main/packages/zod/src/v4/core/regexes.ts (`email`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ _DIGITS = re.compile(r"\(\?:\\d\{0,(\d+)\}\|\(\?=\[\\d\.\]\{1,\d+\}0\*\$\)\\d\*\
 _BOTH = re.compile(
     r"\(\?:\\d\{0,(\d+)\}\|\(\?=\[\\d\.\]\{1,\d+\}0\*\$\)\\d\{0,\d+\}\\\.\\d\{0,(\d+)\}0\*\$\)"
 )  # fmt: skip
+_ADDRESS = r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+_PLAIN_ADDRESS = r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
 _MOST_DIGITS = 40
 """More than this are counted without a point."""
 
 
 def without_look_ahead(pattern: str) -> str:
     """The same pattern, unless it is one of these."""
+    if pattern == _ADDRESS:
+        return _PLAIN_ADDRESS
     if not pattern.startswith(_BEGINNING):
         return pattern
     rest = pattern.removeprefix(_BEGINNING)
