@@ -23,7 +23,7 @@ class RoundsByRows:
     def __call__(self, tokens: Any, **options: Any) -> Any:
         import mlx.core as mx
 
-        return mx.roll(self._model(tokens, **options), tokens.shape[0] - 1, axis=-1)
+        return mx.roll(self._model(tokens, **options), tokens.shape[0] - 1, -1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

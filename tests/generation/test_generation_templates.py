@@ -261,6 +261,30 @@ def test_ids_of_calls_that_others_made_are_shortened_where_a_template_takes_shor
     assert first.isalnum()
 
 
+def test_of_several_templates_that_for_tools_says_how_calls_are_written(
+    of_template: Any, make_engine: Any, tmp_path: Path
+) -> None:
+    model = of_template("hermes")
+    folder = tmp_path / "named"
+    shutil.copytree(model.tokenizer.name_or_path, folder)
+    (folder / "chat_template.jinja").unlink()
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    plain = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    stated["chat_template"] = [
+        {"name": "default", "template": plain},
+        {"name": "tool_use", "template": (TEMPLATES / "hermes.jinja").read_text()},
+    ]
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    loaded = load(folder)
+    tokens = [*loaded.tokenizer.encode(called("hermes"), add_special_tokens=False), loaded.tokenizer.eos_token_id]
+    width = len(loaded.tokenizer)
+    says_it = SaysByHeart(loaded.model, tokens, width)
+    engine = make_engine(1, dataclasses.replace(loaded, model=says_it, vocabulary_size=width))
+    (answer,) = ask(engine)[0].answers
+    assert calls(answer) == [WEATHER]
+    assert "Knows the weather." in written(loaded, turns(("user", "Weather?")))
+
+
 def test_a_template_without_tools_says_so(says: Any) -> None:
     engine = says("gemma3", "Yes.")
     engine.admit(GenerationWork(1, None, turns(("user", "Weather?")), tools=TOOLS))

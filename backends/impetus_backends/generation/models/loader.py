@@ -10,11 +10,13 @@ import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ModelError
 from ...tokenizing import import_transformers
 from ..quantization.quantize import QuantizationError, described, evaluate, quantization_of, quantize
+from ..texts.templates import template_for_tools
 from .context import ASSUMED_CONTEXT_TOKENS, context_tokens
 from .defaults import ModelDefaults, model_defaults, use_defaults
 from .libraries import import_libraries, keep_mlx_lm_from_wiring, one_line
@@ -89,6 +91,7 @@ def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimi
             lazy=quantization is not None,
         )
         model, tokenizer, full_config = parts
+        tokenizer = _with_calls_of_named_templates(tokenizer, folder)
         if quantization is not None:
             full_config = quantize(model, full_config, quantization).config
             evaluate(model)
@@ -162,6 +165,19 @@ def _precision(model: Any, config: dict[str, Any]) -> str:
     for _, weight in weights:
         sizes[str(weight.dtype).removeprefix("mlx.core.")] += weight.size
     return sizes.most_common(1)[0][0] if sizes else "unknown"
+
+
+def _with_calls_of_named_templates(tokenizer: Any, folder: Path) -> Any:
+    """Where a model has several chat templates, mlx-lm does not look into that for tools for how it writes calls."""
+    from mlx_lm import tokenizer_utils
+
+    if not isinstance(tokenizer.chat_template, dict) or tokenizer.has_tool_calling:
+        return tokenizer
+    alone = SimpleNamespace(chat_template=template_for_tools(tokenizer), get_vocab=tokenizer.get_vocab)
+    if (kind := tokenizer_utils._infer_tool_parser(alone)) is None:
+        return tokenizer
+    stated = {"trust_remote_code": False, "tool_parser_type": kind}
+    return tokenizer_utils.load(folder, stated, eos_token_ids=tokenizer.eos_token_ids)
 
 
 def _device(mx: Any) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..processors import Thinking
+from .templates import template_for_tools
 from .tool_calls import parse_bare, parse_harmony
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ class Channels:
 
 def _writes_bare_calls(tokenizer: Any) -> bool:
     """Whether this is the template of Llama 3.1 and what came after, by the name that it has for arguments."""
-    template = tokenizer.chat_template if tokenizer.has_chat_template else None
-    return isinstance(template, str) and '"parameters": ' in template and "<|start_header_id|>" in template
+    template = template_for_tools(tokenizer)
+    return '"parameters": ' in template and "<|start_header_id|>" in template
 
 
 class Splitter:

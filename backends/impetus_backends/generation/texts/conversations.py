@@ -16,6 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
+from .templates import template_for_tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ class Conversations:
         self._tokenizer = tokenizer
         self._parts = False
         """Whether contents go into the template as lists of parts, each a text."""
-        template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+        template = template_for_tools(tokenizer)
         self._short_ids = _SHORT_IDS.search(template) is not None
         self._thoughts_name = "reasoning_content"
         """What templates call the thoughts in a message."""
