@@ -76,7 +76,8 @@ Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and sev
 `include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
 
 Weights that MLX quantised (those of mlx-community; 2, 4 or 8 bits) load on every backend: MLX computes with them as
-they are, the others with what MLX's `dequantize` makes of them in float32, to the bit.
+they are, the others with what MLX's `dequantize` makes of them in float32, to the bit. Where such a folder has no
+`modules.json`, copy it, `1_Pooling` and `config_sentence_transformers.json` from the model that it was made of.
 
 E5 models whose files state no prompts serve without them, and say in the note of each result that they were trained
 with "query: " and "passage: ".

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -238,3 +239,11 @@ def test_doctor_measures_no_other_machine_and_says_what_it_could_not_load(tmp_pa
     said = CliRunner().invoke(main, gone)
     assert said.exit_code == 1
     assert "is not a folder with a config.json" in said.output
+
+
+def test_doctor_says_what_is_wrong_with_a_folder_and_which_prompts_it_lacks(tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("roberta"), tmp_path / "e5-base")
+    options = ("--roles", "embedding", "--embedding-model", str(folder))
+    assert 'E5 models were trained with "query: " and "passage: "' in ask(*options)
+    (folder / "modules.json").unlink()
+    assert f"the model will not load: {folder} has no modules.json" in ask(*options)

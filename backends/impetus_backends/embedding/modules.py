@@ -121,7 +121,8 @@ def read_modules(reader: Reader, folder: Path) -> Modules:
     if not file.is_file():
         raise ModelError(
             f"{folder} has no modules.json, so nothing says how its token vectors are pooled; "
-            "save the model with sentence-transformers first"
+            "save the model with sentence-transformers first, or copy that file and the folders that it names from the "
+            "model that this one was made of"
         )
     found = listed_modules(reader, file)
     # Under the second name sentence-transformers saved transformers of SPLADE before 5.4.

@@ -100,6 +100,8 @@ def doctor(
         measured=measured,
     )
     report = _report(dispatcher, roles, models, elsewhere=hardware is not None)
+    if report["roles"]["embedding"]["claims"]:
+        report["roles"]["embedding"]["reasons"] += _of_folder(models["embedding"] or "")
     if measure and report["roles"]["embedding"]["claims"]:
         report["roles"]["embedding"]["batches"] = _batches(models["embedding"], embedding_backend)
     report["wired_memory"] = wired_memory_policy(machine, asked=wired_memory)
@@ -110,6 +112,23 @@ def doctor(
     )
     report["server"] = _server(redis_url)
     click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, dispatcher.hardware))
+
+
+def _of_folder(model: str) -> list[str]:
+    """What there is to say of an embedding model's files, if it is a folder."""
+    from impetus_backends.embedding.folder.config import read_config
+    from impetus_backends.embedding.texts.prompts import missing_prompts
+    from impetus_backends.errors import ModelError
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return []
+    try:
+        config = read_config(folder)
+    except ModelError as error:
+        return [f"the model will not load: {error}"]
+    advice = missing_prompts([folder.resolve().name], (prompt for _, prompt in config.text.prompts))
+    return [advice] if advice else []
 
 
 def _batches(model: str | None, backend: str) -> dict[str, Any]:

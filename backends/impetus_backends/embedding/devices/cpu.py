@@ -15,7 +15,7 @@ from impetus_backends.embedding.devices.onnx_attention import BLOCK, OnnxAttenti
 from impetus_backends.embedding.devices.onnx_graph import OnnxGraph
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
-from impetus_backends.embedding.devices.reference import frequencies, queries_a_block
+from impetus_backends.embedding.devices.reference import SCORES_BYTES, frequencies, queries_a_block
 from impetus_backends.embedding.devices.sharing import rows_of
 from impetus_backends.embedding.encoder import embed, pad, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9
 _FLOAT, _INT32, _INT64 = 1, 6, 7  # onnx.TensorProto
-_SCORES_BYTES = 32 * 1024 * 1024
-"""Of one layer's attention, beyond which scores are made by blocks of about so many, of which two are held. Batches of
-the usual size, of texts of up to 512 tokens and with up to 16 heads, do not come to it."""
 
 
 class OnnxOps(OnnxGraph):
@@ -173,7 +170,7 @@ class CPUEmbeddingBackend:
     precision = "fp32"
 
     def __init__(
-        self, config: EmbeddingConfig, *, threads: int | None = None, scores_bytes: int = _SCORES_BYTES
+        self, config: EmbeddingConfig, *, threads: int | None = None, scores_bytes: int = SCORES_BYTES
     ) -> None:
         self._config = config
         self._threads = threads

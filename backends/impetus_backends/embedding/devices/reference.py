@@ -27,7 +27,9 @@ _ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5
           -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
 _ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
           -1.42647390514189e-02)  # fmt: skip
-_SCORES_BYTES = 32 * 1024 * 1024
+SCORES_BYTES = 32 * 1024 * 1024
+"""Of one layer's attention, beyond which scores are made by blocks of about so many. Batches of the usual size, of
+texts of up to 512 tokens and with up to 16 heads, do not come to it."""
 
 
 def erf(x: Floats) -> Floats:
@@ -48,7 +50,7 @@ def erf(x: Floats) -> Floats:
 class NumpyOps:
     """`Ops` on numpy arrays."""
 
-    def __init__(self, weights: Weights, *, scores_bytes: int = _SCORES_BYTES) -> None:
+    def __init__(self, weights: Weights, *, scores_bytes: int = SCORES_BYTES) -> None:
         """`scores_bytes`: as much as the scores of a layer may take at a time."""
         self._weights = weights
         self._scores_bytes = scores_bytes
