@@ -157,7 +157,8 @@ def _convert_elsewhere(file: Path, made: Path) -> None:
 def main(file: Path, made: Path) -> int:
     size = file.stat().st_size
     with contextlib.suppress(ValueError, OSError):  # a system may not have it
-        resource.setrlimit(resource.RLIMIT_AS, (2 * size + _SPARE_BYTES,) * 2)
+        most = 2 * size + _SPARE_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         convert(file, made)
     except ModelError as error:

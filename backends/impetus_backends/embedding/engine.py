@@ -114,7 +114,7 @@ class EmbeddingEngine:
             sparse = backend.weigh(work.rows)
             if len(sparse) != len(work.rows):
                 raise BackendError(f"{len(work.rows)} texts came back as {len(sparse)} sparse vectors")
-            self._verify_finite([bool(np.isfinite(vector.values).all()) for vector in sparse])
+            self._verify_finite([all(map(math.isfinite, vector.values)) for vector in sparse])
             return _NONE, sparse
         vectors = backend.embed(work.rows)
         self._verify(vectors, len(work.rows))
