@@ -223,15 +223,16 @@ def all_jobs(connection: Redis) -> list[tuple[ClaimedJob, int]]:
 
 
 def best_assignment(chips: Sequence[Chip], jobs: Sequence[tuple[ClaimedJob, int]]) -> list[list[ClaimedJob]]:
-    """Each job for the Mac that would end it soonest, the long ones first."""
+    """Each job for the Mac that would end it soonest, the long ones first; each list in the order of the backlog."""
     token_s = [chip.cost.seconds(chip.batch_tokens) / chip.batch_tokens for chip in chips]
-    lists: list[list[ClaimedJob]] = [[] for _ in chips]
+    lists: list[list[int]] = [[] for _ in chips]
     busy_s = [0.0] * len(chips)
-    for job, tokens in sorted(jobs, key=lambda each: -each[1]):
+    for job in sorted(range(len(jobs)), key=lambda at: -jobs[at][1]):
+        tokens = jobs[job][1]
         best = min(range(len(chips)), key=lambda at: busy_s[at] + tokens * token_s[at])
         busy_s[best] += tokens * token_s[best]
         lists[best].append(job)
-    return lists
+    return [[jobs[at][0] for at in sorted(each)] for each in lists]
 
 
 def run(connection: Redis, chips: Sequence[Chip], rule: str, lists: Sequence[Sequence[ClaimedJob]] = ()) -> list[Mac]:
