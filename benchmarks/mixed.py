@@ -105,8 +105,10 @@ class Jobs:
     def claim(self, wanted: Wanted) -> Claim:
         if self._own is None:
             return self._claims.claim(wanted.queues, wanted.jobs, _CLAIM_BYTES, wanted.portions).run(self._connection)
-        taken, self._own = self._own[: wanted.jobs], self._own[wanted.jobs :]
-        return Claim(False, taken, tuple(Left(len(self._own)) for _ in wanted.queues))
+        bulk = _QUEUES[1]
+        count = wanted.jobs if bulk in wanted.queues else 0
+        taken, self._own = self._own[:count], self._own[count:]
+        return Claim(False, taken, tuple(Left(len(self._own) if name == bulk else 0) for name in wanted.queues))
 
     def end(self, outcomes: Sequence[Any]) -> None:
         endings = [ending for each in outcomes if (ending := ending_of(each)) is not None]
