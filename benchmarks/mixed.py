@@ -105,8 +105,10 @@ class Jobs:
     def claim(self, wanted: Wanted) -> Claim:
         if self._own is None:
             return self._claims.claim(wanted.queues, wanted.jobs, _CLAIM_BYTES, wanted.portions).run(self._connection)
-        taken, self._own = self._own[: wanted.jobs], self._own[wanted.jobs :]
-        return Claim(False, taken, tuple(Left(len(self._own)) for _ in wanted.queues))
+        bulk = _QUEUES[1]
+        count = wanted.jobs if bulk in wanted.queues else 0
+        taken, self._own = self._own[:count], self._own[count:]
+        return Claim(False, taken, tuple(Left(len(self._own) if name == bulk else 0) for name in wanted.queues))
 
     def end(self, outcomes: Sequence[Any]) -> None:
         endings = [ending for each in outcomes if (ending := ending_of(each)) is not None]
@@ -223,15 +225,16 @@ def all_jobs(connection: Redis) -> list[tuple[ClaimedJob, int]]:
 
 
 def best_assignment(chips: Sequence[Chip], jobs: Sequence[tuple[ClaimedJob, int]]) -> list[list[ClaimedJob]]:
-    """Each job for the Mac that would end it soonest, the long ones first."""
+    """Each job for the Mac that would end it soonest, the long ones first; each list in the order of the backlog."""
     token_s = [chip.cost.seconds(chip.batch_tokens) / chip.batch_tokens for chip in chips]
-    lists: list[list[ClaimedJob]] = [[] for _ in chips]
+    lists: list[list[int]] = [[] for _ in chips]
     busy_s = [0.0] * len(chips)
-    for job, tokens in sorted(jobs, key=lambda each: -each[1]):
+    for job in sorted(range(len(jobs)), key=lambda at: -jobs[at][1]):
+        tokens = jobs[job][1]
         best = min(range(len(chips)), key=lambda at: busy_s[at] + tokens * token_s[at])
         busy_s[best] += tokens * token_s[best]
         lists[best].append(job)
-    return lists
+    return [[jobs[at][0] for at in sorted(each)] for each in lists]
 
 
 def run(connection: Redis, chips: Sequence[Chip], rule: str, lists: Sequence[Sequence[ClaimedJob]] = ()) -> list[Mac]:
