@@ -55,6 +55,8 @@ class EngineInfo:
     """Of a generation engine: how many requests it decodes together."""
     reasons: tuple[str, ...] = ()
     """Why this backend serves and not another, in the order in which they were tried."""
+    refuses_chunks: str | None = None
+    """Of an embedding engine: why it makes no vectors of chunks, in a clause; none: it does."""
 
     @property
     def more_models(self) -> tuple[str, ...]:
@@ -67,6 +69,10 @@ class EngineInfo:
         return self.device.removeprefix("simulated ").split(" ")[0] == "ane"
 
 
+Spans: TypeAlias = "Sequence[tuple[int, int]]"
+"""Of a row of tokens: where each chunk begins, and where it ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class EmbeddingWork:
     """Token rows to embed as one batch: int32 arrays, special tokens included, none longer than the model reads."""
@@ -77,6 +83,9 @@ class EmbeddingWork:
     """Runs before every batch that is not, because somebody is waiting."""
     model: str | None = None
     """One of the engine's aliases; none means its default."""
+    chunks: Sequence[Spans] | None = None
+    """For each row which of its tokens each of its vectors is the mean of; empty where it has one vector of the whole.
+    None: all are such. Only for engines that do not refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,8 @@ class GenerationWork:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of one batch: float32 (rows, dimensions), in the order of its rows."""
+    """The vectors of one batch: float32 (rows, dimensions), in the order of its rows and, within a row, of its
+    chunks."""
 
     id: int
     vectors: np.ndarray

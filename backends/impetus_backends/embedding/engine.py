@@ -14,6 +14,8 @@ import numpy as np
 
 from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices import golden
+from impetus_backends.embedding.devices.backends import ChunkBackend
+from impetus_backends.embedding.encoder import refuses_chunks
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.weights import fingerprint
@@ -21,11 +23,14 @@ from impetus_backends.errors import BackendError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.models import ModelFiles
+    from impetus_backends.protocol import Spans
+
+_NO_CHUNKS = "the backend {} makes one vector of a row; cpu, mlx and numpy make one of each chunk"
 
 
 class EmbeddingEngine:
@@ -83,18 +88,29 @@ class EmbeddingEngine:
             return Rejected(work.id, "the engine is closed", permanent=False)
         started = self._clock()
         try:
-            vectors = self._backend.embed(work.rows)
-            self._verify(vectors, len(work.rows))
+            if work.chunks is None:
+                vectors, count = self._backend.embed(work.rows), len(work.rows)
+            else:
+                vectors, count = self._embed_chunks(self._backend, work.rows, work.chunks)
+            self._verify(vectors, count)
         except RequestError as error:
             return Rejected(work.id, str(error))
         except Exception as error:  # noqa: BLE001 - whatever a device raises must not end the engine
             return Rejected(work.id, f"{self._info.backend}: {type(error).__name__}: {error}", permanent=False)
         return Embedded(work.id, vectors, self._clock() - started)
 
-    def _verify(self, vectors: np.ndarray, rows: int) -> None:
-        if vectors.shape != (rows, self._info.dimensions):
+    def _embed_chunks(
+        self, backend: EmbeddingBackend, rows: Sequence[np.ndarray], chunks: Sequence[Spans]
+    ) -> tuple[np.ndarray, int]:
+        """The vectors, and how many they should be."""
+        if self._info.refuses_chunks is not None or not isinstance(backend, ChunkBackend):
+            raise RequestError(f"{self._info.model} makes no vectors of chunks: {self._info.refuses_chunks}")
+        return backend.embed_chunks(rows, chunks), sum(len(spans) or 1 for spans in chunks)
+
+    def _verify(self, vectors: np.ndarray, count: int) -> None:
+        if vectors.shape != (count, self._info.dimensions):
             raise BackendError(
-                f"{rows} texts came back as {vectors.shape}, not ({rows}, {self._info.dimensions}); "
+                f"{count} texts came back as {vectors.shape}, not ({count}, {self._info.dimensions}); "
                 "does the backend drop or merge rows of a batch?"
             )
         if not np.isfinite(vectors).all():
@@ -141,5 +157,6 @@ def open_engine(
         packs=getattr(backend, "packs", False),
         note="; ".join(note for note in notes if note) or None,
         reasons=reasons,
+        refuses_chunks=refuses_chunks(config) if isinstance(backend, ChunkBackend) else _NO_CHUNKS.format(backend.name),
     )
     return EmbeddingEngine(backend, info)

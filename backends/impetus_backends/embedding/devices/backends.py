@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from impetus_backends.embedding.devices.coreai.device import CoreAIDevice, mode_here
 from impetus_backends.embedding.devices.coreai.form import COREAI
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+
+    from impetus_backends.protocol import Spans
 
 NAMES = ("coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy")
 
@@ -43,6 +45,15 @@ class EmbeddingBackend(Protocol):
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """Token rows as one batch to float32 (rows, dimensions); raises `RequestError` for an unreadable row."""
+        ...
+
+
+@runtime_checkable
+class ChunkBackend(Protocol):
+    """One that also makes vectors of chunks."""
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        """As `embed`, with a vector for each chunk of a row in place of that of the whole, where it has any."""
         ...
 
 

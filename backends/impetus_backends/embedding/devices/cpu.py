@@ -14,7 +14,7 @@ from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import frequencies
 from impetus_backends.embedding.devices.sharing import rows_of
-from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.encoder import embed, pad, vectors_of
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.errors import BackendUnavailableError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
+    from impetus_backends.protocol import Spans
 
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9
@@ -316,11 +317,18 @@ class CPUEmbeddingBackend:
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         call = rows_of(self._config, [len(row) for row in rows], stepped=False)
-        batch = lay(self._config, call, rows)
+        made = self._run(lay(self._config, call, rows))
+        vectors = np.empty((len(rows), made.shape[1]), np.float32)
+        vectors[list(call.rows)] = made[call.places]
+        return vectors
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        vectors: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
+        return vectors
+
+    def _run(self, batch: Inputs[np.ndarray]) -> np.ndarray:
         if batch.packed not in self._sessions:
             self._sessions[batch.packed] = self._session(packed=batch.packed)
         feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
         made: np.ndarray = self._sessions[batch.packed].run(None, feeds)[0]
-        vectors = np.empty((len(rows), made.shape[1]), np.float32)
-        vectors[list(call.rows)] = made[call.places]
-        return vectors
+        return made

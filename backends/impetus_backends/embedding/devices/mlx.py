@@ -13,7 +13,7 @@ from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import by_places, within
 from impetus_backends.embedding.devices.sharing import rows_of
-from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.encoder import embed, pad, vectors_of
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.errors import BackendUnavailableError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
+    from impetus_backends.protocol import Spans
 
 _UNSEEN = -1e4
 """Added to scores that do not count: its exponential is zero, and float16 holds it."""
@@ -164,11 +165,17 @@ class MLXEmbeddingBackend:
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
-        assert self._ops is not None, "load() comes first"
         call = rows_of(self._config, [len(row) for row in rows])
-        batch = lay(self._config, call, rows)
-        arrays = {name: self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        made = np.array(embed(self._ops, self._config, Inputs(**arrays, packed=batch.packed)), dtype=np.float32)
+        made = self._run(lay(self._config, call, rows))
         vectors = np.empty((len(rows), made.shape[1]), np.float32)
         vectors[list(call.rows)] = made[call.places]
         return vectors
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        vectors: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
+        return vectors
+
+    def _run(self, batch: Inputs[np.ndarray]) -> np.ndarray:
+        assert self._ops is not None, "load() comes first"
+        arrays = {name: self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
+        return np.array(embed(self._ops, self._config, Inputs(**arrays, packed=batch.packed)), dtype=np.float32)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impetus_backends.embedding.encoder import embed, pad
+from impetus_backends.embedding.encoder import embed, pad, vectors_of
 from impetus_backends.embedding.folder.fitting import open_weights
 
 if TYPE_CHECKING:
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from impetus_backends.embedding.devices.operations import Inputs
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
+    from impetus_backends.protocol import Spans
 
     Floats = npt.NDArray[np.float32]
 
@@ -217,5 +219,12 @@ class NumpyEmbeddingBackend:
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
+        return self._run(pad(self._config, rows))
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        vectors: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
+        return vectors
+
+    def _run(self, batch: Inputs[np.ndarray]) -> Floats:
         assert self._ops is not None, "load() comes first"
-        return embed(self._ops, self._config, pad(self._config, rows)).astype(np.float32, copy=False)
+        return embed(self._ops, self._config, batch).astype(np.float32, copy=False)
