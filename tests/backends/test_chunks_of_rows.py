@@ -1,4 +1,4 @@
-"""Late chunking: of a text that the model read as a whole, a vector for each chunk, as the mean of its tokens' states."""
+"""Late chunking: of a text that was read as a whole, a vector for each chunk, the mean of its tokens' states."""
 
 from __future__ import annotations
 
