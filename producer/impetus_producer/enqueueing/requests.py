@@ -42,6 +42,10 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         self.patience = Patience(patience_s)
         self.options = jobs.JobOptions(timeout_s, result_ttl_s, failure_ttl_s)
 
+    def new_id(self) -> str:
+        """Of a job to be enqueued here."""
+        return jobs.new_id()
+
     def _embedding(self, payload: Mapping[str, Any], bulk: bool) -> EmbeddingT:
         raise NotImplementedError
 
@@ -201,7 +205,7 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
 
     def _enqueueing_one(self, role: str, payload: Mapping[str, Any], bulk: bool) -> Talk[str]:
         """Enqueues a payload that was checked; its job's id."""
-        job_id = jobs.new_id()
+        job_id = self.new_id()
         if payload.get("cancel_if_abandoned"):
             # Before there is a job that a worker could find abandoned.
             yield Question(Vigil(jobs.awaited_key(job_id)).say)
@@ -223,7 +227,7 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         sizes: deque[int] = deque(maxlen=max_backlog_jobs)
         in_jobs = parts(texts, texts_per_job, CHARACTERS_PER_JOB, len)
         for group in parts(in_jobs, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs), MOST_CHARACTERS // 4, characters):
-            by_id = {jobs.new_id(): payload(part) for part in group}
+            by_id = {self.new_id(): payload(part) for part in group}
             queued: int = yield self._enqueueing("embedding", by_id, bulk)
             ahead.extend(by_id)
             sizes.extend(map(characters, group))

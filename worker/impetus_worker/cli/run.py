@@ -262,8 +262,8 @@ def run(
             with metrics_server(metrics_address):
                 status = Supervisor(workers, server, lifeline, on_death=partial(_report_all, reports)).run()
         finally:
-            for each in reports:
-                each.close(_REPORT_S)
+            for report in reports:
+                report.close(_REPORT_S)
     except ImpetusError as error:
         raise click.ClickException(str(error)) from None
     finally:

@@ -26,7 +26,7 @@ from ..roles import worker_record
 from .stopping import FAREWELL_S, Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from redis import Redis
 
@@ -297,7 +297,7 @@ class ServerSide:
 
     # -- small things ------------------------------------------------------------------------------------------------
 
-    def _held(self) -> Sequence[ClaimedJob]:
+    def _held(self) -> list[ClaimedJob]:
         """Asked by housekeeping, in its own thread."""
         while True:
             try:

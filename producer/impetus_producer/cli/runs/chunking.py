@@ -23,7 +23,7 @@ def chunking_steps(
 ) -> Steps[EmbeddedDocument]:
     """`tokenizer`: the name of a model, None for the one that is served. `before`: what is done to documents first."""
 
-    def prepared(documents: Iterable[Read], session: Session) -> Iterable[Read]:
+    def prepared(documents: Iterable[Read], session: Session[Any]) -> Iterable[Read]:
         name = tokenizer or work.model or work.served(session.producer, session.check).model
         return chunks.chunked(before(documents, session), chunks.Chunker(chunks.open_tokenizer(name), tokens, overlap))
 
