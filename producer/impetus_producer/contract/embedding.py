@@ -40,8 +40,23 @@ def _checked_input(value: Any) -> list[str]:
     return [checked_text(text, f"item {index}") for index, text in enumerate(value)]
 
 
+def _checked_chunks(value: Any) -> list[list[tuple[int, int]]]:
+    if not isinstance(value, list | tuple) or not all(isinstance(chunks, list | tuple) for chunks in value):
+        raise invalid("must be a list that has a list of [begin, end] for each text")
+    for index, chunks in enumerate(value):
+        if not chunks:
+            raise invalid(f"item {index} is empty: a text has at least one chunk")
+        for span in chunks:
+            whole = isinstance(span, list | tuple) and len(span) == 2 and all(type(each) is int for each in span)
+            if not whole or not 0 <= span[0] < span[1]:
+                raise invalid(f"item {index} has a chunk that is not [begin, end], characters of its text")
+    if (count := sum(map(len, value))) > MAX_TEXTS_PER_JOB:
+        raise invalid(f"{count} chunks are more than the {MAX_TEXTS_PER_JOB} a job may carry")
+    return [[(begin, end) for begin, end in chunks] for chunks in value]
+
+
 class EmbeddingRequest(Wire):
-    """Texts to embed. Vectors come back in the order of `input`, one each."""
+    """Texts to embed. Vectors come back in the order of `input`, one each, or one for each of their `chunks`."""
 
     input: Annotated[list[str], BeforeValidator(_checked_input)]
     """A string, or a list of at most 2,048 strings of at most 10 MB each."""
@@ -57,6 +72,21 @@ class EmbeddingRequest(Wire):
     """Prefixes the prompt that the model's own files state for this kind of text, where they state one."""
     truncate: bool = True
     """Cut a text past the model's length. False: fail the job instead."""
+    chunks: Annotated[list[list[tuple[int, int]]], BeforeValidator(_checked_chunks)] | None = None
+    """Late chunking (arXiv:2409.04701): for each text where its chunks begin and end, in characters. The model reads
+    the whole text, and the vector of each chunk is the mean of its tokens' states. For models that pool by the mean;
+    a text that is longer than the model reads fails the job."""
+
+    @model_validator(mode="after")
+    def _has_chunks_of_each_text(self) -> EmbeddingRequest:
+        if self.chunks is None:
+            return self
+        if len(self.chunks) != len(self.input):
+            raise invalid(f"are of {len(self.chunks)} texts, and there are {len(self.input)}", field="chunks")
+        for index, (text, chunks) in enumerate(zip(self.input, self.chunks, strict=True)):
+            if (end := max(end for _, end in chunks)) > len(text):
+                raise invalid(f"item {index} ends at {end}, and its text at {len(text)}", field="chunks")
+        return self
 
 
 # At the first fault: else there would be a complaint about each of millions of numbers.
@@ -70,7 +100,7 @@ class VectorBlock(Wire):
 
     dtype: Literal["float32"] = "float32"
     shape: tuple[Annotated[int, Field(ge=0, le=MAX_TEXTS_PER_JOB)], Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]]
-    """Texts and dimensions."""
+    """Texts, or chunks, and dimensions."""
     encoding: Literal["base64", "float", "raw"] = "base64"
     data: bytes | str | _Rows
 
@@ -134,15 +164,17 @@ class EmbeddingUsage(Wire):
 
 
 class EmbeddingResult(Wire):
-    """What an embedding job returns. `vectors` holds the numbers, one row a text."""
+    """What an embedding job returns. `vectors` holds the numbers, one row a text, or a chunk."""
 
     object: Literal["embedding"] = "embedding"
     embeddings: VectorBlock
+    chunks: list[int] | None = None
+    """Where the request named chunks: how many of the rows are each text's."""
     model: str
     usage: EmbeddingUsage
     provenance: Provenance
 
     @property
     def vectors(self) -> np.ndarray | list[list[float]]:
-        """(texts, dimensions): a read-only numpy array where numpy is installed, else a list of lists."""
+        """(texts or chunks, dimensions): a read-only numpy array where numpy is installed, else a list of lists."""
         return self.embeddings.rows()

@@ -67,14 +67,18 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         input_type: InputType | None = None,
         truncate: bool = True,
         encoding_format: EncodingFormat = "base64",
+        chunks: Sequence[Sequence[tuple[int, int]]] | None = None,
         bulk: bool = False,
     ) -> EmbeddingT:
         """Enqueues one job that embeds a text, or up to 2,048 texts. `bulk`: nobody is waiting for it.
 
+        `chunks`: for each text where its chunks begin and end, in characters: then there is a vector for each of them,
+        made of the whole text (`contract.EmbeddingRequest.chunks`).
+
         Raises `InvalidRequestError` at once for what a worker would refuse.
         """
         texts = input if isinstance(input, str) else list(input)
-        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format)
+        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format, chunks)
         return self._embedding(payload, bulk)
 
     def embed_many(
@@ -258,6 +262,7 @@ def embedding_payload(
     input_type: InputType | None,
     truncate: bool,
     encoding_format: EncodingFormat = "base64",
+    chunks: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> dict[str, Any]:
     """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
     fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
@@ -266,5 +271,7 @@ def embedding_payload(
         payload["truncate"] = False
     if encoding_format != "base64":
         payload["encoding_format"] = encoding_format
+    if chunks is not None:
+        payload["chunks"] = [list(map(list, spans)) for spans in chunks]
     parse_request(EmbeddingRequest, payload)
     return payload

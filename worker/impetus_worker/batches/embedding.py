@@ -15,7 +15,7 @@ import math
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import accumulate, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,7 +174,7 @@ class EmbeddingBatcher:
             tokens=sum(len(text.ids) for text in read.texts),
             truncated=sum(text.lost > 0 for text in read.texts),
             lost=sum(text.lost for text in read.texts),
-            vectors=np.empty((size, model.dimensions), dtype=np.float32),
+            vectors=np.empty((sum(len(text.chunks) or 1 for text in read.texts), model.dimensions), dtype=np.float32),
             rows_left=size,
             urgent=read.urgent,
         )
@@ -182,7 +182,11 @@ class EmbeddingBatcher:
         cost.arrived(size, now)
         if not lane.backlog.rows:
             lane.closes_at = now + self._max_wait_s if cost.waiting_pays(now) else now
-        rows = [Row(owner, index, text.ids) for index, text in enumerate(read.texts)]
+        firsts = accumulate((len(text.chunks) or 1 for text in read.texts), initial=0)
+        rows = [
+            Row(owner, index, text.ids, first, text.chunks)
+            for index, (text, first) in enumerate(zip(read.texts, firsts, strict=False))
+        ]
         if read.job.suspect:
             lane.quarantine.admit(rows)
         else:
@@ -229,7 +233,8 @@ class EmbeddingBatcher:
 
     def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
         info = rows[0].owner.model
-        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, info.model)
+        chunks = [row.chunks for row in rows] if any(row.chunks for row in rows) else None
+        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, info.model, chunks)
         lane.in_engine += 1
         batch = Batch(rows, {row.owner for row in rows}, info.model, lane.urgent, suspect, packed=info.packs)
         self._in_engine.give(work.id, batch, now)
@@ -268,19 +273,22 @@ class EmbeddingBatcher:
         return [Failed(owner.job, InferenceError(event.message))]
 
     def _completed(self, batch: Batch, event: Embedded) -> list[Outcome]:
-        if len(event.vectors) != len(batch.rows):
+        wanted = [len(row.chunks) or 1 for row in batch.rows]
+        if len(event.vectors) != sum(wanted):
             raise RuntimeError(
-                f"the engine returned {len(event.vectors)} vectors for {len(batch.rows)} texts: "
+                f"the engine returned {len(event.vectors)} vectors for {sum(wanted)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
         self._costs[batch.model].observe(batch.padded_tokens, event.device_s)
         self._seconds_a_batch += _LEARNING_RATE * (event.device_s - self._seconds_a_batch)
         done: list[Outcome] = []
-        for row, vector in zip(batch.rows, event.vectors, strict=True):
+        at = 0
+        for row, size in zip(batch.rows, wanted, strict=True):
+            vectors, at = event.vectors[at : at + size], at + size
             owner = row.owner
             if owner.ended:
                 continue
-            owner.vectors[row.index] = vector
+            owner.vectors[row.first : row.first + size] = vectors
             owner.model = event.by or owner.model
             owner.rows_left -= 1
             if owner.rows_left == 0:

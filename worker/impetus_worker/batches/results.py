@@ -62,10 +62,12 @@ class EmbeddingResults:
             data = json.dumps(vectors.tolist(), separators=(",", ":"))
         else:
             data = '""' if encoding == "raw" else f'"{base64.b64encode(raw).decode("ascii")}"'
+        chunks = owner.request.chunks
+        counts = "" if chunks is None else f'"chunks":{json.dumps([len(each) for each in chunks])},'
         # Written by hand: json.dumps would look through every character of the block for one to escape.
         result = (
             f'{{"object":"embedding","embeddings":{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
-            f'"encoding":"{encoding}","data":{data}}},'
+            f'"encoding":"{encoding}","data":{data}}},{counts}'
             f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
             f'"truncated_tokens":{owner.lost}}},{self._same_for_all(owner.model)}}}'
         )

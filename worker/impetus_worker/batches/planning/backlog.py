@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.protocol import EngineInfo
+    from impetus_backends.protocol import EngineInfo, Spans
 
     from ...leases.claims import ClaimedJob
 
@@ -46,7 +46,7 @@ class OpenEmbedding:
     """Tokens of texts that were truncated."""
     vectors: np.ndarray
     rows_left: int
-    """How many have no vector yet."""
+    """How many texts have no vector yet."""
     urgent: bool
     """Whether its caller waits."""
     waiting_rows: int = 0
@@ -65,6 +65,10 @@ class Row(Witness):
     owner: OpenEmbedding
     index: int
     ids: np.ndarray
+    first: int
+    """Which of the job's vectors is its own, or the first of its own."""
+    chunks: Spans = ()
+    """Those of which there is to be a vector each."""
     order: int = 0
     """Rows that came to the backlog earlier have less."""
 
