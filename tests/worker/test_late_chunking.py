@@ -51,7 +51,8 @@ def test_jobs_with_chunks_and_without_share_batches_and_each_gets_its_own() -> N
     assert works < 4
     assert all(isinstance(each, Finished) for each in done)
     made = results(done)
-    np.testing.assert_allclose(np.asarray(made[with_chunks.id].vectors)[:, :2], [[1.5, 2], [3.5, 2], [2.5, 2], [5, 1]])
+    expected = np.array([[1.5, 2], [3.5, 2], [2.5, 2], [5, 1]])
+    np.testing.assert_allclose(np.asarray(made[with_chunks.id].vectors)[:, :2], expected)
     assert made[with_chunks.id].chunks == [3, 1]
     np.testing.assert_allclose(np.asarray(made[without.id].vectors)[:, :2], [[7, 3], [9, 1]])
     assert made[without.id].chunks is None

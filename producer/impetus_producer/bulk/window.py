@@ -136,14 +136,17 @@ class Window(Generic[OutcomeT]):
 
     def _jobs_of(self, keys: Sequence[bytes]) -> Iterator[_Job]:
         part: list[bytes] = []
-        characters = 0
+        characters = size = 0
         for key in keys:
-            length = self.waiting_for[key][0].characters
-            if part and (len(part) >= self.texts_per_job or characters + length > CHARACTERS_PER_JOB):
+            slot = self.waiting_for[key][0]
+            assert isinstance(slot.document, Document)
+            length, takes = slot.characters, self.work.size(slot.document)
+            full = len(part) >= self.texts_per_job or size + takes > self.work.most_per_job
+            if part and (full or characters + length > CHARACTERS_PER_JOB):
                 yield _Job(part)
-                part, characters = [], 0
+                part, characters, size = [], 0, 0
             part.append(key)
-            characters += length
+            characters, size = characters + length, size + takes
         if part:
             yield _Job(part)
 

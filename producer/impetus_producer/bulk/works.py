@@ -84,6 +84,10 @@ class Work(ABC, Generic[OutcomeT]):
     @abstractmethod
     def key(self, document: Document) -> bytes: ...
 
+    def size(self, document: Document) -> int:
+        """How much of `most_per_job` it takes."""
+        return 1
+
     @abstractmethod
     def payload(self, documents: Sequence[Document]) -> dict[str, Any]: ...
 
@@ -124,11 +128,14 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     def key(self, document: Document) -> bytes:
         return text_key(document.text, self.dimensions, self.input_type, self.truncate)
 
-    def payload(self, documents: Sequence[Document]) -> dict[str, Any]:
-        return self._payload([document.text for document in documents])
+    def payload(
+        self, documents: Sequence[Document], chunks: Sequence[Sequence[tuple[int, int]]] | None = None
+    ) -> dict[str, Any]:
+        """`chunks`: of each document those that are to have a vector each."""
+        return self._payload([document.text for document in documents], chunks)
 
-    def _payload(self, texts: list[str]) -> dict[str, Any]:
-        return embedding_payload(texts, self.model, self.dimensions, self.input_type, self.truncate, "raw")
+    def _payload(self, texts: list[str], chunks: Sequence[Sequence[tuple[int, int]]] | None = None) -> dict[str, Any]:
+        return embedding_payload(texts, self.model, self.dimensions, self.input_type, self.truncate, "raw", chunks)
 
     def read(self, job_id: str, return_value: Any) -> Result:
         result = jobs.read_result(job_id, EmbeddingResult, return_value)
@@ -140,8 +147,7 @@ class EmbeddingWork(Work[EmbeddedDocument]):
             else "the worker's vector holds numbers not finite"
             for vector in vectors
         ]
-        usage = {name: count for name, count in result.usage if count}
-        return Result(answers, {**usage, f"{ON_DEVICE}{result.provenance.device}": len(answers)})
+        return Result(answers, usage_of(result, len(answers)))
 
     def outcome(self, document: Document, answer: Answer) -> EmbeddedDocument:
         return EmbeddedDocument(document.id, vector_of(answer.value), answer.model, answer.fingerprint)
@@ -149,6 +155,12 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     def served(self, producer: Producer, while_waiting: Callable[[], None] | None) -> Served:
         result: EmbeddingResult = awaited(producer.embed(MODEL_QUESTION, model=self.model), while_waiting)
         return Served(result.model, result.provenance.fingerprint)
+
+
+def usage_of(result: EmbeddingResult, documents: int) -> dict[str, int]:
+    """What is to be counted of a result for so many documents."""
+    usage = {name: count for name, count in result.usage if count}
+    return {**usage, f"{ON_DEVICE}{result.provenance.device}": documents}
 
 
 def text_key(text: str, *options: object) -> bytes:

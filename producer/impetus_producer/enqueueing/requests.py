@@ -266,7 +266,7 @@ def embedding_payload(
 ) -> dict[str, Any]:
     """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
     fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
-    payload = {name: value for name, value in fields.items() if value is not None}
+    payload: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if not truncate:
         payload["truncate"] = False
     if encoding_format != "base64":

@@ -204,7 +204,7 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
         for index, text in enumerate(texts):
             for number, (begin, end) in enumerate(text.chunks):
                 if begin == end:
-                    raise InvalidRequestError(f"chunks: item {index} has no token in its chunk {number}")
+                    raise InvalidRequestError(f"{self.texts_field}: item {index} has no token in its chunk {number}")
 
     def without_texts(self, request: EmbeddingRequest) -> EmbeddingRequest:
         return request.model_copy(update={"input": []})
