@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import again, embed, fleet, gateway, generate, latency, padding, peers, queue
+from . import again, embed, fleet, gateway, generate, latency, padding, peers, queue, tokens
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -27,6 +27,7 @@ main.add_command(embed.command)
 main.add_command(again.command)
 main.add_command(padding.command)
 main.add_command(queue.command)
+main.add_command(tokens.command)
 main.add_command(latency.command)
 main.add_command(fleet.command)
 main.add_command(generate.command)

@@ -30,6 +30,7 @@ from scripts.corpus import docstrings
 from impetus_producer import Producer
 from impetus_worker.settings import WorkerSettings
 
+from . import mixed as mixed_fleets
 from .report import Report, json_option, progress
 from .servers import (
     START_LIMIT_S,
@@ -88,7 +89,7 @@ class Macs:
 
     def _start(self, number: int) -> None:
         settings = WorkerSettings(
-            redis_url=self._on.url,
+            redis_urls=(self._on.url,),
             role="embedding",
             name=f"mac-{number}",
             backend="simulated",
@@ -184,13 +185,21 @@ def resident_mb(pids: list[int]) -> float | None:
 @click.option("--a-ms", default=4.0, show_default=True, help="What a batch costs a simulated Mac.")
 @click.option("--b-us", default=250.0, show_default=True, help="What a padded token costs it.")
 @click.option("--batch-tokens", default=1024, show_default=True, help="Its budget of padded tokens a batch.")
+@click.option("--mixed", is_flag=True, help="Unequal Macs by a virtual clock instead: how long one backlog of about "
+              "--seconds takes them, beside the best static assignment and the rule by rank.")  # fmt: skip
 @json_option("fleet")
 def command(
-    sizes: str, texts: int, most_texts: int, seconds: float, a_ms: float, b_us: float, batch_tokens: int,
+    sizes: str, texts: int, most_texts: int, seconds: float, a_ms: float, b_us: float, batch_tokens: int, mixed: bool,
     json_path: Path,
 ) -> None:  # fmt: skip
     """Texts/s of 1, 4, 16, 64 simulated Macs on one Redis, and Redis' CPU for each text."""
     counts = sorted({int(size) for size in sizes.split(",")})
+    if mixed:
+        report = Report("fleet --mixed", sizes=sizes, seconds=seconds)
+        with server() as on:
+            mixed_fleets.tell(report, [mixed_fleets.measure(on.connection, count, seconds) for count in counts])
+        report.write(json_path)
+        return
     report = Report("fleet", sizes=sizes, texts=texts, a_ms=a_ms, b_us=b_us, batch_tokens=batch_tokens)
     measured: list[Measured] = []
     held: tuple[float | None, float | None] = (None, None)

@@ -3,6 +3,7 @@
 \b
 rates        tokens/s through Redis with 16 rows, against mlx-lm's BatchGenerator bare, one job at a time, and
              mlx_lm.server under 16 HTTP clients: the same jobs, greedy, all of exactly their max_tokens
+overhead     the first two of these in many short turns, for a ratio that a busy or hot machine does not blur
 text         greedy answers, batched through the queue, against mlx_lm.generate alone, letter by letter
 first-token  from asking to the first token while 15 others decode, and how long those stand still meanwhile;
              in the engine itself, and through Redis by the job's token stream
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .generation import churn, first_token, lookup, prefix, rates, text
+from .generation import churn, first_token, lookup, overhead, prefix, rates, text
 from .generation.openblas import find_blas
 from .generation.subjects import subjects
 from .report import Report, json_option
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from .generation.subjects import Subject
     from .generation.verdict import Verdict
 
-PARTS = ("rates", "text", "first-token", "churn", "prefix", "lookup")
+PARTS = ("rates", "overhead", "text", "first-token", "churn", "prefix", "lookup")
 
 
 @click.command("generate", help=__doc__, short_help="Generation through Redis, against mlx-lm bare and its server.")
@@ -71,6 +72,10 @@ def command(
             for number, subject in enumerate(chosen):
                 # The larger model is slow, and its jobs so long that a round says more.
                 verdicts += rates.tell(report, subject, rounds=max(1, rounds - number), seconds=seconds)
+        if "overhead" in parts:
+            for subject in chosen:
+                turns = overhead.TURNS_A_ROUND * rounds
+                verdicts += overhead.tell(report, subject, turns=turns, seconds=seconds / 2)
         if "text" in parts:
             for number, subject in enumerate(chosen):
                 verdicts += _text(report, subject, quick=quick, large=number > 0)

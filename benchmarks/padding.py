@@ -14,7 +14,7 @@ from scripts.corpus import docstrings
 
 from impetus_backends import models
 from impetus_backends.embedding.budget import USUAL
-from impetus_backends.embedding.devices.packages.buckets import Bucket, choose, plan
+from impetus_backends.embedding.devices.packages.buckets import Bucket, plan, suiting
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_worker.batches.planning.packing import fill, pack
@@ -43,8 +43,8 @@ def command(documents: int | None, model: str, json_path: Path) -> None:
     tokens = USUAL["coreml"]
     rows = []
     for name, batches, buckets in (
-        ("one text a row", pack(lengths, int, max_tokens=tokens, max_rows=_MAX_ROWS), choose(longest)),
-        ("shared rows", fill(lengths, int, max_tokens=tokens, max_rows=_MAX_ROWS), choose(longest, packed=True)),
+        ("one text a row", pack(lengths, int, max_tokens=tokens, max_rows=_MAX_ROWS), suiting(longest)),
+        ("shared rows", fill(lengths, int, max_tokens=tokens, max_rows=_MAX_ROWS), suiting(longest, packed=True)),
     ):
         rows.append(_row(name, batches, buckets, sum(lengths)))
     report.table("padding", "tokens that the device runs, of those that there are", rows)

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-from tests.producer.servers import Valkey, eventually
+from tests.patience import eventually
+from tests.producer.servers import Valkey
 
 COMPOSE: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "docker" / "compose.yaml").read_text())
 PASSWORDS = {

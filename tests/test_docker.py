@@ -33,6 +33,7 @@ PINS = [
     ROOT / "weights.txt",
     ROOT / "frameworks.txt",
     *sorted(DOCKER.glob("*.requirements.txt")),
+    ROOT / "packaging" / "homebrew" / "requirements.txt",
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOTS = [ROOT, *(ROOT / each / f"impetus_{each}" for each in ("producer", "worker", "backends"))]
-PAGES = [ROOT / "docs" / name for name in ("guarantees.md", "life-of-a-job.md")]
+PAGES = [ROOT / "docs" / name for name in ("guarantees.md", "hardware-rules.md", "life-of-a-job.md")]
 ALL_PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 NAMED = re.compile(r"`([A-Za-z_][\w.]*)`\s+\(`([\w/]+\.py)`\)(?: = (\d+))?")
 

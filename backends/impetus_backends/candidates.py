@@ -21,6 +21,7 @@ from impetus_backends.embedding.folder.config import EmbeddingConfig, read_confi
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
+from impetus_backends.energy import open_meter
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
 from impetus_backends.policy import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.energy import Meter
     from impetus_backends.hardware import Hardware
     from impetus_backends.protocol import Excluded, OnAttempt
 
@@ -53,6 +55,7 @@ class Means:
     make: Callable[[str, EmbeddingConfig], EmbeddingBackend] = backends.make_backend
     absence: Absence = not_installed
     clock: Callable[[], float] = time.perf_counter
+    meter: Callable[[], Meter | None] = open_meter
 
 
 class EmbeddingCandidates:
@@ -89,7 +92,7 @@ class EmbeddingCandidates:
         text, folder = self._model.text, str(files.folder)
         return EngineInfo(
             self._kind, "", "", files.name, files.aliases, "", "", folder=folder, max_tokens=text.max_tokens,
-            dimensions=self._model.dimensions,
+            dimensions=self._model.dimensions, outputs=self._model.outputs, no_sparse=self._model.no_sparse,
             refuses_chunks=refuses_chunks(self._model) if isinstance(self._model, EmbeddingConfig) else None,
         )  # fmt: skip
 
@@ -117,11 +120,11 @@ class EmbeddingCandidates:
             first = self._fastest(_to_compare(first, opened))
         backend, opened_engine = first
         info = self._with_its_batches(backend, opened_engine.info)
-        return EmbeddingEngine(backend, replace(info, reasons=tuple(self.reasons)))
+        return EmbeddingEngine(backend, replace(info, reasons=tuple(self.reasons)), meter=self._means.meter())
 
     def _with_its_batches(self, backend: EmbeddingBackend, info: EngineInfo) -> EngineInfo:
         """How many tokens of a batch suit the backend, if that is to be measured."""
-        if self._longest_batch_s is None or not is_measured(backend):
+        if self._longest_batch_s is None or not is_measured(backend) or "dense" not in info.outputs:
             return info
         vocabulary, longest = self._model.encoder.vocab_size, self._model.text.max_tokens
         try:
@@ -131,7 +134,7 @@ class EmbeddingCandidates:
             self.reasons.append(f"{backend.name}: its batches could not be timed: {type(error).__name__}: {error}")
             return info
         self.reasons.append(f"{backend.name}: {curve.words}")
-        return replace(info, batch_tokens=curve.chosen, measured=curve.words)
+        return replace(info, batch_tokens=curve.chosen, curve=curve.points, measured=curve.words)
 
     def measure(self, choice: Choice) -> Measurement:
         """Core ML and Core AI timed against the best other candidate, and remembered.

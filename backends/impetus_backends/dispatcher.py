@@ -342,9 +342,9 @@ def pair_tokenizer(info: EngineInfo) -> Any:
         from .simulated import SimulatedPairEncoder
 
         return SimulatedPairEncoder(info.max_tokens)
-    from .embedding.texts.pairs import PairEncoder
+    from .embedding.texts.pairs import load_pairs
 
-    return PairEncoder.load(Path(info.folder))
+    return load_pairs(Path(info.folder))
 
 
 def embedding_tokenizer(info: EngineInfo) -> Any:

@@ -115,7 +115,8 @@ def _missing_weights(folder: Path) -> list[str]:
         names = sorted(set(_read(index, dict).get("weight_map", {}).values()))
         return [name for name in names if not (folder / str(name)).is_file()]
     whole = any(file.is_file() for file in folder.glob("*.safetensors"))
-    return [] if whole else ["model.safetensors (pickled weights can run code when read, and are never loaded)"]
+    lacking = "model.safetensors (pickled weights are never loaded: see impetus-worker convert --from-torch)"
+    return [] if whole else [lacking]
 
 
 def _read(file: Path, kind: type[Any]) -> Any:

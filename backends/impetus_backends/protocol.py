@@ -39,6 +39,11 @@ class EngineInfo:
     folder: str = ""
     """Where the model's files are, for whoever tokenises for this engine."""
     dimensions: int = 0
+    """Of dense vectors; 0 of a model that makes none."""
+    outputs: tuple[str, ...] = ("dense",)
+    """What it makes of a text: `dense`, `sparse` or both."""
+    no_sparse: str = "has no head for sparse embeddings"
+    """What is to be said of a model that makes no sparse vectors, after its name."""
     max_tokens: int = 0
     """The longest input the model reads, in tokens."""
     batch_tokens: int = 1024
@@ -47,6 +52,8 @@ class EngineInfo:
     """What a reader of results must know, such as that the weights are random."""
     packs: bool = False
     """Whether it lays several texts in a row, so that those of a batch need not be of like length."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """What was measured of its batches when it loaded: padded tokens, and the seconds of a batch of them."""
     measured: str | None = None
     """What was measured of it when it loaded, in a sentence."""
     takes_parts: bool = False
@@ -83,6 +90,8 @@ class EmbeddingWork:
     """Runs before every batch that is not, because somebody is waiting."""
     model: str | None = None
     """One of the engine's aliases; none means its default."""
+    output: str = "dense"
+    """One of the model's `outputs`."""
     chunks: Sequence[Spans] | None = None
     """For each row which of its tokens each of its vectors is the mean of; empty where it has one vector of the whole.
     None: all are such. Only for engines that do not refuse it."""
@@ -139,15 +148,30 @@ class GenerationWork:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseVector:
+    """The weights of some tokens of a vocabulary; of all others they are 0."""
+
+    indices: np.ndarray
+    """The tokens' ids, int32, rising."""
+    values: np.ndarray
+    """float32."""
+
+
+@dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of one batch: float32 (rows, dimensions), in the order of its rows and, within a row, of its
-    chunks."""
+    """The vectors of one batch, in the order of its rows: float32 (rows, dimensions); of rows with chunks one for each,
+    in their order."""
 
     id: int
     vectors: np.ndarray
+    """Empty where `sparse` is not."""
     device_s: float
     by: EngineInfo | None = None
     """Of an engine of several models: the one that made them."""
+    sparse: Sequence[SparseVector] = ()
+    """For work that wants these."""
+    energy_j: float | None = None
+    """What the whole chip used meanwhile; None where nothing measures it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ FAULTS = {"simulate:crash": 3, "simulate:hang": 4, "simulate:error": 5}
 """Words that kill the engine, hang it, or fail their batch: how a worker's recovery is tested."""
 _FAULT_TOKENS = {word.encode(): token for word, token in FAULTS.items()}
 _VOCABULARY = 30_000
+_STATED = (64, 4096)
+"""Tokens of the batches whose times an engine says before any ran."""
 _WORDS = ("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "islet", "jetty", "knoll", "lagoon")
 
 
@@ -129,7 +131,7 @@ class SimulatedEmbeddingBackend:
         if not rows or min(map(len, rows)) < 1:
             raise RequestError("each row must have at least one token")
         self._obey_faults({int(token) for row in rows for token in row[row < 6]})
-        self._sleep(self._a_s + self._b_s * len(rows) * max(map(len, rows)))
+        self._sleep(self.batch_s(len(rows) * max(map(len, rows))))
         return self._drawn([np.asarray(row, dtype="<i4").tobytes() for row in rows])
 
     def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
@@ -148,6 +150,10 @@ class SimulatedEmbeddingBackend:
             vector[:] = np.frombuffer(hashlib.shake_128(seed).digest(2 * self._dimensions), dtype="<i2")
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
+
+    def batch_s(self, padded_tokens: int) -> float:
+        """What a batch takes, as stated."""
+        return self._a_s + self._b_s * padded_tokens
 
     def _obey_faults(self, tokens: set[int]) -> None:
         if FAULTS["simulate:crash"] in tokens:
@@ -299,7 +305,8 @@ def open_simulated_embedding(
     backend = SimulatedEmbeddingBackend(
         config.simulated_a_s, config.simulated_b_s, dimensions=dimensions, sleep=sleep, device=device
     )
-    return EmbeddingEngine(backend, _info(config, "embedding", dimensions, MAX_TOKENS, device))
+    info = _info(config, "embedding", dimensions, MAX_TOKENS, device)
+    return EmbeddingEngine(backend, replace(info, curve=tuple((each, backend.batch_s(each)) for each in _STATED)))
 
 
 def open_simulated_rerank(config: EngineConfig, *, sleep: Callable[[float], None] = time.sleep) -> EmbeddingEngine:

@@ -20,9 +20,10 @@ async def embed_or_recall(call: Call, order: Order) -> tuple[str | None, Embeddi
     had to be computed. Raises as `submit` and `embedded` do.
     """
     recalling = call.gateway.recalling
-    # Who names a request by a key expects one job of all of it.
+    # Who names a request by a key expects one job of all of it. Of sparse vectors nothing is kept.
     named = "idempotency-key" in call.request.headers
-    recalled = None if recalling is None or named else await recalling.look(order.payload)
+    kept = order.payload.get("output") != "sparse"
+    recalled = None if recalling is None or named or not kept else await recalling.look(order.payload)
     if recalling is None or recalled is None:
         job_id = await submit(call, order)
         return job_id, await embedded(call, job_id)

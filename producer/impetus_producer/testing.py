@@ -30,7 +30,7 @@ import re
 import struct
 import threading
 import zlib
-from collections import deque
+from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ __all__ = ["FakeJob", "FakeWorker", "vector_of"]
 
 _NAME = "fake"
 _MODEL = "fake-model"
+_VOCABULARY = 30_522
 _PROVENANCE = {
     "worker": _NAME,
     "backend": "simulated",
@@ -198,19 +199,24 @@ class FakeWorker:
 
     def _embed(self, request: EmbeddingRequest) -> tuple[dict[str, Any], bytes | None]:
         """The result, and the vectors where they lie beside it."""
+        if request.output == "sparse":
+            return self._embedded(request, {"encoding": "sparse", "data": list(map(_sparse, request.input))}), None
         width = request.dimensions or self._dimensions
         rows = [vector_of(text, width) for text in request.input]
         raw = b"".join(struct.pack(f"<{width}f", *row) for row in rows)
         data = {"base64": base64.b64encode(raw).decode(), "float": rows, "raw": ""}[request.encoding_format]
         shape = [len(rows), width]
-        result = {
+        block = {"dtype": "float32", "shape": shape, "encoding": request.encoding_format, "data": data}
+        return self._embedded(request, block), raw if request.encoding_format == "raw" else None
+
+    def _embedded(self, request: EmbeddingRequest, block: dict[str, Any]) -> dict[str, Any]:
+        return {
             "object": "embedding",
-            "embeddings": {"dtype": "float32", "shape": shape, "encoding": request.encoding_format, "data": data},
+            "embeddings": block,
             "model": request.model or _MODEL,
             "usage": {"prompt_tokens": sum(len(_tokens(text)) for text in request.input)},
             "provenance": _PROVENANCE,
         }
-        return result, raw if request.encoding_format == "raw" else None
 
     def _rerank(self, request: RerankRequest) -> dict[str, Any]:
         """The score of a document is the share of the query's words that it holds."""
@@ -254,6 +260,12 @@ def vector_of(text: str, dimensions: int) -> list[float]:
     numbers = [draw.gauss(0, 1) for _ in range(dimensions)]
     length = math.hypot(*numbers)
     return [number / length for number in numbers]
+
+
+def _sparse(text: str) -> dict[str, Any]:
+    """How often each word comes, by a number of the word's."""
+    counts = Counter(zlib.crc32(word.encode()) % _VOCABULARY for word in text.split())
+    return {"indices": sorted(counts), "values": [float(counts[index]) for index in sorted(counts)]}
 
 
 def _queues() -> list[str]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from scripts.models.core_ai_page import write_core_ai
 from scripts.models.family_models import FAMILIES, write_family
 from scripts.models.models_page import write_part
 
@@ -154,7 +155,11 @@ def _moved(answer: Answer, logprobs: list[float]) -> float:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="these alone, and nothing is written")
-    chosen = parser.parse_args(arguments).families
+    parser.add_argument("--core-ai", action="store_true", help="MiniLM, whole, through Core AI's runtime, and no more")
+    options = parser.parse_args(arguments)
+    if options.core_ai:
+        return int(write_core_ai() > 0)
+    chosen = options.families
     if unknown := sorted(set(chosen) - set(FAMILIES)):
         parser.error(f"there is no family {', '.join(unknown)}; there are {', '.join(FAMILIES)}")
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}

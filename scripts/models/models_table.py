@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes of docs/models.md which embedding models and rerankers load, and how near they are to sentence-transformers.
+"""Writes of docs/models.md which embedding models, sparse heads and rerankers load, and how near they are to
+sentence-transformers.
 
 Every figure is measured as the tests measure it, on the small models in tests/data whose vectors and scores were
 recorded.
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scripts.models.models_page import write_part
 
-from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.devices.backends import SparseBackend, make_backend
 from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.operations import INPUTS
@@ -23,7 +24,7 @@ from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
 from impetus_backends.embedding.folder.reranker import read_reranker
-from impetus_backends.embedding.texts.pairs import PairEncoder
+from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.embedding.texts.tokens import TextEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,16 +62,24 @@ REFUSED = """\
 What follows is refused with a sentence that names the file and what in it, because guessing would make wrong vectors:
 
 - a model whose files ask for code of its own (`auto_map`), and any family that is not in the table;
-- weights in `pytorch_model.bin` alone: the error says how to convert them. fp8 and other quantised weights, by name;
+- weights in `pytorch_model.bin` alone, which `impetus-worker convert --from-torch FOLDER` converts;
+- fp8 and all quantised weights but MLX's affine ones, by name;
 - a tensor that is missing, does not have the shape that `config.json` asks for or is there under two names, and files
   that were cut off; weights that make the same vector of every text;
 - a tokenizer that is missing, knows no word, is of another kind than its class, or does not fit the model's table;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
 - PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize;
+- modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
 - static tables that are folded up (model2vec's `mapping` and `weights`); of a static model's text 8,192 tokens count.
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
 `include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
+
+Weights that MLX quantised (those of mlx-community; 2, 4 or 8 bits) load on every backend: MLX computes with them as
+they are, the others with what MLX's `dequantize` makes of them in float32, to the bit.
+
+E5 models whose files state no prompts serve without them, and say in the note of each result that they were trained
+with "query: " and "passage: ".
 """
 
 
@@ -84,26 +93,85 @@ RERANKERS = (
     Row("mpnet", "MPNet", "fine-tuned MPNet rerankers", "512"),
     Row("modernbert", "ModernBERT", "gte-reranker-modernbert-base", "8,192"),
     Row("gte", "GTE", "gte-multilingual-reranker-base as transformers stores it", "as stated"),
+    Row("qwen3", "Qwen3, by its yes and no", "Qwen3-Reranker-0.6B, 4B, 8B", "8,192"),
 )
 RERANKERS_REFUSED = """\
 A score is what `CrossEncoder.predict` returns: a sigmoid of the logit, or the logit itself where the model's files say
 so (`activation_fn` in `config_sentence_transformers.json` or `config.json`). Rows are cut as transformers cuts pairs,
 `longest_first`.
 
-Refused by name: a model without a …ForSequenceClassification head (so Qwen3-Reranker and other language models),
-DeBERTa (mxbai-rerank v1) and any family that is not in the table; more labels than one; other activations than Sigmoid
-and Identity; prompts; modules beside the transformer; and Core ML, which runs none of them.
+Qwen3-Reranker is a language model that is asked: the score is how far its logit of *yes* is above that of *no*, and
+what is too long is cut off the document's end. With sentence-transformers' files (LogitScore, a chat template for a
+query and a document, a prompt) it is asked as these say; without them as its model card has it, and then results carry
+a note, for nothing tells it from another Qwen3. Control tokens that a document spells are read as such, as there.
+
+Refused by name: a model without a …ForSequenceClassification head that is no Qwen3ForCausalLM, DeBERTa (mxbai-rerank
+v1) and any family that is not in the table; more labels than one; other activations than Sigmoid and Identity;
+prompts; modules beside the transformer; and Core ML, which runs none of them.
+"""
+
+
+SPARSE = (
+    Row("bert", "SPLADE on BERT", "splade-v3, splade-cocondenser-*, Splade_PP_en_v*", "512"),
+    Row("distilbert", "SPLADE on DistilBERT", "splade-v3-distilbert", "512"),
+    Row("roberta", "SPLADE on RoBERTa", "granite-embedding-30m-sparse", "512"),
+    Row("modernbert", "SPLADE on ModernBERT", "fine-tuned ModernBERT models", "8,192"),
+    Row("bge-m3", "lexical weights on XLM-RoBERTa", "bge-m3, beside its dense vectors", "8,192"),
+)
+SPARSE_REFUSED = """\
+A request says `output: "sparse"`; each vector is `{"indices": [...], "values": [...]}`, token ids and their weights.
+SPLADE: poolings `max` and `sum`, activations `relu` and `log1p_relu`, `max_active_dims`; held against
+SparseEncoder. The
+lexical weights of bge-m3 are held against FlagEmbedding's formula, written out in torch in
+scripts/recording/record_sparse_vectors.py, for sentence-transformers has no module for them.
+
+Refused in a sentence: sparse vectors of a model without such a head, and dense ones of a SPLADE model;
+`sparse_linear.pt` alone, which is a pickle: the error says how to convert it once; heads that need a router
+(inference-free queries); Core ML and Core AI, which serve bge-m3's dense vectors alone. Late interaction (ColBERT) is
+not there.
 """
 
 
 def main() -> None:
     _write_embedding_models()
     _write_rerankers()
+    _write_sparse()
+
+
+def _write_sparse() -> None:
+    texts = json.loads((DATA / "texts.json").read_text())
+    recorded = np.load(DATA / "sparse.npz")
+    lines = [
+        "Written by scripts/models/models_table.py. Figures are the most that a weight is off the recorded one, over "
+        f"{len(texts)} texts, batched and padded, of a small random model of the family in its true file layout. "
+        "Every row is a test.",
+        "",
+        f"| family | for example | {' | '.join(BACKENDS)} | tokens |",
+        f"|---|---|{'---|' * len(BACKENDS)}---|",
+    ]
+    for row in SPARSE:
+        folder = DATA / "sparse" / row.folder
+        rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
+        expected = recorded[f"{row.folder}/plain"]
+        apart = [float(np.abs(_weigh(name, folder, rows, expected) - expected).max()) for name in BACKENDS]
+        figures = " | ".join(f"{each:.0e}" for each in apart)
+        lines.append(f"| {row.family} | {row.examples} | {figures} | {row.tokens} |")
+    write_part("Sparse embeddings", "\n".join([*lines, "", SPARSE_REFUSED]))
+
+
+def _weigh(name: str, folder: Path, rows: list[np.ndarray], like: np.ndarray) -> np.ndarray:
+    backend = make_backend(name, folder)
+    backend.load()
+    assert isinstance(backend, SparseBackend)
+    made = np.zeros_like(like)
+    for row, vector in zip(made, backend.weigh(rows), strict=True):
+        row[vector.indices] = vector.values
+    return made
 
 
 def _write_rerankers() -> None:
     texts = json.loads((DATA / "texts.json").read_text())
-    recorded = np.load(DATA / "rerankers.npz")
+    recorded = {**np.load(DATA / "rerankers.npz"), "qwen3/scores": np.load(DATA / "yes_no.npz")["scores"]}
     lines = [
         "Written by scripts/models/models_table.py. Figures are the most that a score is off that of "
         f"sentence-transformers' CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} "
@@ -115,7 +183,7 @@ def _write_rerankers() -> None:
     ]
     for row in RERANKERS:
         folder = DATA / "rerankers" / row.folder
-        encoder = PairEncoder.load(folder)
+        encoder = load_pairs(folder)
         rows = [each.ids for query in recorded["queries"] for each in encoder.encode(str(query), texts)]
         expected = recorded[f"{row.folder}/scores"]
         config = read_reranker(folder)

@@ -32,8 +32,8 @@ from scripts.proofs.faults.observers import Probe, StreamReader, Wait
 from scripts.proofs.faults.scene import OBSERVER, PRODUCER, Scene
 from scripts.proofs.faults.verdict import excuse_evicted, tracebacks
 from scripts.proofs.traffic import Traffic
+from tests.patience import awaited
 from tests.worker.account import Account, have_ended, is_quiet, take_account
-from tests.worker.breakable import await_true
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,7 +75,7 @@ class Chaos:
         """Returns when the workers serve: how long that takes is the machine's matter."""
         self._scene.start(self._traffic)
         with Redis.from_url(self._scene.networks[OBSERVER].url) as connection:
-            if not await_true(lambda: connection.scard("rq:workers") >= 2 * self._options.machines, _START_LIMIT_S):
+            if not awaited(lambda: connection.scard("rq:workers") >= 2 * self._options.machines, _START_LIMIT_S):
                 raise SystemExit(f"the workers did not start within {_START_LIMIT_S:g} s: see {self._folder}")
         self._traffic.start()
         self._streams.start()
@@ -104,7 +104,7 @@ class Chaos:
     def _judge(self) -> Account:
         scene, drained_from = self._scene, time.monotonic()
         connection = Redis.from_url(scene.networks[OBSERVER].url)
-        quiet = await_true(lambda: self._is_quiet(connection), _DRAIN_LIMIT_S)
+        quiet = awaited(lambda: self._is_quiet(connection), _DRAIN_LIMIT_S)
         self._drain_s = time.monotonic() - drained_from
         for probe in self._probes:
             probe.end()

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.proofs.hostile import FUNCTIONS, GOOD, Hostile
-from tests.worker.breakable import Server, Workers, await_true
+from tests.patience import awaited
+from tests.worker.breakable import Server, Workers
 
 from impetus_producer import Producer
 
@@ -63,7 +64,7 @@ class Fuzz:
         workers = Workers(self._server.url, self._log, simulated_a_ms=0.5, simulated_b_us=0.1)
         try:
             with self._server.client() as connection:
-                await_true(lambda: connection.scard("rq:workers") == len(FUNCTIONS), 60)
+                awaited(lambda: connection.scard("rq:workers") == len(FUNCTIONS), 60)
                 before = set(workers.worker_pids())
                 probe = threading.Thread(target=self._ask, daemon=True)
                 probe.start()

@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def _make(folder: Path, family: Family) -> None:
-    import torch  # type: ignore[import-not-found]  # see above
+    import torch  # see above
     import transformers
     from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]  # see above
     from sentence_transformers.models import (  # type: ignore[import-not-found]  # see above

@@ -111,7 +111,7 @@ def _small(
     prompts: dict[str, str] | None = None,
     default: str | None = None,
 ) -> Path:
-    import torch  # type: ignore[import-not-found]  # see above
+    import torch  # see above
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Normalize, Pooling, Transformer  # type: ignore[import-not-found]  # see above
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast

@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _make(folder: Path, reranker: Reranker) -> None:
-    import torch  # type: ignore[import-not-found]  # see above
+    import torch  # see above
     from sentence_transformers import CrossEncoder  # type: ignore[import-not-found]  # see above
     from transformers import AutoConfig, AutoModelForSequenceClassification
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 from tests.gateway.serving import is_ready, serving
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from impetus_producer.servers.local import LocalServer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,17 @@ from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.engine import EmbeddingEngine, open_engine
 from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.texts.prompts import missing_prompts
 from impetus_backends.errors import BackendUnavailableError, RequestError
 from impetus_backends.models import resolve
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, GenerationWork, Rejected
 
 from .conftest import small_model
+from .test_model_config import change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 INFO = EngineInfo("embedding", "fake", "nowhere", "fake", ("fake",), "f", "fp32", dimensions=2, max_tokens=8)
 ROWS = [np.array([1, 2], dtype=np.int32), np.array([3], dtype=np.int32)]
@@ -213,3 +217,24 @@ def test_the_golden_check_finds_the_wrong_pooling() -> None:
     wrong.load()
     with pytest.raises(BackendUnavailableError, match=r"cosine 0\.\d+ for .* (alone|in a batch), and 0\.9999"):
         golden.check(wrong, config, small_model("e5"))
+
+
+def test_a_model_of_a_family_that_needs_prompts_and_states_none_says_so_in_its_note(tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("bge"), tmp_path / "multilingual-e5-small")
+    file = folder / "config_sentence_transformers.json"
+    change(file, prompts={"query": "query: ", "document": "passage: "})
+
+    def note() -> str | None:
+        return open_engine(make_backend("numpy", folder), resolve(str(folder)), check=False).info.note
+
+    assert "E5" not in (note() or "")
+    change(file, prompts={"query": "", "document": ""})
+    assert 'E5 models were trained with "query: " and "passage: " before every text' in (note() or "")
+
+
+def test_what_is_no_e5_or_follows_instructions_needs_no_prompts_of_e5s() -> None:
+    needy = ("intfloat/e5-base-v2", "intfloat/multilingual-e5-large", "e5-small", "my_e5-Small-finetuned")
+    others = ("intfloat/multilingual-e5-large-instruct", "intfloat/e5-mistral-7b-instruct", "bge-small", "type5-base")
+    assert all(missing_prompts([name], ["", ""]) for name in needy)
+    assert not any(missing_prompts([name], []) for name in others)
+    assert missing_prompts(["all-MiniLM-L6-v2"], []) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,6 +76,22 @@ def test_the_functions_of_a_core_ml_package_for_shared_rows_change_no_vector(nam
     assert runner.timings[Bucket(1, 40)].rows == len(rows)
     lengths = np.linalg.norm(together, axis=1) * np.linalg.norm(alone, axis=1)
     assert ((together * alone).sum(axis=1) / lengths).min() >= 0.9999
+
+
+def test_a_long_text_comes_to_its_vector_in_the_shortest_function_that_takes_it(tmp_path: Path) -> None:
+    config = read_config(small_model("gte"))
+    config = replace(config, encoder=replace(config.encoder, position_rows=2048),
+                     text=replace(config.text, max_tokens=2048))  # fmt: skip
+    beyond = [bucket for bucket in buckets_for(config) if bucket.length > 512]
+    assert beyond == [Bucket(1, 1024), Bucket(1, 2048)]
+    package.build(config, beyond, tmp_path / "model.mlpackage")
+    saved = SavedPackage(tmp_path / "model.mlpackage")
+    runner = Runner(config, {bucket: saved.function(bucket.function) for bucket in beyond})
+    rows = rows_for(config, 600)
+    made = runner.embed(rows)[0]
+    assert {bucket.length: timing.calls for bucket, timing in runner.timings.items()} == {1024: 1, 2048: 0}
+    (expected,) = embed(NumpyOps(open_weights(config)), config, lay(config, Call(Bucket(1, 600), ((0,),)), rows))
+    assert made @ expected / np.linalg.norm(made) / np.linalg.norm(expected) >= 0.9999
 
 
 @pytest.mark.parametrize("backend", ["cpu", "mlx"])

@@ -16,7 +16,7 @@ from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_b
 from impetus_backends.embedding.encoder import SECOND
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
-from impetus_backends.embedding.texts.pairs import PairEncoder
+from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
 
@@ -44,7 +44,7 @@ def recorded() -> dict[str, np.ndarray]:
 def rows_of(name: str) -> list[np.ndarray]:
     """Of every query with every text, as they were recorded."""
     texts = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
-    encoder = PairEncoder.load(folder_of(name))
+    encoder = load_pairs(folder_of(name))
     return [row.ids for query in recorded()["queries"] for row in encoder.encode(str(query), texts)]
 
 
@@ -90,12 +90,12 @@ def test_recorded_scores_tell_one_document_from_another() -> None:
 
 def test_a_tokens_text_changes_the_score_where_the_model_tells_the_two_apart() -> None:
     backend = loaded("numpy", "bert")
-    (row,) = PairEncoder.load(folder_of("bert")).encode("fox", ["the lazy dog"])
+    (row,) = load_pairs(folder_of("bert")).encode("fox", ["the lazy dog"])
     assert abs(backend.embed([row.ids]) - backend.embed([row.ids & (SECOND - 1)])).max() > 1e-3
 
 
 def test_a_document_is_cut_to_the_tokens_that_are_asked_for() -> None:
-    encoder = PairEncoder.load(folder_of("bert"))
+    encoder = load_pairs(folder_of("bert"))
     whole, cut = (encoder.encode("fox", ["the lazy dog"], max_document_tokens=most)[0] for most in (None, 2))
     kept = [token for token in cut.ids.tolist() if token >= SECOND]
     assert kept == [token for token in whole.ids.tolist() if token >= SECOND][:2] + kept[-1:]
@@ -103,7 +103,7 @@ def test_a_document_is_cut_to_the_tokens_that_are_asked_for() -> None:
 
 
 def test_a_document_of_megabytes_takes_no_longer_than_what_is_read_of_it() -> None:
-    encoder = PairEncoder.load(folder_of("xlm-roberta"))
+    encoder = load_pairs(folder_of("xlm-roberta"))
     seen: list[int] = []
 
     class Counting:

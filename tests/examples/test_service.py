@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.patience import eventually
 from tests.producer.servers import Valkey
-from tests.worker.conftest import eventually
 
 if TYPE_CHECKING:
     from types import ModuleType

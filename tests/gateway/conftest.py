@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import Serving, is_ready, serving, workers
 

@@ -22,8 +22,9 @@ from impetus_gateway.settings import Settings
 from impetus_producer import Producer
 from impetus_producer.asynchronous import AsyncProducer
 from impetus_producer.batches.store import BatchStore
+from tests.patience import eventually
 from tests.producer.stock_worker import QUEUES, StockWorker, generation_of, honest_work, working
-from tests.worker.conftest import Fleet, eventually
+from tests.worker.conftest import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

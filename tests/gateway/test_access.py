@@ -23,8 +23,8 @@ from impetus_gateway.entry.limits import Limits
 from impetus_producer import Producer
 from impetus_producer.cli.main import cli
 from impetus_producer.errors import ImpetusError, InvalidRequestError
+from tests.patience import eventually
 from tests.producer.servers import Valkey
-from tests.worker.conftest import eventually
 from tests.worker.runs import SIMULATED, runs, tree_below
 
 from .serving import Serving, serving

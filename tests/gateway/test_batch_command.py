@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from impetus_gateway.entry.callers import Keys, Role, new_key
 from impetus_producer.cli.main import cli
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import serving
 

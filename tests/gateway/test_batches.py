@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from impetus_gateway.entry.callers import Keys, Role, new_key
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import Serving, is_ready, serving
 

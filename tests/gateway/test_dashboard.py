@@ -12,7 +12,7 @@ import pytest
 
 from impetus_gateway.entry.callers import Keys, Role, new_key
 from impetus_producer import contract
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import Serving, is_ready, serving
 

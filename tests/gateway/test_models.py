@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_producer.contract import WORKER_RECORD_KEY, ServedModel, WorkerRecord
+from tests.patience import eventually
 
-from ..worker.conftest import eventually
 from .serving import serving
 
 if TYPE_CHECKING:

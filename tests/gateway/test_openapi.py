@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 
 from impetus_gateway.api.openapi import openapi
 from impetus_gateway.app import make_app
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import Serving, is_ready, serving
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from impetus_producer import contract
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import Serving, is_ready, serving
 

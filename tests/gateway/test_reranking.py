@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import Serving, is_ready, serving, workers
 
@@ -99,7 +99,8 @@ def test_a_bad_request_is_answered_with_what_is_wrong(
 
 
 def test_where_nobody_reranks_it_says_so(redis_url: str) -> None:
-    with serving(redis_url) as alone:
+    # In the other database are the workers of this file's other tests, which come back after a flush.
+    with serving(redis_url.removesuffix("/0") + "/1") as alone:
         answer = alone.post("/v1/rerank", BODY)
         assert answer.status_code == 503
         assert "no worker serves rerankings now" in answer.json()["error"]["message"]

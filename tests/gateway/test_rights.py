@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.composed import PASSWORDS, ComposedValkey
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import serving, stock_worker
 

@@ -18,7 +18,7 @@ from impetus_gateway.webhooks import Receiver, Webhooks, new_receiver, read_rece
 from impetus_producer.batches.store import BatchStore
 from impetus_producer.cli.main import cli
 from impetus_producer.errors import InvalidRequestError
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 
 from .serving import serving, stock_worker
 

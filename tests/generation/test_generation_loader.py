@@ -51,6 +51,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         load(tiny_folder)
 
 
+def test_a_transformers_that_was_never_tried_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "5.10.2")
+    with pytest.raises(ModelError, match=r"transformers 5\.10\.2 .* pip install 'transformers>=5\.23'"):
+        load(tiny_folder)
+
+
 def test_the_model_is_described_by_its_files(loaded: LoadedModel) -> None:
     assert loaded.context_tokens == 1024
     assert loaded.precision == "float32"

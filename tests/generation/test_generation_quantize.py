@@ -195,7 +195,7 @@ def test_a_model_that_cannot_be_read_leaves_nothing_behind(loaded: Any, tmp_path
         (["--generation", "x", "--quantize", "4bit", "--documents", "20"], "--documents is not for generation"),
         (
             ["x", "--quantize", "4bit"],
-            "--quantize 4bit is not for embeddings: take one of none, fp32, int8, palette6, w8a8",
+            "--quantize 4bit is not for embeddings: take one of none, fp32, int8, palette6, w8a8, auto",
         ),
         (["x", "--force"], "--force is not for embeddings"),
     ],

@@ -1,4 +1,4 @@
-"""Tools and thoughts by the true chat templates of real models (tests/data/templates), with a model that knows what
+"""Tools and thoughts by the chat templates of real models (tests/data/templates), with a model that knows what
 each of them would say by heart."""
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from tests.patience import eventually
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -155,12 +157,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def eventually(look: Callable[[], Any], limit_s: float = 60) -> Any:
-    """What `look` returns once it is true."""
-    deadline = time.monotonic() + limit_s
-    while not (seen := look()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
-    return seen

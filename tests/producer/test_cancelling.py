@@ -18,8 +18,8 @@ from rq.serializers import JSONSerializer
 from impetus_producer import JobNotFoundError, Producer, ResultTimeoutError
 from impetus_producer.cli.main import cli
 from impetus_producer.talks.steps import Question
+from tests.patience import eventually
 
-from .servers import Valkey, eventually
 from .stock_worker import embedding_of, finish
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from impetus_producer import JobHandle
+
+    from .servers import Valkey
 
     MakeValkey = Callable[..., Valkey]
 

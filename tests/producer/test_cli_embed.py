@@ -15,8 +15,9 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
+from tests.patience import eventually
+
 from .kept import answers_kept
-from .servers import eventually
 from .stock_worker import StockWorker, honest_work, vector_of, working
 from .test_outputs import read_back
 from .typed import PROGRAM, all_of, names, run

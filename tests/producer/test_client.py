@@ -66,7 +66,7 @@ def test_a_result_that_does_not_come_in_time_is_a_timeout_and_can_be_asked_for_a
     with pytest.raises(TimeoutError):
         handle.result(timeout_s=0)
     finish(connection, handle.job_id, embedding_of(["a"]))
-    assert handle.result(timeout_s=0).embeddings.shape == (1, 8)
+    assert np.shape(handle.result(timeout_s=0).vectors) == (1, 8)
 
 
 def test_a_waiting_caller_gets_the_result_when_it_comes(producer: Producer, redis_url: str) -> None:

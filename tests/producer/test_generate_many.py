@@ -16,8 +16,8 @@ from pyarrow import parquet
 from impetus_producer.cli.main import cli
 from impetus_producer.errors import InvalidRequestError
 from impetus_producer.reading.templates import Template
+from tests.patience import eventually
 
-from .servers import eventually
 from .stock_worker import RefusedError, generation_of, working
 
 if TYPE_CHECKING:

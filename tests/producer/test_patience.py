@@ -27,14 +27,16 @@ from impetus_producer.cli.main import cli
 from impetus_producer.documents import Document, FailedDocument
 from impetus_producer.servers import connections
 from impetus_producer.servers.patience import Patience
+from tests.patience import eventually
 
-from .servers import Proxy, Valkey, eventually
 from .stock_worker import embedding_of, finish, honest_work, vector_of, working
 from .streaming import Reading, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from .servers import Proxy, Valkey
 
     MakeValkey = Callable[..., Valkey]
 

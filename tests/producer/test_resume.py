@@ -24,8 +24,8 @@ from impetus_producer.bulk.kept.journal import Journal
 from impetus_producer.cli.main import cli
 from impetus_producer.documents import Document
 from impetus_producer.errors import ImpetusError
+from tests.patience import eventually
 
-from .servers import eventually
 from .stock_worker import PROVENANCE, RefusedError, embedding_of, honest_work, vector_of, working
 from .test_outputs import read_back
 
@@ -166,7 +166,8 @@ def test_what_fails_for_good_is_not_tried_again_and_what_may_succeed_is(
     with embedding(redis_url, "--texts-per-job", "1") as process:
         assert bench.held.wait(30)
         # The third waits behind it, and somebody cancels it.
-        (waiting,) = eventually(lambda: producer.connection.lrange("rq:queue:embedding-bulk", 0, -1))
+        queue: Any = eventually(lambda: producer.connection.lrange("rq:queue:embedding-bulk", 0, -1))
+        (waiting,) = queue
         assert producer.handle(waiting.decode()).cancel()
         bench.go_on.set()
         assert process.wait(30) == 1

@@ -25,13 +25,15 @@ from impetus_producer import (
 )
 from impetus_producer.servers.connections import from_url
 from impetus_producer.servers.troubles import Trouble, adopt, connect, hang_up, server_errors, trouble
+from tests.patience import eventually
 
-from .servers import Proxy, Valkey, eventually
 from .stock_worker import StockWorker, embedding_of, finish, vector_of, working
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from .servers import Proxy, Valkey
 
     MakeValkey = Callable[..., Valkey]
 

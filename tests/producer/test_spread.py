@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +19,7 @@ from impetus_producer import InvalidRequestError, JobNotFoundError, Producer, Sp
 from impetus_producer.bulk.run import EmbeddedDocument, embed_documents
 from impetus_producer.cli.main import cli
 from impetus_producer.documents import Document
+from tests.patience import eventually
 
 from .stock_worker import honest_work, vector_of, working
 
@@ -160,3 +165,30 @@ def test_one_status_shows_both_and_says_which_has_no_worker(spread: SpreadProduc
     twice = CliRunner().invoke(cli, ["status", "--redis-url", urls[0], "--redis-url", urls[0]])
     assert twice.exit_code == 2
     assert "named twice" in twice.output
+
+
+@pytest.mark.system
+def test_a_run_at_two_servers_that_was_killed_takes_up_its_jobs_at_both(folder: Path, urls: tuple[str, str]) -> None:
+    (folder / "in.jsonl").write_text("".join(json.dumps({"id": n, "text": f"text {n}"}) + "\n" for n in range(200)))
+    arguments = ["embed", "in.jsonl", "-o", "out.jsonl", "--texts-per-job", "4", "--progress", "none"]
+    environment = {**os.environ, "IMPETUS_REDIS_URL": " ".join(urls)}
+    killed = subprocess.Popen([sys.executable, "-m", "impetus_producer", *arguments], env=environment)
+    try:
+        eventually(lambda: all(queued(url) for url in urls) and sum(map(queued, urls)) >= 50)
+    finally:
+        killed.kill()
+        killed.wait()
+    computed: Counter[str] = Counter()
+
+    def work(function: str, request: dict[str, Any]) -> Any:
+        computed.update(request["input"])
+        return honest_work(function, request)
+
+    # In another order they are the same servers.
+    environment["IMPETUS_REDIS_URL"] = " ".join(reversed(urls))
+    with working(urls[0], work), working(urls[1], work):
+        done = CliRunner().invoke(cli, arguments, env=environment)
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(200))
+    assert set(computed.values()) == {1}

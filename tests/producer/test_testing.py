@@ -66,7 +66,7 @@ def test_the_same_text_has_the_same_vector_of_length_1_and_another_text_another(
     np.testing.assert_array_equal(first, np.asarray(vector_of("tea", 32), np.float32))
     assert abs(float(np.dot(first, second))) < 0.9
     assert float(np.linalg.norm(first)) == pytest.approx(1)
-    assert fake.producer.embed("tea", dimensions=7).result(60).embeddings.shape == (1, 7)
+    assert np.shape(fake.producer.embed("tea", dimensions=7).result(60).vectors) == (1, 7)
 
 
 @pytest.mark.parametrize("form", ["base64", "float", "raw"])

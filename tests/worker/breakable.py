@@ -12,10 +12,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -24,9 +23,7 @@ from redis.retry import Retry
 
 from impetus_worker.host.supervisor import worker_name
 from impetus_worker.settings import ROLES, WorkerSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.patience import awaited
 
 _ROOT = Path(__file__).resolve().parents[2]
 _OTHER_CLOCK = Path(__file__).parent / "other_clock"
@@ -58,7 +55,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        await_true(self._answers, 30)
+        awaited(self._answers, 30)
         return self
 
     def _answers(self) -> bool:
@@ -97,7 +94,7 @@ class Server:
         with self.client() as client:
             client.config_set("save", "86400 1000000000")
             client.bgsave()
-            await_true(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 10)
+            awaited(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 10)
 
     def refuse_writes_for_want_of_replicas(self) -> None:
         """NOREPLICAS to every write. Until `accept_writes()`."""
@@ -130,7 +127,7 @@ class Server:
                 return "BUSY" in str(error)
             return False
 
-        await_true(is_busy, 10)
+        awaited(is_busy, 10)
 
     def be_free(self) -> None:
         def is_free() -> bool:
@@ -141,7 +138,7 @@ class Server:
                 return bool(client.config_set("busy-reply-threshold", 5000))
             return False
 
-        await_true(is_free, 10)
+        awaited(is_free, 10)
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 
@@ -154,10 +151,10 @@ class Server:
         """
         with self.client() as client, other.client() as successor:
             successor.execute_command("REPLICAOF", "127.0.0.1", self.port)
-            if not await_true(lambda: successor.info("replication").get("master_link_status") == "up", 20):
+            if not awaited(lambda: successor.info("replication").get("master_link_status") == "up", 20):
                 return False
             client.execute_command("FAILOVER", "TO", "127.0.0.1", other.port)
-            return await_true(lambda: successor.info("replication")["role"] == "master", 20)
+            return bool(awaited(lambda: successor.info("replication")["role"] == "master", 20))
 
 
 _SUPERVISE = """
@@ -285,16 +282,6 @@ def is_ours(pid: int) -> bool:
 def resident_mb(pid: int) -> float | None:
     seen = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return int(seen) / 1024 if seen.strip() else None
-
-
-def await_true(look: Callable[[], Any], limit_s: float) -> bool:
-    """Polls until `look` returns something true; False when the time is over."""
-    deadline = time.monotonic() + limit_s
-    while not look():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def _free_port() -> int:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +16,10 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.utils import as_text
 
+from tests.patience import eventually
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from redis import Redis
 
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LIMIT_S = 30.0
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def eventually(look: Callable[[], T], limit_s: float = LIMIT_S) -> T:
-    """Polls until `look` returns something true; fails when the limit is over."""
-    deadline = time.monotonic() + limit_s
-    while not (seen := look()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not seen within {limit_s} s: {look!r}")
-        time.sleep(0.02)
-    return seen
 
 
 class RunningWorker:

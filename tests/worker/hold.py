@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from impetus_worker.leases.portions import Portion
+
 
 LEASE_S = 20
 EMBED = "impetus_worker.jobs.embed"
@@ -27,8 +29,10 @@ class Hold:
         self.connection = connection
         self.calls = Claims(worker, lease_s)
 
-    def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int = 10**9) -> Claim:
-        return self.calls.claim(queues, max_jobs, max_bytes).run(self.connection)
+    def claim(
+        self, queues: Sequence[str], max_jobs: int, max_bytes: int = 10**9, portions: Sequence[Portion] = ()
+    ) -> Claim:
+        return self.calls.claim(queues, max_jobs, max_bytes, portions).run(self.connection)
 
     def finish(self, endings: Sequence[Ending], worked_s: float = 0.0) -> list[Answer]:
         return self.calls.finish(endings, worked_s).run(self.connection)

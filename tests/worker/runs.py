@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 
 from impetus_producer.servers.discovery import ServerNote
+from tests.patience import eventually
 
 from .breakable import children
-from .conftest import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 
 from impetus_producer import Producer
+from tests.patience import eventually
 
 from .account import is_quiet, take_account
 from .breakable import Server, Workers, signal_to
-from .conftest import eventually
 from .proxy import Proxy
 
 if TYPE_CHECKING:
@@ -82,7 +82,12 @@ class Site:
         waiting = set(job_ids)
 
         def look() -> bool:
-            waiting.difference_update({each for each in waiting if self.status(each) in ("finished", "failed")})
+            asked = list(waiting)
+            with self.connection.pipeline(transaction=False) as several:
+                for each in asked:
+                    several.hget(f"rq:job:{each}", "status")
+                ended = zip(asked, several.execute(), strict=True)
+            waiting.difference_update({each for each, status in ended if status in (b"finished", b"failed")})
             return not waiting
 
         eventually(look, limit_s)

@@ -10,7 +10,8 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
-from impetus_worker.leases.claims import Answer, Ending, Verb
+from impetus_worker.leases.claims import Answer, Ending, Left, Verb
+from impetus_worker.leases.portions import WHOLE, Portion, Share
 
 from .hold import LEASE_S, Hold, claim_one, enqueue, fetch
 
@@ -65,10 +66,48 @@ def test_a_claim_that_reaches_its_limit_of_bytes_leaves_the_rest_where_it_is(cla
     assert connection.lrange("rq:queue:embedding", 0, -1) == [job.id.encode() for job in jobs[1:]]
 
 
-def test_a_claim_says_whether_the_queues_may_have_more(claims: Hold, connection: Redis) -> None:
-    enqueue(connection, 2)
+def test_a_claim_says_whether_the_queues_have_more(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 3)
     assert claims.claim(["embedding"], 2).more
-    assert not claims.claim(["embedding"], 2).more
+    assert not claims.claim(["embedding"], 1).more
+
+
+@pytest.mark.parametrize(
+    ("share", "held", "job_s", "running", "waiting", "taken"),
+    [
+        (Share(), 0, 1.0, 0, 8, 8),  # alone: all
+        (Share(0.5, 0.5), 0, 1.0, 0, 8, 2),  # half of its share
+        (Share(0.5, 0.5), 2, 1.0, 2, 6, 0),  # it has that already, and the other may come
+        (Share(0.5, 0.5), 0, 0.05, 0, 8, 6),  # what its device does until it asks again
+        (Share(0.5, 0.5), 0, 0.05, 0, 2, 2),  # and no more than there is
+        (Share(0.1, 0.9), 0, 1.0, 0, 5, 0),  # the other is done with all of them before this one is with one
+        (Share(0.1, 0.9), 0, 1.0, 0, 9, 1),
+        (Share(0.1, 0.9), 1, 1.0, 8, 4, 0),  # but not with two
+        (Share(0.9, 0.1), 0, 1.0, 0, 8, 4),
+        (Share(0.45, 0.55), 0, 1.0, 0, 1, 1),  # it is hardly slower
+        (Share(1 / 64, 1 / 64), 0, 1.0, 0, 1, 1),  # one for the first of many
+        (Share(1 / 64, 1 / 64), 1, 1.0, 30, 8, 0),  # of whom others are idle
+        (Share(1 / 64, 1 / 64), 1, 1.0, 64, 8, 1),  # or none is
+        (Share(0.0, 1.0), 0, 1.0, 0, 8, 0),
+    ],
+)
+def test_a_claim_beside_others_takes_what_would_not_end_sooner_there(
+    claims: Hold, connection: Redis, share: Share, held: int, job_s: float, running: int, waiting: int, taken: int
+) -> None:
+    enqueue(connection, running)
+    claims.claim(["embedding"], running)
+    enqueue(connection, waiting)
+    claim = claims.claim(["embedding"], 100, portions=[Portion(share, held, job_s)])
+    assert len(claim.jobs) == taken
+    assert claim.left == (Left(waiting - taken, running + waiting, for_others=taken < waiting),)
+
+
+def test_each_queue_has_its_portion(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 3)
+    enqueue(connection, 8, queue="embedding-bulk")
+    claim = claims.claim(["embedding", "embedding-bulk"], 100, portions=[WHOLE, Portion(Share(0.5, 0.5))])
+    assert [job.queue for job in claim.jobs] == ["embedding"] * 3 + ["embedding-bulk"] * 2
+    assert [left.for_others for left in claim.left] == [False, True]
 
 
 def test_jobs_that_are_gone_cost_a_claim_a_thousand_looks_at_most(claims: Hold, connection: Redis) -> None:

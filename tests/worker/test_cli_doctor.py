@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
+from impetus_backends.embedding.budget import USUAL
 from impetus_worker.cli.main import main
+from tests.backends.conftest import small_model
 from tests.backends.machines import NAMES, machine_file
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def _no_cache_of_mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(*options: str) -> str:
     said = CliRunner().invoke(main, ["doctor", *options])
     assert said.exit_code == 0, said.output
-    return said.output
+    return said.stdout
 
 
 def report(*options: str) -> dict[str, Any]:
@@ -208,3 +210,31 @@ def test_nobody_reranks_unless_a_model_is_named_for_it() -> None:
     said = CliRunner().invoke(main, ["run", "--roles", "rerank"])
     assert said.exit_code == 2
     assert "needs --rerank-model" in said.output
+
+
+@pytest.mark.system
+def test_doctor_times_batches_when_it_is_asked_to() -> None:
+    options = ("--measure", "--roles", "embedding", "--embedding-model", str(small_model("bge")))
+    backend = ("--embedding-backend", "cpu")
+    batches = report(*options, *backend)["roles"]["embedding"]["batches"]
+    assert batches["backend"] == "cpu"
+    assert batches["tokens"] >= USUAL["cpu"]
+    assert len(batches["curve"]) >= 2
+    assert all(point["tokens"] > 0 and point["seconds"] > 0 for point in batches["curve"])
+    assert "padded tokens, by measurement at load" in batches["measured"]
+    said = ask(*options, *backend)
+    assert "padded tokens with the cpu backend, of" in said
+    assert said.count("tokens/s") == len([line for line in said.splitlines() if " ms " in line]) >= 2
+    assert f"batches of {USUAL['numpy']:,} padded tokens: numpy measures none" in ask(
+        *options, "--embedding-backend", "numpy"
+    )
+
+
+def test_doctor_measures_no_other_machine_and_says_what_it_could_not_load(tmp_path: Path) -> None:
+    said = CliRunner().invoke(main, ["doctor", "--measure", "--hardware", str(machine_file(NAMES[0]))])
+    assert said.exit_code == 2
+    assert "--measure is for this machine, and --hardware for another" in said.output
+    gone = ["doctor", "--measure", "--roles", "embedding", "--embedding-model", str(tmp_path)]
+    said = CliRunner().invoke(main, gone)
+    assert said.exit_code == 1
+    assert "is not a folder with a config.json" in said.output

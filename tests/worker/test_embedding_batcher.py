@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from impetus_backends.protocol import Rejected
 from impetus_producer.contract import EmbeddingResult
-from impetus_worker.batches.batcher import Room
 from impetus_worker.errors import InferenceError, InvalidRequestError
 from impetus_worker.leases.outcomes import Failed, Finished, Outcome
 
 from .batching import BULK, drain, error, given, job, lengths, make_batcher, run, take, vectors, words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def test_texts_of_several_jobs_share_a_batch_and_each_job_gets_its_own_vectors() -> None:
@@ -270,7 +273,8 @@ def test_bulk_is_not_claimed_while_interactive_jobs_have_no_room() -> None:
     large = job()
     large.fields[b"data"] = bytes(33_000_000)
     batcher.add([large])
-    assert batcher.room() == Room(0, 0)
+    room = batcher.room()
+    assert (room.interactive, room.bulk) == (0, 0)
     batcher.forget([large.id])
     assert batcher.room().bulk > 0
 
@@ -352,3 +356,25 @@ def test_bulk_is_taken_in_for_twelve_seconds_of_the_device_so_that_little_of_its
         take(batcher, [job(words(20), queue=BULK) for _ in range(room)])
         held += room
     assert 0.75 * 48 <= held <= 50
+
+
+def test_a_result_says_what_its_texts_used_each_by_its_tokens_and_nothing_where_a_batch_was_not_measured() -> None:
+    batcher = make_batcher(max_wait_s=0.0, max_tokens=1000)
+    take(batcher, [job(words(1), words(3)), job(words(4))])
+    work = given(batcher)
+    told = {
+        each["embeddings"]["shape"][0]: each["provenance"]
+        for each in results(batcher.absorb(replace(run(work), energy_j=0.4), 0.0))
+    }
+    assert {texts: each["joules_per_1000_texts"] for texts, each in told.items()} == {1: 200.0, 2: 100.0}
+    assert {each["joules_per_1000_tokens"] for each in told.values()} == {50.0}
+    take(batcher, [job(words(1))])
+    (unmeasured,) = results(batcher.absorb(run(given(batcher)), 0.0))
+    assert "joules_per_1000_texts" not in unmeasured["provenance"]
+
+
+def results(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    for each in outcomes:
+        assert isinstance(each, Finished)
+        EmbeddingResult.model_validate(json.loads(each.result), strict=False)
+    return [json.loads(each.result) for each in outcomes if isinstance(each, Finished)]

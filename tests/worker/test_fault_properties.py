@@ -31,9 +31,9 @@ from rq.suspension import resume, suspend
 
 from impetus_producer import Producer
 from impetus_worker.leases.claims import Answer, ClaimedJob, Claims, Ending, Verb, bury, recover
+from tests.patience import eventually
 
 from .breakable import Workers
-from .conftest import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

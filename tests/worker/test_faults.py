@@ -25,11 +25,11 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import ImpetusError, Producer
 from impetus_worker.leases.claims import Answer, Claims, Ending, Verb, recover
+from tests.patience import eventually
 
 from ..producer.kept import answers_kept
 from .account import HANG, POISON, QUEUES
 from .breakable import children
-from .conftest import eventually
 from .lossy import lossy
 from .site import LEASE_S
 

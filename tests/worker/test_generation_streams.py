@@ -29,8 +29,7 @@ from impetus_producer.watching.fleet import read_fleet
 from impetus_worker.leases.claims import Claims
 from impetus_worker.leases.outcomes import Said
 from impetus_worker.leases.relay import Relay
-
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -11,7 +11,7 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

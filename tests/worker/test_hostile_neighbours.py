@@ -13,8 +13,8 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from impetus_producer.contract import EMBED_FUNCTION
+from tests.patience import eventually
 
-from .conftest import eventually
 from .test_hostile_jobs import MEGABYTE, deflated
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def test_a_claim_beside_a_refused_ending_is_taken_and_the_ending_is_sent_again()
     book.end(claimed("one"))
     book.ledger.send(WANTED, 0.0)
     refused = ResponseError("MISCONF the disk is full")
-    assert not book.ledger.receive([refused, Claim(suspended=False, more=False, jobs=[new])])
+    assert not book.ledger.receive([refused, Claim(suspended=False, jobs=[new])])
     assert set(book.ledger.held) == {"one", "new"}
     assert book.ledger.unfinished() == [new]
     book.ledger.send(None, 0.0)
@@ -251,7 +251,7 @@ def test_what_jobs_say_is_in_one_exchange_at_a_time_so_that_it_stays_in_order() 
     scripts = [[call.script for call in calls] for calls in book.sent]
     assert scripts == [[Script.named("relay")], [Script.named("claim")]]
     book.ledger.recall()
-    book.ledger.receive([Claim(suspended=False, more=False, jobs=[])])
+    book.ledger.receive([Claim(suspended=False, jobs=[])])
     book.ledger.send(None, 0.0)
     (relay,) = book.sent[-1]
     assert [relay.arguments[at] for at in (10, 19)] == [b"a", b"b"]
@@ -266,7 +266,7 @@ def test_what_goes_back_to_its_queue_goes_the_last_claimed_first_and_after_no_la
     book.ledger.send(None, 0.0)
     assert len(book.sent) == 1
     later = claimed("later", "i9")
-    book.ledger.receive([Claim(suspended=False, more=False, jobs=[later])])
+    book.ledger.receive([Claim(suspended=False, jobs=[later])])
     book.ledger.note([Returned(later)])
     book.ledger.send(None, 0.0)
     assert book.ended() == ["later", "job2", "job1", "job0"]

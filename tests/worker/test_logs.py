@@ -11,8 +11,7 @@ import pytest
 
 from impetus_producer.contract import EMBED_FUNCTION
 from impetus_worker.logs import OneLine, OneObject
-
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from .conftest import Fleet

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION
+from tests.patience import eventually
 
 from ..producer.servers import free_port
-from .conftest import eventually
 
 if TYPE_CHECKING:
     from .conftest import Fleet

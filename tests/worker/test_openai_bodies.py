@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 DATA = Path(__file__).parents[1] / "data"
-CASES = [json.loads(line) for line in (DATA / "openai-bodies.jsonl").read_text(encoding="utf-8").splitlines()]
+CASES = [
+    json.loads(line)
+    for name in ("openai-bodies.jsonl", "sdk-bodies.jsonl")
+    for line in (DATA / name).read_text(encoding="utf-8").splitlines()
+]
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import EmbeddingHandle, ImpetusError, Producer
 from impetus_producer.contract import STREAM_KEY
+from tests.patience import eventually
 
 from .breakable import Server, wake
-from .conftest import eventually
 from .expected import text_of
 from .site import LEASE_S
 

@@ -23,8 +23,7 @@ from impetus_worker.host.power import (
 )
 from impetus_worker.host.sleep_notices import CAN_SLEEP, WILL_SLEEP, SleepNotices, load_iokit
 from impetus_worker.settings import WorkerSettings
-
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -252,7 +251,7 @@ def test_off_a_mac_there_is_no_iokit() -> None:
 
 
 def settings(**more: Any) -> WorkerSettings:
-    return WorkerSettings("redis://", "embedding", "name", **more)
+    return WorkerSettings(("redis://",), "embedding", "name", **more)
 
 
 def test_off_a_mac_nothing_is_done_and_the_reason_is_said() -> None:

@@ -19,9 +19,9 @@ from impetus_worker.errors import InvalidRequestError, PoisonedJobError
 from impetus_worker.host import child
 from impetus_worker.host.reading_process import ReadingProcess
 from impetus_worker.leases.claims import ClaimedJob
+from tests.patience import eventually
 
 from .batching import INFO, job
-from .conftest import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -160,11 +160,13 @@ def test_a_document_that_kills_the_engine_again_and_again_fails_its_job_by_name(
 def test_a_worker_reranks_as_cross_encoder_does_whatever_else_is_asked_of_it(fleet: Fleet) -> None:
     texts = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
     recorded = np.load(DATA / "rerankers.npz")
-    fleet.start("--rerank-model", str(MODEL), "--rerank-backend", "cpu", roles="rerank", wait=False)
+    asked = ("--more-rerank-models", str(DATA / "rerankers" / "qwen3"))
+    fleet.start("--rerank-model", str(MODEL), *asked, "--rerank-backend", "cpu", roles="rerank", wait=False)
     producer = Producer(fleet.url)
     handles = [producer.rerank(str(query), texts, bulk=number == 1) for number, query in enumerate(recorded["queries"])]
     long = producer.rerank("fox", ["ordinary words " * 5_000, "the lazy dog"], return_documents=True, top_n=1)
     unknown = producer.rerank("fox", ["a"], model="another")
+    by_yes_and_no = producer.rerank(str(recorded["queries"][0]), texts, model="qwen3")
     scores = np.empty((len(handles), len(texts)))
     for number, handle in enumerate(handles):
         results = handle.result(120).results
@@ -177,8 +179,12 @@ def test_a_worker_reranks_as_cross_encoder_does_whatever_else_is_asked_of_it(fle
     usage = long.result(60).usage
     assert usage.truncated_documents == 1
     assert usage.truncated_tokens > 9_000
-    with pytest.raises(JobFailedError, match="serves bert and not 'another'"):
+    with pytest.raises(JobFailedError, match="serves bert, qwen3 and not 'another'"):
         unknown.result(60)
+    with np.load(DATA / "yes_no.npz") as scores_of_qwen3:
+        expected = scores_of_qwen3["scores"]
+    for each in by_yes_and_no.result(60).results:
+        assert abs(each.relevance_score - expected[each.index]) < 1e-4
     again = producer.handle(handles[0].job_id).result(60)
     assert isinstance(again, RerankResult)
     assert again.provenance.backend == "cpu"

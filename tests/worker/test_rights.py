@@ -22,8 +22,9 @@ from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
 from impetus_producer.servers.fitness import look
 from impetus_producer.servers.rights import PRODUCER_RIGHTS, WORKER_RIGHTS, missing_rights
 from tests.composed import PASSWORDS, ComposedValkey
+from tests.patience import eventually
 from tests.users import make_user, rules_of
-from tests.worker.conftest import ROOT, RunningWorker, eventually
+from tests.worker.conftest import ROOT, RunningWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

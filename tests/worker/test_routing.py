@@ -18,17 +18,20 @@ from rq.serializers import JSONSerializer
 from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECORD_KEY, ServedModel, WorkerRecord
 from impetus_producer.watching.fleet import read_fleet
-from impetus_worker import worker as worker_module
 from impetus_worker.fleet.routing import Routing, queues_for
-from impetus_worker.inbox import Rerouted
+from impetus_worker.inbox import Rerouted, Shared
+from impetus_worker.leases.portions import Share
+from impetus_worker.loop.server_side import IDLE_WAIT_S
 from impetus_worker.settings import RECORD_RENEW_S, RECORD_TTL_S
 from tests.backends.machines import machine_file
-from tests.worker.conftest import Fleet, RunningWorker, eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis import Redis
+
+    from tests.worker.conftest import Fleet, RunningWorker
 
 BOTH = ("embedding", "embedding-bulk")
 STANDBY = (STANDBY_QUEUE,)
@@ -36,7 +39,9 @@ MODEL = "some/model"
 
 # -- the decision ----------------------------------------------------------------------------------------------------
 
-GPU = WorkerRecord(name="gpu", role="embedding", model=MODEL, aliases=(MODEL, "model"), backend="mlx", device="gpu")
+GPU = WorkerRecord(
+    name="gpu", role="embedding", model=MODEL, aliases=(MODEL, "model"), backend="mlx", device="gpu", prefer="energy"
+)
 ANE = GPU.model_copy(update={"name": "ane", "backend": "coreml", "device": "ane", "neural_engine": True})
 
 
@@ -47,6 +52,7 @@ ANE = GPU.model_copy(update={"name": "ane", "backend": "coreml", "device": "ane"
         (GPU, [ANE], STANDBY),
         (GPU, [GPU], BOTH),
         (ANE, [ANE, GPU], BOTH),
+        (GPU.model_copy(update={"prefer": "speed"}), [ANE], BOTH),
         (GPU, [ANE.model_copy(update={"serving": False})], BOTH),
         (GPU, [ANE.model_copy(update={"serving": False}), ANE], STANDBY),
         (GPU, [ANE.model_copy(update={"model": "another", "aliases": ("another",)})], BOTH),
@@ -68,8 +74,8 @@ def test_who_serves_beside_whom(own: WorkerRecord, others: list[WorkerRecord], q
 
 def test_at_the_default_pace_queues_are_given_up_within_5_s_and_taken_over_within_15_s() -> None:
     # A look every so often; the loop hears of a change at once, and looks by itself at the latest when it wakes.
-    assert RECORD_RENEW_S + worker_module.IDLE_WAIT_S < 5
-    assert RECORD_TTL_S + RECORD_RENEW_S + worker_module.IDLE_WAIT_S < 15
+    assert RECORD_RENEW_S + IDLE_WAIT_S < 5
+    assert RECORD_TTL_S + RECORD_RENEW_S + IDLE_WAIT_S < 15
     assert RECORD_TTL_S > 3 * RECORD_RENEW_S  # two looks may fail
 
 
@@ -80,7 +86,13 @@ def place(
     clock: Callable[[], float] = time.monotonic,
 ) -> Routing:
     told = [] if told is None else told
-    return Routing(record, is_serving=is_serving, engine_deaths=lambda: 0, tell=told.append, clock=clock)
+    return Routing(
+        record,
+        is_serving=is_serving,
+        engine_deaths=lambda: 0,
+        tell=told.append,
+        clock=clock,
+    )
 
 
 def test_a_record_that_cannot_be_read_blocks_nobody(connection: Redis) -> None:
@@ -103,7 +115,7 @@ def test_a_record_of_a_later_version_is_read(connection: Redis) -> None:
     own.look(connection)
     own.look(connection)
     assert own.queues == STANDBY
-    assert told == [Rerouted(STANDBY)]
+    assert told == [Shared((Share(0.5, 0.5), Share(0.5, 0.5))), Rerouted(STANDBY)]
     assert connection.hget("rq:worker:gpu", "queues") == STANDBY_QUEUE.encode()
 
 
@@ -255,8 +267,8 @@ def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(
 
 # -- real workers, whose hardware is that of a file ------------------------------------------------------------------
 
-QUICK = ("--record-ttl-s", "1", "--record-renew-s", "0.25")
-QUICK_LIMIT_S = 1 + 0.25 + worker_module.IDLE_WAIT_S + 1.5
+QUICK = ("--record-ttl-s", "1", "--record-renew-s", "0.25", "--prefer", "energy")
+QUICK_LIMIT_S = 1 + 0.25 + IDLE_WAIT_S + 1.5
 """Record, look, loop, and what a busy machine takes."""
 
 

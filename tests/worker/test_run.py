@@ -14,9 +14,9 @@ from redis import Redis
 
 from impetus_producer import Producer
 from impetus_producer.servers.discovery import ServerNote
+from tests.patience import eventually
 
 from ..producer.kept import answers_kept
-from .conftest import eventually
 from .runs import command_of, runs, tree_below
 from .test_faults import documents, embed
 

@@ -13,8 +13,8 @@ from redis import Redis
 
 from impetus_producer import EmbeddingHandle, Producer
 from impetus_worker.settings import DEFAULT_LEASE_S
+from tests.patience import eventually
 
-from .conftest import eventually
 from .expected import vectors_of
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ import pytest
 from impetus_worker.host.begun import BegunNote
 from impetus_worker.host.restarts import Patience
 from impetus_worker.host.supervisor import EXIT_CONFIGURATION, EXIT_SHUTDOWN
-
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from impetus_producer.contract import EMBED_FUNCTION, GENERATE_FUNCTION
 from impetus_worker.leases.claims import ClaimedJob
 from impetus_worker.observing.traces import traceparent
-
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,7 @@ from rq import Retry
 
 from impetus_producer import GenerationHandle, JobCancelledError, JobFailedError, Producer
 from impetus_producer.contract import GENERATE_FUNCTION, STREAM_KEY, GenerationResult
-
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,8 +15,7 @@ from rq.webhook import Webhook
 from impetus_worker.allowed import NOTHING, Allowed
 from impetus_worker.errors import InvalidRequestError
 from impetus_worker.leases.webhooks import WebhookSender, send
-
-from .conftest import eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from tests.receiver import Receiver

@@ -22,11 +22,12 @@ from rq.suspension import resume, suspend
 from rq.utils import as_text
 
 from impetus_producer import InvalidRequestError, JobCancelledError, Producer
-
-from .conftest import Fleet, eventually
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from .conftest import Fleet
 
 pytestmark = pytest.mark.system
 EMBED, GENERATE = "impetus_worker.jobs.embed", "impetus_worker.jobs.generate"

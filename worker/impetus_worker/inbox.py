@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from impetus_backends.protocol import EngineInfo, Event
 
     from .leases.claims import ClaimedJob, Renewal
+    from .leases.portions import Share
 
 SHUTDOWN, SUPERVISOR_GONE = "shutdown", "supervisor-gone"
 BEGIN_ANEW = "begin-anew"
@@ -125,6 +126,13 @@ class Rerouted:
     """The queues that this worker should serve are others now."""
 
     queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What is this worker's of the queue whose callers wait, and of bulk."""
+
+    shares: tuple[Share, Share]
 
 
 @dataclass(frozen=True, slots=True)

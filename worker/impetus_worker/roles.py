@@ -13,6 +13,7 @@ from impetus_producer.contract import ServedModel, WorkerRecord
 
 from .batches.embedding import EmbeddingBatcher
 from .batches.generation import GenerationBatcher
+from .batches.planning.cost import Costs
 from .batches.reading.requests import GenerationRequests
 from .batches.reading.rows import EmbeddingRequests, RerankRequests
 from .batches.results import EmbeddingResults, RerankResults
@@ -110,5 +111,6 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
         max_batch_texts=settings.max_batch_texts or max(_LEAST_BATCH_TEXTS, tokens // _TOKENS_A_TEXT),
         max_batch_tokens=tokens,
         max_wait_s=settings.max_wait_ms / 1e3,
+        costs=Costs(tokens, info.model, info.curve),
         elsewhere=elsewhere,
     )

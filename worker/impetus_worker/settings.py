@@ -13,7 +13,9 @@ ROLES: tuple[Role, ...] = ("embedding", "generation", "rerank")
 EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy", "simulated")
 RERANK_BACKENDS = ("auto", "mlx", "cpu", "numpy", "simulated")
 GENERATION_BACKENDS = ("auto", "mlx", "openai", "simulated")
+DEFAULT_MAX_BATCH_MS = 200.0
 GENERATION_RECIPES = ("4bit", "8bit", "mixed_4_6", "mxfp4", "nvfp4")
+PREFERENCES = ("auto", "speed", "energy")
 SPECIAL_TOKENS = ("control", "text")
 QUANTIZE_AT_LOAD = ("auto", "none", *GENERATION_RECIPES)
 
@@ -54,7 +56,7 @@ class WorkerSettings:
     """None: as many as suit the tokens of a batch."""
     max_batch_tokens: int | None = None
     """Padded tokens a batch may cost; none means what suits the backend, by a measurement when the model has loaded."""
-    max_batch_ms: float = 200.0
+    max_batch_ms: float = DEFAULT_MAX_BATCH_MS
     """How long a batch may take that the measurement makes larger than usual."""
     max_wait_ms: float = 5.0
     max_concurrent_generations: int | None = 16
@@ -90,6 +92,10 @@ class WorkerSettings:
     allow_sleep: bool = False
     """Whether the machine may fall asleep by itself while jobs run."""
     stay_awake_on_battery: bool = False
+    prefer: str = "auto"
+    """`PREFERENCES`: whether embeddings are left to a Neural Engine where one serves, or shared by speed."""
+    bulk_from_charge: int = 20
+    """On battery no bulk is taken below so many percent of its charge."""
     begun_fd: int | None = None
     """The inherited descriptor of the note that says which jobs have begun (`host.begun`)."""
 

@@ -21,6 +21,7 @@ from .awake import AwakeClock, Pulse
 from .batches.batcher import Room
 from .errors import ConfigurationError
 from .fleet.routing import LOOK
+from .host.conditions import Watch
 from .host.power import open_power
 from .host.supervisor import EXIT_SHUTDOWN
 from .leases.ledgers import Ledgers
@@ -60,6 +61,7 @@ class QueueWorker:
         self._inbox = inbox.Inbox()
         self._now = AwakeClock()
         self._power = open_power(settings)
+        self._conditions = Watch(settings.prefer, settings.bulk_from_charge)
         self._observer = open_observers(settings.role, settings.name)
         self._stopping = Stopping(self._now)
         jobs = Ledgers()
@@ -106,7 +108,7 @@ class QueueWorker:
     def _open_for_work(self) -> None:
         """A worker claims nothing before its backend has earned it."""
         for server in self._servers:
-            server.open_for_work(self._moves)
+            server.open_for_work(self._moves, self._conditions)
         self._power.on_sleep(lambda: self._inbox.tell(inbox.Command(inbox.HANDOVER)))
 
     def _serve(self) -> None:
@@ -186,7 +188,10 @@ class QueueWorker:
         if self._stopping or self._engine.info is None or self._now() < self._claim_from:
             return None
         room, coming = self._engine.batcher.room(), sum(server.coming for server in self._servers)
-        return Room(max(0, room.interactive - coming), max(0, room.bulk - coming), max(0, room.ahead - coming))
+        interactive = max(0, room.interactive - coming)
+        if self._conditions.against_bulk is not None:
+            return Room(interactive, 0, held=room.held)
+        return Room(interactive, max(0, room.bulk - coming), max(0, room.ahead - coming), held=room.held)
 
     def _send(self) -> None:
         """To each server how its jobs ended, and what is wanted of it."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from impetus_backends.embedding import architectures
 from impetus_backends.embedding.devices.operations import Inputs
-from impetus_backends.embedding.modules import Dense, Linear, Norm
+from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical
+from impetus_backends.embedding.modules import Dense, Linear, Logit, Norm
 from impetus_backends.errors import RequestError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     ]
     vectors = pooled[0] if len(pooled) == 1 else ops.join(pooled)
     for step in config.steps:
-        if isinstance(step, Dense | Linear):
+        if isinstance(step, Dense | Linear | Logit):
             vectors = ops.project(vectors, step.name, step.outputs, bias=step.bias)
             vectors = ops.bend(vectors, step.activation) if step.activation else vectors
         elif isinstance(step, Norm):
@@ -48,6 +49,31 @@ def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
         else:
             vectors = ops.normalise(vectors)
     return vectors if config.truncate is None else ops.first(vectors, config.dimensions)
+
+
+def weigh(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
+    """The model with its sparse head: (b, vocabulary) weights, or (b, l, 1) where only the text's own tokens have any.
+
+    `sparse.vectors` makes sparse vectors of either.
+    """
+    head = config.sparse
+    x = architectures.encode(ops, config.encoder, inputs)
+    if isinstance(head, Lexical):
+        return ops.activate(ops.linear(x, LEXICAL, 1), "relu")
+    assert head is not None, "only a model with such a head weighs"
+    x = ops.activate(ops.linear(x, head.dense, config.encoder.hidden_size, bias=head.dense_bias), head.activation)
+    x = ops.layer_norm(x, head.norm, config.encoder.norm_eps, bias=head.norm_bias)
+    x = ops.linear(x, head.decoder, config.encoder.vocab_size, bias=head.decoder_bias)
+    kinds = ["relu", *["log1p"] * head.logarithms]
+    if head.summed:
+        for kind in kinds:
+            x = ops.activate(x, kind)
+        return ops.pool(x, inputs.shares, 0)
+    # All of these rise: of the largest logit they are the largest.
+    x = ops.largest(x, inputs.shares, 0)
+    for kind in kinds:
+        x = ops.bend(x, kind)
+    return x
 
 
 def pad(

@@ -14,11 +14,13 @@ import numpy as np
 
 from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices import golden
-from impetus_backends.embedding.devices.backends import ChunkBackend
+from impetus_backends.embedding.devices.backends import ChunkBackend, SparseBackend
 from impetus_backends.embedding.encoder import refuses_chunks
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.reranker import RerankerConfig
+from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.folder.weights import fingerprint
+from impetus_backends.embedding.texts.prompts import missing_prompts
 from impetus_backends.errors import BackendError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
 
@@ -27,21 +29,30 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.energy import Meter
     from impetus_backends.models import ModelFiles
-    from impetus_backends.protocol import Spans
+    from impetus_backends.protocol import Spans, SparseVector
 
 _NO_CHUNKS = "the backend {} makes one vector of a row; cpu, mlx and numpy make one of each chunk"
+_NONE = np.empty((0, 0), dtype=np.float32)
+_MOST_LOGITS = 2**26
+"""Of a batch of a SPLADE model: 256 MB in float32."""
 
 
 class EmbeddingEngine:
     """A loaded backend behind `protocol.Engine`. Urgent work first, otherwise in the order of admission."""
 
     def __init__(
-        self, backend: EmbeddingBackend, info: EngineInfo, clock: Callable[[], float] = time.perf_counter
+        self,
+        backend: EmbeddingBackend,
+        info: EngineInfo,
+        clock: Callable[[], float] = time.perf_counter,
+        meter: Meter | None = None,
     ) -> None:
         self._backend: EmbeddingBackend | None = backend
         self._info = info
         self._clock = clock
+        self._meter = meter
         self._urgent: deque[EmbeddingWork] = deque()
         self._patient: deque[EmbeddingWork] = deque()
         self._refused: list[Rejected] = []
@@ -86,26 +97,46 @@ class EmbeddingEngine:
     def _run(self, work: EmbeddingWork) -> Embedded | Rejected:
         if self._backend is None:
             return Rejected(work.id, "the engine is closed", permanent=False)
-        started = self._clock()
+        if work.output not in self._info.outputs:
+            said = self._info.no_sparse if work.output == "sparse" else "makes sparse embeddings alone"
+            return Rejected(work.id, f"{self._info.model} {said}")
+        used_j, started = self._joules(), self._clock()
         try:
-            if work.chunks is None:
-                vectors, count = self._backend.embed(work.rows), len(work.rows)
-            else:
-                vectors, count = self._embed_chunks(self._backend, work.rows, work.chunks)
-            self._verify(vectors, count)
+            vectors, sparse = self._made(self._backend, work)
         except RequestError as error:
             return Rejected(work.id, str(error))
         except Exception as error:  # noqa: BLE001 - whatever a device raises must not end the engine
             return Rejected(work.id, f"{self._info.backend}: {type(error).__name__}: {error}", permanent=False)
-        return Embedded(work.id, vectors, self._clock() - started)
+        took_s, now_j = self._clock() - started, self._joules()
+        energy_j = None if used_j is None or now_j is None else now_j - used_j
+        return Embedded(work.id, vectors, took_s, sparse=sparse, energy_j=energy_j)
 
-    def _embed_chunks(
-        self, backend: EmbeddingBackend, rows: Sequence[np.ndarray], chunks: Sequence[Spans]
-    ) -> tuple[np.ndarray, int]:
-        """The vectors, and how many they should be."""
+    def _made(self, backend: EmbeddingBackend, work: EmbeddingWork) -> tuple[np.ndarray, Sequence[SparseVector]]:
+        if work.output == "sparse" and isinstance(backend, SparseBackend):
+            sparse = backend.weigh(work.rows)
+            if len(sparse) != len(work.rows):
+                raise BackendError(f"{len(work.rows)} texts came back as {len(sparse)} sparse vectors")
+            self._verify_finite([bool(np.isfinite(vector.values).all()) for vector in sparse])
+            return _NONE, sparse
+        if work.chunks is not None:
+            return self._of_chunks(backend, work.rows, work.chunks), ()
+        vectors = backend.embed(work.rows)
+        self._verify(vectors, len(work.rows))
+        return vectors, ()
+
+    def _joules(self) -> float | None:
+        try:
+            return self._meter.joules() if self._meter is not None else None
+        except OSError:
+            self._meter = None  # it will not tell again, and vectors do not wait for it
+            return None
+
+    def _of_chunks(self, backend: EmbeddingBackend, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
         if self._info.refuses_chunks is not None or not isinstance(backend, ChunkBackend):
             raise RequestError(f"{self._info.model} makes no vectors of chunks: {self._info.refuses_chunks}")
-        return backend.embed_chunks(rows, chunks), sum(len(spans) or 1 for spans in chunks)
+        vectors = backend.embed_chunks(rows, chunks)
+        self._verify(vectors, sum(len(spans) or 1 for spans in chunks))
+        return vectors
 
     def _verify(self, vectors: np.ndarray, count: int) -> None:
         if vectors.shape != (count, self._info.dimensions):
@@ -113,8 +144,11 @@ class EmbeddingEngine:
                 f"{count} texts came back as {vectors.shape}, not ({count}, {self._info.dimensions}); "
                 "does the backend drop or merge rows of a batch?"
             )
-        if not np.isfinite(vectors).all():
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+        self._verify_finite(np.isfinite(vectors).all(axis=1))
+
+    def _verify_finite(self, finite: Sequence[bool] | np.ndarray) -> None:
+        if not np.all(finite):
+            bad = np.flatnonzero(~np.asarray(finite)).tolist()
             raise BackendError(f"the vectors of rows {bad} are not finite; half precision may have overflowed")
 
 
@@ -134,12 +168,16 @@ def open_engine(
     config = config or read_config(files.folder)
     backend.load()
     notes = [getattr(backend, "note", None)]  # most have nothing to add to their device's name
-    if check and isinstance(config, RerankerConfig):
-        apart = golden.check_scores(backend, config, files.folder)
-        reasons = (*reasons, f"{backend.name}: golden check passed, logits {apart:.1e} apart at most")
-    elif check:
-        report = golden.check(backend, config, files.folder)
-        reasons = (*reasons, f"{backend.name}: golden check passed, least cosine {report.least_cosine:.7f}")
+    if isinstance(config, RerankerConfig):
+        notes.append(config.note)
+    else:
+        notes.append(missing_prompts(files.aliases, (prompt for _, prompt in config.text.prompts)))
+    outputs, no_sparse = config.outputs, config.no_sparse
+    if "sparse" in outputs and not isinstance(backend, SparseBackend):
+        outputs, no_sparse = ("dense",), f"makes no sparse embeddings on {backend.name}; on mlx and cpu it does"
+    if check:
+        passed = _golden(backend, config, files, outputs)
+        reasons = (*reasons, f"{backend.name}: golden check passed, {passed}")
     else:
         notes.append("not compared with the reference before serving")
     info = EngineInfo(
@@ -152,11 +190,31 @@ def open_engine(
         fingerprint=f"{fingerprint(config)}/{backend.name}/{backend.precision}",
         precision=backend.precision,
         dimensions=config.dimensions,
+        outputs=outputs,
+        no_sparse=no_sparse,
         max_tokens=config.text.max_tokens,
-        batch_tokens=USUAL.get(backend.name, min(USUAL.values())),
+        batch_tokens=_batch_tokens(backend, config),
         packs=getattr(backend, "packs", False),
         note="; ".join(note for note in notes if note) or None,
         reasons=reasons,
         refuses_chunks=refuses_chunks(config) if isinstance(backend, ChunkBackend) else _NO_CHUNKS.format(backend.name),
     )
     return EmbeddingEngine(backend, info)
+
+
+def _golden(backend: EmbeddingBackend, config: EmbeddingConfig, files: ModelFiles, outputs: tuple[str, ...]) -> str:
+    """Holds a backend to its golden check in all that it makes; says how near it is."""
+    if isinstance(config, RerankerConfig):
+        return f"logits {golden.check_scores(backend, config, files.folder):.1e} apart at most"
+    found = []
+    if "dense" in outputs:
+        found.append(f"least cosine {golden.check(backend, config, files.folder).least_cosine:.7f}")
+    if "sparse" in outputs and isinstance(backend, SparseBackend):
+        found.append(f"least cosine of sparse vectors {golden.check_sparse(backend, config, files.folder):.7f}")
+    return ", ".join(found)
+
+
+def _batch_tokens(backend: EmbeddingBackend, config: EmbeddingConfig) -> int:
+    """Padded tokens of a batch. Where each of them has a weight for every token of the vocabulary, memory bounds it."""
+    usual = USUAL.get(backend.name, min(USUAL.values()))
+    return min(usual, _MOST_LOGITS // config.encoder.vocab_size) if isinstance(config.sparse, Splade) else usual

@@ -71,6 +71,22 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Logit:
+    """As `Linear`, to one number: by how much a language model's logit of one token is above that of another.
+
+    Its weights are a difference of rows of `table`; `no`: none where the one logit is all.
+    """
+
+    table: str
+    yes: int
+    no: int | None
+    activation: str
+    name: str = "logit"
+    outputs: int = 1
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Norm:
     """Layer normalisation of pooled vectors."""
 
@@ -84,7 +100,7 @@ class Normalise:
     """Vectors are scaled to length 1."""
 
 
-Step = Dense | Linear | Norm | Normalise
+Step = Dense | Linear | Logit | Norm | Normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +111,8 @@ class Modules:
     pooling: Path | None
     """None of a table of tokens' vectors, which takes their mean."""
     after: tuple[tuple[str, Path], ...]
+    splade: bool = False
+    """Whether what is pooled is weights of a vocabulary's tokens: nothing comes after that."""
 
 
 def read_modules(reader: Reader, folder: Path) -> Modules:
@@ -106,13 +124,16 @@ def read_modules(reader: Reader, folder: Path) -> Modules:
             "save the model with sentence-transformers first"
         )
     found = listed_modules(reader, file)
-    names = [name for name, _ in found]
+    # Under the second name sentence-transformers saved transformers of SPLADE before 5.4.
+    names = ["Transformer" if name == "MLMTransformer" else name for name, _ in found]
+    if names == ["Transformer", "SpladePooling"]:
+        return Modules(found[0][1], found[1][1], (), splade=True)
     first = next((kinds for kinds in (("Transformer", "Pooling"), ("StaticEmbedding",)) if names[:1] == [kinds[0]]), ())
     count = len(first)
     if not first or tuple(names[:count]) != first or set(names[count:]) - {"Dense", "Normalize"}:
         raise ModelError(
             f"{file} is {', '.join(names) or 'empty'}; supported is Transformer and Pooling, or StaticEmbedding, and "
-            "then any of Dense and Normalize"
+            "then any of Dense and Normalize; or Transformer and SpladePooling alone"
         )
     return Modules(found[0][1], found[1][1] if count == 2 else None, tuple(found[count:]))
 

@@ -16,7 +16,8 @@ import numpy as np
 from ..errors import ModelError
 from .memory import cache_layers
 from .prefixes import PrefixCache
-from .running import Row, RunningBatch
+from .row import Row
+from .running import RunningBatch
 from .sampling import Draws, Sampling
 
 if TYPE_CHECKING:

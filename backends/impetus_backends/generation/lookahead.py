@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .token import Token
+from .places import PlacedKVCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,8 @@ class PromptLookup:
 class Ahead:
     """What a step made."""
 
-    tokens: Sequence[Token]
+    drawn: Sequence[tuple[int, Any, Any]]
+    """Each token, the distribution that it was drawn from, and whether that is broken."""
     broken_next: tuple[Any, int]
     """Where it stands whether the token that comes next is drawn from numbers: an array, and a place in it."""
 
@@ -93,12 +94,13 @@ class Lookahead:
         self._lookups.pop(row_id, None)
 
     def step(self, decoding: Any, broken: tuple[Any, int]) -> Ahead | None:
-        """`decoding`: mlx-lm's `GenerationBatch`, which is left as its own steps would; None where there is nothing to
-        draft, and it was not touched. `broken`: as `Ahead.broken_next`, of the token that is due.
+        """`decoding`: mlx-lm's `GenerationBatch`, which is left as its own steps would, but that nobody has counted
+        what was drawn; None where there is nothing to draft, and it was not touched. `broken`: as `Ahead.broken_next`,
+        of the token that is due.
         """
-        from mlx_lm.models.cache import BatchKVCache, KVCache
+        from mlx_lm.models.cache import KVCache
 
-        if any(type(layer) not in (KVCache, BatchKVCache) for layer in decoding.prompt_cache):
+        if any(type(layer) not in (KVCache, PlacedKVCache) for layer in decoding.prompt_cache):
             return None  # these could not take a wrong draft back
         lookup = self._lookups.setdefault(decoding.uids[0], PromptLookup(self._most_tokens))
         if lookup.pauses():
@@ -121,23 +123,7 @@ class Lookahead:
         for layer in decoding.prompt_cache:
             layer.trim(len(draft) - right)
         array, place = broken
-        drawn_from = [(decoding._next_logprobs[0], array[place])]
-        drawn_from += [(logprobs[at], are_broken[at]) for at in range(right)]
+        drawn = [(due, decoding._next_logprobs[0], array[place])]
+        drawn += [(token, logprobs[at], are_broken[at]) for at, token in enumerate(draft[:right])]
         decoding._next_tokens, decoding._next_logprobs = follows[right : right + 1], [logprobs[right]]
-        tokens: list[Token] = []
-        for token, (distribution, is_broken) in zip([due, *draft], drawn_from, strict=False):
-            decoding.tokens[0].append(token)
-            reason = _count(decoding, token)
-            tokens.append(Token(decoding.uids[0], token, distribution, reason, bool(is_broken.item())))
-            if reason is not None:
-                decoding.filter([])
-                break
-        return Ahead(tokens, (are_broken, right))
-
-
-def _count(decoding: Any, token: int) -> str | None:
-    """One more token of the only row; why it was the last one, as `GenerationBatch.next` says it."""
-    decoding._num_tokens[0] += 1
-    if decoding._matchers[0].advance(token):
-        return "stop"
-    return "length" if decoding._num_tokens[0] >= decoding.max_tokens[0] else None
+        return Ahead(drawn, (are_broken, right))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from .engine import GenerationEngine
 from .memory import weights_bytes
 from .models.loader import load
 from .quantization.keys_and_values import pack_keys_and_values
+from .row_curves import bandwidth_here, remember
 from .rows import measure_rows
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ def open_generation_engine(
     finding = find_batching(loaded) if batches else BatchingFinding(Batching.TOGETHER)
     curve = None
     if limits.measure_rows and finding.batching is not Batching.ONE_AT_A_TIME:
-        curve = measure_rows(loaded, _spare_bytes(loaded, limits))
+        bandwidth = bandwidth_here(loaded.device, time.perf_counter)
+        curve = measure_rows(loaded, _spare_bytes(loaded, limits), bandwidth=bandwidth)
+        remember(model_name, curve)
         limits = replace(limits, max_concurrent=curve.chosen)
     if finding.batching is Batching.ONE_AT_A_TIME:
         limits = replace(limits, max_concurrent=1)

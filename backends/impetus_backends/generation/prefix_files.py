@@ -165,7 +165,7 @@ def _as_saved(layer: Any) -> Any:
     """As mlx-lm can read it again: it knows its own caches alone."""
     from mlx_lm.models.cache import CacheList
 
-    return CacheList(*layer.parts) if isinstance(layer, PackedCache) else layer
+    return CacheList(*layer.caches) if isinstance(layer, PackedCache) else layer
 
 
 def _as_made(loaded: Any, made: Any) -> Any:

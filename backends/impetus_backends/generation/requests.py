@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import RequestError
 from ..protocol import Answer, Generated, Likely, Progress
 from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
-from .running import Row
+from .row import Row, Token
 from .sampling import Draws, Sampling
 from .texts.channels import Channels, Said
 from .texts.detokenize import Decoding, Detokenizer
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .models.loader import LoadedModel
     from .schemas.grammars import Grammars
     from .texts.channels import Splitter
-    from .token import Token
 
 _MOST_FAULTS = 8
 _SEEDS_APART = 2**40

@@ -8,15 +8,16 @@ a second is chosen; of several that make about as many, the least, for its rows 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .memory import measure_row_cost
+from .memory import measure_row_cost, weights_bytes
 from .prefixes import PrefixCache
-from .running import Row, RunningBatch
+from .row import Row
+from .row_curves import LONGEST_OF_ONE, LONGEST_STEP_S, Bandwidth, RowCurve
+from .running import RunningBatch
 from .sampling import Draws, Sampling
 
 if TYPE_CHECKING:
@@ -25,47 +26,22 @@ if TYPE_CHECKING:
     from .models.loader import LoadedModel
 
 COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48)
-LONGEST_STEP_S = 0.1
-"""Ten tokens a second for each row: faster than anybody reads."""
-_LONGEST_OF_ONE = 4
-"""Where even one row is slow: a step may take so many times as long as that of one."""
-_ABOUT = 0.95
-"""Of the most tokens a second, what is as good."""
 _PROMPT_TOKENS = 160
 _WARM_STEPS, _TIMED_STEPS = 2, 4
 _SAMPLE = Path(__file__).with_name("sample.txt")
 
 
-@dataclass(frozen=True, slots=True)
-class RowCurve:
-    """What was measured: rows, and the seconds of a step with them."""
-
-    points: tuple[tuple[int, float], ...]
-
-    @property
-    def chosen(self) -> int:
-        """How many rows are to decode together."""
-        allowed = max(LONGEST_STEP_S, _LONGEST_OF_ONE * self.points[0][1])
-        speeds = {rows: rows / step_s for rows, step_s in self.points if step_s <= allowed}
-        return min(rows for rows, speed in speeds.items() if speed >= _ABOUT * max(speeds.values()))
-
-    @property
-    def words(self) -> str:
-        """One sentence, with all that was measured."""
-        curve = ", ".join(f"{rows}: {rows / step_s:,.0f}" for rows, step_s in self.points)
-        step_ms = dict(self.points)[self.chosen] * 1e3
-        return (
-            f"{self.chosen} generations decode together, in steps of {step_ms:,.1f} ms, by measurement at load "
-            f"(tokens/s by rows: {curve})"
-        )
-
-
 def measure_rows(
-    loaded: LoadedModel, spare_bytes: int | None = None, *, clock: Callable[[], float] = time.perf_counter
+    loaded: LoadedModel,
+    spare_bytes: int | None = None,
+    *,
+    bandwidth: Bandwidth | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> RowCurve:
     """Times a step with more and more rows, until one is too long or they would take more than half of `spare_bytes`.
 
-    Takes some tens of steps. The calling thread must be the one that loaded the model.
+    `bandwidth`: what the curve is held against. Takes some tens of steps. The calling thread must be the one that
+    loaded the model.
     """
     prompt_tokens = min(_PROMPT_TOKENS, loaded.context_tokens // 2)
     answer_tokens = loaded.context_tokens - prompt_tokens
@@ -81,11 +57,12 @@ def measure_rows(
             for at in range(len(batch), rows):
                 batch.add(Row(at, prompt, answer_tokens, Draws(Sampling(temperature=0))))
             points.append((rows, _step_s(batch, rows, clock)))
-            if points[-1][1] > max(LONGEST_STEP_S, _LONGEST_OF_ONE * points[0][1]):
+            if points[-1][1] > max(LONGEST_STEP_S, LONGEST_OF_ONE * points[0][1]):
                 break
     finally:
         batch.close()
-    return RowCurve(tuple(points))
+    row_bytes = cost.fixed_bytes + prompt_tokens * cost.token_bytes
+    return RowCurve(tuple(points), weights_bytes(loaded.model), row_bytes, bandwidth)
 
 
 def _step_s(batch: RunningBatch, rows: int, clock: Callable[[], float]) -> float:

@@ -1,9 +1,9 @@
 """The running batch: rows whose prompts are being read, and rows that decode. One step serves both.
 
 It drives the two halves of mlx-lm's `BatchGenerator` (`PromptProcessingBatch`, `GenerationBatch`) by a plan of its own.
-In each step at most `prefill_tokens` of prompts are read, padding included, and then every row that decodes gets one
-token: so a prompt, however long, keeps the others waiting for one such piece at a time, and a row whose prompt has been
-read gets its first token in the same step. Prompts that fit into a piece are read together. A longer one is read alone,
+In each step at most `prefill_tokens` of prompts are read, padding included, and every row that decodes gets one token:
+so a prompt, however long, keeps the others waiting for one such piece at a time, and a row whose prompt has been read
+gets its first token in the same step. Prompts that fit into a piece are read together. A longer one is read alone,
 piece by piece, in turn with the short ones; of several long ones the first to come is finished before the next, which
 may find there what both begin with.
 """
@@ -15,40 +15,19 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .decoding import DecodingRows
 from .lookahead import Lookahead
 from .prefixes import LEAST_TOKENS
-from .sampling import BatchSampler, Draws
-from .token import Token
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    import numpy as np
-
     from .prefixes import PrefixCache
+    from .row import Row, Token
 
 _READ_TOGETHER = 16
 """Prompts read in one piece, at most."""
 _CLEAR_EVERY_STEPS = 512
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """One prompt to read and then to go on from."""
-
-    id: int
-    prompt: np.ndarray
-    """int64 (tokens,)."""
-    max_tokens: int
-    draws: Draws
-    processors: tuple[Any, ...] = ()
-    """mlx-lm's logits processors."""
-    stop_tokens: tuple[int, ...] = ()
-    """Those that end it besides the model's own."""
-    alone: bool = False
-    """Whether its prompt is read with no other."""
-    cached_tokens: int = 0
-    """How many tokens of its prompt it was spared, once it is read."""
 
 
 class ReadingError(Exception):
@@ -88,7 +67,7 @@ class RunningBatch:
         one step. `lookup_tokens`: the most that are drafted of what a row says that has nobody beside it (`lookup`);
         0: nothing."""
         import mlx.core as mx
-        from mlx_lm.generate import GenerationBatch, StopSequences
+        from mlx_lm.generate import StopSequences
 
         self._model = model
         self._end_tokens = frozenset(end_tokens)
@@ -97,23 +76,18 @@ class RunningBatch:
         self._prefixes = prefixes
         self._solo = solo
         self._read_apart = read_apart
-        self._lookahead = Lookahead(model, lookup_tokens) if lookup_tokens else None
         self._stream = mx.new_stream(mx.default_device())
-        self._sampler = BatchSampler()
         self._waiting: deque[Row] = deque()
         self._long: _Reading | None = None
         """The long prompt that is being read piece by piece."""
         self._long_is_next = False
-        self._rows: dict[int, Row] = {}
-        """Those that decode."""
-        self._broken: dict[int, tuple[Any, int]] = {}
-        """Where it stands whether the token that a row gets next is drawn from numbers: an array, and a place in it."""
-        self._decoding: Any = GenerationBatch.empty(model, self._sampler)
+        lookahead = Lookahead(model, lookup_tokens) if lookup_tokens else None
+        self._decoding = DecodingRows(model, solo=solo, lookahead=lookahead)
         self._steps = 0
 
     def __len__(self) -> int:
         """Rows in the batch, whatever they are at."""
-        return len(self._waiting) + (self._long is not None) + len(self._rows)
+        return len(self._waiting) + (self._long is not None) + len(self._decoding)
 
     def add(self, row: Row) -> None:
         self._waiting.append(row)
@@ -123,79 +97,32 @@ class RunningBatch:
         self._waiting = deque(row for row in self._waiting if row.id not in ids)
         if self._long is not None and self._long.rows[0].id in ids:
             self._long = None
-        if gone := self._rows.keys() & set(ids):
-            for row_id in gone:
-                self._forget(row_id)
-            self._decoding.filter([at for at, row_id in enumerate(self._decoding.uids) if row_id not in gone])
+        self._decoding.remove(ids)
 
     def step(self) -> list[Token]:
-        """Reads a piece of what is to be read, and gives every row that decodes its next token; to one that is alone it
-        may give several.
+        """Reads a piece of what is to be read, and gives every row that decodes a token; to one that is alone it may
+        give several.
 
         Raises `ReadingError`; after any other exception nothing in the batch can go on.
         """
         import mlx.core as mx
 
-        with mx.stream(self._stream):
-            self._read()
-            if not self._rows:
-                return []
-            if ahead := self._step_ahead():
-                return ahead
-            rows = list(self._decoding.uids)
-            self._sampler.use([self._rows[row_id].draws for row_id in rows])
-            due = {row_id: self._broken[row_id] for row_id in rows}
-            # Rows that came or went left these as part of the next step's graph, and so not there before its end.
-            start: Any = mx.async_eval
-            start(self._decoding._next_tokens, self._decoding._next_logprobs, [each for each, _ in due.values()])
-            responses = self._decoding.next()
-            self._broken = self._drawn(rows)
         self._steps += 1
         if self._steps % _CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()
-        for response in responses:
-            if response.finish_reason is not None:
-                self._forget(response.uid)
-        broken = {id(each): each.tolist() for each, _ in due.values()}
-        return [
-            Token(
-                each.uid, each.token, each.logprobs, each.finish_reason, broken[id(due[each.uid][0])][due[each.uid][1]]
-            )
-            for each in responses
-        ]
-
-    def _drawn(self, rows: list[int]) -> dict[int, tuple[Any, int]]:
-        """What the sampler says of the tokens that it has just drawn for these."""
-        return {row_id: (self._sampler.broken, at) for at, row_id in enumerate(rows)}
-
-    def _forget(self, row_id: int) -> None:
-        del self._rows[row_id]
-        if self._lookahead is not None:
-            self._lookahead.forget(row_id)
-
-    def _step_ahead(self) -> list[Token]:
-        """Several tokens of a row that is alone; none where this step is to be as any other."""
-        if self._lookahead is None or len(self) != 1:
-            return []
-        (row,) = self._rows.values()
-        if not row.draws.sampling.greedy or row.processors:
-            return []  # only what is certain to be drawn can be checked
-        made = self._lookahead.step(self._decoding, self._broken[row.id])
-        if made is None:
-            return []
-        self._broken[row.id] = made.broken_next
-        if made.tokens[-1].finish_reason is not None:
-            self._forget(row.id)
-        return list(made.tokens)
+        with mx.stream(self._stream):
+            rows = [*self._waiting, *(self._long.rows if self._long is not None else ()), *self._decoding.rows]
+            self._decoding.resume(len(rows), max((each.longest_tokens for each in rows), default=0))
+            self._read()
+            return self._decoding.step(alone=len(rows) == 1)
 
     def close(self) -> None:
         """Drops all rows and gives their memory back."""
         import mlx.core as mx
 
         self._waiting.clear()
-        self._rows.clear()
-        self._broken.clear()
-        self._long = self._decoding = None
+        self._long = None
+        self._decoding = DecodingRows(self._model, solo=self._solo, lookahead=None)
         mx.clear_cache()
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -264,14 +191,14 @@ class RunningBatch:
             caches=[] if self._solo else caches,
             tokens=[row.prompt[: row.cached_tokens].tolist() for row in rows],
             prefill_step_size=self._prefill_tokens,
-            samplers=[self._sampler] * len(rows),
-            fallback_sampler=self._sampler,
+            samplers=[self._decoding.sampler] * len(rows),
+            fallback_sampler=self._decoding.sampler,
             logits_processors=[list(row.processors) for row in rows],
             stop_sequences=[self._stops_of(row) for row in rows],
             max_tokens=[row.max_tokens for row in rows],
         )
         if self._solo:
-            batch.prompt_cache = _kept_apart(caches[0])
+            batch.prompt_cache = caches[0]
         return _Reading(rows, [row.prompt[row.cached_tokens : -1].tolist() for row in rows], batch)
 
     def _stops_of(self, row: Row) -> Any:
@@ -290,11 +217,7 @@ class RunningBatch:
                 return False
             if not self._solo:
                 self._keep(reading)
-        self._sampler.use([row.draws for row in reading.rows])
-        started = reading.batch.generate([row.prompt[-1:].tolist() for row in reading.rows])
-        self._broken |= self._drawn([row.id for row in reading.rows])
-        self._decoding.extend(started)
-        self._rows |= {row.id: row for row in reading.rows}
+        self._decoding.start(reading.rows, reading.batch)
         return True
 
     def _keep(self, reading: _Reading) -> None:
@@ -302,13 +225,6 @@ class RunningBatch:
         for at, row in enumerate(reading.rows):
             if self._unread(row) >= LEAST_TOKENS:
                 self._prefixes.add(row.prompt[:-1], reading.batch.extract_cache(at))
-
-
-def _kept_apart(cache: list[Any]) -> list[Any]:
-    """A cache that mlx-lm can carry through its batches of one, though its layers do not know how to be in any."""
-    for layer in cache:
-        layer.extract = lambda row: None  # all: a list of caches has one that fails where its caches have none
-    return cache
 
 
 @contextlib.contextmanager

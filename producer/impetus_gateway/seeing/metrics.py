@@ -75,8 +75,8 @@ class Metrics:
         self._hung_up.inc()
 
     def embedded(self, result: EmbeddingResult) -> None:
-        self.texts += result.embeddings.shape[0]
-        self._texts.labels(result.model).inc(result.embeddings.shape[0])
+        self.texts += result.embeddings.texts
+        self._texts.labels(result.model).inc(result.embeddings.texts)
         self._prompt_tokens.labels(result.model).inc(result.usage.prompt_tokens)
 
     def reranked(self, result: RerankResult) -> None:

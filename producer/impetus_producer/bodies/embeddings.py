@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 from pydantic_core import to_json
 
-from ..contract import MAX_TEXTS_PER_JOB, EmbeddingRequest
+from ..contract import MAX_TEXTS_PER_JOB, EmbeddingRequest, SparseBlock
 from ..contract.conversation import Wire, invalid
 from ..enqueueing.parsing import parse_request
 
@@ -49,13 +49,18 @@ class EmbeddingsBody(Wire):
     """Puts the model's own prompt for queries or documents before each text."""
     truncate: bool | None = None
     """False: refuse a text that is longer than the model reads, instead of cutting it."""
+    output: Literal["dense", "sparse"] | None = None
+    """`sparse`: each embedding is `{"indices": […], "values": […]}`, weights by the ids of the model's tokens, whatever
+    the encoding format."""
 
 
 def embedding_payload(body: EmbeddingsBody) -> dict[str, Any]:
     """What is sent for it. Raises `InvalidRequestError`."""
-    fields = ("input", "model", "dimensions", "input_type", "truncate")
+    fields = ("input", "model", "dimensions", "input_type", "truncate", "output")
     payload = {name: value for name in fields if (value := getattr(body, name)) is not None}
     parse_request(EmbeddingRequest, payload)
+    if body.output == "sparse":
+        return payload
     # In Redis the vectors take the least room so.
     return payload | {"encoding_format": "raw"}
 
@@ -72,6 +77,9 @@ def embedding_answer(result: EmbeddingResult, encoding_format: str) -> Iterator[
 
 def rows_as_json(result: EmbeddingResult, encoding_format: str) -> Iterator[bytes]:
     """Each vector as JSON. Numbers are its own to the bit: float32 as the shortest float64."""
+    if isinstance(result.embeddings, SparseBlock):
+        yield from (to_json(vector) for vector in result.sparse)
+        return
     for row in result.embeddings.packed_rows():
         if encoding_format == "base64":
             yield b'"%s"' % base64.b64encode(row)

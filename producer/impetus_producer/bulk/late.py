@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..contract import MAX_TEXTS_PER_JOB, EmbeddingResult
@@ -11,7 +11,18 @@ from ..documents import ChunkedDocument
 from ..enqueueing import jobs
 from ..errors import ImpetusError
 from .kept.store import Answer
-from .works import EmbeddedDocument, EmbeddingWork, Result, Work, text_key, usage_of, vector_of
+from .works import (
+    NOT_FINITE,
+    EmbeddedDocument,
+    EmbeddingWork,
+    Result,
+    Work,
+    all_finite,
+    bytes_of,
+    text_key,
+    usage_of,
+    vector_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,11 +77,14 @@ class LateEmbeddingWork(Work[EmbeddedChunks]):
 
     def read(self, job_id: str, return_value: Any) -> Result:
         result = jobs.read_result(job_id, EmbeddingResult, return_value)
-        if result.chunks is None or sum(result.chunks) != result.embeddings.shape[0]:
+        if result.chunks is None or sum(result.chunks) != len(vectors := result.vectors):
             raise ImpetusError("the worker sent vectors and did not say of which chunks")
-        rows = result.embeddings.packed_rows()
-        model, fingerprint = result.model, result.provenance.fingerprint
-        answers = [Answer(b"".join(islice(rows, count)), model, fingerprint) for count in result.chunks]
+        ends = accumulate(result.chunks)
+        of_each = [vectors[end - count : end] for end, count in zip(ends, result.chunks, strict=True)]
+        answers = [
+            Answer(bytes_of(own), result.model, result.provenance.fingerprint) if all_finite(own) else NOT_FINITE
+            for own in of_each
+        ]
         return Result(answers, usage_of(result, len(answers)))
 
     def outcome(self, document: Document, answer: Answer) -> EmbeddedChunks:

@@ -44,6 +44,7 @@ class Recalled:
 
     def answers(self, result: EmbeddingResult) -> dict[bytes, Answer]:
         """Those of a result for what was missing."""
+        assert isinstance(result.embeddings, VectorBlock), "nothing sparse is asked for"
         rows = result.embeddings.packed_rows()
         missing = (key for key in self.texts if key not in self.found)
         model, fingerprint = result.model, result.provenance.fingerprint

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..contract import EmbeddingResult, GenerationResult, RerankResult
+from ..contract import EmbeddingResult, GenerationResult, RerankResult, SparseBlock
 from ..errors import ImpetusError, ResultTimeoutError, StreamRestartedError
 from ..handles import GenerationHandle
 from ..shown import for_terminal, name_shown
@@ -164,6 +164,10 @@ def print_result(answer: EmbeddingResult | GenerationResult | RerankResult, as_j
         return
     if isinstance(answer, GenerationResult):
         click.echo(answer.model_dump_json() if as_json else _as_shown(answer.text))
+        return
+    if isinstance(answer.embeddings, SparseBlock):
+        for vector in [answer] if as_json else answer.sparse:
+            click.echo(vector.model_dump_json())
         return
     rows = [list(map(float, row)) for row in answer.vectors]
     if as_json:

@@ -11,18 +11,20 @@ in it knows Redis or RQ.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from .conversation import MAX_SCHEMA_BYTES as MAX_SCHEMA_BYTES
 from .conversation import MAX_TEXT_BYTES as MAX_TEXT_BYTES
-from .conversation import Wire
+from .conversation import Told
 from .embedding import MAX_DIMENSIONS as MAX_DIMENSIONS
 from .embedding import MAX_TEXTS_PER_JOB as MAX_TEXTS_PER_JOB
 from .embedding import EmbeddingRequest as EmbeddingRequest
 from .embedding import EmbeddingResult as EmbeddingResult
 from .embedding import EmbeddingUsage as EmbeddingUsage
+from .embedding import SparseBlock as SparseBlock
+from .embedding import SparseVector as SparseVector
 from .embedding import VectorBlock as VectorBlock
 from .generation import Choice as Choice
 from .generation import FinishReason as FinishReason
@@ -133,10 +135,11 @@ class StreamField(StrEnum):
     """With `end`, of a job that failed or was stopped: what it had made, a `GenerationResult` as JSON."""
 
 
-class ServedModel(Wire):
-    """A model that a worker serves besides its own."""
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-    model_config = ConfigDict(extra="ignore")
+
+class ServedModel(Told):
+    """A model that a worker serves besides its own."""
 
     name: str
     """That results carry."""
@@ -144,10 +147,21 @@ class ServedModel(Wire):
     """Every name by which a request may ask for it."""
 
 
-class WorkerRecord(Wire):
-    """What a worker says of itself to the others, and to whoever looks. Fields of later versions are passed over."""
+class MeasuredCost(Told):
+    """What batches cost a worker's device, by its own measurements: `call_s + token_s * padded tokens` seconds."""
 
-    model_config = ConfigDict(extra="ignore")
+    call_s: Seconds
+    token_s: Seconds
+    batch_tokens: Annotated[int, Field(ge=1, lt=2**31)]
+    """In its largest batches."""
+
+    def seconds(self, padded_tokens: int) -> float:
+        """For a batch of so many."""
+        return self.call_s + self.token_s * padded_tokens
+
+
+class WorkerRecord(Told):
+    """What a worker says of itself to the others, and to whoever looks. Fields of later versions are passed over."""
 
     name: str
     """In RQ."""
@@ -165,12 +179,18 @@ class WorkerRecord(Wire):
     """False while its engine loads, or is stuck."""
     engine_deaths: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """How often its engine process ended though nobody had told it to; it was started again each time."""
+    cost: MeasuredCost | None = None
+    """None: it batches nothing, or has measured nothing yet."""
+    prefer: Literal["energy", "speed"] = "speed"
+    """`energy`: it leaves embeddings to a Neural Engine where one serves."""
+    bulk: bool = True
+    """False while its machine is hot, or low on battery: it takes no bulk then."""
     machine: str = ""
     """The chip."""
     note: str | None = None
     """What there is to know of the backend, such as how much of the model its compute plan places on what."""
     since: str = ""
     """When it started, ISO 8601, UTC."""
-    ttl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    ttl_s: Seconds = 10.0
     """How long this record lives unless it is renewed. What of that is gone tells when it was renewed last, by the
     server's clock alone."""

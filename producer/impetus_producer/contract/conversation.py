@@ -37,6 +37,12 @@ class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True)
 
 
+class Told(Wire):
+    """What workers say: fields of later versions are passed over, so that workers may be upgraded before services."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def invalid(sentence: str, *, field: str = "") -> PydanticCustomError:
     """What is wrong, in one sentence; `field`: with which part of what is looked at."""
     return PydanticCustomError("invalid", "{sentence}", {"sentence": sentence, "field": field})
@@ -73,6 +79,10 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+_MARKS = ("cache_control",)
+"""What some clients write on a part for servers that bill what they remember, and is not read."""
+
+
 class ContentPart(Wire):
     """A piece of a message: of its text, or something else, which is for the servers that some workers forward to."""
 
@@ -91,7 +101,7 @@ class ContentPart(Wire):
         if kind not in ("text", "refusal"):
             return {"type": kind, "other": value}
         text = value.get(kind, value.get("text"))
-        if more := sorted(value.keys() - {"type", "text", kind}):
+        if more := sorted(value.keys() - {"type", "text", kind, *_MARKS}):
             raise invalid("there is no such field", field=str(more[0]))
         return {"type": "text", "text": checked_text(text, f"a part's {kind}")}
 
@@ -144,10 +154,15 @@ class Message(Wire):
     """Of a `tool` message: the call that it answers."""
     reasoning_content: Annotated[str, BeforeValidator(checked_text)] | None = None
     """Of an `assistant` message: what it thought, for templates that say it."""
+    reasoning: Annotated[str, BeforeValidator(checked_text)] | None = None
+    """The same, by the name that some servers answer with."""
     refusal: Annotated[str, BeforeValidator(checked_text)] | None = None
     """Taken as text where there is no other."""
     annotations: list[Any] = Field(default_factory=list)
     """Taken for OpenAI's sake, and not read."""
+    provider_specific_fields: dict[str, Any] | None = None
+    """Taken for LiteLLM's sake, which adds it to answers that are sent back."""
+    thinking_blocks: None = None
     audio: None = None
     function_call: None = None
 
@@ -155,13 +170,17 @@ class Message(Wire):
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
-        if self.role != "assistant" and (self.tool_calls or self.reasoning_content is not None):
+        if self.role != "assistant" and (self.tool_calls or self.thoughts is not None):
             raise invalid("tool_calls and reasoning_content are an assistant's")
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise invalid("tool_call_id goes with the role tool, and with no other")
         if "content" not in self.model_fields_set and not self.tool_calls and self.refusal is None:
             raise invalid("this field is required", field="content")
         return self
+
+    @property
+    def thoughts(self) -> str | None:
+        return self.reasoning_content if self.reasoning_content is not None else self.reasoning
 
     @property
     def text(self) -> str:

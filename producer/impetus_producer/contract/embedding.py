@@ -1,4 +1,4 @@
-"""Embedding: texts, and a vector for each.
+"""Embedding: texts, and a vector for each, dense or sparse.
 
 Names and meanings are those of OpenAI's embeddings, where those have them
 (https://platform.openai.com/docs/api-reference/embeddings).
@@ -12,9 +12,9 @@ import sys
 from array import array
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from .conversation import Wire, checked_text, invalid, json_type
+from .conversation import Told, Wire, checked_text, invalid, json_type
 from .provenance import Provenance
 
 if TYPE_CHECKING:
@@ -72,10 +72,21 @@ class EmbeddingRequest(Wire):
     """Prefixes the prompt that the model's own files state for this kind of text, where they state one."""
     truncate: bool = True
     """Cut a text past the model's length. False: fail the job instead."""
+    output: Literal["dense", "sparse"] = "dense"
+    """`sparse`: weights of some tokens of the model's vocabulary, from a model with a head for them, such as SPLADE's
+    or bge-m3's. These go by the tokens' ids, and `dimensions` and `encoding_format` are no matter of theirs."""
     chunks: Annotated[list[list[tuple[int, int]]], BeforeValidator(_checked_chunks)] | None = None
     """Late chunking (arXiv:2409.04701): for each text where its chunks begin and end, in characters. The model reads
     the whole text, and the vector of each chunk is the mean of its tokens' states. For models that pool by the mean;
     a text that is longer than the model reads fails the job."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> EmbeddingRequest:
+        if self.output == "sparse":
+            for field, usual in (("dimensions", None), ("encoding_format", "base64"), ("chunks", None)):
+                if getattr(self, field) != usual:
+                    raise invalid("is for dense vectors, and 'output' is sparse", field=field)
+        return self
 
     @model_validator(mode="after")
     def _has_chunks_of_each_text(self) -> EmbeddingRequest:
@@ -93,7 +104,7 @@ class EmbeddingRequest(Wire):
 _Rows: TypeAlias = Annotated[list[Annotated[list[float], Field(fail_fast=True)]], Field(fail_fast=True)]
 
 
-class VectorBlock(Wire):
+class VectorBlock(Told):
     """A matrix of float32: `data` is little-endian bytes in C order, base64 of these, or a list of rows, and all of it
     that `shape` says.
     """
@@ -118,6 +129,10 @@ class VectorBlock(Wire):
         if size != 4 * count * width:
             raise invalid(f"{size:,} bytes are not {count} rows of {width} float32", field="data")
         return self
+
+    @property
+    def texts(self) -> int:
+        return self.shape[0]
 
     @classmethod
     def from_bytes(cls, raw: bytes, shape: tuple[int, int]) -> VectorBlock:
@@ -154,7 +169,37 @@ class VectorBlock(Wire):
         return self.data if isinstance(self.data, bytes) else base64.b64decode(self.data, validate=True)
 
 
-class EmbeddingUsage(Wire):
+class SparseVector(Told):
+    """The weights of some tokens of the model's vocabulary; of all others they are 0."""
+
+    indices: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
+    """The tokens' ids, rising."""
+    values: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(fail_fast=True)]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> SparseVector:
+        if len(self.indices) != len(self.values):
+            raise invalid(f"{len(self.values)} values are not one for each of {len(self.indices)} indices")
+        return self
+
+
+class SparseBlock(Told):
+    """Sparse vectors, one a text."""
+
+    encoding: Literal["sparse"]
+    data: Annotated[list[SparseVector], Field(max_length=MAX_TEXTS_PER_JOB, fail_fast=True)]
+
+    @property
+    def texts(self) -> int:
+        return len(self.data)
+
+
+def _kind_of_block(value: Any) -> str:
+    encoding = value.get("encoding") if isinstance(value, dict) else getattr(value, "encoding", None)
+    return "sparse" if encoding == "sparse" else "dense"
+
+
+class EmbeddingUsage(Told):
     prompt_tokens: int
     """Tokens the model read, after truncation, special tokens included."""
     truncated_texts: int = 0
@@ -163,11 +208,14 @@ class EmbeddingUsage(Wire):
     """About how many tokens of these were not read."""
 
 
-class EmbeddingResult(Wire):
-    """What an embedding job returns. `vectors` holds the numbers, one row a text, or a chunk."""
+class EmbeddingResult(Told):
+    """What an embedding job returns. `vectors` holds the numbers, one row a text, or a chunk; of a request for sparse
+    ones `sparse` does."""
 
     object: Literal["embedding"] = "embedding"
-    embeddings: VectorBlock
+    embeddings: Annotated[
+        Annotated[VectorBlock, Tag("dense")] | Annotated[SparseBlock, Tag("sparse")], Discriminator(_kind_of_block)
+    ]
     chunks: list[int] | None = None
     """Where the request named chunks: how many of the rows are each text's."""
     model: str
@@ -176,5 +224,17 @@ class EmbeddingResult(Wire):
 
     @property
     def vectors(self) -> np.ndarray | list[list[float]]:
-        """(texts or chunks, dimensions): a read-only numpy array where numpy is installed, else a list of lists."""
+        """(texts or chunks, dimensions): a read-only numpy array where numpy is installed, else a list of lists.
+
+        Raises `ValueError` where sparse vectors were asked for.
+        """
+        if isinstance(self.embeddings, SparseBlock):
+            raise ValueError("the vectors of this result are sparse: read its 'sparse'")
         return self.embeddings.rows()
+
+    @property
+    def sparse(self) -> list[SparseVector]:
+        """One a text. Raises `ValueError` where dense vectors were asked for."""
+        if isinstance(self.embeddings, VectorBlock):
+            raise ValueError("the vectors of this result are dense: read its 'vectors'")
+        return self.embeddings.data

@@ -15,6 +15,7 @@ from .conversation import (
     Message,
     NamedTool,
     ResponseFormat,
+    Told,
     Tool,
     ToolCall,
     Wire,
@@ -151,6 +152,8 @@ class GenerationRequest(Wire):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    """What prompts begin with is remembered while there is room."""
     store: Literal[False] | None = None
     """Results are kept in Redis for a while, and nowhere else."""
     service_tier: Literal["auto", "default"] | None = None
@@ -223,7 +226,7 @@ class GenerationRequest(Wire):
         return isinstance(self.tool_choice, NamedTool) or self.tool_choice == "required"
 
 
-class GenerationUsage(Wire):
+class GenerationUsage(Told):
     """Of all answers together; the prompt is counted once."""
 
     prompt_tokens: int
@@ -234,7 +237,7 @@ class GenerationUsage(Wire):
     """How many of the completion's tokens are thoughts."""
 
 
-class GenerationTimings(Wire):
+class GenerationTimings(Told):
     """Seconds, on the worker's clock."""
 
     first_token_s: float
@@ -242,12 +245,12 @@ class GenerationTimings(Wire):
     total_s: float
 
 
-class LikelyToken(Wire):
+class LikelyToken(Told):
     token: str
     logprob: float
 
 
-class TokenLogprob(Wire):
+class TokenLogprob(Told):
     """One token of an answer, as text; a token that holds only part of a character is \ufffd."""
 
     token: str
@@ -260,7 +263,7 @@ class TokenLogprob(Wire):
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
-class Choice(Wire):
+class Choice(Told):
     """One answer."""
 
     text: str

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from .conversation import Wire
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from .conversation import Told
+
+Measured: TypeAlias = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
 
 
-class Provenance(Wire):
+class Provenance(Told):
     """Where and by what a result was made."""
 
     worker: str
@@ -14,5 +20,9 @@ class Provenance(Wire):
     device: str
     fingerprint: str
     """Names weights, pooling, precision and backend: vectors with equal fingerprints may be compared."""
+    joules_per_1000_texts: Measured = None
+    """Of embeddings and rerankings: what the whole chip used while their batches ran, each text its part by its tokens.
+    None where nothing measures it."""
+    joules_per_1000_tokens: Measured = None
     note: str | None = None
     """What a reader must know, such as that the model is a random one made for tests."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .conversation import Wire, checked_text, invalid, json_type, without_nulls
+from .conversation import Told, Wire, checked_text, invalid, json_type, without_nulls
 from .provenance import Provenance
 
 MAX_DOCUMENTS_PER_JOB = 2048
@@ -69,11 +69,11 @@ class RerankRequest(Wire):
         return self
 
 
-class _Document(Wire):
+class _Document(Told):
     text: str
 
 
-class RankedDocument(Wire):
+class RankedDocument(Told):
     index: int
     """Its place among the request's documents, from 0."""
     relevance_score: float
@@ -82,7 +82,7 @@ class RankedDocument(Wire):
     document: _Document | None = None
 
 
-class RerankUsage(Wire):
+class RerankUsage(Told):
     prompt_tokens: int
     """Tokens the model read, after truncation, special tokens included: the query counts once for each document."""
     truncated_documents: int = 0
@@ -91,7 +91,7 @@ class RerankUsage(Wire):
     """About how many tokens were not read of them."""
 
 
-class RerankResult(Wire):
+class RerankResult(Told):
     """What a rerank job returns: the documents by their relevance, the most relevant first."""
 
     object: Literal["rerank"] = "rerank"

@@ -42,6 +42,8 @@ SUCCESSFUL, FAILED, STOPPED, RETRIED, RETRIES_EXHAUSTED = 1, 2, 3, 4, 5
 _TYPES = {str(kind).encode(): kind for kind in (SUCCESSFUL, FAILED, STOPPED, RETRIED, RETRIES_EXHAUSTED)}
 MAX_RESULT_BYTES = 256_000_000
 """The largest return value that is read."""
+MAX_RESULT_FIELDS = 100
+"""Of a later version too: more are no result."""
 MAX_TRACE_BYTES = 4_000_000
 """The longest traceback that is read."""
 MAX_REASON_CHARACTERS = 10_000
@@ -189,10 +191,13 @@ def _failure(job_id: str, encoded: bytes) -> JobFailedError:
 
 
 def read_result(job_id: str, result_type: type[ModelT], return_value: Any) -> ModelT:
-    """A job's return value as the contract's result. Lenient where JSON has lists for tuples.
+    """A job's return value as the contract's result. Lenient where JSON has lists for tuples, and where a later version
+    has fields that this one has not.
 
     Raises `UnreadableResultError`.
     """
+    if isinstance(return_value, dict) and len(return_value) > MAX_RESULT_FIELDS:
+        raise UnreadableResultError(job_id, f"it is not what the contract says: it has {len(return_value):,} fields")
     try:
         return result_type.model_validate(return_value, strict=False)
     except ValidationError as error:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 InputType = Literal["query", "document"]
 EncodingFormat = Literal["base64", "float", "raw"]
+Output = Literal["dense", "sparse"]
 _JOBS_PER_ROUND_TRIP = 32
 _BACKLOG_POLL_S = 0.05
 
@@ -67,10 +68,13 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         input_type: InputType | None = None,
         truncate: bool = True,
         encoding_format: EncodingFormat = "base64",
+        output: Output = "dense",
         chunks: Sequence[Sequence[tuple[int, int]]] | None = None,
         bulk: bool = False,
     ) -> EmbeddingT:
         """Enqueues one job that embeds a text, or up to 2,048 texts. `bulk`: nobody is waiting for it.
+
+        `output="sparse"`: the result's `sparse` holds vectors of token ids and weights, if the model has a head for it.
 
         `chunks`: for each text where its chunks begin and end, in characters: then there is a vector for each of them,
         made of the whole text (`contract.EmbeddingRequest.chunks`).
@@ -78,7 +82,7 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         Raises `InvalidRequestError` at once for what a worker would refuse.
         """
         texts = input if isinstance(input, str) else list(input)
-        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format, chunks)
+        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format, output, chunks)
         return self._embedding(payload, bulk)
 
     def embed_many(
@@ -91,12 +95,13 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         dimensions: int | None = None,
         input_type: InputType | None = None,
         truncate: bool = True,
-        encoding_format: EncodingFormat = "raw",
+        encoding_format: EncodingFormat | None = None,
+        output: Output = "dense",
         bulk: bool = True,
     ) -> EmbeddingsT:
         """Splits texts into jobs, and yields the jobs' handles in the order of the texts.
 
-        Results lie in Redis as `raw` vectors, which take the least room; RQ itself does not show those: ask for
+        Dense vectors lie in Redis as `raw` ones, which take the least room; RQ itself does not show those: ask for
         `base64` where results are read by other means than these handles.
 
         Reads `texts` lazily and keeps at most about `max_backlog_jobs` jobs, and 32 million characters, on the queue,
@@ -112,7 +117,8 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
             dimensions=dimensions,
             input_type=input_type,
             truncate=truncate,
-            encoding_format=encoding_format,
+            encoding_format=encoding_format or ("raw" if output == "dense" else "base64"),
+            output=output,
         )
         payload(["no text in particular"])
         source = UntilError(checked(texts))
@@ -262,6 +268,7 @@ def embedding_payload(
     input_type: InputType | None,
     truncate: bool,
     encoding_format: EncodingFormat = "base64",
+    output: Output = "dense",
     chunks: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> dict[str, Any]:
     """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
@@ -271,6 +278,8 @@ def embedding_payload(
         payload["truncate"] = False
     if encoding_format != "base64":
         payload["encoding_format"] = encoding_format
+    if output != "dense":
+        payload["output"] = output
     if chunks is not None:
         payload["chunks"] = [list(map(list, spans)) for spans in chunks]
     parse_request(EmbeddingRequest, payload)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 from scripts.proofs.faults.fault import Fault
-from tests.worker.breakable import await_true
+from tests.patience import awaited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +116,7 @@ def _set(scene: Scene, **values: str) -> None:
             return True
         return False
 
-    if not await_true(told, 20):
+    if not awaited(told, 20):
         scene.complain("the server could not be told", str(values))
 
 

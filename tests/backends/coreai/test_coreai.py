@@ -96,7 +96,8 @@ def test_an_asset_says_what_it_needs_and_functions_share_its_weights(
     config: EmbeddingConfig, authored: Path, tmp_path: Path
 ) -> None:
     about = json.loads((authored / "metadata.json").read_text())
-    assert about["creatorDefinedMetadata"]["first_macos"] == 27
+    assert about["creatorDefinedMetadata"]["first_macos"] == about["creatorDefinedMetadata"]["first_ios"] == 27
+    assert COREAI.needs == "macOS 27 or iOS 27"
     more = tmp_path / "more"
     backend_of(config, more, Bucket(1, 40), Bucket(8, 40)).load()
     (asset,) = more.glob(f"coreai/*/{COREAI.file}")

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impetus_backends.embedding.devices.packages.buckets import DOCSTRING_LENGTHS, STEP, Bucket, choose, padding, plan
+from impetus_backends.embedding.devices.packages.buckets import (
+    DOCSTRING_LENGTHS,
+    STEP,
+    Bucket,
+    choose,
+    padding,
+    plan,
+    suiting,
+)
 from impetus_backends.errors import RequestError
 
 BUCKETS = st.lists(
@@ -87,3 +95,21 @@ def test_padding_is_what_it_says() -> None:
     waste = padding([32, 32, 16, 16], [Bucket(2, 32), Bucket(1, 64)])
     assert waste.in_bulk == pytest.approx(128 / 96 - 1)
     assert waste.alone == pytest.approx(4 * 64 / 96 - 1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("longest", [40, 512, 513, 514, 768, 1000, 2048, 8192])
+def test_no_long_text_is_padded_to_more_than_twice_its_tokens(longest: int, packed: bool) -> None:
+    buckets = suiting(longest, packed=packed)
+    assert set(choose(min(longest, 512), packed=packed)) <= set(buckets)
+    assert max(bucket.length for bucket in buckets) == longest
+    assert all(bucket.length % STEP == 0 or bucket.length == longest for bucket in buckets)
+    beyond = [bucket for bucket in buckets if bucket.length > 512]
+    assert len(beyond) == len(set(beyond)) <= 4
+    for length in range(512, longest + 1, 7):
+        assert [call.bucket.tokens <= 2 * length for call in plan([length], buckets)] == [True]
+
+
+def test_six_hundred_tokens_take_a_function_of_a_thousand_and_not_of_eight() -> None:
+    assert [str(bucket) for bucket in suiting(8192) if bucket.length > 512] == ["1x1024", "1x2048", "1x4096", "1x8192"]
+    assert [str(call.bucket) for call in plan([600], suiting(8192))] == ["1x1024"]

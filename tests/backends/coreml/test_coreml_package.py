@@ -10,6 +10,7 @@ import pytest
 
 from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.evaluator import SavedFunction, SavedPackage
+from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.coreml.library import coremltools, quietly
 from impetus_backends.embedding.devices.coreml.ops import MilOps, Parameters
 from impetus_backends.embedding.devices.packages.buckets import Bucket
@@ -106,6 +107,35 @@ def test_the_encoder_is_float16_in_the_layout_of_the_neural_engine(minilm_packag
             assert len(sizes) == 4
             assert sizes[0] == bucket.batch
             assert sizes[2] == 1
+
+
+def test_in_every_function_the_last_axis_is_a_multiple_of_32_until_rows_are_pooled(minilm_package: Path) -> None:
+    spec = coremltools().utils.load_spec(str(minilm_package))
+    for name, function in spec.mlProgram.functions.items():
+        operations = function.block_specializations[function.opset].operations
+        computed = [each for each in operations if each.type in ("conv", "layer_norm", "gelu", "softmax", "einsum")]
+        *wide, pooled = [each.outputs[0].type.tensorType.dimensions[-1].constant.size for each in computed]
+        assert wide, name
+        assert all(last >= 32 and last % 32 == 0 for last in wide), name
+        assert pooled in {bucket.texts for bucket in DEFAULT_BUCKETS if bucket.function == name}
+
+
+def test_a_package_names_the_earliest_systems_that_run_it_and_who_wrote_it(minilm_package: Path) -> None:
+    about = coremltools().utils.load_spec(str(minilm_package)).description.metadata.userDefined
+    assert (about["first_macos"], about["first_ios"]) == ("15", "18")
+    assert about["written_by"] == f"impetus-batch, coremltools {coremltools().__version__}"
+    assert COREML.needs == "macOS 15 or iOS 18"
+
+
+def test_no_shape_of_a_package_is_open_and_nothing_in_it_is_bfloat16(minilm_package: Path) -> None:
+    ct = coremltools()
+    spec = ct.utils.load_spec(str(minilm_package))
+    for function in spec.mlProgram.functions.values():
+        for operation in function.block_specializations[function.opset].operations:
+            for output in operation.outputs:
+                assert output.type.tensorType.dataType != ct.proto.MIL_pb2.BFLOAT16, operation.type
+                for dimension in output.type.tensorType.dimensions:
+                    assert dimension.WhichOneof("dimension") == "constant", operation.type
 
 
 def saved_function(path: Path, write: Callable[[Any, dict[str, Any]], Any], **shapes: tuple[int, ...]) -> SavedFunction:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from click.testing import CliRunner, Result
 from impetus_backends.embedding import docstrings
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.calibration import ranges
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.coreml.quantize import Int8, Palette, store
@@ -21,6 +21,7 @@ from impetus_backends.embedding.devices.packages.accuracy import compare
 from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.folder.config import read_config
 from impetus_worker.cli.main import main
 
 from ..conftest import small_model
@@ -135,6 +136,7 @@ def test_convert_reports_on_both_packages_and_workers_then_serve_the_one_asked_f
     assert 0 < report["loss"] <= 0.05
     assert report["padding"]["in_bulk"] > 0
     assert "measuring B, int8" in said.stderr
+    assert "warning: 16x40 costs what the next multiple of 32 does" in said.stderr
     (copy,) = (tmp_path / "out").iterdir()
     stored = json.loads((copy / "report.json").read_text())
     assert stored == {key: value for key, value in report.items() if key != "folder"}
@@ -183,11 +185,56 @@ def test_a_measured_package_whose_vectors_are_broken_is_refused(
     assert entries(tmp_path) == []
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac can calibrate")
-def test_w8a8_says_plainly_that_it_needs_a_mac(cache: PackageCache) -> None:
-    said = convert("--quantize", "w8a8")
-    assert said.exit_code == 1
-    assert "w8a8 needs a Mac: its activations are calibrated by running the model" in said.output
+def test_w8a8_is_calibrated_and_written_here_with_its_products_between_eight_bits(
+    cache: PackageCache, tmp_path: Path
+) -> None:
+    said = convert("--quantize", "w8a8", "--output", str(tmp_path / "out"))
+    assert said.exit_code == 0, said.output
+    assert "B" in said.stdout
+    (written,) = (tmp_path / "out").glob("*-w8a8/*.mlpackage")
+    config = read_config(small_model("bge"))
+    saved = SavedPackage(written)
+    reach = ranges(config, [np.array([101, 7, 12, 102], dtype=np.int32)])
+    program = saved._spec.mlProgram
+    for function in program.functions.values():
+        (block,) = function.block_specializations.values()
+        kinds = [operation.type for operation in block.operations]
+        assert kinds.count("conv") == len(reach)
+        assert 0 < kinds.count("quantize") == kinds.count("dequantize") <= kinds.count("conv")
+        made_by = {output.name: operation for operation in block.operations for output in operation.outputs}
+        for operation in block.operations:
+            if operation.type == "conv":
+                (x,) = operation.inputs["x"].arguments
+                assert made_by[x.name].type == "dequantize"
+
+
+def test_ranges_are_what_the_inputs_of_linear_layers_come_to() -> None:
+    config = read_config(small_model("bge"))
+    one, other = np.array([101, 7, 102], dtype=np.int32), np.array([101, 9, 9, 30, 102], dtype=np.int32)
+    each, both = [ranges(config, [row]) for row in (one, other)], ranges(config, [one, other])
+    assert both == {name: max(each[0][name], each[1][name]) for name in both}
+    assert min(both.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("lane", "limit", "mode", "refused"),
+    [
+        ("bulk", "50", "w8a8", []),
+        ("bulk", "0.005", "none", ["w8a8"]),
+        ("queries", "50", "palette6", []),
+        ("queries", "0.005", "none", ["palette6", "int8"]),
+    ],
+)
+def test_auto_takes_the_first_form_of_the_lane_that_loses_little_enough(
+    cache: PackageCache, lane: str, limit: str, mode: str, refused: list[str]
+) -> None:
+    said = convert("--quantize", "auto", "--lane", lane, "--limit", limit)
+    assert said.exit_code == 0, said.output
+    told = [line.split(":")[0] for line in said.stdout.splitlines() if line.startswith("not ")]
+    assert told == [f"not {form}" for form in refused]
+    backend = make_backend("coreml-emulated", small_model("bge"))
+    backend.load()
+    assert backend.precision == ("fp16" if mode == "none" else mode)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +242,8 @@ def test_w8a8_says_plainly_that_it_needs_a_mac(cache: PackageCache) -> None:
     [
         (("--buckets", "1x32"), "add 1x40"),
         (("--buckets", "1x40,8x64"), "lengths are from 1 to 40"),
+        (("--buckets", "8x20,1x40"), "8x20 costs what 8x32 does: lengths are multiples of 32, but for the model's"),
+        (("--buckets", "1x33,1x40"), "1x33 costs what 1x40 does"),
         (("--buckets", "8-40"), "write 1x32,8x96,1x256"),
         (("--buckets", "0"), "at least one bucket"),
         (("--documents", "100"), "only 120 docstrings, and 164 are needed"),

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from impetus_producer.cli.main import cli
+from tests.patience import eventually
 
-from ..servers import Valkey, eventually
 from ..stock_worker import working
 from .requests import answers, chat, completion, counted, embedding, jsonl, read
 from .test_service import Held
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from redis import Redis
+
+    from ..servers import Valkey
 
     MakeValkey = Callable[..., Valkey]
 

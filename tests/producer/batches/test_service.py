@@ -18,8 +18,8 @@ from impetus_producer.batches import runner
 from impetus_producer.batches.service import BatchService
 from impetus_producer.batches.store import BatchStore
 from impetus_producer.contract import BATCH_KEY
+from tests.patience import eventually
 
-from ..servers import eventually
 from ..stock_worker import honest_work, vector_of, working
 from .requests import (
     CHAT,

@@ -29,8 +29,9 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
 from impetus_worker import jobs
+from tests.patience import eventually
 from tests.producer.servers import free_port
-from tests.worker.conftest import RunningWorker, eventually
+from tests.worker.conftest import RunningWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

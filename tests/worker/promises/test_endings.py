@@ -10,7 +10,7 @@ import pytest
 from rq import Retry
 from rq.suspension import resume
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.promises.sides import (
     EMBED,
     ERROR,

@@ -12,7 +12,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
 from impetus_worker.leases.claims import Claims
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.promises.sides import (
     HANG,
     ON_FAILURE,

@@ -14,7 +14,7 @@ from rq.group import Group
 from rq.rate_limit import RateLimit
 from rq.serializers import JSONSerializer
 
-from tests.worker.conftest import eventually
+from tests.patience import eventually
 from tests.worker.promises.sides import (
     EMBED,
     ERROR,

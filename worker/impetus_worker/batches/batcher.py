@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence, Set
 
     from impetus_backends.protocol import Event, Work
+    from impetus_producer.contract import MeasuredCost
 
     from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
@@ -24,6 +25,14 @@ LOADING_PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """How many jobs of a lane are taken in and not ended, and about how long the device needs for one."""
+
+    jobs: int = 0
+    job_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Room:
     """How many jobs to claim now: from the queue whose callers wait, and from both."""
 
@@ -31,6 +40,8 @@ class Room:
     bulk: int
     ahead: int = 0
     """Where there is no room for those: bulk jobs of which the batcher may choose who is next."""
+    held: tuple[Held, Held] = (Held(), Held())
+    """Of the lane whose callers wait, and of bulk."""
 
 
 class Batcher(Protocol):
@@ -58,6 +69,10 @@ class Batcher(Protocol):
 
     def next_work(self, now: float) -> Work | None:
         """What the engine should be given now, if anything. Ask again until there is nothing."""
+
+    @property
+    def cost(self) -> MeasuredCost | None:
+        """What batches cost its device, as measured; None where it does not batch, or nothing ran yet."""
 
     def wakes_at(self) -> float | None:
         """When there will be something to read or to run though nothing else happens; a time long past for now."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict, deque
+from collections import deque
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,10 @@ from impetus_backends.protocol import Embedded, EmbeddingWork, Parked, Rejected
 
 from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
-from .batcher import Room
+from .batcher import Held, Room
 from .engine_queue import Batch, EngineQueue
 from .planning.backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row
-from .planning.cost import CostModel
+from .planning.cost import Costs
 from .planning.quarantine import Quarantine
 from .reading.reader import JobReader
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence, Set
 
     from impetus_backends.protocol import Event
+    from impetus_producer.contract import MeasuredCost
 
     from ..inbox import ReadElsewhere
     from ..leases.claims import ClaimedJob
@@ -78,6 +79,7 @@ class _Lane:
 class EmbeddingBatcher:
     """`Batcher` for jobs of which each text is a row. `max_wait_s`: how long the first waits for others to join it.
 
+    `costs`: what is known of the engine's before any batch ran.
     `elsewhere`: reads the long jobs. `clock`: in seconds, by which reading is cut into slices.
     """
 
@@ -89,6 +91,7 @@ class EmbeddingBatcher:
         max_batch_texts: int,
         max_batch_tokens: int,
         max_wait_s: float,
+        costs: Costs | None = None,
         elsewhere: Elsewhere | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,9 +111,7 @@ class EmbeddingBatcher:
         )
         """While there are suspects: whose turn is next, of which lane, and whether it is its suspects'."""
         self._ids = count(1)
-        self._seconds_a_batch = _LOOKAHEAD_S / 8
-        self._costs: defaultdict[str, CostModel] = defaultdict(CostModel)
-        """By model."""
+        self._costs = costs or Costs(max_batch_tokens)
 
     # -- taking in ---------------------------------------------------------------------------------------------------
 
@@ -121,12 +122,18 @@ class EmbeddingBatcher:
         missing = ahead - urgent - self._batches_held(self._bulk)
         # Bulk is refilled in quarters, so that a claim is worth its round trip; suspects are let run out first.
         if missing < 0.25 * ahead or self._held(self._bulk) > _MAX_JOBS_HELD - _MAX_JOBS_A_CLAIM or self._has_suspects:
-            return Room(interactive=interactive, bulk=0)
-        return Room(interactive=interactive, bulk=min(interactive, self._room(self._bulk, missing)))
+            return Room(interactive, 0, held=self._holds())
+        return Room(interactive, min(interactive, self._room(self._bulk, missing)), held=self._holds())
+
+    def _holds(self) -> tuple[Held, Held]:
+        urgent, bulk = (
+            Held(self._held(lane), self._costs.seconds_a_batch * lane.batches_a_job) for lane in self._lanes
+        )
+        return urgent, bulk
 
     def _batches_in(self, seconds: float) -> float:
         """How many batches to hold for so much of the device's time."""
-        return min(max(seconds / max(self._seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
+        return min(max(seconds / max(self._costs.seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
 
     def _batches_held(self, lane: _Lane) -> float:
         return lane.backlog.batches + self._reader.jobs(urgent=lane.urgent) * lane.batches_a_job
@@ -167,6 +174,8 @@ class EmbeddingBatcher:
 
     def _open(self, read: ReadJob, now: float) -> None:
         lane, size, model = self._lane(read.urgent), len(read.texts), self._requests.model_of(read.request)
+        sparse = self._requests.sparse(read.request)
+        count_of_vectors = sum(len(text.chunks) or 1 for text in read.texts)
         owner = self._jobs[read.job.id] = OpenEmbedding(
             read.job,
             read.request,
@@ -174,11 +183,12 @@ class EmbeddingBatcher:
             tokens=sum(len(text.ids) for text in read.texts),
             truncated=sum(text.lost > 0 for text in read.texts),
             lost=sum(text.lost for text in read.texts),
-            vectors=np.empty((sum(len(text.chunks) or 1 for text in read.texts), model.dimensions), dtype=np.float32),
+            vectors=[None] * size if sparse else np.empty((count_of_vectors, model.dimensions), dtype=np.float32),
             rows_left=size,
             urgent=read.urgent,
+            output="sparse" if sparse else "dense",
         )
-        cost = self._costs[model.model]
+        cost = self._costs.of[model.model]
         cost.arrived(size, now)
         if not lane.backlog.rows:
             lane.closes_at = now + self._max_wait_s if cost.waiting_pays(now) else now
@@ -232,11 +242,13 @@ class EmbeddingBatcher:
         return lane.backlog.is_full or (lane.in_engine == 0 and now >= lane.closes_at)
 
     def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
-        info = rows[0].owner.model
+        first = rows[0].owner
+        info = first.model
         chunks = [row.chunks for row in rows] if any(row.chunks for row in rows) else None
-        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, info.model, chunks)
+        ids = [row.ids for row in rows]
+        work = EmbeddingWork(next(self._ids), ids, lane.urgent, info.model, first.output, chunks)
         lane.in_engine += 1
-        batch = Batch(rows, {row.owner for row in rows}, info.model, lane.urgent, suspect, packed=info.packs)
+        batch = Batch(rows, {row.owner for row in rows}, info.model, lane.urgent, suspect, packed=first.packs)
         self._in_engine.give(work.id, batch, now)
         return work
 
@@ -273,23 +285,23 @@ class EmbeddingBatcher:
         return [Failed(owner.job, InferenceError(event.message))]
 
     def _completed(self, batch: Batch, event: Embedded) -> list[Outcome]:
-        wanted = [len(row.chunks) or 1 for row in batch.rows]
-        if len(event.vectors) != sum(wanted):
+        made, wanted = event.sparse or event.vectors, [len(row.chunks) or 1 for row in batch.rows]
+        if len(made) != sum(wanted):
             raise RuntimeError(
-                f"the engine returned {len(event.vectors)} vectors for {sum(wanted)} texts: "
+                f"the engine returned {len(made)} vectors for {sum(wanted)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
-        self._costs[batch.model].observe(batch.padded_tokens, event.device_s)
-        self._seconds_a_batch += _LEARNING_RATE * (event.device_s - self._seconds_a_batch)
+        self._costs.observe(batch.model, batch.padded_tokens, event.device_s)
         done: list[Outcome] = []
         at = 0
         for row, size in zip(batch.rows, wanted, strict=True):
-            vectors, at = event.vectors[at : at + size], at + size
+            own, at = made[at : at + size], at + size
             owner = row.owner
             if owner.ended:
                 continue
-            owner.vectors[row.first : row.first + size] = vectors
+            owner.vectors[row.first : row.first + size] = own
             owner.model = event.by or owner.model
+            owner.spent(None if event.energy_j is None else event.energy_j * len(row.ids) / batch.tokens)
             owner.rows_left -= 1
             if owner.rows_left == 0:
                 self._end(owner)
@@ -341,8 +353,12 @@ class EmbeddingBatcher:
     def has_work(self) -> bool:
         return bool(self._in_engine)
 
+    @property
+    def cost(self) -> MeasuredCost | None:
+        return self._costs.measured
+
     def patience_s(self, now: float) -> float:
-        return self._in_engine.patience_s(self._costs)
+        return self._in_engine.patience_s(self._costs.of)
 
     def engine_died(self, now: float, *, suspect: bool) -> list[Outcome]:
         running, others = self._in_engine.take_all(now)

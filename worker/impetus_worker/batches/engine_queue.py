@@ -45,10 +45,14 @@ class Batch:
     """Whether the device lays several rows in one."""
 
     @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
     def padded_tokens(self) -> int:
         """That the device runs; what is left empty of packed rows aside."""
         if self.packed:
-            return sum(len(row.ids) for row in self.rows)
+            return self.tokens
         return max(len(row.ids) for row in self.rows) * len(self.rows)
 
 

@@ -83,6 +83,10 @@ class GenerationBatcher:
         self._full = False
         """Whether there is no memory for another job until one ends."""
 
+    @property
+    def cost(self) -> None:
+        """It packs no batches."""
+
     # -- taking in ---------------------------------------------------------------------------------------------------
 
     def room(self) -> Room:

@@ -116,9 +116,8 @@ def _for_templates(message: Message) -> dict[str, Any]:
     is_text = all(part.other is None for part in message.content)
     content = message.text if is_text else [part.as_sent() for part in message.content]
     made: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": content}
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if (value := getattr(message, name)) is not None:
-            made[name] = value
+    told = {"name": message.name, "tool_call_id": message.tool_call_id, "reasoning_content": message.thoughts}
+    made |= {name: value for name, value in told.items() if value is not None}
     if message.tool_calls:
         made["tool_calls"] = [
             {

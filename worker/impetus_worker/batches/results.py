@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from impetus_backends.energy import Used
+
 from ..leases.outcomes import Finished
 
 _LEAST_LOGPROB = -9999.0
@@ -17,7 +19,7 @@ _LEAST_LOGPROB = -9999.0
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from impetus_backends.protocol import Answer, EngineInfo, Generated
+    from impetus_backends.protocol import Answer, EngineInfo, Generated, SparseVector
 
     from .planning.backlog import OpenEmbedding
 
@@ -30,6 +32,18 @@ def _provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:
         "device": info.device,
         "fingerprint": info.fingerprint,
         "note": info.note,
+    }
+
+
+def _energy(owner: OpenEmbedding) -> dict[str, float]:
+    """The contract's, of a job whose rows have all run; nothing where it was not measured."""
+    if not owner.energy_j:
+        return {}
+    texts = len(getattr(owner.request, "chunks", None) or owner.vectors)
+    used = Used(owner.energy_j, texts, owner.tokens)
+    return {
+        "joules_per_1000_texts": round(used.per_1000_texts, 6),
+        "joules_per_1000_tokens": round(used.per_1000_tokens, 6),
     }
 
 
@@ -53,6 +67,9 @@ class EmbeddingResults:
 
     def of(self, owner: OpenEmbedding) -> Finished:
         """The result of a job all of whose vectors are there."""
+        if owner.output == "sparse":
+            data = ",".join(map(_sparse_json, owner.vectors))
+            return Finished(owner.job, self._around(owner, f'{{"encoding":"sparse","data":[{data}]}}'))
         vectors, encoding = owner.vectors, owner.request.encoding_format
         if owner.request.dimensions is not None:
             vectors = vectors[:, : owner.request.dimensions]
@@ -63,15 +80,30 @@ class EmbeddingResults:
         else:
             data = '""' if encoding == "raw" else f'"{base64.b64encode(raw).decode("ascii")}"'
         chunks = owner.request.chunks
-        counts = "" if chunks is None else f'"chunks":{json.dumps([len(each) for each in chunks])},'
+        counts = "" if chunks is None else f',"chunks":{json.dumps([len(each) for each in chunks])}'
         # Written by hand: json.dumps would look through every character of the block for one to escape.
-        result = (
-            f'{{"object":"embedding","embeddings":{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
-            f'"encoding":"{encoding}","data":{data}}},{counts}'
-            f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
-            f'"truncated_tokens":{owner.lost}}},{self._same_for_all(owner.model)}}}'
+        block = (
+            f'{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
+            f'"encoding":"{encoding}","data":{data}}}{counts}'
         )
-        return Finished(owner.job, result.encode(), raw if encoding == "raw" else None)
+        return Finished(owner.job, self._around(owner, block), raw if encoding == "raw" else None)
+
+    def _around(self, owner: OpenEmbedding, block: str) -> bytes:
+        result = (
+            f'{{"object":"embedding","embeddings":{block},'
+            f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
+            f'"truncated_tokens":{owner.lost}}},{self._same_for_all(owner.model)}'
+        )
+        if energy := _energy(owner):
+            result = f"{result[:-1]},{json.dumps(energy, separators=(',', ':'))[1:]}"  # into the provenance
+        result += "}"
+        return result.encode()
+
+
+def _sparse_json(vector: SparseVector) -> str:
+    """With numbers that are the vector's own to the bit: float32 in the fewest digits."""
+    indices, values = (",".join(each.astype(str).tolist()) for each in (vector.indices, vector.values))
+    return f'{{"indices":[{indices}],"values":[{values}]}}'
 
 
 class RerankResults:
@@ -91,7 +123,8 @@ class RerankResults:
         ]
         usage = {"prompt_tokens": owner.tokens, "truncated_documents": owner.truncated, "truncated_tokens": owner.lost}
         result = {"object": "rerank", "results": ranked, "usage": usage}
-        result |= {"model": owner.model.model, "provenance": _provenance(owner.model, self._worker)}
+        provenance = _provenance(owner.model, self._worker) | _energy(owner)
+        result |= {"model": owner.model.model, "provenance": provenance}
         return Finished(owner.job, json.dumps(result, separators=(",", ":")).encode())
 
 

@@ -9,6 +9,7 @@ import json
 import platform
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ import click
 from click.core import ParameterSource
 
 from ..settings import GENERATION_RECIPES
+from .from_torch import convert_from_torch
 from .quantize import DEFAULT_LIMIT_PERCENT, Measured
 from .quantize import convert as convert_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.devices.packages.convert import Report
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 _MODES = ("none", "fp32", "int8", "palette6", "w8a8")
+_AUTO = {"queries": ("palette6", "int8", "none"), "bulk": ("w8a8", "none")}
+"""What `auto` tries, by what the package is for. A short text alone waits for its weights to be read: the fewer bytes
+the better. Large batches wait for their products, which int8 weights alone make no faster."""
 _CALIBRATION_TEXTS = 64
-_EMBEDDING_OPTIONS = ("for_", "buckets", "calibration", "documents")
+_EMBEDDING_OPTIONS = ("for_", "lane", "buckets", "calibration", "documents")
 _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 
 
@@ -39,8 +44,12 @@ _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 @click.option("--for", "for_", default="coreml", show_default=True, type=click.Choice(("coreml", "coreai")),
               help="Embeddings: what the package is for. Core AI is macOS 27's; off a Mac its float16 is emulated, a "
               "minute a text.")  # fmt: skip
-@click.option("--quantize", default="none", show_default=True, type=click.Choice((*_MODES, *GENERATION_RECIPES)),
-              metavar="FORM", help="See the forms below.")  # fmt: skip
+@click.option("--from-torch", is_flag=True, help="MODEL is a folder whose weights are in files of torch's, and gets "
+              "them as safetensors.")  # fmt: skip
+@click.option("--quantize", default="none", show_default=True, metavar="FORM",
+              type=click.Choice(("auto", *_MODES, *GENERATION_RECIPES)), help="See the forms below.")  # fmt: skip
+@click.option("--lane", default="bulk", show_default=True, type=click.Choice(tuple(_AUTO)), help="Embeddings, with "
+              "--quantize auto: what the package is for.")  # fmt: skip
 @click.option("--output", "--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Of embeddings: also put a copy of the package and its report there, into a new folder. Of "
               "generation: the new model folder.  [default: ./MODEL-FORM]")  # fmt: skip
@@ -50,7 +59,7 @@ _GENERATION_OPTIONS = ("text", "tokens", "no_measure", "force")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--buckets", metavar="COUNT|LIST", help="Embeddings: how many shapes to choose for texts like "
               "docstrings, or the shapes themselves, as texts x tokens: 1x32,8x96,1x256; 4x256/32 lays up to 32 texts "
-              "in a row.  [default: 6]")  # fmt: skip
+              "in a row. Longer texts get one a doubling beyond 512 tokens besides COUNT.  [default: 6]")  # fmt: skip
 @click.option("--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
               help='Embeddings: texts to calibrate w8a8 on, one a line, or .jsonl with "text".  '
               "[default: docstrings]")  # fmt: skip
@@ -69,8 +78,10 @@ def convert(
     context: click.Context,
     model: str,
     generation: bool,
+    from_torch: bool,
     for_: str,
     quantize: str,
+    lane: str,
     output: Path | None,
     limit_percent: float | None,
     accept_loss: bool,
@@ -97,7 +108,8 @@ def convert(
     fp32        float32 (Core AI alone)
     int8        int8 weights
     palette6    palettes of 64 values (6 bits)
-    w8a8        int8 weights and activations (M4 and later, and only on a Mac)
+    w8a8        int8 weights and activations: twice the products a second on an M4 and later (unverified)
+    auto        the first within the limit: for --lane bulk w8a8 or none, for queries palette6, int8 or none
 
     GENERATION models (--generation) become a smaller model folder, with the same tokenizer and chat template. The
     report compares the perplexity of the original (A) and the result (B) over a text; the loss is by how much it
@@ -111,12 +123,20 @@ def convert(
     mxfp4       4-bit floats with an 8-bit power of two for each 32 weights
     nvfp4       4-bit floats with an 8-bit float for each 16 weights
 
+    FILES OF TORCH'S (--from-torch), pytorch_model.bin and its like, are pickles, which workers never read. They become
+    safetensors beside them, or in the new folder --output, exactly as they are. Nothing that they name is run.
+
     \b
     impetus-worker convert all-MiniLM-L6-v2
     impetus-worker convert all-MiniLM-L6-v2 --quantize int8 --output ./packages
     impetus-worker convert ./my-model --buckets 1x64,16x64,1x512
     impetus-worker convert --generation ./my-model --quantize 4bit --text letters.txt
+    impetus-worker convert --from-torch ./my-old-model
     """
+    if from_torch:
+        _refuse_others(context, ("model", "from_torch", "output"), "--from-torch")
+        convert_from_torch(model, output, _Progress())
+        return
     _check_options(context, quantize, generation=generation)
     if generation:
         limit = DEFAULT_LIMIT_PERCENT if limit_percent is None else limit_percent
@@ -131,19 +151,18 @@ def convert(
     from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
     from impetus_backends.embedding.devices.coreml.form import COREML
     from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
+    from impetus_backends.embedding.devices.packages.buckets import STEP
     from impetus_backends.embedding.devices.packages.cache import PackageCache
-    from impetus_backends.embedding.devices.packages.convert import AccuracyError, Order, export
-    from impetus_backends.embedding.devices.packages.convert import convert as run
+    from impetus_backends.embedding.devices.packages.convert import AccuracyError, Order, convert_first, export
     from impetus_backends.embedding.folder.config import read_config
     from impetus_backends.embedding.texts.tokens import TextEncoder
     from impetus_backends.errors import BackendError, BackendUnavailableError
 
     on_mac = platform.system() == "Darwin"
     form = COREML if for_ == "coreml" else COREAI
-    if quantize not in form.modes:
+    forms = [mode for mode in _AUTO[lane] if mode in form.modes] if quantize == "auto" else [quantize]
+    if not set(forms) <= set(form.modes):
         raise click.ClickException(f"a {form.title} package has no {quantize}; it has {', '.join(form.modes)}")
-    if quantize == "w8a8" and not on_mac:
-        raise click.ClickException("w8a8 needs a Mac: its activations are calibrated by running the model on it")
     tell = _Progress()
     try:
         files = models.resolve(model)
@@ -159,10 +178,10 @@ def convert(
         order = Order(
             model=files.name,
             config=config,
-            mode=quantize,
+            mode=forms[0],
             buckets=shapes,
             rows=[text.ids for text in encoder.encode(measured)],
-            calibration=[text.ids for text in encoder.encode(calibrate_on)] if quantize == "w8a8" else (),
+            calibration=[text.ids for text in encoder.encode(calibrate_on)],
             limit=limit_percent / 100,
             accept_loss=accept_loss,
         )
@@ -174,7 +193,7 @@ def convert(
         except BackendUnavailableError:
             reference = make_backend("numpy", config)
             reference.load()
-        entry, report = run(order, device, reference, cache, tell)
+        entry, report, refused = convert_first(order, forms, device, reference, cache, tell)
         if target is not None:
             export(cache.package(entry), target)
             entry = target
@@ -186,34 +205,46 @@ def convert(
         tell.done()
         raise click.ClickException(str(error)) from None
     tell.done()
+    for bucket in shapes:
+        if not bucket.aligned:
+            click.echo(
+                f"warning: {bucket} costs what the next multiple of {STEP} does: the model reads no more", err=True
+            )
     for macos in ("26.0", "27.0"):
         if warning := form.too_large(report.b.size_bytes, macos):
             click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({**json.loads(report.to_json()), "folder": str(entry)}, indent=2))
     else:
+        for each in refused:
+            click.echo(f"not {each.mode}: it loses {each.loss:.2%}, and {each.limit:.2%} is allowed")
         click.echo(_in_words(report))
         if not report.passed:
             click.echo(f"kept although it loses more than {report.limit:.2%}")
-        click.echo(f"package     {entry}")
+        click.echo(f"needs       {form.needs}\npackage     {entry}")
 
 
 def _check_options(context: click.Context, quantize: str, *, generation: bool) -> None:
     """Refuses what belongs to the other kind of model, rather than leave it out in silence."""
-    kind, forms = ("generation", tuple(GENERATION_RECIPES)) if generation else ("embeddings", _MODES)
+    kind, forms = ("generation", tuple(GENERATION_RECIPES)) if generation else ("embeddings", (*_MODES, "auto"))
     if quantize not in forms:
         hint = "" if generation else ", or say --generation"
         if quantize == "none":
             raise click.UsageError(f"say what to make of it: --quantize {'|'.join(forms)}")
         raise click.UsageError(f"--quantize {quantize} is not for {kind}: take one of {', '.join(forms)}{hint}")
-    for name in _EMBEDDING_OPTIONS if generation else _GENERATION_OPTIONS:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+    others = _EMBEDDING_OPTIONS if generation else _GENERATION_OPTIONS
+    _refuse_others(context, set(context.params) - set(others), kind)
+
+
+def _refuse_others(context: click.Context, allowed: Collection[str], kind: str) -> None:
+    for name in context.params:
+        if name not in allowed and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name.rstrip('_').replace('_', '-')} is not for {kind}")
 
 
 def _buckets(wanted: str | None, config: EmbeddingConfig) -> tuple[Bucket, ...]:
     from impetus_backends.embedding.devices.packages.backend import buckets_for
-    from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket
+    from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, STEP, Bucket
     from impetus_backends.embedding.encoder import packable
 
     longest = config.text.max_tokens
@@ -237,6 +268,14 @@ def _buckets(wanted: str | None, config: EmbeddingConfig) -> tuple[Bucket, ...]:
         raise click.BadParameter("a row holds one text or more, and no more than tokens", param_hint="--buckets")
     if any(bucket.batch < 1 or not 1 <= bucket.length <= longest for bucket in found):
         raise click.BadParameter(f"lengths are from 1 to {longest}, as this model reads", param_hint="--buckets")
+    for bucket in found:
+        # The Neural Engine computes the last axis in steps: any other length costs what the next step would.
+        if not bucket.aligned and bucket.length != longest:
+            wider = replace(bucket, length=min(-(-bucket.length // STEP) * STEP, longest))
+            raise click.BadParameter(
+                f"{bucket} costs what {wider} does: lengths are multiples of {STEP}, but for the model's longest",
+                param_hint="--buckets",
+            )
     if max((bucket.length for bucket in found if not bucket.packed), default=0) < longest:
         raise click.BadParameter(
             f"one must take the longest text that the model reads: add 1x{longest}", param_hint="--buckets"

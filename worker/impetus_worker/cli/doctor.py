@@ -15,7 +15,7 @@ from impetus_producer.errors import ImpetusError
 from impetus_producer.servers.discovery import find_redis_url
 from impetus_producer.shown import without_password
 
-from ..settings import ROLES, Role
+from ..settings import DEFAULT_MAX_BATCH_MS, ROLES, Role
 from .options import check_installed, with_engine_options
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.command()
 @with_engine_options
 @redis_url_option("The server to look at.  [default: the one that runs on this machine]")
+@click.option("--measure", is_flag=True,
+              help="Load the embedding model and time its batches, as a worker does at its start.")  # fmt: skip
 @click.option("--hardware", type=_FILE, metavar="FILE", help="Ask about another machine, which wrote FILE.")
 @click.option("--record", type=_FILE, metavar="FILE", help="Write this machine's raw answers to FILE, and no more.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -44,17 +46,20 @@ def doctor(
     allow_sleep: bool,
     stay_awake_on_battery: bool,
     redis_url: str | None,
+    measure: bool,
     hardware: Path | None,
     record: Path | None,
     as_json: bool,
 ) -> None:
-    """Say what this machine is, which queues it would claim, with which backend, and why. Loads no model.
+    """Say what this machine is, which queues it would claim, with which backend, and why. Loads no model unless asked
+    to.
 
     On a Mac it asks MLX and Core ML which devices they see, which takes a few seconds. With --hardware it answers for
     the machine that wrote the file, as if all was installed there that can be.
 
     \b
     impetus-worker doctor
+    impetus-worker doctor --measure
     impetus-worker doctor --record my-mac.json
     impetus-worker doctor --hardware my-mac.json --json
     """
@@ -65,6 +70,8 @@ def doctor(
     if record is not None:
         _record(record)
         return
+    if measure and hardware is not None:
+        raise click.UsageError("--measure is for this machine, and --hardware for another")
     from impetus_backends.dispatcher import DEFAULT_MODELS, get_compute_dispatcher
     from impetus_backends.generation.models.limits import wired_memory_policy
     from impetus_backends.hardware import detect, read_machine
@@ -93,6 +100,8 @@ def doctor(
         measured=measured,
     )
     report = _report(dispatcher, roles, models, elsewhere=hardware is not None)
+    if measure and report["roles"]["embedding"]["claims"]:
+        report["roles"]["embedding"]["batches"] = _batches(models["embedding"], embedding_backend)
     report["wired_memory"] = wired_memory_policy(machine, asked=wired_memory)
     report["sleep"] = sleep_policy(
         allow_sleep=allow_sleep,
@@ -101,6 +110,28 @@ def doctor(
     )
     report["server"] = _server(redis_url)
     click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, dispatcher.hardware))
+
+
+def _batches(model: str | None, backend: str) -> dict[str, Any]:
+    """What a worker's engine finds out about its batches at its start."""
+    from impetus_backends.dispatcher import open_engine
+    from impetus_backends.errors import BackendError
+    from impetus_backends.protocol import EngineConfig
+
+    click.echo("loading the embedding model", err=True)
+    try:
+        engine = open_engine(EngineConfig("embedding", model, backend, longest_batch_s=DEFAULT_MAX_BATCH_MS / 1e3))
+    except BackendError as error:
+        raise click.ClickException(str(error)) from None
+    info = engine.info
+    engine.close()
+    return {
+        "backend": info.backend,
+        "note": info.note,
+        "tokens": info.batch_tokens,
+        "measured": info.measured,
+        "curve": [{"tokens": tokens, "seconds": seconds} for tokens, seconds in info.curve],
+    }
 
 
 def _server(redis_url: str | None) -> list[str]:
@@ -165,7 +196,16 @@ def _report(
 def _reasons(role: Role, choice: Choice, model: str | None, *, left_out: bool) -> list[str]:
     if model is None:
         return [f"no model is named for it: --{role}-model"]
-    return ["left out by --roles"] if left_out else list(choice.reasons)
+    if left_out:
+        return ["left out by --roles"]
+    return [*choice.reasons, *(_measured_rows(model) if role == "generation" else ())]
+
+
+def _measured_rows(model: str) -> list[str]:
+    """What a worker with `--max-concurrent-generations auto` last found out here."""
+    from impetus_backends.generation.row_curves import remembered
+
+    return [f"on {each['at'][:10]}: {each['words']}" for each in remembered() if each["model"] == model]
 
 
 def _in_words(report: dict[str, Any], machine: Hardware) -> str:
@@ -181,7 +221,7 @@ def _in_words(report: dict[str, Any], machine: Hardware) -> str:
         if plan["claims"]:
             lines.append(f"{role:<11} would claim {' and '.join(plan['claims'])} with the {plan['backend']} backend")
             if plan["gives_way"]:
-                lines.append("            but not while a Neural Engine's worker serves the same model")
+                lines.append("            --prefer energy: not while a Neural Engine's worker serves the same model")
             lines.append(f"            model {plan['model']}")
             if plan["then"]:
                 lines.append(f"            should that fail to serve: {', then '.join(plan['then'])}")
@@ -190,10 +230,23 @@ def _in_words(report: dict[str, Any], machine: Hardware) -> str:
         else:
             lines.append(f"{role:<11} would claim nothing")
         lines += [f"            - {reason}" for reason in plan["reasons"]]
+        if "batches" in plan:
+            lines += _curve(plan["batches"])
+            lines += [f"            note: {plan['batches']['note']}"] if plan["batches"]["note"] else []
     first, *rest = report["server"]
     lines += ["", f"server      {first}", *(f"            - {sentence}" for sentence in rest)]
     lines += ["", f"memory      {report['wired_memory']}", f"sleep       {report['sleep']}"]
     return "\n".join(lines)
+
+
+def _curve(batches: dict[str, Any]) -> list[str]:
+    if not batches["curve"]:
+        return [f"            batches of {batches['tokens']:,} padded tokens: {batches['backend']} measures none"]
+    lines = [f"            batches of {batches['tokens']:,} padded tokens with the {batches['backend']} backend, of"]
+    for point in batches["curve"]:
+        tokens, seconds = point["tokens"], point["seconds"]
+        lines.append(f"            {tokens:>9,} tokens {1e3 * seconds:>10.1f} ms {tokens / seconds:>11,.0f} tokens/s")
+    return lines
 
 
 def _traits(machine: Hardware) -> list[str]:

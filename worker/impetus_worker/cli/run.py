@@ -21,7 +21,16 @@ from .. import logs
 from ..allowed import Allowed
 from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
 from ..observing.server import metrics_server
-from ..settings import QUANTIZE_AT_LOAD, RECORD_RENEW_S, RECORD_TTL_S, SPECIAL_TOKENS, Role, WorkerSettings
+from ..settings import (
+    DEFAULT_MAX_BATCH_MS,
+    PREFERENCES,
+    QUANTIZE_AT_LOAD,
+    RECORD_RENEW_S,
+    RECORD_TTL_S,
+    SPECIAL_TOKENS,
+    Role,
+    WorkerSettings,
+)
 from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options
 
@@ -107,9 +116,9 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
 @click.option("--max-batch-tokens", envvar="IMPETUS_MAX_BATCH_TOKENS", type=click.IntRange(1), show_envvar=True,
               help="The most padded tokens in a batch.  [default: 1024 on a CPU and 4096 elsewhere, or more, as the "
               "device's own times say when the model has loaded]")  # fmt: skip
-@click.option("--max-batch-ms", envvar="IMPETUS_MAX_BATCH_MS", default=200.0, show_default=True, show_envvar=True,
-              type=click.FloatRange(0, min_open=True), help="How long a batch may take that is made larger by that: so "
-              "long somebody waits behind it.")  # fmt: skip
+@click.option("--max-batch-ms", envvar="IMPETUS_MAX_BATCH_MS", default=DEFAULT_MAX_BATCH_MS, show_default=True,
+              show_envvar=True, type=click.FloatRange(0, min_open=True), help="How long a batch may take that is made "
+              "larger by that: so long somebody waits behind it.")  # fmt: skip
 @click.option("--max-wait-ms", envvar="IMPETUS_MAX_WAIT_MS", default=5.0, show_default=True, show_envvar=True,
               type=click.FloatRange(0), help="How long the first text waits for others to join it.")  # fmt: skip
 @click.option("--max-concurrent-generations", envvar="IMPETUS_MAX_CONCURRENT_GENERATIONS", default="16",
@@ -178,6 +187,14 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               "another port. No other is ever sent to, and redirects are not followed. A host may be in a private "
               "network (10.0.0.0/8, fc00::/7, …), and not be this machine, unless named by its address, or a cloud's "
               "metadata service.")  # fmt: skip
+@click.option("--prefer", envvar="IMPETUS_PREFER", default="auto", show_default=True, show_envvar=True,
+              type=click.Choice(PREFERENCES), help="What embeddings are shared out by between workers of one server. "
+              "'speed': each takes what it would end sooner than the others, as all have measured. 'energy': a worker "
+              "without a Neural Engine leaves them to one that has it, while one serves. 'auto': energy on battery, "
+              "else speed.")  # fmt: skip
+@click.option("--bulk-from-charge", envvar="IMPETUS_BULK_FROM_CHARGE", default=20, show_default=True, metavar="PERCENT",
+              show_envvar=True, type=click.IntRange(0, 100), help="On battery no bulk is taken below so much of its "
+              "charge. None is either while the machine is hot; whoever waits is always served.")  # fmt: skip
 @click.option("--metrics-port", "metrics_address", envvar="IMPETUS_METRICS_PORT", metavar="[HOST:]PORT",
               show_envvar=True, callback=_address, help="Serve what workers count to Prometheus there, at /metrics, "
               "on loopback unless a host is given. Wants the extra 'metrics'.")  # fmt: skip
@@ -335,6 +352,8 @@ def _worker_settings(role: Role, urls: tuple[str, ...], allowed: Allowed, option
         wired_memory=options["wired_memory"],
         allow_sleep=options["allow_sleep"],
         stay_awake_on_battery=options["stay_awake_on_battery"],
+        prefer=options["prefer"],
+        bulk_from_charge=options["bulk_from_charge"],
     )
 
 

@@ -209,7 +209,7 @@ def try_power(
     try:
         awake.working(True)
         for _ in range(tries):
-            seen = [line.strip() for line in _asked(pmset, "assertions").splitlines() if "(caffeinate)" in line]
+            seen = [line.strip() for line in ask([*pmset, "-g", "assertions"]).splitlines() if "(caffeinate)" in line]
             if seen:
                 break
             time.sleep(0.25)
@@ -224,16 +224,16 @@ def try_power(
 def on_battery(pmset: Sequence[str] = ("/usr/bin/pmset",)) -> bool:
     """Whether this Mac draws its power from a battery; False where `pmset` does not say."""
     try:
-        return draws_from_battery(_asked(pmset, "batt"))
+        return draws_from_battery(ask([*pmset, "-g", "batt"]))
     except OSError:
         return False
 
 
-def _asked(pmset: Sequence[str], what: str) -> str:
-    """Raises `OSError` where it does not answer."""
+def ask(command: Sequence[str]) -> str:
+    """What it prints. Raises `OSError` where it does not answer."""
     try:
         return subprocess.run(
-            [*pmset, "-g", what], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=10, check=False
         ).stdout
     except subprocess.TimeoutExpired as error:
         raise OSError(f"{error}") from None

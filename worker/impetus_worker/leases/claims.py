@@ -21,10 +21,13 @@ from uuid import uuid4
 
 from impetus_producer.contract import VECTORS_FIELD
 
+from .portions import WHOLE
 from .scripts import Call, Script, ids
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
+
+    from .portions import Portion
 
 SEAL_S = 180
 """Longer than RQ's ending of a job takes, callbacks of 60 s among it."""
@@ -127,12 +130,28 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """How many jobs of a queue wait after a claim, how many wait or run with whomever, and whether more would have been
+    taken, had they not been for others."""
+
+    waiting: int
+    open: int = 0
+    for_others: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim brought. `more`: the queues may have more than was asked for."""
+    """What a claim brought."""
 
     suspended: bool
-    more: bool
     jobs: list[ClaimedJob]
+    left: tuple[Left, ...] = ()
+    """Of each of the queues."""
+
+    @property
+    def more(self) -> bool:
+        """Whether any queue has more."""
+        return any(left.waiting for left in self.left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +172,13 @@ class Claims:
         self._run = uuid4().hex[:8]
         self._numbers = count(1)
 
-    def claim(self, queues: Sequence[str], max_jobs: int, max_bytes: int) -> Call[Claim]:
-        """Takes up to `max_jobs` jobs, from the first queue while it has any; at most about `max_bytes` of payload."""
+    def claim(
+        self, queues: Sequence[str], max_jobs: int, max_bytes: int, portions: Sequence[Portion] = ()
+    ) -> Call[Claim]:
+        """Takes up to `max_jobs` jobs, from the first queue while it has any; at most about `max_bytes` of payload.
+
+        `portions`: what of each queue is this worker's to take; all, where they are left out.
+        """
         # Tokens of one worker sort in the order of its claims.
         prefix = f"{TOKEN_MARK}{self._run}{next(self._numbers):08x}"
 
@@ -172,11 +196,13 @@ class Claims:
                     cancelled=cancelled == 1,
                     server=self._server,
                 )
-                for job_id, token, position, fields, deaths, alone, cancelled in reply[2:]
+                for job_id, token, position, fields, deaths, alone, cancelled in reply[3:]
             ]
-            return Claim(suspended=reply[0] == 1, more=reply[0] == 2, jobs=jobs)
+            left = zip(*(iter(reply[2]),) * 3, strict=True)
+            return Claim(reply[0] == 1, jobs, tuple(Left(waiting, held, bool(rest)) for waiting, held, rest in left))
 
-        arguments = [self._worker, self._lease_s, _REGISTRY_MARGIN_S, max_jobs, max_bytes, prefix, *queues]
+        numbers = [number for portion in portions or [WHOLE] * len(queues) for number in portion.numbers]
+        arguments = [self._worker, self._lease_s, _REGISTRY_MARGIN_S, max_jobs, max_bytes, prefix, *queues, *numbers]
         return Call(Script.named("claim"), arguments, read, [f"rq:queue:{queue}" for queue in queues])
 
     def finish(self, endings: Iterable[Ending], worked_s: float = 0.0) -> Call[list[Answer]]:

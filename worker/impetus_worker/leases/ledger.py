@@ -213,7 +213,7 @@ class Ledger:
         exchange = self._next_exchange(now)
         if wanted is not None:
             exchange.wanted = wanted
-            exchange.calls.append(self._claims.claim(wanted.queues, wanted.jobs, _MAX_CLAIM_BYTES))
+            exchange.calls.append(self._claims.claim(wanted.queues, wanted.jobs, _MAX_CLAIM_BYTES, wanted.portions))
         if exchange.calls:
             self._under_way.append(exchange)
             self._send(exchange.calls)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from ..awake import AwakeClock
+    from ..host.conditions import Watch
     from ..leases.claims import Claim, ClaimedJob
     from ..leases.intake import Wanted
     from ..leases.ledgers import Ledgers
@@ -100,13 +101,15 @@ class ServerSide:
 
     # -- from birth to death -----------------------------------------------------------------------------------------
 
-    def open_for_work(self, moves: Callable[[], bool]) -> None:
+    def open_for_work(self, moves: Callable[[], bool], conditions: Watch) -> None:
         """Says what this worker is, and starts the threads. `moves`: whether the loop turns; asked in a thread."""
         assert self._engine.info is not None
         self._routing = Routing(
             worker_record(self._settings, self._engine.info),
             is_serving=lambda: self._engine.info is not None and moves(),
             engine_deaths=lambda: self._engine.deaths,
+            cost=lambda: self._engine.batcher.cost,
+            conditions=conditions,
             tell=self._tell,
             ttl_s=self._settings.record_ttl_s,
         )
@@ -186,6 +189,8 @@ class ServerSide:
             case inbox.Rerouted(queues):
                 _log.info("worker %s serves %s", self._settings.name, ", ".join(queues))
                 self._intake.pause(STANDBY_QUEUE in queues)
+            case inbox.Shared(shares):
+                self._intake.share(shares)
 
     def _hear_of_leases(self, renewed: inbox.Renewed) -> None:
         lost = set(renewed.renewal.lost)
@@ -258,7 +263,7 @@ class ServerSide:
         free = room() if waiting <= nothing else None
         if free is None:
             return None
-        return self._intake.wanted(free if waiting <= bulk else Room(free.interactive, 0), now)
+        return self._intake.wanted(free if waiting <= bulk else Room(free.interactive, 0, held=free.held), now)
 
     def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         """What a claim brought."""

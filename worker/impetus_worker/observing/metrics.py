@@ -56,7 +56,9 @@ class Metrics(Observer):
 
     def heard(self, event: Event) -> None:
         if isinstance(event, Embedded):
-            _instruments().device_seconds.labels(self._role).inc(event.device_s)
+            kept = _instruments()
+            kept.device_seconds.labels(self._role).inc(event.device_s)
+            kept.energy_joules.labels(self._role).inc(event.energy_j or 0.0)
         elif isinstance(event, Generated):
             kept = _instruments()
             kept.prompt_tokens.labels(self._role).inc(event.prompt_tokens)
@@ -109,6 +111,9 @@ class _Instruments:
         self.padding_tokens: Any = Counter(name("padding_tokens"), "Tokens of embedding batches that are padding.")
         self.batch_texts: Any = Histogram(name("batch_texts"), "Texts of an embedding batch.", buckets=_TEXTS)
         self.device_seconds: Any = Counter(name("device_seconds"), "How long the device was at batches.", ["role"])
+        self.energy_joules: Any = Counter(
+            name("energy_joules"), "What the whole chip used while batches ran; 0 where nothing measures it.", ["role"]
+        )
         self.first_token: Any = Histogram(
             name("time_to_first_token_seconds"), "From the engine's admission on.", buckets=_SECONDS
         )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.protocol import Spans
+    from impetus_backends.protocol import Spans, SparseVector
 
 NAMES = ("coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy")
 
@@ -54,6 +54,15 @@ class ChunkBackend(Protocol):
 
     def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
         """As `embed`, with a vector for each chunk of a row in place of that of the whole, where it has any."""
+        ...
+
+
+@runtime_checkable
+class SparseBackend(EmbeddingBackend, Protocol):
+    """One that runs sparse heads too."""
+
+    def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
+        """Token rows as one batch to sparse vectors; raises `RequestError` for an unreadable row."""
         ...
 
 

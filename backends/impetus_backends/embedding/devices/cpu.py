@@ -1,6 +1,7 @@
 """The encoder on a CPU, through ONNX Runtime: the graph is built here from the weights, with no export step.
 
-Knows the encoder and ONNX. Axes are dynamic, so one session serves every batch.
+Knows the encoder and ONNX. Axes are dynamic, so one session serves every batch, but for those whose attention is made
+by blocks.
 """
 
 from __future__ import annotations
@@ -10,75 +11,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from impetus_backends.embedding.devices.onnx_attention import BLOCK, OnnxAttention
+from impetus_backends.embedding.devices.onnx_graph import OnnxGraph
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
-from impetus_backends.embedding.devices.reference import frequencies
+from impetus_backends.embedding.devices.reference import frequencies, queries_a_block
 from impetus_backends.embedding.devices.sharing import rows_of
-from impetus_backends.embedding.encoder import embed, pad, vectors_of
+from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
-    from impetus_backends.protocol import Spans
+    from impetus_backends.protocol import Spans, SparseVector
 
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9
-_FLOAT, _INT32 = 1, 6  # onnx.TensorProto
+_FLOAT, _INT32, _INT64 = 1, 6, 7  # onnx.TensorProto
+_SCORES_BYTES = 32 * 1024 * 1024
+"""Of one layer's attention, beyond which scores are made by blocks of about so many, of which two are held. Batches of
+the usual size, of texts of up to 512 tokens and with up to 16 heads, do not come to it."""
 
 
-class OnnxOps:
-    """`Ops` that write ONNX nodes; a tensor is the name of a value in the graph.
+class OnnxOps(OnnxGraph):
+    """`Ops` that write ONNX nodes; a tensor is the name of a value in the graph."""
 
-    Weights are left out of the graph, as external data handed to the session: a protobuf ends at 2 GB.
-    """
-
-    def __init__(self, weights: Weights, onnx: Any, kept: Mapping[str, Any] | None = None) -> None:
-        """`kept`: weights that a session has already, by name."""
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
-        self.arrays: dict[str, np.ndarray] = {}
-        """Weights that none has yet."""
-        self.used: dict[str, None] = {}
-        self._kept = kept or {}
-        self._weights = weights
-        self._onnx = onnx
-        self._made: dict[str, str] = {}
-        self._pairs = ""
-        """Where rows hold several texts: the mask, (b, l, l)."""
-
-    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{kind}_{len(self.nodes)}"
-        self.nodes.append(self._onnx.helper.make_node(kind, list(inputs), [output], **attributes))
-        return output
-
-    def weight(self, name: str, *, transposed: bool = False) -> str:
-        if name not in self.used:
-            self.used[name] = None
-            shape = self._kept[name].shape() if name in self._kept else self._add(name, transposed=transposed).shape
-            tensor = self._onnx.TensorProto(name=name, data_type=_FLOAT, dims=shape)
-            tensor.data_location = self._onnx.TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="memory")
-            self.initializers.append(tensor)
-        return name
-
-    def _add(self, name: str, *, transposed: bool) -> np.ndarray:
-        array = self._weights[name]
-        self.arrays[name] = np.ascontiguousarray(array.T if transposed else array)
-        return self.arrays[name]
-
-    def constant(self, values: Any, dtype: type[np.generic]) -> str:
-        array = np.asarray(values, dtype=dtype)
-        key = f"{array.dtype}{array.tolist()}"
-        if key not in self._made:
-            kind = self._onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-            self.initializers.append(self._onnx.helper.make_tensor(key, kind, array.shape, array.tobytes(), raw=True))
-            self._made[key] = key
-        return key
+    def __init__(
+        self, weights: Weights, onnx: Any, kept: Mapping[str, Any] | None = None, *, by_blocks: bool = False
+    ) -> None:
+        """`kept`: weights that a session has already, by name. `by_blocks`: attention is, see `onnx_attention`."""
+        super().__init__(weights, onnx, kept)
+        self._attention = OnnxAttention(self, by_blocks=by_blocks)
 
     def embed(self, table: str, ids: str, rows: int) -> str:
         return self.node("Gather", self.weight(table), ids, axis=0)
@@ -96,8 +64,8 @@ class OnnxOps:
         return self.node("Mul", x, self.constant(factor, np.float32))
 
     def split(self, x: str, parts: int) -> Sequence[str]:
-        outputs = [f"Split_{len(self.nodes)}_{part}" for part in range(parts)]
-        self.nodes.append(self._onnx.helper.make_node("Split", [x], outputs, axis=-1, num_outputs=parts))
+        outputs = [self.named("Split") for _ in range(parts)]
+        self.nodes.append(self.helper.make_node("Split", [x], outputs, axis=-1, num_outputs=parts))
         return outputs
 
     def linear(self, x: str, name: str, width: int, *, bias: bool = True) -> str:
@@ -126,6 +94,8 @@ class OnnxOps:
             return self.node("Gelu", x, approximate="tanh" if kind == "gelu_tanh" else "none")
         if kind == "silu":
             return self.node("Mul", x, self.node("Sigmoid", x))
+        if kind == "log1p":
+            return self.node("Log", self.node("Add", x, self.constant(1, np.float32)))
         return self.node({"tanh": "Tanh", "sigmoid": "Sigmoid"}.get(kind, "Relu"), x)
 
     bend = activate
@@ -149,77 +119,18 @@ class OnnxOps:
             column = self.node("Unsqueeze", places, self.constant([2, 3], np.int64))
             return self.node(kind, self.node("Mul", column, self.constant(frequencies(how), np.float32)))
 
-        return self._once(f"cosine {how.theta}", lambda: make("Cos")), self._once(
+        return self.once(f"cosine {how.theta}", lambda: make("Cos")), self.once(
             f"sine {how.theta}", lambda: make("Sin")
         )
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: str) -> str:
-        by_distance = self.node("Gather", self.weight(table), self.constant(buckets, np.int64), axis=0)
-        farthest = len(buckets) // 2
-        # What is farther apart is of two texts that share a row, and does not count.
-        ends = (self.constant(end, np.int64) for end in (-farthest, farthest))
-        index = self.node("Add", self.node("Clip", self._distances(ids), *ends), self.constant(farthest, np.int64))
-        return self.node("Transpose", self.node("Gather", by_distance, index, axis=0), perm=[2, 0, 1])
+        return self._attention.relative_bias(table, buckets)
 
     def apart(self, mask: str) -> str:
-        columns, rows = (self.node("Unsqueeze", mask, self.constant([axis], np.int64)) for axis in (2, 1))
-        self._pairs = self.node("Cast", self.node("Equal", columns, rows), to=_FLOAT)
-        return self._pairs
+        return self._attention.apart(mask)
 
     def attention(self, q: str, k: str, v: str, mask: str, how: Attention, bias: str | None = None) -> str:
-        split = self.constant([0, 0, -1, how.head_size], np.int64)
-        q, v = (self.node("Transpose", self.node("Reshape", x, split), perm=[0, 2, 1, 3]) for x in (q, v))
-        k = self.node("Transpose", self.node("Reshape", k, split), perm=[0, 2, 3, 1])
-        if how.key_value_heads != how.heads:
-            served = np.repeat(np.arange(how.key_value_heads), how.heads // how.key_value_heads)
-            k, v = (self.node("Gather", x, self.constant(served, np.int64), axis=1) for x in (k, v))
-        scores = self.node("Mul", self.node("MatMul", q, k), self.constant(how.scale, np.float32))
-        weights = self.node("Softmax", self.node("Add", scores, self._bias(mask, how, bias)), axis=-1)
-        mixed = self.node("Transpose", self.node("MatMul", weights, v), perm=[0, 2, 1, 3])
-        return self._joined(mixed)
-
-    def _bias(self, mask: str, how: Attention, bias: str | None) -> str:
-        """What the scores are told of who sees whom, (b, 1, 1, l) or more: 0, and -1e30 for what is not seen; with
-        `bias` added. Made once for all layers alike."""
-
-        def make() -> str:
-            missing = self.node(
-                "Mul", self.node("Sub", mask, self.constant(1, np.float32)), self.constant(1e30, np.float32)
-            )
-            made = self.node("Unsqueeze", missing, self.constant([1] if mask == self._pairs else [1, 2], np.int64))
-            if how.causal or how.window:
-                made = self.node("Add", made, self._within(mask, how))
-            return made if bias is None else self.node("Add", made, bias)
-
-        return self._once(f"bias {how.causal} {how.window} {bias}", make)
-
-    def _within(self, mask: str, how: Attention) -> str:
-        """0 where a query may look, -1e30 elsewhere, (l, l)."""
-        apart = self._distances(mask)
-        seen = []
-        if how.window:
-            seen.append(self.node("LessOrEqual", self.node("Abs", apart), self.constant(how.window, np.int64)))
-        if how.causal:
-            seen.append(self.node("LessOrEqual", apart, self.constant(0, np.int64)))
-        both = seen[0] if len(seen) == 1 else self.node("And", *seen)
-        return self.node("Where", both, self.constant(0, np.float32), self.constant(-1e30, np.float32))
-
-    def _distances(self, like: str) -> str:
-        """How far after each query each key comes, (l, l) int64."""
-
-        def make() -> str:
-            # `like` is (b, l): a scalar l.
-            length = self.node("Gather", self.node("Shape", like), self.constant(1, np.int64), axis=0)
-            places = self.node("Range", self.constant(0, np.int64), length, self.constant(1, np.int64))
-            column = self.node("Unsqueeze", places, self.constant([1], np.int64))
-            return self.node("Sub", places, column)
-
-        return self._once("distances", make)
-
-    def _once(self, key: str, make: Callable[[], str]) -> str:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        return self._attention.attention(q, k, v, mask, how, bias)
 
     def _joined(self, x: str) -> str:
         """(b, l, heads, size) to (b, l, h)."""
@@ -251,19 +162,27 @@ class OnnxOps:
 
 
 class CPUEmbeddingBackend:
-    """ONNX Runtime on `threads` threads; None leaves the number to ONNX Runtime, which takes every physical core."""
+    """ONNX Runtime on `threads` threads; None leaves the number to ONNX Runtime, which takes every physical core.
+
+    What a batch takes is in proportion to its padded tokens, however they are divided into texts: attention that would
+    need more than `scores_bytes` is made by blocks.
+    """
 
     name = "cpu"
     device = "cpu"
     precision = "fp32"
 
-    def __init__(self, config: EmbeddingConfig, *, threads: int | None = None) -> None:
+    def __init__(
+        self, config: EmbeddingConfig, *, threads: int | None = None, scores_bytes: int = _SCORES_BYTES
+    ) -> None:
         self._config = config
         self._threads = threads
+        self._scores_bytes = scores_bytes
         self._weights: Any = None
         self._values: dict[str, Any] = {}
-        self._sessions: dict[bool, Any] = {}
-        """By whether rows hold several texts; that for such is made when it is first needed."""
+        self._sessions: dict[tuple[str, bool, bool], Any] = {}
+        """By what comes out, whether rows hold several texts, and whether attention is by blocks; made when they are
+        first needed, but for the usual one."""
 
     def load(self) -> None:
         """Builds the graph and the session; raises `BackendUnavailableError` without ONNX Runtime."""
@@ -278,14 +197,20 @@ class CPUEmbeddingBackend:
             ) from error
         self._onnx, self._runtime = onnx, onnxruntime
         self._weights = open_weights(self._config)
-        self._sessions = {False: self._session(packed=False)}
+        self._session(self._config.outputs[0], packed=False, by_blocks=False)
 
-    def _session(self, *, packed: bool) -> Any:
+    def _session(self, output: str, *, packed: bool, by_blocks: bool) -> Any:
+        key = output, packed, by_blocks
+        if key not in self._sessions:
+            self._sessions[key] = self._make_session(output, packed=packed, by_blocks=by_blocks)
+        return self._sessions[key]
+
+    def _make_session(self, output: str, *, packed: bool, by_blocks: bool) -> Any:
         """Weights are kept once, however many sessions there are."""
         onnx, onnxruntime = self._onnx, self._runtime
-        ops = OnnxOps(self._weights, onnx, self._values)
+        ops = OnnxOps(self._weights, onnx, self._values, by_blocks=by_blocks)
         names = inputs_of(self._config.encoder)
-        result = embed(ops, self._config, Inputs(*names, packed=packed))
+        result = (embed if output == "dense" else weigh)(ops, self._config, Inputs(*names, packed=packed))
         helper = onnx.helper
         axes = ["batch", "length"]
         floats = {"mask": axes, "shares": ["batch", "modes", "texts", "length"]}
@@ -293,11 +218,17 @@ class CPUEmbeddingBackend:
             helper.make_tensor_value_info(name, _FLOAT if name in floats else _INT32, floats.get(name, axes))
             for name in names
         ]
+        if by_blocks:
+            inputs.append(helper.make_tensor_value_info(BLOCK, _INT64, []))
         graph = helper.make_graph(
             ops.nodes,
             "encoder",
             inputs,
-            [helper.make_tensor_value_info(result, _FLOAT, ["batch", self._config.dimensions])],
+            [
+                helper.make_tensor_value_info(
+                    result, _FLOAT, ["batch", self._config.dimensions] if output == "dense" else None
+                )
+            ],
             ops.initializers,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
@@ -309,26 +240,41 @@ class CPUEmbeddingBackend:
         options.enable_cpu_mem_arena = False
         # Idle threads that spin would take the cores from the worker that prepares the next batch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if by_blocks:
+            # A second copy of all weights in the order of the kernels, which rows of so many tokens gain nothing by.
+            options.add_session_config_entry("session.disable_prepacking", "1")
         for name, array in ops.arrays.items():
             self._values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         options.add_external_initializers(list(ops.used), [self._values[name] for name in ops.used])
+        for name in ops.used:
+            # Or the session would copy them.
+            options.add_initializer(name, self._values[name])
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         call = rows_of(self._config, [len(row) for row in rows], stepped=False)
-        made = self._run(lay(self._config, call, rows))
-        vectors = np.empty((len(rows), made.shape[1]), np.float32)
-        vectors[list(call.rows)] = made[call.places]
-        return vectors
+        batch = lay(self._config, call, rows)
+        made = self._run("dense", batch)
+        found = np.empty((len(rows), made.shape[1]), np.float32)
+        found[list(call.rows)] = made[call.places]
+        return found
 
     def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
-        vectors: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
-        return vectors
+        found: np.ndarray = self._run("dense", pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
+        return found
 
-    def _run(self, batch: Inputs[np.ndarray]) -> np.ndarray:
-        if batch.packed not in self._sessions:
-            self._sessions[batch.packed] = self._session(packed=batch.packed)
+    def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
+        """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
+        return vectors(self._config, rows, self._run("sparse", pad(self._config, rows)))
+
+    def _run(self, output: str, batch: Inputs[np.ndarray]) -> np.ndarray:
         feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        made: np.ndarray = self._sessions[batch.packed].run(None, feeds)[0]
+        heads = max((attention.heads for attention in self._config.encoder.attentions), default=0)
+        count, length = batch.ids.shape
+        block = queries_a_block(heads, count, length, self._scores_bytes)
+        if block:
+            feeds[BLOCK] = np.array(block, np.int64)
+        session = self._session(output, packed=batch.packed, by_blocks=block > 0)
+        made: np.ndarray = session.run(None, feeds)[0]
         return made

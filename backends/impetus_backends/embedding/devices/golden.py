@@ -12,7 +12,7 @@ import numpy as np
 
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.encoder import PROMPT
-from impetus_backends.embedding.texts.pairs import PairEncoder
+from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backends import EmbeddingBackend, SparseBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.reranker import RerankerConfig
+    from impetus_backends.protocol import SparseVector
 
 GOLDEN_TEXTS = (
     "",
@@ -83,7 +84,7 @@ def check(
 
 def check_scores(backend: EmbeddingBackend, config: RerankerConfig, folder: Path) -> float:
     """`check` for a reranker: how far its logits are from the reference's at most, alone and in a batch."""
-    rows = [text.ids for text in PairEncoder.load(folder).encode(GOLDEN_QUERY, GOLDEN_TEXTS)]
+    rows = [text.ids for text in load_pairs(folder).encode(GOLDEN_QUERY, GOLDEN_TEXTS)]
     reference = NumpyEmbeddingBackend(config)
     reference.load()
     expected, alone = (np.concatenate([_embed(each, config, [row]) for row in rows]) for each in (reference, backend))
@@ -97,6 +98,32 @@ def check_scores(backend: EmbeddingBackend, config: RerankerConfig, folder: Path
             f"and {most} is the most at {backend.precision}"
         )
     return apart
+
+
+def check_sparse(backend: SparseBackend, config: EmbeddingConfig, folder: Path) -> float:
+    """`check` for a model with a sparse head: the least cosine of its sparse vectors, alone and in a batch."""
+    rows = [text.ids for text in TextEncoder.load(folder).encode(GOLDEN_TEXTS)]
+    reference = NumpyEmbeddingBackend(config)
+    reference.load()
+    expected, alone = (_spread(config, [each.weigh([row])[0] for row in rows]) for each in (reference, backend))
+    if not expected.any():
+        raise ModelError(f"the weights in {config.transformer} make the same sparse vector of every text")
+    least = _LEAST_COSINE[backend.precision]
+    found = min(float(_cosines(expected, made).min()) for made in (alone, _spread(config, backend.weigh(rows))))
+    if not found >= least:
+        raise BackendUnavailableError(
+            f"{backend.name} on {backend.device} disagrees with the reference: cosine {found:.6f} of sparse vectors, "
+            f"and {least} is needed at {backend.precision}"
+        )
+    return found
+
+
+def _spread(config: EmbeddingConfig, vectors: Sequence[SparseVector]) -> np.ndarray:
+    """With a number for every token of the vocabulary."""
+    spread = np.zeros((len(vectors), config.encoder.vocab_size), dtype=np.float32)
+    for row, vector in zip(spread, vectors, strict=True):
+        row[vector.indices] = vector.values
+    return spread
 
 
 def _logits(config: RerankerConfig, scores: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import by_places, within
 from impetus_backends.embedding.devices.sharing import rows_of
-from impetus_backends.embedding.encoder import embed, pad, vectors_of
+from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
-    from impetus_backends.protocol import Spans
+    from impetus_backends.protocol import Spans, SparseVector
 
 _UNSEEN = -1e4
 """Added to scores that do not count: its exponential is zero, and float16 holds it."""
@@ -44,11 +45,25 @@ class MLXOps:
             self._cache[name] = self._mx.array(self._weights[name] + np.float32(centre)).astype(self._dtype)
         return self._cache[name]
 
+    def _packed(self, name: str) -> tuple[list[Any], dict[str, int]] | None:
+        """What MLX's operations on quantised matrices take, of one that is."""
+        found = self._weights.packed(name)
+        if found is None:
+            return None
+        if name not in self._cache:
+            scales = [self._mx.array(each).astype(self._dtype) for each in (found.scales, found.biases)]
+            self._cache[name] = [self._mx.array(np.ascontiguousarray(found.words)), *scales]
+        return self._cache[name], {"group_size": found.packing.group_size, "bits": found.packing.bits}
+
     def embed(self, table: str, ids: Any, rows: int) -> Any:
-        return self._weight(table)[ids]
+        packed = self._packed(table)
+        if packed is None:
+            return self._weight(table)[ids]
+        arrays, packing = packed
+        return self._mx.dequantize(*(each[ids] for each in arrays), **packing)
 
     def row(self, table: str, index: int) -> Any:
-        return self._weight(table)[index]
+        return self.embed(table, self._mx.array([index]), 0)[0]
 
     def add(self, a: Any, b: Any) -> Any:
         return a + b
@@ -64,6 +79,11 @@ class MLXOps:
         return found
 
     def linear(self, x: Any, name: str, width: int, *, bias: bool = True) -> Any:
+        packed = self._packed(f"{name}.weight")
+        if packed is not None:
+            arrays, packing = packed
+            product = self._mx.quantized_matmul(x, *arrays, transpose=True, **packing)
+            return product + self._weight(f"{name}.bias") if bias else product
         weight = self._weight(f"{name}.weight").T
         return self._mx.addmm(self._weight(f"{name}.bias"), x, weight) if bias else x @ weight
 
@@ -87,6 +107,8 @@ class MLXOps:
             return x * mx.sigmoid(x)
         if kind == "sigmoid":
             return mx.sigmoid(x)
+        if kind == "log1p":
+            return mx.log1p(x)
         return mx.tanh(x) if kind == "tanh" else mx.maximum(x, 0)
 
     bend = activate
@@ -167,15 +189,25 @@ class MLXEmbeddingBackend:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         call = rows_of(self._config, [len(row) for row in rows])
         made = self._run(lay(self._config, call, rows))
-        vectors = np.empty((len(rows), made.shape[1]), np.float32)
-        vectors[list(call.rows)] = made[call.places]
-        return vectors
+        found = np.empty((len(rows), made.shape[1]), np.float32)
+        found[list(call.rows)] = made[call.places]
+        return found
 
     def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
-        vectors: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
-        return vectors
+        found: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
+        return found
 
     def _run(self, batch: Inputs[np.ndarray]) -> np.ndarray:
         assert self._ops is not None, "load() comes first"
+        return np.array(embed(self._ops, self._config, self._on_device(batch)), dtype=np.float32)
+
+    def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
+        """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
+        assert self._ops is not None, "load() comes first"
+        batch = lay(self._config, rows_of(self._config, [len(row) for row in rows], shared=False), rows)
+        made = weigh(self._ops, self._config, self._on_device(batch))
+        return vectors(self._config, rows, np.array(made.astype(self._mx.float32)))
+
+    def _on_device(self, batch: Inputs[np.ndarray]) -> Inputs[Any]:
         arrays = {name: self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        return np.array(embed(self._ops, self._config, Inputs(**arrays, packed=batch.packed)), dtype=np.float32)
+        return Inputs(**arrays, packed=batch.packed)

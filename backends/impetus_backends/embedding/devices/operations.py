@@ -53,7 +53,8 @@ class Ops(Protocol[T]):
         ...
 
     def activate(self, x: T, kind: str) -> T:
-        """`gelu` (with the error function), `gelu_tanh` (its approximation), `relu`, `silu`, `tanh` or `sigmoid`."""
+        """`gelu` (with the error function), `gelu_tanh` (its approximation), `relu`, `silu`, `tanh`, `sigmoid`, or
+        `log1p`, the logarithm of 1 + x."""
         ...
 
     def turn(self, x: T, positions: T, how: Attention) -> T:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impetus_backends.embedding.encoder import embed, pad, vectors_of
+from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.sparse import vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
-    from impetus_backends.protocol import Spans
+    from impetus_backends.protocol import Spans, SparseVector
 
     Floats = npt.NDArray[np.float32]
 
@@ -27,6 +28,7 @@ _ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5
           -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
 _ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
           -1.42647390514189e-02)  # fmt: skip
+_SCORES_BYTES = 32 * 1024 * 1024
 
 
 def erf(x: Floats) -> Floats:
@@ -47,8 +49,10 @@ def erf(x: Floats) -> Floats:
 class NumpyOps:
     """`Ops` on numpy arrays."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, *, scores_bytes: int = _SCORES_BYTES) -> None:
+        """`scores_bytes`: as much as the scores of a layer may take at a time."""
         self._weights = weights
+        self._scores_bytes = scores_bytes
         self._cache: dict[str, Floats] = {}
 
     def _weight(self, name: str) -> Floats:
@@ -112,6 +116,8 @@ class NumpyOps:
             result = half * x * (1 + np.tanh(half * x))
         elif kind == "sigmoid":
             result = half * (1 + np.tanh(half * x))
+        elif kind == "log1p":
+            result = np.log1p(x)
         else:
             result = np.tanh(x) if kind == "tanh" else np.maximum(x, 0)
         return result
@@ -128,13 +134,13 @@ class NumpyOps:
         return turned.reshape(x.shape)
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: np.ndarray) -> Floats:
-        by_distance = self._weight(table)[buckets]
-        result: Floats = by_distance[by_places(buckets, ids.shape[1])].transpose(2, 0, 1)
-        return result
+        """A row for each distance, and a column for each head: the scores are told from it when they are made."""
+        by_distance: Floats = self._weight(table)[buckets]
+        return by_distance
 
     def apart(self, mask: Floats) -> Floats:
-        same: Floats = (mask[:, :, None] == mask[:, None, :]).astype(np.float32)
-        return same
+        """The texts' numbers (b, 1, l)."""
+        return mask[:, None]
 
     def attention(
         self, q: Floats, k: Floats, v: Floats, mask: Floats, how: Attention, bias: Floats | None = None
@@ -143,16 +149,23 @@ class NumpyOps:
         q, k, v = (x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3) for x in (q, k, v))
         if how.key_value_heads != how.heads:
             k, v = (np.repeat(x, how.heads // how.key_value_heads, axis=1) for x in (k, v))
-        scores = q @ k.transpose(0, 1, 3, 2) * np.float32(how.scale)
-        if bias is not None:
-            scores += bias
-        seen = (mask[:, None] if mask.ndim == 3 else mask[:, None, None]) > 0
-        if how.causal or how.window:
-            seen = seen & within(how, length)
-        scores = np.where(seen, scores, np.float32(-1e30))
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        result: Floats = (weights @ v).transpose(0, 2, 1, 3).reshape(batch, length, how.heads * how.head_size)
+        k = k.transpose(0, 1, 3, 2)
+        mixed = np.empty_like(q)
+        step = queries_a_block(how.heads, batch, length, self._scores_bytes) or length
+        for begin in range(0, length, step):
+            queries = slice(begin, min(begin + step, length))
+            scores = q[:, :, queries] @ k * np.float32(how.scale)
+            if bias is not None:
+                scores += bias[by_places(bias, length, queries)].transpose(2, 0, 1)
+            # Of several texts in a row a token sees those with the number of its own.
+            same = mask[:, :, None, :] == mask[:, :, queries, None] if mask.ndim == 3 else mask[:, None, None] > 0
+            seen = same & within(how, length, queries) if how.causal or how.window else same
+            np.copyto(scores, np.float32(-1e30), where=~seen)
+            scores -= scores.max(axis=-1, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(axis=-1, keepdims=True)
+            mixed[:, :, queries] = scores @ v
+        result: Floats = mixed.transpose(0, 2, 1, 3).reshape(batch, length, how.heads * how.head_size)
         return result
 
     def pool(self, x: Floats, shares: Floats, mode: int) -> Floats:
@@ -174,17 +187,27 @@ class NumpyOps:
         return result
 
 
-def distances(length: int) -> np.ndarray:
-    """How far after each query each key comes, (l, l)."""
-    places = np.arange(length)
-    return places[None, :] - places[:, None]
+def queries_a_block(heads: int, batch: int, length: int, most_bytes: int) -> int:
+    """Of how many queries the scores are made at a time, so that they take about `most_bytes` in float32 at most; 0
+    where all of them do not take more."""
+    one = 4 * heads * batch * length
+    if one * length <= most_bytes:
+        return 0
+    blocks = -(-length // max(1, most_bytes // one))
+    return -(-length // blocks)
 
 
-def by_places(buckets: np.ndarray, length: int) -> np.ndarray:
-    """Which of `buckets`, those of the distances -n to n, each query and key are in, (l, l). What is farther apart is
-    of two texts that share a row, and does not count."""
+def distances(length: int, queries: slice = slice(None)) -> np.ndarray:
+    """How far after each query, or after each of those, each key comes, (queries, l)."""
+    places = np.arange(length, dtype=np.int32)
+    return places[None, :] - places[queries, None]
+
+
+def by_places(buckets: np.ndarray, length: int, queries: slice = slice(None)) -> np.ndarray:
+    """Which of `buckets`, those of the distances -n to n, each query and key are in, (queries, l). What is farther
+    apart is of two texts that share a row, and does not count."""
     farthest = len(buckets) // 2
-    return distances(length).clip(-farthest, farthest) + farthest
+    return distances(length, queries).clip(-farthest, farthest) + farthest
 
 
 def frequencies(how: Attention) -> Floats:
@@ -196,9 +219,9 @@ def frequencies(how: Attention) -> Floats:
     return found
 
 
-def within(how: Attention, length: int) -> np.ndarray:
-    """Which keys each query may see, (l, l), padding left aside."""
-    apart = distances(length)
+def within(how: Attention, length: int, queries: slice = slice(None)) -> np.ndarray:
+    """Which keys each query may see, (queries, l), padding left aside."""
+    apart = distances(length, queries)
     return (apart <= (0 if how.causal else how.window or length)) & (apart >= -(how.window or length))
 
 
@@ -222,9 +245,14 @@ class NumpyEmbeddingBackend:
         return self._run(pad(self._config, rows))
 
     def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
-        vectors: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
-        return vectors
+        found: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
+        return found
 
     def _run(self, batch: Inputs[np.ndarray]) -> Floats:
         assert self._ops is not None, "load() comes first"
         return embed(self._ops, self._config, batch).astype(np.float32, copy=False)
+
+    def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
+        """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
+        assert self._ops is not None, "load() comes first"
+        return vectors(self._config, rows, weigh(self._ops, self._config, pad(self._config, rows)))

@@ -25,22 +25,23 @@ _WORTH = 0.9
 """Sharing has to save a tenth: its mask is larger, and it meets more shapes."""
 
 
-def rows_of(config: EmbeddingConfig, lengths: Sequence[int], *, stepped: bool = True) -> Call:
-    """All texts of these lengths in one call, at the least work. `stepped`: in one of a few shapes."""
+def rows_of(config: EmbeddingConfig, lengths: Sequence[int], *, stepped: bool = True, shared: bool = True) -> Call:
+    """All texts of these lengths in one call, at the least work. `stepped`: in one of a few shapes. `shared`: whether
+    rows may be of several texts."""
     longest = max(lengths, default=1)
     padded = Bucket(len(lengths), longest)
     if stepped:
         padded = Bucket(round_batch(len(lengths)), min(_up(longest), max(longest, config.encoder.longest)))
     alone = Call(padded, tuple((row,) for row in range(len(lengths))))
     length = max(_up(longest), _SHORTEST_SHARED)
-    if not packable(config) or len(lengths) < _FEWEST or length > _LONGEST_SHARED:
+    if not shared or not packable(config) or len(lengths) < _FEWEST or length > _LONGEST_SHARED:
         return alone
     groups = grouped(lengths, length, length // _TOKENS_A_TEXT)
     batch = round_batch(len(groups)) if stepped else len(groups)
-    shared = Bucket(batch, length, 1 << (max(map(len, groups)) - 1).bit_length())
-    if not shared.packed or _work(config, shared) > _WORTH * _work(config, padded):
+    full = Bucket(batch, length, 1 << (max(map(len, groups)) - 1).bit_length())
+    if not full.packed or _work(config, full) > _WORTH * _work(config, padded):
         return alone
-    return Call(shared, tuple(groups))
+    return Call(full, tuple(groups))
 
 
 def _work(config: EmbeddingConfig, bucket: Bucket) -> float:

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.shapes import EncoderConfig, read_shape
+from impetus_backends.embedding.folder.sparse import (
+    NO_HEAD,
+    SparseHead,
+    Splade,
+    read_lexical,
+    read_most,
+    read_splade,
+)
 from impetus_backends.embedding.folder.static import read_table
 from impetus_backends.embedding.modules import (
     Dense,
     Linear,
+    Logit,
     Normalise,
     PoolingConfig,
     Step,
@@ -55,9 +64,12 @@ class Task:
     name: str
     output: str
     output_name: str
+    messages: bool = False
+    """Whether texts are put as a conversation."""
 
 
 EMBEDDING = Task("feature-extraction", "token_embeddings", "last_hidden_state")
+_SPLADE = Task("fill-mask", "token_embeddings", "logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +98,28 @@ class EmbeddingConfig:
     """The folder of the whole model, where it is not that of the transformer."""
     files: tuple[Path, ...] = ()
     """What was read to find all this out."""
+    sparse: SparseHead | None = None
+    no_sparse: str = NO_HEAD
+    """What is to be said where there is no such head."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What it makes of a text: a SPLADE model has no dense vectors."""
+        if isinstance(self.sparse, Splade):
+            return ("sparse",)
+        return ("dense", "sparse") if self.sparse else ("dense",)
+
+    @property
+    def further(self) -> tuple[object, ...]:
+        """What decides its results besides, for who has any of it."""
+        return (self.sparse,) if self.sparse else ()
 
     @property
     def dimensions(self) -> int:
-        """Of the vectors that come out."""
-        widths = [step.outputs for step in self.steps if isinstance(step, Dense | Linear)]
+        """Of the dense vectors that come out; 0 where none do."""
+        if "dense" not in self.outputs:
+            return 0
+        widths = [step.outputs for step in self.steps if isinstance(step, Dense | Linear | Logit)]
         width = widths[-1] if widths else len(self.pooling.modes) * self.encoder.hidden_size
         return min(width, self.truncate or width)
 
@@ -105,6 +134,8 @@ def read_config(folder: Path) -> EmbeddingConfig:
     reader = Reader()
     modules = read_modules(reader, folder)
     refuse_adapters(folder, modules.transformer)
+    if modules.splade and modules.pooling is not None:
+        return _read_splade(reader, folder, modules.transformer, modules.pooling)
     if modules.pooling is None:
         encoder, pooling = read_table(reader, modules.transformer), PoolingConfig(("mean",))
     else:
@@ -119,7 +150,33 @@ def read_config(folder: Path) -> EmbeddingConfig:
     truncate = stated.get("truncate_dim")
     if truncate is not None:
         truncate = positive(folder / "config_sentence_transformers.json", stated, "truncate_dim")
-    return EmbeddingConfig(modules.transformer, encoder, pooling, text, steps, truncate, folder, tuple(reader.files))
+    lexical, no_sparse = read_lexical(modules.transformer)
+    return EmbeddingConfig(
+        modules.transformer,
+        encoder,
+        pooling,
+        text,
+        steps,
+        truncate,
+        folder,
+        tuple(reader.files),
+        sparse=lexical,
+        no_sparse=no_sparse,
+    )
+
+
+def _read_splade(reader: Reader, folder: Path, transformer: Path, pooling: Path) -> EmbeddingConfig:
+    file = transformer / "config.json"
+    raw = reader.object(file)
+    encoder = read_shape(file, raw)
+    stated = read_stated(reader, folder, "SparseEncoder", also=("similarity_fn_name", "max_active_dims"))
+    most = read_most(folder / "config_sentence_transformers.json", stated)
+    head = read_splade(reader, pooling, raw, file, encoder, most)
+    text = read_text(reader, folder, transformer, encoder, stated, _SPLADE)
+    # Of the shares of tokens those of `max` are 1 for each, which is what both of SPLADE's poolings take.
+    return EmbeddingConfig(
+        transformer, encoder, PoolingConfig(("max",)), text, root=folder, files=tuple(reader.files), sparse=head
+    )
 
 
 def refuse_adapters(*places: Path) -> None:
@@ -180,7 +237,7 @@ def _sentence(reader: Reader, transformer: Path, task: Task) -> dict[str, Any]:
     known = ("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name")
     sentence = reader.object(file, known=(*known, *_EMPTY))
     for key in _EMPTY:
-        if sentence.get(key) not in (None, {}):
+        if sentence.get(key) not in (None, {}) and not (task.messages and key == "processing_kwargs"):
             raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
     for key, usual in (("transformer_task", task.name), ("module_output_name", task.output)):
         if sentence.get(key, usual) != usual:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from impetus_backends.embedding.devices.operations import Inputs
-from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.encoder import embed, weigh
 from impetus_backends.embedding.folder.weights import Weights
 from impetus_backends.embedding.modules import Dense
 from impetus_backends.errors import ModelError
@@ -26,7 +26,9 @@ def open_weights(config: EmbeddingConfig) -> Weights:
     for step in config.steps:
         if isinstance(step, Dense) and not step.bias and weights.has(f"{step.name}.bias"):
             raise ModelError(f"the weights of {step.folder} have a bias, and its config.json says that there is none")
-    embed(_Widths(weights, config), config, Inputs(0, 0, 0, 0, 0 if config.encoder.types else None))
+    inputs = Inputs(0, 0, 0, 0, 0 if config.encoder.types else None)
+    for output in config.outputs:
+        (embed if output == "dense" else weigh)(_Widths(weights, config), config, inputs)
     return weights
 
 

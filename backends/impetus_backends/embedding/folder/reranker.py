@@ -1,4 +1,5 @@
-"""What a reranker's files say: a transformer that reads a query and a document together, and a head that makes a score.
+"""What a reranker's files say: a transformer that reads a query and a document together, and a head that makes a score;
+or a language model that is asked (`yes_no.py`).
 
 Two layouts: a Hugging Face `config.json` alone, and with `modules.json` around it, as CrossEncoder of
 sentence-transformers saves from 5.4 on. Scores are what its `predict` returns
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from impetus_backends.embedding.folder.config import EmbeddingConfig, Task, read_stated, read_text, refuse_adapters
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.shapes import ACTIVATIONS, EncoderConfig, read_shape
+from impetus_backends.embedding.folder.yes_no import CAUSAL, LONGEST, Question, read_logit, read_question
 from impetus_backends.embedding.modules import Linear, Norm, PoolingConfig, Step, listed_modules
 from impetus_backends.errors import ModelError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TASK = Task("sequence-classification", "scores", "logits")
+_ASKED = Task("text-generation", "causal_logits", "logits", messages=True)
 _SCORES = {"Identity": "", "Sigmoid": "sigmoid"}
 _TYPED = {"bert": 2, "electra": 2, "gte": 1, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
 """Families with a table of token types, and how many rows it has where the file does not say."""
@@ -32,15 +35,32 @@ class RerankerConfig(EmbeddingConfig):
 
     scores: str = "sigmoid"
     """What is made of a logit; nothing, where it is empty."""
+    question: Question | None = None
+    """How pairs are put to a language model; none of a model with a head for scores."""
+
+    @property
+    def further(self) -> tuple[object, ...]:
+        return (self.question,) if self.question else ()
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of scores must know."""
+        if self.question is None or self.question.by_template:
+            return None
+        return "asked as the model card of Qwen3-Reranker has it, for nothing in its files says that it is a reranker"
 
 
 def read_reranker(folder: Path) -> RerankerConfig:
     """Reads a model's files; raises `ModelError` where they are missing, contradictory, or ask for the unsupported."""
     reader = Reader()
-    transformer = _transformer(reader, folder)
+    transformer, score = _modules(reader, folder)
     refuse_adapters(folder, transformer)
     file = transformer / "config.json"
     raw = reader.object(file)
+    if (raw.get("architectures") or [None])[0] == CAUSAL:
+        return _read_asked(reader, folder, transformer, raw, score)
+    if score is not None:
+        raise ModelError(f"{folder / 'modules.json'}: LogitScore is for a {CAUSAL}, and {file} is of another")
     _check_kind(file, raw)
     encoder = read_shape(file, raw)
     types = positive(file, raw, "type_vocab_size", _TYPED[encoder.model_type]) if encoder.model_type in _TYPED else 1
@@ -63,22 +83,53 @@ def read_reranker(folder: Path) -> RerankerConfig:
     )
 
 
-def _transformer(reader: Reader, folder: Path) -> Path:
+def _read_asked(
+    reader: Reader, folder: Path, transformer: Path, raw: dict[str, Any], score: Path | None
+) -> RerankerConfig:
+    """A language model, which is asked whether a document answers a query."""
+    file = transformer / "config.json"
+    encoder = read_shape(file, raw)
+    stated = read_stated(reader, folder, "CrossEncoder", also=("activation_fn", "keep_in_fp32_modules"))
+    question = read_question(reader, folder, transformer, score, stated)
+    text = read_text(reader, folder, transformer, encoder, stated, _ASKED)
+    scores = _scores(file, raw, stated)
+    logit = read_logit(reader, file, raw, encoder, score, scores)
+    return RerankerConfig(
+        transformer,
+        encoder,
+        PoolingConfig(("lasttoken",)),
+        replace(text, max_tokens=min(text.max_tokens, LONGEST)),
+        steps=(logit,),
+        root=folder,
+        files=tuple(reader.files),
+        scores=scores,
+        question=question,
+    )
+
+
+def _modules(reader: Reader, folder: Path) -> tuple[Path, Path | None]:
+    """The transformer's folder, and that of what makes scores of a language model's logits, where it is said."""
     file = folder / "modules.json"
     if not file.is_file():
-        return folder
+        return folder, None
     modules = listed_modules(reader, file)
-    names = [name for name, _ in modules]
-    if names != ["Transformer"]:
-        raise ModelError(f"{file} is {', '.join(names)}; supported for rerankers is one Transformer")
-    return modules[0][1]
+    match [name for name, _ in modules]:
+        case ["Transformer"]:
+            return modules[0][1], None
+        case ["Transformer", "LogitScore"]:
+            return modules[0][1], modules[1][1]
+        case names:
+            raise ModelError(
+                f"{file} is {', '.join(names)}; supported for rerankers is one Transformer, or one and LogitScore"
+            )
 
 
 def _check_kind(file: Path, raw: dict[str, Any]) -> None:
     made = (raw.get("architectures") or ["nothing that it names"])[0]
     if not str(made).endswith("ForSequenceClassification"):
         raise ModelError(
-            f"{file} is of {made}, and a reranker is a …ForSequenceClassification: it has a head that makes a score"
+            f"{file} is of {made}, and a reranker is a …ForSequenceClassification, which has a head that makes a "
+            f"score, or a {CAUSAL}"
         )
     if raw.get("model_type") not in FAMILIES:
         raise ModelError(

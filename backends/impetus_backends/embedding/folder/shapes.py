@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.files import flag, positive
+from impetus_backends.embedding.folder.packed import read_packings
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
@@ -117,6 +118,13 @@ class EncoderConfig:
         """Whether positions are told by angles, so that padding before a text changes nothing."""
         return any(each.theta for each in self.attentions)
 
+    @property
+    def layer_weights(self) -> int:
+        """How many its layers multiply by, biases and norms aside."""
+        hidden = self.hidden_size
+        attention = sum(2 * (each.heads + each.key_value_heads) * each.head_size * hidden for each in self.attentions)
+        return attention + self.layers * (3 if self.turns or self.gated else 2) * hidden * self.intermediate_size
+
 
 def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     """Raises `ModelError` for a family that is not known, and for whatever this one would run wrongly."""
@@ -130,9 +138,8 @@ def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         add_cross_attention=(None, False),
         # NomicBERT's own code is what transformers has taken over, and its files still name it.
         auto_map=(None, {}, *([raw.get("auto_map")] if model_type == "nomic_bert" else [])),
-        quantization=(None, {}),
-        quantization_config=(None, {}),
     )
+    read_packings(file, raw)
     if FAMILIES[model_type] not in (_qwen3, _gemma3):
         _refuse(file, raw, is_causal=(None, False))
     return FAMILIES[model_type](file, raw)

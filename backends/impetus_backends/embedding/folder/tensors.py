@@ -7,6 +7,7 @@ bfloat16 and a mapped file costs no memory until a tensor is asked for.
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """What is read, by the format's names."""
+WORDS = "U32"
+"""What quantised numbers are packed in."""
 _OTHER_FORMS = ("*.gguf", "*.onnx", "onnx/*.onnx", "tf_model.h5", "*.msgpack", "*.safetensors", "*.bin")
 
 
@@ -36,9 +39,7 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise ModelError(
             f"{folder} has {pickled.name} and no model.safetensors: a pickle can run code when read, and is never "
-            'loaded here. Convert it once, where torch is installed: python -c "import torch, safetensors.torch as s; '
-            f"t = torch.load('{pickled.name}', weights_only=True); "
-            "s.save_file({k: v.clone().contiguous() for k, v in t.items()}, 'model.safetensors')\""
+            f"loaded here. Convert it once: impetus-worker convert --from-torch {shlex.quote(str(folder))}"
         )
     where = read_json(index, dict).get("weight_map", {})
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
@@ -71,8 +72,9 @@ def read_tensors(file: Path) -> list[tuple[str, np.ndarray, str]]:
                 continue
             begin, end = entry["data_offsets"]
             data = raw[start + begin : start + end]
-            if entry["dtype"] in DTYPES:
-                data = data.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            form = "<u4" if entry["dtype"] == WORDS else DTYPES.get(entry["dtype"])
+            if form is not None:
+                data = data.view(form).reshape(entry["shape"])
             # What is in another form is kept to be named: most such tensors are buffers that nobody asks for.
             found.append((name, data, str(entry["dtype"])))
     except (OSError, ValueError, KeyError, TypeError) as error:

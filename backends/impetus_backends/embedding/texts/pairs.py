@@ -14,6 +14,7 @@ import numpy as np
 
 from impetus_backends.embedding.encoder import SECOND
 from impetus_backends.embedding.folder.reranker import read_reranker
+from impetus_backends.embedding.texts.chat_pairs import ChatPairEncoder
 from impetus_backends.embedding.texts.tokenizer import read_whole_tokenizer
 from impetus_backends.embedding.texts.tokens import EncodedText, TextEncoder
 from impetus_backends.errors import ModelError
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.embedding.folder.reranker import RerankerConfig
+
+
+def load_pairs(folder: Path) -> PairEncoder | ChatPairEncoder:
+    """The tokenizer of the reranker in a folder, of either kind; raises `ModelError` where it cannot be read."""
+    config = read_reranker(folder)
+    if config.question is not None:
+        return ChatPairEncoder(config)
+    return PairEncoder(read_whole_tokenizer(config), config)
 
 
 class PairEncoder:
@@ -39,12 +48,6 @@ class PairEncoder:
         self._room = self.max_tokens - sum(map(len, self._parts))
         if self._room < 2:
             raise ModelError(f"a row of {self.max_tokens} tokens has no room for a query and a document")
-
-    @classmethod
-    def load(cls, folder: Path) -> PairEncoder:
-        """Reads the tokenizer of the model in a folder; raises `ModelError` where it cannot."""
-        config = read_reranker(folder)
-        return cls(read_whole_tokenizer(config), config)
 
     def encode(
         self, query: str, documents: Sequence[str], *, max_document_tokens: int | None = None

@@ -7,20 +7,18 @@ that everybody's vectors were made with is asked, and what it makes is held agai
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.files import read_json
 from impetus_backends.embedding.folder.shapes import STATIC
 from impetus_backends.errors import ModelError
+from impetus_backends.tokenizing import import_transformers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
-OLDEST_TRANSFORMERS = (5, 23)
-"""The oldest version that was tried: 5.10 reads some tokenizers wrongly, and says nothing."""
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 # Tables are filled up to a multiple of some power of two, and no further.
 _LEAST_SHARE = 0.9
@@ -85,20 +83,7 @@ def _as_transformers_does(folder: Path) -> Any:
     file = folder / "tokenizer_config.json"
     if file.is_file() and read_json(file, dict).get("auto_map"):
         raise ModelError(f"{file}: auto_map names code of the model's own, which is never run")
-    # It says on stderr that torch is not there, which is none of a worker's troubles.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    try:
-        import transformers
-    except ImportError as error:
-        raise ModelError(
-            f"reading a tokenizer needs a package ({error}): pip install 'impetus-batch[worker]'"
-        ) from error
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if version < OLDEST_TRANSFORMERS:
-        raise ModelError(
-            f"transformers {transformers.__version__} reads some tokenizers wrongly: "
-            f"pip install 'transformers>={'.'.join(map(str, OLDEST_TRANSFORMERS))}'"
-        )
+    transformers = import_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:

@@ -122,6 +122,11 @@ class TextEncoder:
                     raise RequestError(_not_unicode(texts)) from None
         return [rows[index] for index in range(len(prompted))]
 
+    def check(self, texts: Sequence[str]) -> None:
+        """Raises `RequestError` naming the text that is not Unicode."""
+        if said := _fault(texts):
+            raise RequestError(said)
+
     def contents(self, texts: Sequence[str]) -> list[EncodedText]:
         """The same rows without the special tokens at their ends, and without a prompt."""
         rows = self._rows(texts, texts)
@@ -204,6 +209,10 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _not_unicode(texts: Sequence[str]) -> str:
+    return _fault(texts) or "a text cannot be tokenized"
+
+
+def _fault(texts: Sequence[str]) -> str:
     for index, text in enumerate(texts):
         try:
             text.encode()
@@ -211,4 +220,4 @@ def _not_unicode(texts: Sequence[str]) -> str:
             return f"text {index} is not valid Unicode: half of a surrogate pair at character {error.start}"
         except AttributeError:
             return f"text {index} is not a string"
-    return "a text cannot be tokenized"
+    return ""

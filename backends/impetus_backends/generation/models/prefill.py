@@ -29,6 +29,12 @@ class Shape:
     mlp: int = 8192
     vocabulary: int = 32_768
 
+    @property
+    def weights(self) -> int:
+        """How many its layers multiply by."""
+        attention = 2 * (self.heads + self.key_value_heads) * (self.hidden // self.heads) * self.hidden
+        return self.layers * (attention + 3 * self.hidden * self.mlp)
+
 
 def prefill_seconds(
     profile: Profile,

@@ -31,66 +31,66 @@ class PackedCache:
     def __init__(self, bits: int, parts: Sequence[Any]) -> None:
         self.bits = bits
         self.group_size = _GROUP_SIZES[0]
-        self.parts = list(parts)
+        self.caches = list(parts)
 
     @classmethod
     def merge(cls, caches: Sequence[PackedCache]) -> PackedCache:
         """A batch of these rows."""
-        kinds = zip(*(each.parts for each in caches), strict=True)
+        kinds = zip(*(each.caches for each in caches), strict=True)
         return caches[0]._with([type(parts[0]).merge(parts) for parts in kinds])
 
     def update_and_fetch(self, keys: Any, values: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         self.group_size = _group_size(keys.shape[-1], values.shape[-1])
         packed = zip(*(self._pack(each) for each in (keys, values)), strict=True)
-        held = [part.update_and_fetch(*each) for part, each in zip(self.parts, packed, strict=True)]
+        held = [part.update_and_fetch(*each) for part, each in zip(self.caches, packed, strict=True)]
         return tuple(each for each, _ in held), tuple(each for _, each in held)
 
     def extend(self, other: PackedCache) -> None:
-        for mine, theirs in zip(self.parts, other.parts, strict=True):
+        for mine, theirs in zip(self.caches, other.caches, strict=True):
             mine.extend(theirs)
         self.group_size = other.group_size
 
     def extract(self, row: int) -> PackedCache:
-        return self._with([part.extract(row) for part in self.parts])
+        return self._with([part.extract(row) for part in self.caches])
 
     def filter(self, rows: Any) -> None:
-        for part in self.parts:
+        for part in self.caches:
             part.filter(rows)
 
     def prepare(self, **paddings: Any) -> None:
-        for part in self.parts:
+        for part in self.caches:
             part.prepare(**paddings)
 
     def finalize(self) -> None:
-        for part in self.parts:
+        for part in self.caches:
             part.finalize()
 
     def make_mask(self, *shape: Any, **options: Any) -> Any:
-        return self.parts[0].make_mask(*shape, **options)
+        return self.caches[0].make_mask(*shape, **options)
 
     def is_trimmable(self) -> bool:
         return True
 
     def trim(self, count: int) -> int:
-        return max(int(part.trim(count)) for part in self.parts)
+        return max(int(part.trim(count)) for part in self.caches)
 
     def size(self) -> int:
-        return int(self.parts[0].size())
+        return int(self.caches[0].size())
 
     def empty(self) -> bool:
-        return bool(self.parts[0].empty())
+        return bool(self.caches[0].empty())
 
     @property
     def offset(self) -> Any:
-        return self.parts[0].offset
+        return self.caches[0].offset
 
     @property
     def state(self) -> list[Any]:
-        return [part.state for part in self.parts]
+        return [part.state for part in self.caches]
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+        return sum(part.nbytes for part in self.caches)
 
     def _pack(self, numbers: Any) -> tuple[Any, ...]:
         import mlx.core as mx

@@ -33,7 +33,10 @@ PLAN_BATCHES = 128
 
 @dataclass(eq=False, slots=True)
 class OpenEmbedding:
-    """A job whose texts are tokenised, and what has been made of it: vectors, or a reranker's scores as such."""
+    """A job whose texts are tokenised, and what has been made of it: vectors, or a reranker's scores as such.
+
+    `vectors`: of rows that have none yet they are anything.
+    """
 
     job: ClaimedJob
     request: Any
@@ -44,18 +47,32 @@ class OpenEmbedding:
     truncated: int
     lost: int
     """Tokens of texts that were truncated."""
-    vectors: np.ndarray
+    vectors: Any
+    """An array, or a list where they are sparse."""
     rows_left: int
     """How many texts have no vector yet."""
     urgent: bool
     """Whether its caller waits."""
+    output: str = "dense"
+    """What is made of each row, as engines call it."""
     waiting_rows: int = 0
     """How many of them are in the backlog."""
     waiting_tokens: int = 0
     engine_s: float | None = None
     """How long the engine was at batches with rows of it, one that is running aside; None if it has begun none."""
+    energy_j: float | None = 0.0
+    """Its rows' part of what the chip used for their batches; None where one of them was not measured."""
     ended: bool = False
     """Whether nobody wants its rows any longer. They are left out where they come up."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether the device lays several of its rows in one."""
+        return self.model.packs and self.output == "dense"
+
+    def spent(self, joules: float | None) -> None:
+        """On one of its rows."""
+        self.energy_j = None if joules is None or self.energy_j is None else self.energy_j + joules
 
 
 @dataclass(eq=False, slots=True)
@@ -142,11 +159,11 @@ class Backlog:
 
     def _plan(self) -> None:
         rows, put_off = list(self._next_rows()), list[Row]()
-        of_one: dict[str, list[Row]] = {}
+        of_one: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
-            of_one.setdefault(row.owner.model.model, []).append(row)
+            of_one.setdefault((row.owner.model.model, row.owner.output), []).append(row)
         for alike in of_one.values():  # one model after the other: where two do not fit the memory, each is loaded once
-            if alike[0].owner.model.packs:  # they need not be sorted, and go in their order
+            if alike[0].owner.packs:  # they need not be sorted, and go in their order
                 self._planned.extend(fill(alike, _length, max_tokens=self._max_tokens, max_rows=self._max_rows))
                 continue
             batches = pack(alike, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)

@@ -108,6 +108,10 @@ class RowRequests(ABC, Generic[RequestT, EncoderT]):
     def without_texts(self, request: RequestT) -> RequestT:
         """What is needed of it once there are rows."""
 
+    def sparse(self, request: RequestT) -> bool:
+        """Whether sparse vectors are wanted."""
+        return False
+
     @abstractmethod
     def _rows(self, request: RequestT, texts: Sequence[Any]) -> Sequence[EncodedText]: ...
 
@@ -180,6 +184,9 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
         request = parse_request(EmbeddingRequest, self._payload(fields, most_bytes))
         check_model(request.model, self._info)
         model = self.model_of(request)
+        if request.output not in model.outputs:
+            said = model.no_sparse if request.output == "sparse" else "makes sparse embeddings alone: ask for these"
+            raise InvalidRequestError(f"output: {model.model} {said}")
         if request.dimensions is not None and request.dimensions > model.dimensions:
             raise InvalidRequestError(
                 f"dimensions: {model.model} makes vectors of {model.dimensions}, "
@@ -205,6 +212,9 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
             for number, (begin, end) in enumerate(text.chunks):
                 if begin == end:
                     raise InvalidRequestError(f"{self.texts_field}: item {index} has no token in its chunk {number}")
+
+    def sparse(self, request: EmbeddingRequest) -> bool:
+        return request.output == "sparse"
 
     def without_texts(self, request: EmbeddingRequest) -> EmbeddingRequest:
         return request.model_copy(update={"input": []})

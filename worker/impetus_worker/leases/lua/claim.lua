@@ -3,8 +3,9 @@
 --
 -- KEYS: the queues' lists
 -- ARGV: worker, lease (s), how much longer RQ's registry waits (s), max jobs, max bytes, prefix of tokens, then the
---       queues' names in the order of KEYS
--- Returns {0: these queues have no more | 1: suspended | 2: they may have more, now (epoch s),
+--       queues' names in the order of KEYS, then four numbers for each: a portion (`portions.py`)
+-- Returns {1: suspended | 0, now (epoch s), {of each queue, how many wait, how many wait or run, whether
+--          those that wait are for others (1|0), ...},
 --          {job id, token, queue's position, {field, value, ...} as they were, deaths, of these alone, cancelled (1|0)},
 --          ...}
 local worker, lease, margin = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -12,7 +13,7 @@ local max_jobs, max_bytes, prefix = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6
 local MAX_ID, MAX_FIELDS, MAX_HASH_BYTES = 255, 100, 80000000
 local MAX_LOOKED_AT = 1024  -- ids of jobs that are gone cost time too
 local seconds, micros = server_time()
-local reply = {0, string.format('%d.%06d', seconds, micros)}
+local reply = {0, string.format('%d.%06d', seconds, micros), {}}
 if call('EXISTS', 'rq:suspended') == 1 then
   reply[1] = 1
   return reply
@@ -86,10 +87,28 @@ local function take(id, queue, position, held, deaths)
   reply[#reply + 1] = {id, token, position, fields, deaths or '', alone or '', 0}
 end
 
+local function running(queue) return read('ZCARD', 'rq:wip:' .. queue) or 0 end
+
+-- How many jobs of a queue are this worker's to take.
+local NEARLY = 0.75  -- who is hardly slower than the best is as good
+local function portion(queue_key, queue, position)
+  local at = 6 + #KEYS + 4 * (position - 1)
+  local own, best, held, least = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  if own >= 1 then return max_jobs end
+  local left = math.max((read('LLEN', queue_key) or 0) + running(queue), held)
+  local half = math.max(math.ceil(own * left / 2), least) - held
+  -- How many it can end while the others do the rest, and the best of them one more.
+  local one_more = own / best
+  if one_more > NEARLY then one_more = math.max(1, one_more) end
+  local sooner_here = (left - held) * own / (1 - own) + one_more - held
+  return math.max(0, math.min(half, math.floor(sooner_here)))
+end
+
 local function claim_from(queue_key, queue, position)
   local passed, all_looked_at = 0, false
-  while not all_looked_at and count < max_jobs and bytes < max_bytes and looked_at < MAX_LOOKED_AT do
-    local part = math.min(256, max_jobs - count)
+  local mine = math.min(max_jobs, count + portion(queue_key, queue, position))
+  while not all_looked_at and count < mine and bytes < max_bytes and looked_at < MAX_LOOKED_AT do
+    local part = math.min(256, mine - count)
     local ids = read('LRANGE', queue_key, passed, passed + part - 1) or {}
     if #ids == 0 then break end
     all_looked_at = #ids < part
@@ -103,16 +122,23 @@ local function claim_from(queue_key, queue, position)
   end
   send_collected()
   if passed > 0 then call('LTRIM', queue_key, passed, -1) end
+  return count >= mine and mine < max_jobs
 end
 
-for position, queue_key in ipairs(KEYS) do claim_from(queue_key, ARGV[6 + position], position) end
-if count >= max_jobs or bytes >= max_bytes or looked_at >= MAX_LOOKED_AT then reply[1] = 2 end
+for position, queue_key in ipairs(KEYS) do
+  local queue = ARGV[6 + position]
+  local for_others = claim_from(queue_key, queue, position)
+  local waiting, left = read('LLEN', queue_key) or 0, reply[3]
+  left[#left + 1] = waiting
+  left[#left + 1] = waiting + running(queue)
+  left[#left + 1] = (for_others and waiting > 0) and 1 or 0
+end
 if count > 0 then
   call('EXPIRE', executions_of(worker), lease + 600)
   local worker_key, wishes = 'rq:worker:' .. worker, {}
   if read('HEXISTS', worker_key, 'birth') == 1 then call('HSET', worker_key, 'state', 'busy') end
-  for at = 3, #reply do wishes[#wishes + 1] = CANCEL .. reply[at][1] end
-  local at = 3
+  for at = 4, #reply do wishes[#wishes + 1] = CANCEL .. reply[at][1] end
+  local at = 4
   in_parts(wishes, 1000, function(...)
     for _, wish in ipairs(call('MGET', ...)) do
       if wish then reply[at][7] = 1 end

@@ -10,6 +10,7 @@ COREAI = Form(
     title="Core AI",
     file="model.aimodel",
     modes=("none", "fp32"),
+    needs=f"macOS {package.FIRST_MACOS} or iOS {package.FIRST_IOS}",
     version=library.version,
     writers=(ops, package),
     build=package.build,

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.coreai.library import Library
     from impetus_backends.embedding.devices.packages.buckets import Bucket
-    from impetus_backends.embedding.devices.packages.form import Progress, Samples
+    from impetus_backends.embedding.devices.packages.form import Progress
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.weights import Weights
 
-FIRST_MACOS = 27
+FIRST_MACOS, FIRST_IOS = 27, 27
 
 
 def build(
@@ -36,7 +36,7 @@ def build(
     path: Path,
     *,
     mode: str,
-    samples: Samples,
+    calibration: Sequence[np.ndarray],
     progress: Progress,
 ) -> None:
     """As `form.Build`; `mode` is `none` for float16, or `fp32`."""
@@ -79,5 +79,6 @@ def _metadata(ai: Library) -> Any:
     about = ai.metadata()
     about.model_description = "A text-embedding model, a function for each shape: batch<texts>_length<tokens>"
     about.set_custom("first_macos", FIRST_MACOS)
+    about.set_custom("first_ios", FIRST_IOS)
     about.set_custom("written_by", f"impetus-batch, coreai-core {ai.version}")
     return about

@@ -219,11 +219,20 @@ def _l2_norm(given: _Arguments) -> np.ndarray:
     return norm
 
 
+def _quantize(given: _Arguments) -> np.ndarray:
+    """Of a whole tensor around zero."""
+    if given.setting("output_dtype") != "int8" or given.has("zero_point") or np.size(given["scale"]) != 1:
+        raise BackendError("the evaluator knows symmetric int8 of one scale, and no other quantize")
+    steps: np.ndarray = np.clip(np.rint(given["input"] / given["scale"]), -128, 127)
+    return steps
+
+
 _OPERATIONS: dict[str, Callable[[_Arguments], Any]] = {
     "add": lambda given: given["x"] + given["y"],
     "cast": _cast,
     "concat": lambda given: np.concatenate(given.several("values"), axis=given.setting("axis")),
     "conv": _conv,
+    "dequantize": lambda given: given["input"] * given["scale"],
     "einsum": _einsum,
     "expand_dims": lambda given: np.expand_dims(given["x"], given.axes()),
     "gather": lambda given: np.take(given["x"], given["indices"], axis=given.setting("axis")),
@@ -235,6 +244,7 @@ _OPERATIONS: dict[str, Callable[[_Arguments], Any]] = {
     "mul": lambda given: given["x"] * given["y"],
     "relu": lambda given: np.maximum(given["x"], 0),
     "reshape": lambda given: given["x"].reshape(given.setting("shape")),
+    "quantize": _quantize,
     "real_div": lambda given: given["x"] / given["y"],
     "reduce_l2_norm": _l2_norm,
     "reduce_max": lambda given: given["x"].max(axis=given.axes(), keepdims=bool(given.setting("keep_dims"))),

@@ -18,44 +18,11 @@ from impetus_backends.embedding.devices.packages.form import OUTPUT
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy as np
 
-    from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.devices.packages.device import Predictor
-    from impetus_backends.embedding.folder.config import EmbeddingConfig
-
-_FIRST_MACOS = 15
-
-
-def build_w8a8(
-    config: EmbeddingConfig,
-    buckets: Sequence[Bucket],
-    path: Path,
-    samples: Mapping[Bucket, Sequence[dict[str, np.ndarray]]],
-    progress: Callable[[str, float], None],
-) -> None:
-    """A package of int8 weights and int8 activations, whose ranges are those that these inputs reach.
-
-    Pays on an M4 and later. Raises `BackendUnavailableError` off a Mac: calibrating means running the model.
-    """
-    if platform.system() != "Darwin":
-        raise BackendUnavailableError("w8a8 needs a Mac: its activations are calibrated by running the model on it")
-    ct = coremltools()
-    optimize = ct.optimize.coreml
-    how = optimize.OptimizationConfig(global_config=optimize.OpLinearQuantizerConfig(mode="linear_symmetric"))
-    functions = ct.utils.MultiFunctionDescriptor()
-    with tempfile.TemporaryDirectory() as folder:
-        for done, bucket in enumerate(buckets):
-            progress(f"calibrating {bucket} (unverified: not yet run on a Mac)", done / len(buckets))
-            plain, small = Path(folder) / f"{bucket}.mlpackage", Path(folder) / f"{bucket}-w8a8.mlpackage"
-            package.build(config, [bucket], plain, multifunction=False)
-            activations = optimize.linear_quantize_activations(ct.models.MLModel(str(plain)), how, samples[bucket])
-            optimize.linear_quantize_weights(activations, how).save(str(small))
-            functions.add_function(str(small), src_function_name="main", target_function_name=bucket.function)
-        functions.default_function_name = buckets[0].function
-        ct.utils.save_multifunction(functions, str(path))
 
 
 class CoreMLDevice:
@@ -72,9 +39,9 @@ class CoreMLDevice:
                 "Core ML runs on macOS alone; the coreml-emulated backend runs its packages anywhere, slowly"
             )
         self.version = platform.mac_ver()[0]
-        if int(self.version.partition(".")[0]) < _FIRST_MACOS:
+        if int(self.version.partition(".")[0]) < package.FIRST_MACOS:
             raise BackendUnavailableError(
-                f"our packages need macOS {_FIRST_MACOS} or later, and this is {self.version}"
+                f"our packages need macOS {package.FIRST_MACOS} or later, and this is {self.version}"
             )
         self._ct = coremltools()
 

@@ -15,7 +15,7 @@ from impetus_backends.embedding.devices.coreml.quantize import Dense, Int8, Stor
 from impetus_backends.embedding.devices.reference import by_places, frequencies, within
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
@@ -31,7 +31,9 @@ _PRODUCT = "nchw,nwhu->nchu"
 class Parameters:
     """The weights of a model in the form a package stores them, each made once for all functions."""
 
-    def __init__(self, weights: Weights, mode: str = "none") -> None:
+    def __init__(self, weights: Weights, mode: str = "none", ranges: Mapping[str, float] | None = None) -> None:
+        """`ranges`: how far the inputs of linear layers reach that are to be in eight bits."""
+        self.ranges = ranges or {}
         self._weights = weights
         self._mode = mode
         self._stored: dict[str, Stored] = {}
@@ -114,7 +116,19 @@ class MilOps:
 
     def linear(self, x: Any, name: str, width: int, *, bias: bool = True) -> Any:
         more = {"bias": self._weight(f"{name}.bias")} if bias else {}
+        x = self._in_eight_bits(x, self._parameters.ranges.get(name, 0.0))
         return self._mb.conv(x=x, weight=self._weight(f"{name}.weight", kernel=True), pad_type="valid", **more)
+
+    def _in_eight_bits(self, x: Any, furthest: float) -> Any:
+        """There and back: with int8 weights a convolution after it is a product of eight bits on an M4 and later."""
+        scale = np.float16(furthest / 127)
+        if not scale:
+            return x
+        name = f"{x.name} in steps of {scale}"
+        if name not in self._made:
+            small = self._mb.quantize(input=x, scale=scale, output_dtype="int8")
+            self._made[name] = self._mb.dequantize(input=small, scale=scale)
+        return self._made[name]
 
     def layer_norm(self, x: Any, name: str, eps: float, *, bias: bool = True) -> Any:
         more = {"beta": self._weight(f"{name}.bias")} if bias else {}

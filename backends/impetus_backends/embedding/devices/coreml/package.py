@@ -1,12 +1,14 @@
 """The model as one multifunction `.mlpackage`: a function for every bucket, and every weight once.
 
-Runs wherever coremltools does. The package needs macOS 15, the first that knows multifunction packages.
+Runs wherever coremltools does. The package needs macOS 15 or iOS 18, the first that know multifunction packages, and
+says so in its metadata.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.devices.coreml.calibration import ranges
 from impetus_backends.embedding.devices.coreml.library import coremltools, quietly
 from impetus_backends.embedding.devices.coreml.ops import MilOps, Parameters
 from impetus_backends.embedding.devices.operations import INPUTS, Inputs
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy as np
+
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
+FIRST_MACOS, FIRST_IOS = 15, 18
+_MODEL = "Data/com.apple.CoreML/model.mlmodel"
 # Everything is written as it shall be, in float16 and with its weights named: coremltools' ninety passes find nothing
 # to improve, and check the whole program after each.
 _PASSES = ("common::dead_code_elimination",)
@@ -33,12 +39,13 @@ def build(
     path: Path,
     *,
     mode: str = "none",
-    multifunction: bool = True,
+    calibration: Sequence[np.ndarray] = (),
     progress: Callable[[str, float], None] = lambda step, share: None,
 ) -> None:
     """Writes the package to `path`, which must not exist. `progress` is told each step and the share then done.
 
-    Not `multifunction`, it holds one bucket, whose function is `main`: what coremltools' own compression works on.
+    `calibration`: token rows of which the inputs of linear layers have their ranges in eight bits; none: these stay
+    float16.
 
     Raises `BackendUnavailableError` where coremltools is missing or refuses the program, `ModelError` for bad files.
     """
@@ -46,16 +53,15 @@ def build(
     ct = coremltools()
     from coremltools.converters.mil.mil import Program
 
-    parameters = Parameters(open_weights(config), mode)
+    reach = ranges(config, calibration, lambda share: progress("calibrating", 0.0)) if calibration else {}
+    parameters = Parameters(open_weights(config), mode, reach)
     program = Program()
-    program.export_as_multifunction = multifunction
-    program.default_function_name = buckets[0].function if multifunction else "main"
+    program.export_as_multifunction = True
+    program.default_function_name = buckets[0].function
     try:
         for done, bucket in enumerate(buckets):
             progress(f"function {bucket.function}", 0.7 * done / len(buckets))
-            program.add_function(
-                bucket.function if multifunction else "main", _function(ct, config, parameters, bucket)
-            )
+            program.add_function(bucket.function, _function(ct, config, parameters, bucket))
         progress("writing the package", 0.7)
         with quietly():
             ct.convert(
@@ -68,11 +74,22 @@ def build(
                 skip_model_load=True,
                 package_dir=str(path),
             )
+        stamp(path)
     except ModelError:
         raise
     except Exception as error:
         raise BackendUnavailableError(f"coremltools could not convert the model: {error}") from error
     progress("converted", 1.0)
+
+
+def stamp(path: Path) -> None:
+    """Writes into a package what it needs, and who wrote it: its user-defined metadata, which Xcode shows."""
+    ct = coremltools()
+    spec = ct.utils.load_spec(str(path))
+    about = spec.description.metadata.userDefined
+    about["first_macos"], about["first_ios"] = str(FIRST_MACOS), str(FIRST_IOS)
+    about["written_by"] = f"impetus-batch, coremltools {ct.__version__}"
+    (path / _MODEL).write_bytes(spec.SerializeToString())
 
 
 def _function(ct: Any, config: EmbeddingConfig, parameters: Parameters, bucket: Bucket) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MODES = ("none", "int8", "palette6", "w8a8")
-"""As the command line names them. `w8a8` is int8 weights here; its activations need a calibration on a Mac."""
+"""As the command line names them. `w8a8` is int8 weights here; how far its activations reach is `calibration`'s."""
 _COLOURS = 64
 _ROUNDS = 300
 _BINS = 4096

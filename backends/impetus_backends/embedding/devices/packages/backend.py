@@ -14,7 +14,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, choose
+from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, suiting
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
 from impetus_backends.embedding.devices.packages.device import Placement
 from impetus_backends.embedding.devices.packages.form import size_of
@@ -85,6 +85,8 @@ class PackagedEmbeddingBackend:
         any of that fails or too little of the cost is placed on the Neural Engine, `ModelError` for bad files."""
         if isinstance(self._config, RerankerConfig):
             raise BackendUnavailableError(f"{self.name} runs no rerankers; mlx and cpu do")
+        if "dense" not in self._config.outputs:
+            raise BackendUnavailableError(f"{self.name} makes no sparse embeddings; mlx and cpu do")
         device = self._make_device()
         recipe = self._recipe()
         entry = self._cache.find(recipe) or self._convert(recipe)
@@ -135,7 +137,7 @@ class PackagedEmbeddingBackend:
 
         def write(folder: Path) -> None:
             path = self._cache.package(folder)
-            form.build(self._config, recipe.buckets, path, mode=recipe.mode, samples={}, progress=tell)
+            form.build(self._config, recipe.buckets, path, mode=recipe.mode, calibration=(), progress=tell)
 
         with _or_unavailable("convert the model"):
             return self._cache.add(recipe, write)
@@ -178,8 +180,8 @@ class PackagedEmbeddingBackend:
 
 
 def buckets_for(config: EmbeddingConfig, count: int = DEFAULT_COUNT) -> tuple[Bucket, ...]:
-    """Those that suit a model, for texts like docstrings."""
-    return choose(config.text.max_tokens, count=count, packed=packable(config))
+    """Those that suit a model: `count` of them for texts like docstrings, and some for longer ones."""
+    return suiting(config.text.max_tokens, count=count, packed=packable(config))
 
 
 def _earned(placement: Placement) -> bool:
@@ -192,9 +194,7 @@ def needed_bytes(config: EmbeddingConfig, buckets: Sequence[Bucket]) -> int:
     encoder = config.encoder
     hidden, wide = encoder.hidden_size, encoder.intermediate_size
     gated = encoder.turns or encoder.gated
-    weights = (encoder.vocab_size + (0 if gated else encoder.position_rows)) * hidden
-    weights += sum(2 * (each.heads + each.key_value_heads) * each.head_size * hidden for each in encoder.attentions)
-    weights += encoder.layers * (3 if gated else 2) * hidden * wide
+    weights = (encoder.vocab_size + (0 if gated else encoder.position_rows)) * hidden + encoder.layer_weights
     tensors = sum(b.batch * b.length * (4 * hidden + 2 * wide + 2 * encoder.heads * b.length) for b in buckets)
     return 2 * (weights * (1 + len(buckets)) + tensors)
 

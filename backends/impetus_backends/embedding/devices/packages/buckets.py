@@ -49,6 +49,11 @@ class Bucket:
         return self.batch * self.texts
 
     @property
+    def aligned(self) -> bool:
+        """Whether the last axis is what the Neural Engine computes anyway."""
+        return self.length % STEP == 0
+
+    @property
     def tokens(self) -> int:
         return self.batch * self.length
 
@@ -132,6 +137,17 @@ def choose(
         if cost(better) >= cost(chosen):
             return (*sorted(chosen, key=lambda bucket: (bucket.length, bucket.batch)), *shared)
         chosen = better
+
+
+def suiting(longest: int, *, count: int = DEFAULT_COUNT, packed: bool = False) -> tuple[Bucket, ...]:
+    """The `count` buckets that `choose` finds for texts like docstrings, and for longer texts one a doubling of their
+    length, up to `longest`: none is padded to more than twice its tokens."""
+    usual = min(longest, len(DOCSTRING_LENGTHS) * STEP)
+    lengths = []
+    while longest > usual:
+        lengths.append(longest)
+        longest = -(-longest // (2 * STEP)) * STEP
+    return (*choose(usual, count=count, packed=packed), *(Bucket(1, length) for length in reversed(lengths)))
 
 
 def _packed(length: int) -> tuple[Bucket, ...]:

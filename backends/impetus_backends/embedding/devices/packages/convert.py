@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impetus_backends.embedding.devices.operations import INPUTS
 from impetus_backends.embedding.devices.packages.accuracy import NEIGHBOURS, Agreement, compare
 from impetus_backends.embedding.devices.packages.buckets import Padding, padding
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
 from impetus_backends.embedding.devices.packages.form import size_of
 from impetus_backends.embedding.devices.packages.runner import Runner
-from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendError
 
@@ -38,6 +36,8 @@ if TYPE_CHECKING:
 
 DEFAULT_LIMIT = 0.01
 REPORT = "report.json"
+CALIBRATED = "w8a8"
+"""The mode whose activations have ranges."""
 _ROWS_A_STEP = 32
 
 
@@ -126,13 +126,12 @@ def convert(
     reports: list[Report] = []
 
     def build(wanted: Recipe, folder: Path) -> None:
-        samples = {bucket: _samples(order, bucket) for bucket in order.buckets} if wanted.calibration else {}
         cache.form.build(
             order.config,
             order.buckets,
             cache.package(folder),
             mode=wanted.mode,
-            samples=samples,
+            calibration=order.calibration if wanted.calibration else (),
             progress=progress,
         )
 
@@ -176,6 +175,28 @@ def convert(
     return entry, reports[-1]
 
 
+def convert_first(
+    order: Order,
+    modes: Sequence[str],
+    device: Device,
+    reference: EmbeddingBackend,
+    cache: PackageCache,
+    progress: Progress = lambda step, share: None,
+) -> tuple[Path, Report, list[Report]]:
+    """As `convert`, in the first of these modes that loses no more than the limit: the folder, its report, and those of
+    the modes before it. Raises `AccuracyError` where the last loses more."""
+    refused: list[Report] = []
+    for mode in modes:
+        each = replace(order, mode=mode, calibration=order.calibration if mode == CALIBRATED else ())
+        try:
+            return (*convert(each, device, reference, cache, progress), refused)
+        except AccuracyError as error:
+            if mode == modes[-1]:
+                raise
+            refused.append(error.report)
+    raise BackendError("there is no form to convert to")
+
+
 def export(package: Path, target: Path) -> None:
     """Copies a finished package, and its report beside it, to a folder that does not exist yet."""
     if target.exists():
@@ -187,14 +208,6 @@ def export(package: Path, target: Path) -> None:
         shutil.copy(package.parent / REPORT, folder)
 
     make_whole(target, copy)
-
-
-def _samples(order: Order, bucket: Bucket) -> list[dict[str, np.ndarray]]:
-    """The inputs of one bucket, for the texts to calibrate on that fit it."""
-    fitting = [row for row in order.calibration if len(row) <= bucket.length]
-    groups = [fitting[at : at + bucket.batch] for at in range(0, len(fitting), bucket.batch)]
-    batches = [pad(order.config, group, batch=bucket.batch, length=bucket.length) for group in groups]
-    return [{name: np.ascontiguousarray(getattr(batch, name)) for name in INPUTS} for batch in batches]
 
 
 def _side(

@@ -10,7 +10,7 @@ from impetus_backends.embedding.encoder import pack, pad
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.packages.buckets import Bucket, Call
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
-    Samples = Mapping[Bucket, Sequence[dict[str, np.ndarray]]]
     Progress = Callable[[str, float], None]
 
 OUTPUT = "vectors"
@@ -31,7 +30,7 @@ _LONGEST, _LONGEST_PAIRS = 8192, 2048
 class Build(Protocol):
     """Writes the package to `path`, which must not exist.
 
-    `mode` is how weights are stored; `samples` are the inputs to calibrate activations on, for modes that have them;
+    `mode` is how weights are stored; `calibration` are token rows to calibrate activations on, for modes that do;
     `progress` is told each step and the share then done. Raises `BackendUnavailableError` where the library is missing
     or refuses the model, `ModelError` for bad files.
     """
@@ -43,7 +42,7 @@ class Build(Protocol):
         path: Path,
         *,
         mode: str,
-        samples: Samples,
+        calibration: Sequence[np.ndarray],
         progress: Progress,
     ) -> None: ...
 
@@ -60,6 +59,8 @@ class Form:
     """What a package is called in its folder."""
     modes: tuple[str, ...]
     """How its weights may be stored; `none` is float16, as it stands."""
+    needs: str
+    """The earliest systems that run a package, which its metadata names too."""
     version: Callable[[], str]
     """Of the library that writes it; raises `BackendUnavailableError` where it is not installed."""
     writers: tuple[ModuleType, ...]

@@ -1,0 +1,155 @@
+"""The rows whose prompts are read: all get a token in a step.
+
+mlx-lm's `GenerationBatch` runs the model and draws; who joins it, who leaves it, and where their keys and values lie is
+decided here (`places`). A step runs the model before it tells what the run before has made, so that the device has
+something to do meanwhile. Where rows have just been read it does not: it tells what is there, their first tokens as
+well, which they owe to a run of their own. They join the others in the next step, and nobody's first word waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .places import bound_places, closed_ranks, in_places
+from .row import Row, Token
+from .sampling import BatchSampler
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from .lookahead import Lookahead
+
+
+class DecodingRows:
+    """`solo`: there is never more than one row, whose cache need not know how to be in a batch. `lookahead`: what
+    drafts for a row that has nobody beside it."""
+
+    def __init__(self, model: Any, *, solo: bool, lookahead: Lookahead | None) -> None:
+        from mlx_lm.generate import GenerationBatch
+
+        self.sampler = BatchSampler()
+        self._solo = solo
+        self._lookahead = lookahead
+        self._rows: dict[int, Row] = {}
+        self._broken: dict[int, tuple[Any, int]] = {}
+        """Where it stands whether the token that a row gets next is drawn from numbers: an array, and a place in it."""
+        self._started: list[Any] = []
+        """Those that have not joined yet: a `GenerationBatch` for each group that was read together."""
+        self._all_told = False
+        """Whether the tokens that were drawn last are told, so that the model has to run before there are others."""
+        self._bounds = 0, 0
+        self._batch: Any = GenerationBatch.empty(model, self.sampler)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def rows(self) -> Collection[Row]:
+        return self._rows.values()
+
+    def start(self, rows: Sequence[Row], read: Any) -> None:
+        """`read`: mlx-lm's `PromptProcessingBatch` of these rows, which has read all but their prompts' last tokens."""
+        self.sampler.use([row.draws for row in rows])
+        self._started.append(read.generate([row.prompt[-1:].tolist() for row in rows]))
+        self._broken |= self._drawn([row.id for row in rows])
+        self._rows |= {row.id: row for row in rows}
+
+    def resume(self, rows: int, longest: int) -> None:
+        """Begins a step: those who were started in the last one join, and the model runs if there is nothing to tell.
+        `rows`: how many there are, with those whose prompts are being read; `longest`: the most tokens that one of them
+        may come to."""
+        if rows < self._bounds[0] or longest < self._bounds[1]:
+            bound_places(self._batch.prompt_cache, rows, longest)
+        self._bounds = rows, longest
+        for batch in self._started:
+            if not self._solo and not self._batch.uids:
+                batch.prompt_cache = in_places(batch.prompt_cache)
+            self._batch.extend(batch)
+        self._started.clear()
+        if self._all_told and self._rows:
+            self._run()
+        self._all_told = False
+
+    def step(self, *, alone: bool) -> list[Token]:
+        """Ends it: a token for every row; perhaps several, for one that is alone."""
+        if not self._rows:
+            return []
+        if self._started:
+            tokens = [
+                token
+                for batch in (self._batch, *self._started)
+                if batch.uids
+                for token in self._tokens(batch, batch._next_tokens.tolist(), batch._next_logprobs)
+            ]
+            self._all_told = True
+        elif not (alone and (tokens := self._step_ahead())):
+            tokens = self._run()
+        self.remove([token.id for token in tokens if token.finish_reason is not None])
+        return tokens
+
+    def _run(self) -> list[Token]:
+        """Runs the model on the tokens that were drawn last, and returns these."""
+        import mlx.core as mx
+
+        rows = list(self._batch.uids)
+        self.sampler.use([self._rows[row_id].draws for row_id in rows])
+        # Rows that came or went left these as part of the next step's graph, and so not there before its end.
+        start: Any = mx.async_eval
+        start(self._batch._next_tokens, self._batch._next_logprobs, [each for each, _ in self._broken.values()])
+        drawn, logprobs = self._batch._step()
+        tokens = [] if self._all_told else self._tokens(self._batch, drawn, logprobs)
+        self._broken = self._drawn(rows)
+        return tokens
+
+    def remove(self, ids: Collection[int]) -> None:
+        gone = self._rows.keys() & set(ids)
+        if not gone:
+            return
+        for row_id in gone:
+            del self._rows[row_id], self._broken[row_id]
+            if self._lookahead is not None:
+                self._lookahead.forget(row_id)
+        for batch in (*self._started, self._batch):
+            keep = [at for at, row_id in enumerate(batch.uids) if row_id not in gone]
+            if len(keep) < len(batch.uids):
+                batch.filter(closed_ranks(keep))
+        self._started = [batch for batch in self._started if batch.uids]
+
+    def _tokens(self, batch: Any, drawn: Sequence[int], logprobs: Sequence[Any]) -> list[Token]:
+        """What was drawn for a batch's rows, and is counted here."""
+        where = [self._broken[row_id] for row_id in batch.uids]
+        arrays = {id(array): array for array, _ in where}
+        broken = {key: array.tolist() for key, array in arrays.items()}
+        return [
+            Token(row_id, drawn[at], logprobs[at], _count(batch, at, drawn[at]), broken[id(array)][place])
+            for at, (row_id, (array, place)) in enumerate(zip(batch.uids, where, strict=True))
+        ]
+
+    def _drawn(self, rows: list[int]) -> dict[int, tuple[Any, int]]:
+        """What the sampler says of the tokens that it has just drawn for these."""
+        return {row_id: (self.sampler.broken, at) for at, row_id in enumerate(rows)}
+
+    def _step_ahead(self) -> list[Token]:
+        """Several tokens of the only row; none where this step is to be as any other."""
+        ((row_id, row),) = self._rows.items()
+        if self._lookahead is None or not row.draws.sampling.greedy or row.processors:
+            return []  # only what is certain to be drawn can be checked
+        made = self._lookahead.step(self._batch, self._broken[row_id])
+        if made is None:
+            return []
+        self._broken[row_id] = made.broken_next
+        tokens: list[Token] = []
+        for token, logprobs, broken in made.drawn:
+            self._batch.tokens[0].append(token)
+            tokens.append(Token(row_id, token, logprobs, _count(self._batch, 0, token), bool(broken.item())))
+            if tokens[-1].finish_reason is not None:
+                break
+        return tokens
+
+
+def _count(batch: Any, at: int, token: int) -> str | None:
+    """One more token of a row; why it was the last one, as mlx-lm's `GenerationBatch.next` says it."""
+    batch._num_tokens[at] += 1
+    if batch._matchers[at].advance(token):
+        return "stop"
+    return "length" if batch._num_tokens[at] >= batch.max_tokens[at] else None

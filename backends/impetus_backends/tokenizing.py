@@ -1,0 +1,30 @@
+"""The library that reads tokenizers, at a version that was tried."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from impetus_backends.errors import ModelError
+
+OLDEST_TRANSFORMERS = (5, 23)
+"""The oldest version that was tried: 5.10 reads some tokenizers wrongly, and says nothing."""
+
+
+def import_transformers() -> Any:
+    """The module. Raises `ModelError` where it is not installed, or older than what was tried."""
+    # It says on stderr that torch is not there, which is none of a worker's troubles.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError(
+            f"reading a tokenizer needs a package ({error}): pip install 'impetus-batch[worker]'"
+        ) from error
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < OLDEST_TRANSFORMERS:
+        raise ModelError(
+            f"transformers {transformers.__version__} reads some tokenizers wrongly: "
+            f"pip install 'transformers>={'.'.join(map(str, OLDEST_TRANSFORMERS))}'"
+        )
+    return transformers

@@ -1,0 +1,163 @@
+"""Language models that are asked score pairs as CrossEncoder and the model card of Qwen3-Reranker do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from impetus_backends.dispatcher import open_engine
+from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.folder.reranker import read_reranker
+from impetus_backends.embedding.folder.weights import Weights, fingerprint
+from impetus_backends.embedding.modules import Logit
+from impetus_backends.embedding.texts.pairs import load_pairs
+from impetus_backends.errors import ModelError, RequestError
+from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
+
+from .conftest import DATA
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDER = DATA / "rerankers" / "qwen3"
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+
+
+@cache
+def recorded() -> dict[str, np.ndarray]:
+    with np.load(DATA / "yes_no.npz") as scores, np.load(DATA / "rerankers.npz") as others:
+        return {**scores, "queries": others["queries"]}
+
+
+def rows_of(folder: Path, every: int = 3) -> list[np.ndarray]:
+    """Of pairs of all queries and texts, in the order in which they were recorded."""
+    texts, encoder = json.loads((DATA / "texts.json").read_text(encoding="ascii")), load_pairs(folder)
+    return [row.ids for query in recorded()["queries"] for row in encoder.encode(str(query), texts)][::every]
+
+
+def loaded(device: str, folder: Path) -> EmbeddingBackend:
+    backend = make_backend(device, read_reranker(folder))
+    backend.load()
+    return backend
+
+
+def changed(folder: Path, file: str = "config.json", **keys: Any) -> Path:
+    """A copy of the model with other keys in a file; None takes one away."""
+    shutil.copytree(FOLDER, folder)
+    path = folder / file
+    content = (json.loads(path.read_text()) if path.exists() else {}) | keys
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return folder
+
+
+def as_published(folder: Path) -> Path:
+    """The layout without sentence-transformers' files."""
+    shutil.copytree(FOLDER, folder)
+    shutil.rmtree(folder / "1_LogitScore")
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
+def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(device: str) -> None:
+    backend, rows, expected = loaded(device, FOLDER), rows_of(FOLDER), recorded()["scores"][::3]
+    assert np.ptp(expected) > 1
+    assert max(map(len, rows)) == read_reranker(FOLDER).text.max_tokens, "some of them are cut"
+    assert np.abs(backend.embed(rows)[:, 0] - expected).max() < TOLERANCE[backend.precision]
+    for index in range(0, len(rows), 8):
+        assert abs(backend.embed([rows[index]])[0, 0] - expected[index]) < TOLERANCE[backend.precision]
+
+
+def test_as_it_is_published_a_model_is_asked_as_its_card_says_and_results_tell_so(tmp_path: Path) -> None:
+    folder = as_published(tmp_path / "Qwen3-Reranker-0.6B")
+    engine = open_engine(EngineConfig("rerank", str(folder), "cpu"))
+    assert engine.info.note is not None
+    assert "nothing in its files says that it is a reranker" in engine.info.note
+    assert open_engine(EngineConfig("rerank", str(FOLDER), "cpu")).info.note is None
+    engine.admit(EmbeddingWork(1, rows_of(folder, 5)))
+    (event,) = engine.step()
+    assert isinstance(event, Embedded)
+    assert np.abs(event.vectors[:, 0] - recorded()["card"][::5]).max() < 1e-4
+    assert fingerprint(read_reranker(folder)) != fingerprint(read_reranker(FOLDER))
+
+
+def test_one_logit_alone_is_a_score_and_weights_of_their_own_are_its_where_nothing_is_tied(tmp_path: Path) -> None:
+    config = read_reranker(changed(tmp_path / "one", "1_LogitScore/config.json", false_token_id=None))
+    (step,) = config.steps
+    assert isinstance(step, Logit)
+    weights = Weights.of(config)
+    assert weights["logit.weight"].tolist() == weights["embed_tokens.weight"][[step.yes]].tolist()
+    with pytest.raises(ModelError, match=r"have no tensor lm_head\.weight"):
+        loaded("numpy", changed(tmp_path / "untied", tie_word_embeddings=False))
+
+
+def test_a_document_is_cut_and_what_follows_it_stays() -> None:
+    encoder = load_pairs(FOLDER)
+    rows = encoder.encode("fox", ["the lazy dog", "ordinary words " * 40_000, ""])
+    assert [row.truncated for row in rows] == [False, True, False]
+    assert len(rows[1].ids) == encoder.max_tokens
+    assert rows[1].lost > 40_000
+    tail = encoder._tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n").ids
+    assert all(row.ids[-len(tail) :].tolist() == tail for row in rows)
+    whole, (cut,) = rows[0], encoder.encode("fox", ["the lazy dog"], max_document_tokens=2)
+    assert 0 < cut.lost == len(whole.ids) - len(cut.ids)
+    # The space between has no token of its own where a document follows.
+    assert len(cut.ids) == len(rows[2].ids) - 1 + 2
+    assert cut.ids[: -len(tail)].tolist() == whole.ids[: len(cut.ids) - len(tail)].tolist()
+    with pytest.raises(RequestError, match="text 2 is not valid Unicode"):
+        encoder.encode("fox", ["a", "\ud800"])
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "sentence"),
+    [
+        ("1_LogitScore/config.json", {"true_token_id": 420}, "420 is no token of a vocabulary of 420"),
+        ("1_LogitScore/config.json", {"true_token_id": None}, "None is no token"),
+        ("1_LogitScore/config.json", {"module_input_name": "logits"}, "module_input_name is not supported"),
+        ("1_LogitScore/config.json", {"surprise": 1}, "surprise is not known"),
+        ("sentence_bert_config.json", {"modality_config": {}}, "does not say that pairs are put as messages"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {}}}, "processing_kwargs"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task"),
+        ("config.json", {"architectures": ["Qwen3ForSequenceClassification"]}, "LogitScore is for a Qwen3ForCausalLM"),
+        ("config.json", {"model_type": "llama"}, "model_type 'llama' is not supported"),
+    ],
+)
+def test_a_model_that_would_be_scored_wrongly_is_refused(
+    file: str, keys: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    folder = changed(tmp_path / "model", file, **keys)
+    with pytest.raises(ModelError, match=sentence):
+        loaded("numpy", folder)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        (None, "the chat template cannot put a query and a document"),
+        ("{% for each in messages %}{{ each.content | trim }}{% endfor %}", "each once and as it is"),
+        ("{{ messages[-1].content }}{{ messages[-2].content }}", "each once and as it is"),
+        ("{{ messages[1].content }}{{ messages[2].content }}{{ messages[2].content }}", "each once and as it is"),
+        ("{{ nothing.of.the.kind }}", "the chat template cannot put"),
+    ],
+)
+def test_a_template_that_puts_no_pair_is_refused(template: str | None, sentence: str, tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "model")
+    file = tmp_path / "model" / "chat_template.jinja"
+    file.unlink() if template is None else file.write_text(template)
+    with pytest.raises(ModelError, match=sentence):
+        load_pairs(tmp_path / "model")
+
+
+def test_a_vocabulary_without_yes_answers_nothing(tmp_path: Path) -> None:
+    folder = as_published(tmp_path / "model")
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"yes"', '"yex"'))
+    with pytest.raises(ModelError, match="has no token for 'yes'"):
+        read_reranker(folder)
