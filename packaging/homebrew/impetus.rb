@@ -3,10 +3,10 @@ class Impetus < Formula
   include Language::Python::Virtualenv
 
   desc "Batch inference queue for Apple silicon: embeddings and generations"
-  homepage "https://github.com/impetus-batch/impetus"
-  url "https://github.com/impetus-batch/impetus.git", tag: "v0.1.0"
+  homepage "https://impetus.example/impetus"
+  url "https://impetus.example/impetus.git", tag: "v0.1.0"
   license "Apache-2.0"
-  head "https://github.com/impetus-batch/impetus.git", branch: "main"
+  head "https://impetus.example/impetus.git", branch: "main"
 
   depends_on arch: :arm64
   depends_on macos: :sequoia

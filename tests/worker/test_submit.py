@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import webbrowser
+from email.message import Message
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,13 +15,24 @@ from impetus_backends.verified.board import MEASURED, read_board
 from impetus_backends.verified.check import Check, Verdict
 from impetus_backends.verify import Verifier
 from impetus_worker.cli.main import main
-from impetus_worker.cli.submit import issue_page, issues_url
+from impetus_worker.cli.submit import issue_page
 
 from ..backends.machines import machine
 from ..backends.made_up_m5 import checks, made_up
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+ISSUES = "https://impetus.example/impetus/issues"
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build whose metadata name a page for issues."""
+    built = Message()
+    for each in ("Repository, https://impetus.example/impetus", f"Issues, {ISSUES}"):
+        built["Project-URL"] = each
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: built)
 
 
 @pytest.fixture
@@ -47,7 +59,7 @@ def m5(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("impetus_worker.host.power.try_power", lambda: "stays awake")
 
 
-@pytest.mark.usefixtures("m5")
+@pytest.mark.usefixtures("m5", "published")
 def test_the_report_of_an_m5_is_written_as_a_board_and_the_page_for_it_opens(opened: list[str], tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["verify", "--submit", "--json"])
     assert result.exit_code == 1, "its prefill failed"
@@ -60,24 +72,24 @@ def test_the_report_of_an_m5_is_written_as_a_board_and_the_page_for_it_opens(ope
     assert file.name in result.stderr
     (url,) = opened
     assert url in result.stderr
-    assert url.startswith(f"{issues_url()}/new?")
+    assert url.startswith(f"{ISSUES}/new?")
 
 
-@pytest.mark.usefixtures("m5")
+@pytest.mark.usefixtures("m5", "published")
 def test_over_ssh_and_where_there_is_no_browser_the_address_is_printed(
     opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 1 10.0.0.2 22")
     result = CliRunner().invoke(main, ["verify", "--submit"])
     assert not opened
-    assert f"send it there: {issues_url()}/new?" in result.stderr
+    assert f"send it there: {ISSUES}/new?" in result.stderr
 
 
 @pytest.mark.usefixtures("m5")
 def test_a_build_that_names_no_repository_writes_the_file_all_the_same(
     opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("impetus_worker.cli.submit.issues_url", lambda: None)
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: Message())
     result = CliRunner().invoke(main, ["verify", "--submit"])
     assert "names no repository" in result.stderr
     assert not opened
