@@ -15,7 +15,7 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, count
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
 from .batcher import Held, Room
 from .engine_queue import Batch, EngineQueue
-from .planning.backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row
+from .planning.backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row, rows_of
 from .planning.cost import Costs
 from .planning.quarantine import Quarantine
 from .reading.reader import JobReader
@@ -192,11 +192,7 @@ class EmbeddingBatcher:
         cost.arrived(size, now)
         if not lane.backlog.rows:
             lane.closes_at = now + self._max_wait_s if cost.waiting_pays(now) else now
-        firsts = accumulate((len(text.chunks) or 1 for text in read.texts), initial=0)
-        rows = [
-            Row(owner, index, text.ids, first, text.chunks)
-            for index, (text, first) in enumerate(zip(read.texts, firsts, strict=False))
-        ]
+        rows = rows_of(owner, read.texts)
         if read.job.suspect:
             lane.quarantine.admit(rows)
         else:

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from typing import TYPE_CHECKING, Any
 
 from .packing import fill, pack
 from .quarantine import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
 
     from impetus_backends.protocol import EngineInfo, Spans
 
     from ...leases.claims import ClaimedJob
+    from ..reading.rows import EncodedText
 
 PLAN_BATCHES = 128
 
@@ -88,6 +89,15 @@ class Row(Witness):
     """Those of which there is to be a vector each."""
     order: int = 0
     """Rows that came to the backlog earlier have less."""
+
+
+def rows_of(owner: OpenEmbedding, texts: Sequence[EncodedText]) -> list[Row]:
+    """A row for each text, whose vectors follow those of the one before."""
+    firsts = accumulate((len(text.chunks) or 1 for text in texts), initial=0)
+    return [
+        Row(owner, index, text.ids, first, text.chunks)
+        for index, (text, first) in enumerate(zip(texts, firsts, strict=False))
+    ]
 
 
 class Backlog:
