@@ -89,7 +89,7 @@ class Macs:
 
     def _start(self, number: int) -> None:
         settings = WorkerSettings(
-            redis_url=self._on.url,
+            redis_urls=(self._on.url,),
             role="embedding",
             name=f"mac-{number}",
             backend="simulated",

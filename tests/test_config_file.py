@@ -66,8 +66,9 @@ def test_config_show_prints_a_file_that_says_the_same(config: Path) -> None:
     again.write_text(first.output)
     assert shown(again) == shown(config)
     run = shown(config)["run"]
-    assert (run["redis-url"], run["allow-webhooks"], run["burst"]) == ("redis://h/1", "a.example,b.example", True)
-    assert shown(config, cli)["status"]["redis-url"] == shown(config, cli)["serve"]["redis-url"] == "redis://h/1"
+    assert (run["redis-url"], run["allow-webhooks"], run["burst"]) == (["redis://h/1"], "a.example,b.example", True)
+    assert shown(config, cli)["status"]["redis-url"] == ["redis://h/1"]
+    assert shown(config, cli)["serve"]["redis-url"] == "redis://h/1"
 
 
 def test_a_command_of_a_group_has_a_table_within_that_of_the_group(config: Path) -> None:

@@ -15,6 +15,7 @@ from impetus_backends import models
 from impetus_backends.embedding import engine
 from impetus_backends.embedding.budget import is_measured, measure_batches
 from impetus_backends.embedding.devices import backends
+from impetus_backends.embedding.encoder import refuses_chunks
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
 from impetus_backends.embedding.folder.fitting import open_weights
@@ -92,6 +93,7 @@ class EmbeddingCandidates:
         return EngineInfo(
             self._kind, "", "", files.name, files.aliases, "", "", folder=folder, max_tokens=text.max_tokens,
             dimensions=self._model.dimensions, outputs=self._model.outputs, no_sparse=self._model.no_sparse,
+            refuses_chunks=refuses_chunks(self._model) if isinstance(self._model, EmbeddingConfig) else None,
         )  # fmt: skip
 
     def weights_bytes(self) -> int:

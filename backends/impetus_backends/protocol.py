@@ -62,6 +62,8 @@ class EngineInfo:
     """Of a generation engine: how many requests it decodes together."""
     reasons: tuple[str, ...] = ()
     """Why this backend serves and not another, in the order in which they were tried."""
+    refuses_chunks: str | None = None
+    """Of an embedding engine: why it makes no vectors of chunks, in a clause; none: it does."""
 
     @property
     def more_models(self) -> tuple[str, ...]:
@@ -72,6 +74,10 @@ class EngineInfo:
     def neural_engine(self) -> bool:
         """Whether it serves from the Neural Engine: a device is called `ane` only where it has earned that."""
         return self.device.removeprefix("simulated ").split(" ")[0] == "ane"
+
+
+Spans: TypeAlias = "Sequence[tuple[int, int]]"
+"""Of a row of tokens: where each chunk begins, and where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,9 @@ class EmbeddingWork:
     """One of the engine's aliases; none means its default."""
     output: str = "dense"
     """One of the model's `outputs`."""
+    chunks: Sequence[Spans] | None = None
+    """For each row which of its tokens each of its vectors is the mean of; empty where it has one vector of the whole.
+    None: all are such. Only for engines that do not refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,8 @@ class SparseVector:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of one batch, in the order of its rows: float32 (rows, dimensions)."""
+    """The vectors of one batch, in the order of its rows: float32 (rows, dimensions); of rows with chunks one for each,
+    in their order."""
 
     id: int
     vectors: np.ndarray

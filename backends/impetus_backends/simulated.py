@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import time
 import zlib
@@ -17,7 +18,7 @@ import numpy as np
 
 from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.engine import EmbeddingEngine
-from impetus_backends.embedding.texts.tokens import EncodedText
+from impetus_backends.embedding.texts.tokens import EncodedText, chunk_tokens
 from impetus_backends.errors import RequestError
 from impetus_backends.protocol import (
     Answer,
@@ -29,6 +30,7 @@ from impetus_backends.protocol import (
     Likely,
     Progress,
     Rejected,
+    Spans,
     Started,
     Work,
 )
@@ -59,6 +61,19 @@ class SimulatedTextEncoder:
     ) -> list[EncodedText]:
         """One row a text, in order, cut to `max_tokens`. The input type changes nothing."""
         return [self._row(text) for text in texts]
+
+    def encode_chunks(
+        self,
+        texts: Sequence[tuple[str, Spans]],
+        *,
+        input_type: Literal["query", "document"] | None = None,
+    ) -> list[EncodedText]:
+        """The same, and which tokens each chunk has, of which it is told where it is in the text."""
+        rows = self.encode([text for text, _ in texts])
+        return [
+            replace(row, chunks=chunk_tokens([word.span() for word in re.finditer(r"\S+", text)], chunks, 1))
+            for row, (text, chunks) in zip(rows, texts, strict=True)
+        ]
 
     def _row(self, text: str) -> EncodedText:
         room = self.max_tokens - 2
@@ -117,10 +132,22 @@ class SimulatedEmbeddingBackend:
             raise RequestError("each row must have at least one token")
         self._obey_faults({int(token) for row in rows for token in row[row < 6]})
         self._sleep(self.batch_s(len(rows) * max(map(len, rows))))
-        vectors = np.empty((len(rows), self._dimensions), dtype=np.float32)
-        for vector, row in zip(vectors, rows, strict=True):
-            bits = hashlib.shake_128(np.asarray(row, dtype="<i4").tobytes()).digest(2 * self._dimensions)
-            vector[:] = np.frombuffer(bits, dtype="<i2")
+        return self._drawn([np.asarray(row, dtype="<i4").tobytes() for row in rows])
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        self.embed(rows)
+        return self._drawn(
+            [
+                np.asarray([*row, *span], dtype="<i4").tobytes()
+                for row, spans in zip(rows, chunks, strict=True)
+                for span in (spans or [(0, len(row))])
+            ]
+        )
+
+    def _drawn(self, seeds: Sequence[bytes]) -> np.ndarray:
+        vectors = np.empty((len(seeds), self._dimensions), dtype=np.float32)
+        for vector, seed in zip(vectors, seeds, strict=True):
+            vector[:] = np.frombuffer(hashlib.shake_128(seed).digest(2 * self._dimensions), dtype="<i2")
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 

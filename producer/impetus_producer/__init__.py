@@ -43,6 +43,7 @@ from .errors import (
 )
 from .handles import EmbeddingHandle, GenerationHandle, JobHandle, RerankHandle
 from .servers.troubles import adopt, connect
+from .spread import SpreadProducer
 
 if TYPE_CHECKING:
     from .asynchronous.client import AsyncProducer
@@ -85,6 +86,7 @@ __all__ = [
     "ServerError",
     "ServerFullError",
     "ServerNotReadyError",
+    "SpreadProducer",
     "Store",
     "StreamRestartedError",
     "UnreadableResultError",

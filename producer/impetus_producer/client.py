@@ -53,6 +53,15 @@ class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", Generation
         }
         return kinds[self._line.hold(role_of(job_id))](job_id, self.connection, self.patience)
 
+    @property
+    def servers(self) -> tuple[Producer, ...]:
+        """Itself: of one server."""
+        return (self,)
+
+    def of(self, job_id: str) -> Producer:
+        """The one whose server a job of this id is at: itself."""
+        return self
+
     def enqueue(self, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]]) -> int:
         """Enqueues payloads that were checked, by their jobs' ids; returns the queue's new length.
 

@@ -28,6 +28,13 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkedDocument(Document):
+    """One that is read as a whole, and of which each chunk has a vector. `chunks`: their characters, from and to."""
+
+    chunks: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FailedDocument:
     """A document that has no vector, and why, in one sentence. `retryable`: the same run tried again may have it."""
 

@@ -2,8 +2,9 @@
 
 A server of its own and simulated Macs, which are whole workers whose device takes its time asleep, so slow that several
 fit the cores of a small machine. Measured are: the memory of jobs that wait and of vectors that nobody has read; the
-CPU time of client and server for each text, of which follows what one core of each carries; and one run of
-`impetus embed` with 1, 2 and 4 Macs, from the first to the last text. The last line is one JSON object.
+CPU time of client and servers for each text, of which follows what one core of each carries; and one run of
+`impetus embed` with 1, 2 and 4 Macs, from the first to the last text. With `--servers 2` all listen to two servers,
+over which the client spreads the jobs. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from scripts.corpus import docstrings
@@ -25,6 +26,9 @@ from scripts.proofs.interrupted import Server, text_of
 from scripts.proofs.processes import end, until
 
 from impetus_producer import Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LIMIT_S = 120.0
 _TEXTS_PER_JOB = 64
@@ -72,16 +76,26 @@ def server_cpu_s(url: str) -> float:
         return float(said["used_cpu_user"]) + float(said["used_cpu_sys"])
 
 
-def start_mac(folder: Path, url: str, b_us: float) -> subprocess.Popen[bytes]:
-    options = ["--redis-url", url, "--roles", "embedding", "--embedding-backend", "simulated"]
+def at(urls: Sequence[str]) -> list[str]:
+    """The options that name servers."""
+    return [word for url in urls for word in ("--redis-url", url)]
+
+
+def start_mac(folder: Path, urls: Sequence[str], b_us: float) -> subprocess.Popen[bytes]:
+    options = [*at(urls), "--roles", "embedding", "--embedding-backend", "simulated"]
     times = ["--simulated-a-ms", "0", "--simulated-b-us", str(b_us)]
     log = (folder / "worker.log").open("ab")
     command = [sys.executable, "-m", "impetus_worker", "run", *options, *times]
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def serving(url: str, macs: int) -> None:
-    """Waits until so many listen."""
+def serving(urls: Sequence[str], macs: int) -> None:
+    """Waits until so many listen, at every server."""
+    for url in urls:
+        _serving(url, macs)
+
+
+def _serving(url: str, macs: int) -> None:
 
     def listening() -> bool:
         said = subprocess.run(
@@ -92,23 +106,14 @@ def serving(url: str, macs: int) -> None:
     until(listening, "the workers did not start", _LIMIT_S)
 
 
-def embedding(folder: Path, url: str, documents: int) -> dict[str, Any]:
-    """One run: texts a second from its first result on, and what each text took of client and server."""
+def embedding(folder: Path, urls: Sequence[str], documents: int) -> dict[str, Any]:
+    """One run: texts a second from its first result on, and what each text took of the client and of each server."""
     source = folder / "in.jsonl"
     with source.open("w") as file:
         file.writelines(f'{{"id": "{n}", "text": "{text_of(n)}"}}\n' for n in range(documents))
-    before = server_cpu_s(url)
-    command = [
-        "embed",
-        str(source),
-        "-o",
-        str(folder / "out.parquet"),
-        "--redis-url",
-        url,
-        "--restart",
-        "--progress",
-        "none",
-    ]
+    before = list(map(server_cpu_s, urls))
+    output = str(folder / "out.parquet")
+    command = ["embed", str(source), "-o", output, *at(urls), "--restart", "--progress", "none"]
     client = subprocess.Popen([sys.executable, "-m", "impetus_producer", *command, "--json"], stdout=subprocess.PIPE)
     started = time.monotonic()
     assert client.stdout is not None
@@ -119,7 +124,9 @@ def embedding(folder: Path, url: str, documents: int) -> dict[str, Any]:
     return {
         "docs_per_s": said["docs_per_s"],
         "client_cpu_us": round((usage.ru_utime + usage.ru_stime) * 1e6 / documents, 1),
-        "server_cpu_us": round((server_cpu_s(url) - before) * 1e6 / documents, 1),
+        "server_cpu_us": [
+            round((server_cpu_s(url) - earlier) * 1e6 / documents, 1) for url, earlier in zip(urls, before, strict=True)
+        ],
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -127,6 +134,7 @@ def embedding(folder: Path, url: str, documents: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--macs", default="1,2,4", help="how many, one run each (default: 1,2,4)")
+    parser.add_argument("--servers", type=int, default=1, help="how many share each run (default: 1)")
     parser.add_argument("--seconds", type=float, default=15, help="how long each run is to take (default: 15)")
     parser.add_argument("--b-us", type=float, default=500, help="of each token on a simulated device (default: 500)")
     parser.add_argument("--documents", type=int, default=50_000, help="of the run on a device that takes no time")
@@ -134,15 +142,20 @@ def main() -> int:
     said: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="impetus-scale-") as name, ExitStack() as stack:
         folder = Path(name)
-        server = Server(folder)
-        stack.callback(lambda: end(server.process))
-        said["waiting"] = waiting_job(server.url)
-        with Redis.from_url(server.url) as connection:
-            connection.config_set("appendfsync", "everysec")
-        fast = start_mac(folder, server.url, 0)
-        serving(server.url, 1)
-        said["finished_vector_bytes"] = finished_vectors(server.url)
-        said["no_device"] = embedding(folder, server.url, options.documents)
+        urls = []
+        for number in range(options.servers):
+            (folder / str(number)).mkdir()
+            server = Server(folder / str(number))
+            stack.callback(end, server.process)
+            urls.append(server.url)
+        said["waiting"] = waiting_job(urls[0])
+        for url in urls:
+            with Redis.from_url(url) as connection:
+                connection.config_set("appendfsync", "everysec")
+        fast = start_mac(folder, urls, 0)
+        serving(urls, 1)
+        said["finished_vector_bytes"] = finished_vectors(urls[0])
+        said["no_device"] = embedding(folder, urls, options.documents)
         end(fast)
         print(json.dumps(said), flush=True)
         running: list[subprocess.Popen[bytes]] = []
@@ -151,10 +164,10 @@ def main() -> int:
         rates = {}
         for macs in map(int, options.macs.split(",")):
             for _ in range(macs - len(running)):
-                running.append(start_mac(folder, server.url, options.b_us))
+                running.append(start_mac(folder, urls, options.b_us))
                 stack.callback(end, running[-1])
-            serving(server.url, macs)
-            rates[macs] = embedding(folder, server.url, round(expected * options.seconds * macs))
+            serving(urls, macs)
+            rates[macs] = embedding(folder, urls, round(expected * options.seconds * macs))
             print(f"{macs} Macs: {json.dumps(rates[macs])}", flush=True)
         said["macs"] = rates
         first = min(rates)

@@ -91,7 +91,7 @@ def test_mlx_asked_for_by_name_has_the_profile_of_the_machine_too() -> None:
 def test_the_option_comes_from_the_command_line_to_the_loader() -> None:
     assert QUANTIZE_AT_LOAD == CHOICES
     assert run.make_context("run", ["--generation-quantize", "8bit"]).params["generation_quantize"] == "8bit"
-    settings = WorkerSettings("redis://x", "generation", "w", generation_quantize="8bit")
+    settings = WorkerSettings(("redis://x",), "generation", "w", generation_quantize="8bit")
     config = engine_config(WorkerSettings.from_json(settings.to_json()))
     choice = get_compute_dispatcher(machine("m4"), absence=lambda name: None).lm_backend
     assert generation_loader(config, machine("m4"), choice).option == "8bit"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+from datetime import date
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,6 +202,20 @@ def test_columns_are_written_beside_the_vectors(folder: Path) -> None:
     ):
         with pytest.raises(InvalidRequestError, match=sentence):
             open_output(name, Layout(columns))
+
+
+def test_values_that_json_has_no_form_for_leave_lines_that_are_json(folder: Path) -> None:
+    values = [b"\xff\x00", [1.0, float("nan")], {"deep": {"inf": float("-inf")}}, Decimal("1.50"), date(2026, 1, 2)]
+    with open_output("v.jsonl", Layout({"odd": None})) as out:
+        for row, value in enumerate(values, 1):
+            put(out, "a", [1.0], row, value)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = [json.loads(line, parse_constant=refuse) for line in (folder / "v.jsonl").read_text().splitlines()]
+    wanted = ["/wA=", [1.0, None], {"deep": {"inf": None}}, "1.50", "2026-01-02"]
+    assert [line["odd"] for line in lines] == wanted
 
 
 def test_what_is_no_regular_file_is_not_replaced(folder: Path) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impetus_producer.cli.settings.server_option import redis_url_option, without_url
+from impetus_producer.cli.settings.server_option import redis_url_option, without_urls
 from impetus_producer.contract import EmbeddingRequest
 from impetus_producer.enqueueing.parsing import parse_request
 from impetus_producer.errors import InvalidRequestError
@@ -127,9 +127,9 @@ def test_two_urls_or_an_empty_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_only_the_option_with_the_url_is_taken_off_a_command_line() -> None:
-    assert without_url(["-m", "x", "run", "--redis-url", URL, "--burst"], URL) == ["-m", "x", "run", "--burst"]
-    assert without_url(["run", f"--redis-url={URL}", "--burst"], URL) == ["run", "--burst"]
-    assert without_url(["run", "--text", URL], URL) == ["run", "--text", URL]
+    assert without_urls(["-m", "x", "run", "--redis-url", URL, "--burst"], [URL]) == ["-m", "x", "run", "--burst"]
+    assert without_urls(["run", f"--redis-url={URL}", "--burst"], [URL]) == ["run", "--burst"]
+    assert without_urls(["run", "--text", URL], [URL]) == ["run", "--text", URL]
 
 
 _SHOW_COMMAND_LINE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from impetus_worker.leases.outcomes import Failed, Finished, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from impetus_backends.protocol import Spans
     from impetus_worker.batches.reading.rows import TextEncoder
 
 INFO = EngineInfo(
@@ -37,14 +38,22 @@ IDS = itertools.count()
 class Encoded:
     ids: np.ndarray
     lost: int
+    chunks: Spans = ()
 
 
 class OneTokenAWord:
-    """Words are numbers, and tokens are these numbers."""
+    """Words are numbers, and tokens are these numbers; chunks are of numbers of one digit."""
 
     def encode(self, texts: Sequence[str], *, input_type: str | None = None) -> list[Encoded]:
         rows = [np.array([int(word) for word in text.split()], dtype=np.int32) for text in texts]
         return [Encoded(row[: INFO.max_tokens], max(0, len(row) - INFO.max_tokens)) for row in rows]
+
+    def encode_chunks(self, texts: Sequence[tuple[str, Spans]], *, input_type: str | None = None) -> list[Encoded]:
+        rows = self.encode([text for text, _ in texts])
+        return [
+            replace(row, chunks=[((begin + 1) // 2, (end + 1) // 2) for begin, end in chunks])
+            for row, (_, chunks) in zip(rows, texts, strict=True)
+        ]
 
 
 def make_batcher(

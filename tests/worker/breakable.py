@@ -170,14 +170,17 @@ sys.exit(Supervisor([WorkerSettings.from_json(each) for each in json.loads(sys.a
 class Workers:
     """What `impetus-worker run` starts: a supervisor and, for each role, a worker and its engine.
 
-    With a lease of our choice, for which the command has no option. `clock_ahead_s`: how far their wall clock is from
+    `url`: of the server, or of several with spaces between. With a lease of our choice, for which the command has no
+    option. `clock_ahead_s`: how far their wall clock is from
     this machine's.
     """
 
     def __init__(self, url: str, log: Path, *, clock_ahead_s: float = 0.0, **settings: Any) -> None:
         roles = settings.pop("roles", ROLES)
         workers = [
-            WorkerSettings(redis_url=url, role=role, name=worker_name(role), backend="simulated", **settings)
+            WorkerSettings(
+                redis_urls=tuple(url.split()), role=role, name=worker_name(role), backend="simulated", **settings
+            )
             for role in roles
         ]
         # The callbacks that jobs name are in this checkout's tests, and a child may not look where it was started.

@@ -28,7 +28,7 @@ def rows_of(lengths: Sequence[int]) -> list[Row]:
     """The rows of a job of its own."""
     request = EmbeddingRequest(input=["x"])
     owner = OpenEmbedding(job("1"), request, INFO, sum(lengths), 0, 0, np.empty(0), len(lengths), urgent=True)
-    return [Row(owner, index, np.zeros(length, np.int32)) for index, length in enumerate(lengths)]
+    return [Row(owner, index, np.zeros(length, np.int32), index) for index, length in enumerate(lengths)]
 
 
 JOBS = st.lists(st.lists(st.integers(1, 80), min_size=1, max_size=12), min_size=1, max_size=60)
@@ -172,7 +172,7 @@ def test_ending_many_jobs_looks_at_each_row_about_once() -> None:
     for _ in range(200):
         owner = Counted(job("1"), EmbeddingRequest(input=["x"]), INFO, 256, 0, 0, np.empty(0), 64, urgent=True)
         owners.append(owner)
-        backlog.add(Row(owner, index, np.zeros(4, np.int32)) for index in range(64))
+        backlog.add(Row(owner, index, np.zeros(4, np.int32), index) for index in range(64))
     Counted.asked = 0
     for owner in owners[:150]:
         owner.ended = True

@@ -51,7 +51,7 @@ def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatc
     monkeypatch.setenv("IMPETUS_MAX_CONCURRENT_GENERATIONS", "auto")
     options = run.make_context("run", ["--prefix-cache-dir", "/p", "--adapter", "a=/x y", "--adapter", "b=/z"]).params
     assert options["durable"] is True
-    settings = _worker_settings("generation", "redis://", Allowed(("a.b",), ("hooks.example",)), options)
+    settings = _worker_settings("generation", ("redis://",), Allowed(("a.b",), ("hooks.example",)), options)
     assert (settings.wired_memory, settings.allow_sleep, settings.stay_awake_on_battery) == (True, True, True)
     config = engine_config(settings)
     assert (config.special_tokens, config.max_answer_tokens) == ("text", 99)
@@ -83,10 +83,10 @@ def test_the_upstream_comes_with_its_backend_and_no_other_and_reaches_the_engine
         assert "s3cret" not in said.output
     monkeypatch.setenv("IMPETUS_UPSTREAM", "http://127.0.0.1:1/v1/")
     options = run.make_context("run", ["--generation-backend", "openai"]).params
-    settings = _worker_settings("generation", "redis://", Allowed(), options)
+    settings = _worker_settings("generation", ("redis://",), Allowed(), options)
     assert type(settings).from_json(settings.to_json()) == settings
     assert engine_config(settings).upstream == "http://127.0.0.1:1/v1"
-    assert _worker_settings("embedding", "redis://", Allowed(), options).upstream is None
+    assert _worker_settings("embedding", ("redis://",), Allowed(), options).upstream is None
 
 
 _CAUGHT = """
@@ -143,7 +143,7 @@ main(["work"])
 def test_a_workers_bug_shows_by_its_traceback_and_an_error_on_purpose_by_its_sentence(
     error: str, status: int, traceback: bool
 ) -> None:
-    settings = WorkerSettings("redis://", "embedding", "name").to_json()
+    settings = WorkerSettings(("redis://",), "embedding", "name").to_json()
     said = subprocess.run(
         [sys.executable, "-c", _BROKEN.format(error=error)],
         input=settings + "\n",

@@ -170,7 +170,7 @@ def test_a_server_that_dies_again_and_again_is_given_up_and_its_log_is_named(tmp
     try:
         with pytest.raises(ConfigurationError, match=r"died, 4 times in a row .* its own log is .*valkey.log"):
             Supervisor(
-                [WorkerSettings("", "embedding", "idle")],
+                [WorkerSettings((), "embedding", "idle")],
                 server,
                 patience=Patience(most_in_a_row=4, longest_pause_s=0.0),
                 command=[sys.executable, "-c", "input()\ninput()"],

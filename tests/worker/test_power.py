@@ -251,7 +251,7 @@ def test_off_a_mac_there_is_no_iokit() -> None:
 
 
 def settings(**more: Any) -> WorkerSettings:
-    return WorkerSettings("redis://", "embedding", "name", **more)
+    return WorkerSettings(("redis://",), "embedding", "name", **more)
 
 
 def test_off_a_mac_nothing_is_done_and_the_reason_is_said() -> None:

@@ -18,10 +18,10 @@ from rq.serializers import JSONSerializer
 from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION, STANDBY_QUEUE, WORKER_RECORD_KEY, ServedModel, WorkerRecord
 from impetus_producer.watching.fleet import read_fleet
-from impetus_worker import worker as worker_module
 from impetus_worker.fleet.routing import Routing, queues_for
 from impetus_worker.inbox import Rerouted, Shared
 from impetus_worker.leases.portions import Share
+from impetus_worker.loop.server_side import IDLE_WAIT_S
 from impetus_worker.settings import RECORD_RENEW_S, RECORD_TTL_S
 from tests.backends.machines import machine_file
 from tests.patience import eventually
@@ -74,8 +74,8 @@ def test_who_serves_beside_whom(own: WorkerRecord, others: list[WorkerRecord], q
 
 def test_at_the_default_pace_queues_are_given_up_within_5_s_and_taken_over_within_15_s() -> None:
     # A look every so often; the loop hears of a change at once, and looks by itself at the latest when it wakes.
-    assert RECORD_RENEW_S + worker_module.IDLE_WAIT_S < 5
-    assert RECORD_TTL_S + RECORD_RENEW_S + worker_module.IDLE_WAIT_S < 15
+    assert RECORD_RENEW_S + IDLE_WAIT_S < 5
+    assert RECORD_TTL_S + RECORD_RENEW_S + IDLE_WAIT_S < 15
     assert RECORD_TTL_S > 3 * RECORD_RENEW_S  # two looks may fail
 
 
@@ -268,7 +268,7 @@ def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(
 # -- real workers, whose hardware is that of a file ------------------------------------------------------------------
 
 QUICK = ("--record-ttl-s", "1", "--record-renew-s", "0.25", "--prefer", "energy")
-QUICK_LIMIT_S = 1 + 0.25 + worker_module.IDLE_WAIT_S + 1.5
+QUICK_LIMIT_S = 1 + 0.25 + IDLE_WAIT_S + 1.5
 """Record, look, loop, and what a busy machine takes."""
 
 

@@ -24,7 +24,7 @@ from .services import PROGRAM, PYTHON, System, agent, read_unit, unescaped
 
 def test_the_server_is_told_in_the_environment_because_everybody_sees_a_command_line() -> None:
     for options in (["--redis-url", "redis://:pw@h/0", "--burst"], ["--redis-url=redis://:pw@h/0", "--burst"]):
-        program = make_program(PYTHON, options, {"redis_url": "redis://:pw@h/0"}, {})
+        program = make_program(PYTHON, options, {"redis_urls": ("redis://:pw@h/0",)}, {})
         assert program.command == (str(PYTHON), "-P", "-m", "impetus_worker", "run", "--burst")
         assert program.environment == {"IMPETUS_REDIS_URL": "redis://:pw@h/0"}
 

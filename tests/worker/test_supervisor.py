@@ -35,7 +35,7 @@ from impetus_worker.settings import WorkerSettings
 logging.basicConfig(level=logging.INFO)
 told = json.loads(sys.argv[1])
 workers = [
-    WorkerSettings(redis_url="", role=role, name=f"first-{role}", burst=told["burst"]) for role in told["roles"]
+    WorkerSettings(redis_urls=(), role=role, name=f"first-{role}", burst=told["burst"]) for role in told["roles"]
 ]
 def on_death(name, begun):
     print(json.dumps({"died": name, "begun": list(begun)}), flush=True)

@@ -36,8 +36,6 @@ class Command:
 
     name: str
     job_id: str = ""
-    remote: bool = False
-    """Whether it came through Redis and not from this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +148,14 @@ class Broken:
 
     party: str
     error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class FromServer:
+    """What a thread said that talks to the worker's server of this number."""
+
+    number: int
+    said: object
 
 
 class Inbox:

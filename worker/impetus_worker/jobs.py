@@ -79,7 +79,7 @@ def _engine(role: Role) -> tuple[Engine, Batcher]:
     from impetus_backends.dispatcher import open_engine
 
     settings = WorkerSettings(
-        redis_url="",
+        redis_urls=(),
         role=role,
         name="inline",
         model=os.environ.get(f"IMPETUS_{role.upper()}_MODEL"),

@@ -32,7 +32,8 @@ RECORD_RENEW_S = 2.0
 class WorkerSettings:
     """One worker process: one role, one model, one device."""
 
-    redis_url: str
+    redis_urls: tuple[str, ...]
+    """It claims from all of these servers, by turns."""
     role: Role
     name: str
     """The worker's name in RQ, different for each process."""
@@ -108,6 +109,6 @@ class WorkerSettings:
     @classmethod
     def from_json(cls, text: str) -> WorkerSettings:
         values = json.loads(text)
-        for name in ("allow_callbacks", "allow_webhooks", "more_models", "served_names", "adapters"):
+        for name in ("redis_urls", "allow_callbacks", "allow_webhooks", "more_models", "served_names", "adapters"):
             values[name] = tuple(values[name])
         return cls(**{field.name: values[field.name] for field in fields(cls)})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.operations import Ops
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.protocol import Spans
 
 T = TypeVar("T")
 PROMPT = 1 << 30
@@ -75,12 +76,20 @@ def weigh(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     return x
 
 
-def pad(config: EmbeddingConfig, rows: Sequence[np.ndarray], *, batch: int = 0, length: int = 0) -> Inputs[np.ndarray]:
+def pad(
+    config: EmbeddingConfig,
+    rows: Sequence[np.ndarray],
+    *,
+    batch: int = 0,
+    length: int = 0,
+    chunks: Sequence[Spans] | None = None,
+) -> Inputs[np.ndarray]:
     """Token rows as one padded batch of at least `batch` texts of at least `length` tokens.
 
-    `ids`, `positions` and `types` come back as int32, the others as float32. Raises `RequestError` for a row that the
-    model cannot read: empty, too long, or with a token outside the vocabulary (which some devices would read past the
-    table for).
+    `chunks`: for each row those of which a vector each is wanted, in place of one of the whole; `vectors_of` says where
+    they come out. `ids`, `positions` and `types` come back as int32, the others as float32. Raises `RequestError` for a
+    row that the model cannot read: empty, too long, or with a token outside the vocabulary (which some devices would
+    read past the table for).
     """
     shape = config.encoder
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -103,7 +112,43 @@ def pad(config: EmbeddingConfig, rows: Sequence[np.ndarray], *, batch: int = 0, 
     # A text of padding alone would divide by no tokens at all.
     mask[len(rows) :, 0] = pooled[len(rows) :, 0] = 1
     shares = np.stack([_shares(mode, pooled) for mode in config.pooling.modes], axis=1)[:, :, None]
+    if chunks is not None:
+        shares = _of_chunks(shares, chunks)
     return Inputs(ids, positions(shape, ids), mask, shares, types)
+
+
+def refuses_chunks(config: EmbeddingConfig) -> str | None:
+    """Why a model makes no vectors of chunks, in a clause.
+
+    Late chunking (arXiv:2409.04701): the text goes through the model as a whole, and of each chunk's tokens the mean is
+    taken after it. So it takes a model that was trained for the mean of tokens.
+    """
+    if config.pooling.modes == ("mean",):
+        return None
+    return f"it pools by {' and '.join(config.pooling.modes)}, and a chunk is the mean of its tokens"
+
+
+def vectors_of(chunks: Sequence[Spans]) -> np.ndarray:
+    """Which of the vectors of such a batch are of chunks, or of rows without any, in their order."""
+    texts = _most(chunks)
+    found: np.ndarray = np.concatenate([row * texts + np.arange(len(spans) or 1) for row, spans in enumerate(chunks)])
+    return found
+
+
+def _most(chunks: Sequence[Spans]) -> int:
+    return max(max(map(len, chunks)), 1)
+
+
+def _of_chunks(whole: npt.NDArray[np.float32], chunks: Sequence[Spans]) -> npt.NDArray[np.float32]:
+    """The shares of each row's chunks in place of those of the whole, where it has any."""
+    rows, modes, _, length = whole.shape
+    shares = np.zeros((rows, modes, _most(chunks), length), dtype=np.float32)
+    shares[:, :, :1] = whole
+    for row, spans in enumerate(chunks):
+        for number, (begin, end) in enumerate(spans):
+            shares[row, :, number] = 0
+            shares[row, :, number, begin:end] = 1 / (end - begin)
+    return shares
 
 
 def packable(config: EmbeddingConfig) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 
 from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices import golden
-from impetus_backends.embedding.devices.backends import SparseBackend
+from impetus_backends.embedding.devices.backends import ChunkBackend, SparseBackend
+from impetus_backends.embedding.encoder import refuses_chunks
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.sparse import Splade
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.energy import Meter
     from impetus_backends.models import ModelFiles
-    from impetus_backends.protocol import SparseVector
+    from impetus_backends.protocol import Spans, SparseVector
 
+_NO_CHUNKS = "the backend {} makes one vector of a row; cpu, mlx and numpy make one of each chunk"
 _NONE = np.empty((0, 0), dtype=np.float32)
 _MOST_LOGITS = 2**26
 """Of a batch of a SPLADE model: 256 MB in float32."""
@@ -116,6 +118,8 @@ class EmbeddingEngine:
                 raise BackendError(f"{len(work.rows)} texts came back as {len(sparse)} sparse vectors")
             self._verify_finite([all(map(math.isfinite, vector.values)) for vector in sparse])
             return _NONE, sparse
+        if work.chunks is not None:
+            return self._of_chunks(backend, work.rows, work.chunks), ()
         vectors = backend.embed(work.rows)
         self._verify(vectors, len(work.rows))
         return vectors, ()
@@ -127,10 +131,17 @@ class EmbeddingEngine:
             self._meter = None  # it will not tell again, and vectors do not wait for it
             return None
 
-    def _verify(self, vectors: np.ndarray, rows: int) -> None:
-        if vectors.shape != (rows, self._info.dimensions):
+    def _of_chunks(self, backend: EmbeddingBackend, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        if self._info.refuses_chunks is not None or not isinstance(backend, ChunkBackend):
+            raise RequestError(f"{self._info.model} makes no vectors of chunks: {self._info.refuses_chunks}")
+        vectors = backend.embed_chunks(rows, chunks)
+        self._verify(vectors, sum(len(spans) or 1 for spans in chunks))
+        return vectors
+
+    def _verify(self, vectors: np.ndarray, count: int) -> None:
+        if vectors.shape != (count, self._info.dimensions):
             raise BackendError(
-                f"{rows} texts came back as {vectors.shape}, not ({rows}, {self._info.dimensions}); "
+                f"{count} texts came back as {vectors.shape}, not ({count}, {self._info.dimensions}); "
                 "does the backend drop or merge rows of a batch?"
             )
         self._verify_finite(np.isfinite(vectors).all(axis=1))
@@ -186,6 +197,7 @@ def open_engine(
         packs=getattr(backend, "packs", False),
         note="; ".join(note for note in notes if note) or None,
         reasons=reasons,
+        refuses_chunks=refuses_chunks(config) if isinstance(backend, ChunkBackend) else _NO_CHUNKS.format(backend.name),
     )
     return EmbeddingEngine(backend, info)
 

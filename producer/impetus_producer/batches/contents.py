@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import contextmanager, suppress
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ..errors import ImpetusError, InvalidRequestError, MissingExtraError
+from ..errors import ImpetusError
+from ..reading.places.file_systems import as_os_errors, open_file_system
 from ..shown import without_password
 
 if TYPE_CHECKING:
@@ -61,18 +61,11 @@ class RemoteContents:
     """
 
     def __init__(self, url: str, folder: Path) -> None:
-        try:
-            fsspec: Any = import_module("fsspec")
-        except ImportError:
-            raise MissingExtraError(f"keeping files at {without_password(url)!r}", "remote") from None
         self._url = url
         self._folder = folder
-        try:
-            self._storage, self._root = fsspec.url_to_fs(url)
-            with self._errors():
-                self._storage.makedirs(self._root, exist_ok=True)
-        except (ValueError, ImportError) as error:  # as of a scheme whose package is not installed
-            raise InvalidRequestError(f"{without_password(url)!r} is no place for files: {error}") from None
+        with self._errors():
+            self._storage, self._root = open_file_system(url, f"keeping files at {without_password(url)!r}")
+            self._storage.makedirs(self._root, exist_ok=True)
 
     def adopt(self, path: Path, name: str) -> None:
         with self._errors():
@@ -99,8 +92,9 @@ class RemoteContents:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            yield
-        except (FileNotFoundError, ImportError, ImpetusError):
+            with as_os_errors():
+                yield
+        except (FileNotFoundError, ImpetusError):
             raise
-        except Exception as error:  # each filesystem has errors of its own
+        except OSError as error:
             raise ImpetusError(f"{without_password(self._url)!r} cannot be used: {error}") from error

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .. import contract
-from ..client import Producer
 from ..enqueueing.requests import embedding_payload
 from ..enqueueing.texts import CHARACTERS_PER_JOB, check_many, checked, parts
 from ..errors import JobCancelledError, JobFailedError, JobNotFoundError
 from ..handles import EmbeddingHandle
+from ..spread import open_producer
 from .kept.stores import open_store
 from .recall import Recall
 from .works import text_key
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ..client import Producer
     from ..contract import EmbeddingResult
     from ..enqueueing.requests import InputType
+    from ..spread import SpreadProducer
     from .kept.store import AnswerStore
     from .recall import Recalled
 
@@ -39,7 +41,7 @@ _RECALLS: WeakKeyDictionary[AnswerStore, Recall] = WeakKeyDictionary()
 
 
 def embed_batch(
-    producer: Producer,
+    producer: Producer | SpreadProducer,
     texts: Sequence[str],
     *,
     model: str | None = None,
@@ -79,7 +81,11 @@ class _Asked:
     """Some texts, of which those that nobody has are on their way."""
 
     def __init__(
-        self, producer: Producer, payload: dict[str, Any], recall: Recall | None, recalled: Recalled | None
+        self,
+        producer: Producer | SpreadProducer,
+        payload: dict[str, Any],
+        recall: Recall | None,
+        recalled: Recalled | None,
     ) -> None:
         self._producer, self._payload = producer, payload
         self._recall, self._recalled = recall, recalled
@@ -99,7 +105,7 @@ class _Asked:
     def _enqueue(self) -> None:
         assert self._job is not None
         job_id, payload = self._job
-        self._producer.enqueue(contract.EMBEDDING_BULK_QUEUE, contract.EMBED_FUNCTION, {job_id: payload})
+        self._producer.of(job_id).enqueue(contract.EMBEDDING_BULK_QUEUE, contract.EMBED_FUNCTION, {job_id: payload})
 
     def result(self, timeout_s: float | None) -> EmbeddingResult:
         result = None if self._job is None else self._computed(timeout_s)
@@ -116,7 +122,8 @@ class _Asked:
 
     def _computed(self, timeout_s: float | None) -> EmbeddingResult:
         assert self._job is not None
-        handle = EmbeddingHandle(self._job[0], self._producer.connection, self._producer.patience)
+        producer = self._producer.of(self._job[0])
+        handle = EmbeddingHandle(self._job[0], producer.connection, producer.patience)
         for losses_left in range(_MOST_LOSSES, -1, -1):
             try:
                 return handle.result(timeout_s)
@@ -135,13 +142,13 @@ class _Asked:
 class ImpetusEmbedder:
     """Adds vectors to batches of columns: `embedder({"text": [...]})` is the batch with `embedding` beside `text`.
 
-    `column`, `output`: their names. `store`: the file or URL of a store. `options`: those of `embed_batch`. Can be
-    pickled; connects when it is first used, in whatever process that is.
+    `redis_url`: the server, or several. `column`, `output`: their names. `store`: the file or URL of a store.
+    `options`: those of `embed_batch`. Can be pickled; connects when it is first used, in whatever process that is.
     """
 
     def __init__(
         self,
-        redis_url: str | None = None,
+        redis_url: str | Sequence[str] | None = None,
         *,
         column: str = "text",
         output: str = "embedding",
@@ -152,11 +159,11 @@ class ImpetusEmbedder:
         self._store_name = store
         self._column, self._output = column, output
         self._options = options
-        self._producer: Producer | None = None
+        self._producer: Producer | SpreadProducer | None = None
         self._store: AnswerStore | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        self._producer = self._producer or Producer(self._redis_url)
+        self._producer = self._producer or open_producer(self._redis_url)
         if self._store_name is not None and self._store is None:
             self._store = open_store(self._store_name)
         texts = [each.item() if hasattr(each, "item") else each for each in batch[self._column]]

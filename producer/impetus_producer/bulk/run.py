@@ -15,6 +15,7 @@ from ..errors import InvalidRequestError, MissingExtraError, ServerDataError, Se
 from ..reading.until_error import UntilError
 from .kept.journal import Keeper, StoreKeeper
 from .window import Window
+from .windows import Windows
 from .works import Embedded, EmbeddedDocument, EmbeddingWork, Work
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..client import Producer
     from ..enqueueing.requests import InputType
+    from ..spread import SpreadProducer
     from .kept.store import AnswerStore
 
 __all__ = [
@@ -42,7 +44,7 @@ ItemT = TypeVar("ItemT")
 
 
 def embed_documents(
-    producer: Producer,
+    producer: Producer | SpreadProducer,
     documents: Iterable[Document | FailedDocument],
     *,
     texts_per_job: int = DEFAULT_TEXTS_PER_JOB,
@@ -100,7 +102,7 @@ def _drawn(outcomes: Generator[ItemT, None, None], total: int | None) -> Iterato
 
 
 def work_documents(
-    producer: Producer,
+    producer: Producer | SpreadProducer,
     work: Work[OutcomeT],
     documents: Iterable[Document | FailedDocument],
     *,
@@ -114,29 +116,33 @@ def work_documents(
         raise InvalidRequestError("texts_per_job and max_backlog_jobs must be at least 1")
     work.check()
     keeper = keeper or Keeper()
-    window = Window(producer, work, keeper, min(documents_per_job, work.most_per_job), while_waiting)
-    return _run(window, documents, max_backlog_jobs, while_waiting)
+    per_job = min(documents_per_job, work.most_per_job)
+    return _run(producer, work, documents, keeper, per_job, max_backlog_jobs, while_waiting)
 
 
 def _run(
-    window: Window[OutcomeT],
+    producer: Producer | SpreadProducer,
+    work: Work[OutcomeT],
     documents: Iterable[Document | FailedDocument],
+    keeper: Keeper,
+    per_job: int,
     max_backlog_jobs: int,
     while_waiting: Callable[[], None] | None,
 ) -> Generator[OutcomeT | FailedDocument, None, None]:
-    if window.keeper.asks_for_fingerprint:
-        window.keeper.accept(window.work.served(window.producer, while_waiting))
+    if keeper.asks_for_fingerprint:
+        keeper.accept(work.served(producer.servers[0], while_waiting))
+    windows = Windows([Window(each, work, keeper, per_job, while_waiting) for each in producer.servers])
     # An eighth of the window at a time saves round trips; the other seven keep the workers busy meanwhile.
     step = max(1, max_backlog_jobs // 8)
-    reader = _Reader(documents, step * window.texts_per_job, MOST_CHARACTERS * step // max_backlog_jobs)
-    room_to = (max_backlog_jobs - step) * window.texts_per_job
+    reader = _Reader(documents, step * per_job, MOST_CHARACTERS * step // max_backlog_jobs)
+    room_to = (max_backlog_jobs - step) * per_job
     try:
-        window.take_up()
-        while not reader.exhausted or window.slots:
-            while not reader.exhausted and len(window.slots) <= room_to and window.characters < MOST_CHARACTERS:
-                window.admit(reader.read())
-            yield from window.finished()
-            if window.waiting and not window.collect() and while_waiting is not None:
+        windows.take_up()
+        while not reader.exhausted or windows:
+            while not reader.exhausted and len(windows) <= room_to and windows.characters < MOST_CHARACTERS:
+                windows.admit(reader.read())
+            yield from windows.finished()
+            if windows.waiting and not windows.collect() and while_waiting is not None:
                 while_waiting()
         if reader.error is not None:
             raise reader.error
@@ -144,10 +150,10 @@ def _run(
         raise
     except ServerError:
         # Nobody is there to withdraw from, and asking again would take as long as finding that out did.
-        window.forget()
+        windows.forget()
         raise
     finally:
-        window.close()
+        windows.close()
 
 
 class _Reader:

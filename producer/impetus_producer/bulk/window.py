@@ -60,7 +60,7 @@ class _Job:
     losses: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Window(Generic[OutcomeT]):
     """The documents that were read and not yet yielded, in their order, and the jobs that are in Redis for them."""
 
@@ -101,6 +101,8 @@ class Window(Generic[OutcomeT]):
     def take_up(self) -> None:
         """Goes on with the jobs that an earlier run left in Redis."""
         for job_id, keys in self.keeper.unfinished().items():
+            if self.producer.of(job_id) is not self.producer:
+                continue
             self.sent[job_id] = _Job(keys)
             for key in keys:
                 self.waiting_for.setdefault(key, [])
@@ -134,14 +136,17 @@ class Window(Generic[OutcomeT]):
 
     def _jobs_of(self, keys: Sequence[bytes]) -> Iterator[_Job]:
         part: list[bytes] = []
-        characters = 0
+        characters = size = 0
         for key in keys:
-            length = self.waiting_for[key][0].characters
-            if part and (len(part) >= self.texts_per_job or characters + length > CHARACTERS_PER_JOB):
+            slot = self.waiting_for[key][0]
+            assert isinstance(slot.document, Document)
+            length, takes = slot.characters, self.work.size(slot.document)
+            full = len(part) >= self.texts_per_job or size + takes > self.work.most_per_job
+            if part and (full or characters + length > CHARACTERS_PER_JOB):
                 yield _Job(part)
-                part, characters = [], 0
+                part, characters, size = [], 0, 0
             part.append(key)
-            characters += length
+            characters, size = characters + length, size + takes
         if part:
             yield _Job(part)
 
@@ -159,7 +164,7 @@ class Window(Generic[OutcomeT]):
             return
         # A server that is full gets room by our reading what it has made for us, and else is waited for.
         others = bool(self.sent)
-        by_id = {jobs.new_id(): job for job in self.unsent}
+        by_id = {self.producer.new_id(): job for job in self.unsent}
         payloads = {
             job_id: self.work.payload([self.waiting_for[key][0].document for key in job.keys])  # type: ignore[misc]
             for job_id, job in by_id.items()
@@ -181,23 +186,27 @@ class Window(Generic[OutcomeT]):
         else:
             self.full_since = None
 
-    def finished(self) -> Iterator[OutcomeT | FailedDocument]:
-        """What is known of the oldest documents, up to the first of which nothing is."""
-        while self.slots and (outcome := self.slots[0].outcome) is not None:
-            self.characters -= self.slots.popleft().characters
-            yield outcome
+    def next_finished(self) -> OutcomeT | FailedDocument | None:
+        """What became of the oldest document, where that is known; then it is forgotten."""
+        if not self.slots or (outcome := self.slots[0].outcome) is None:
+            return None
+        self.characters -= self.slots.popleft().characters
+        return outcome
 
-    def collect(self) -> bool:
-        """Waits for results and takes all there are, in one round trip. False when none came."""
+    def collect(self, *, wait: bool = True) -> bool:
+        """Takes all results there are, in one round trip; where there is none, waits for some. False when none came."""
         self._enqueue()
+        if not self.sent:
+            return False
         streams: Any = {jobs.results_key(job_id): job.seen for job_id, job in self.sent.items()}
         try:
-            answer: Any = self._ask(lambda: self.producer.connection.xread(streams, block=_BLOCK_MS))
+            answer: Any = self._ask(lambda: self.producer.connection.xread(streams, block=_BLOCK_MS if wait else None))
         except ServerDataError as error:
             self._end_overwritten(error)
             return True
         if not answer:
-            self._look_for_the_lost()
+            if wait:
+                self._look_for_the_lost()
             return False
         self.full_since = None
         prefix = len(jobs.results_key(""))

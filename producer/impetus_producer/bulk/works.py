@@ -34,6 +34,7 @@ KEY_BYTES = 16
 ON_DEVICE = "documents on "
 """Before a device's name, in what is counted: how many documents it made."""
 _WAIT_S = 0.5
+NOT_FINITE = "the worker's vector holds numbers not finite"
 MODEL_QUESTION = "Which model is this?"
 """The text of a job of our own, of whose answer the model's name and fingerprint matter alone."""
 
@@ -84,6 +85,10 @@ class Work(ABC, Generic[OutcomeT]):
     @abstractmethod
     def key(self, document: Document) -> bytes: ...
 
+    def size(self, document: Document) -> int:
+        """How much of `most_per_job` it takes."""
+        return 1
+
     @abstractmethod
     def payload(self, documents: Sequence[Document]) -> dict[str, Any]: ...
 
@@ -124,24 +129,26 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     def key(self, document: Document) -> bytes:
         return text_key(document.text, self.dimensions, self.input_type, self.truncate)
 
-    def payload(self, documents: Sequence[Document]) -> dict[str, Any]:
-        return self._payload([document.text for document in documents])
+    def payload(
+        self, documents: Sequence[Document], chunks: Sequence[Sequence[tuple[int, int]]] | None = None
+    ) -> dict[str, Any]:
+        """`chunks`: of each document those that are to have a vector each."""
+        return self._payload([document.text for document in documents], chunks)
 
-    def _payload(self, texts: list[str]) -> dict[str, Any]:
-        return embedding_payload(texts, self.model, self.dimensions, self.input_type, self.truncate, "raw")
+    def _payload(self, texts: list[str], chunks: Sequence[Sequence[tuple[int, int]]] | None = None) -> dict[str, Any]:
+        return embedding_payload(
+            texts, self.model, self.dimensions, self.input_type, self.truncate, "raw", chunks=chunks
+        )
 
     def read(self, job_id: str, return_value: Any) -> Result:
         result = jobs.read_result(job_id, EmbeddingResult, return_value)
         vectors, model, fingerprint = result.vectors, result.model, result.provenance.fingerprint
-        sound = _all_finite(vectors)
+        sound = all_finite(vectors)
         answers = [
-            Answer(_bytes_of(vector), model, fingerprint)
-            if sound or _all_finite([vector])
-            else "the worker's vector holds numbers not finite"
+            Answer(bytes_of(vector), model, fingerprint) if sound or all_finite([vector]) else NOT_FINITE
             for vector in vectors
         ]
-        usage = {name: count for name, count in result.usage if count}
-        return Result(answers, {**usage, f"{ON_DEVICE}{result.provenance.device}": len(answers)})
+        return Result(answers, usage_of(result, len(answers)))
 
     def outcome(self, document: Document, answer: Answer) -> EmbeddedDocument:
         return EmbeddedDocument(document.id, vector_of(answer.value), answer.model, answer.fingerprint)
@@ -149,6 +156,12 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     def served(self, producer: Producer, while_waiting: Callable[[], None] | None) -> Served:
         result: EmbeddingResult = awaited(producer.embed(MODEL_QUESTION, model=self.model), while_waiting)
         return Served(result.model, result.provenance.fingerprint)
+
+
+def usage_of(result: EmbeddingResult, documents: int) -> dict[str, int]:
+    """What is to be counted of a result for so many documents."""
+    usage = {name: count for name, count in result.usage if count}
+    return {**usage, f"{ON_DEVICE}{result.provenance.device}": documents}
 
 
 def text_key(text: str, *options: object) -> bytes:
@@ -166,13 +179,17 @@ def vector_of(value: bytes) -> np.ndarray | list[float]:
     return np.frombuffer(value, dtype="<f4")
 
 
-def _bytes_of(vector: np.ndarray | Sequence[float]) -> bytes:
-    return array("f", vector).tobytes() if isinstance(vector, list) else vector.tobytes()  # type: ignore[union-attr]
+def bytes_of(vectors: Any) -> bytes:
+    """One vector or several as little-endian float32."""
+    if not isinstance(vectors, list):
+        return vectors.tobytes()  # type: ignore[no-any-return]
+    rows = vectors if vectors and isinstance(vectors[0], list) else [vectors]
+    return b"".join(array("f", row).tobytes() for row in rows)
 
 
-def _all_finite(vectors: Any) -> bool:
+def all_finite(vectors: Any) -> bool:
     if isinstance(vectors, list):
-        return all(_all_finite(row) if not isinstance(row, float) else math.isfinite(row) for row in vectors)
+        return all(all_finite(row) if not isinstance(row, float) else math.isfinite(row) for row in vectors)
     import numpy as np
 
     return bool(np.isfinite(vectors).all())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from .. import contract
+from ..bulk.late import LateEmbeddingWork
 from ..bulk.run import DEFAULT_TEXTS_PER_JOB
 from ..bulk.works import EmbeddingWork
 from ..errors import InvalidRequestError
@@ -14,7 +15,7 @@ from ..reading import chunks
 from ..writing.output import open_output
 from ..writing.rows import PRECISIONS, Layout
 from .runs.bulk import Steps, open_checked, run
-from .runs.chunking import chunking_steps
+from .runs.chunking import chunking_steps, late_steps
 from .runs.options import reading_options, run_options
 from .runs.templating import Templated, template_option
 
@@ -71,6 +72,13 @@ if TYPE_CHECKING:
     "--pool-chunks", type=click.Choice(["mean"]), help="One vector for each document: the mean of those of its chunks."
 )
 @click.option(
+    "--late-chunking",
+    "late",
+    is_flag=True,
+    help="Have the model read each document as a whole, and make each chunk's vector of its tokens in that context. "
+    "For models that pool by the mean, and documents no longer than the model reads: longer ones fail.",
+)
+@click.option(
     "--tokenizer",
     metavar="NAME",
     help="What counts the tokens of chunks: a model's folder, its tokenizer.json, or its name on Hugging Face. "
@@ -111,6 +119,7 @@ def embed(
     chunk: int | None,
     overlap: int,
     pool_chunks: str | None,
+    late: bool,
     tokenizer: str | None,
     precision: str,
     rows_per_file: int | None,
@@ -155,8 +164,11 @@ def embed(
     """
     pooled = pool_chunks is not None
     try:
-        if chunk is None and (overlap or pool_chunks or tokenizer):
-            raise InvalidRequestError("--overlap, --pool-chunks and --tokenizer are about chunks: add --chunk TOKENS")
+        if chunk is None and (overlap or pool_chunks or late or tokenizer):
+            names = "--overlap, --pool-chunks, --late-chunking and --tokenizer"
+            raise InvalidRequestError(f"{names} are about chunks: add --chunk TOKENS")
+        if pooled and late:
+            raise InvalidRequestError("--pool-chunks and --late-chunking: give one of the two")
         templated = Templated(template, reading)
         source = open_checked(inputs, templated.asked, output, options)
         types = source.column_types()
@@ -172,6 +184,10 @@ def embed(
         raise click.UsageError(str(error)) from None
     work = EmbeddingWork(model, dimensions, cast("InputType | None", input_type), truncate=not no_truncate)
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
+    if chunk is not None and late:
+        in_context: Steps[Any] = late_steps(work, chunk, overlap, tokenizer, before=templated)
+        run(source, LateEmbeddingWork(work), cast("Any", out), options, worker_options, texts_per_job, in_context)
+        return
     steps: Steps[EmbeddedDocument] = Steps(templated)
     if chunk is not None:
         steps = chunking_steps(work, chunk, overlap, tokenizer, before=templated, pooled=pooled)

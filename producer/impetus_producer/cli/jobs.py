@@ -13,7 +13,7 @@ from ..contract import EmbeddingResult, GenerationResult, RerankResult, SparseBl
 from ..errors import ImpetusError, ResultTimeoutError, StreamRestartedError
 from ..handles import GenerationHandle
 from ..shown import for_terminal, name_shown
-from .settings.server import patience_option, patient_producer, redis_url_option
+from .settings.server import patience_option, patient_producers, redis_urls_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +37,9 @@ _CHECK_EVERY_S = 1.0
     "--stream", is_flag=True, help="Print a text from its beginning and while it is made; Ctrl-C leaves the job alone."
 )
 @patience_option
-@redis_url_option
+@redis_urls_option
 def result(
-    job_id: str, timeout_s: float | None, as_json: bool, stream: bool, patience_s: float, redis_url: str | None
+    job_id: str, timeout_s: float | None, as_json: bool, stream: bool, patience_s: float, redis_urls: tuple[str, ...]
 ) -> None:
     """Print the result of JOB_ID: a text; one JSON list of numbers for each text that was embedded; or of a reranking
     one line for each document, its score and its number.
@@ -51,7 +51,7 @@ def result(
         impetus result 5f2c9b0e --stream
     """
     check_stream(stream, as_json)
-    handle = patient_producer(redis_url, patience_s).handle(job_id)
+    handle = patient_producers(redis_urls, patience_s).handle(job_id)
     if stream:
         if not isinstance(handle, GenerationHandle):
             raise click.UsageError(f"Job {job_id} makes no text: there is none to stream.")
@@ -77,8 +77,8 @@ def check_stream(stream: bool, as_json: bool) -> None:
     help="How long to wait until a job that runs has stopped. It is stopped later all the same.",
 )
 @patience_option
-@redis_url_option
-def cancel(job_id: str, timeout_s: float, patience_s: float, redis_url: str | None) -> None:
+@redis_urls_option
+def cancel(job_id: str, timeout_s: float, patience_s: float, redis_urls: tuple[str, ...]) -> None:
     """Withdraw JOB_ID while it waits, or stop it while it runs.
 
     Says "cancelled" once it is so; that it was told to stop where it still runs, with exit status 1.
@@ -87,7 +87,7 @@ def cancel(job_id: str, timeout_s: float, patience_s: float, redis_url: str | No
     Example:
         impetus cancel 5f2c9b0e
     """
-    handle = patient_producer(redis_url, patience_s).handle(job_id)
+    handle = patient_producers(redis_urls, patience_s).handle(job_id)
     if not handle.cancel(timeout_s):
         raise ImpetusError(f"job {job_id} had ended before: it is {name_shown(handle.status())}")
     click.echo(f"cancelled {job_id}")

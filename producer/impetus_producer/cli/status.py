@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from ..servers.discovery import find_redis_url
+from ..servers.discovery import find_redis_urls
 from ..servers.fitness import look
 from ..shown import name_shown, without_password
-from ..watching.fleet import read_fleet
+from ..watching.fleet import merged, read_fleet
 from ..watching.runs import read_runs
 from .runs.progress import spoken
-from .settings.server import no_worker, patience_option, patient_producer, redis_url_option
+from .settings.server import no_worker, patience_option, patient_producers, redis_urls_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from ..client import Producer
     from ..servers.fitness import Fitness
     from ..watching.fleet import Fleet, WorkerState
     from ..watching.runs import RunState
 
 
+@dataclass(frozen=True, slots=True)
+class ServerSeen:
+    """One server, and what is on it. `url`: without its password."""
+
+    url: str
+    fleet: Fleet
+    fitness: Fitness
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 @patience_option
-@redis_url_option
-def status(as_json: bool, patience_s: float, redis_url: str | None) -> None:
+@redis_urls_option
+def status(as_json: bool, patience_s: float, redis_urls: tuple[str, ...]) -> None:
     """Show the queues, their workers, whether anyone is listening, runs over many documents and how far they are, and
-    whether the server keeps what it is given.
+    whether the server keeps what it is given. Of several servers it shows what is on all of them together.
 
     Reads only: nothing is moved or cleaned up by looking.
 
@@ -39,33 +49,52 @@ def status(as_json: bool, patience_s: float, redis_url: str | None) -> None:
     Examples:
         impetus status
         impetus status --json | jq '.queues[] | select(.waiting > 0)'
+        impetus status --redis-url redis://one:6379/0 --redis-url redis://two:6379/0
     """
-    producer = patient_producer(redis_url, patience_s)
-    url = find_redis_url(redis_url) or ""
-    fleet = producer.patience.ask(producer.connection, partial(read_fleet, producer.connection))
-    fitness = producer.patience.ask(producer.connection, partial(look, producer.connection, "producer"))
-    runs = producer.patience.ask(producer.connection, partial(read_runs, producer.connection))
-    if as_json:
-        said = {
-            "server": without_password(url),
-            **asdict(fleet),
-            "unattended": fleet.unattended(),
-            "runs": [asdict(run) for run in runs],
-            **asdict(fitness),
-        }
-        click.echo(json.dumps(said))
-    else:
-        for line in lines(fleet, fitness, url, runs=runs):
+    producers = patient_producers(redis_urls, patience_s).servers
+    servers = see_all(producers, find_redis_urls(redis_urls))
+    runs = [
+        run for each in producers for run in each.patience.ask(each.connection, partial(read_runs, each.connection))
+    ]
+    if not as_json:
+        for line in lines(servers, runs=runs):
             click.echo(line)
+        return
+    said = {
+        "server": " ".join(server.url for server in servers),
+        **asdict(merged([server.fleet for server in servers])),
+        "unattended": list(dict.fromkeys(queue for server in servers for queue in server.fleet.unattended())),
+        "runs": [asdict(run) for run in runs],
+        "findings": [asdict(finding) for server in servers for finding in server.fitness.findings],
+        "servers": [
+            {"server": server.url, "unattended": server.fleet.unattended(), **asdict(server.fitness)}
+            for server in servers
+        ],
+    }
+    click.echo(json.dumps(said))
+
+
+def see_all(producers: Sequence[Producer], urls: Sequence[str]) -> list[ServerSeen]:
+    """What is on each server now. Waits for those that are away."""
+    return [
+        ServerSeen(
+            without_password(url),
+            producer.patience.ask(producer.connection, partial(read_fleet, producer.connection)),
+            producer.patience.ask(producer.connection, partial(look, producer.connection, "producer")),
+        )
+        for producer, url in zip(producers, urls, strict=True)
+    ]
 
 
 def lines(
-    fleet: Fleet, fitness: Fitness, url: str, rates: Mapping[str, float] | None = None, runs: Sequence[RunState] = ()
+    servers: Sequence[ServerSeen], rates: Mapping[str, float] | None = None, runs: Sequence[RunState] = ()
 ) -> Iterator[str]:
     """What there is to say, for a person. `rates`: how many jobs of each queue end a second, where that is known."""
-    yield f"Server  {without_password(url)}"
-    for finding in fitness.findings:
-        yield f"  {finding.level}: {finding.sentence}"
+    fleet = merged([server.fleet for server in servers])
+    for server in servers:
+        yield f"Server  {server.url}"
+        for finding in server.fitness.findings:
+            yield f"  {finding.level}: {finding.sentence}"
     yield ""
     header, rows = (
         ["Queue", "waiting", "running", "finished", "failed"],
@@ -100,10 +129,12 @@ def lines(
         if worker.engine_deaths:
             times = "once" if worker.engine_deaths == 1 else f"{worker.engine_deaths} times"
             yield f"{name}: its engine died {times} and was started again; its log says of what."
-    if fleet.suspended:
-        yield "The workers are suspended: they take no jobs until `rq resume`."
-    if unattended := fleet.unattended():
-        yield no_worker(unattended, url)
+    for server in servers:
+        of_it = f" of {server.url}" if len(servers) > 1 else ""
+        if server.fleet.suspended:
+            yield f"The workers{of_it} are suspended: they take no jobs until `rq resume`."
+        if unattended := server.fleet.unattended():
+            yield no_worker(unattended, server.url)
 
 
 def _far(run: RunState) -> tuple[str, str, str]:

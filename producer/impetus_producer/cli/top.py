@@ -5,16 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from ..servers.discovery import find_redis_url
-from ..servers.fitness import look
-from ..watching.fleet import read_fleet
-from .settings.server import patience_option, patient_producer, redis_url_option
-from .status import lines
+from ..servers.discovery import find_redis_urls
+from ..watching.fleet import merged
+from .settings.server import patience_option, patient_producers, redis_urls_option
+from .status import lines, see_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,8 +26,8 @@ _TO_THE_TOP, _TO_THE_LINES_END, _TO_THE_SCREENS_END = "\x1b[H", "\x1b[K", "\x1b[
 @click.option("--every", "every_s", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, metavar="SECONDS",
               help="How often to look.")  # fmt: skip
 @patience_option
-@redis_url_option
-def top(every_s: float, patience_s: float, redis_url: str | None) -> None:
+@redis_urls_option
+def top(every_s: float, patience_s: float, redis_urls: tuple[str, ...]) -> None:
     """Watch the queues and their workers in this terminal, until Ctrl-C.
 
     Like `impetus status`, with how long the first job of each queue waits, and how many end a second. Reads only.
@@ -41,16 +39,13 @@ def top(every_s: float, patience_s: float, redis_url: str | None) -> None:
     """
     if not sys.stdout.isatty():
         raise click.UsageError("this is for a terminal; `impetus status --json` is for programs")
-    producer = patient_producer(redis_url, patience_s)
-    url = find_redis_url(redis_url) or ""
-    fitness = producer.patience.ask(producer.connection, partial(look, producer.connection, "producer"))
+    producers, urls = patient_producers(redis_urls, patience_s).servers, find_redis_urls(redis_urls)
     before, seen_at = None, 0.0
     while True:
-        fleet, now = (
-            producer.patience.ask(producer.connection, partial(read_fleet, producer.connection)), time.monotonic()
-        )  # fmt: skip
+        servers, now = see_all(producers, urls), time.monotonic()
+        fleet = merged([server.fleet for server in servers])
         rates: dict[str, float] = {} if before is None else ended_per_s(before, fleet, now - seen_at)
-        _show(lines(fleet, fitness, url, rates))
+        _show(lines(servers, rates))
         before, seen_at = fleet, now
         time.sleep(every_s)
 

@@ -40,8 +40,23 @@ def _checked_input(value: Any) -> list[str]:
     return [checked_text(text, f"item {index}") for index, text in enumerate(value)]
 
 
+def _checked_chunks(value: Any) -> list[list[tuple[int, int]]]:
+    if not isinstance(value, list | tuple) or not all(isinstance(chunks, list | tuple) for chunks in value):
+        raise invalid("must be a list that has a list of [begin, end] for each text")
+    for index, chunks in enumerate(value):
+        if not chunks:
+            raise invalid(f"item {index} is empty: a text has at least one chunk")
+        for span in chunks:
+            whole = isinstance(span, list | tuple) and len(span) == 2 and all(type(each) is int for each in span)
+            if not whole or not 0 <= span[0] < span[1]:
+                raise invalid(f"item {index} has a chunk that is not [begin, end], characters of its text")
+    if (count := sum(map(len, value))) > MAX_TEXTS_PER_JOB:
+        raise invalid(f"{count} chunks are more than the {MAX_TEXTS_PER_JOB} a job may carry")
+    return [[(begin, end) for begin, end in chunks] for chunks in value]
+
+
 class EmbeddingRequest(Wire):
-    """Texts to embed. Vectors come back in the order of `input`, one each."""
+    """Texts to embed. Vectors come back in the order of `input`, one each, or one for each of their `chunks`."""
 
     input: Annotated[list[str], BeforeValidator(_checked_input)]
     """A string, or a list of at most 2,048 strings of at most 10 MB each."""
@@ -60,13 +75,28 @@ class EmbeddingRequest(Wire):
     output: Literal["dense", "sparse"] = "dense"
     """`sparse`: weights of some tokens of the model's vocabulary, from a model with a head for them, such as SPLADE's
     or bge-m3's. These go by the tokens' ids, and `dimensions` and `encoding_format` are no matter of theirs."""
+    chunks: Annotated[list[list[tuple[int, int]]], BeforeValidator(_checked_chunks)] | None = None
+    """Late chunking (arXiv:2409.04701): for each text where its chunks begin and end, in characters. The model reads
+    the whole text, and the vector of each chunk is the mean of its tokens' states. For models that pool by the mean;
+    a text that is longer than the model reads fails the job."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> EmbeddingRequest:
         if self.output == "sparse":
-            for field, usual in (("dimensions", None), ("encoding_format", "base64")):
+            for field, usual in (("dimensions", None), ("encoding_format", "base64"), ("chunks", None)):
                 if getattr(self, field) != usual:
                     raise invalid("is for dense vectors, and 'output' is sparse", field=field)
+        return self
+
+    @model_validator(mode="after")
+    def _has_chunks_of_each_text(self) -> EmbeddingRequest:
+        if self.chunks is None:
+            return self
+        if len(self.chunks) != len(self.input):
+            raise invalid(f"are of {len(self.chunks)} texts, and there are {len(self.input)}", field="chunks")
+        for index, (text, chunks) in enumerate(zip(self.input, self.chunks, strict=True)):
+            if (end := max(end for _, end in chunks)) > len(text):
+                raise invalid(f"item {index} ends at {end}, and its text at {len(text)}", field="chunks")
         return self
 
 
@@ -81,7 +111,7 @@ class VectorBlock(Told):
 
     dtype: Literal["float32"] = "float32"
     shape: tuple[Annotated[int, Field(ge=0, le=MAX_TEXTS_PER_JOB)], Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]]
-    """Texts and dimensions."""
+    """Texts, or chunks, and dimensions."""
     encoding: Literal["base64", "float", "raw"] = "base64"
     data: bytes | str | _Rows
 
@@ -179,20 +209,22 @@ class EmbeddingUsage(Told):
 
 
 class EmbeddingResult(Told):
-    """What an embedding job returns. `vectors` holds the numbers, one row a text; of a request for sparse ones `sparse`
-    does."""
+    """What an embedding job returns. `vectors` holds the numbers, one row a text, or a chunk; of a request for sparse
+    ones `sparse` does."""
 
     object: Literal["embedding"] = "embedding"
     embeddings: Annotated[
         Annotated[VectorBlock, Tag("dense")] | Annotated[SparseBlock, Tag("sparse")], Discriminator(_kind_of_block)
     ]
+    chunks: list[int] | None = None
+    """Where the request named chunks: how many of the rows are each text's."""
     model: str
     usage: EmbeddingUsage
     provenance: Provenance
 
     @property
     def vectors(self) -> np.ndarray | list[list[float]]:
-        """(texts, dimensions): a read-only numpy array where numpy is installed, else a list of lists.
+        """(texts or chunks, dimensions): a read-only numpy array where numpy is installed, else a list of lists.
 
         Raises `ValueError` where sparse vectors were asked for.
         """

@@ -43,6 +43,10 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         self.patience = Patience(patience_s)
         self.options = jobs.JobOptions(timeout_s, result_ttl_s, failure_ttl_s)
 
+    def new_id(self) -> str:
+        """Of a job to be enqueued here."""
+        return jobs.new_id()
+
     def _embedding(self, payload: Mapping[str, Any], bulk: bool) -> EmbeddingT:
         raise NotImplementedError
 
@@ -65,16 +69,20 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         truncate: bool = True,
         encoding_format: EncodingFormat = "base64",
         output: Output = "dense",
+        chunks: Sequence[Sequence[tuple[int, int]]] | None = None,
         bulk: bool = False,
     ) -> EmbeddingT:
         """Enqueues one job that embeds a text, or up to 2,048 texts. `bulk`: nobody is waiting for it.
 
         `output="sparse"`: the result's `sparse` holds vectors of token ids and weights, if the model has a head for it.
 
+        `chunks`: for each text where its chunks begin and end, in characters: then there is a vector for each of them,
+        made of the whole text (`contract.EmbeddingRequest.chunks`).
+
         Raises `InvalidRequestError` at once for what a worker would refuse.
         """
         texts = input if isinstance(input, str) else list(input)
-        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format, output)
+        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format, output, chunks)
         return self._embedding(payload, bulk)
 
     def embed_many(
@@ -207,7 +215,7 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
 
     def _enqueueing_one(self, role: str, payload: Mapping[str, Any], bulk: bool) -> Talk[str]:
         """Enqueues a payload that was checked; its job's id."""
-        job_id = jobs.new_id()
+        job_id = self.new_id()
         if payload.get("cancel_if_abandoned"):
             # Before there is a job that a worker could find abandoned.
             yield Question(Vigil(jobs.awaited_key(job_id)).say)
@@ -229,7 +237,7 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         sizes: deque[int] = deque(maxlen=max_backlog_jobs)
         in_jobs = parts(texts, texts_per_job, CHARACTERS_PER_JOB, len)
         for group in parts(in_jobs, min(_JOBS_PER_ROUND_TRIP, max_backlog_jobs), MOST_CHARACTERS // 4, characters):
-            by_id = {jobs.new_id(): payload(part) for part in group}
+            by_id = {self.new_id(): payload(part) for part in group}
             queued: int = yield self._enqueueing("embedding", by_id, bulk)
             ahead.extend(by_id)
             sizes.extend(map(characters, group))
@@ -261,15 +269,18 @@ def embedding_payload(
     truncate: bool,
     encoding_format: EncodingFormat = "base64",
     output: Output = "dense",
+    chunks: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> dict[str, Any]:
     """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
     fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
-    payload = {name: value for name, value in fields.items() if value is not None}
+    payload: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if not truncate:
         payload["truncate"] = False
     if encoding_format != "base64":
         payload["encoding_format"] = encoding_format
     if output != "dense":
         payload["output"] = output
+    if chunks is not None:
+        payload["chunks"] = [list(map(list, spans)) for spans in chunks]
     parse_request(EmbeddingRequest, payload)
     return payload

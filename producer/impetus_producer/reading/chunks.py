@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..documents import Document, FailedDocument
+from ..documents import ChunkedDocument, Document, FailedDocument
 from ..errors import ImpetusError, InvalidRequestError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -75,8 +75,24 @@ def chunked(documents: Iterable[Read], chunker: Chunker) -> Iterator[Read]:
             yield document
             continue
         for number, (start, end) in enumerate(chunker.spans(document.text)):
-            columns = (*document.columns, number, start, end)
-            yield replace(document, text=document.text[start:end], columns=columns)
+            yield replace(with_place(document, number, start, end), text=document.text[start:end])
+
+
+def with_place(document: Document, number: int, start: int, end: int) -> Document:
+    """The document with the values of `COLUMNS` behind its own."""
+    return replace(document, columns=(*document.columns, number, start, end))
+
+
+def marked(documents: Iterable[Read], chunker: Chunker) -> Iterator[Read]:
+    """Each document as it is, with its chunks marked."""
+    for document in documents:
+        if isinstance(document, FailedDocument):
+            yield document
+        else:
+            yield ChunkedDocument(
+                document.id, document.text, document.row, document.file, document.columns,
+                tuple(chunker.spans(document.text)),
+            )  # fmt: skip
 
 
 def is_first(document: Read) -> bool:

@@ -10,6 +10,10 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 REDIS_URL_VARIABLE = "IMPETUS_REDIS_URL"
 STATE_DIR_VARIABLE = "IMPETUS_STATE_DIR"
@@ -73,3 +77,11 @@ def find_redis_url(given: str | None = None) -> str | None:
         return url
     note = ServerNote.read()
     return note.url if note else None
+
+
+def find_redis_urls(given: Sequence[str] = ()) -> tuple[str, ...]:
+    """The same for who may use several: in the variable they stand with white space between. None: there is none."""
+    if given:
+        return tuple(given)
+    url = find_redis_url()
+    return () if url is None else tuple(url.split())

@@ -128,6 +128,47 @@ class Fleet:
         return [name for name in names if name in needed and not self.listening_to(name)]
 
 
+def merged(fleets: Sequence[Fleet]) -> Fleet:
+    """What is on several servers together. A worker that listens to more than one is there once."""
+    if len(fleets) == 1:
+        return fleets[0]
+    queues: dict[str, QueueState] = {}
+    workers: dict[str, WorkerState] = {}
+    for fleet in fleets:
+        for queue in fleet.queues:
+            queues[queue.name] = _both_queues(queues[queue.name], queue) if queue.name in queues else queue
+        for worker in fleet.workers:
+            workers[worker.name] = _both_workers(workers[worker.name], worker) if worker.name in workers else worker
+    return Fleet(
+        tuple(queues.values()),
+        tuple(workers.values()),
+        suspended=all(fleet.suspended for fleet in fleets),
+        queues_left_out=sum(fleet.queues_left_out for fleet in fleets),
+        workers_left_out=sum(fleet.workers_left_out for fleet in fleets),
+    )
+
+
+def _both_queues(one: QueueState, other: QueueState) -> QueueState:
+    waited = [each.oldest_s for each in (one, other) if each.oldest_s is not None]
+    return QueueState(
+        one.name,
+        _sum(one.waiting, other.waiting),
+        _sum(one.running, other.running),
+        _sum(one.finished, other.finished),
+        _sum(one.failed, other.failed),
+        max(waited, default=None),
+    )
+
+
+def _both_workers(one: WorkerState, other: WorkerState) -> WorkerState:
+    seen = one if one.alive or not other.alive else other
+    return replace(seen, jobs=_sum(one.jobs, other.jobs), ended=one.ended + other.ended)
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
+
+
 def read_fleet(connection: Redis) -> Fleet:
     """The state of all queues and workers, in four round trips. Raises a `ServerError`."""
     with server_errors(connection):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from abc import abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImpetusError, InvalidRequestError
 from .drafts import Draft, set_aside
+from .json_text import json_text
 from .rows import Layout, Rows, VectorRows, arrow_table, require_arrow, require_numpy
 from .sinks import Sink
 
@@ -75,14 +75,14 @@ class _JsonLines(VectorFile):
 
     def write(self, rows: Rows) -> None:
         for document, members in zip(rows.documents, rows.members(self._layout), strict=True):
-            head = json.dumps(self._about(document), ensure_ascii=False, default=str)
+            head = json_text(self._about(document))
             self._file.write(f"{head[:-1]}, {members}}}\n".encode())
 
     def _about(self, document: Document) -> dict[str, Any]:
         about: dict[str, Any] = {"id": document.id, "row": document.row}
         if self._layout.with_files:
             about["file"] = document.file
-        return about | dict(zip(self._layout.columns, map(_as_json, document.columns), strict=False))
+        return about | dict(zip(self._layout.columns, document.columns, strict=False))
 
     def finish(self) -> None:
         pass
@@ -217,11 +217,6 @@ class _Arrow(_ArrowRows):
         import pyarrow as pa
 
         return pa.ipc.new_file(self._file, schema)
-
-
-def _as_json(value: Any) -> Any:
-    """JSON has no word for a number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 FORMATS: dict[str, type[VectorFile]] = {".parquet": _Parquet, ".jsonl": _JsonLines, ".npy": _Numpy, ".arrow": _Arrow}

@@ -26,7 +26,7 @@ from ..errors import InferenceError, PoisonedJobError
 from ..leases.outcomes import Failed, Outcome, Stopped
 from .batcher import Held, Room
 from .engine_queue import Batch, EngineQueue
-from .planning.backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row
+from .planning.backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row, rows_of
 from .planning.cost import Costs
 from .planning.quarantine import Quarantine
 from .reading.reader import JobReader
@@ -175,6 +175,7 @@ class EmbeddingBatcher:
     def _open(self, read: ReadJob, now: float) -> None:
         lane, size, model = self._lane(read.urgent), len(read.texts), self._requests.model_of(read.request)
         sparse = self._requests.sparse(read.request)
+        count_of_vectors = sum(len(text.chunks) or 1 for text in read.texts)
         owner = self._jobs[read.job.id] = OpenEmbedding(
             read.job,
             read.request,
@@ -182,7 +183,7 @@ class EmbeddingBatcher:
             tokens=sum(len(text.ids) for text in read.texts),
             truncated=sum(text.lost > 0 for text in read.texts),
             lost=sum(text.lost for text in read.texts),
-            vectors=[None] * size if sparse else np.empty((size, model.dimensions), dtype=np.float32),
+            vectors=[None] * size if sparse else np.empty((count_of_vectors, model.dimensions), dtype=np.float32),
             rows_left=size,
             urgent=read.urgent,
             output="sparse" if sparse else "dense",
@@ -191,7 +192,7 @@ class EmbeddingBatcher:
         cost.arrived(size, now)
         if not lane.backlog.rows:
             lane.closes_at = now + self._max_wait_s if cost.waiting_pays(now) else now
-        rows = [Row(owner, index, text.ids) for index, text in enumerate(read.texts)]
+        rows = rows_of(owner, read.texts)
         if read.job.suspect:
             lane.quarantine.admit(rows)
         else:
@@ -239,7 +240,9 @@ class EmbeddingBatcher:
     def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
         first = rows[0].owner
         info = first.model
-        work = EmbeddingWork(next(self._ids), [row.ids for row in rows], lane.urgent, info.model, first.output)
+        chunks = [row.chunks for row in rows] if any(row.chunks for row in rows) else None
+        ids = [row.ids for row in rows]
+        work = EmbeddingWork(next(self._ids), ids, lane.urgent, info.model, first.output, chunks)
         lane.in_engine += 1
         batch = Batch(rows, {row.owner for row in rows}, info.model, lane.urgent, suspect, packed=first.packs)
         self._in_engine.give(work.id, batch, now)
@@ -278,19 +281,21 @@ class EmbeddingBatcher:
         return [Failed(owner.job, InferenceError(event.message))]
 
     def _completed(self, batch: Batch, event: Embedded) -> list[Outcome]:
-        vectors = event.sparse or event.vectors
-        if len(vectors) != len(batch.rows):
+        made, wanted = event.sparse or event.vectors, [len(row.chunks) or 1 for row in batch.rows]
+        if len(made) != sum(wanted):
             raise RuntimeError(
-                f"the engine returned {len(vectors)} vectors for {len(batch.rows)} texts: "
+                f"the engine returned {len(made)} vectors for {sum(wanted)} texts: "
                 "a backend must return one row a text, padding rows cut off"
             )
         self._costs.observe(batch.model, batch.padded_tokens, event.device_s)
         done: list[Outcome] = []
-        for row, vector in zip(batch.rows, vectors, strict=True):
+        at = 0
+        for row, size in zip(batch.rows, wanted, strict=True):
+            own, at = made[at : at + size], at + size
             owner = row.owner
             if owner.ended:
                 continue
-            owner.vectors[row.index] = vector
+            owner.vectors[row.first : row.first + size] = own
             owner.model = event.by or owner.model
             owner.spent(None if event.energy_j is None else event.energy_j * len(row.ids) / batch.tokens)
             owner.rows_left -= 1

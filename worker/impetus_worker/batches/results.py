@@ -39,7 +39,8 @@ def _energy(owner: OpenEmbedding) -> dict[str, float]:
     """The contract's, of a job whose rows have all run; nothing where it was not measured."""
     if not owner.energy_j:
         return {}
-    used = Used(owner.energy_j, len(owner.vectors), owner.tokens)
+    texts = len(getattr(owner.request, "chunks", None) or owner.vectors)
+    used = Used(owner.energy_j, texts, owner.tokens)
     return {
         "joules_per_1000_texts": round(used.per_1000_texts, 6),
         "joules_per_1000_tokens": round(used.per_1000_tokens, 6),
@@ -78,10 +79,12 @@ class EmbeddingResults:
             data = json.dumps(vectors.tolist(), separators=(",", ":"))
         else:
             data = '""' if encoding == "raw" else f'"{base64.b64encode(raw).decode("ascii")}"'
+        chunks = owner.request.chunks
+        counts = "" if chunks is None else f',"chunks":{json.dumps([len(each) for each in chunks])}'
         # Written by hand: json.dumps would look through every character of the block for one to escape.
         block = (
             f'{{"dtype":"float32","shape":[{vectors.shape[0]},{vectors.shape[1]}],'
-            f'"encoding":"{encoding}","data":{data}}}'
+            f'"encoding":"{encoding}","data":{data}}}{counts}'
         )
         return Finished(owner.job, self._around(owner, block), raw if encoding == "raw" else None)
 

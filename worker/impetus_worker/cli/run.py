@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impetus_producer.cli.settings.server_option import redis_url_option
+from impetus_producer.cli.settings.server_option import redis_urls_option
 from impetus_producer.contract import ROLE_QUEUES
 from impetus_producer.errors import ImpetusError
 from impetus_producer.shown import without_password
@@ -98,7 +98,8 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
 
 
 @click.command()
-@redis_url_option("The server.  [default: one of its own, in this user's state folder]")
+@redis_urls_option("The server, or several to take jobs from by turns.  [default: one of its own, in this user's state "
+                   "folder]")  # fmt: skip
 @click.option("--durable", is_flag=True, envvar="IMPETUS_DURABLE", show_envvar=True,
               help="Have a server of its own write every change to the disk before it answers (appendfsync always): "
               "slower, and no acknowledged job is lost to a kill -9 or when the power fails. Else the disk follows "
@@ -209,7 +210,7 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
 @click.option("--record-renew-s", default=RECORD_RENEW_S, hidden=True, type=float)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop at the end of standard input.")
 def run(
-    redis_url: str | None,
+    redis_urls: tuple[str, ...],
     durable: bool,
     listen: str | None,
     roles: tuple[Role, ...],
@@ -223,7 +224,8 @@ def run(
     """Run workers until Ctrl-C: one process a role, each with its engine.
 
     Without --redis-url the worker brings a server of its own, for this user, whose jobs survive a restart; `impetus`
-    commands on this machine find it by themselves. The first Ctrl-C finishes what runs and puts the rest back, a
+    commands on this machine find it by themselves. Of several servers it takes jobs by turns; the model is loaded once,
+    and one that is away keeps nothing from the others. The first Ctrl-C finishes what runs and puts the rest back, a
     second one puts everything back at once, a third one waits for nobody. SIGTERM, and a terminal that closes, are
     as good as a Ctrl-C; under `nohup` a terminal that closes changes nothing.
 
@@ -234,6 +236,7 @@ def run(
     impetus-worker run
     impetus-worker run --durable
     impetus-worker run --redis-url redis://queue.example:6379/0 --roles embedding
+    impetus-worker run --redis-url redis://one.example:6379/0 --redis-url redis://two.example:6379/0
     impetus-worker run --generation-model ./my-model --max-concurrent-generations 32
     impetus-worker run --rerank-model BAAI/bge-reranker-v2-m3
     """
@@ -246,18 +249,20 @@ def run(
     server = None
     try:
         check_installed("impetus-worker run")
-        url = redis_url
-        if url is None:
+        urls = redis_urls
+        if not urls:
             from ..host.embedded_server import EmbeddedServer
 
             url, server = EmbeddedServer.start_or_join(durable=durable, listen=listen)
+            urls = (url,)
             if durable and server is None:
                 _say_whether_durable(url)
             if listen and server is None:
                 click.echo("--listen changes nothing: the server runs already", err=True)
         elif durable or listen:
             click.echo("--durable and --listen are for a server of the worker's own, and one was given", err=True)
-        click.echo(f"server: {without_password(url)}" + (" (embedded, stops with this program)" if server else ""))
+        for each in urls:
+            click.echo(f"server: {without_password(each)}" + (" (embedded, stops with this program)" if server else ""))
         if server is not None and server.listens_at:
             from impetus_producer.servers.discovery import state_dir
 
@@ -266,15 +271,16 @@ def run(
             shown = without_password(server.listens_at)
             click.echo(f"  it listens at {shown}; elsewhere: --redis-url-file {url_file(state_dir())}")
         allowed = Allowed(_names(allow_callbacks), _names(allow_webhooks.lower()))
-        workers = [_worker_settings(role, url, allowed, options) for role in roles]
+        workers = [_worker_settings(role, urls, allowed, options) for role in roles]
         lifeline = sys.stdin.fileno() if until_stdin_closes else None
-        reports = death_reports(url, roles)
+        reports = [death_reports(each, roles) for each in urls]
         try:
             early_stop.check()
             with metrics_server(metrics_address):
-                status = Supervisor(workers, server, lifeline, on_death=reports.report).run()
+                status = Supervisor(workers, server, lifeline, on_death=partial(_report_all, reports)).run()
         finally:
-            reports.close(_REPORT_S)
+            for report in reports:
+                report.close(_REPORT_S)
     except ImpetusError as error:
         raise click.ClickException(str(error)) from None
     finally:
@@ -292,6 +298,11 @@ def _say_whether_durable(url: str) -> None:
         click.echo(f"--durable changes nothing: the server that runs already has appendfsync {promise}", err=True)
 
 
+def _report_all(reports: Sequence[DeathReports], worker: str, begun: Sequence[str]) -> None:
+    for each in reports:
+        each.report(worker, begun)
+
+
 def death_reports(url: str, roles: Sequence[Role]) -> DeathReports:
     """Through which a supervisor of these roles says in Redis which workers it saw end; started."""
     from ..companions.link import Link, Reachability, client
@@ -303,9 +314,9 @@ def death_reports(url: str, roles: Sequence[Role]) -> DeathReports:
     return reports
 
 
-def _worker_settings(role: Role, url: str, allowed: Allowed, options: dict[str, Any]) -> WorkerSettings:
+def _worker_settings(role: Role, urls: tuple[str, ...], allowed: Allowed, options: dict[str, Any]) -> WorkerSettings:
     return WorkerSettings(
-        redis_url=url,
+        redis_urls=urls,
         role=role,
         name=worker_name(role),
         model=options[f"{role}_model"],
@@ -370,7 +381,7 @@ def work() -> None:
     from ..worker import QueueWorker
 
     try:
-        status = QueueWorker(settings, partial(client, settings.redis_url), lifeline=0).run()
+        status = QueueWorker(settings, [partial(client, url) for url in settings.redis_urls], lifeline=0).run()
     except (ConfigurationError, BackendError) as error:
         logging.getLogger(__name__).error("%s: %s", settings.role, error)
         status = EXIT_CONFIGURATION

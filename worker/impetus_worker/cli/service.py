@@ -118,8 +118,9 @@ def make_program(
     of models become absolute, because a service starts elsewhere.
     """
     kept = {name: value for name, value in sorted(environment.items()) if _KEPT.match(name)}
-    if parsed.get("redis_url"):
-        kept[REDIS_URL_VARIABLE] = str(parsed["redis_url"])
+    if urls := parsed.get("redis_urls"):
+        assert isinstance(urls, tuple)
+        kept[REDIS_URL_VARIABLE] = " ".join(urls)
     folders = {
         str(name): str(Path(str(name)).expanduser().resolve())
         for role in ROLES

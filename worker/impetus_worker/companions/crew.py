@@ -41,13 +41,15 @@ class Crew:
         connect: Callable[[float], Redis],
         claims: Claims,
         tell: Callable[[object], None],
+        server: str = "Redis",
     ) -> None:
+        """`server`: as the log calls it."""
         self._settings = settings
         self._connect = connect
         self._claims = claims
         self._tell = tell
         self._queues = ROLE_QUEUES[settings.role]
-        self._reachability = Reachability()
+        self._reachability = Reachability(server=server)
         self.courier = Courier(self.link("courier"), tell)
         self.rq_endings = RqEndings(self.link("rq-endings"), claims, settings.name, settings.allowed, tell)
         self.bells = {

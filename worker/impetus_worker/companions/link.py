@@ -59,8 +59,10 @@ class Reachability:
     A server that refuses some things and takes others, for want of memory for instance, is one trouble and not many.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, server: str = "Redis") -> None:
+        """`server`: as the log calls it."""
         self._clock = clock
+        self._server = server
         self._failing: set[str] = set()
         self._trouble_until: float | None = None
         self._clients: list[Redis] = []
@@ -82,7 +84,7 @@ class Reachability:
     def lost(self, who: str, error: Exception) -> None:
         with self._lock:
             if self._trouble_until is None:
-                _log.error("Redis: %s; waiting for it", str(error) or type(error).__name__)
+                _log.error("%s: %s; waiting for it", self._server, str(error) or type(error).__name__)
             self._trouble_until = self._clock() + _CALM_S
             self._failing.add(who)
 
@@ -93,7 +95,7 @@ class Reachability:
             self._failing.discard(who)
             if self._trouble_until is not None and not self._failing and self._clock() > self._trouble_until:
                 self._trouble_until = None
-                _log.info("Redis: it answers again")
+                _log.info("%s: it answers again", self._server)
 
 
 def _changed_its_role(error: Exception) -> bool:

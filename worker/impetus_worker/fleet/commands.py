@@ -76,4 +76,4 @@ class Commands(Companion):
         if not isinstance(payload, dict) or not isinstance(payload.get("job_id", ""), str):
             _log.warning("ignoring a command that is none: %.200r", message.get("data"))
             return
-        self.tell(Command(str(payload.get("command"))[:40], payload.get("job_id", ""), remote=True))
+        self.tell(Command(str(payload.get("command"))[:40], payload.get("job_id", "")))

@@ -67,6 +67,8 @@ class ClaimedJob:
     """Of these, with nothing else running."""
     cancelled: bool = False
     """Whether somebody wants it cancelled."""
+    server: int = 0
+    """Which of the worker's servers it lies on."""
 
     @property
     def suspect(self) -> bool:
@@ -161,10 +163,11 @@ class Renewal:
 
 
 class Claims:
-    """One worker's hold on its jobs, as calls that somebody sends. Safe to share between threads."""
+    """One worker's hold on its jobs at a server, as calls that somebody sends. Safe to share between threads."""
 
-    def __init__(self, worker: str, lease_s: int) -> None:
+    def __init__(self, worker: str, lease_s: int, server: int = 0) -> None:
         self._worker = worker
+        self._server = server
         self._lease_s = lease_s
         self._run = uuid4().hex[:8]
         self._numbers = count(1)
@@ -191,6 +194,7 @@ class Claims:
                     deaths=whole_number(deaths) or 0,
                     deaths_alone=whole_number(alone) or 0,
                     cancelled=cancelled == 1,
+                    server=self._server,
                 )
                 for job_id, token, position, fields, deaths, alone, cancelled in reply[3:]
             ]

@@ -1,6 +1,6 @@
 """The engine's side of the loop: what it is given, what it says, how it lives and dies. No method waits.
 
-The other side is `leases.ledger`, where the jobs are; here they are batches of an engine process.
+The other is `server_side`, where the jobs are; here they are batches of an engine process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..awake import AwakeClock
     from ..batches.batcher import Batcher
     from ..leases.claims import ClaimedJob
-    from ..leases.ledger import Ledger
+    from ..leases.ledgers import Ledgers
     from ..leases.outcomes import Failed, Stopped
     from ..observing.observer import Observer
     from ..settings import WorkerSettings
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class EngineSide:
-    """`ledger` is told what comes of jobs, and `tell` is how the engine's threads talk to the loop.
+    """`jobs` is told what comes of them, and `tell` is how the engine's threads talk to the loop.
 
     Before the first engine has loaded there is no batch to speak of: `is_open` is false, and it holds nothing.
     """
@@ -44,14 +44,14 @@ class EngineSide:
     def __init__(
         self,
         settings: WorkerSettings,
-        ledger: Ledger,
+        jobs: Ledgers,
         observer: Observer,
         stopping: Stopping,
         now: AwakeClock,
         tell: Callable[[object], None],
     ) -> None:
         self._settings = settings
-        self._ledger = ledger
+        self._jobs = jobs
         self._observer = observer
         self._stopping = stopping
         self._now = now
@@ -77,6 +77,11 @@ class EngineSide:
         return self._process.info
 
     @property
+    def open_jobs(self) -> int:
+        """Of how many jobs it is not known yet how they end."""
+        return len(self._jobs.open)
+
+    @property
     def deaths(self) -> int:
         return self._lives.deaths
 
@@ -94,10 +99,10 @@ class EngineSide:
         """Puts its work where it runs again, and starts another. `suspect`: what it had begun may have ended it."""
         self._observer.engine_died()
         if self.is_open:
-            self._ledger.note(self.batcher.engine_died(self._now(), suspect=suspect))
+            self._jobs.note(self.batcher.engine_died(self._now(), suspect=suspect))
         if self._stopping:  # what is left is not worth a model loaded anew
             self._process.kill()
-            self._give_back(list(self._ledger.open.values()))
+            self._give_back(list(self._jobs.open.values()))
         else:
             self.start()
 
@@ -140,7 +145,7 @@ class EngineSide:
         now = self._now()
         for event in events:
             self._observer.heard(event)
-        self._ledger.note([each for event in events for each in self.batcher.absorb(event, now)])
+        self._jobs.note([each for event in events for each in self.batcher.absorb(event, now)])
 
     def _loaded(self, info: EngineInfo) -> None:
         if not self._lives.loaded(info):
@@ -161,11 +166,11 @@ class EngineSide:
         self._now()
         batcher = make_batcher(self._settings, info, reading)
         self._now.worked()  # to import and to read a tokenizer takes seconds, where it is done for the first time
-        self._opened = batcher, Interruptions(self._process, batcher, self._ledger), reading
+        self._opened = batcher, Interruptions(self._process, batcher, self._jobs), reading
 
     def take_back(self, read: inbox.ReadElsewhere) -> None:
         """A long job was read by the process that reads them."""
-        self._ledger.note(self.batcher.take_back(read, self._now()))
+        self._jobs.note(self.batcher.take_back(read, self._now()))
 
     # -- what it is given ----------------------------------------------------------------------------------------------
 
@@ -176,7 +181,7 @@ class EngineSide:
         self._admit_work()
         if unread := self.batcher.unread():
             self._note_begun(self.batcher.begun() | unread)
-            self._ledger.note(self.batcher.read(self._now()))
+            self._jobs.note(self.batcher.read(self._now()))
             self._admit_work()
         self._note_begun(self.batcher.begun())
 
@@ -215,9 +220,9 @@ class EngineSide:
     def hand_over(self) -> None:
         """Puts back what it has not begun."""
         if self.is_open:
-            self._give_back([job for job in self._ledger.open.values() if not self.batcher.has_begun(job.id)])
+            self._give_back([job for job in self._jobs.open.values() if not self.batcher.has_begun(job.id)])
 
     def _give_back(self, jobs: Sequence[ClaimedJob]) -> None:
         if jobs:
             self.forget([job.id for job in jobs])
-            self._ledger.note(Returned(job) for job in jobs)
+            self._jobs.note(Returned(job) for job in jobs)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..batches.batcher import Batcher
     from ..host.engine_process import EngineProcess
-    from ..leases.ledger import Ledger
+    from ..leases.ledgers import Ledgers
 
 _TIMEOUTS_INTERVAL_S = 0.1
 _log = logging.getLogger(__name__)
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 class Interruptions:
     """Called from the worker's loop."""
 
-    def __init__(self, engine: EngineProcess, batcher: Batcher, ledger: Ledger) -> None:
+    def __init__(self, engine: EngineProcess, batcher: Batcher, jobs: Ledgers) -> None:
         self._engine = engine
         self._batcher = batcher
-        self._ledger = ledger
+        self._jobs = jobs
         self._timeouts_due_at = 0.0
 
     def interrupt(self, outcome: Failed | Stopped) -> None:
@@ -37,7 +37,7 @@ class Interruptions:
         works, news = self._batcher.interrupt(outcome)
         for work_id in works:
             self._engine.cancel(work_id)
-        self._ledger.note(news)
+        self._jobs.note(news)
 
     def forget(self, job_ids: Collection[str]) -> None:
         """Forgets the jobs; how they end is somebody else's affair."""
@@ -47,7 +47,7 @@ class Interruptions:
     def abandon(self, job_ids: Sequence[str]) -> None:
         """Nobody waits for these any more."""
         for job_id in job_ids:
-            if (job := self._ledger.open.get(job_id)) is not None:
+            if (job := self._jobs.open.get(job_id)) is not None:
                 _log.info("job %s: nobody waits for it any more", job_id)
                 self.interrupt(Stopped(job, "nobody waits for it any more, and it asked to be dropped then"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,32 +22,38 @@ class Stopping:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.cold = False
-        self.without_server = False
-        """Whether it gave up waiting for the server, and so puts nothing back."""
+        self.since = math.inf
+        """By the clock; when it was told last."""
         self._clock = clock
-        self._begun = False
-        self._unanswered_since: float | None = None
 
     def __bool__(self) -> bool:
-        return self._begun
+        return self.since < math.inf
 
     def begin(self, *, cold: bool) -> None:
-        self._begun, self.cold = True, cold
+        self.since, self.cold = self._clock(), cold
         _log.info("stopping (cold)" if cold else "stopping (warm); signal again to stop at once")
-        if self._unanswered_since is not None:
-            self._unanswered_since = self._clock()  # from now on its patience counts
+
+
+class Silence:
+    """Of one server: how long it has not answered. `clock`: that of `stopping`."""
+
+    def __init__(self, stopping: Stopping, clock: Callable[[], float]) -> None:
+        self.given_up = False
+        """Whether a worker that stops waits for it no longer, and so puts nothing back."""
+        self._stopping = stopping
+        self._clock = clock
+        self._since = math.inf
 
     def asked(self) -> None:
         """The server was asked for something."""
-        if self._unanswered_since is None:
-            self._unanswered_since = self._clock()
+        self._since = min(self._since, self._clock())
 
     def answered(self) -> None:
-        self._unanswered_since = None
+        self._since = math.inf
 
     def look(self) -> None:
         """Leases run out by themselves: a server that does not answer is given up."""
-        since = self._unanswered_since
-        if self and not self.cold and since is not None and self._clock() - since > FAREWELL_S:
+        since = max(self._since, self._stopping.since)  # before it was told to stop it had all the time
+        if not self.given_up and not self._stopping.cold and self._clock() - since > FAREWELL_S:
             _log.error("stopping without Redis, which does not answer")
-            self.cold = self.without_server = True
+            self.given_up = True

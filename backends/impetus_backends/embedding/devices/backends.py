@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.protocol import SparseVector
+    from impetus_backends.protocol import Spans, SparseVector
 
 NAMES = ("coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy")
 
@@ -45,6 +45,15 @@ class EmbeddingBackend(Protocol):
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """Token rows as one batch to float32 (rows, dimensions); raises `RequestError` for an unreadable row."""
+        ...
+
+
+@runtime_checkable
+class ChunkBackend(Protocol):
+    """One that also makes vectors of chunks."""
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        """As `embed`, with a vector for each chunk of a row in place of that of the whole, where it has any."""
         ...
 
 

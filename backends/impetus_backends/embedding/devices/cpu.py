@@ -17,7 +17,7 @@ from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import SCORES_BYTES, frequencies, queries_a_block
 from impetus_backends.embedding.devices.sharing import rows_of
-from impetus_backends.embedding.encoder import embed, pad, weigh
+from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
-    from impetus_backends.protocol import SparseVector
+    from impetus_backends.protocol import Spans, SparseVector
 
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9
@@ -255,6 +255,10 @@ class CPUEmbeddingBackend:
         made = self._run("dense", batch)
         found = np.empty((len(rows), made.shape[1]), np.float32)
         found[list(call.rows)] = made[call.places]
+        return found
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        found: np.ndarray = self._run("dense", pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
         return found
 
     def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:

@@ -13,7 +13,7 @@ from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import by_places, within
 from impetus_backends.embedding.devices.sharing import rows_of
-from impetus_backends.embedding.encoder import embed, weigh
+from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
-    from impetus_backends.protocol import SparseVector
+    from impetus_backends.protocol import Spans, SparseVector
 
 _UNSEEN = -1e4
 """Added to scores that do not count: its exponential is zero, and float16 holds it."""
@@ -187,13 +187,19 @@ class MLXEmbeddingBackend:
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
-        assert self._ops is not None, "load() comes first"
         call = rows_of(self._config, [len(row) for row in rows])
-        batch = lay(self._config, call, rows)
-        made = np.array(embed(self._ops, self._config, self._on_device(batch)), dtype=np.float32)
+        made = self._run(lay(self._config, call, rows))
         found = np.empty((len(rows), made.shape[1]), np.float32)
         found[list(call.rows)] = made[call.places]
         return found
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        found: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
+        return found
+
+    def _run(self, batch: Inputs[np.ndarray]) -> np.ndarray:
+        assert self._ops is not None, "load() comes first"
+        return np.array(embed(self._ops, self._config, self._on_device(batch)), dtype=np.float32)
 
     def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
         """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from impetus_backends.embedding.encoder import embed, pad, weigh
+from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.sparse import vectors
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from impetus_backends.embedding.devices.operations import Inputs
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
-    from impetus_backends.protocol import SparseVector
+    from impetus_backends.protocol import Spans, SparseVector
 
     Floats = npt.NDArray[np.float32]
 
@@ -243,8 +244,15 @@ class NumpyEmbeddingBackend:
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
+        return self._run(pad(self._config, rows))
+
+    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
+        found: np.ndarray = self._run(pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
+        return found
+
+    def _run(self, batch: Inputs[np.ndarray]) -> Floats:
         assert self._ops is not None, "load() comes first"
-        return embed(self._ops, self._config, pad(self._config, rows)).astype(np.float32, copy=False)
+        return embed(self._ops, self._config, batch).astype(np.float32, copy=False)
 
     def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
         """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""

@@ -5,7 +5,8 @@ Runs in the worker: knows the tokenizer and nothing of devices or weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ from impetus_backends.errors import ModelError, RequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from impetus_backends.protocol import Spans
 
 InputType = Literal["query", "document"] | None
 # The names under which model files keep the prompts of each input type, in sentence-transformers' order.
@@ -39,6 +42,8 @@ class EncodedText:
     ids: np.ndarray
     lost: int = 0
     """How many tokens of the text found no room: about, where it is long, as it is not read to its end."""
+    chunks: Spans = ()
+    """Which of the row's tokens are of each chunk that was asked for."""
 
     @property
     def truncated(self) -> bool:
@@ -82,6 +87,24 @@ class TextEncoder:
         prompted = [prompt + text for text in texts] if prompt else texts
         encoded = self._rows(texts, prompted)
         return encoded if self._include_prompt or not prompt else self._without(prompt, encoded)
+
+    def encode_chunks(self, texts: Sequence[tuple[str, Spans]], *, input_type: InputType = None) -> list[EncodedText]:
+        """The rows that `encode` makes of whole texts, and which tokens are of each of their chunks.
+
+        Each text comes with where its chunks begin and end, in characters. A text that is cut has none.
+        """
+        rows = self.encode([text for text, _ in texts], input_type=input_type)
+        prompt = self._prompt(input_type)
+        return [
+            row if row.lost else replace(row, chunks=self._chunks(prompt, text, chunks))
+            for row, (text, chunks) in zip(rows, texts, strict=True)
+        ]
+
+    def _chunks(self, prompt: str, text: str, chunks: Spans) -> Spans:
+        offsets = self._tokenizer.encode(prompt + text, add_special_tokens=False).offsets
+        return chunk_tokens(
+            [(begin - len(prompt), end - len(prompt)) for begin, end in offsets], chunks, len(self._head)
+        )
 
     def _rows(self, texts: Sequence[str], prompted: Sequence[str]) -> list[EncodedText]:
         limit = self._room * _CHARS_PER_TOKEN
@@ -159,6 +182,13 @@ class TextEncoder:
             else:
                 size *= 2
         return self._cut(self._tokenizer.encode(text).ids)
+
+
+def chunk_tokens(offsets: Spans, chunks: Spans, first: int) -> Spans:
+    """Which tokens are of each chunk, from and to, where the text's own begin at `first`: those whose last characters
+    are, for a token may begin with the space before its word."""
+    lasts = [end - 1 for _, end in offsets]
+    return [(first + bisect_left(lasts, begin), first + bisect_left(lasts, end)) for begin, end in chunks]
 
 
 def _word_end(text: str, size: int) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ...batches.lines import Survey
+    from ...client import Producer
     from ..settings.server import Session
 
 _SHOWN_ERRORS = 20
@@ -151,7 +152,7 @@ def _run(
     source: Path,
     journal: Journal,
     note: Path,
-    session: Session,
+    session: Session[Producer],
     window_jobs: int,
     total: int,
     kind: ProgressKind,

@@ -10,7 +10,7 @@ import click
 from ...bulk.run import DEFAULT_BACKLOG_JOBS
 from ...reading.options import ReadingOptions
 from ..settings.gathering import gathered
-from ..settings.server import patience_option, redis_url_option
+from ..settings.server import patience_option, redis_urls_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ class RunOptions:
     progress: ProgressKind
     as_json: bool
     patience_s: float
-    redis_url: str | None
+    redis_urls: tuple[str, ...]
 
 
 def reading_options(command: Callable[..., Any]) -> Any:
@@ -125,5 +125,5 @@ def run_options(command: Callable[..., Any]) -> Any:
         ),
         click.option("--json", "as_json", is_flag=True, help="At the end one JSON object on standard output."),
         patience_option,
-        redis_url_option,
+        redis_urls_option,
     )

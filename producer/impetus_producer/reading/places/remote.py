@@ -1,21 +1,17 @@
-"""Files of other machines by URL, such as `hf://datasets/me/docs/*.parquet`, through fsspec.
-
-Whatever a file system raises is an `OSError` from here on, as of a local file.
-"""
+"""Files of other machines by URL, such as `hf://datasets/me/docs/*.parquet`."""
 
 from __future__ import annotations
 
 import io
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
-from ...errors import ImpetusError, InvalidRequestError, MissingExtraError
+from ...errors import InvalidRequestError
 from ...shown import without_password
+from .file_systems import as_os_errors, open_file_system
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
@@ -41,7 +37,7 @@ class RemoteFile:
         return PurePosixPath(self._path).suffixes
 
     def open(self, mode: str) -> BinaryIO:
-        with _as_os_errors():
+        with as_os_errors():
             file = self._system.open(self._path, mode)
         return cast("BinaryIO", io.BufferedReader(_Remote(file), _BLOCK_BYTES))
 
@@ -58,14 +54,10 @@ def remote_files(url: str) -> list[RemoteFile]:
 
     Raises `InvalidRequestError` where there is none, and for a folder; `MissingExtraError`.
     """
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise MissingExtraError("Reading from a URL", "remote") from None
     shown = without_password(url)
     try:
-        with _as_os_errors():
-            system, path = url_to_fs(url)
+        system, path = open_file_system(url, "Reading from a URL")
+        with as_os_errors():
             # A `?` in a URL asks something of a web server, and matches nothing.
             if any(sign in path for sign in "*["):
                 paths = sorted(each for each in system.glob(path) if not system.isdir(each))
@@ -87,19 +79,6 @@ def _named(system: Any, path: str) -> str:
     return str(system.unstrip_protocol(path))
 
 
-@contextmanager
-def _as_os_errors() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ImpetusError):
-        raise
-    except ImportError as error:
-        raise InvalidRequestError(f"what this URL takes is not installed: {error}") from None
-    except Exception as error:  # each file system has errors of its own, of whatever kind
-        said = " ".join(str(error).split())[:200].rstrip(".")
-        raise OSError(f"{type(error).__name__}: {said}" if said else type(error).__name__) from error
-
-
 class _Remote(io.RawIOBase):
     """A file of fsspec's."""
 
@@ -113,13 +92,13 @@ class _Remote(io.RawIOBase):
         return bool(self._file.seekable())
 
     def readinto(self, buffer: Any) -> int:
-        with _as_os_errors():
+        with as_os_errors():
             data: bytes = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        with _as_os_errors():
+        with as_os_errors():
             return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:

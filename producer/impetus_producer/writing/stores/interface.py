@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..json_text import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,7 @@ def plain_values(rows: Any, names: list[str]) -> Iterator[tuple[Any, ...]]:
     """The rows of these columns for a database without lists: what is no scalar is JSON."""
     columns = [rows.column(name).to_pylist() for name in names]
     for values in zip(*columns, strict=True):
-        yield tuple(json.dumps(value, default=str) if isinstance(value, list | dict) else value for value in values)
+        yield tuple(json_text(value) if isinstance(value, list | dict) else value for value in values)
 
 
 def matrix_of(rows: Any) -> Any:

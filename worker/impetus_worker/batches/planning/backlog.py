@@ -13,20 +13,21 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from typing import TYPE_CHECKING, Any
 
 from .packing import fill, pack
 from .quarantine import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
 
-    from impetus_backends.protocol import EngineInfo
+    from impetus_backends.protocol import EngineInfo, Spans
 
     from ...leases.claims import ClaimedJob
+    from ..reading.rows import EncodedText
 
 PLAN_BATCHES = 128
 
@@ -50,7 +51,7 @@ class OpenEmbedding:
     vectors: Any
     """An array, or a list where they are sparse."""
     rows_left: int
-    """How many have no vector yet."""
+    """How many texts have no vector yet."""
     urgent: bool
     """Whether its caller waits."""
     output: str = "dense"
@@ -82,8 +83,21 @@ class Row(Witness):
     owner: OpenEmbedding
     index: int
     ids: np.ndarray
+    first: int
+    """Which of the job's vectors is its own, or the first of its own."""
+    chunks: Spans = ()
+    """Those of which there is to be a vector each."""
     order: int = 0
     """Rows that came to the backlog earlier have less."""
+
+
+def rows_of(owner: OpenEmbedding, texts: Sequence[EncodedText]) -> list[Row]:
+    """A row for each text, whose vectors follow those of the one before."""
+    firsts = accumulate((len(text.chunks) or 1 for text in texts), initial=0)
+    return [
+        Row(owner, index, text.ids, first, text.chunks)
+        for index, (text, first) in enumerate(zip(texts, firsts, strict=False))
+    ]
 
 
 class Backlog:

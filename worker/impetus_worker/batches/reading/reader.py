@@ -160,7 +160,7 @@ class JobReader:
     def _tokenise_some(self, queue: deque[ReadJob]) -> list[ReadJob | Failed]:
         """The next few texts in one call of the tokenizer, of as many jobs as they come from."""
         first = queue[0].request
-        texts: list[str] = []
+        texts: list[Any] = []
         shares: list[tuple[ReadJob, int]] = []
         for read in queue:
             if len(texts) >= TEXTS_AT_ONCE or not self._requests.alike(first, read.request):
@@ -195,7 +195,7 @@ class JobReader:
 
     def _checked(self, read: ReadJob) -> ReadJob | Failed:
         try:
-            self._requests.check_lengths(read.request, read.texts)
+            self._requests.check(read.request, read.texts)
         except InvalidRequestError as error:
             return Failed(read.job, error)
         return read

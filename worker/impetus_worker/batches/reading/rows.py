@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.protocol import EngineInfo
+    from impetus_backends.protocol import EngineInfo, Spans
 
     from ...allowed import Allowed
 
@@ -42,11 +42,17 @@ class EncodedText(Protocol):
     def ids(self) -> np.ndarray: ...
     @property
     def lost(self) -> int: ...
+    @property
+    def chunks(self) -> Spans: ...
 
 
 class TextEncoder(Protocol):
     def encode(
         self, texts: Sequence[str], *, input_type: Literal["query", "document"] | None = None
+    ) -> Sequence[EncodedText]: ...
+
+    def encode_chunks(
+        self, texts: Sequence[tuple[str, Spans]], *, input_type: Literal["query", "document"] | None = None
     ) -> Sequence[EncodedText]: ...
 
 
@@ -91,8 +97,8 @@ class RowRequests(ABC, Generic[RequestT, EncoderT]):
         """The request in RQ's job hash. Raises `LongPayloadError` where it is longer than `most_bytes`."""
 
     @abstractmethod
-    def texts(self, request: RequestT) -> list[str]:
-        """One for each row."""
+    def texts(self, request: RequestT) -> Sequence[Any]:
+        """What each row is made of."""
 
     @abstractmethod
     def alike(self, one: RequestT, other: RequestT) -> bool:
@@ -107,12 +113,12 @@ class RowRequests(ABC, Generic[RequestT, EncoderT]):
         return False
 
     @abstractmethod
-    def _rows(self, request: RequestT, texts: Sequence[str]) -> Sequence[EncodedText]: ...
+    def _rows(self, request: RequestT, texts: Sequence[Any]) -> Sequence[EncodedText]: ...
 
     def _payload(self, fields: Mapping[bytes, bytes], most_bytes: int) -> Any:
         return read_payload(fields, self.function, self._allowed, most_bytes)
 
-    def encode(self, request: RequestT, texts: Sequence[str]) -> Sequence[EncodedText]:
+    def encode(self, request: RequestT, texts: Sequence[Any]) -> Sequence[EncodedText]:
         """A row for each of these texts, which may be of several requests that are alike.
 
         Where the tokenizer cannot read one of them it is not said which.
@@ -138,30 +144,33 @@ class RowRequests(ABC, Generic[RequestT, EncoderT]):
                 rows += [self._encode_one(request, start + index, text) for index, text in enumerate(texts)]
         return rows
 
-    def _encode_one(self, request: RequestT, index: int, text: str) -> EncodedText:
+    def _encode_one(self, request: RequestT, index: int, text: Any) -> EncodedText:
         try:
             (row,) = self.encode(request, [text])
         except InvalidRequestError as error:
             raise InvalidRequestError(f"{self.texts_field}: item {index} cannot be read: {error}") from None
         return row
 
-    def check_lengths(self, request: RequestT, texts: Sequence[EncodedText]) -> None:
+    def check(self, request: RequestT, texts: Sequence[EncodedText]) -> None:
         """Refuses texts that are longer than the model reads, where the request wants them whole."""
         if request.truncate:
             return
+        self._check_lengths(request, texts, "'truncate' is false")
+
+    def _check_lengths(self, request: RequestT, texts: Sequence[EncodedText], why: str) -> None:
         model = self.model_of(request)
         for index, text in enumerate(texts):
             if text.lost:
                 raise InvalidRequestError(
                     f"{self.texts_field}: item {index} is longer than the {model.max_tokens} tokens that "
-                    f"{model.model} reads, and 'truncate' is false"
+                    f"{model.model} reads, and {why}"
                 )
 
     def read(self, fields: Mapping[bytes, bytes]) -> EncodedRequest[RequestT]:
         """All of it at once, however long that takes."""
         request = self.parse(fields)
         texts = self.encode_alone(request)
-        self.check_lengths(request, texts)
+        self.check(request, texts)
         return EncodedRequest(self.without_texts(request), texts)
 
 
@@ -183,13 +192,26 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
                 f"dimensions: {model.model} makes vectors of {model.dimensions}, "
                 f"and {request.dimensions} were asked for"
             )
+        if request.chunks is not None and model.refuses_chunks is not None:
+            raise InvalidRequestError(f"chunks: {model.model} makes no vectors of them: {model.refuses_chunks}")
         return request
 
-    def texts(self, request: EmbeddingRequest) -> list[str]:
-        return request.input
+    def texts(self, request: EmbeddingRequest) -> Sequence[Any]:
+        return request.input if request.chunks is None else list(zip(request.input, request.chunks, strict=True))
 
     def alike(self, one: EmbeddingRequest, other: EmbeddingRequest) -> bool:
-        return one.input_type == other.input_type and self.model_of(one) is self.model_of(other)
+        same_kind = (one.chunks is None) == (other.chunks is None) and one.input_type == other.input_type
+        return same_kind and self.model_of(one) is self.model_of(other)
+
+    def check(self, request: EmbeddingRequest, texts: Sequence[EncodedText]) -> None:
+        if request.chunks is None:
+            super().check(request, texts)
+            return
+        self._check_lengths(request, texts, "chunks are of texts that are read whole")
+        for index, text in enumerate(texts):
+            for number, (begin, end) in enumerate(text.chunks):
+                if begin == end:
+                    raise InvalidRequestError(f"{self.texts_field}: item {index} has no token in its chunk {number}")
 
     def sparse(self, request: EmbeddingRequest) -> bool:
         return request.output == "sparse"
@@ -197,8 +219,10 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
     def without_texts(self, request: EmbeddingRequest) -> EmbeddingRequest:
         return request.model_copy(update={"input": []})
 
-    def _rows(self, request: EmbeddingRequest, texts: Sequence[str]) -> Sequence[EncodedText]:
-        return self._encoder(request).encode(texts, input_type=request.input_type)
+    def _rows(self, request: EmbeddingRequest, texts: Sequence[Any]) -> Sequence[EncodedText]:
+        encoder = self._encoder(request)
+        encode = encoder.encode if request.chunks is None else encoder.encode_chunks
+        return encode(texts, input_type=request.input_type)
 
 
 class RerankRequests(RowRequests[RerankRequest, PairEncoder]):
@@ -212,7 +236,7 @@ class RerankRequests(RowRequests[RerankRequest, PairEncoder]):
         check_model(request.model, self._info)
         return request
 
-    def texts(self, request: RerankRequest) -> list[str]:
+    def texts(self, request: RerankRequest) -> Sequence[Any]:
         return request.documents
 
     def alike(self, one: RerankRequest, other: RerankRequest) -> bool:
@@ -222,6 +246,6 @@ class RerankRequests(RowRequests[RerankRequest, PairEncoder]):
         # A query of ten megabytes is of no more use either.
         return request.model_copy(update={"query": ""} | ({} if request.return_documents else {"documents": []}))
 
-    def _rows(self, request: RerankRequest, texts: Sequence[str]) -> Sequence[EncodedText]:
+    def _rows(self, request: RerankRequest, texts: Sequence[Any]) -> Sequence[EncodedText]:
         encoder = self._encoder(request)
         return encoder.encode(request.query, texts, max_document_tokens=request.max_tokens_per_doc)

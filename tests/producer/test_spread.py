@@ -1,0 +1,194 @@
+"""Several servers as one: each job is at the server that its id names, and a run, a status and a handle know where."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from redis import Redis
+
+from impetus_producer import InvalidRequestError, JobNotFoundError, Producer, SpreadProducer, embed_batch
+from impetus_producer.bulk.run import EmbeddedDocument, embed_documents
+from impetus_producer.cli.main import cli
+from impetus_producer.documents import Document
+from tests.patience import eventually
+
+from .stock_worker import honest_work, vector_of, working
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from .servers import Valkey
+
+
+@pytest.fixture
+def other(valkey: Callable[..., Valkey]) -> Valkey:
+    return valkey()
+
+
+@pytest.fixture
+def urls(redis_url: str, other: Valkey) -> tuple[str, str]:
+    return redis_url, other.url
+
+
+@pytest.fixture
+def spread(urls: tuple[str, str]) -> SpreadProducer:
+    return SpreadProducer(urls, patience_s=10)
+
+
+@pytest.fixture
+def workers(urls: tuple[str, str]) -> Iterator[None]:
+    with working(urls[0]), working(urls[1]):
+        yield
+
+
+def queued(url: str, queue: str = "embedding-bulk") -> int:
+    with Redis.from_url(url) as client:
+        return int(client.llen(f"rq:queue:{queue}"))
+
+
+def test_jobs_are_spread_and_whoever_names_the_same_servers_finds_each(
+    spread: SpreadProducer, urls: tuple[str, str]
+) -> None:
+    ids = [spread.embed(str(number)).job_id for number in range(40)]
+    assert [queued(url, "embedding") for url in urls] == [20, 20]
+    backwards = SpreadProducer([url.replace("redis://", "redis://default@") for url in reversed(urls)])
+    for job_id in ids:
+        producer = backwards.of(job_id)
+        assert producer.handle(job_id).status() == "queued"
+        assert backwards.handle(job_id).cancel()
+
+
+def test_a_job_that_somebody_put_elsewhere_is_found_all_the_same(spread: SpreadProducer, urls: tuple[str, str]) -> None:
+    ids = [Producer(urls[0]).embed(str(number)).job_id for number in range(10)]
+    assert any(spread.of(job_id) is not spread.servers[0] for job_id in ids)
+    assert all(spread.handle(job_id).status() == "queued" for job_id in ids)
+    with pytest.raises(JobNotFoundError, match="no-such-job"):
+        spread.handle("no-such-job")
+
+
+def test_two_urls_of_one_server_are_refused(redis_url: str) -> None:
+    with pytest.raises(InvalidRequestError, match="each once"):
+        SpreadProducer([redis_url, redis_url.replace("redis://", "redis://default@")])
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_run_keeps_its_order_and_leaves_nothing_at_either_server(
+    spread: SpreadProducer, urls: tuple[str, str]
+) -> None:
+    documents = [Document(f"id-{number}", f"text {number % 700}") for number in range(1001)]
+    outcomes = list(embed_documents(spread, documents, texts_per_job=8, max_backlog_jobs=16))
+    assert [outcome.id for outcome in outcomes] == [document.id for document in documents]
+    vectors = [outcome.vector for outcome in outcomes if isinstance(outcome, EmbeddedDocument)]
+    np.testing.assert_array_equal(vectors, [vector_of(document.text) for document in documents])
+    for url in urls:
+        with Redis.from_url(url) as client:
+            assert set(client.keys()) == {b"rq:queues"}
+
+
+@pytest.mark.usefixtures("workers")
+def test_many_texts_have_their_handles_in_order_and_a_batch_is_computed_once(spread: SpreadProducer) -> None:
+    texts = [f"text {number}" for number in range(500)]
+    vectors = [row for handle in spread.embed_many(texts, texts_per_job=4) for row in handle.result(30).vectors]
+    np.testing.assert_array_equal(vectors, [vector_of(text) for text in texts])
+    np.testing.assert_array_equal(embed_batch(spread, texts), vectors)
+    np.testing.assert_array_equal(embed_batch(spread, texts), vectors)
+
+    def broken() -> Iterator[str]:
+        yield from texts[:300]
+        raise OSError("the input broke off")
+
+    handles = spread.embed_many(broken(), texts_per_job=4)
+    for number in range(75):
+        np.testing.assert_array_equal(next(handles).result(30).vectors[0], vector_of(texts[4 * number]))
+    with pytest.raises(OSError, match="broke off"):
+        next(handles)
+    with pytest.raises(InvalidRequestError, match="dimensions"):
+        spread.embed_many(texts, dimensions=0)
+
+
+def test_a_server_that_is_away_is_waited_for_and_nothing_goes_elsewhere(
+    spread: SpreadProducer, other: Valkey, urls: tuple[str, str]
+) -> None:
+    computed: list[str] = []
+
+    def work(function: str, request: dict[str, Any]) -> Any:
+        computed.extend(request["input"])
+        return honest_work(function, request)
+
+    other.kill()
+    documents = [Document(str(number), f"text {number}") for number in range(64)]
+    with working(urls[0]), ExitStack() as later:
+
+        def bring_back(sentence: str) -> None:
+            if "Waiting" in sentence:
+                other.start()
+                later.enter_context(working(urls[1], work))
+
+        spread.servers[1].patience.say = bring_back
+        outcomes = embed_documents(spread, documents, texts_per_job=4)
+        assert [outcome.id for outcome in outcomes] == [document.id for document in documents]
+    assert 0 < len(computed) < len(documents)
+
+
+@pytest.mark.usefixtures("workers")
+def test_the_commands_take_several_servers(folder: Path, urls: tuple[str, str]) -> None:
+    (folder / "in.jsonl").write_text("".join(json.dumps({"id": n, "text": f"text {n}"}) + "\n" for n in range(100)))
+    options = [word for url in urls for word in ("--redis-url", url)]
+    done = CliRunner().invoke(cli, ["embed", "in.jsonl", "-o", "out.jsonl", "--texts-per-job", "4", *options])
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(100))
+    np.testing.assert_allclose([row["embedding"] for row in rows], [vector_of(f"text {n}") for n in range(100)])
+
+
+def test_one_status_shows_both_and_says_which_has_no_worker(spread: SpreadProducer, urls: tuple[str, str]) -> None:
+    ids = [spread.embed(str(number)).job_id for number in range(10)]
+    environment = {"IMPETUS_REDIS_URL": " ".join(urls)}
+    said = json.loads(CliRunner().invoke(cli, ["status", "--json"], env=environment).stdout)
+    assert {queue["name"]: queue["waiting"] for queue in said["queues"]}["embedding"] == 10
+    assert [server["server"] for server in said["servers"]] == list(urls)
+    shown = CliRunner().invoke(cli, ["status"], env=environment).stdout
+    assert all(f"Server  {url}" in shown and f"--redis-url {url}" in shown for url in urls)
+    for job_id in ids:
+        cancelled = CliRunner().invoke(cli, ["cancel", job_id], env=environment)
+        assert cancelled.output == f"cancelled {job_id}\n"
+    twice = CliRunner().invoke(cli, ["status", "--redis-url", urls[0], "--redis-url", urls[0]])
+    assert twice.exit_code == 2
+    assert "named twice" in twice.output
+
+
+@pytest.mark.system
+def test_a_run_at_two_servers_that_was_killed_takes_up_its_jobs_at_both(folder: Path, urls: tuple[str, str]) -> None:
+    (folder / "in.jsonl").write_text("".join(json.dumps({"id": n, "text": f"text {n}"}) + "\n" for n in range(200)))
+    arguments = ["embed", "in.jsonl", "-o", "out.jsonl", "--texts-per-job", "4", "--progress", "none"]
+    environment = {**os.environ, "IMPETUS_REDIS_URL": " ".join(urls)}
+    killed = subprocess.Popen([sys.executable, "-m", "impetus_producer", *arguments], env=environment)
+    try:
+        eventually(lambda: all(queued(url) for url in urls) and sum(map(queued, urls)) >= 50)
+    finally:
+        killed.kill()
+        killed.wait()
+    computed: Counter[str] = Counter()
+
+    def work(function: str, request: dict[str, Any]) -> Any:
+        computed.update(request["input"])
+        return honest_work(function, request)
+
+    # In another order they are the same servers.
+    environment["IMPETUS_REDIS_URL"] = " ".join(reversed(urls))
+    with working(urls[0], work), working(urls[1], work):
+        done = CliRunner().invoke(cli, arguments, env=environment)
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(200))
+    assert set(computed.values()) == {1}
