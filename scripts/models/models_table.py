@@ -92,6 +92,7 @@ RERANKERS = (
     Row("camembert", "CamemBERT", "fine-tuned CamemBERT rerankers", "512"),
     Row("electra", "ELECTRA", "ms-marco-electra-base", "512"),
     Row("mpnet", "MPNet", "fine-tuned MPNet rerankers", "512"),
+    Row("deberta-v2", "DeBERTa (v2, v3)", "mxbai-rerank-xsmall-v1, base-v1, large-v1", "512"),
     Row("modernbert", "ModernBERT", "gte-reranker-modernbert-base", "8,192"),
     Row("gte", "GTE", "gte-multilingual-reranker-base as transformers stores it", "as stated"),
     Row("qwen3", "Qwen3, by its yes and no", "Qwen3-Reranker-0.6B, 4B, 8B", "8,192"),
@@ -106,9 +107,10 @@ what is too long is cut off the document's end. With sentence-transformers' file
 query and a document, a prompt) it is asked as these say; without them as its model card has it, and then results carry
 a note, for nothing tells it from another Qwen3. Control tokens that a document spells are read as such, as there.
 
-Refused by name: a model without a …ForSequenceClassification head that is no Qwen3ForCausalLM, DeBERTa (mxbai-rerank
-v1) and any family that is not in the table; more labels than one; other activations than Sigmoid and Identity;
-prompts; modules beside the transformer; and Core ML, which runs none of them.
+Refused by name: a model without a …ForSequenceClassification head that is no Qwen3ForCausalLM, and any family that is
+not in the table; more labels than one; other activations than Sigmoid and Identity; prompts of the former; DeBERTa
+with convolutions or absolute positions (as v2-xlarge) and DeBERTa for embeddings; modules beside the transformer and
+LogitScore; and Core ML, which runs none of them.
 """
 
 

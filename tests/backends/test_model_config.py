@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from impetus_backends.models import ModelFiles
 
 
+DEBERTA = {
+    "model_type": "deberta-v2",
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 8,
+    "type_vocab_size": 0,
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of a small model, to break."""
@@ -64,6 +76,7 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
     ("file", "values", "message"),
     [
         ("config.json", {"model_type": "deberta"}, "model_type 'deberta' is not supported"),
+        ("config.json", DEBERTA, "model_type 'deberta-v2' is supported for rerankers alone"),
         ("config.json", {"hidden_act": "mish"}, "hidden_act 'mish'"),
         ("config.json", {"position_embedding_type": "relative_key"}, "relative_key"),
         ("config.json", {"is_decoder": True}, "is_decoder"),

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from impetus_backends.embedding.devices.operations import PlaceOps
 from impetus_backends.embedding.folder.shapes import STATIC, TABLES
+from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from impetus_backends.embedding.devices.operations import Inputs, Ops
@@ -30,6 +32,11 @@ def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         return _distilbert(ops, config, inputs)
     if config.model_type == "mpnet":
         return _mpnet(ops, config, inputs)
+    if config.model_type == "deberta-v2":
+        if not isinstance(ops, PlaceOps):
+            raise BackendUnavailableError("this device runs no DeBERTa; mlx and cpu do")
+        made: T = _deberta(ops, config, inputs)
+        return made
     if config.model_type in ("nomic_bert", "gte"):
         return _turned(ops, config, inputs)
     if config.model_type == "modernbert":
@@ -84,6 +91,26 @@ def _t5(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
             first = ops.multiply(first, up)
         x = ops.add(x, ops.linear(first, f"{dense}.wo", config.hidden_size, bias=False))
     return ops.rms_norm(x, "encoder.final_layer_norm", config.norm_eps)
+
+
+def _deberta(ops: PlaceOps[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
+    """BERT without positions or token types, whose queries and keys are also held against places: those between a query
+    and a key (arXiv:2006.03654, arXiv:2111.09543)."""
+    x = ops.layer_norm(ops.embed(_WORDS, inputs.ids, config.vocab_size), "embeddings.LayerNorm", config.norm_eps)
+    rows, farthest = config.distances
+    buckets = place_buckets(config.longest, rows // 2, farthest)
+    table = ops.layer_norm(ops.table("encoder.rel_embeddings.weight", rows), "encoder.LayerNorm", config.norm_eps)
+    for index, attention in enumerate(config.attentions):
+        layer = f"encoder.layer.{index}"
+        query, key, value = (f"{layer}.attention.self.{part}_proj" for part in ("query", "key", "value"))
+        q, k, v = (ops.linear(x, name, config.hidden_size) for name in (query, key, value))
+        places_of_query, places_of_key = (ops.linear(table, name, config.hidden_size) for name in (query, key))
+        bias = ops.add(
+            ops.toward_places(q, places_of_key, buckets, attention),
+            ops.toward_places(k, places_of_query, buckets, attention, of_keys=True),
+        )
+        x = _post_norm_layer(ops, config, x, ops.attention(q, k, v, inputs.mask, attention, bias), layer, _BERT)
+    return x
 
 
 def _distances(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T], table: str) -> T:
@@ -160,12 +187,17 @@ def _post_norm(
         q, k, v = (
             ops.linear(x, f"{layer}.{part}", config.hidden_size) for part in (names.query, names.key, names.value)
         )
-        mixed = ops.linear(ops.attention(q, k, v, mask, attention, bias), f"{layer}.{names.mixed}", config.hidden_size)
-        x = ops.layer_norm(ops.add(mixed, x), f"{layer}.{names.mixed_norm}", config.norm_eps)
-        wide = ops.activate(ops.linear(x, f"{layer}.{names.wide}", config.intermediate_size), config.activation)
-        narrow = ops.linear(wide, f"{layer}.{names.narrow}", config.hidden_size)
-        x = ops.layer_norm(ops.add(narrow, x), f"{layer}.{names.narrow_norm}", config.norm_eps)
+        x = _post_norm_layer(ops, config, x, ops.attention(q, k, v, mask, attention, bias), layer, names)
     return x
+
+
+def _post_norm_layer(ops: Ops[T], config: EncoderConfig, x: T, looked: T, layer: str, names: _Names) -> T:
+    """What a layer makes of its tokens and of what they looked at."""
+    mixed = ops.linear(looked, f"{layer}.{names.mixed}", config.hidden_size)
+    x = ops.layer_norm(ops.add(mixed, x), f"{layer}.{names.mixed_norm}", config.norm_eps)
+    wide = ops.activate(ops.linear(x, f"{layer}.{names.wide}", config.intermediate_size), config.activation)
+    narrow = ops.linear(wide, f"{layer}.{names.narrow}", config.hidden_size)
+    return ops.layer_norm(ops.add(narrow, x), f"{layer}.{names.narrow_norm}", config.norm_eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,3 +336,15 @@ def distance_buckets(longest: int, buckets: int = 32, farthest: int = 128) -> np
         wide = np.log(far / exact) / np.log(farthest / exact) * (half - exact)
     steps = exact + np.maximum(wide, 0).astype(np.int64)
     return (ahead + np.where(far < exact, far.astype(np.int64), np.minimum(steps, half - 1))).astype(np.int64)
+
+
+def place_buckets(longest: int, half: int, farthest: int) -> np.ndarray:
+    """The row of every distance from a query to a key, of -longest to longest, among 2 * half: the near ones one a
+    distance, the far ones by their logarithm up to `farthest` (DeBERTa's, arXiv:2006.03654, in float32)."""
+    behind = -np.arange(-longest, longest + 1)
+    exact = half // 2
+    far = np.maximum(np.abs(behind), 1).astype(np.float32) / np.float32(exact)
+    widest = np.log(np.float32((farthest - 1) / exact))
+    logarithmic = np.ceil(np.log(far) / widest * np.float32(exact - 1)) + exact
+    steps = np.where(np.abs(behind) <= exact, behind, logarithmic * np.sign(behind)).astype(np.int64)
+    return (steps + half).clip(0, 2 * half - 1)

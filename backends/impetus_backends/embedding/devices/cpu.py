@@ -123,6 +123,12 @@ class OnnxOps(OnnxGraph):
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: str) -> str:
         return self._attention.relative_bias(table, buckets)
 
+    def table(self, name: str, rows: int) -> str:
+        return self.weight(name)
+
+    def toward_places(self, x: str, places: str, buckets: np.ndarray, how: Attention, *, of_keys: bool = False) -> str:
+        return self._attention.toward_places(x, places, buckets, how, of_keys=of_keys)
+
     def apart(self, mask: str) -> str:
         return self._attention.apart(mask)
 

@@ -124,6 +124,19 @@ class MLXOps:
         places = self._mx.array(buckets[by_places(buckets, ids.shape[1])])
         return self._weight(table)[places].transpose(2, 0, 1)
 
+    def table(self, name: str, rows: int) -> Any:
+        return self._weight(name)
+
+    def toward_places(self, x: Any, places: Any, buckets: np.ndarray, how: Attention, *, of_keys: bool = False) -> Any:
+        batch, length, _ = x.shape
+        each = x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3)
+        products = each @ places.reshape(places.shape[0], -1, how.head_size).transpose(1, 2, 0) * how.scale
+        index = by_places(buckets, length)
+        index = self._mx.array(buckets[index.T if of_keys else index])
+        index = self._mx.broadcast_to(index, (*products.shape[:2], length, length))
+        found = self._mx.take_along_axis(products, index, axis=-1)
+        return found.swapaxes(-1, -2) if of_keys else found
+
     def apart(self, mask: Any) -> Any:
         return mask[:, :, None] == mask[:, None, :]
 

@@ -104,6 +104,13 @@ class _Widths:
     def attention(self, q: int, k: int, v: int, mask: int, how: Attention, bias: int | None = None) -> int:
         return how.heads * how.head_size
 
+    def table(self, name: str, rows: int) -> int:
+        self._need(name, rows, self._config.encoder.hidden_size)
+        return self._config.encoder.hidden_size
+
+    def toward_places(self, x: int, places: int, buckets: np.ndarray, how: Attention, *, of_keys: bool = False) -> int:
+        return 0
+
     def apart(self, mask: int) -> int:
         return mask
 

@@ -26,7 +26,18 @@ _ASKED = Task("text-generation", "causal_logits", "logits", messages=True)
 _SCORES = {"Identity": "", "Sigmoid": "sigmoid"}
 _TYPED = {"bert": 2, "electra": 2, "gte": 1, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
 """Families with a table of token types, and how many rows it has where the file does not say."""
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "modernbert", "gte")
+FAMILIES = (
+    "bert",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "mpnet",
+    "deberta-v2",
+    "modernbert",
+    "gte",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +161,11 @@ def _head(file: Path, raw: dict[str, Any], encoder: EncoderConfig) -> tuple[str,
             return "cls", [Linear("pooler.dense", width, True, "tanh")], "classifier"
         case "distilbert":
             return "cls", [Linear("pre_classifier", width, True, "relu")], "classifier"
+        case "deberta-v2":
+            activation = raw.get("pooler_hidden_act", "gelu")
+            if activation not in ACTIVATIONS:
+                raise ModelError(f"{file}: pooler_hidden_act {activation!r} is not supported")
+            return "cls", [Linear("pooler.dense", width, True, ACTIVATIONS[activation])], "classifier"
         case "modernbert":
             return _modernbert_pooling(file, raw), _modernbert_head(file, raw, encoder), "classifier"
         case family:

@@ -111,7 +111,7 @@ class EncoderConfig:
     @property
     def knows_distances(self) -> bool:
         """Whether scores depend on how far apart two tokens are."""
-        return self.model_type in ("mpnet", "t5", "mt5")
+        return self.model_type in ("mpnet", "t5", "mt5", "deberta-v2")
 
     @property
     def turns(self) -> bool:
@@ -215,6 +215,40 @@ def _mpnet(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         norm_eps=_eps(file, raw, "layer_norm_eps"),
         uncounted_id=1,
         attentions=(_even(file, sizes),) * sizes["layers"],
+    )
+
+
+def _deberta(file: Path, raw: dict[str, Any]) -> EncoderConfig:
+    """DeBERTa as its third version is made: relative positions alone, whose weights are those of tokens too."""
+    sizes = _sizes(file, raw)
+    parts = raw.get("pos_att_type")
+    parts = parts.lower().split("|") if isinstance(parts, str) else parts
+    if not isinstance(parts, list) or sorted(map(str, parts)) != ["c2p", "p2c"]:
+        raise ModelError(f"{file}: pos_att_type {raw.get('pos_att_type')!r} is not supported; supported is p2c|c2p")
+    _refuse(
+        file,
+        raw,
+        relative_attention=(True,),
+        position_biased_input=(False,),
+        share_att_key=(True,),
+        norm_rel_ebd=("layer_norm",),
+        conv_kernel_size=(None, 0),
+        type_vocab_size=(None, 0),
+        embedding_size=(None, sizes["hidden_size"]),
+        pooler_hidden_size=(None, sizes["hidden_size"]),
+        attention_head_size=(None, sizes["hidden_size"] // sizes["heads"]),
+    )
+    farthest = raw.get("max_relative_positions", -1)
+    if not isinstance(farthest, int) or farthest < 1:
+        farthest = sizes["position_rows"]
+    even = _even(file, sizes)
+    return EncoderConfig(
+        **sizes,
+        norm_eps=_eps(file, raw, "layer_norm_eps"),
+        token_types=False,
+        distances=(2 * positive(file, raw, "position_buckets"), farthest),
+        # Scores are sums of three products.
+        attentions=(replace(even, scale=(3 * even.head_size) ** -0.5),) * sizes["layers"],
     )
 
 
@@ -378,6 +412,8 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     )
 
 
+RERANKERS_ALONE = ("deberta-v2",)
+"""Families of which no model for embeddings was tried."""
 FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "bert": _bert,
     "distilbert": _bert,
@@ -386,6 +422,7 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "camembert": _bert,
     "electra": _bert,
     "mpnet": _mpnet,
+    "deberta-v2": _deberta,
     "modernbert": _modernbert,
     "nomic_bert": _turned,
     "gte": _turned,

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
-_PREFIXES = ("bert.", "distilbert.", "roberta.", "electra.", "mpnet.", "nomic_bert.", "gte.", "new.", "model.")
+_PREFIXES = (
+    "bert.",
+    "distilbert.",
+    "roberta.",
+    "electra.",
+    "mpnet.",
+    "deberta.",
+    "nomic_bert.",
+    "gte.",
+    "new.",
+    "model.",
+)
 # The first BERT checkpoints were converted from TensorFlow and kept its names.
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 _TOKENIZER_FILES = (
