@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.folder.shapes import Attention, EncoderConfig
+    from impetus_backends.embedding.folder.shapes import Attention, EncoderConfig, Experts
 
 T = TypeVar("T")
 
@@ -123,6 +123,20 @@ class PlaceOps(Ops[T], Protocol[T]):
         """What is added to the scores, (b, heads, l, l): in each head the product, scaled, of the query's `x` (of the
         key's, if `of_keys`) with the row of `places` (rows, h) at the bucket of the distance from the query to the key.
         `buckets` holds those of the distances -n to n."""
+        ...
+
+
+@runtime_checkable
+class ExpertOps(Ops[T], Protocol[T]):
+    """What some devices supply besides, for families with experts."""
+
+    def experts(self, x: T, name: str, experts: Experts, width: int, activation: str) -> T:
+        """Of every token the wide layers that it chooses, (b, l, h): those with the largest of a softmax of x R^T, each
+        weighed by it, activation(x A^T) B, and `name.experts.bias` added to their sum.
+
+        R is `name.router.layer.weight` (count, h), and A and B are an expert's rows of `name.experts.mlp.w1` and `w2`
+        (count * width, h).
+        """
         ...
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.shapes import Attention, Experts
     from impetus_backends.embedding.folder.weights import Weights
     from impetus_backends.protocol import SparseVector
 
@@ -152,6 +152,23 @@ class NumpyOps:
         index = buckets[index.T if of_keys else index]
         found = np.take_along_axis(products, np.broadcast_to(index, (*products.shape[:2], *index.shape)), axis=-1)
         result: Floats = found.swapaxes(-1, -2) if of_keys else found
+        return result
+
+    def experts(self, x: Floats, name: str, experts: Experts, width: int, activation: str) -> Floats:
+        tokens = x.reshape(-1, x.shape[-1])
+        logits = tokens @ self._weight(f"{name}.router.layer.weight").T
+        shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        chosen = np.argsort(-shares, axis=-1, kind="stable")[:, : experts.chosen]
+        first, second = (
+            self._weight(f"{name}.experts.mlp.{part}").reshape(experts.count, width, -1) for part in ("w1", "w2")
+        )
+        made = np.zeros_like(tokens)
+        for expert in range(experts.count):
+            mine = np.flatnonzero((chosen == expert).any(axis=-1))
+            wide = self.activate(tokens[mine] @ first[expert].T, activation)
+            made[mine] += shares[mine, expert, None] * (wide @ second[expert])
+        result: Floats = (made + self._weight(f"{name}.experts.bias")).reshape(x.shape)
         return result
 
     def apart(self, mask: Floats) -> Floats:

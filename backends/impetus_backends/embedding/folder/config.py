@@ -112,7 +112,7 @@ class EmbeddingConfig:
     @property
     def further(self) -> tuple[object, ...]:
         """What decides its results besides, for who has any of it."""
-        return (self.sparse,) if self.sparse else ()
+        return tuple(each for each in (self.sparse, self.encoder.experts) if each)
 
     @property
     def dimensions(self) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.shapes import Attention, Experts
 
 
 def open_weights(config: EmbeddingConfig) -> Weights:
@@ -110,6 +110,13 @@ class _Widths:
 
     def toward_places(self, x: int, places: int, buckets: np.ndarray, how: Attention, *, of_keys: bool = False) -> int:
         return 0
+
+    def experts(self, x: int, name: str, experts: Experts, width: int, activation: str) -> int:
+        self._need(f"{name}.router.layer.weight", experts.count, x)
+        for part in ("w1", "w2"):
+            self._need(f"{name}.experts.mlp.{part}", experts.count * width, x)
+        self._need(f"{name}.experts.bias", x)
+        return x
 
     def apart(self, mask: int) -> int:
         return mask

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from impetus_backends.embedding.folder.files import flag, positive
 from impetus_backends.embedding.folder.packed import read_packings
 from impetus_backends.errors import ModelError
@@ -33,6 +35,10 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 """What files call an activation, and what `Ops.activate` does: names differ more than functions do."""
+JINA = "jina_bert"
+ALIBI = "alibi.weight"
+"""What its heads' losses by distance go by, which no file holds."""
+_JINA_CODE = "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"
 STATIC = "static"
 """The family of models that are a table of tokens' vectors and nothing else."""
 TABLES = ("embedding.weight", "embeddings")
@@ -71,6 +77,17 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """Wide layers of which each token takes a few."""
+
+    count: int
+    chosen: int
+    """By each token."""
+    every: int
+    """Of so many layers the last has them."""
+
+
+@dataclass(frozen=True, slots=True)
 class EncoderConfig:
     """The shape of one transformer."""
 
@@ -102,6 +119,8 @@ class EncoderConfig:
     types: int = field(default=0, repr=False)
     """Rows of the table of token types, where tokens say which of two texts they are of; 0 where all are of the first.
     Fingerprints are made of all the others."""
+    experts: Experts | None = field(default=None, repr=False)
+    """Where there are such; other wide layers are then not gated."""
 
     @property
     def longest(self) -> int:
@@ -111,7 +130,7 @@ class EncoderConfig:
     @property
     def knows_distances(self) -> bool:
         """Whether scores depend on how far apart two tokens are."""
-        return self.model_type in ("mpnet", "t5", "mt5", "deberta-v2")
+        return self.model_type in ("mpnet", "t5", "mt5", "deberta-v2", JINA)
 
     @property
     def turns(self) -> bool:
@@ -129,6 +148,8 @@ class EncoderConfig:
 def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     """Raises `ModelError` for a family that is not known, and for whatever this one would run wrongly."""
     model_type = raw.get("model_type")
+    if model_type == "bert" and raw.get("position_embedding_type") == "alibi":
+        return _jina(file, raw)
     if model_type not in FAMILIES:
         raise ModelError(f"{file}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
     _refuse(
@@ -206,6 +227,35 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     )
 
 
+def _jina(file: Path, raw: dict[str, Any]) -> EncoderConfig:
+    """Jina's BERT: distances that lower scores instead of positions, and gated layers. It says that it is a `bert`, and
+    by whose code it is run, of which there are several."""
+    code = (raw.get("auto_map") or {}).get("AutoModel")
+    if code != _JINA_CODE:
+        raise ModelError(f"{file}: position_embedding_type 'alibi' of {code} is not supported; that of {_JINA_CODE} is")
+    _refuse(file, raw, feed_forward_type=("geglu", "reglu"), quantization_config=(None, {}), is_decoder=(None, False))
+    sizes = _sizes(file, raw)
+    return EncoderConfig(
+        **{**sizes, "model_type": JINA, "activation": "gelu" if raw["feed_forward_type"] == "geglu" else "relu"},
+        norm_eps=_eps(file, raw, "layer_norm_eps"),
+        # Every distance has a share of its own.
+        distances=(sizes["position_rows"] + 1, sizes["position_rows"]),
+        attentions=(_even(file, sizes),) * sizes["layers"],
+    )
+
+
+def alibi(heads: int, rows: int) -> np.ndarray:
+    """What each head's scores lose by distance, (rows, heads) float32 (arXiv:2108.12409)."""
+    losses: np.ndarray = -np.arange(rows)[:, None] * np.array(_slopes(heads))
+    return losses.astype(np.float32)
+
+
+def _slopes(heads: int) -> list[float]:
+    power = 1 << (heads.bit_length() - 1)
+    series = [2.0 ** (-8 * (index + 1) / power) for index in range(power)]
+    return series + _slopes(2 * power)[0::2][: heads - power] if heads > power else series
+
+
 def _mpnet(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     # transformers' modeling_mpnet.py writes both into the code, whatever the file says.
     _refuse(file, raw, relative_attention_num_buckets=(None, 32), pad_token_id=(None, 1))
@@ -258,26 +308,33 @@ def _turned(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     raw = _renamed(file, raw) if nomic and "n_embd" in raw else raw
     sizes = _sizes(file, raw)
     theta = _theta(file, raw, _FAR, "rope_theta", 1000.0 if nomic else 160_000.0)
+    experts = _experts(file, raw) if nomic else None
     return EncoderConfig(
         **sizes,
+        experts=experts,
         norm_eps=_eps(file, raw, "layer_norm_eps"),
         token_types=raw.get("type_vocab_size", 2 if nomic else 1) != 0,
         attentions=(replace(_even(file, sizes), theta=theta),) * sizes["layers"],
-        biases=() if nomic else ("attention", "mlp"),
+        biases=() if nomic and not experts else ("attention", "mlp"),
     )
 
 
 def _renamed(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """What NomicBERT's own configuration says, in the words of transformers; raises for what those have none for."""
+    with_experts = raw.get("moe_every_n_layers") not in (None, 0, -1)
     _refuse(
         file,
         raw,
-        activation_function=("swiglu",),
-        mlp_fc1_bias=(False,),
-        mlp_fc2_bias=(False,),
-        moe_every_n_layers=(None, 0, -1),
+        activation_function=("gelu" if with_experts else "swiglu",),
+        causal=(None, False),
+        expert_choice_router=(None, False),
+        mlp_fc1_bias=(with_experts,),
+        mlp_fc2_bias=(with_experts,),
+        moe_normalize_expert_weights=(None, False),
+        num_shared_experts=(None, 0),
+        parallel_block=(None, False),
         prenorm=(False,),
-        qkv_proj_bias=(False,),
+        qkv_proj_bias=(with_experts,),
         rotary_emb_fraction=(1.0,),
         rotary_emb_interleaved=(None, False),
         rotary_emb_scale_base=(None,),
@@ -287,8 +344,17 @@ def _renamed(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     return {
         **raw,
         **{ours: raw.get(theirs) for theirs, ours in _NOMIC_KEYS.items()},
-        "hidden_act": "silu",
+        "hidden_act": "gelu" if with_experts else "silu",
     }
+
+
+def _experts(file: Path, raw: dict[str, Any]) -> Experts | None:
+    if raw.get("moe_every_n_layers") in (None, 0, -1):
+        return None
+    count, chosen, every = (positive(file, raw, key) for key in ("num_experts", "moe_top_k", "moe_every_n_layers"))
+    if chosen > count or every < 2:
+        raise ModelError(f"{file}: {chosen} of {count} experts in every layer of {every} are not supported")
+    return Experts(count, chosen, every)
 
 
 def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
