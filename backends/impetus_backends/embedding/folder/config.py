@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.folder.families import RERANKERS_ALONE, read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
-from impetus_backends.embedding.folder.shapes import RERANKERS_ALONE, EncoderConfig, read_shape
 from impetus_backends.embedding.folder.sparse import (
     NO_HEAD,
     SparseHead,
@@ -35,6 +35,8 @@ from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from impetus_backends.embedding.folder.shapes import EncoderConfig
 
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"

@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.folder.families import ACTIVATIONS
 from impetus_backends.embedding.folder.files import flag, positive, read_json
-from impetus_backends.embedding.folder.shapes import ACTIVATIONS, EncoderConfig
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.embedding.folder.files import Reader
+    from impetus_backends.embedding.folder.shapes import EncoderConfig
 
 LEXICAL = "sparse_linear"
 """What the layer of bge-m3 is called, and its file."""
