@@ -16,7 +16,8 @@ from impetus_backends.errors import ModelError
 DEFAULT_EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 # Templates are data too: a chat model's conversation format, rendered by transformers in Jinja's sandbox.
-_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.model", "*.tiktoken", "*.jinja")
+_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "sparse_linear.pt")
+"""The last is never read: what there is of it is said."""
 _TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
 _IGNORED = ("onnx/*", "openvino/*", "original/*")
 _TIMEOUT_S = 5.0

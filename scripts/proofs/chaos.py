@@ -35,6 +35,8 @@ from scripts.proofs.traffic import Traffic
 from tests.patience import awaited
 from tests.worker.account import Account, have_ended, is_quiet, take_account
 
+from impetus_worker.settings import ROLES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -75,7 +77,9 @@ class Chaos:
         """Returns when the workers serve: how long that takes is the machine's matter."""
         self._scene.start(self._traffic)
         with Redis.from_url(self._scene.networks[OBSERVER].url) as connection:
-            if not awaited(lambda: connection.scard("rq:workers") >= 2 * self._options.machines, _START_LIMIT_S):
+            if not awaited(
+                lambda: connection.scard("rq:workers") >= len(ROLES) * self._options.machines, _START_LIMIT_S
+            ):
                 raise SystemExit(f"the workers did not start within {_START_LIMIT_S:g} s: see {self._folder}")
         self._traffic.start()
         self._streams.start()

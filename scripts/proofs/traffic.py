@@ -102,6 +102,8 @@ class Traffic:
             self.special.remove(text)  # not before: where it was refused, it comes again
         elif draw < 0.15:
             self._generate(producer, bulk=draw < 0.07, stream=draw < 0.11)
+        elif draw > 0.85:
+            self._rerank(producer, bulk=draw > 0.92)
         elif draw < 0.45:
             self._embed(producer, self._texts(), bulk=False)
         else:
@@ -119,6 +121,11 @@ class Traffic:
         self._history.acknowledge(sent, handle.job_id)
         if stream:
             self._on_stream(handle, request)
+
+    def _rerank(self, producer: Producer, *, bulk: bool) -> None:
+        query, documents = self._text(3), self._texts()
+        sent = self._history.attempt({"query": query, "documents": documents})
+        self._history.acknowledge(sent, producer.rerank(query, documents, bulk=bulk).job_id)
 
     def _texts(self) -> list[str]:
         words = self._random.choice((3, 10, 60))

@@ -60,6 +60,14 @@ def rerankers() -> dict[str, Reranker]:
         ),
         "mpnet": Reranker("mpnet", SIZES | {"max_position_embeddings": 42}, _mpnet()),
         "electra": Reranker("electra", SIZES | {"embedding_size": 8}, _word_pieces(), whole=True),
+        # mxbai-rerank-base-v1: DeBERTa as its third version is made.
+        "deberta-v2": Reranker(
+            "deberta-v2",
+            SIZES
+            | {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
+            | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 8, "type_vocab_size": 0},
+            _unigrams(),
+        ),
         "modernbert": Reranker(
             "modernbert",
             SIZES | {"num_hidden_layers": 4, "local_attention": 8, "classifier_pooling": "mean", "norm_bias": False},

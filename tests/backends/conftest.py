@@ -1,4 +1,5 @@
-"""Recorded truth (scripts/recording: record_reference_vectors.py, record_family_vectors.py), MiniLM's real weights."""
+"""Recorded truth (scripts/recording: record_reference_vectors.py, record_family_vectors.py and
+record_described_vectors.py), MiniLM's real weights."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from impetus_backends.embedding.folder.config import EmbeddingConfig, read_confi
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.models import ModelFiles, resolve
 
-FAMILIES = ("mpnet", "modernbert", "nomic", "gte", "t5", "mt5", "qwen3", "gemma", "camembert", "electra")
+FAMILIES = ("mpnet", "modernbert", "nomic", "gte", "t5", "mt5", "qwen3", "gemma", "camembert", "electra", "jina")
 """Small models of the families beyond BERT's, by the names of their folders."""
+RECORDED = ("reference.npz", "families.npz", "described.npz")
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -35,7 +37,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def recorded() -> dict[str, Recorded]:
-    arrays = {**np.load(DATA / "reference.npz"), **np.load(DATA / "families.npz")}
+    arrays = {name: array for file in RECORDED for name, array in np.load(DATA / file).items()}
     found = {}
     for name in sorted({key.partition("/")[0] for key in arrays}):
         own = {key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{name}/")}

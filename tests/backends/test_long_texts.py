@@ -18,16 +18,17 @@ from impetus_backends.embedding.devices.cpu import CPUEmbeddingBackend
 from impetus_backends.embedding.devices.packages.buckets import Bucket, Call
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import NumpyOps, queries_a_block
-from impetus_backends.embedding.encoder import embed
+from impetus_backends.embedding.encoder import embed, pad
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.folder.reranker import read_reranker
 
-from .conftest import small_model
+from .conftest import DATA, small_model
 
 if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
-MODELS = ("bge", "camembert", "mpnet", "t5", "modernbert", "qwen3", "gemma", "static")
+MODELS = ("bge", "camembert", "mpnet", "t5", "modernbert", "qwen3", "gemma", "jina", "static")
 """One of each kind of attention, and one without."""
 BOUND_BYTES = 2 * 1024 * 1024
 LONG = 2048
@@ -128,3 +129,14 @@ def test_the_reference_reads_a_long_text_in_a_fraction_of_what_its_scores_would_
     finally:
         tracemalloc.stop()
     assert peak < 10 * MEGABYTE  # and 17 are its scores, of which several are held
+
+
+def test_what_tokens_have_in_common_with_places_comes_to_the_same_by_blocks() -> None:
+    config = read_reranker(DATA / "rerankers" / "deberta-v2")
+    rows = rows_of_lengths(config, 40, 3, 39, 17, 1, 6, 6)
+    whole, parts = CPUEmbeddingBackend(config, threads=1), CPUEmbeddingBackend(config, threads=1, scores_bytes=1)
+    for backend in (whole, parts):
+        backend.load()
+    expected = whole.embed(rows)
+    assert apart(parts.embed(rows), expected) < 1e-6
+    assert apart(embed(NumpyOps(open_weights(config), scores_bytes=5_000), config, pad(config, rows)), expected) < 1e-5

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.folder.config import read_config
-from impetus_backends.errors import ModelError
+from impetus_backends.embedding.folder.shapes import alibi
+from impetus_backends.errors import BackendUnavailableError, ModelError
 
 from .conftest import small_model
 
@@ -17,6 +19,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.models import ModelFiles
+
+
+DEBERTA = {
+    "model_type": "deberta-v2",
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 8,
+    "type_vocab_size": 0,
+}
 
 
 @pytest.fixture
@@ -64,6 +78,8 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
     ("file", "values", "message"),
     [
         ("config.json", {"model_type": "deberta"}, "model_type 'deberta' is not supported"),
+        ("config.json", {"position_embedding_type": "alibi"}, "position_embedding_type 'alibi' of None"),
+        ("config.json", DEBERTA, "model_type 'deberta-v2' is supported for rerankers alone"),
         ("config.json", {"hidden_act": "mish"}, "hidden_act 'mish'"),
         ("config.json", {"position_embedding_type": "relative_key"}, "relative_key"),
         ("config.json", {"is_decoder": True}, "is_decoder"),
@@ -205,7 +221,7 @@ def test_the_own_words_of_nomicbert_read_as_those_of_transformers(tmp_path: Path
     own |= {"auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling.NomicBertModel"}}
     file.write_text(json.dumps(own))
     assert read_config(folder).encoder == ours
-    for key, value in (("moe_every_n_layers", 2), ("rotary_scaling_factor", 2.0), ("activation_function", "gelu")):
+    for key, value in (("causal", True), ("rotary_scaling_factor", 2.0), ("activation_function", "gelu")):
         file.write_text(json.dumps({**own, key: value}))
         with pytest.raises(ModelError, match=f"{key} '?{value}"):
             read_config(folder)
@@ -232,3 +248,57 @@ def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="does not hold a JSON object"):
         read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"feed_forward_type": "original"}, "feed_forward_type 'original' is not supported"),
+        (
+            {"auto_map": {"AutoModel": "jinaai/jina-bert-v2-qk-post-norm--modeling_bert.JinaBertModel"}},
+            "qk-post-norm--modeling_bert.JinaBertModel is not supported; that of",
+        ),
+        ({"auto_map": None}, "'alibi' of None is not supported"),
+        ({"position_embedding_type": "absolute"}, "auto_map"),
+    ],
+)
+def test_jinas_bert_by_other_code_is_refused(values: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("jina"), tmp_path / "model")
+    change(folder / "config.json", **values)
+    with pytest.raises(ModelError, match=sentence):
+        read_config(folder)
+
+
+def test_heads_lose_by_distance_as_alibi_has_it_also_where_they_are_no_power_of_two() -> None:
+    assert alibi(8, 2)[1].tolist() == [-(0.5**power) for power in range(1, 9)]
+    between = [-(0.5 ** (power / 2)) for power in (1, 3, 5, 7)]
+    assert alibi(12, 3)[2] / 2 == pytest.approx([*alibi(8, 2)[1], *between])
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"activation_function": "swiglu"}, "activation_function 'swiglu' is not supported"),
+        ({"mlp_fc1_bias": False}, "mlp_fc1_bias False is not supported"),
+        ({"moe_normalize_expert_weights": True}, "moe_normalize_expert_weights True"),
+        ({"num_shared_experts": 1}, "num_shared_experts 1"),
+        ({"expert_choice_router": True}, "expert_choice_router True"),
+        ({"moe_top_k": 5}, "5 of 4 experts in every layer of 2 are not supported"),
+        ({"moe_every_n_layers": 1}, "2 of 4 experts in every layer of 1"),
+        ({"num_experts": None}, "num_experts is None"),
+    ],
+)
+def test_experts_of_another_make_are_refused(values: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("nomic-moe"), tmp_path / "model")
+    change(folder / "config.json", **values)
+    with pytest.raises(ModelError, match=sentence):
+        read_config(folder)
+
+
+def test_experts_that_do_not_fit_their_number_are_refused_and_packages_run_none(tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("nomic-moe"), tmp_path / "model")
+    with pytest.raises(BackendUnavailableError, match="coreml-emulated runs no experts"):
+        make_backend("coreml-emulated", folder).load()
+    change(folder / "config.json", num_experts=3)
+    with pytest.raises(ModelError, match=r"router\.layer\.weight is 4 x 12, and 3 x 12 is needed"):
+        make_backend("numpy", folder).load()

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 POOLED_BY_THE_LARGEST = ("camembert", "electra")
-MODELS = ("bge", "e5", "distilbert", "roberta", *(name for name in FAMILIES if name not in POOLED_BY_THE_LARGEST))
+MODELS = (
+    "bge",
+    "nomic-moe",
+    "e5",
+    "distilbert",
+    "roberta",
+    *(name for name in FAMILIES if name not in POOLED_BY_THE_LARGEST),
+)
 
 
 def rows_for(config: EmbeddingConfig, *lengths: int) -> list[np.ndarray]:

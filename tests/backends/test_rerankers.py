@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from impetus_backends.dispatcher import open_engine, pair_tokenizer
+from impetus_backends.embedding.architectures import place_buckets
 from impetus_backends.embedding.devices import golden
 from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
 from impetus_backends.embedding.encoder import SECOND
@@ -26,7 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-NAMES = ("bert", "camembert", "distilbert", "electra", "gte", "modernbert", "mpnet", "roberta", "xlm-roberta")
+NAMES = (
+    "bert",
+    "camembert",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "gte",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
 DEVICES = ("cpu", "mlx", "numpy")
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 
@@ -189,6 +201,33 @@ def test_a_model_that_would_be_scored_wrongly_is_refused(
     folder = changed("bert", tmp_path / "model", file, **keys)
     with pytest.raises(ModelError, match=sentence):
         make_backend("numpy", read_reranker(folder)).load()
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"pos_att_type": ["c2p"]}, r"pos_att_type \['c2p'\] is not supported"),
+        ({"pos_att_type": None}, "pos_att_type None is not supported"),
+        ({"share_att_key": False}, "share_att_key False"),
+        ({"position_biased_input": True}, "position_biased_input True"),
+        ({"norm_rel_ebd": "none"}, "norm_rel_ebd 'none'"),
+        ({"conv_kernel_size": 3}, "conv_kernel_size 3"),
+        ({"position_buckets": None}, "position_buckets is None"),
+        ({"position_buckets": 4}, r"rel_embeddings\.weight is 16 x 16, and 8 x 16 is needed"),
+        ({"pooler_hidden_act": "mish"}, "pooler_hidden_act 'mish'"),
+    ],
+)
+def test_a_deberta_of_another_make_is_refused(keys: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    folder = changed("deberta-v2", tmp_path / "model", **keys)
+    with pytest.raises(ModelError, match=sentence):
+        make_backend("numpy", read_reranker(folder)).load()
+
+
+def test_distances_of_deberta_are_told_apart_near_and_by_their_logarithm_far() -> None:
+    rows = place_buckets(512, 256, 512)
+    assert rows[512 - 128 : 512 + 129].tolist() == list(range(384, 127, -1)), "one row a distance"
+    assert (rows[0], rows[1024]) == (511, 0)
+    assert (np.diff(rows) <= 0).all()
 
 
 def test_a_model_for_embeddings_is_no_reranker_and_the_other_way_round() -> None:

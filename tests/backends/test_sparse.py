@@ -128,7 +128,7 @@ def test_a_head_in_a_pickle_is_named_with_what_converts_it_and_never_read(tmp_pa
     (folder / "sparse_linear.safetensors").rename(folder / "sparse_linear.pt")
     engine = open_engine(EngineConfig("embedding", str(folder), "numpy"))
     assert engine.info.outputs == ("dense",)
-    assert "torch.load('sparse_linear.pt', weights_only=True)" in engine.info.no_sparse
+    assert f"impetus-worker convert --from-torch {folder}" in engine.info.no_sparse
     assert fingerprint(read_config(folder)) != fingerprint(read_config(folder_of("bge-m3")))
 
 

@@ -100,7 +100,7 @@ def fingerprint(request: Mapping[str, Any]) -> str:
     """What a request asks for, whoever wrote it down."""
     texts = request.get("input")
     texts = [texts] if isinstance(texts, str) else texts
-    return json.dumps([texts, *(request.get(name) for name in ("prompt", "max_tokens"))])
+    return json.dumps([texts, *(request.get(name) for name in ("prompt", "max_tokens", "query", "documents"))])
 
 
 def take_account(

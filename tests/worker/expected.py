@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impetus_backends.protocol import EngineConfig, Generated, GenerationWork
-from impetus_backends.simulated import SimulatedEmbeddingBackend, SimulatedTextEncoder, open_simulated_generation
+from impetus_backends.simulated import (
+    SimulatedEmbeddingBackend,
+    SimulatedPairEncoder,
+    SimulatedRerankBackend,
+    SimulatedTextEncoder,
+    open_simulated_generation,
+)
 from impetus_producer.contract import VECTORS_FIELD
 
 if TYPE_CHECKING:
@@ -21,12 +27,16 @@ if TYPE_CHECKING:
 
 _encoder = SimulatedTextEncoder()
 _backend = SimulatedEmbeddingBackend(0.0, 0.0, sleep=lambda seconds: None)
+_pairs = SimulatedPairEncoder()
+_reranker = SimulatedRerankBackend(0.0, 0.0, sleep=lambda seconds: None)
 _TOLERANCE = 1e-6
 
 
 def wrong_result(request: Mapping[str, Any], entry: Mapping[bytes, bytes]) -> str | None:
     """What is not right about a result as it lies in Redis; None if nothing is."""
     result = json.loads(base64.b64decode(entry[b"return_value"]))
+    if "documents" in request:
+        return _wrong_ranking(request, result)
     if "input" not in request:
         return None if result.get("text") == text_of(request) else f"{str(result.get('text'))[:60]!r} is not its text"
     wanted = vectors_of(request)
@@ -38,6 +48,17 @@ def wrong_result(request: Mapping[str, Any], entry: Mapping[bytes, bytes]) -> st
         return f"{len(raw)} bytes for {list(wanted.shape)}"
     right = (np.abs(np.frombuffer(raw, "<f4").reshape(wanted.shape) - wanted) <= _TOLERANCE).all(axis=1)
     return None if right.all() else f"the vectors of texts {np.flatnonzero(~right)[:5].tolist()} are not theirs"
+
+
+def _wrong_ranking(request: Mapping[str, Any], result: Mapping[str, Any]) -> str | None:
+    rows = [row.ids for row in _pairs.encode(request["query"], request["documents"])]
+    scores = _reranker.embed(rows)[:, 0]
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+    made = [(each["index"], each["relevance_score"]) for each in result["results"]]
+    if [index for index, _ in made] != order:
+        return f"the documents {[index for index, _ in made][:5]} come first, and not {order[:5]}"
+    apart = max(abs(score - scores[index]) for index, score in made)
+    return None if apart <= _TOLERANCE else f"a score is off by {apart}"
 
 
 def vectors_of(request: Mapping[str, Any]) -> np.ndarray:

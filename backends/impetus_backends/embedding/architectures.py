@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from impetus_backends.embedding.folder.shapes import STATIC, TABLES
+from impetus_backends.embedding.devices.operations import ExpertOps, PlaceOps
+from impetus_backends.embedding.folder.shapes import ALIBI, JINA, STATIC, TABLES
+from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from impetus_backends.embedding.devices.operations import Inputs, Ops
@@ -28,8 +30,15 @@ def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         inputs = replace(inputs, mask=ops.apart(inputs.mask))
     if config.model_type == "distilbert":
         return _distilbert(ops, config, inputs)
+    if config.model_type == JINA:
+        return _jina(ops, config, inputs)
     if config.model_type == "mpnet":
         return _mpnet(ops, config, inputs)
+    if config.model_type == "deberta-v2":
+        if not isinstance(ops, PlaceOps):
+            raise BackendUnavailableError("this device runs no DeBERTa; mlx and cpu do")
+        made: T = _deberta(ops, config, inputs)
+        return made
     if config.model_type in ("nomic_bert", "gte"):
         return _turned(ops, config, inputs)
     if config.model_type == "modernbert":
@@ -55,6 +64,28 @@ def _distilbert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     """BERT without token types, under other names (arXiv:1910.01108)."""
     x = _placed(ops, config, inputs, ops.embed(_WORDS, inputs.ids, config.vocab_size))
     return _post_norm(ops, config, x, inputs.mask, "transformer.layer", _DISTILBERT)
+
+
+def _jina(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
+    """BERT with gated layers, whose scores fall with the distance of two tokens (arXiv:2310.19923)."""
+    x = ops.add(ops.embed(_WORDS, inputs.ids, config.vocab_size), _types(ops, config, inputs))
+    x = ops.layer_norm(x, "embeddings.LayerNorm", config.norm_eps)
+    apart = np.abs(np.arange(-config.longest, config.longest + 1))
+    bias = ops.relative_bias(ALIBI, config.distances[0], apart, inputs.ids)
+    for index, attention in enumerate(config.attentions):
+        layer = f"encoder.layer.{index}"
+        q, k, v = (
+            ops.linear(x, f"{layer}.attention.self.{part}", config.hidden_size) for part in ("query", "key", "value")
+        )
+        looked = ops.attention(q, k, v, inputs.mask, attention, bias)
+        x = _mixed(ops, config, x, looked, layer, _BERT)
+        both = ops.linear(x, f"{layer}.mlp.gated_layers", 2 * config.intermediate_size, bias=False)
+        gate, up = ops.split(both, 2)
+        narrow = ops.linear(
+            ops.multiply(ops.activate(gate, config.activation), up), f"{layer}.mlp.wo", config.hidden_size
+        )
+        x = ops.layer_norm(ops.add(narrow, x), f"{layer}.mlp.layernorm", config.norm_eps)
+    return x
 
 
 def _mpnet(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
@@ -84,6 +115,26 @@ def _t5(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
             first = ops.multiply(first, up)
         x = ops.add(x, ops.linear(first, f"{dense}.wo", config.hidden_size, bias=False))
     return ops.rms_norm(x, "encoder.final_layer_norm", config.norm_eps)
+
+
+def _deberta(ops: PlaceOps[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
+    """BERT without positions or token types, whose queries and keys are also held against places: those between a query
+    and a key (arXiv:2006.03654, arXiv:2111.09543)."""
+    x = ops.layer_norm(ops.embed(_WORDS, inputs.ids, config.vocab_size), "embeddings.LayerNorm", config.norm_eps)
+    rows, farthest = config.distances
+    buckets = place_buckets(config.longest, rows // 2, farthest)
+    table = ops.layer_norm(ops.table("encoder.rel_embeddings.weight", rows), "encoder.LayerNorm", config.norm_eps)
+    for index, attention in enumerate(config.attentions):
+        layer = f"encoder.layer.{index}"
+        query, key, value = (f"{layer}.attention.self.{part}_proj" for part in ("query", "key", "value"))
+        q, k, v = (ops.linear(x, name, config.hidden_size) for name in (query, key, value))
+        places_of_query, places_of_key = (ops.linear(table, name, config.hidden_size) for name in (query, key))
+        bias = ops.add(
+            ops.toward_places(q, places_of_key, buckets, attention),
+            ops.toward_places(k, places_of_query, buckets, attention, of_keys=True),
+        )
+        x = _post_norm_layer(ops, config, x, ops.attention(q, k, v, inputs.mask, attention, bias), layer, _BERT)
+    return x
 
 
 def _distances(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T], table: str) -> T:
@@ -160,12 +211,22 @@ def _post_norm(
         q, k, v = (
             ops.linear(x, f"{layer}.{part}", config.hidden_size) for part in (names.query, names.key, names.value)
         )
-        mixed = ops.linear(ops.attention(q, k, v, mask, attention, bias), f"{layer}.{names.mixed}", config.hidden_size)
-        x = ops.layer_norm(ops.add(mixed, x), f"{layer}.{names.mixed_norm}", config.norm_eps)
-        wide = ops.activate(ops.linear(x, f"{layer}.{names.wide}", config.intermediate_size), config.activation)
-        narrow = ops.linear(wide, f"{layer}.{names.narrow}", config.hidden_size)
-        x = ops.layer_norm(ops.add(narrow, x), f"{layer}.{names.narrow_norm}", config.norm_eps)
+        x = _post_norm_layer(ops, config, x, ops.attention(q, k, v, mask, attention, bias), layer, names)
     return x
+
+
+def _post_norm_layer(ops: Ops[T], config: EncoderConfig, x: T, looked: T, layer: str, names: _Names) -> T:
+    """What a layer makes of its tokens and of what they looked at."""
+    x = _mixed(ops, config, x, looked, layer, names)
+    wide = ops.activate(ops.linear(x, f"{layer}.{names.wide}", config.intermediate_size), config.activation)
+    narrow = ops.linear(wide, f"{layer}.{names.narrow}", config.hidden_size)
+    return ops.layer_norm(ops.add(narrow, x), f"{layer}.{names.narrow_norm}", config.norm_eps)
+
+
+def _mixed(ops: Ops[T], config: EncoderConfig, x: T, looked: T, layer: str, names: _Names) -> T:
+    """Tokens with what they looked at."""
+    mixed = ops.linear(looked, f"{layer}.{names.mixed}", config.hidden_size)
+    return ops.layer_norm(ops.add(mixed, x), f"{layer}.{names.mixed_norm}", config.norm_eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +285,27 @@ def _turned(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         mixed = ops.attention(q, k, v, inputs.mask, attention)
         mixed = ops.linear(mixed, f"{layer}.{names.mixed}", hidden, bias=for_attention)
         x = ops.layer_norm(ops.add(x, mixed), f"{layer}.{names.mixed_norm}", eps)
-        wide = [ops.linear(x, f"{layer}.{name}", width, bias=False) for name in names.wide]
-        up, gate = wide if len(wide) == 2 else ops.split(wide[0], 2)
-        through = ops.multiply(ops.activate(gate, config.activation), up)
-        narrow = ops.linear(through, f"{layer}.{names.narrow}", hidden, bias=for_mlp)
+        if config.experts:
+            narrow = _with_experts(ops, config, x, f"{layer}.mlp", index)
+        else:
+            wide = [ops.linear(x, f"{layer}.{name}", width, bias=False) for name in names.wide]
+            up, gate = wide if len(wide) == 2 else ops.split(wide[0], 2)
+            through = ops.multiply(ops.activate(gate, config.activation), up)
+            narrow = ops.linear(through, f"{layer}.{names.narrow}", hidden, bias=for_mlp)
         x = ops.layer_norm(ops.add(x, narrow), f"{layer}.{names.narrow_norm}", eps)
     return x
+
+
+def _with_experts(ops: Ops[T], config: EncoderConfig, x: T, name: str, index: int) -> T:
+    """The wide part of a layer of a model some of whose layers have experts (arXiv:2502.07972)."""
+    assert config.experts is not None, "only such a model comes here"
+    if index % config.experts.every == 1:
+        if not isinstance(ops, ExpertOps):
+            raise BackendUnavailableError("this device runs no experts; mlx and cpu do")
+        made: T = ops.experts(x, name, config.experts, config.intermediate_size, config.activation)
+        return made
+    wide = ops.activate(ops.linear(x, f"{name}.fc1", config.intermediate_size), config.activation)
+    return ops.linear(wide, f"{name}.fc2", config.hidden_size)
 
 
 def _modernbert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
@@ -304,3 +380,15 @@ def distance_buckets(longest: int, buckets: int = 32, farthest: int = 128) -> np
         wide = np.log(far / exact) / np.log(farthest / exact) * (half - exact)
     steps = exact + np.maximum(wide, 0).astype(np.int64)
     return (ahead + np.where(far < exact, far.astype(np.int64), np.minimum(steps, half - 1))).astype(np.int64)
+
+
+def place_buckets(longest: int, half: int, farthest: int) -> np.ndarray:
+    """The row of every distance from a query to a key, of -longest to longest, among 2 * half: the near ones one a
+    distance, the far ones by their logarithm up to `farthest` (DeBERTa's, arXiv:2006.03654, in float32)."""
+    behind = -np.arange(-longest, longest + 1)
+    exact = half // 2
+    far = np.maximum(np.abs(behind), 1).astype(np.float32) / np.float32(exact)
+    widest = np.log(np.float32((farthest - 1) / exact))
+    logarithmic = np.ceil(np.log(far) / widest * np.float32(exact - 1)) + exact
+    steps = np.where(np.abs(behind) <= exact, behind, logarithmic * np.sign(behind)).astype(np.int64)
+    return (steps + half).clip(0, 2 * half - 1)

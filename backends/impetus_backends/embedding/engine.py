@@ -25,7 +25,7 @@ from impetus_backends.errors import BackendError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
@@ -116,7 +116,7 @@ class EmbeddingEngine:
             sparse = backend.weigh(work.rows)
             if len(sparse) != len(work.rows):
                 raise BackendError(f"{len(work.rows)} texts came back as {len(sparse)} sparse vectors")
-            self._verify_finite([all(map(math.isfinite, vector.values)) for vector in sparse])
+            self._verify_finite(vector.values for vector in sparse)
             return _NONE, sparse
         if work.chunks is not None:
             return self._of_chunks(backend, work.rows, work.chunks), ()
@@ -144,11 +144,12 @@ class EmbeddingEngine:
                 f"{count} texts came back as {vectors.shape}, not ({count}, {self._info.dimensions}); "
                 "does the backend drop or merge rows of a batch?"
             )
-        self._verify_finite(np.isfinite(vectors).all(axis=1))
+        if not np.isfinite(vectors).all():
+            self._verify_finite(vectors)
 
-    def _verify_finite(self, finite: Sequence[bool] | np.ndarray) -> None:
-        if not np.all(finite):
-            bad = np.flatnonzero(~np.asarray(finite)).tolist()
+    def _verify_finite(self, rows: Iterable[np.ndarray]) -> None:
+        bad = [index for index, row in enumerate(rows) if not np.isfinite(row).all()]
+        if bad:
             raise BackendError(f"the vectors of rows {bad} are not finite; half precision may have overflowed")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.shapes import Attention, Experts
     from impetus_backends.embedding.folder.weights import Weights
     from impetus_backends.protocol import Spans, SparseVector
 
@@ -61,9 +61,7 @@ class OnnxOps(OnnxGraph):
         return self.node("Mul", x, self.constant(factor, np.float32))
 
     def split(self, x: str, parts: int) -> Sequence[str]:
-        outputs = [self.named("Split") for _ in range(parts)]
-        self.nodes.append(self.helper.make_node("Split", [x], outputs, axis=-1, num_outputs=parts))
-        return outputs
+        return self.outputs("Split", parts, x, axis=-1, num_outputs=parts)
 
     def linear(self, x: str, name: str, width: int, *, bias: bool = True) -> str:
         product = self.node("MatMul", x, self.weight(f"{name}.weight", transposed=True))
@@ -122,6 +120,32 @@ class OnnxOps(OnnxGraph):
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: str) -> str:
         return self._attention.relative_bias(table, buckets)
+
+    def table(self, name: str, rows: int) -> str:
+        return self.weight(name)
+
+    def toward_places(self, x: str, places: str, buckets: np.ndarray, how: Attention, *, of_keys: bool = False) -> str:
+        return self._attention.toward_places(x, places, buckets, how, of_keys=of_keys)
+
+    def experts(self, x: str, name: str, experts: Experts, width: int, activation: str) -> str:
+        tokens = self.node("Flatten", x, axis=2)
+        router = self.weight(f"{name}.router.layer.weight", transposed=True)
+        shares = self.node("Softmax", self.node("MatMul", tokens, router), axis=-1)
+        chosen = self.outputs("TopK", 2, shares, self.constant([experts.chosen], np.int64), axis=-1)
+        nothing = self.node("Mul", shares, self.constant(0, np.float32))
+        kept = self.node("ScatterElements", nothing, chosen[1], chosen[0], axis=1)
+        made = self.node("Mul", tokens, self.constant(0, np.float32))
+        for expert in range(experts.count):
+            share = self.node("Gather", kept, self.constant(expert, np.int64), axis=1)
+            mine = self.node("Transpose", self.node("NonZero", share), perm=[1, 0])
+            rows = slice(expert * width, (expert + 1) * width)
+            first = self.weight(f"{name}.experts.mlp.w1", rows=rows, transposed=True)
+            wide = self.activate(self.node("MatMul", self.node("GatherND", tokens, mine), first), activation)
+            narrow = self.node("MatMul", wide, self.weight(f"{name}.experts.mlp.w2", rows=rows))
+            weight = self.node("Unsqueeze", self.node("GatherND", share, mine), self.constant([1], np.int64))
+            made = self.node("ScatterND", made, mine, self.node("Mul", narrow, weight), reduction="add")
+        made = self.node("Reshape", made, self.node("Shape", x))
+        return self.node("Add", made, self.weight(f"{name}.experts.bias"))
 
     def apart(self, mask: str) -> str:
         return self._attention.apart(mask)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.shapes import Attention, Experts
     from impetus_backends.embedding.folder.weights import Weights
     from impetus_backends.protocol import Spans, SparseVector
 
@@ -123,6 +123,32 @@ class MLXOps:
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: Any) -> Any:
         places = self._mx.array(buckets[by_places(buckets, ids.shape[1])])
         return self._weight(table)[places].transpose(2, 0, 1)
+
+    def table(self, name: str, rows: int) -> Any:
+        return self._weight(name)
+
+    def toward_places(self, x: Any, places: Any, buckets: np.ndarray, how: Attention, *, of_keys: bool = False) -> Any:
+        batch, length, _ = x.shape
+        each = x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3)
+        products = each @ places.reshape(places.shape[0], -1, how.head_size).transpose(1, 2, 0) * how.scale
+        index = by_places(buckets, length)
+        index = self._mx.array(buckets[index.T if of_keys else index])
+        index = self._mx.broadcast_to(index, (*products.shape[:2], length, length))
+        found = self._mx.take_along_axis(products, index, axis=-1)
+        return found.swapaxes(-1, -2) if of_keys else found
+
+    def experts(self, x: Any, name: str, experts: Experts, width: int, activation: str) -> Any:
+        mx = self._mx
+        shares = mx.softmax((x @ self._weight(f"{name}.router.layer.weight").T).astype(mx.float32), axis=-1)
+        chosen = mx.argpartition(-shares, kth=experts.chosen - 1, axis=-1)[..., : experts.chosen]
+        first, second = (
+            self._weight(f"{name}.experts.mlp.{part}").reshape(experts.count, width, -1) for part in ("w1", "w2")
+        )
+        # Each token beside each of its experts: (b, l, chosen, 1, h).
+        wide = mx.gather_mm(x[..., None, None, :], first.swapaxes(1, 2), rhs_indices=chosen)
+        narrow = mx.gather_mm(self.activate(wide, activation), second, rhs_indices=chosen)[..., 0, :]
+        weights = mx.take_along_axis(shares, chosen, axis=-1)[..., None].astype(x.dtype)
+        return (narrow * weights).sum(axis=-2) + self._weight(f"{name}.experts.bias")
 
     def apart(self, mask: Any) -> Any:
         return mask[:, :, None] == mask[:, None, :]

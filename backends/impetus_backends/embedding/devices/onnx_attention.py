@@ -48,6 +48,26 @@ class OnnxAttention:
         self._farthest[by_distance] = len(buckets) // 2
         return by_distance
 
+    def toward_places(self, x: str, places: str, buckets: np.ndarray, how: Attention, *, of_keys: bool) -> str:
+        """As `operations.PlaceOps` has it, of all queries at a time: families that hold tokens against places read no
+        long texts."""
+        node = self._graph.node
+        each = node("Transpose", node("Reshape", x, self._int([0, 0, -1, how.head_size])), perm=[0, 2, 1, 3])
+        rows = node("Transpose", node("Reshape", places, self._int([0, -1, how.head_size])), perm=[1, 2, 0])
+        products = node("Mul", node("MatMul", each, rows), self._float(how.scale))
+
+        def index() -> str:
+            everyone = _Queries("", self._places(x), "")
+            found = node("Gather", self._int(buckets), self._by_places(everyone, x, len(buckets) // 2), axis=0)
+            found = node("Transpose", found, perm=[1, 0]) if of_keys else found
+            # As many times as there are texts and heads.
+            batch = node("Gather", node("Shape", x), self._int([0]), axis=0)
+            shape = node("Concat", batch, self._int([how.heads]), node("Shape", found), axis=0)
+            return node("Expand", found, shape)
+
+        found = node("GatherElements", products, self._graph.once(f"places {of_keys}", index), axis=-1)
+        return node("Transpose", found, perm=[0, 1, 3, 2]) if of_keys else found
+
     def apart(self, mask: str) -> str:
         self._numbered = mask
         return mask
@@ -105,7 +125,13 @@ class OnnxAttention:
         told = node("Unsqueeze", missing, self._int(where))
         if how.causal or how.window:
             told = node("Add", told, self._within(queries, mask, how))
-        return told if bias is None else node("Add", told, self._by_distance(queries, mask, bias))
+        return told if bias is None else node("Add", told, self._added(queries, mask, bias))
+
+    def _added(self, queries: _Queries, mask: str, bias: str) -> str:
+        """What of `bias` is these queries', by distance or whole."""
+        if bias in self._farthest:
+            return self._by_distance(queries, mask, bias)
+        return self._graph.node("Gather", bias, queries.places, axis=2) if self._by_blocks else bias
 
     def _within(self, queries: _Queries, mask: str, how: Attention) -> str:
         """0 where a query may look, -1e30 elsewhere, (n, l)."""
@@ -118,12 +144,16 @@ class OnnxAttention:
         return node("Where", both, self._float(0), self._float(_UNSEEN))
 
     def _by_distance(self, queries: _Queries, mask: str, bias: str) -> str:
-        """(heads, n, l). What is farther apart than its table goes is of two texts that share a row, and does not
-        count."""
-        node, farthest = self._graph.node, self._farthest[bias]
+        """(heads, n, l)."""
+        index = self._by_places(queries, mask, self._farthest[bias])
+        return self._graph.node("Transpose", self._graph.node("Gather", bias, index, axis=0), perm=[2, 0, 1])
+
+    def _by_places(self, queries: _Queries, mask: str, farthest: int) -> str:
+        """As `reference.by_places`, (n, l) int64. What is farther apart than a table goes is of two texts that share a
+        row, and does not count."""
         ends = (self._int(end) for end in (-farthest, farthest))
-        index = node("Add", node("Clip", self._distances(queries, mask), *ends), self._int(farthest))
-        return node("Transpose", node("Gather", bias, index, axis=0), perm=[2, 0, 1])
+        node = self._graph.node
+        return node("Add", node("Clip", self._distances(queries, mask), *ends), self._int(farthest))
 
     def _distances(self, queries: _Queries, mask: str) -> str:
         """How far after each query each key comes, (n, l) int64."""

@@ -61,20 +61,26 @@ class OnnxGraph:
             self._made[key] = make()
         return self._made[key]
 
-    def weight(self, name: str, *, transposed: bool = False) -> str:
-        if name not in self.used:
-            self.used[name] = None
-            shape = self._kept[name].shape() if name in self._kept else self._add(name, transposed=transposed).shape
-            tensor = self._onnx.TensorProto(name=name, data_type=_FLOAT, dims=shape)
+    def outputs(self, kind: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        """Of a node that has several."""
+        outputs = [self.named(kind) for _ in range(count)]
+        self.nodes.append(self.helper.make_node(kind, list(inputs), outputs, **attributes))
+        return outputs
+
+    def weight(self, name: str, *, transposed: bool = False, rows: slice | None = None) -> str:
+        """`rows`: those alone, under a name of their own."""
+        key = name if rows is None else f"{name} {rows.start}:{rows.stop}"
+        if key not in self.used:
+            self.used[key] = None
+            if key not in self._kept:
+                array = self._weights[name][rows or slice(None)]
+                self.arrays[key] = np.ascontiguousarray(array.T if transposed else array)
+            shape = self._kept[key].shape() if key in self._kept else self.arrays[key].shape
+            tensor = self._onnx.TensorProto(name=key, data_type=_FLOAT, dims=shape)
             tensor.data_location = self._onnx.TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="memory")
             self.initializers.append(tensor)
-        return name
-
-    def _add(self, name: str, *, transposed: bool) -> np.ndarray:
-        array = self._weights[name]
-        self.arrays[name] = np.ascontiguousarray(array.T if transposed else array)
-        return self.arrays[name]
+        return key
 
     def constant(self, values: Any, dtype: type[np.generic]) -> str:
         array = np.asarray(values, dtype=dtype)

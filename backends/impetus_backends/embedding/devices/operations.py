@@ -7,14 +7,14 @@ so that shapes may be static or dynamic.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
 
-    from impetus_backends.embedding.folder.shapes import Attention, EncoderConfig
+    from impetus_backends.embedding.folder.shapes import Attention, EncoderConfig, Experts
 
 T = TypeVar("T")
 
@@ -72,7 +72,8 @@ class Ops(Protocol[T]):
         ...
 
     def attention(self, q: T, k: T, v: T, mask: T, how: Attention, bias: T | None = None) -> T:
-        """softmax(q k^T * scale + bias) v in each head; (b, l, h) each; keys whose mask is 0 weigh nothing.
+        """softmax(q k^T * scale + bias) v in each head; (b, l, h) each; keys whose mask is 0 weigh nothing. `bias` is
+        (heads, l, l) or (b, heads, l, l).
 
         `mask` is (b, l), or what `apart` made of one.
 
@@ -107,6 +108,35 @@ class Ops(Protocol[T]):
 
     def normalise(self, x: T) -> T:
         """Rows of (b, h) scaled to length 1, a row of zeros left as it is."""
+        ...
+
+
+@runtime_checkable
+class PlaceOps(Ops[T], Protocol[T]):
+    """What some devices supply besides, for families that hold tokens against places."""
+
+    def table(self, name: str, rows: int) -> T:
+        """All of the weight `name`, which has so many rows, (rows, h)."""
+        ...
+
+    def toward_places(self, x: T, places: T, buckets: np.ndarray, how: Attention, *, of_keys: bool = False) -> T:
+        """What is added to the scores, (b, heads, l, l): in each head the product, scaled, of the query's `x` (of the
+        key's, if `of_keys`) with the row of `places` (rows, h) at the bucket of the distance from the query to the key.
+        `buckets` holds those of the distances -n to n."""
+        ...
+
+
+@runtime_checkable
+class ExpertOps(Ops[T], Protocol[T]):
+    """What some devices supply besides, for families with experts."""
+
+    def experts(self, x: T, name: str, experts: Experts, width: int, activation: str) -> T:
+        """Of every token the wide layers that it chooses, (b, l, h): those with the largest of a softmax of x R^T, each
+        weighed by it, activation(x A^T) B, and `name.experts.bias` added to their sum.
+
+        R is `name.router.layer.weight` (count, h), and A and B are an expert's rows of `name.experts.mlp.w1` and `w2`
+        (count * width, h).
+        """
         ...
 
 

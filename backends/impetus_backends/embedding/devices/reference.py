@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.operations import Inputs
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.shapes import Attention, Experts
     from impetus_backends.embedding.folder.weights import Weights
     from impetus_backends.protocol import Spans, SparseVector
 
@@ -140,6 +140,38 @@ class NumpyOps:
         by_distance: Floats = self._weight(table)[buckets]
         return by_distance
 
+    def table(self, name: str, rows: int) -> Floats:
+        return self._weight(name)
+
+    def toward_places(
+        self, x: Floats, places: Floats, buckets: np.ndarray, how: Attention, *, of_keys: bool = False
+    ) -> Floats:
+        batch, length, _ = x.shape
+        each = x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3)
+        products = each @ places.reshape(len(places), -1, how.head_size).transpose(1, 2, 0) * np.float32(how.scale)
+        index = by_places(buckets, length)
+        index = buckets[index.T if of_keys else index]
+        found = np.take_along_axis(products, np.broadcast_to(index, (*products.shape[:2], *index.shape)), axis=-1)
+        result: Floats = found.swapaxes(-1, -2) if of_keys else found
+        return result
+
+    def experts(self, x: Floats, name: str, experts: Experts, width: int, activation: str) -> Floats:
+        tokens = x.reshape(-1, x.shape[-1])
+        logits = tokens @ self._weight(f"{name}.router.layer.weight").T
+        shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        chosen = np.argsort(-shares, axis=-1, kind="stable")[:, : experts.chosen]
+        first, second = (
+            self._weight(f"{name}.experts.mlp.{part}").reshape(experts.count, width, -1) for part in ("w1", "w2")
+        )
+        made = np.zeros_like(tokens)
+        for expert in range(experts.count):
+            mine = np.flatnonzero((chosen == expert).any(axis=-1))
+            wide = self.activate(tokens[mine] @ first[expert].T, activation)
+            made[mine] += shares[mine, expert, None] * (wide @ second[expert])
+        result: Floats = (made + self._weight(f"{name}.experts.bias")).reshape(x.shape)
+        return result
+
     def apart(self, mask: Floats) -> Floats:
         """The texts' numbers (b, 1, l)."""
         return mask[:, None]
@@ -158,7 +190,7 @@ class NumpyOps:
             queries = slice(begin, min(begin + step, length))
             scores = q[:, :, queries] @ k * np.float32(how.scale)
             if bias is not None:
-                scores += bias[by_places(bias, length, queries)].transpose(2, 0, 1)
+                scores += _added(bias, length, queries)
             # Of several texts in a row a token sees those with the number of its own.
             same = mask[:, :, None, :] == mask[:, :, queries, None] if mask.ndim == 3 else mask[:, None, None] > 0
             seen = same & within(how, length, queries) if how.causal or how.window else same
@@ -187,6 +219,14 @@ class NumpyOps:
     def normalise(self, x: Floats) -> Floats:
         result: Floats = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.float32(1e-12))
         return result
+
+
+def _added(bias: Floats, length: int, queries: slice) -> Floats:
+    """What of `bias` is these queries', by distance or whole."""
+    if bias.ndim == 4:
+        return bias[:, :, queries]
+    by_distance: Floats = bias[by_places(bias, length, queries)].transpose(2, 0, 1)
+    return by_distance
 
 
 def queries_a_block(heads: int, batch: int, length: int, most_bytes: int) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.folder.families import RERANKERS_ALONE, read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
-from impetus_backends.embedding.folder.shapes import EncoderConfig, read_shape
 from impetus_backends.embedding.folder.sparse import (
     NO_HEAD,
     SparseHead,
@@ -35,6 +35,8 @@ from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from impetus_backends.embedding.folder.shapes import EncoderConfig
 
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"
@@ -112,7 +114,7 @@ class EmbeddingConfig:
     @property
     def further(self) -> tuple[object, ...]:
         """What decides its results besides, for who has any of it."""
-        return (self.sparse,) if self.sparse else ()
+        return tuple(each for each in (self.sparse, self.encoder.experts) if each)
 
     @property
     def dimensions(self) -> int:
@@ -141,6 +143,8 @@ def read_config(folder: Path) -> EmbeddingConfig:
     else:
         file = modules.transformer / "config.json"
         encoder = read_shape(file, reader.object(file))
+        if encoder.model_type in RERANKERS_ALONE:
+            raise ModelError(f"{file}: model_type {encoder.model_type!r} is supported for rerankers alone")
         pooling = read_pooling(reader, modules.pooling, encoder.hidden_size)
     steps = read_steps(reader, modules, folder, len(pooling.modes) * encoder.hidden_size)
     stated = read_stated(reader, folder, "SentenceTransformer", also=("similarity_fn_name", "truncate_dim"))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.shapes import Attention, Experts
 
 
 def open_weights(config: EmbeddingConfig) -> Weights:
@@ -103,6 +103,20 @@ class _Widths:
 
     def attention(self, q: int, k: int, v: int, mask: int, how: Attention, bias: int | None = None) -> int:
         return how.heads * how.head_size
+
+    def table(self, name: str, rows: int) -> int:
+        self._need(name, rows, self._config.encoder.hidden_size)
+        return self._config.encoder.hidden_size
+
+    def toward_places(self, x: int, places: int, buckets: np.ndarray, how: Attention, *, of_keys: bool = False) -> int:
+        return 0
+
+    def experts(self, x: int, name: str, experts: Experts, width: int, activation: str) -> int:
+        self._need(f"{name}.router.layer.weight", experts.count, x)
+        for part in ("w1", "w2"):
+            self._need(f"{name}.experts.mlp.{part}", experts.count * width, x)
+        self._need(f"{name}.experts.bias", x)
+        return x
 
     def apart(self, mask: int) -> int:
         return mask

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.config import EmbeddingConfig, Task, read_stated, read_text, refuse_adapters
+from impetus_backends.embedding.folder.families import ACTIVATIONS, read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
-from impetus_backends.embedding.folder.shapes import ACTIVATIONS, EncoderConfig, read_shape
 from impetus_backends.embedding.folder.yes_no import CAUSAL, LONGEST, Question, read_logit, read_question
 from impetus_backends.embedding.modules import Linear, Norm, PoolingConfig, Step, listed_modules
 from impetus_backends.errors import ModelError
@@ -21,12 +21,25 @@ from impetus_backends.errors import ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from impetus_backends.embedding.folder.shapes import EncoderConfig
+
 _TASK = Task("sequence-classification", "scores", "logits")
 _ASKED = Task("text-generation", "causal_logits", "logits", messages=True)
 _SCORES = {"Identity": "", "Sigmoid": "sigmoid"}
 _TYPED = {"bert": 2, "electra": 2, "gte": 1, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
 """Families with a table of token types, and how many rows it has where the file does not say."""
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "modernbert", "gte")
+FAMILIES = (
+    "bert",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "mpnet",
+    "deberta-v2",
+    "modernbert",
+    "gte",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +163,11 @@ def _head(file: Path, raw: dict[str, Any], encoder: EncoderConfig) -> tuple[str,
             return "cls", [Linear("pooler.dense", width, True, "tanh")], "classifier"
         case "distilbert":
             return "cls", [Linear("pre_classifier", width, True, "relu")], "classifier"
+        case "deberta-v2":
+            activation = raw.get("pooler_hidden_act", "gelu")
+            if activation not in ACTIVATIONS:
+                raise ModelError(f"{file}: pooler_hidden_act {activation!r} is not supported")
+            return "cls", [Linear("pooler.dense", width, True, ACTIVATIONS[activation])], "classifier"
         case "modernbert":
             return _modernbert_pooling(file, raw), _modernbert_head(file, raw, encoder), "classifier"
         case family:

@@ -7,17 +7,19 @@ weights of bge-m3 (arXiv:2402.03216), a layer beside the transformer that weighs
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.folder.families import ACTIVATIONS
 from impetus_backends.embedding.folder.files import flag, positive, read_json
-from impetus_backends.embedding.folder.shapes import ACTIVATIONS, EncoderConfig
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.embedding.folder.files import Reader
+    from impetus_backends.embedding.folder.shapes import EncoderConfig
 
 LEXICAL = "sparse_linear"
 """What the layer of bge-m3 is called, and its file."""
@@ -131,8 +133,7 @@ def read_lexical(transformer: Path) -> tuple[Lexical | None, str]:
     if (transformer / f"{LEXICAL}.pt").is_file():
         return None, (
             f"has its head for sparse embeddings in {LEXICAL}.pt alone: a pickle can run code when read, and is never "
-            'loaded here. Convert it once, where torch is installed: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{LEXICAL}.pt', weights_only=True), '{LEXICAL}.safetensors')\""
+            f"loaded here. Convert it once: impetus-worker convert --from-torch {shlex.quote(str(transformer))}"
         )
     return None, NO_HEAD
 

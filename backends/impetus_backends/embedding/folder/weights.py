@@ -11,7 +11,7 @@ import numpy as np
 
 from impetus_backends.embedding.folder.files import read_json
 from impetus_backends.embedding.folder.packed import Packed, packed, read_packings
-from impetus_backends.embedding.folder.shapes import TABLES
+from impetus_backends.embedding.folder.shapes import ALIBI, JINA, TABLES, alibi
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical, Splade
 from impetus_backends.embedding.folder.tensors import DTYPES, WORDS, read_tensors, weight_files
 from impetus_backends.embedding.modules import Dense, Logit
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
-_PREFIXES = ("bert.", "distilbert.", "roberta.", "electra.", "mpnet.", "nomic_bert.", "gte.", "new.", "model.")
+_PREFIXES = (
+    "bert.",
+    "distilbert.",
+    "roberta.",
+    "electra.",
+    "mpnet.",
+    "deberta.",
+    "nomic_bert.",
+    "gte.",
+    "new.",
+    "model.",
+)
 # The first BERT checkpoints were converted from TensorFlow and kept its names.
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 _TOKENIZER_FILES = (
@@ -74,6 +85,8 @@ class Weights:
                 weights._add((config.root or config.transformer) / step.folder, f"{step.folder}/")
             elif isinstance(step, Logit):
                 weights._tensors[step.name + ".weight"] = _Plain(weights._difference(step), "F32")
+        if config.encoder.model_type == JINA:
+            weights._tensors[ALIBI] = _Plain(alibi(config.encoder.heads, config.encoder.distances[0]), "F32")
         if isinstance(config.sparse, Lexical):
             weights._read([config.transformer / f"{LEXICAL}.safetensors"], f"{LEXICAL}.")
         elif isinstance(config.sparse, Splade):

@@ -85,6 +85,8 @@ class PackagedEmbeddingBackend:
         any of that fails or too little of the cost is placed on the Neural Engine, `ModelError` for bad files."""
         if isinstance(self._config, RerankerConfig):
             raise BackendUnavailableError(f"{self.name} runs no rerankers; mlx and cpu do")
+        if self._config.encoder.experts:
+            raise BackendUnavailableError(f"{self.name} runs no experts; mlx and cpu do")
         if "dense" not in self._config.outputs:
             raise BackendUnavailableError(f"{self.name} makes no sparse embeddings; mlx and cpu do")
         device = self._make_device()
