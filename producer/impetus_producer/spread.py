@@ -7,6 +7,7 @@ looks for a job where it was put, and a server more moves no other's jobs.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from hashlib import blake2b
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -56,12 +57,14 @@ class SpreadProducer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", Gene
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle | RerankHandle:
         """The handle of a job enqueued earlier, here or elsewhere, be it by a producer that knew other servers."""
         at = self.of(job_id)
-        for producer in (at, *(each for each in self.servers if each is not at)):
-            try:
-                return producer.handle(job_id)
-            except JobNotFoundError as error:
-                missing = error
-        raise missing
+        try:
+            return at.handle(job_id)
+        except JobNotFoundError:
+            for other in self.servers:
+                if other is not at:
+                    with suppress(JobNotFoundError):
+                        return other.handle(job_id)
+            raise
 
     def embed_many(
         self, texts: Iterable[str], *, texts_per_job: int = 64, max_backlog_jobs: int = 256, **options: Any
