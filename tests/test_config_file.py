@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import click
 
-    from impetus_worker.host.service import Program
+    from impetus_worker.host.services.service import Program
 
 RUN = "[impetus-worker.run]\n"
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.tensors import read_tensors
+from impetus_backends.embedding.folder.torch_files import convert, convert_folder
 from impetus_backends.errors import ModelError
-from impetus_backends.torch_files import convert, convert_folder
 from impetus_worker.cli.main import main
 
 from .conftest import DATA, small_model

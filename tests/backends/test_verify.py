@@ -23,7 +23,7 @@ from impetus_backends.measurements import standard_batch
 from impetus_backends.verified import figures
 from impetus_backends.verified.check import Check, Verdict
 from impetus_backends.verified.claims import CLAIMS
-from impetus_backends.verify import Verifier
+from impetus_backends.verified.verifier import Verifier
 from impetus_worker.cli.main import main
 
 from .conftest import small_model
@@ -182,7 +182,7 @@ def test_off_a_mac_no_line_claims_what_only_a_mac_can_tell(cache: Path, monkeypa
 
 
 def test_where_core_ml_is_not_installed_linux_says_so_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("impetus_backends.verify.not_installed", lambda backend: f"no {backend} here")
+    monkeypatch.setattr("impetus_backends.verified.verifier.not_installed", lambda backend: f"no {backend} here")
     checks = {check.name: check for check in Verifier(machine("linux"), MODEL).checks()}
     assert Verdict.FAIL not in {check.verdict for check in checks.values()}
     assert checks["convert, compile, load"] == Check("convert, compile, load", Verdict.NOT_APPLICABLE, "no coreml here")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_backends.generation.lookahead import PromptLookup
+from impetus_backends.generation.batch.lookahead import PromptLookup
 from impetus_backends.protocol import Generated, Rejected
 
 if TYPE_CHECKING:

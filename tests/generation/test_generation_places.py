@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from impetus_backends.generation.places import PlacedKVCache, bound_places, closed_ranks, in_places
+from impetus_backends.generation.batch.places import PlacedKVCache, bound_places, closed_ranks, in_places
+from impetus_backends.generation.batch.row import Row
+from impetus_backends.generation.batch.running import RunningBatch
+from impetus_backends.generation.batch.sampling import Draws, Sampling
 from impetus_backends.generation.prefixes import PrefixCache
-from impetus_backends.generation.row import Row
-from impetus_backends.generation.running import RunningBatch
-from impetus_backends.generation.sampling import Draws, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_backends.generation.sampling import BatchSampler, Draws, Sampling
+from impetus_backends.generation.batch.sampling import BatchSampler, Draws, Sampling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ def test_new_temperatures_and_top_ps_compile_no_new_kernels(run_python: Any, loa
         f"os.environ['TMPDIR'] = {str(tmp_path)!r}  # where MLX keeps what it compiles for a CPU\n"
         "from pathlib import Path\n"
         "import mlx.core as mx\n"
-        "from impetus_backends.generation.sampling import BatchSampler, Draws, Sampling\n"
+        "from impetus_backends.generation.batch.sampling import BatchSampler, Draws, Sampling\n"
         "def compiled(values):\n"
         "    for value in values:\n"
         "        for seed in (None, 1):\n"

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impetus_worker.host.launchd import LaunchAgent
-from impetus_worker.host.service import Account, Answer, Program
+from impetus_worker.host.services.launchd import LaunchAgent
+from impetus_worker.host.services.service import Account, Answer, Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

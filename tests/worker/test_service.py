@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from impetus_worker.errors import ServiceError
-from impetus_worker.host.launchd import LABEL, LaunchDaemon
-from impetus_worker.host.service import Account, Answer, Program
-from impetus_worker.host.service_manager import system_service_manager
-from impetus_worker.host.systemd import UNIT, SystemdUnit, SystemUnit
+from impetus_worker.host.services.launchd import LABEL, LaunchDaemon
+from impetus_worker.host.services.manager import system_service_manager
+from impetus_worker.host.services.service import Account, Answer, Program
+from impetus_worker.host.services.systemd import UNIT, SystemdUnit, SystemUnit
 
 from .services import PROGRAM, System, account, agent, read_unit, unescaped
 

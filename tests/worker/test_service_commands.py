@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from impetus_worker.cli.main import main
 from impetus_worker.cli.service import make_program
 from impetus_worker.errors import ServiceError
-from impetus_worker.host.launchd import LaunchAgent
-from impetus_worker.host.service import Answer, Program, run_command
-from impetus_worker.host.service_manager import service_manager
-from impetus_worker.host.systemd import UNIT
+from impetus_worker.host.services.launchd import LaunchAgent
+from impetus_worker.host.services.manager import service_manager
+from impetus_worker.host.services.service import Answer, Program, run_command
+from impetus_worker.host.services.systemd import UNIT
 
 from .services import PROGRAM, PYTHON, System, agent, read_unit, unescaped
 

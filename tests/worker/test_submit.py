@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from impetus_backends.verified.board import MEASURED, read_board
 from impetus_backends.verified.check import Check, Verdict
-from impetus_backends.verify import Verifier
+from impetus_backends.verified.verifier import Verifier
 from impetus_worker.cli.main import main
 from impetus_worker.cli.submit import issue_page
 

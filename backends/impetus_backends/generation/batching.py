@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ModelError
+from .batch.row import Row
+from .batch.running import RunningBatch
+from .batch.sampling import Draws, Sampling
 from .memory import cache_layers
 from .prefixes import PrefixCache
-from .row import Row
-from .running import RunningBatch
-from .sampling import Draws, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

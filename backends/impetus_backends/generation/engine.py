@@ -24,11 +24,11 @@ from ..protocol import (
     Work,
 )
 from .admission import Admission
+from .batch.running import RunningBatch
 from .memory import Budget, RowCost, left_by_weights, measure_row_cost
 from .prefix_files import PrefixFiles
 from .prefixes import PrefixCache
 from .requests import Request, RequestReader
-from .running import RunningBatch
 from .runs import Runs
 from .schemas.grammars import Grammars
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..errors import RequestError
 from ..protocol import Answer, Generated, Likely, Progress
+from .batch.row import Row, Token
+from .batch.sampling import Draws, Sampling
 from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
-from .row import Row, Token
-from .sampling import Draws, Sampling
 from .texts.channels import Channels, Said
 from .texts.detokenize import Decoding, Detokenizer
 from .texts.long_prompts import LongPrompts

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .batch.row import Row
+from .batch.running import RunningBatch
+from .batch.sampling import Draws, Sampling
 from .memory import measure_row_cost, weights_bytes
 from .prefixes import PrefixCache
-from .row import Row
 from .row_curves import LONGEST_OF_ONE, LONGEST_STEP_S, Bandwidth, RowCurve
-from .running import RunningBatch
-from .sampling import Draws, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from ..protocol import Rejected, Started
-from .running import ReadingError
+from .batch.running import ReadingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from ..protocol import EngineInfo, Event
+    from .batch.row import Token
+    from .batch.running import RunningBatch
     from .prefixes import PrefixCache
     from .requests import Request, RequestReader
-    from .row import Token
-    from .running import RunningBatch
 
 
 class Runs:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def convert_from_torch(model: str, output: Path | None, tell: Progress) -> None:
     """Converts and says what was made, or raises what click shows."""
+    from impetus_backends.embedding.folder.torch_files import convert_folder
     from impetus_backends.errors import ModelError
-    from impetus_backends.torch_files import convert_folder
 
     folder = Path(model).expanduser()
     if not folder.is_dir():

@@ -17,8 +17,8 @@ from impetus_producer.errors import ImpetusError
 from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
 from impetus_producer.shown import without_password
 
-from ..host.service import Account, Program, ServiceManager
-from ..host.service_manager import service_manager, system_service_manager
+from ..host.services.manager import service_manager, system_service_manager
+from ..host.services.service import Account, Program, ServiceManager
 from ..settings import ROLES
 from .options import check_installed
 

@@ -47,7 +47,7 @@ def verify(model: str | None, as_json: bool, to_submit: bool) -> None:
     from impetus_backends.hardware import detect
     from impetus_backends.verified.board import require_mac
     from impetus_backends.verified.check import Check, Verdict
-    from impetus_backends.verify import Verifier
+    from impetus_backends.verified.verifier import Verifier
 
     machine = detect()
     checks: list[Check] = []

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from impetus_backends.cache import write_whole
 from impetus_producer.servers.discovery import STATE_DIR_VARIABLE
 
-from ..errors import ServiceError
+from ...errors import ServiceError
+from ..supervisor import EXIT_CONFIGURATION
 from .service import STOP_S, ServiceState, in_name_of, removed
-from .supervisor import EXIT_CONFIGURATION
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,14 +15,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..prefixes import LEAST_TOKENS
 from .decoding import DecodingRows
 from .lookahead import Lookahead
-from .prefixes import LEAST_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from .prefixes import PrefixCache
+    from ..prefixes import PrefixCache
     from .row import Row, Token
 
 _READ_TOGETHER = 16

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ServiceError
+from ...errors import ServiceError
 from .launchd import LaunchAgent, LaunchDaemon
 from .service import run_command
 from .systemd import SystemdUnit, SystemUnit

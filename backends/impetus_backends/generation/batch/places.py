@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .memory import STEP_TOKENS, cache_layers
+from ..memory import STEP_TOKENS, cache_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from ..errors import ServiceError
+from ...errors import ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

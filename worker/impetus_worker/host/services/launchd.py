@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from impetus_backends.cache import write_whole
 
-from ..errors import ServiceError
+from ...errors import ServiceError
 from .service import STOP_S, ServiceState, in_name_of, removed
 
 if TYPE_CHECKING:
