@@ -77,8 +77,9 @@ class EngineLimits:
 class GenerationEngine:
     """Implements `protocol.Engine` for `GenerationWork`. At most `max_concurrent` requests run together.
 
-    `completion_tokens` counts every token the model was run for: the end-of-text token that ended an answer, and the
-    tokens of the stop string that did, though neither is in the text. Times count from `admit`.
+    `completion_tokens` counts every token of the answers: the end-of-text token that ended one, and the tokens of the
+    stop string that did, though neither is in the text; not those of an answer that was drawn anew, so that they are
+    never more than were allowed. Times count from `admit`.
     """
 
     def __init__(

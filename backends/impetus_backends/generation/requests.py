@@ -74,6 +74,8 @@ class Request:
     """Those that are whole."""
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    whole_tokens: tuple[int, int] = (0, 0)
+    """The same two of the whole answers alone."""
     first_token_at: float | None = None
     cached_tokens: int = 0
     logprobs: list[Likely] = field(default_factory=list)
@@ -102,12 +104,18 @@ class Request:
         self.row = None
         if self.work.stream:
             self.begin_anew()
+        self.completion_tokens, self.reasoning_tokens = self.whole_tokens
         return True
+
+    def keep(self, answer: Answer) -> None:
+        """It is whole."""
+        self.answers.append(answer)
+        self.whole_tokens = self.completion_tokens, self.reasoning_tokens
 
     def begin_anew(self) -> None:
         """Nothing that it has said counts any more."""
         self.answers.clear()
-        self.completion_tokens = self.reasoning_tokens = 0
+        self.completion_tokens, self.reasoning_tokens = self.whole_tokens = 0, 0
         self.first_token_at = None
 
     def failure(self) -> Exception | None:

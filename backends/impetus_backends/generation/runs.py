@@ -180,7 +180,7 @@ class Runs:
             else:
                 self._reject(request.work.id, fault)
             return True
-        request.answers.append(answer)
+        request.keep(answer)
         request.cached_tokens = max(request.cached_tokens, request.row.cached_tokens if request.row is not None else 0)
         request.row = None
         if len(request.answers) < request.work.n:

@@ -297,17 +297,15 @@ def test_the_dispatcher_goes_on_to_the_next_backend_and_says_why(
     config: EmbeddingConfig,
     converted: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def make(name: str, model: EmbeddingConfig) -> backends.EmbeddingBackend:
         if name != "coreml":
             return make_backend(name, model)
         if device is None:
-            return PackagedEmbeddingBackend(config, EmulatedDevice, PackageCache(COREML, tmp_path), name="coreml")
+            form = replace(COREML, build=refuse_conversion)
+            return PackagedEmbeddingBackend(config, EmulatedDevice, PackageCache(form, tmp_path), name="coreml")
         return backend_on(device(), config, converted)
 
-    if device is None:
-        monkeypatch.setattr("impetus_backends.embedding.devices.coreml.package.build", refuse_conversion)
     mac = replace(detect(), system="Darwin", machine="arm64", generation=4, neural_engine=True)
     means = Means(MeasurementCache(tmp_path), make, lambda name: None if name in ("coreml", "numpy") else "not here")
     engine = dispatcher.open_embedding(EngineConfig("embedding", model=str(small_model("bge"))), mac, means)
