@@ -377,9 +377,14 @@ def test_a_deterministic_request_is_deferred_cancelled_and_failed_as_others_are(
 def test_an_answer_that_repeats_an_item_is_drawn_anew_and_by_the_same_seed_the_same(
     make_engine: Any, work: Any, drive: Any, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn_anew = []
+    drawn_anew: list[Request] = []
     try_again = Request.try_again
-    monkeypatch.setattr(Request, "try_again", lambda request: drawn_anew.append(request) or try_again(request))
+
+    def seen(request: Request) -> bool:
+        drawn_anew.append(request)
+        return try_again(request)
+
+    monkeypatch.setattr(Request, "try_again", seen)
     schema = json.dumps(
         {
             "type": "array",
