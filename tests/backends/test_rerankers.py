@@ -49,7 +49,8 @@ def folder_of(name: str) -> Path:
 
 @cache
 def recorded() -> dict[str, np.ndarray]:
-    return dict(np.load(DATA / "rerankers.npz"))
+    with np.load(DATA / "rerankers.npz") as arrays:
+        return dict(arrays)
 
 
 @cache

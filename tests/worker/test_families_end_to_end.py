@@ -24,7 +24,9 @@ def test_vectors_of_a_newer_family_through_the_queue_are_those_of_sentence_trans
 ) -> None:
     fleet.start("--embedding-backend", "cpu", "--embedding-model", str(DATA / "models" / model))
     producer = Producer(connection=fleet.connection)
-    texts, recorded = json.loads((DATA / "texts.json").read_text()), np.load(DATA / "families.npz")
+    texts = json.loads((DATA / "texts.json").read_text())
+    with np.load(DATA / "families.npz") as arrays:
+        recorded = dict(arrays)
     plain = producer.embed(texts)
     asked = producer.embed(texts, input_type="query")
     cut = producer.embed(texts, dimensions=8)

@@ -134,7 +134,9 @@ def test_a_network_that_breaks_again_and_again_costs_no_job_and_no_worker(site: 
     network = site.network()
     workers = site.start(url=network.url, a_ms=20, max_batch_texts=8)
     before = processes(workers)
-    ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(200)), texts_per_job=2)]
+    # Some seconds of work, so that both faults strike in the middle of it however rarely it is looked.
+    handles = site.producer.embed_many(map(str, range(1600)), texts_per_job=2, max_backlog_jobs=1000)
+    ids = [handle.job_id for handle in handles]
     for _ in range(2):
         ended = site.connection.zcard("rq:finished:embedding-bulk")
         eventually(lambda ended=ended: site.connection.zcard("rq:finished:embedding-bulk") > ended)  # type: ignore[misc]

@@ -159,7 +159,8 @@ def test_a_document_that_kills_the_engine_again_and_again_fails_its_job_by_name(
 @pytest.mark.system
 def test_a_worker_reranks_as_cross_encoder_does_whatever_else_is_asked_of_it(fleet: Fleet) -> None:
     texts = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
-    recorded = np.load(DATA / "rerankers.npz")
+    with np.load(DATA / "rerankers.npz") as arrays:
+        recorded = dict(arrays)
     asked = ("--more-rerank-models", str(DATA / "rerankers" / "qwen3"))
     fleet.start("--rerank-model", str(MODEL), *asked, "--rerank-backend", "cpu", roles="rerank", wait=False)
     producer = Producer(fleet.url)
