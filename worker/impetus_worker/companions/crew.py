@@ -81,7 +81,9 @@ class Crew:
             Duty("registries", Registries(self._queues), REGISTRIES_INTERVAL_S),
         ]
         self._housekeeping = (
-            Housekeeping("housekeeping", self.link("housekeeping", lease_s / 4), leases, self._tell, lease_s / 2),
+            Housekeeping(
+                "housekeeping", self.link("housekeeping", min(_ANSWER_S, lease_s / 4)), leases, self._tell, lease_s / 2
+            ),
             # RQ's part of these has no bound of ours, so it holds up no lease.
             Housekeeping("chores", self.link("chores"), chores, self._tell, lease_s / 2),
         )
