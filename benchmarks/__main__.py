@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import again, embed, fleet, gateway, generate, latency, padding, peers, queue, tokens
+from . import again, embed, generate, latency, padding, queue, tokens
+from .fleets import fleet
+from .http import gateway
+from .means import peers
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -16,8 +16,8 @@ from scripts.corpus import docstrings
 
 from impetus_producer import Document, EmbeddedDocument, Producer, Store, embed_documents
 
-from .report import Report, json_option, median, progress, spread
-from .servers import server, worker
+from .means.report import Report, json_option, median, progress, spread
+from .means.servers import server, worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

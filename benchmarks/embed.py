@@ -35,9 +35,9 @@ from impetus_producer.bulk.run import EmbeddedDocument, embed_documents
 from impetus_producer.documents import Document
 from impetus_worker.batches.planning.packing import pack
 
-from . import peers
-from .report import Report, json_option, median, progress, spread
-from .servers import Server, await_true, child, server, worker
+from .means import peers
+from .means.report import Report, json_option, median, progress, spread
+from .means.servers import Server, await_true, child, server, worker
 
 if TYPE_CHECKING:
     import subprocess

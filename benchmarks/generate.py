@@ -29,7 +29,7 @@ import click
 from .generation import churn, first_token, lookup, overhead, prefix, rates, text
 from .generation.openblas import find_blas
 from .generation.subjects import subjects
-from .report import Report, json_option
+from .means.report import Report, json_option
 
 if TYPE_CHECKING:
     from .generation.subjects import Subject

@@ -32,8 +32,8 @@ from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_producer import Producer
 from impetus_worker.batches.planning.packing import pack
 
-from .report import Report, json_option, median, progress, quantile
-from .servers import Server, server, worker
+from .means.report import Report, json_option, median, progress, quantile
+from .means.servers import Server, server, worker
 
 if TYPE_CHECKING:
     from pathlib import Path

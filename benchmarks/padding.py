@@ -19,7 +19,7 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_worker.batches.planning.packing import fill, pack
 
-from .report import Report, json_option
+from .means.report import Report, json_option
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -33,9 +33,9 @@ from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION
 from impetus_worker.leases.scripts import Script
 
-from . import peers
-from .report import Report, json_option, median, progress, spread
-from .servers import Rate, Server, await_true, child, server, steady_rate, worker
+from .means import peers
+from .means.report import Report, json_option, median, progress, spread
+from .means.servers import Rate, Server, await_true, child, server, steady_rate, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -23,7 +23,7 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokenizer import read_tokenizer
 from impetus_backends.embedding.texts.tokens import TextEncoder
 
-from .report import Report, json_option, median, spread
+from .means.report import Report, json_option, median, spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

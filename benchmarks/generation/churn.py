@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from impetus_producer.enqueueing import jobs
 from impetus_producer.errors import ImpetusError
 
-from ..report import Report, median, progress
-from ..servers import Server, server, worker_processes
+from ..means.report import Report, median, progress
+from ..means.servers import Server, server, worker_processes
 from .queueing import generating, submit
 from .subjects import Prompts
 from .verdict import Verdict

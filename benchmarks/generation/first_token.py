@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import STREAM_KEY
 
-from ..report import Report, median, progress
-from ..servers import server
+from ..means.report import Report, median, progress
+from ..means.servers import server
 from .program import program
 from .queueing import LIMIT_S, generating, submit
 from .subjects import Prompts
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from impetus_backends.protocol import Engine
     from impetus_producer import GenerationHandle
 
-    from ..servers import Server
+    from ..means.servers import Server
     from .subjects import Subject
 
 _OTHERS = 15

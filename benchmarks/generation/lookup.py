@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..report import Report, median, progress, spread
-from ..servers import server
+from ..means.report import Report, median, progress, spread
+from ..means.servers import server
 from .queueing import LIMIT_S, generating, submit
 from .subjects import Prompts
 from .verdict import Verdict
 
 if TYPE_CHECKING:
-    from ..servers import Server
+    from ..means.servers import Server
     from .subjects import Subject
 
 _PROMPT_TOKENS, _NEW_TOKENS = 60, 200

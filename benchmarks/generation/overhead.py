@@ -11,8 +11,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..report import Report, median, progress, quantile, spread
-from ..servers import server
+from ..means.report import Report, median, progress, quantile, spread
+from ..means.servers import server
 from .program import program
 from .queueing import generating
 from .rates import BACKLOG, BARE, run_backlog, run_bare, sizes

@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..report import Report, median, progress, spread
-from ..servers import server
+from ..means.report import Report, median, progress, spread
+from ..means.servers import server
 from .queueing import LIMIT_S, generating, submit
 from .subjects import Prompts
 from .verdict import Verdict
 
 if TYPE_CHECKING:
-    from ..servers import Server
+    from ..means.servers import Server
     from .subjects import Subject
 
 _PREFIX_TOKENS, _OWN_TOKENS, _NEW_TOKENS = 1500, 20, 16

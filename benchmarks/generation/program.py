@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..servers import child
+from ..means.servers import child
 
 if TYPE_CHECKING:
     import subprocess

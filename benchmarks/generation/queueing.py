@@ -9,13 +9,13 @@ from impetus_producer import GenerationHandle
 from impetus_producer.contract import GENERATE_FUNCTION, GENERATION_QUEUE
 from impetus_producer.enqueueing import jobs
 
-from ..servers import worker
+from ..means.servers import worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ..servers import Server
+    from ..means.servers import Server
 
 LIMIT_S = 120.0
 """The longest that the bench waits for any one job."""

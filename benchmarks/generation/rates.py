@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..report import Report, median, progress, spread
-from ..servers import await_true, child, cpu_of_processes, server, worker_processes
+from ..means.report import Report, median, progress, spread
+from ..means.servers import await_true, child, cpu_of_processes, server, worker_processes
 from .program import program
 from .queueing import LIMIT_S, generating, submit
 from .subjects import Prompts
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ..servers import Server
+    from ..means.servers import Server
     from .program import Program
     from .subjects import Subject
 

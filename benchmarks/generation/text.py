@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from ..report import Report, progress
-from ..servers import server
+from ..means.report import Report, progress
+from ..means.servers import server
 from .program import program
 from .queueing import LIMIT_S, generating, submit
 from .subjects import Prompts, questions

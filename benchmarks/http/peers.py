@@ -20,12 +20,12 @@ import click
 from impetus_backends import models
 from impetus_producer import Producer
 
-from . import peers
-from .generation.rates import free_port, http_server
-from .generation.subjects import TINY_SAYS, made_endless
-from .http_sides import CALLERS, Site, by_http, by_queue, gateway, per_second, posted
-from .report import Report, median, progress
-from .servers import Server, await_true, child, server, worker
+from ..generation.rates import free_port, http_server
+from ..generation.subjects import TINY_SAYS, made_endless
+from ..means import peers
+from ..means.report import Report, median, progress
+from ..means.servers import Server, await_true, child, server, worker
+from .sides import CALLERS, Site, by_http, by_queue, gateway, per_second, posted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -37,7 +37,7 @@ from impetus_worker.leases.claims import Claim, Claims, Left
 from impetus_worker.leases.endings import ending_of
 from impetus_worker.leases.intake import Intake, Wanted
 
-from .report import Report, progress
+from ..means.report import Report, progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

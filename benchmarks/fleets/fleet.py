@@ -30,9 +30,8 @@ from scripts.corpus import docstrings
 from impetus_producer import Producer
 from impetus_worker.settings import WorkerSettings
 
-from . import mixed as mixed_fleets
-from .report import Report, json_option, progress
-from .servers import (
+from ..means.report import Report, json_option, progress
+from ..means.servers import (
     START_LIMIT_S,
     Rate,
     Server,
@@ -43,6 +42,7 @@ from .servers import (
     steady_rate,
     worker_processes,
 )
+from . import mixed as mixed_fleets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

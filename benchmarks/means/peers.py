@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = Path(__file__).parent / "peer_programs"
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "benchmarks" / "peer_programs"
 
 _TORCH = "torch==2.13.0"
 PINS = {

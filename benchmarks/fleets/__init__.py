@@ -1,0 +1,1 @@
+"""Several Macs: what a fleet makes of a backlog."""

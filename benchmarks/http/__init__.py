@@ -1,0 +1,1 @@
+"""HTTP: the gateway's price, and other servers beside it."""

@@ -1,0 +1,1 @@
+"""What measurements share: their report, servers, and peers."""
