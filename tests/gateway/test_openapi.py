@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from impetus_backends.simulated import FAULTS
 from impetus_gateway.api.openapi import openapi
 from impetus_gateway.app import make_app
 from tests.patience import eventually
@@ -65,6 +66,11 @@ def test_every_endpoint_is_in_the_document(served: Serving) -> None:
     assert served.client.get("/openapi.json").json() == openapi()
 
 
+def _asks_for_no_fault(case: Any) -> bool:
+    """Hypothesis draws strings of our sources too: also those for which the simulated device fails as it should."""
+    return not any(fault in str(case.body) for fault in FAULTS)
+
+
 @pytest.mark.parametrize(("path", "method"), [each for each in OPERATIONS if each[0] != ENDLESS])
 def test_no_request_of_the_documents_meets_a_fault(served: Serving, path: str, method: str) -> None:
     schema = schemathesis.openapi.from_dict(openapi())
@@ -74,7 +80,7 @@ def test_no_request_of_the_documents_meets_a_fault(served: Serving, path: str, m
         modes.append(GenerationMode.NEGATIVE)
     for mode in modes:
 
-        @given(case=operation.as_strategy(generation_mode=mode))
+        @given(case=operation.as_strategy(generation_mode=mode).filter(_asks_for_no_fault))
         @settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
                   suppress_health_check=list(HealthCheck))  # fmt: skip
         def ask(case: Any) -> None:

@@ -8,13 +8,20 @@ import pytest
 
 from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
 from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.operations import INPUTS
+from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend
 from impetus_backends.embedding.devices.packages.buckets import Bucket, Call, choose
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe
 from impetus_backends.embedding.devices.packages.form import lay
+from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.weights import fingerprint
+from impetus_backends.embedding.texts.tokens import TextEncoder
+
+from ..conftest import small_model
+from .doubles import BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,3 +80,21 @@ def evaluate(saved: SavedPackage, config: EmbeddingConfig, bucket: Bucket, rows:
 
 def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+@pytest.fixture(scope="module")
+def config() -> EmbeddingConfig:
+    return read_config(small_model("bge"))
+
+
+@pytest.fixture(scope="module")
+def rows(texts: list[str]) -> list[np.ndarray]:
+    return [text.ids for text in TextEncoder.load(small_model("bge")).encode(texts)]
+
+
+@pytest.fixture(scope="module")
+def converted(config: EmbeddingConfig, packages: Path) -> Path:
+    """A cache folder that holds the small model, compiled for nothing yet."""
+    cache = PackageCache(COREML, packages / "cache")
+    PackagedEmbeddingBackend(config, EmulatedDevice, cache, name="coreml", buckets=BUCKETS).load()
+    return packages / "cache"
