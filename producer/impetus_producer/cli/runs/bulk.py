@@ -134,7 +134,7 @@ def _work(
     # Outcomes come in the order of what was read: the oldest of these is the next one's.
     read: deque[Read] = deque()
     documents = steps.prepared(ids.checked(lambda: source), session)
-    announcement = Announcement(session.producer.servers[0], work.label, out.name)
+    announcement = Announcement(session.producer.somewhere(), work.label, out.name)
 
     def tell(pace: Pace) -> None:
         announcement.tell(pace.done, pace.total, pace.rate, pace.left_s)
