@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from click.testing import CliRunner
 from redis import Redis
 
 from impetus_producer import (
+    AsyncSpreadProducer,
+    EmbeddingResult,
     InvalidRequestError,
     JobNotFoundError,
     NoServerError,
@@ -31,6 +34,7 @@ from impetus_producer.documents import Document
 from impetus_producer.talks import presence
 from tests.patience import eventually
 
+from .batches.requests import answers, embedding, jsonl
 from .stock_worker import honest_work, vector_of, working
 
 if TYPE_CHECKING:
@@ -271,7 +275,59 @@ def test_the_commands_take_several_servers(folder: Path, urls: tuple[str, str]) 
     np.testing.assert_allclose([row["embedding"] for row in rows], [vector_of(f"text {n}") for n in range(100)])
 
 
-def test_one_status_shows_both_and_says_which_has_no_worker(spread: SpreadProducer, urls: tuple[str, str]) -> None:
+@pytest.mark.usefixtures("workers")
+def test_rankings_and_batches_go_to_several_servers(folder: Path, urls: tuple[str, str]) -> None:
+    (folder / "in.jsonl").write_bytes(jsonl(embedding(f"id {n}", f"text {n}") for n in range(100)))
+    (folder / "documents.txt").write_text("a dog\na fox\n")
+    environment = {"IMPETUS_REDIS_URL": " ".join(urls)}
+    done = CliRunner().invoke(cli, ["batch", "run", "in.jsonl", "-o", "out.jsonl"], env=environment)
+    assert done.exit_code == 0, done.output
+    assert len(answers(folder / "out.jsonl")) == 100
+    for _ in urls:
+        ranked = CliRunner().invoke(cli, ["rerank", "fox", "documents.txt"], env=environment)
+        assert len(ranked.stdout.splitlines()) == 2, ranked.output
+    for url in urls:
+        with Redis.from_url(url) as client:
+            assert not list(client.scan_iter("*batch*"))
+            assert not client.zcard("rq:finished:embedding-bulk")
+
+
+def test_tasks_have_several_servers_too(urls: tuple[str, str], other: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_EVERY_S", 0.0)
+    monkeypatch.setattr(presence, "_SPARED", 0.0)
+    texts = [f"text {number}" for number in range(300)]
+
+    async def main() -> None:
+        async with AsyncSpreadProducer(urls, patience_s=10) as producer:
+            handles = [handle async for handle in producer.embed_many(texts, texts_per_job=4)]
+            vectors = [row for handle in handles for row in (await handle.result(30)).vectors]
+            np.testing.assert_array_equal(vectors, [vector_of(text) for text in texts])
+            assert set(map(producer.of, (handle.job_id for handle in handles))) == set(producer.servers)
+            for number in range(4):
+                handle = await producer.embed(str(number))
+                result = await (await producer.handle(handle.job_id)).result(30)
+                assert isinstance(result, EmbeddingResult)
+            for url in urls * 4:
+                assert await (await producer.handle(Producer(url).embed("put there by others").job_id)).status()
+            with pytest.raises(JobNotFoundError, match="no-such-job"):
+                await producer.handle("no-such-job")
+            work.close()
+            other.kill()
+            ids = [(await producer.embed(str(number))).job_id for number in range(4)]
+            assert {producer.of(job_id) for job_id in ids} == {producer.servers[0]}
+        with pytest.raises(NoServerError, match="does not answer"):
+            async with AsyncSpreadProducer([other.url, f"{other.url[:-1]}1"]):
+                pass
+
+    with ExitStack() as work:
+        for url in urls:
+            work.enter_context(working(url))
+        asyncio.run(main())
+
+
+def test_one_status_shows_both_and_says_which_has_no_worker_or_is_away(
+    spread: SpreadProducer, urls: tuple[str, str], other: Valkey
+) -> None:
     ids = [spread.embed(str(number)).job_id for number in range(10)]
     environment = {"IMPETUS_REDIS_URL": " ".join(urls)}
     said = json.loads(CliRunner().invoke(cli, ["status", "--json"], env=environment).stdout)
@@ -282,6 +338,10 @@ def test_one_status_shows_both_and_says_which_has_no_worker(spread: SpreadProduc
     for job_id in ids:
         cancelled = CliRunner().invoke(cli, ["cancel", job_id], env=environment)
         assert cancelled.output == f"cancelled {job_id}\n"
+    other.kill()
+    left = json.loads(CliRunner().invoke(cli, ["status", "--json"], env=environment).stdout)
+    assert [len(server["findings"]) for server in left["servers"]][1] == 1
+    assert "does not answer" in left["servers"][1]["findings"][0]["sentence"]
     twice = CliRunner().invoke(cli, ["status", "--redis-url", urls[0], "--redis-url", urls[0]])
     assert twice.exit_code == 2
     assert "named twice" in twice.output

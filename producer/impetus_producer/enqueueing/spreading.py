@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from itertools import cycle
+from random import randrange
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import InvalidRequestError
@@ -42,7 +43,9 @@ class Spread(
         super().__init__(
             first.options.timeout_s, first.options.result_ttl_s, first.options.failure_ttl_s, first.patience.limit_s
         )
-        self.turns = cycle(self.servers)
+        # Of many that send one job each, not all begin with the same.
+        begin = randrange(len(self.servers))
+        self.turns = cycle(self.servers[begin:] + self.servers[:begin])
 
     def of(self, job_id: str) -> MemberT:
         """The one whose server a job of this id is at."""
