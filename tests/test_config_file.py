@@ -68,13 +68,14 @@ def test_config_show_prints_a_file_that_says_the_same(config: Path) -> None:
     run = shown(config)["run"]
     assert (run["redis-url"], run["allow-webhooks"], run["burst"]) == (["redis://h/1"], "a.example,b.example", True)
     assert shown(config, cli)["status"]["redis-url"] == ["redis://h/1"]
-    assert shown(config, cli)["serve"]["redis-url"] == "redis://h/1"
+    assert shown(config, cli)["serve"]["redis-url"] == ["redis://h/1"]
+    assert shown(config)["doctor"]["redis-url"] == "redis://h/1"
 
 
 def test_a_command_of_a_group_has_a_table_within_that_of_the_group(config: Path) -> None:
     config.write_text('redis-url = "redis://h/1"\n[impetus.batch.run]\nwindow = 7\n')
     batch: Any = shown(config, cli)["batch"]
-    assert (batch["run"]["window"], batch["run"]["redis-url"]) == (7, "redis://h/1")
+    assert (batch["run"]["window"], batch["run"]["redis-url"]) == (7, ["redis://h/1"])
     config.write_text("[impetus.batch.run]\nwindows = 7\n")
     assert "`impetus batch run` has no option 'windows'" in ask(cli, "config", "show", config=config).output
 

@@ -6,12 +6,11 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING
 
-from impetus_producer.asynchronous import AsyncProducer
+from impetus_producer.asynchronous import for_tasks
 from impetus_producer.batches.service import BatchService
 
 if TYPE_CHECKING:
-    from redis import Redis
-
+    from impetus_producer import Producer, SpreadProducer
     from impetus_producer.batches.store import BatchStore
 
     from .webhooks import Webhooks
@@ -23,10 +22,10 @@ class Batches:
     Several gateways may share the folder; each batch is run by one of them, and gone on with by another.
     """
 
-    def __init__(self, store: BatchStore, connection: Redis, webhooks: Webhooks) -> None:
+    def __init__(self, store: BatchStore, producer: Producer | SpreadProducer, webhooks: Webhooks) -> None:
         self.store = store
         self._webhooks = webhooks
-        self._connection = connection
+        self._producer = producer
         self._thread: threading.Thread | None = None
         self._loop = asyncio.new_event_loop()
         self._running: asyncio.Task[None] | None = None
@@ -54,7 +53,7 @@ class Batches:
             self._loop.close()
 
     async def _run(self) -> None:
-        producer = AsyncProducer(connection=self._connection)
+        producer = for_tasks(self._producer)
         try:
             await BatchService(self.store, producer, on_end=self._webhooks.note).run()
         finally:

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from starlette.requests import ClientDisconnect, Request
 
+from impetus_producer.enqueueing.jobs import new_id
 from impetus_producer.errors import ImpetusError
 
 from .batch_thread import Batches
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Message, Receive, Scope, Send
 
-    from impetus_producer.asynchronous import AsyncProducer
+    from impetus_producer import Producer, SpreadProducer
+    from impetus_producer.asynchronous import AnyAsyncProducer
     from impetus_producer.batches.store import BatchStore
     from impetus_producer.bulk.recall import Recall
 
     from .settings import Settings
     from .webhooks import Receiver
 
-P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -54,33 +55,45 @@ class Gateway:
         self,
         settings: Settings,
         keys: Keys,
-        producer: AsyncProducer,
-        connection: Redis,
+        producer: AnyAsyncProducer,
+        blocking: Producer | SpreadProducer,
         store: BatchStore,
         receivers: Sequence[Receiver] = (),
         recall: Recall | None = None,
     ) -> None:
-        """`connection`: to the same server, for what is asked in threads. `store`: of files and batches. `receivers`:
+        """`blocking`: of the same servers, for what is asked in threads. `store`: of files and batches. `receivers`:
         who is told when a batch ends. `recall`: what was embedded before.
         """
         self.settings = settings
         self.keys = keys
         self.producer = producer
-        self.connection = connection
-        self.watch = Watch(connection, settings)
-        self.batches = Batches(store, connection, Webhooks(store, receivers))
+        self.watch = Watch(blocking.servers, settings)
+        self.batches = Batches(store, blocking, Webhooks(store, receivers))
         self.recalling = None if recall is None else Recalling(recall)
         self.limits = Limits(settings.max_requests)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.watch, self.limits)
-        self.overview = Overview(connection, self.watch, self.metrics, store)
+        self.overview = Overview(self.watch, self.metrics, store)
         self.is_leaving: Callable[[], bool] = lambda: False
         """Whether it was told to end: what has no end by itself ends then."""
+        self._blocking = blocking
         self._afterwards: set[asyncio.Task[None]] = set()
 
-    async def ask(self, question: Callable[Concatenate[Redis, P], T], *details: P.args, **more: P.kwargs) -> T:
-        """What a function of the producer that blocks answers, asked in a thread."""
-        return await asyncio.to_thread(question, self.connection, *details, **more)
+    async def ask(self, question: Callable[[Redis, str], T], job_id: str) -> T:
+        """What a function of the producer that blocks answers about a job, asked in a thread."""
+        return await asyncio.to_thread(question, self._blocking.of(job_id).connection, job_id)
+
+    async def have_all(self, do: Callable[[Redis], None]) -> None:
+        """Has each server told something, in a thread."""
+        for server in self._blocking.servers:
+            await asyncio.to_thread(do, server.connection)
+
+    def new_id(self, queue: str) -> str:
+        """Of a job for a server whose jobs of this queue are taken now, if there is one that was seen lately."""
+        taking = self.watch.taking(queue)
+        while self._blocking.of(job_id := new_id()) not in taking:
+            pass
+        return job_id
 
     def afterwards(self, work: Coroutine[Any, Any, Any]) -> None:
         """Does what nobody waits for, such as cancelling the job of a client that is gone."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
-from impetus_producer.enqueueing import jobs
 from impetus_producer.watching.records import read_record
 
 from .entry.errors import HttpError
@@ -40,10 +39,10 @@ class Name:
     def is_given(self) -> bool:
         return self.header is not None
 
-    def job_ids(self, call: Call, endpoint: str, count: int) -> list[str]:
-        """Of the jobs of this request, of which there are so many. Raises `HttpError` 400."""
+    def job_ids(self, call: Call, endpoint: str, queue: str, count: int) -> list[str]:
+        """Of the jobs of this request, of which there are so many, for a queue. Raises `HttpError` 400."""
         if not self.is_given:
-            return [jobs.new_id() for _ in range(count)]
+            return [call.gateway.new_id(queue) for _ in range(count)]
         if self.header == JOB_ID:
             if count > 1:
                 raise HttpError(400, f"{JOB_ID} names one job: send one prompt", param=JOB_ID, code="bad_header")

@@ -72,8 +72,9 @@ async def submit_all(call: Call, order: Order, payloads: Sequence[Mapping[str, A
         gateway.watch.check_served(queue)
         gateway.watch.check_backlog(queue)
     gateway.watch.check_model(queue, order.payload.get("model"))
+    goes_to = bulk_queue if later else queue
     name, meta = name_of(call), _meta(call, order)
-    by_id = dict(zip(name.job_ids(call, order.endpoint, len(payloads)), payloads, strict=True))
+    by_id = dict(zip(name.job_ids(call, order.endpoint, goes_to, len(payloads)), payloads, strict=True))
     if name.is_given:
         meta["digest"] = digest_of(call, order.endpoint, payloads)
         await check_same(call, name, by_id, meta["digest"])
@@ -82,7 +83,6 @@ async def submit_all(call: Call, order: Order, payloads: Sequence[Mapping[str, A
         options = replace(options, result_ttl_s=_ANSWERED_TTL_S, failure_ttl_s=_ANSWERED_FAILURE_TTL_S)
         if order.role == "generation":
             by_id = {job_id: {**payload, "cancel_if_abandoned": True} for job_id, payload in by_id.items()}
-    goes_to = bulk_queue if later else queue
     await gateway.producer.enqueue(goes_to, contract.ROLE_FUNCTIONS[order.role], by_id, options)
     gateway.watch.sent(goes_to, len(by_id))
     if name.is_given:
@@ -102,15 +102,15 @@ def accepted(job_id: str) -> Response:
 
 
 def embedding_handle(call: Call, job_id: str) -> AsyncEmbeddingHandle:
-    return call.gateway.producer.embedding_handle(job_id)
+    return call.gateway.producer.of(job_id).embedding_handle(job_id)
 
 
 def generation_handle(call: Call, job_id: str) -> AsyncGenerationHandle:
-    return call.gateway.producer.generation_handle(job_id)
+    return call.gateway.producer.of(job_id).generation_handle(job_id)
 
 
 def rerank_handle(call: Call, job_id: str) -> AsyncRerankHandle:
-    return call.gateway.producer.rerank_handle(job_id)
+    return call.gateway.producer.of(job_id).rerank_handle(job_id)
 
 
 async def embedded(call: Call, job_id: str) -> EmbeddingResult:

@@ -48,6 +48,7 @@ from .spread import SpreadProducer
 if TYPE_CHECKING:
     from .asynchronous.client import AsyncProducer
     from .asynchronous.handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncJobHandle, AsyncRerankHandle
+    from .asynchronous.spread import AsyncSpreadProducer
 
     __version__: str
 
@@ -57,6 +58,7 @@ __all__ = [
     "AsyncJobHandle",
     "AsyncProducer",
     "AsyncRerankHandle",
+    "AsyncSpreadProducer",
     "Document",
     "EmbeddedDocument",
     "EmbeddingHandle",

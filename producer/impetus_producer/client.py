@@ -10,6 +10,7 @@ from .enqueueing.requests import Requests
 from .handles import EmbeddingHandle, GenerationHandle, RerankHandle
 from .line import Line
 from .servers.troubles import adopt, connect
+from .talks.presence import Presence
 from .talks.results import role_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", Generation
     ) -> None:
         super().__init__(timeout_s, result_ttl_s, failure_ttl_s, patience_s)
         self.connection = adopt(connection) if connection is not None else connect(redis_url)
+        self.presence = Presence()
         self._line = Line(self.connection, self.patience)
 
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle | RerankHandle:
@@ -61,6 +63,14 @@ class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", Generation
     def of(self, job_id: str) -> Producer:
         """The one whose server a job of this id is at: itself."""
         return self
+
+    def somewhere(self) -> Producer:
+        """One whose server is there, as far as is known: itself."""
+        return self
+
+    def is_there(self) -> bool:
+        """Whether its server answers, which is not waited for. Raises where waiting would not help."""
+        return self._line.hold(self.presence.look())
 
     def enqueue(self, queue: str, function: str, payloads: Mapping[str, Mapping[str, Any]]) -> int:
         """Enqueues payloads that were checked, by their jobs' ids; returns the queue's new length.

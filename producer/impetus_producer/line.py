@@ -64,10 +64,10 @@ class Line:
         return None
 
     def ask(self, question: Question[T]) -> T:
-        return self._ask(partial(question.put_to, self._connection), question.deadline)
+        return self._ask(partial(question.put_to, self._connection), question.deadline, question.once)
 
-    def _ask(self, question: Callable[[], T], deadline: float | None) -> T:
-        return self._patience.ask(self._connection, question, deadline=deadline, while_away=self._while_away)
+    def _ask(self, question: Callable[[], T], deadline: float | None, once: bool = False) -> T:
+        return self._patience.ask(self._connection, question, deadline=deadline, while_away=self._while_away, once=once)
 
     def _listen(self, listen: Listen) -> Heard:
         while True:

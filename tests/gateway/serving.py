@@ -19,9 +19,9 @@ from impetus_gateway.entry.callers import Keys
 from impetus_gateway.gateway import Gateway
 from impetus_gateway.serving import Server, make_server
 from impetus_gateway.settings import Settings
-from impetus_producer import Producer
-from impetus_producer.asynchronous import AsyncProducer
+from impetus_producer.asynchronous import for_tasks
 from impetus_producer.batches.store import BatchStore
+from impetus_producer.spread import open_producer
 from tests.patience import eventually
 from tests.producer.stock_worker import QUEUES, StockWorker, generation_of, honest_work, working
 from tests.worker.conftest import Fleet
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from impetus_gateway.webhooks import Receiver
+    from impetus_producer import Producer
     from impetus_producer.bulk.recall import Recall
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
@@ -65,6 +66,7 @@ def serving(
     redis_url: str,
     keys: Keys | None = None,
     *,
+    others: Sequence[str] = (),
     patience_s: float = 20,
     port: int = 0,
     files: Path | None = None,
@@ -72,12 +74,12 @@ def serving(
     recall: Recall | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
-    producer = Producer(redis_url)
+    producer = open_producer([redis_url, *others])
     folder = files or Path(tempfile.mkdtemp())
     store = BatchStore(folder)
     made = Settings(**{"drain_s": 20.0, **settings})
-    asking = AsyncProducer(redis_url, patience_s=patience_s)
-    gateway = Gateway(made, keys or Keys(), asking, producer.connection, store, receivers, recall)
+    asking = for_tasks(producer, patience_s=patience_s)
+    gateway = Gateway(made, keys or Keys(), asking, producer, store, receivers, recall)
     address = Address(port=port)
     server, listening = make_server(gateway, address), address.open()
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="gateway")
@@ -87,11 +89,12 @@ def serving(
         assert thread.is_alive()
         url = address.url(listening.getsockname()[1])
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            yield Serving(url, client, producer, gateway, server, thread)
+            yield Serving(url, client, producer.servers[0], gateway, server, thread)
     finally:
         server.should_exit = True
         thread.join(40)
-        producer.connection.close()
+        for each in producer.servers:
+            each.connection.close()
         if files is None:
             shutil.rmtree(folder)
         assert not thread.is_alive()

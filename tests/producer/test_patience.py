@@ -332,9 +332,9 @@ def test_the_command_waits_and_says_so_on_stderr(
     documents.write_text("".join(f"text {number}\n" for number in range(20)))
     away, went = threading.Event(), Patience.went
 
-    def note(patience: Patience, error: ServerError) -> float:
+    def note(patience: Patience, error: ServerError, **more: bool) -> float:
         away.set()
-        return went(patience, error)
+        return went(patience, error, **more)
 
     monkeypatch.setattr(Patience, "went", note)
     arguments = ["embed", str(documents), "-o", str(vectors), "--texts-per-job", "2", "--redis-url", durable.url]

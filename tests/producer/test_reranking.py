@@ -136,7 +136,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, fake: FakeWorker) -> CliRunner:
     """Whose server is the fake worker's."""
 
     @contextmanager
-    def open_fake(*arguments: object) -> Iterator[Session[Producer]]:
+    def open_fake(*arguments: object) -> Iterator[Session]:
         yield Session(fake.producer, lambda: None)
 
     monkeypatch.setattr("impetus_producer.cli.rerank.open_session", open_fake)

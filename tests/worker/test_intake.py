@@ -85,11 +85,11 @@ def test_a_suspended_worker_asks_again_after_a_second_and_a_paused_one_does_not(
 SLOW = Share(own=0.1, best=0.9)
 
 
-def left_to_others(desk: Desk, now: float, *, open_jobs: int = 4, room: Room = ROOM) -> Wanted:
+def left_to_others(desk: Desk, now: float, *, open_jobs: int = 4, first: bytes = b"", room: Room = ROOM) -> Wanted:
     """Asks, and is told that all that waits in its last queue is for others."""
     wanted = desk.intake.wanted(room, now)
     assert wanted is not None
-    left = [Left(0)] * (len(wanted.queues) - 1) + [Left(open_jobs, open_jobs, for_others=True)]
+    left = [Left(0)] * (len(wanted.queues) - 1) + [Left(open_jobs, open_jobs, for_others=True, first=first)]
     desk.intake.learn(wanted, Claim(False, [], tuple(left)), now)
     return wanted
 
@@ -124,6 +124,16 @@ def test_what_others_leave_lying_is_anybodys_after_a_while() -> None:
     assert desk.intake.wanted(ROOM, 8.1).portions == (Portion(SLOW), WHOLE)  # type: ignore[union-attr]
     assert desk.intake.wanted(ROOM, 67.9).portions[1] == WHOLE  # type: ignore[union-attr]
     assert desk.intake.wanted(ROOM, 68.1).portions[1] == Portion(SLOW)  # type: ignore[union-attr]
+
+
+def test_others_that_take_jobs_are_not_taken_to_leave_them_lying_though_as_many_come() -> None:
+    desk = Desk()
+    desk.intake.share((SLOW, SLOW))
+    left_to_others(desk, 0.0, open_jobs=3, first=b"a")
+    for now, open_jobs, first in ((4.0, 128, b"a"), (8.0, 127, b"a"), (12.0, 127, b"b"), (16.9, 128, b"b")):
+        assert left_to_others(desk, now, open_jobs=open_jobs, first=first).portions[1].share == SLOW
+    left_to_others(desk, 17.0, open_jobs=129, first=b"b")
+    assert desk.intake.wanted(ROOM, 17.1).portions[1] == WHOLE  # type: ignore[union-attr]
 
 
 def test_where_callers_wait_nobody_is_waited_for_longer_than_a_moment() -> None:

@@ -96,7 +96,7 @@ async def _own(call: Call) -> JobRecord:
 
 
 def _handle(call: Call, record: JobRecord) -> Handle:
-    return call.gateway.producer.handle_for(record.role, record.job_id)
+    return call.gateway.producer.of(record.job_id).handle_for(record.role, record.job_id)
 
 
 def _shown(record: JobRecord) -> dict[str, Any]:

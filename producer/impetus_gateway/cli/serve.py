@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impetus_producer.cli.settings.gathering import gathered
-from impetus_producer.cli.settings.server import open_session, patience_option, redis_url_option
+from impetus_producer.cli.settings.server import open_session, patience_option, redis_urls_option
 from impetus_producer.errors import ImpetusError
 from impetus_producer.servers.discovery import state_dir
 from impetus_producer.shown import printable
@@ -171,7 +171,7 @@ def _listed_options(command: Callable[..., Any]) -> Any:
 @click.option("--access-log", is_flag=True, help="A line on stderr for each request.")
 @click.argument("worker_options", nargs=-1, metavar="[-- WORKER-OPTION...]")
 @patience_option
-@redis_url_option
+@redis_urls_option
 def serve(
     address: Address,
     listed: _Listed,
@@ -181,7 +181,7 @@ def serve(
     access_log: bool,
     worker_options: tuple[str, ...],
     patience_s: float,
-    redis_url: str | None,
+    redis_urls: tuple[str, ...],
 ) -> None:
     """Serve embeddings, chats and completions over HTTP, so that any client for OpenAI's API can use the queues.
 
@@ -210,7 +210,7 @@ def serve(
     A request with the header `Prefer: respond-async` is answered at once with a job to look for at /v1/jobs/ID.
     """
     require_extra()
-    from impetus_producer.asynchronous import AsyncProducer
+    from impetus_producer.asynchronous import for_tasks
     from impetus_producer.bulk.kept.stores import open_store
     from impetus_producer.bulk.recall import Recall
 
@@ -225,13 +225,13 @@ def serve(
     settings = replace(settings, hosts=(*settings.hosts, "*" if without_keys else address.host))
     store = listed.store()
     with (
-        open_session(redis_url, patience_s, None, worker_options) as session,
+        open_session(redis_urls, patience_s, None, worker_options) as session,
         nullcontext() if answers_store is None else open_store(answers_store, patience_s=0) as answers,
     ):
-        producer = AsyncProducer(connection=session.producer.connection, patience_s=patience_s)
+        producer = for_tasks(session.producer, patience_s=patience_s)
         recall = None if answers is None else Recall(answers)
         serve_until_signalled(
-            Gateway(settings, keys, producer, session.producer.connection, store, receivers, recall),
+            Gateway(settings, keys, producer, session.producer, store, receivers, recall),
             address,
             access_log=access_log,
             on_start=_say_where,

@@ -62,10 +62,10 @@ async def _overviews(call: Call) -> AsyncGenerator[bytes, None]:
 
 async def suspend(call: Call) -> Response:
     """Workers finish what they run and take nothing."""
-    await call.gateway.ask(suspend_workers)
+    await call.gateway.have_all(suspend_workers)
     return json_answer({"suspended": True})
 
 
 async def resume(call: Call) -> Response:
-    await call.gateway.ask(resume_workers)
+    await call.gateway.have_all(resume_workers)
     return json_answer({"suspended": False})

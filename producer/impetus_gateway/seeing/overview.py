@@ -13,8 +13,6 @@ from impetus_producer.shown import printable, shortened
 from impetus_producer.watching.records import failed_records, open_records
 
 if TYPE_CHECKING:
-    from redis import Redis
-
     from impetus_producer.batches.objects import Batch
     from impetus_producer.batches.store import BatchStore
     from impetus_producer.watching.fleet import Fleet, QueueState, WorkerState
@@ -32,8 +30,7 @@ _SENTENCE_CHARACTERS = 500
 class Overview:
     """Of one gateway, for all who look at it. Notes a point of its rates at each look of the watch."""
 
-    def __init__(self, connection: Redis, watch: Watch, metrics: Metrics, store: BatchStore) -> None:
-        self._connection = connection
+    def __init__(self, watch: Watch, metrics: Metrics, store: BatchStore) -> None:
         self._store = store
         self._watch = watch
         self._metrics = metrics
@@ -73,8 +70,10 @@ class Overview:
         if fleet is None:
             return {"reached": False}
         ask = asyncio.to_thread
-        opened = await ask(open_records, self._connection, _JOBS_A_QUEUE)
-        failed = await ask(failed_records, self._connection, _FAILURES)
+        at = [server.connection for server in self._watch.reached]
+        opened = [record for each in at for record in await ask(open_records, each, _JOBS_A_QUEUE)]
+        failed = [failure for each in at for failure in await ask(failed_records, each, _FAILURES)]
+        failed = sorted(failed, key=lambda failure: failure[0].ended_at, reverse=True)[:_FAILURES]
         batches, _ = await ask(partial(self._store.batches, limit=_BATCHES))
         return {
             "reached": True,

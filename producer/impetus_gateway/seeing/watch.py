@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 
 from impetus_producer import contract
 from impetus_producer.errors import ServerError
-from impetus_producer.watching.fleet import Fleet, read_fleet
+from impetus_producer.watching.fleet import Fleet, merged, read_fleet
 
 from ..entry.errors import HttpError, busy, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from redis import Redis
-
+    from impetus_producer import Producer
     from impetus_producer.watching.fleet import QueueState, WorkerState
 
     from ..settings import Settings
@@ -32,12 +31,17 @@ _MAX_RETRY_S = 60.0
 
 
 class Watch:
-    """`run()` looks, everything else answers from what was seen last. `connection`: for it alone, as it blocks."""
+    """`run()` looks, everything else answers from what was seen last. `servers`: asked in threads, as that blocks."""
 
-    def __init__(self, connection: Redis, settings: Settings) -> None:
-        self._connection = connection
+    def __init__(self, servers: Sequence[Producer], settings: Settings) -> None:
+        self.servers = servers
         self._settings = settings
+        self._seen_at: dict[Producer, Fleet] = {}
+        """What was seen at each server that answered."""
+        self._asking: dict[Producer, asyncio.Future[Fleet]] = {}
+        """Those that did not answer in time, and are not asked again meanwhile."""
         self._fleet: Fleet | None = None
+        """At all of them together."""
         self._looked_at = 0.0
         self._sent: dict[str, int] = {}
         """By queue, how many jobs were put there since the last look."""
@@ -56,17 +60,30 @@ class Watch:
             await asyncio.sleep(_EVERY_S)
 
     async def look(self) -> None:
-        try:
-            fleet = await asyncio.to_thread(read_fleet, self._connection)
-        except ServerError as error:
-            if self._fleet is not None:
-                _log.warning("the queue's server is away: %s", error)
-            fleet = None
+        looks = await asyncio.gather(*(self._look_at(server) for server in self.servers))
+        self._seen_at = {server: fleet for server, fleet in zip(self.servers, looks, strict=True) if fleet is not None}
+        fleet = merged(list(self._seen_at.values())) if self._seen_at else None
         self._fleet, self._looked_at = fleet, time.monotonic()
         self._sent.clear()
         self.on_look(fleet)
         self._seen.set()
         self._seen = asyncio.Event()
+
+    async def _look_at(self, server: Producer) -> Fleet | None:
+        """One that is silent is not waited for by the others."""
+        asking = self._asking.pop(server, None) or asyncio.ensure_future(
+            asyncio.to_thread(read_fleet, server.connection)
+        )
+        await asyncio.wait({asking}, timeout=None if len(self.servers) == 1 else _EVERY_S)
+        if not asking.done():
+            self._asking[server] = asking
+            return None
+        try:
+            return asking.result()
+        except ServerError as error:
+            if server in self._seen_at:
+                _log.warning("the queue's server is away: %s", error)
+            return None
 
     async def next_look(self) -> None:
         """Waits for the next one, and no longer than one is good for."""
@@ -82,6 +99,16 @@ class Watch:
         """The workers that take jobs of this queue now."""
         fleet = self.fleet
         return [] if fleet is None else [each for each in fleet.workers if each.serves(queue)]
+
+    @property
+    def reached(self) -> list[Producer]:
+        """The servers that answered the last look."""
+        return [] if self.fleet is None else list(self._seen_at)
+
+    def taking(self, queue: str) -> Sequence[Producer]:
+        """The servers whose jobs of this queue are taken now; where none's are, those that are reached, or all."""
+        taken = [server for server in self.reached if _takes(self._seen_at[server], queue)]
+        return taken or self.reached or self.servers
 
     def is_served(self, queue: str) -> bool:
         """Whether somebody takes jobs of this queue, and is not told to take none."""
@@ -139,6 +166,10 @@ class Watch:
         if (fleet := self.fleet) is None:
             raise unavailable("the queue's server is not to be reached; try again", code="queue_unavailable")
         return fleet
+
+
+def _takes(fleet: Fleet, queue: str) -> bool:
+    return not fleet.suspended and any(worker.serves(queue) for worker in fleet.workers)
 
 
 def _retry_s(waited_s: float) -> float:

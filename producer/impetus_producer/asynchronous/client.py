@@ -12,13 +12,14 @@ from ..enqueueing.requests import Requests
 from ..errors import ServerError, ServerNotReadyError
 from ..servers.connections import for_asyncio, like
 from ..servers.troubles import client_for
+from ..talks.presence import Presence
 from ..talks.results import role_of
 from ..talks.steps import Question, Vigil
 from .handles import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncRerankHandle
 from .line import AsyncLine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
@@ -62,6 +63,7 @@ class AsyncProducer(
         super().__init__(timeout_s, result_ttl_s, failure_ttl_s, patience_s)
         model = like(connection, asyncio=True) if connection is not None else client_for(redis_url)
         self.connection: AsyncRedis = for_asyncio(model)
+        self.presence = Presence()
         self._line = AsyncLine(self.connection, self.patience)
 
     async def __aenter__(self) -> AsyncProducer:
@@ -79,6 +81,24 @@ class AsyncProducer(
     async def close(self) -> None:
         """Closes all connections. Jobs go on; who still waits for one gets an `ImpetusError`."""
         await self._line.close()
+
+    @property
+    def servers(self) -> tuple[AsyncProducer, ...]:
+        """Itself: of one server."""
+        return (self,)
+
+    def of(self, job_id: str) -> AsyncProducer:
+        """The one whose server a job of this id is at: itself."""
+        return self
+
+    def by_server(self, job_ids: Iterable[str]) -> dict[AsyncProducer, list[str]]:
+        """Which of these jobs are where: all here."""
+        found = list(job_ids)
+        return {self: found} if found else {}
+
+    async def is_there(self) -> bool:
+        """Whether its server answers, which is not waited for. Raises where waiting would not help."""
+        return await self._line.hold(self.presence.look())
 
     async def ask(self, question: Question[T]) -> T:
         """The answer, waited for as long as patience lasts; `talks/steps.py` says what a question is."""

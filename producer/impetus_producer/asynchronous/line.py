@@ -111,7 +111,7 @@ class AsyncLine:
         return await self._ask(question, asyncio.Semaphore())
 
     async def _ask(self, question: Question[T], room: asyncio.Semaphore) -> T:
-        tries = Tries(self._patience, question.deadline)
+        tries = Tries(self._patience, question.deadline, once=question.once)
         while True:
             try:
                 async with room:

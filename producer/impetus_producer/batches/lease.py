@@ -16,7 +16,7 @@ from ..talks.steps import Question
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..asynchronous import AsyncProducer
+    from ..asynchronous import AnyAsyncProducer
 
 LEASE_S = 30.0
 RENEW_EVERY_S = 5.0
@@ -31,8 +31,8 @@ class LeaseLostError(ImpetusError):
 class Lease:
     """Holds one batch. `lock`: a file whose lock whoever uses this holds."""
 
-    def __init__(self, producer: AsyncProducer, batch_id: str, lock: Path) -> None:
-        self._producer = producer
+    def __init__(self, producer: AnyAsyncProducer, batch_id: str, lock: Path) -> None:
+        self._producer = producer.of(batch_id)
         self._key = f"{BATCH_KEY}{batch_id}"
         # On one machine the file's lock decides, which goes with its holder: who comes after one that died need not
         # wait for the lease to run out.

@@ -11,6 +11,7 @@ import hashlib
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from ..bodies.refusals import Refusal, refusal_of
@@ -32,7 +33,7 @@ from .lease import RENEW_EVERY_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from ..asynchronous import AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncProducer, AsyncRerankHandle
+    from ..asynchronous import AnyAsyncProducer, AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncRerankHandle
     from .endpoints import Endpoint
     from .journal import Journal
     from .lease import Lease
@@ -78,7 +79,7 @@ class _Flight:
 class Runner:
     """`look` is called twice a second; it says whether to stop, and what it raises ends the run as it stands."""
 
-    producer: AsyncProducer
+    producer: AnyAsyncProducer
     batch_id: str
     journal: Journal
     lease: Lease
@@ -95,7 +96,7 @@ class Runner:
         stay in Redis then, for whoever goes on.
         """
         # Whoever ran it before may have been killed between the journal and this.
-        await self.producer.hold(jobs.discarding(self.journal.last_job_ids))
+        await self._discard(self.journal.last_job_ids)
         room = asyncio.Semaphore(self.window_jobs)
         try:
             async with asyncio.TaskGroup() as group:
@@ -119,17 +120,22 @@ class Runner:
                 await self._take_off(list(self._flying))
 
     async def _take_off(self, flights: Sequence[_Flight]) -> None:
+        by_id = {flight.job_id: flight for flight in flights}
+        for server, job_ids in self.producer.by_server(by_id).items():
 
-        def ask(client: Any) -> Any:
-            pipeline = client.pipeline(transaction=False)
-            for flight in flights:
-                pipeline.lrem(jobs.queue_key(flight.endpoint.queue), -1, flight.job_id)
-            return pipeline.execute(raise_on_error=False)
+            def ask(client: Any, job_ids: Sequence[str] = job_ids) -> Any:
+                pipeline = client.pipeline(transaction=False)
+                for job_id in job_ids:
+                    pipeline.lrem(jobs.queue_key(by_id[job_id].endpoint.queue), -1, job_id)
+                return pipeline.execute(raise_on_error=False)
 
-        removed = await self.producer.ask(Question(ask, known_answers))
-        # Whose id was still in the queue, no worker has it.
-        waited = [flight.job_id for flight, count in zip(flights, removed, strict=True) if count]
-        await self.producer.hold(jobs.discarding(waited))
+            removed = await server.ask(Question(ask, known_answers))
+            # Whose id was still in the queue, no worker has it.
+            await server.hold(jobs.discarding(list(compress(job_ids, removed))))
+
+    async def _discard(self, job_ids: Iterable[str], queue: str | None = None) -> None:
+        for server, at_it in self.producer.by_server(job_ids).items():
+            await server.hold(jobs.discarding(at_it, queue))
 
     async def _feed(self, lines: Iterable[BatchLine], room: asyncio.Semaphore, flights: asyncio.TaskGroup) -> None:
         left = (line for line in lines if line.custom_id not in self.journal.done)
@@ -208,7 +214,7 @@ class Runner:
         return Entry.refusal(custom_id, job_id, lost)
 
     def _handle(self, flight: _Flight) -> AsyncEmbeddingHandle | AsyncGenerationHandle | AsyncRerankHandle:
-        return self.producer.handle_for(flight.endpoint.role, flight.job_id, awaited=False)
+        return self.producer.of(flight.job_id).handle_for(flight.endpoint.role, flight.job_id, awaited=False)
 
     def _never_asked(self, flight: _Flight) -> Entry:
         assert self._stop is not None
@@ -230,7 +236,7 @@ class Runner:
             ended = [flight for flight in flights if flight.task is not None and not flight.given_up]
             for queue in {flight.endpoint.queue for flight in ended}:
                 of_queue = [flight.job_id for flight in ended if flight.endpoint.queue == queue]
-                await self.producer.hold(jobs.discarding(of_queue, queue))
+                await self._discard(of_queue, queue)
             for _ in flights:
                 room.release()
 

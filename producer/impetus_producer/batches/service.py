@@ -19,7 +19,7 @@ from .store import NotKeptError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..asynchronous import AsyncProducer
+    from ..asynchronous import AnyAsyncProducer
     from .objects import Batch, Status
     from .runner import Stop
     from .store import BatchStore
@@ -42,7 +42,7 @@ class BatchService:
     """
 
     store: BatchStore
-    producer: AsyncProducer
+    producer: AnyAsyncProducer
     at_once: int = 4
     window_jobs: int = DEFAULT_WINDOW_JOBS
     on_end: Callable[[Batch, Status], None] = lambda batch, status: None

@@ -68,7 +68,8 @@ def embed_documents(
     draws a bar by tqdm (extra `progress`), in notebooks too.
 
     A server that goes is waited for, as long as the producer's patience lasts. What was read by then stays read, and
-    jobs that a server lost are sent again.
+    jobs that a server lost are sent again. Of several servers one that goes is done without: what is read from then on
+    goes to the others, and what it had been sent does once they have nothing else to do.
 
     Raises `InvalidRequestError` for options no document could be embedded with, `JobFailedError` when the worker
     refuses them (such as a model it does not serve) before any document succeeded, a `ServerError` when patience ends.
@@ -130,7 +131,7 @@ def _run(
     while_waiting: Callable[[], None] | None,
 ) -> Generator[OutcomeT | FailedDocument, None, None]:
     if keeper.asks_for_fingerprint:
-        keeper.accept(work.served(producer.servers[0], while_waiting))
+        keeper.accept(work.served(producer.somewhere(), while_waiting))
     windows = Windows([Window(each, work, keeper, per_job, while_waiting) for each in producer.servers])
     # An eighth of the window at a time saves round trips; the other seven keep the workers busy meanwhile.
     step = max(1, max_backlog_jobs // 8)

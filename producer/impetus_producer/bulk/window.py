@@ -1,4 +1,4 @@
-"""The window of a run over documents: the jobs that are in Redis now, and what became of their documents.
+"""The window of a run over documents at one server: the jobs that are in Redis now, and who waits for them.
 
 Nothing that was read is lost, whatever becomes of the server; what the server lost is sent again. Documents that ask
 for the same are asked for once.
@@ -7,7 +7,6 @@ for the same are asked for once.
 from __future__ import annotations
 
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,10 +39,11 @@ _AnswerT = TypeVar("_AnswerT")
 
 
 @dataclass(slots=True, eq=False)
-class _Slot(Generic[OutcomeT]):
-    """A document in its place, and what became of it so far."""
+class Slot(Generic[OutcomeT]):
+    """A document in its place, and what became of it so far. `key`: empty of what needs no work."""
 
     document: Document | FailedDocument
+    key: bytes = b""
     outcome: OutcomeT | FailedDocument | None = None
 
     @property
@@ -62,16 +62,19 @@ class _Job:
 
 @dataclass(slots=True, eq=False)
 class Window(Generic[OutcomeT]):
-    """The documents that were read and not yet yielded, in their order, and the jobs that are in Redis for them."""
+    """The documents that wait for a server's answers, and the jobs that are there for them.
+
+    `waits`: for a server that is away, as long as patience lasts. Else it is asked once, and `go_on` is to be called
+    when it is back.
+    """
 
     producer: Producer
     work: Work[OutcomeT]
     keeper: Keeper
     texts_per_job: int
     while_away: Callable[[], None] | None
-    slots: deque[_Slot[OutcomeT]] = field(default_factory=deque)
-    characters: int = 0
-    waiting_for: dict[bytes, list[_Slot[OutcomeT]]] = field(default_factory=dict)
+    waits: bool = True
+    waiting_for: dict[bytes, list[Slot[OutcomeT]]] = field(default_factory=dict)
     """Who waits for what is being computed. Nobody, as long as nobody asked for what an earlier run had sent."""
     sent: dict[str, _Job] = field(default_factory=dict)
     unsent: list[_Job] = field(default_factory=list)
@@ -87,15 +90,11 @@ class Window(Generic[OutcomeT]):
     usage: list[Any] = field(default_factory=list)
     succeeded: bool = False
 
-    @property
-    def waiting(self) -> bool:
-        return bool(self.slots) and self.slots[0].outcome is None
-
     def _ask(
         self, question: Callable[[], _AnswerT], never_for: type[ServerError] | tuple[type[ServerError], ...] = ()
     ) -> _AnswerT:
         return self.producer.patience.ask(
-            self.producer.connection, question, never_for=never_for, while_away=self.while_away
+            self.producer.connection, question, never_for=never_for, while_away=self.while_away, once=not self.waits
         )
 
     def take_up(self) -> None:
@@ -109,30 +108,34 @@ class Window(Generic[OutcomeT]):
         if self.sent:
             self._look_for_the_lost()
 
-    def admit(self, documents: Iterable[Document | FailedDocument]) -> None:
-        """Enqueues jobs for what has to be computed, in one round trip; settles at once what must not be, or was."""
-        asked: dict[bytes, list[_Slot[OutcomeT]]] = {}
-        for document in documents:
-            slot: _Slot[OutcomeT] = _Slot(document)
-            self.slots.append(slot)
-            self.characters += slot.characters
-            if isinstance(document, FailedDocument):
-                slot.outcome = document
-            elif (reason := self.work.refusal(document)) is not None:
-                slot.outcome = FailedDocument(document.id, reason)
-            else:
-                asked.setdefault(self.work.key(document), []).append(slot)
+    def admit(self, slots: Iterable[Slot[OutcomeT]]) -> None:
+        """Enqueues jobs for what has to be computed, in one round trip; settles at once what was."""
+        asked: dict[bytes, list[Slot[OutcomeT]]] = {}
+        for slot in slots:
+            asked.setdefault(slot.key, []).append(slot)
         found = self.keeper.find([key for key in asked if key not in self.waiting_for])
         wanted = []
-        for key, slots in asked.items():
+        for key, together in asked.items():
             if key not in self.waiting_for and key not in found:
                 wanted.append(key)
-            self.waiting_for.setdefault(key, []).extend(slots)
+            self.waiting_for.setdefault(key, []).extend(together)
             if key in found:
-                self.keeper.taken += len(slots)
+                self.keeper.taken += len(together)
                 self._settle(key, found[key])
         self.unsent += self._jobs_of(wanted)
         self._enqueue()
+
+    def hand_over(self) -> list[Slot[OutcomeT]]:
+        """Whoever still waits, to wait elsewhere. What comes of their jobs is kept all the same."""
+        slots = [slot for waiting in self.waiting_for.values() for slot in waiting]
+        self.unsent = []
+        self.waiting_for = {key: [] for job in self.sent.values() for key in job.keys}
+        return slots
+
+    def go_on(self) -> None:
+        """Once the server is back: sends again what it lost, and withdraws what is waited for elsewhere."""
+        self._look_for_the_lost()
+        self._withdraw([job_id for job_id, job in self.sent.items() if not any(map(self.waiting_for.get, job.keys))])
 
     def _jobs_of(self, keys: Sequence[bytes]) -> Iterator[_Job]:
         part: list[bytes] = []
@@ -151,7 +154,8 @@ class Window(Generic[OutcomeT]):
             yield _Job(part)
 
     def _settle(self, key: bytes, found: Answer | str, *, retryable: bool = False) -> None:
-        for slot in self.waiting_for.pop(key):
+        # A run that was killed may have left two jobs that carry the same.
+        for slot in self.waiting_for.pop(key, ()):
             document = slot.document
             assert isinstance(document, Document)
             if isinstance(found, str):
@@ -179,19 +183,12 @@ class Window(Generic[OutcomeT]):
             self._ask(enqueue, never_for=ServerFullError if others else ())
         except ServerFullError:
             self.full_since = self.full_since or time.monotonic()
-            if not others or time.monotonic() - self.full_since > self.producer.patience.limit_s:
-                raise
             self.unsent += [self.sent.pop(job_id) for job_id in by_id]
             self.keeper.ended(by_id)
+            if not others or time.monotonic() - self.full_since > self.producer.patience.limit_s:
+                raise
         else:
             self.full_since = None
-
-    def next_finished(self) -> OutcomeT | FailedDocument | None:
-        """What became of the oldest document, where that is known; then it is forgotten."""
-        if not self.slots or (outcome := self.slots[0].outcome) is None:
-            return None
-        self.characters -= self.slots.popleft().characters
-        return outcome
 
     def collect(self, *, wait: bool = True) -> bool:
         """Takes all results there are, in one round trip; where there is none, waits for some. False when none came."""
@@ -271,10 +268,11 @@ class Window(Generic[OutcomeT]):
 
     def _end(self, job_id: str, outcome: jobs.Outcome) -> None:
         """Settles the documents of a job that ended, or has them tried again one by one."""
+        stopped = outcome.error is not None and self._was_stopped(job_id)
         job = self.sent.pop(job_id)
         self.read.append(job_id)
         if outcome.error is not None:
-            if self._was_stopped(job_id):
+            if stopped:
                 self._give_up(job, "its job was stopped while it ran")
             else:
                 self._failed(job, outcome.error)
@@ -300,7 +298,7 @@ class Window(Generic[OutcomeT]):
         if isinstance(error, JobFailedError) and colon and field_name in self.work.shared_fields and not self.succeeded:
             # It is the options that are refused, and every job has the same ones.
             raise error
-        if len(job.keys) > 1 or not self.waiting_for[job.keys[0]]:
+        if len(job.keys) > 1 or not self.waiting_for.get(job.keys[0]):
             self._again([_Job([key]) for key in job.keys])
             return
         reason = str(error).removeprefix("input: ").replace("item 0 ", "the text ", 1)
@@ -310,12 +308,15 @@ class Window(Generic[OutcomeT]):
     def _again(self, again: Iterable[_Job]) -> None:
         """Has these sent once more, but for what nobody here has asked for so far."""
         for job in again:
-            wanted = [key for key in job.keys if self.waiting_for[key]]
-            for key in job.keys:
-                if not self.waiting_for[key]:
-                    del self.waiting_for[key]
+            wanted = [key for key in job.keys if self.waiting_for.get(key)]
+            self._nobody_waits_for(job, but=wanted)
             if wanted:
                 self.unsent.append(_Job(wanted, losses=job.losses))
+
+    def _nobody_waits_for(self, job: _Job, but: Sequence[bytes] = ()) -> None:
+        for key in job.keys:
+            if key not in but:
+                self.waiting_for.pop(key, None)
 
     def _was_stopped(self, job_id: str) -> bool:
         def status() -> Any:
@@ -377,13 +378,25 @@ class Window(Generic[OutcomeT]):
         """Withdraws the jobs that still wait, and deletes what ended. Jobs that run end by themselves."""
         # What ended the run must not be hidden by a server that goes now.
         with suppress(ServerError), server_errors():
-            left = list(self.sent)
-            with self.producer.connection.pipeline(transaction=False) as pipeline:
-                for job_id in left:
-                    pipeline.lrem(jobs.queue_key(self.work.queue), -1, job_id)
-                removed = known_answers(pipeline.execute(raise_on_error=False))
-            # Whose id was still in the queue, no worker has it.
-            self.ended += [job_id for job_id, count in zip(left, removed, strict=True) if count]
+            self._take_off(list(self.sent))
             if self.ended:
                 self._discard()
                 self.keeper.ended(self.ended)
+
+    def _withdraw(self, job_ids: Sequence[str]) -> None:
+        """Of those that nobody waits for here. Results of the others still come."""
+        self._ask(partial(self._take_off, job_ids))
+        for job_id in self.ended:
+            if job := self.sent.pop(job_id, None):
+                self._nobody_waits_for(job)
+        if self.ended:
+            self._discard_ended()
+
+    def _take_off(self, job_ids: Sequence[str]) -> None:
+        """Takes those that still wait off the queue."""
+        with self.producer.connection.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.lrem(jobs.queue_key(self.work.queue), -1, job_id)
+            removed = known_answers(pipeline.execute(raise_on_error=False))
+        # Whose id was still in the queue, no worker has it.
+        self.ended += [job_id for job_id, count in zip(job_ids, removed, strict=True) if count]

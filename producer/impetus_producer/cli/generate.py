@@ -24,7 +24,7 @@ from .jobs import check_stream, print_result, print_stream, wait
 from .runs.bulk import Steps, open_checked, run
 from .runs.options import RunOptions, reading_options, run_options
 from .runs.templating import Templated, template_option
-from .settings.server import open_sessions
+from .settings.server import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -185,7 +185,7 @@ def generate(
     request |= {"prompt": prompt} if raw else {"messages": _conversation(system, messages_file, prompt)}
     # Told before a server is started for it.
     parse_request(GenerationRequest, request)
-    session_of = open_sessions(options.redis_urls, options.patience_s, contract.GENERATION_QUEUE, worker_options)
+    session_of = open_session(options.redis_urls, options.patience_s, contract.GENERATION_QUEUE, worker_options)
     with session_of as session:
         handle = session.producer.generate(**request)
         try:

@@ -13,7 +13,7 @@ from ..contract import RerankRequest
 from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError, ResultTimeoutError, ServerError
 from .jobs import print_result, wait
-from .settings.server import open_session, patience_option, redis_url_option
+from .settings.server import open_session, patience_option, redis_urls_option
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result: usage, and where it ran.")
 @patience_option
-@redis_url_option
+@redis_urls_option
 def rerank(
     query: str,
     file: BinaryIO,
@@ -46,7 +46,7 @@ def rerank(
     timeout_s: float | None,
     as_json: bool,
     patience_s: float,
-    redis_url: str | None,
+    redis_urls: tuple[str, ...],
 ) -> None:
     """Order the documents in FILE, or `-` for standard input, by how relevant they are to QUERY, the best first.
 
@@ -71,7 +71,7 @@ def rerank(
     # Told before a server is started for it.
     parse_request(RerankRequest, request)
     worker_options = ["--roles", "rerank", *(["--rerank-model", model] if model else [])]
-    with open_session(redis_url, patience_s, contract.RERANK_QUEUE, worker_options) as session:
+    with open_session(redis_urls, patience_s, contract.RERANK_QUEUE, worker_options) as session:
         handle = session.producer.rerank(**request)
         try:
             print_result(wait(handle, timeout_s, session.check), as_json)

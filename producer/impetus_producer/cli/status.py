@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from ..errors import NoServerError, ServerNotReadyError
 from ..servers.discovery import find_redis_urls
-from ..servers.fitness import look
+from ..servers.fitness import Finding, Fitness, Level, look
 from ..shown import name_shown, without_password
-from ..watching.fleet import merged, read_fleet
+from ..watching.fleet import Fleet, merged, read_fleet
 from ..watching.runs import read_runs
 from .runs.progress import spoken
 from .settings.server import no_worker, patience_option, patient_producers, redis_urls_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from redis import Redis
 
     from ..client import Producer
-    from ..servers.fitness import Fitness
-    from ..watching.fleet import Fleet, WorkerState
+    from ..watching.fleet import WorkerState
     from ..watching.runs import RunState
+
+
+AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,9 @@ class ServerSeen:
 
     url: str
     fleet: Fleet
+    """Empty where it is away, which its fitness tells."""
     fitness: Fitness
+    runs: tuple[RunState, ...]
 
 
 @click.command()
@@ -53,9 +60,7 @@ def status(as_json: bool, patience_s: float, redis_urls: tuple[str, ...]) -> Non
     """
     producers = patient_producers(redis_urls, patience_s).servers
     servers = see_all(producers, find_redis_urls(redis_urls))
-    runs = [
-        run for each in producers for run in each.patience.ask(each.connection, partial(read_runs, each.connection))
-    ]
+    runs = [run for server in servers for run in server.runs]
     if not as_json:
         for line in lines(servers, runs=runs):
             click.echo(line)
@@ -75,15 +80,25 @@ def status(as_json: bool, patience_s: float, redis_urls: tuple[str, ...]) -> Non
 
 
 def see_all(producers: Sequence[Producer], urls: Sequence[str]) -> list[ServerSeen]:
-    """What is on each server now. Waits for those that are away."""
-    return [
-        ServerSeen(
-            without_password(url),
-            producer.patience.ask(producer.connection, partial(read_fleet, producer.connection)),
-            producer.patience.ask(producer.connection, partial(look, producer.connection, "producer")),
-        )
-        for producer, url in zip(producers, urls, strict=True)
-    ]
+    """What is on each server now. Waits for one that is away, but not for one of several, of which it says so."""
+    once = len(producers) > 1
+    seen, errors = [], []
+    for producer, url in zip(producers, urls, strict=True):
+        try:
+            fleet = _asked(producer, read_fleet, once=once)
+            fitness = _asked(producer, partial(look, role="producer"), once=once)
+            runs = _asked(producer, read_runs, once=once)
+        except (NoServerError, ServerNotReadyError) as error:
+            fleet, fitness, runs = Fleet((), (), suspended=False), Fitness((Finding(Level.REFUSE, str(error)),)), ()
+            errors.append(error)
+        seen.append(ServerSeen(without_password(url), fleet, fitness, runs))
+    if len(errors) == len(seen):
+        raise errors[0]
+    return seen
+
+
+def _asked(producer: Producer, question: Callable[[Redis], AnswerT], *, once: bool) -> AnswerT:
+    return producer.patience.ask(producer.connection, partial(question, producer.connection), once=once)
 
 
 def lines(

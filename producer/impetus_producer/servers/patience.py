@@ -71,13 +71,15 @@ class Patience:
         deadline: float | None = None,
         never_for: type[ServerError] | tuple[type[ServerError], ...] = (),
         while_away: Callable[[], None] | None = None,
+        once: bool = False,
     ) -> AnswerT:
         """What `question` returns, once the server answers it. Lines that failed are made anew in between.
 
         Raises what the server's trouble is when patience ends, and at once where waiting does not help, or for those
         in `never_for`; `ResultTimeoutError` at `deadline`, by the monotonic clock. What `while_away` raises ends it.
+        `once`: there are other servers to go on with meanwhile, so that this one is not waited for.
         """
-        tries = Tries(self, deadline, never_for, while_away)
+        tries = Tries(self, deadline, never_for, while_away, once=once)
         while True:
             try:
                 with server_errors(connection):
@@ -88,15 +90,20 @@ class Patience:
                 self.came_back()
                 return answer
 
-    def went(self, error: ServerError) -> float:
-        """Since when the server is away, which is said if nobody knew."""
+    def went(self, error: ServerError, *, others: bool = False) -> float:
+        """Since when the server is away, which is said if nobody knew. `others`: whether others are there meanwhile."""
         with self._lock:
             now = time.monotonic()
             if self._away_since is not None and now - self._last_failure < _SAME_OUTAGE_S:
                 return self._away_since
             self._away_since = self._last_failure = now
         if self.limit_s:
-            self.say(f"Waiting up to {self.limit_s:g} s for the server: {error}")
+            does = (
+                "Doing without a server until it is back"
+                if others
+                else f"Waiting up to {self.limit_s:g} s for the server"
+            )
+            self.say(f"{does}: {error}")
         return now
 
     def failed_again(self) -> float:
@@ -125,8 +132,11 @@ class Tries:
         deadline: float | None = None,
         never_for: type[ServerError] | tuple[type[ServerError], ...] = (),
         while_away: Callable[[], None] | None = None,
+        *,
+        once: bool = False,
     ) -> None:
         self._patience = patience
+        self._once = once
         self._deadline = deadline
         self._never_for = never_for
         self._while_away = while_away
@@ -140,9 +150,11 @@ class Tries:
         if isinstance(error, (ServerConfigurationError, ServerDataError, self._never_for)):
             raise error
         # Who asks the same again and again, and fails alone, has patience only once.
-        self._given_up_at = self._given_up_at or self._patience.went(error) + self._patience.limit_s
+        self._given_up_at = self._given_up_at or (
+            self._patience.went(error, others=self._once) + self._patience.limit_s
+        )
         now = self._patience.failed_again()
-        if now >= self._given_up_at:
+        if self._once or now >= self._given_up_at:
             raise error
         if self._deadline is not None and now >= self._deadline:
             raise ResultTimeoutError(f"the time given is over, and {error}") from error

@@ -39,6 +39,8 @@ class Question(Generic[T]):
     ask: Callable[[Any], Any]
     read: Callable[[Any], T] = _as_it_is
     deadline: float | None = None
+    once: bool = False
+    """Whether a server that does not answer is not waited for."""
 
     def put_to(self, client: Redis) -> T:
         return self.read(self.ask(client))

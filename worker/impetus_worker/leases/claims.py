@@ -131,12 +131,13 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """How many jobs of a queue wait after a claim, how many wait or run with whomever, and whether more would have been
-    taken, had they not been for others."""
+    """How many jobs of a queue wait after a claim, how many wait or run with whomever, whether more would have been
+    taken, had they not been for others, and the id of the first that waits."""
 
     waiting: int
     open: int = 0
     for_others: bool = False
+    first: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +199,9 @@ class Claims:
                 )
                 for job_id, token, position, fields, deaths, alone, cancelled in reply[3:]
             ]
-            left = zip(*(iter(reply[2]),) * 3, strict=True)
-            return Claim(reply[0] == 1, jobs, tuple(Left(waiting, held, bool(rest)) for waiting, held, rest in left))
+            of_queues = zip(*(iter(reply[2]),) * 4, strict=True)
+            left = tuple(Left(waiting, held, bool(rest), first) for waiting, held, rest, first in of_queues)
+            return Claim(reply[0] == 1, jobs, left)
 
         numbers = [number for portion in portions or [WHOLE] * len(queues) for number in portion.numbers]
         arguments = [self._worker, self._lease_s, _REGISTRY_MARGIN_S, max_jobs, max_bytes, prefix, *queues, *numbers]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..batches.batcher import Held, Room
-    from .claims import Claim
+    from .claims import Claim, Left
 
 SUSPENDED_WAIT_S = 1.0
 _LOOK_AGAIN_S = 30.0
@@ -24,8 +24,8 @@ _LOOK_AGAIN_S = 30.0
 _ASK_AGAIN_S = 0.1
 """So long jobs are left to others before it is asked whether they took them."""
 _STILL_S = (0.25, 5.0)
-"""Jobs that were left to others, and of which none ended for so long, are anybody's: of a queue whose callers wait, and
-of bulk. Or for as long as this worker needs for one of them."""
+"""Jobs that were left to others, and of which none was taken or ended for so long, are anybody's: of a queue whose
+callers wait, and of bulk. Or for as long as this worker needs for one of them."""
 _ALONE_FOR = 12
 """So many times that long it then takes as if it were alone."""
 
@@ -50,25 +50,27 @@ class _Queue:
     ask_from: float = -math.inf
     """It is left to others until then, unless fewer are held than `held` by now."""
     held: int = 0
-    fewest: int | None = None
-    """The least that were seen to wait or run since jobs were left to others; None: none are."""
-    fewest_since: float = 0.0
+    left: Left | None = None
+    """What was seen of it last, since jobs are left to others; None: none are."""
+    still_since: float = 0.0
     alone_until: float = -math.inf
 
     def portion(self, held: Held, now: float) -> Portion:
         share = self.share if now >= self.alone_until else ALONE
         return Portion(share, held.jobs, held.job_s)
 
-    def leave_to_others(self, open_jobs: int, portion: Portion, taken: int, now: float) -> None:
+    def leave_to_others(self, left: Left, portion: Portion, taken: int, now: float) -> None:
         """They are to take the rest, and are looked at meanwhile."""
         self.ask_from, self.held = now + _ASK_AGAIN_S, portion.held + taken
-        if self.fewest is None or open_jobs < self.fewest:
-            self.fewest, self.fewest_since = open_jobs, now
-        elif now - self.fewest_since >= (still_s := max(self.still_s, portion.job_s)):
-            self.fewest, self.alone_until = None, now + _ALONE_FOR * still_s
+        # More may have come since, so that as many or more are open though some ended.
+        if self.left is None or left.open < self.left.open or left.first != self.left.first:
+            self.still_since = now
+        self.left = left
+        if now - self.still_since >= (still_s := max(self.still_s, portion.job_s)):
+            self.left, self.alone_until = None, now + _ALONE_FOR * still_s
 
     def look_again(self) -> None:
-        self.empty_since, self.ask_from, self.fewest = None, -math.inf, None
+        self.empty_since, self.ask_from, self.left = None, -math.inf, None
 
 
 class Intake:
@@ -128,7 +130,7 @@ class Intake:
                 queue.empty_since = now
                 self._bells[name]()
             elif left.for_others:
-                queue.leave_to_others(left.open, portion, sum(job.queue == name for job in claim.jobs), now)
+                queue.leave_to_others(left, portion, sum(job.queue == name for job in claim.jobs), now)
 
     def hear(self, queue: str) -> None:
         """Its bell rang."""

@@ -17,13 +17,12 @@ from ...batches.lines import read_lines, survey
 from ...errors import ImpetusError, InvalidRequestError
 from ...shown import printable
 from ..runs.progress import ProgressKind, progress
-from ..settings.server import open_session, patience_option, redis_url_option
+from ..settings.server import open_session, patience_option, redis_urls_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ...batches.lines import Survey
-    from ...client import Producer
     from ..settings.server import Session
 
 _SHOWN_ERRORS = 20
@@ -46,7 +45,7 @@ _WINDOW_JOBS = 256
     "--progress", "progress_kind", type=click.Choice(["auto", "bar", "lines", "json", "none"]), default="auto",
     show_default=True, help="How to say on stderr how far it is: auto is a bar on a terminal, else a line every 5 s.",
 )  # fmt: skip
-@redis_url_option
+@redis_urls_option
 @patience_option
 def run(
     source: Path,
@@ -55,7 +54,7 @@ def run(
     restart: bool,
     window_jobs: int,
     progress_kind: str,
-    redis_url: str | None,
+    redis_urls: tuple[str, ...],
     patience_s: float,
 ) -> None:
     """Answers each line of IN.jsonl, which is what OpenAI's Batch API takes: at most 50,000 lines and 200 MB of
@@ -90,7 +89,7 @@ def run(
         if len(journal.done) < found.lines:
             options = ["--roles", ",".join(sorted(found.roles)), *worker_options]
             queue = next(each.queue for each in ENDPOINTS.values() if each.role in found.roles)
-            with open_session(redis_url, patience_s, queue, options) as session:
+            with open_session(redis_urls, patience_s, queue, options) as session:
                 _run(run_id, source, journal, place.note, session, window_jobs, found.lines, kind)
         where = f", listed in {journal.errors}" if journal.failed else ""
         click.echo(printable(f"{journal.completed:,} answered in {output}, {journal.failed:,} failed{where}"), err=True)
@@ -152,7 +151,7 @@ def _run(
     source: Path,
     journal: Journal,
     note: Path,
-    session: Session[Producer],
+    session: Session,
     window_jobs: int,
     total: int,
     kind: ProgressKind,
@@ -160,7 +159,7 @@ def _run(
     # The other commands need none of these.
     import asyncio
 
-    from ...asynchronous import AsyncProducer
+    from ...asynchronous import for_tasks
     from ...batches.lease import Lease
     from ...batches.runner import Runner
 
@@ -169,9 +168,9 @@ def _run(
         answered()
 
     async def main() -> None:
-        connection = session.producer.connection
-        async with AsyncProducer(connection=connection, patience_s=session.producer.patience.limit_s) as producer:
-            producer.patience.say = session.producer.patience.say
+        async with for_tasks(session.producer, patience_s=session.producer.patience.limit_s) as producer:
+            for each in producer.servers:
+                each.patience.say = session.producer.servers[0].patience.say
             lease = Lease(producer, run_id, note)
             if not await lease.take():
                 raise ImpetusError("this run goes on elsewhere: wait until it ends, or half a minute if it was killed")

@@ -21,7 +21,7 @@ from ...reading.duplicates import Ids
 from ...reading.source import open_source
 from ...shown import printable
 from ...watching.runs import Announcement
-from ..settings.server import open_sessions
+from ..settings.server import open_session
 from .progress import progress
 from .summary import Summary
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 OutcomeT = TypeVar("OutcomeT")
-Prepare: TypeAlias = "Callable[[Iterable[Read], Session[Any]], Iterable[Read]]"
+Prepare: TypeAlias = "Callable[[Iterable[Read], Session], Iterable[Read]]"
 
 
 def _as_they_come(outcomes: Iterator[Any], read: deque[Read]) -> Iterator[tuple[Any, Read]]:
@@ -88,7 +88,7 @@ def run(
             if not options.resume:
                 out.folder.clear()
             with (
-                open_sessions(options.redis_urls, options.patience_s, work.queue, worker_options) as session,
+                open_session(options.redis_urls, options.patience_s, work.queue, worker_options) as session,
                 _open_store(options) as store,
                 Journal(out.folder.path, store, jobs_stay=session.stays) as journal,
             ):
@@ -126,7 +126,7 @@ def _work(
     out: Output[OutcomeT],
     ids: Ids,
     journal: Journal,
-    session: Session[Any],
+    session: Session,
     options: RunOptions,
     documents_per_job: int,
     steps: Steps[OutcomeT],
@@ -134,7 +134,7 @@ def _work(
     # Outcomes come in the order of what was read: the oldest of these is the next one's.
     read: deque[Read] = deque()
     documents = steps.prepared(ids.checked(lambda: source), session)
-    announcement = Announcement(session.producer.servers[0], work.label, out.name)
+    announcement = Announcement(session.producer.somewhere(), work.label, out.name)
 
     def tell(pace: Pace) -> None:
         announcement.tell(pace.done, pace.total, pace.rate, pace.left_s)

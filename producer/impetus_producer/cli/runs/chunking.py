@@ -25,7 +25,7 @@ def chunking_steps(
 ) -> Steps[EmbeddedDocument]:
     """`tokenizer`: the name of a model, None for the one that is served. `before`: what is done to documents first."""
 
-    def prepared(documents: Iterable[Read], session: Session[Any]) -> Iterable[Read]:
+    def prepared(documents: Iterable[Read], session: Session) -> Iterable[Read]:
         return chunks.chunked(before(documents, session), _chunker(work, tokens, overlap, tokenizer, session))
 
     if pooled:
@@ -38,15 +38,13 @@ def late_steps(
 ) -> Steps[EmbeddedChunks]:
     """The same for documents that the model reads as a whole."""
 
-    def prepared(documents: Iterable[Read], session: Session[Any]) -> Iterable[Read]:
+    def prepared(documents: Iterable[Read], session: Session) -> Iterable[Read]:
         return chunks.marked(before(documents, session), _chunker(work, tokens, overlap, tokenizer, session))
 
     return Steps(prepared, _apart, chunks.is_first)
 
 
-def _chunker(
-    work: EmbeddingWork, tokens: int, overlap: int, tokenizer: str | None, session: Session[Any]
-) -> chunks.Chunker:
+def _chunker(work: EmbeddingWork, tokens: int, overlap: int, tokenizer: str | None, session: Session) -> chunks.Chunker:
     name = tokenizer or work.model or work.served(session.producer.servers[0], session.check).model
     return chunks.Chunker(chunks.open_tokenizer(name), tokens, overlap)
 

@@ -34,7 +34,7 @@ class Templated:
         self._kept = len(reading.columns)
         self.asked = reading if self._template is None else _with_fields_of(self._template, reading)
 
-    def __call__(self, documents: Iterable[Read], session: Session[Any]) -> Iterable[Read]:
+    def __call__(self, documents: Iterable[Read], session: Session) -> Iterable[Read]:
         if self._template is None:
             return documents
         return filled(documents, self._template, self.asked.text_field or "text", self.asked.columns, self._kept)

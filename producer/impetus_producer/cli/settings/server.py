@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ...client import Producer
 from ...contract import role_of_queue
 from ...errors import ServerError
-from ...servers.discovery import find_redis_url, find_redis_urls
+from ...servers.discovery import find_redis_urls
 from ...servers.local import LocalServer
 from ...servers.patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
 from ...shown import name_shown, without_password
@@ -29,7 +29,6 @@ _LOOK_EVERY_S = 5.0
 
 
 _HELP = "The Redis or Valkey server.  [default: the one that `impetus-worker run` keeps on this machine]"
-redis_url_option = server_option.redis_url_option(_HELP)
 redis_urls_option = server_option.redis_urls_option(_HELP)
 
 
@@ -47,33 +46,19 @@ def patience_option(command: CommandT) -> CommandT:
     )(command)
 
 
-def patient_producer(redis_url: str | None, patience_s: float) -> Producer:
-    """A producer that says on stderr when it waits for its server, which is there now."""
-    return _saying(Producer(redis_url, patience_s=patience_s))
-
-
 def patient_producers(redis_urls: Sequence[str], patience_s: float) -> Producer | SpreadProducer:
-    """The same for several servers, or those that are found."""
-    return _saying(open_producer(redis_urls, patience_s=patience_s))
-
-
-ProducerT = TypeVar("ProducerT", Producer, SpreadProducer, "Producer | SpreadProducer")
-
-
-def _saying(producer: ProducerT) -> ProducerT:
+    """A producer for these servers, or those that are found, that says on stderr when it waits for one."""
+    producer = open_producer(redis_urls, patience_s=patience_s)
     for each in producer.servers:
         each.patience.say = lambda sentence: click.echo(sentence, err=True)
     return producer
 
 
-SessionT = TypeVar("SessionT", bound="Producer | SpreadProducer", covariant=True)
-
-
 @dataclass(frozen=True, slots=True)
-class Session(Generic[SessionT]):
+class Session:
     """A server to work with, or several, and what to call while waiting for it."""
 
-    producer: SessionT
+    producer: Producer | SpreadProducer
     check: Callable[[], None]
     """Says or raises why nothing comes. Cheap; call it about once a second."""
     stays: bool = True
@@ -82,26 +67,12 @@ class Session(Generic[SessionT]):
 
 @contextmanager
 def open_session(
-    redis_url: str | None, patience_s: float, queue: str | None, worker_options: Sequence[str]
-) -> Iterator[Session[Producer]]:
-    """The server given or found; where there is none, one of our own, with a worker, for the time of the block.
+    redis_urls: Sequence[str], patience_s: float, queue: str | None, worker_options: Sequence[str]
+) -> Iterator[Session]:
+    """The servers given or found; where there is none, one of our own, with a worker, for the time of the block.
 
     `queue`: said on stderr where nobody listens to it.
     """
-    url = find_redis_url(redis_url)
-    if url is None:
-        with _own_session(queue, worker_options) as session:
-            yield session
-    else:
-        producer = patient_producer(url, patience_s)
-        yield Session(producer, _noticing(producer, queue, [url]))
-
-
-@contextmanager
-def open_sessions(
-    redis_urls: Sequence[str], patience_s: float, queue: str | None, worker_options: Sequence[str]
-) -> Iterator[Session[Producer | SpreadProducer]]:
-    """The same for several servers."""
     urls = find_redis_urls(redis_urls)
     if not urls:
         with _own_session(queue, worker_options) as session:
@@ -123,7 +94,7 @@ def _noticing(producer: Producer | SpreadProducer, queue: str | None, urls: Sequ
 
 
 @contextmanager
-def _own_session(queue: str | None, worker_options: Sequence[str]) -> Iterator[Session[Producer]]:
+def _own_session(queue: str | None, worker_options: Sequence[str]) -> Iterator[Session]:
     server = LocalServer(worker_options)
     click.echo("No server was given or found: starting one, and a worker, for this command.", err=True)
     with server:

@@ -5,7 +5,7 @@
 -- ARGV: worker, lease (s), how much longer RQ's registry waits (s), max jobs, max bytes, prefix of tokens, then the
 --       queues' names in the order of KEYS, then four numbers for each: a portion (`portions.py`)
 -- Returns {1: suspended | 0, now (epoch s), {of each queue, how many wait, how many wait or run, whether
---          those that wait are for others (1|0), ...},
+--          those that wait are for others (1|0), the first of these, ...},
 --          {job id, token, queue's position, {field, value, ...} as they were, deaths, of these alone, cancelled (1|0)},
 --          ...}
 local worker, lease, margin = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -132,6 +132,7 @@ for position, queue_key in ipairs(KEYS) do
   left[#left + 1] = waiting
   left[#left + 1] = waiting + running(queue)
   left[#left + 1] = (for_others and waiting > 0) and 1 or 0
+  left[#left + 1] = read('LINDEX', queue_key, 0) or ''
 end
 if count > 0 then
   call('EXPIRE', executions_of(worker), lease + 600)
