@@ -348,7 +348,7 @@ def pair_tokenizer(info: EngineInfo) -> Any:
 
 
 def embedding_tokenizer(info: EngineInfo) -> Any:
-    """What turns texts into the token rows of this engine: an object with `encode(texts, input_type=...)`."""
+    """What turns texts into the token rows of this engine: an object with `encode(texts, prompt=...)`."""
     if info.backend == SIMULATED:
         from .simulated import SimulatedTextEncoder
 
