@@ -8,6 +8,7 @@ only when asked for by name.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,8 +172,9 @@ def open_embedding(
 ) -> Engine:
     """`open_engine` for embeddings and rerankers on a given machine; tests give it `means` of their own."""
     from .candidates import EmbeddingCandidates, Means
+    from .embedding.devices.backends import make_backend
 
-    means = means or Means()
+    means = means or Means(make=partial(make_backend, most_tokens=config.most_batch_tokens))
     _check_excluded(config)
     chosen = get_compute_dispatcher(hardware, embedding=config.backend, rerank=config.backend, absence=means.absence)
     choice = chosen.rerank_backend if config.kind == "rerank" else chosen.embedding_backend
@@ -348,7 +350,7 @@ def pair_tokenizer(info: EngineInfo) -> Any:
 
 
 def embedding_tokenizer(info: EngineInfo) -> Any:
-    """What turns texts into the token rows of this engine: an object with `encode(texts, input_type=...)`."""
+    """What turns texts into the token rows of this engine: an object with `encode(texts, prompt=...)`."""
     if info.backend == SIMULATED:
         from .simulated import SimulatedTextEncoder
 

@@ -368,6 +368,9 @@ class EngineConfig:
     """Of the generation backend `openai`: the URL of the server that it forwards to, up to `/v1`."""
     longest_batch_s: float | None = None
     """Of engines for batches: how long one of more than the usual tokens may take. None: nothing is measured."""
+    most_batch_tokens: int | None = None
+    """Of engines for batches: the most padded tokens in one, where that was said; one text of more takes no more
+    memory for its attention either."""
     wired_memory: bool = False
     """Of generation: whether MLX may wire memory for the GPU."""
 

@@ -56,19 +56,23 @@ class SimulatedTextEncoder:
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
         self.max_tokens = max_tokens
 
-    def encode(
-        self, texts: Sequence[str], *, input_type: Literal["query", "document"] | None = None
-    ) -> list[EncodedText]:
-        """One row a text, in order, cut to `max_tokens`. The input type changes nothing."""
-        return [self._row(text) for text in texts]
+    def prompt(self, input_type: Literal["query", "document"] | None = None, name: str | None = None) -> str:
+        """It has none."""
+        if name is not None:
+            raise RequestError("has no prompts")
+        return ""
+
+    def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> list[EncodedText]:
+        """One row a text, in order, cut to `max_tokens`."""
+        return [self._row((prompt or "") + text) for text in texts]
 
     def encode_chunks(
         self,
         texts: Sequence[tuple[str, Spans]],
         *,
-        input_type: Literal["query", "document"] | None = None,
+        prompt: str | None = None,
     ) -> list[EncodedText]:
-        """The same, and which tokens each chunk has, of which it is told where it is in the text."""
+        """The same without a prompt, and which tokens each chunk has, of which it is told where it is in the text."""
         rows = self.encode([text for text, _ in texts])
         return [
             replace(row, chunks=chunk_tokens([word.span() for word in re.finditer(r"\S+", text)], chunks, 1))

@@ -1,7 +1,8 @@
 """Makes a small random model of every family beyond BERT's, and records what sentence-transformers makes of it.
 
 The models lie in tests/data/models/ in the true file layout, their vectors in tests/data/families.npz, and the rows
-that transformers makes of contradicting tokenizer files in tests/data/tokenizers.npz. They show that the arithmetic and
+that transformers makes of contradicting tokenizer files in tests/data/tokenizers.npz, and vectors with prompts that no
+file states in tests/data/prompts.npz. They show that the arithmetic and
 the reading of the files are right, which needs no trained weights. Run it only to add a family, in an environment of
 its own, because torch is no dependency of this project:
 
@@ -130,6 +131,7 @@ def main() -> None:
         _make(folder, family)
         _record(recorded, name, folder, tuple(family.prompts or ()))
     np.savez_compressed(DATA / "families.npz", **recorded)
+    np.savez_compressed(DATA / "prompts.npz", **_prompted())  # type: ignore[arg-type]  # as below
     np.savez_compressed(DATA / "tokenizers.npz", **_contradictions())  # type: ignore[arg-type]  # numpy's stub takes a bool first
     print(f"wrote {len(recorded)} arrays to {DATA}", file=sys.stderr)
 
@@ -197,6 +199,20 @@ def _record(recorded: dict[str, np.ndarray], name: str, folder: Path, prompts: t
     rows = [ids if ids.ndim == 1 else ids[0] for ids in made]
     recorded[f"{name}/ids"] = np.concatenate(rows)
     recorded[f"{name}/lengths"] = np.array([len(row) for row in rows])
+
+
+#: Prompts of a request's own: of a model that does not pool them, one that states others, and one with a default.
+PROMPTS = {"electra": "of foxes and 狐狸: ", "qwen3": "Instruct: find the fox\nQuery: ", "distilbert": ""}
+
+
+def _prompted() -> dict[str, np.ndarray]:
+    from sentence_transformers import SentenceTransformer
+
+    found: dict[str, np.ndarray] = {"prompts": np.array(json.dumps(PROMPTS))}
+    for name, prompt in PROMPTS.items():
+        model = SentenceTransformer(str(DATA / "models" / name), device="cpu")
+        found[name] = model.encode(list(TEXTS), prompt=prompt, batch_size=5)
+    return found
 
 
 #: What a tokenizer_config.json may say against the tokenizer.json beside it: by the small model, and each case's keys.

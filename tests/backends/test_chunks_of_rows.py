@@ -76,7 +76,7 @@ def test_a_text_that_is_cut_has_no_chunks() -> None:
 def test_the_prompt_is_read_and_is_of_no_chunk() -> None:
     encoder = TextEncoder.load(small_model("e5"))
     (plain,) = encoder.encode_chunks([("one two", [(0, 3)])])
-    (prompted,) = encoder.encode_chunks([("one two", [(0, 3)])], input_type="query")
+    (prompted,) = encoder.encode_chunks([("one two", [(0, 3)])], prompt=encoder.prompt("query"))
     assert len(prompted.ids) > len(plain.ids)
     (begin, end), (prompted_begin, prompted_end) = plain.chunks[0], prompted.chunks[0]
     np.testing.assert_array_equal(prompted.ids[prompted_begin:prompted_end], plain.ids[begin:end])

@@ -14,14 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from impetus_backends.dispatcher import open_engine
+from impetus_backends.embedding.devices import cpu
 from impetus_backends.embedding.devices.cpu import CPUEmbeddingBackend
 from impetus_backends.embedding.devices.packages.buckets import Bucket, Call
 from impetus_backends.embedding.devices.packages.form import lay
-from impetus_backends.embedding.devices.reference import NumpyOps, queries_a_block
+from impetus_backends.embedding.devices.reference import SCORES_BYTES, NumpyOps, queries_a_block, scores_bytes
 from impetus_backends.embedding.encoder import embed, pad
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
+from impetus_backends.protocol import EngineConfig
 
 from .conftest import DATA, small_model
 
@@ -32,6 +35,7 @@ MODELS = ("bge", "camembert", "mpnet", "t5", "modernbert", "qwen3", "gemma", "ji
 """One of each kind of attention, and one without."""
 BOUND_BYTES = 2 * 1024 * 1024
 LONG = 2048
+MOST_TOKENS = 256
 MEGABYTE = 1e6
 
 
@@ -85,11 +89,40 @@ def test_a_block_keeps_to_its_bound_or_is_of_one_query(heads: int, batch: int, l
     assert block or taken * length <= most_bytes
 
 
+@given(st.integers(1, 16), st.integers(1, 64), st.integers(1, 2048), st.integers(1, 2**16))
+def test_only_what_is_longer_than_the_most_tokens_of_a_batch_is_made_by_blocks_and_takes_no_more(
+    heads: int, batch: int, length: int, most_tokens: int
+) -> None:
+    bound = scores_bytes(heads, most_tokens)
+    block = queries_a_block(heads, batch, length, bound)
+    taken = 4 * heads * batch * length
+    if taken * length > SCORES_BYTES:
+        assert block
+    elif batch * length <= most_tokens:
+        assert not block
+    if block > 1:
+        assert block * taken <= max(4 * heads * most_tokens**2, 8 * 2**20)
+
+
+def test_the_most_tokens_of_a_batch_bound_the_attention_of_a_worker_s_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bounds: set[int] = set()
+
+    def heard(heads: int, batch: int, length: int, most_bytes: int) -> int:
+        bounds.add(most_bytes)
+        return queries_a_block(heads, batch, length, most_bytes)
+
+    monkeypatch.setattr(cpu, "queries_a_block", heard)
+    open_engine(EngineConfig("embedding", str(small_model("bge")), "cpu", most_batch_tokens=1000)).close()
+    assert bounds == {4 * 4 * 1000**2}
+
+
 PEAKS = """
 import json, resource, sys
 import numpy as np
-from impetus_backends.embedding.devices.cpu import CPUEmbeddingBackend
-from tests.backends.test_long_texts import BOUND_BYTES, LONG, lengthened, rows_of_lengths
+from impetus_backends.embedding.devices.backends import make_backend
+from tests.backends.test_long_texts import LONG, MOST_TOKENS, lengthened, rows_of_lengths
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -97,7 +130,7 @@ def peak():
 grown = {}
 for name in sys.argv[1:]:
     config = lengthened(name)
-    backend = CPUEmbeddingBackend(config, threads=2, scores_bytes=BOUND_BYTES)
+    backend = make_backend("cpu", config, threads=2, most_tokens=MOST_TOKENS)
     backend.load()
     backend.embed(rows_of_lengths(config, 8))
     before = peak()

@@ -91,7 +91,7 @@ def drain_one(prompt: str, **options: object) -> tuple[Generated]:
 
 def test_the_simulated_tokenizer_cuts_at_its_maximum_and_says_so() -> None:
     encoder = SimulatedTextEncoder(max_tokens=4)
-    empty, fits, beyond = encoder.encode(["", "a b", "a b c"], input_type="query")
+    empty, fits, beyond = encoder.encode(["", "a b", "a b c"])
     assert empty.ids.tolist() == [1, 2]
     assert (len(fits.ids), fits.truncated) == (4, False)
     assert beyond.ids.tolist() == fits.ids.tolist()

@@ -45,7 +45,8 @@ def recorded() -> dict[str, np.ndarray]:
 @cache
 def rows_of(name: str, input_type: Any = None) -> list[np.ndarray]:
     texts = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
-    return [text.ids for text in TextEncoder.load(folder_of(name)).encode(texts, input_type=input_type)]
+    encoder = TextEncoder.load(folder_of(name))
+    return [text.ids for text in encoder.encode(texts, prompt=encoder.prompt(input_type))]
 
 
 def loaded(device: str, folder: Path) -> SparseBackend:

@@ -37,7 +37,8 @@ def folder(tmp_path: Path) -> Path:
 def test_vectors_are_those_of_sentence_transformers_and_a_text_without_tokens_has_none(
     device: str, input_type: InputType, prompt: str, texts: list[str], recorded: dict[str, Recorded]
 ) -> None:
-    encoded = TextEncoder.load(STATIC).encode(texts, input_type=input_type)
+    encoder = TextEncoder.load(STATIC)
+    encoded = encoder.encode(texts, prompt=encoder.prompt(input_type))
     backend = make_backend(device, STATIC)
     backend.load()
     vectors = backend.embed([text.ids for text in encoded])

@@ -171,8 +171,9 @@ def test_a_text_of_exactly_the_maximum_is_not_truncated(minilm: ModelFiles) -> N
 
 
 def test_prompts_come_from_the_files_by_input_type() -> None:
-    def row(name: str, text: str, **options: Any) -> list[int]:
-        ids: list[int] = TextEncoder.load(small_model(name)).encode([text], **options)[0].ids.tolist()
+    def row(name: str, text: str, input_type: InputType = None) -> list[int]:
+        encoder = TextEncoder.load(small_model(name))
+        ids: list[int] = encoder.encode([text], prompt=encoder.prompt(input_type))[0].ids.tolist()
         return ids
 
     prefixed = row("bge", "Represent this sentence for searching relevant passages: fox")
@@ -290,7 +291,7 @@ def test_a_transformers_that_was_never_tried_is_refused(monkeypatch: pytest.Monk
 
 def test_a_prompt_that_is_not_pooled_is_marked_with_the_token_before_it() -> None:
     encoder = TextEncoder.load(small_model("electra"))
-    plain, prompted = encoder.encode(["fox"]), encoder.encode(["fox"], input_type="query")
+    plain, prompted = encoder.encode(["fox"]), encoder.encode(["fox"], prompt=encoder.prompt("query"))
     assert max(plain[0].ids) < PROMPT
     marked = prompted[0].ids >= PROMPT
     text = prompted[0].ids[~marked]
@@ -307,7 +308,7 @@ def test_prompts_are_found_under_every_name_that_models_use(input_type: InputTyp
     tokenizer = read_tokenizer(config)
     for name in names:
         encoder = TextEncoder(tokenizer, replace(config.text, prompts=((name, "of: "), ("other", "no: "))))
-        (row,) = encoder.encode(["fox"], input_type=input_type)
+        (row,) = encoder.encode(["fox"], prompt=encoder.prompt(input_type))
         assert row.ids.tolist() == tokenizer.encode("of: fox").ids
 
 

@@ -97,7 +97,7 @@ def test_other_architectures_make_the_vectors_of_torch(
     backend = loaded(device, small_model(name))
     types: dict[str, InputType] = {"plain": None, "query": "query", "document": "document", "passage": "document"}
     for prompt, expected in recorded[name].vectors.items():
-        rows = [text.ids for text in encoder.encode(texts, input_type=types[prompt])]
+        rows = [text.ids for text in encoder.encode(texts, prompt=encoder.prompt(types[prompt]))]
         vectors = backend.embed(rows)
         assert cosines(vectors, expected).min() >= LEAST_COSINE[backend.precision]
         assert np.abs(vectors - expected).max() < TOLERANCE[backend.precision]

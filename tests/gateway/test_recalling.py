@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from impetus_producer import Document, Producer, RedisStore, embed_batch, embed_documents
+from impetus_producer import Document, EmbeddedDocument, Producer, RedisStore, embed_batch, embed_documents
 from impetus_producer.bulk.recall import SURE_S, Recall
 from tests.producer.servers import Valkey
 from tests.producer.stock_worker import PROVENANCE, QUEUES, embedding_of, vector_of, working
@@ -73,6 +73,13 @@ def test_equal_texts_are_computed_once_by_whoever_asked_first(redis_url: str, mo
         assert "x-job-id" not in answer.headers
         assert answer.json()["usage"]["prompt_tokens"] == 0
         assert {text: model.computed[text] for text in "abcd"} == dict.fromkeys("abcd", 1)
+        prompts = ({"prompt_name": "query"}, {"prompt": "query"}, {"prompt": ""}, {"input_type": "query"})
+        for prompt in prompts:
+            assert "x-job-id" in ask(served, ["d"], **prompt)[1].headers
+        (asked,) = list(embed_documents(Producer(redis_url), [Document("d", "d")], prompt="query", store=store))
+        assert isinstance(asked, EmbeddedDocument)
+        assert all("x-job-id" not in ask(served, ["d"], **prompt)[1].headers for prompt in prompts)
+        assert model.computed["d"] == 1 + len(prompts)
         # Now and then it is found out anew which model is served, and another one's vectors are not taken.
         model.fingerprint = "two"
         now = SURE_S + 1

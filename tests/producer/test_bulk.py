@@ -108,8 +108,13 @@ def test_every_option_reaches_the_worker(producer: Producer, redis_url: str) -> 
 
     with working(redis_url, note):
         list(embed_documents(producer, documents(1), model="m", dimensions=4, input_type="query", truncate=False))
+        list(embed_documents(producer, documents(1), prompt_name="query"))
+        list(embed_documents(producer, documents(1), prompt=""))
+        next(iter(producer.embed_many(["text 0"], prompt="of: "))).result(20)
     options = {"model": "m", "dimensions": 4, "input_type": "query", "truncate": False, "encoding_format": "raw"}
-    assert requests == [{"input": ["text 0"], **options}]
+    prompts: list[dict[str, Any]] = [{"prompt_name": "query"}, {"prompt": ""}, {"prompt": "of: "}]
+    asked = [options, *({"encoding_format": "raw"} | prompt for prompt in prompts)]
+    assert requests == [{"input": ["text 0"]} | each for each in asked]
 
 
 def test_a_worker_that_sends_too_few_vectors_or_numbers_not_finite_fails_documents_not_the_run(

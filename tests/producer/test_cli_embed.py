@@ -127,6 +127,24 @@ def test_standard_input_that_is_csv_is_read_as_csv_and_the_guess_is_said(
     assert (refused.exit_code, "looks like CSV without a column 'text'" in refused.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(("option", "field"), [("--prompt-name", "prompt_name"), ("--prompt", "prompt")])
+def test_prompts_reach_the_worker_and_another_one_is_another_run(
+    folder: Path, redis_url: str, option: str, field: str
+) -> None:
+    asked = []
+
+    def note(function: str, request: dict[str, Any]) -> Any:
+        asked.append(request.get(field) if request["input"] == ["one"] else "what model?")
+        return honest_work(function, request)
+
+    (folder / "in.txt").write_text("one\n")
+    with working(redis_url, note):
+        for prompt in ("query", "", "query"):
+            typed = ("embed", "in.txt", "-o", "out.npy", "--store", "kept.sqlite", option, prompt)
+            assert run(*typed, url=redis_url).exit_code == 0
+    assert [each for each in asked if each != "what model?"] == ["query", ""]
+
+
 def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, connection: Redis) -> None:
     (folder / "in.txt").write_text("one\n")
     (folder / "in.jsonl").write_text("{}\n")
@@ -141,6 +159,7 @@ def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, 
         ("-", "-o", "out.npy", "--on-duplicate", "last"): "reads INPUT twice",
         ("in.jsonl", "-o", "in.jsonl"): "the same file",
         (".", "-o", "x.npy", "--dimensions", "0"): "not in the range",
+        ("in.txt", "-o", "x.npy", "--prompt", "x", "--prompt-name", "query"): "give one of them",
     }.items():
         result = run("embed", *arguments, url=redis_url)
         assert (result.exit_code, sentence in result.stderr) == (2, True), result.output

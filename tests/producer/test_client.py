@@ -142,6 +142,13 @@ def test_what_a_worker_would_refuse_is_refused_at_once_and_enqueues_nothing(
     for wrong in ([], [""] * 3000, "\ud800", "x" * 10_000_001, [3]):
         with pytest.raises(InvalidRequestError, match=r"^input"):
             producer.embed(wrong)  # type: ignore[arg-type]
+    for both in ({"prompt_name": "query", "prompt": ""}, {"input_type": "query", "prompt_name": "query"}):
+        first, second = both
+        with pytest.raises(InvalidRequestError, match=rf"^{second}: .* so does '{first}': give one of them"):
+            producer.embed("x", **both)  # type: ignore[arg-type]
+    for prompt in ("\ud800", "x" * 10_001, 3):
+        with pytest.raises(InvalidRequestError, match=r"^prompt: the prompt [^\n]+$"):
+            producer.embed("x", prompt=prompt)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="either 'prompt' or 'messages'"):
         producer.generate()
     assert connection.keys() == []

@@ -31,10 +31,14 @@ def test_a_batch_is_a_matrix_and_asked_for_twice_it_is_computed_once(producer: P
     with working(redis_url, note):
         first, second = embed_batch(producer, TEXTS), embed_batch(Producer(redis_url), TEXTS)
         other = embed_batch(producer, TEXTS[:10], input_type="query")
+        for _ in range(2):
+            embed_batch(producer, TEXTS[:1], prompt_name="query")
+            embed_batch(producer, TEXTS[:1], prompt="query")
+            embed_batch(producer, TEXTS[:1], prompt="")
     np.testing.assert_array_equal(first, [vector_of(text) for text in TEXTS])
     np.testing.assert_array_equal(first, second)
     assert len(other) == 10
-    assert computed == Counter(TEXTS) + Counter(TEXTS[:10])
+    assert computed == Counter(TEXTS) + Counter(TEXTS[:10]) + Counter(TEXTS[:1] * 3)
 
 
 def test_what_failed_is_tried_again_when_it_is_asked_for_again(producer: Producer, redis_url: str) -> None:

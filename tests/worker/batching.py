@@ -44,11 +44,14 @@ class Encoded:
 class OneTokenAWord:
     """Words are numbers, and tokens are these numbers; chunks are of numbers of one digit."""
 
-    def encode(self, texts: Sequence[str], *, input_type: str | None = None) -> list[Encoded]:
+    def prompt(self, input_type: str | None = None, name: str | None = None) -> str:
+        return ""
+
+    def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Encoded]:
         rows = [np.array([int(word) for word in text.split()], dtype=np.int32) for text in texts]
         return [Encoded(row[: INFO.max_tokens], max(0, len(row) - INFO.max_tokens)) for row in rows]
 
-    def encode_chunks(self, texts: Sequence[tuple[str, Spans]], *, input_type: str | None = None) -> list[Encoded]:
+    def encode_chunks(self, texts: Sequence[tuple[str, Spans]], *, prompt: str | None = None) -> list[Encoded]:
         rows = self.encode([text for text, _ in texts])
         return [
             replace(row, chunks=[((begin + 1) // 2, (end + 1) // 2) for begin, end in chunks])

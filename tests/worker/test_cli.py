@@ -49,6 +49,7 @@ def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatc
     monkeypatch.setenv("IMPETUS_KV_BITS", "8")
     monkeypatch.setenv("IMPETUS_PROMPT_LOOKUP_TOKENS", "6")
     monkeypatch.setenv("IMPETUS_MAX_CONCURRENT_GENERATIONS", "auto")
+    monkeypatch.setenv("IMPETUS_MAX_BATCH_TOKENS", "321")
     options = run.make_context("run", ["--prefix-cache-dir", "/p", "--adapter", "a=/x y", "--adapter", "b=/z"]).params
     assert options["durable"] is True
     settings = _worker_settings("generation", ("redis://",), Allowed(("a.b",), ("hooks.example",)), options)
@@ -59,7 +60,7 @@ def test_every_new_option_of_run_has_a_variable_and_settings_carry_it(monkeypatc
     assert (config.prefix_cache_dir, config.prefix_cache_dir_bytes) == ("/p", 4 * 2**30)
     assert (config.measure_rows, config.max_concurrent) == (True, 16)
     assert (config.kv_bits, config.adapters) == (8, (("a", "/x y"), ("b", "/z")))
-    assert config.lookup_tokens == 6
+    assert (config.lookup_tokens, config.most_batch_tokens) == (6, 321)
     assert type(settings).from_json(settings.to_json()) == settings
     assert settings.allowed == Allowed(("a.b",), ("hooks.example",))
 

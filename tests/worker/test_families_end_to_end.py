@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from impetus_producer import Producer
+from impetus_producer import JobFailedError, Producer
 
 if TYPE_CHECKING:
     from .conftest import Fleet
@@ -29,9 +29,20 @@ def test_vectors_of_a_newer_family_through_the_queue_are_those_of_sentence_trans
         recorded = dict(arrays)
     plain = producer.embed(texts)
     asked = producer.embed(texts, input_type="query")
+    named = producer.embed(texts, prompt_name="query")
+    unknown = producer.embed(texts, prompt_name="qeury")
     cut = producer.embed(texts, dimensions=8)
-    for handle, expected in ((plain, recorded[f"{model}/plain"]), (asked, recorded[f"{model}/query"])):
+    with np.load(DATA / "prompts.npz") as arrays:
+        told = dict(arrays)
+    own = producer.embed(texts, prompt=json.loads(str(told["prompts"]))[model])
+    by_query = recorded[f"{model}/query"]
+    pairs = ((plain, recorded[f"{model}/plain"]), (asked, by_query), (named, by_query), (own, told[model]))
+    for handle, expected in pairs:
         assert np.abs(np.asarray(handle.result(timeout_s=60).vectors) - expected).max() < 1e-5
     shorter = recorded[f"{model}/plain"][:, :8]
     shorter = shorter / np.linalg.norm(shorter, axis=1, keepdims=True)
     assert np.abs(np.asarray(cut.result(timeout_s=60).vectors) - shorter).max() < 1e-5
+    with pytest.raises(
+        JobFailedError, match=r"prompt_name: .* has no prompt named 'qeury'; it has 'query', 'document'"
+    ):
+        unknown.result(timeout_s=60)

@@ -32,12 +32,12 @@ class PanicException(BaseException):
 class Picky(OneTokenAWord):
     """A tokenizer that cannot read a 13, and is said to stop at a 99."""
 
-    def encode(self, texts: Sequence[str], *, input_type: str | None = None) -> list[Any]:
+    def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Any]:
         if any("13" in text for text in texts):
             raise PanicException("13")
         if any("99" in text for text in texts):
             raise KeyboardInterrupt
-        return super().encode(texts, input_type=input_type)
+        return super().encode(texts, prompt=prompt)
 
 
 class Elsewhere:

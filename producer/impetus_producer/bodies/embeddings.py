@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 from pydantic_core import to_json
 
-from ..contract import MAX_TEXTS_PER_JOB, EmbeddingRequest, SparseBlock
+from ..contract import MAX_TEXTS_PER_JOB, PROMPTINGS, EmbeddingRequest, SparseBlock
 from ..contract.conversation import Wire, invalid
 from ..enqueueing.parsing import parse_request
 
@@ -47,6 +47,10 @@ class EmbeddingsBody(Wire):
     """Taken for OpenAI's sake."""
     input_type: Literal["query", "document"] | None = None
     """Puts the model's own prompt for queries or documents before each text."""
+    prompt_name: str | None = None
+    """Puts the model's own prompt of this name before each text."""
+    prompt: str | None = None
+    """Puts this before each text. Of it, `prompt_name` and `input_type` one may be given."""
     truncate: bool | None = None
     """False: refuse a text that is longer than the model reads, instead of cutting it."""
     output: Literal["dense", "sparse"] | None = None
@@ -56,7 +60,7 @@ class EmbeddingsBody(Wire):
 
 def embedding_payload(body: EmbeddingsBody) -> dict[str, Any]:
     """What is sent for it. Raises `InvalidRequestError`."""
-    fields = ("input", "model", "dimensions", "input_type", "truncate", "output")
+    fields = ("input", "model", "dimensions", *PROMPTINGS, "truncate", "output")
     payload = {name: value for name in fields if (value := getattr(body, name)) is not None}
     parse_request(EmbeddingRequest, payload)
     if body.output == "sparse":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..contract import GenerationRequest
+from ..contract import EmbeddingRequest, GenerationRequest
 from ..errors import (
     ImpetusError,
     InvalidRequestError,
@@ -25,7 +25,7 @@ from ..shown import printable, shortened
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MAX_SENTENCE_CHARACTERS = 2_000
-_REQUEST_FIELDS = frozenset({*GenerationRequest.model_fields, "input", "dimensions", "input_type", "truncate"})
+_REQUEST_FIELDS = frozenset({*GenerationRequest.model_fields, *EmbeddingRequest.model_fields})
 #: What workers say that a job failed of, where it is not the model's own fault.
 _STATUS_OF_FAILURES = {"InvalidRequestError": 400, "JobTimeoutError": 504}
 

@@ -21,7 +21,7 @@ from ..handles import EmbeddingHandle
 from ..spread import open_producer
 from .kept.stores import open_store
 from .recall import Recall
-from .works import text_key
+from .works import prompting, text_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +47,8 @@ def embed_batch(
     model: str | None = None,
     dimensions: int | None = None,
     input_type: InputType | None = None,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
     truncate: bool = True,
     timeout_s: float | None = None,
     store: AnswerStore | None = None,
@@ -66,7 +68,9 @@ def embed_batch(
     results: list[EmbeddingResult] = []
     waiting = []
     for part in parts(checked(texts), _TEXTS_PER_JOB, CHARACTERS_PER_JOB, len):
-        payload = embedding_payload(part, model, dimensions, input_type, truncate, "raw")
+        payload = embedding_payload(
+            part, model, dimensions, input_type, truncate, "raw", prompt_name=prompt_name, prompt=prompt
+        )
         recalled = None if recall is None else recall.look(payload)
         waiting.append(_Asked(producer, payload, recall, recalled))
     results = [asked.result(timeout_s) for asked in waiting]
@@ -97,7 +101,7 @@ class _Asked:
 
     def _send(self, texts: Sequence[str]) -> None:
         payload = {**self._payload, "input": list(texts)}
-        options = [payload.get(name) for name in ("model", "dimensions", "input_type", "truncate")]
+        options = [payload.get("model"), payload.get("dimensions"), prompting(payload), payload.get("truncate")]
         job_id = f"batch-{text_key(chr(0).join(texts), [len(text) for text in texts], *options).hex()}"
         self._job = job_id, payload
         self._enqueue()

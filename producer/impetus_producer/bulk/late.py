@@ -67,7 +67,7 @@ class LateEmbeddingWork(Work[EmbeddedChunks]):
         return self.whole.refusal(document)
 
     def key(self, document: Document) -> bytes:
-        return text_key(document.text, self.whole.dimensions, self.whole.input_type, "late", _chunks(document))
+        return text_key(document.text, self.whole.dimensions, self.whole.prompting, "late", _chunks(document))
 
     def size(self, document: Document) -> int:
         return len(_chunks(document))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import EmbeddingResult, EmbeddingUsage, VectorBlock
 from .kept.store import Answer
-from .works import text_key
+from .works import prompting, text_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,7 +78,7 @@ class Recall:
         """What is known of a request's payload that was checked."""
         given = payload["input"]
         texts = [given] if isinstance(given, str) else list(given)
-        options = payload.get("dimensions"), payload.get("input_type"), payload.get("truncate", True)
+        options = payload.get("dimensions"), prompting(payload), payload.get("truncate", True)
         keys = [text_key(text, *options) for text in texts]
         by_key = dict(zip(keys, texts, strict=True))
         provenance, seen_at = self._served.get(payload.get("model"), (None, 0.0))

@@ -52,6 +52,8 @@ def embed_documents(
     model: str | None = None,
     dimensions: int | None = None,
     input_type: InputType | None = None,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
     truncate: bool = True,
     store: AnswerStore | None = None,
     while_waiting: Callable[[], None] | None = None,
@@ -74,7 +76,7 @@ def embed_documents(
     Raises `InvalidRequestError` for options no document could be embedded with, `JobFailedError` when the worker
     refuses them (such as a model it does not serve) before any document succeeded, a `ServerError` when patience ends.
     """
-    work = EmbeddingWork(model, dimensions, input_type, truncate)
+    work = EmbeddingWork(model, dimensions, input_type, truncate, prompt_name, prompt)
     outcomes = work_documents(
         producer,
         work,

@@ -112,6 +112,8 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     dimensions: int | None = None
     input_type: InputType | None = None
     truncate: bool = True
+    prompt_name: str | None = None
+    prompt: str | None = None
 
     queue: ClassVar[str] = contract.EMBEDDING_BULK_QUEUE
     function: ClassVar[str] = contract.EMBED_FUNCTION
@@ -127,7 +129,12 @@ class EmbeddingWork(Work[EmbeddedDocument]):
         return text_refusal(document.text)
 
     def key(self, document: Document) -> bytes:
-        return text_key(document.text, self.dimensions, self.input_type, self.truncate)
+        return text_key(document.text, self.dimensions, self.prompting, self.truncate)
+
+    @property
+    def prompting(self) -> object:
+        """As it stands in keys."""
+        return prompting({name: getattr(self, name) for name in contract.PROMPTINGS})
 
     def payload(
         self, documents: Sequence[Document], chunks: Sequence[Sequence[tuple[int, int]]] | None = None
@@ -137,7 +144,15 @@ class EmbeddingWork(Work[EmbeddedDocument]):
 
     def _payload(self, texts: list[str], chunks: Sequence[Sequence[tuple[int, int]]] | None = None) -> dict[str, Any]:
         return embedding_payload(
-            texts, self.model, self.dimensions, self.input_type, self.truncate, "raw", chunks=chunks
+            texts,
+            self.model,
+            self.dimensions,
+            self.input_type,
+            self.truncate,
+            "raw",
+            chunks=chunks,
+            prompt_name=self.prompt_name,
+            prompt=self.prompt,
         )
 
     def read(self, job_id: str, return_value: Any) -> Result:
@@ -162,6 +177,14 @@ def usage_of(result: EmbeddingResult, documents: int) -> dict[str, int]:
     """What is to be counted of a result for so many documents."""
     usage = {name: count for name, count in result.usage if count}
     return {**usage, f"{ON_DEVICE}{result.provenance.device}": documents}
+
+
+def prompting(request: Mapping[str, Any]) -> object:
+    """What an embedding request's fields put before its texts, as it stands in their keys."""
+    if input_type := request.get("input_type"):
+        return input_type  # alone, as it stood there before there were others
+    given = [(name, request[name]) for name in contract.PROMPTINGS if request.get(name) is not None]
+    return given[0] if given else None
 
 
 def text_key(text: str, *options: object) -> bytes:

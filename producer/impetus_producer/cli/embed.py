@@ -53,6 +53,16 @@ if TYPE_CHECKING:
     help="Put the model's own prompt for queries or documents before each text.",
 )
 @click.option(
+    "--prompt-name",
+    metavar="NAME",
+    help="Put the model's own prompt of this name before each text, as sentence-transformers does.",
+)
+@click.option(
+    "--prompt",
+    metavar="TEXT",
+    help="Put this before each text; '' puts nothing there, whatever the model's own default.",
+)
+@click.option(
     "--no-truncate", is_flag=True, help="Fail a text that is longer than the model reads, instead of cutting it."
 )
 @click.option(
@@ -115,6 +125,8 @@ def embed(
     model: str | None,
     dimensions: int | None,
     input_type: str | None,
+    prompt_name: str | None,
+    prompt: str | None,
     no_truncate: bool,
     chunk: int | None,
     overlap: int,
@@ -163,7 +175,9 @@ def embed(
     a row for each chunk, with its number (chunk) and which characters of the text it is (start, end).
     """
     pooled = pool_chunks is not None
+    work = EmbeddingWork(model, dimensions, cast("InputType | None", input_type), not no_truncate, prompt_name, prompt)
     try:
+        work.check()
         if chunk is None and (overlap or pool_chunks or late or tokenizer):
             names = "--overlap, --pool-chunks, --late-chunking and --tokenizer"
             raise InvalidRequestError(f"{names} are about chunks: add --chunk TOKENS")
@@ -182,7 +196,6 @@ def embed(
         out = open_output(output, layout, rows_per_file=rows_per_file)
     except InvalidRequestError as error:
         raise click.UsageError(str(error)) from None
-    work = EmbeddingWork(model, dimensions, cast("InputType | None", input_type), truncate=not no_truncate)
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
     if chunk is not None and late:
         in_context: Steps[Any] = late_steps(work, chunk, overlap, tokenizer, before=templated)

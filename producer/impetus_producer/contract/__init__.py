@@ -20,6 +20,7 @@ from .conversation import MAX_TEXT_BYTES as MAX_TEXT_BYTES
 from .conversation import Told
 from .embedding import MAX_DIMENSIONS as MAX_DIMENSIONS
 from .embedding import MAX_TEXTS_PER_JOB as MAX_TEXTS_PER_JOB
+from .embedding import PROMPTINGS as PROMPTINGS
 from .embedding import EmbeddingRequest as EmbeddingRequest
 from .embedding import EmbeddingResult as EmbeddingResult
 from .embedding import EmbeddingUsage as EmbeddingUsage

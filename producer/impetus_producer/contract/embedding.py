@@ -26,6 +26,10 @@ MAX_TEXTS_PER_JOB = 2048
 """The most texts one embedding job may carry (OpenAI's limit)."""
 MAX_DIMENSIONS = 1_000_000
 """The widest vector that is read back."""
+PROMPTINGS = ("input_type", "prompt_name", "prompt")
+"""The fields of a request that say what is put before its texts, of which it has one at most."""
+MAX_PROMPT_CHARACTERS = 10_000
+"""The longest prompt of a request: it is put before each of its texts."""
 
 
 def _checked_input(value: Any) -> list[str]:
@@ -55,6 +59,13 @@ def _checked_chunks(value: Any) -> list[list[tuple[int, int]]]:
     return [[(begin, end) for begin, end in chunks] for chunks in value]
 
 
+def _checked_prompt(value: Any) -> str:
+    prompt = checked_text(value, "the prompt")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise invalid(f"the prompt is longer than {MAX_PROMPT_CHARACTERS:,} characters")
+    return prompt
+
+
 class EmbeddingRequest(Wire):
     """Texts to embed. Vectors come back in the order of `input`, one each, or one for each of their `chunks`."""
 
@@ -70,6 +81,13 @@ class EmbeddingRequest(Wire):
     value. `impetus_producer` reads all three; RQ's own `return_value()` shows the first two."""
     input_type: Literal["query", "document"] | None = None
     """Prefixes the prompt that the model's own files state for this kind of text, where they state one."""
+    prompt_name: Annotated[str, Field(max_length=256)] | None = None
+    """Prefixes the prompt that the model's own files state under this name, as sentence-transformers'
+    `encode(prompt_name=...)` does: a name that they do not have fails the job."""
+    prompt: Annotated[str, BeforeValidator(_checked_prompt)] | None = None
+    """Prefixes this, whatever the model's files state, as sentence-transformers' `encode(prompt=...)` does; an empty
+    one means none, not even the model's default. At most 10,000 characters. Of `input_type`, `prompt_name` and
+    `prompt` a request has one at most."""
     truncate: bool = True
     """Cut a text past the model's length. False: fail the job instead."""
     output: Literal["dense", "sparse"] = "dense"
@@ -79,6 +97,13 @@ class EmbeddingRequest(Wire):
     """Late chunking (arXiv:2409.04701): for each text where its chunks begin and end, in characters. The model reads
     the whole text, and the vector of each chunk is the mean of its tokens' states. For models that pool by the mean;
     a text that is longer than the model reads fails the job."""
+
+    @model_validator(mode="after")
+    def _has_one_prompt(self) -> EmbeddingRequest:
+        given = [name for name in PROMPTINGS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise invalid(f"says what to put before texts, and so does '{given[0]}': give one of them", field=given[1])
+        return self
 
     @model_validator(mode="after")
     def _goes_together(self) -> EmbeddingRequest:

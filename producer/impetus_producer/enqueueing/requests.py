@@ -66,6 +66,8 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         model: str | None = None,
         dimensions: int | None = None,
         input_type: InputType | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         truncate: bool = True,
         encoding_format: EncodingFormat = "base64",
         output: Output = "dense",
@@ -76,13 +78,27 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
 
         `output="sparse"`: the result's `sparse` holds vectors of token ids and weights, if the model has a head for it.
 
+        `input_type`, `prompt_name` and `prompt`, of which one may be given, say what is put before each text: the
+        model's own prompt for queries or documents, its prompt of that name, or that text.
+
         `chunks`: for each text where its chunks begin and end, in characters: then there is a vector for each of them,
         made of the whole text (`contract.EmbeddingRequest.chunks`).
 
         Raises `InvalidRequestError` at once for what a worker would refuse.
         """
         texts = input if isinstance(input, str) else list(input)
-        payload = embedding_payload(texts, model, dimensions, input_type, truncate, encoding_format, output, chunks)
+        payload = embedding_payload(
+            texts,
+            model,
+            dimensions,
+            input_type,
+            truncate,
+            encoding_format,
+            output,
+            chunks,
+            prompt_name=prompt_name,
+            prompt=prompt,
+        )
         return self._embedding(payload, bulk)
 
     def embed_many(
@@ -94,6 +110,8 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
         model: str | None = None,
         dimensions: int | None = None,
         input_type: InputType | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         truncate: bool = True,
         encoding_format: EncodingFormat | None = None,
         output: Output = "dense",
@@ -116,6 +134,8 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
             model=model,
             dimensions=dimensions,
             input_type=input_type,
+            prompt_name=prompt_name,
+            prompt=prompt,
             truncate=truncate,
             encoding_format=encoding_format or ("raw" if output == "dense" else "base64"),
             output=output,
@@ -270,9 +290,19 @@ def embedding_payload(
     encoding_format: EncodingFormat = "base64",
     output: Output = "dense",
     chunks: Sequence[Sequence[tuple[int, int]]] | None = None,
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
 ) -> dict[str, Any]:
     """An `EmbeddingRequest` as it is sent; raises `InvalidRequestError` for what a worker would refuse."""
-    fields = {"input": texts, "model": model, "dimensions": dimensions, "input_type": input_type}
+    fields = {
+        "input": texts,
+        "model": model,
+        "dimensions": dimensions,
+        "input_type": input_type,
+        "prompt_name": prompt_name,
+        "prompt": prompt,
+    }
     payload: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if not truncate:
         payload["truncate"] = False

@@ -115,7 +115,8 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               help="The most texts in a batch.  [default: 256, more where many tokens suit the device]")  # fmt: skip
 @click.option("--max-batch-tokens", envvar="IMPETUS_MAX_BATCH_TOKENS", type=click.IntRange(1), show_envvar=True,
               help="The most padded tokens in a batch.  [default: 1024 on a CPU and 4096 elsewhere, or more, as the "
-              "device's own times say when the model has loaded]")  # fmt: skip
+              "device's own times say when the model has loaded]  On a CPU it bounds the attention of one longer text "
+              "too, which is made by blocks.")  # fmt: skip
 @click.option("--max-batch-ms", envvar="IMPETUS_MAX_BATCH_MS", default=DEFAULT_MAX_BATCH_MS, show_default=True,
               show_envvar=True, type=click.FloatRange(0, min_open=True), help="How long a batch may take that is made "
               "larger by that: so long somebody waits behind it.")  # fmt: skip

@@ -13,7 +13,7 @@ from impetus_backends.embedding.devices.cpu import CPUEmbeddingBackend
 from impetus_backends.embedding.devices.mlx import MLXEmbeddingBackend
 from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend
 from impetus_backends.embedding.devices.packages.cache import PackageCache
-from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.devices.reference import SCORES_BYTES, NumpyEmbeddingBackend, scores_bytes
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
 from impetus_backends.errors import BackendUnavailableError
 
@@ -66,10 +66,15 @@ class SparseBackend(EmbeddingBackend, Protocol):
         ...
 
 
-def make_backend(name: str, model: EmbeddingConfig | Path, *, threads: int | None = None) -> EmbeddingBackend:
+def make_backend(
+    name: str, model: EmbeddingConfig | Path, *, threads: int | None = None, most_tokens: int | None = None
+) -> EmbeddingBackend:
     """The backend of that name, not yet loaded, for a model's folder or its configuration already read.
 
-    `threads` is for `cpu` alone. Raises `BackendUnavailableError` for an unknown name, `ModelError` for bad files.
+    `threads` and `most_tokens` are for `cpu` alone: no scores of attention take more than those of one row of so many
+    tokens would, however long a text is.
+
+    Raises `BackendUnavailableError` for an unknown name, `ModelError` for bad files.
     """
     if name not in NAMES:
         raise BackendUnavailableError(f"there is no embedding backend {name!r}; there are {', '.join(NAMES)}")
@@ -82,5 +87,7 @@ def make_backend(name: str, model: EmbeddingConfig | Path, *, threads: int | Non
     if name == "mlx":
         return MLXEmbeddingBackend(config)
     if name == "cpu":
-        return CPUEmbeddingBackend(config, threads=threads)
+        heads = config.encoder.most_heads
+        bound = SCORES_BYTES if most_tokens is None else scores_bytes(heads, most_tokens)
+        return CPUEmbeddingBackend(config, threads=threads, scores_bytes=bound)
     return NumpyEmbeddingBackend(config)

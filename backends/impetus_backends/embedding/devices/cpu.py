@@ -291,9 +291,8 @@ class CPUEmbeddingBackend:
 
     def _run(self, output: str, batch: Inputs[np.ndarray]) -> np.ndarray:
         feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        heads = max((attention.heads for attention in self._config.encoder.attentions), default=0)
         count, length = batch.ids.shape
-        block = queries_a_block(heads, count, length, self._scores_bytes)
+        block = queries_a_block(self._config.encoder.most_heads, count, length, self._scores_bytes)
         if block:
             feeds[BLOCK] = np.array(block, np.int64)
         session = self._session(output, packed=batch.packed, by_blocks=block > 0)

@@ -31,6 +31,8 @@ _ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -
 SCORES_BYTES = 256 * 1024 * 1024
 """Of one layer's attention, beyond which scores are made by blocks of about so many. Batches of the usual size, of
 texts of up to 512 tokens and with up to 16 heads, do not come to it: blocks took up to a third longer there."""
+_LEAST_SCORES_BYTES = 8 * 1024 * 1024
+"""Those of a text of 418 tokens and 12 heads: smaller blocks would save nothing beside what else a text takes."""
 
 
 def erf(x: Floats) -> Floats:
@@ -227,6 +229,12 @@ def _added(bias: Floats, length: int, queries: slice) -> Floats:
         return bias[:, :, queries]
     by_distance: Floats = bias[by_places(bias, length, queries)].transpose(2, 0, 1)
     return by_distance
+
+
+def scores_bytes(heads: int, most_tokens: int) -> int:
+    """What the scores of a batch of so many tokens take at most, which is where they are all in one row; within what
+    is worth a bound."""
+    return max(_LEAST_SCORES_BYTES, min(SCORES_BYTES, 4 * heads * most_tokens**2))
 
 
 def queries_a_block(heads: int, batch: int, length: int, most_bytes: int) -> int:

@@ -95,6 +95,11 @@ class EncoderConfig:
         return any(each.theta for each in self.attentions)
 
     @property
+    def most_heads(self) -> int:
+        """Of any layer; 0 where there is none."""
+        return max((each.heads for each in self.attentions), default=0)
+
+    @property
     def layer_weights(self) -> int:
         """How many its layers multiply by, biases and norms aside."""
         hidden = self.hidden_size

@@ -58,8 +58,8 @@ class TextEncoder:
     ) -> None:
         """`needs_ends`: whether the model must be shown where texts begin or end."""
         self._tokenizer = tokenizer
-        self._prompts = dict(config.prompts)
-        self._default_prompt_name = config.default_prompt_name
+        self._prompts = {"query": "", "document": ""} | dict(config.prompts)  # these sentence-transformers adds
+        self._default_prompt = self._prompts[config.default_prompt_name] if config.default_prompt_name else ""
         self._include_prompt = include_prompt
         self.max_tokens = config.max_tokens
         """The longest row that `encode` makes, special tokens included."""
@@ -78,23 +78,38 @@ class TextEncoder:
             read_tokenizer(config), config.text, include_prompt=config.pooling.include_prompt, needs_ends=needs_ends
         )
 
-    def encode(self, texts: Sequence[str], *, input_type: InputType = None) -> list[EncodedText]:
-        """One row a text, in order, cut to `max_tokens`; the model's own prompt for that input type comes first.
+    def prompt(self, input_type: InputType = None, name: str | None = None) -> str:
+        """What is put before texts: the prompt that the model's files state under that name, or for that input type;
+        and where neither is given the one that they call their default.
 
-        A model without a prompt of that name gets none. Raises `RequestError` naming the text that is not Unicode.
+        A model without a prompt for an input type has an empty one. Raises `RequestError` for another name.
         """
-        prompt = self._prompt(input_type)
+        if name is not None:
+            if name not in self._prompts:
+                raise RequestError(f"has no prompt named {name!r}; it has {', '.join(map(repr, self._prompts))}")
+            return self._prompts[name]
+        if input_type is None:
+            return self._default_prompt
+        # An empty prompt of one name does not hide another: sentence-transformers itself writes "document": "".
+        return next((self._prompts[name] for name in _PROMPT_NAMES[input_type] if self._prompts.get(name)), "")
+
+    def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> list[EncodedText]:
+        """One row a text, in order, cut to `max_tokens`, with that prompt before it; without one with the default.
+
+        Raises `RequestError` naming the text that is not Unicode.
+        """
+        prompt = self._default_prompt if prompt is None else prompt
         prompted = [prompt + text for text in texts] if prompt else texts
         encoded = self._rows(texts, prompted)
         return encoded if self._include_prompt or not prompt else self._without(prompt, encoded)
 
-    def encode_chunks(self, texts: Sequence[tuple[str, Spans]], *, input_type: InputType = None) -> list[EncodedText]:
+    def encode_chunks(self, texts: Sequence[tuple[str, Spans]], *, prompt: str | None = None) -> list[EncodedText]:
         """The rows that `encode` makes of whole texts, and which tokens are of each of their chunks.
 
         Each text comes with where its chunks begin and end, in characters. A text that is cut has none.
         """
-        rows = self.encode([text for text, _ in texts], input_type=input_type)
-        prompt = self._prompt(input_type)
+        prompt = self._default_prompt if prompt is None else prompt
+        rows = self.encode([text for text, _ in texts], prompt=prompt)
         return [
             row if row.lost else replace(row, chunks=self._chunks(prompt, text, chunks))
             for row, (text, chunks) in zip(rows, texts, strict=True)
@@ -141,13 +156,6 @@ class TextEncoder:
         for text in encoded:
             text.ids[:count] += PROMPT
         return encoded
-
-    def _prompt(self, input_type: InputType) -> str:
-        if input_type is None:
-            default = self._default_prompt_name
-            return "" if default is None else self._prompts.get(default, "")
-        # An empty prompt of one name does not hide another: sentence-transformers itself writes "document": "".
-        return next((self._prompts[name] for name in _PROMPT_NAMES[input_type] if self._prompts.get(name)), "")
 
     def _cut(self, ids: list[int]) -> EncodedText:
         if not ids:  # a row has a token, and nothing of this one is pooled

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
+from impetus_backends.errors import RequestError
 from impetus_producer.contract import (
     EMBED_FUNCTION,
     MAX_PAYLOAD_BYTES,
@@ -47,12 +48,13 @@ class EncodedText(Protocol):
 
 
 class TextEncoder(Protocol):
-    def encode(
-        self, texts: Sequence[str], *, input_type: Literal["query", "document"] | None = None
-    ) -> Sequence[EncodedText]: ...
+    def prompt(self, input_type: Literal["query", "document"] | None = None, name: str | None = None) -> str:
+        """Raises `RequestError`, a predicate of the model, for a name that it does not know."""
+
+    def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> Sequence[EncodedText]: ...
 
     def encode_chunks(
-        self, texts: Sequence[tuple[str, Spans]], *, input_type: Literal["query", "document"] | None = None
+        self, texts: Sequence[tuple[str, Spans]], *, prompt: str | None = None
     ) -> Sequence[EncodedText]: ...
 
 
@@ -194,14 +196,19 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
             )
         if request.chunks is not None and model.refuses_chunks is not None:
             raise InvalidRequestError(f"chunks: {model.model} makes no vectors of them: {model.refuses_chunks}")
+        try:
+            self._prompt(request)
+        except RequestError as error:
+            raise InvalidRequestError(f"prompt_name: {model.model} {error}") from None
         return request
 
     def texts(self, request: EmbeddingRequest) -> Sequence[Any]:
         return request.input if request.chunks is None else list(zip(request.input, request.chunks, strict=True))
 
     def alike(self, one: EmbeddingRequest, other: EmbeddingRequest) -> bool:
-        same_kind = (one.chunks is None) == (other.chunks is None) and one.input_type == other.input_type
-        return same_kind and self.model_of(one) is self.model_of(other)
+        if (one.chunks is None) != (other.chunks is None) or self.model_of(one) is not self.model_of(other):
+            return False
+        return self._prompt(one) == self._prompt(other)
 
     def check(self, request: EmbeddingRequest, texts: Sequence[EncodedText]) -> None:
         if request.chunks is None:
@@ -222,7 +229,12 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
     def _rows(self, request: EmbeddingRequest, texts: Sequence[Any]) -> Sequence[EncodedText]:
         encoder = self._encoder(request)
         encode = encoder.encode if request.chunks is None else encoder.encode_chunks
-        return encode(texts, input_type=request.input_type)
+        return encode(texts, prompt=self._prompt(request))
+
+    def _prompt(self, request: EmbeddingRequest) -> str:
+        if request.prompt is not None:
+            return request.prompt
+        return self._encoder(request).prompt(request.input_type, request.prompt_name)
 
 
 class RerankRequests(RowRequests[RerankRequest, PairEncoder]):
