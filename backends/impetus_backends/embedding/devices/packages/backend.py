@@ -14,7 +14,12 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, suiting
+from impetus_backends.embedding.devices.packages.buckets import (
+    DEFAULT_COUNT,
+    GUESSED_CALL_TOKENS,
+    Bucket,
+    suiting,
+)
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
 from impetus_backends.embedding.devices.packages.device import Placement
 from impetus_backends.embedding.devices.packages.form import size_of
@@ -25,7 +30,7 @@ from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -109,8 +114,9 @@ class PackagedEmbeddingBackend:
         if device.timed:
             with _or_unavailable("run the package"):
                 took = runner.check()
-            calls = ", ".join(f"{bucket} {1e3 * seconds:.1f} ms" for bucket, seconds in took.items())
-            notes.append(f"a call takes {calls}")
+            notes.append(
+                f"a call takes {_calls(took, runner.in_flight)}, and {runner.call_tokens:.0f} tokens beside its own"
+            )
         self.note = "; ".join(notes) or None
         self._runner = runner
 
@@ -181,9 +187,18 @@ class PackagedEmbeddingBackend:
             )
 
 
-def buckets_for(config: EmbeddingConfig, count: int = DEFAULT_COUNT) -> tuple[Bucket, ...]:
+def buckets_for(
+    config: EmbeddingConfig, count: int = DEFAULT_COUNT, *, call_tokens: float = GUESSED_CALL_TOKENS
+) -> tuple[Bucket, ...]:
     """Those that suit a model: `count` of them for texts like docstrings, and some for longer ones."""
-    return suiting(config.text.max_tokens, count=count, packed=packable(config))
+    return suiting(config.text.max_tokens, count=count, packed=packable(config), call_tokens=call_tokens)
+
+
+def _calls(took: Mapping[Bucket, float], in_flight: Mapping[Bucket, int]) -> str:
+    return ", ".join(
+        f"{bucket} {1e3 * seconds:.1f} ms" + (" of two" if in_flight[bucket] > 1 else "")
+        for bucket, seconds in took.items()
+    )
 
 
 def _earned(placement: Placement) -> bool:
