@@ -15,6 +15,8 @@ from impetus_backends import models
 from impetus_backends.embedding import engine
 from impetus_backends.embedding.budget import is_measured, measure_batches
 from impetus_backends.embedding.devices import backends
+from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend
+from impetus_backends.embedding.devices.packages.fitter import Fitter
 from impetus_backends.embedding.encoder import refuses_chunks
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.backends import EmbeddingBackend
     from impetus_backends.energy import Meter
     from impetus_backends.hardware import Hardware
-    from impetus_backends.protocol import Excluded, OnAttempt
+    from impetus_backends.protocol import Excluded, Fitting, OnAttempt
 
 Opened: TypeAlias = "tuple[EmbeddingBackend, EmbeddingEngine]"
 
@@ -70,16 +72,18 @@ class EmbeddingCandidates:
         kind: str = "embedding",
         excluded: Sequence[Excluded] = (),
         longest_batch_s: float | None = None,
+        fitting: Fitting | None = None,
         on_attempt: OnAttempt = lambda backend: None,
     ) -> None:
-        """`kind`: `embedding` or `rerank`. `longest_batch_s`: as in `EngineConfig`. `excluded` are passed over;
-        `on_attempt` as in `dispatcher.open_engine`.
+        """`kind`: `embedding` or `rerank`. `longest_batch_s`, `fitting`: as in `EngineConfig`. `excluded` are passed
+        over; `on_attempt` as in `dispatcher.open_engine`.
 
         Raises `ModelError` where the model cannot be had.
         """
         self.reasons: list[str] = []
         self._excluded = excluded
         self._longest_batch_s = longest_batch_s
+        self._fitting = fitting
         self._on_attempt = on_attempt
         self._hardware = hardware
         self._means = means or Means()
@@ -120,6 +124,10 @@ class EmbeddingCandidates:
             first = self._fastest(_to_compare(first, opened))
         backend, opened_engine = first
         info = self._with_its_batches(backend, opened_engine.info)
+        if self._fitting is not None and isinstance(backend, PackagedEmbeddingBackend):
+            fitter = Fitter(backend, self.files, self._fitting, memory_limit_bytes(self._hardware))
+            backend.fit(fitter)
+            fitter.start()
         return EmbeddingEngine(backend, replace(info, reasons=tuple(self.reasons)), meter=self._means.meter())
 
     def _with_its_batches(self, backend: EmbeddingBackend, info: EngineInfo) -> EngineInfo:

@@ -188,6 +188,7 @@ def open_embedding(
             kind=config.kind,
             excluded=config.excluded,
             longest_batch_s=config.longest_batch_s,
+            fitting=config.fitting,
             on_attempt=on_attempt or _unheard,
         )
         for name in (config.model or default_model(config.kind), *config.more_models)

@@ -319,6 +319,16 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
+class Fitting:
+    """When an engine of fixed shapes looks for such as suit the texts that it serves."""
+
+    after_texts: int
+    """So many more have come since it last did."""
+    look_s: float = 60.0
+    """How often it counts them."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Which engine to make. `backend` is a name, or `auto` to let the dispatcher choose."""
 
@@ -371,6 +381,8 @@ class EngineConfig:
     most_batch_tokens: int | None = None
     """Of engines for batches: the most padded tokens in one, where that was said; one text of more takes no more
     memory for its attention either."""
+    fitting: Fitting | None = None
+    """Of engines for embeddings; None: shapes stay as they are."""
     wired_memory: bool = False
     """Of generation: whether MLX may wire memory for the GPU."""
 

@@ -15,6 +15,7 @@ from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.packages.backend import buckets_for
 from impetus_backends.embedding.devices.packages.buckets import Bucket, Call, choose, grouped, padding, plan
+from impetus_backends.embedding.devices.packages.device import one_by_one
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.packages.runner import Runner
 from impetus_backends.embedding.devices.reference import NumpyOps
@@ -75,7 +76,7 @@ def test_the_functions_of_a_core_ml_package_for_shared_rows_change_no_vector(nam
     shared = Bucket(2, 64, 4)
     package.build(config, [Bucket(1, 40), shared], tmp_path / "model.mlpackage")
     saved = SavedPackage(tmp_path / "model.mlpackage")
-    runner = Runner(config, {bucket: saved.function(bucket.function) for bucket in (Bucket(1, 40), shared)})
+    runner = Runner(config, {bucket: one_by_one(saved.function(bucket.function)) for bucket in (Bucket(1, 40), shared)})
     rows = rows_for(config, 5, 17, 1, 30, 8, 8, 3)
     together = runner.embed(rows)
     assert runner.timings[shared].rows == len(rows)
@@ -93,7 +94,7 @@ def test_a_long_text_comes_to_its_vector_in_the_shortest_function_that_takes_it(
     assert beyond == [Bucket(1, 1024), Bucket(1, 2048)]
     package.build(config, beyond, tmp_path / "model.mlpackage")
     saved = SavedPackage(tmp_path / "model.mlpackage")
-    runner = Runner(config, {bucket: saved.function(bucket.function) for bucket in beyond})
+    runner = Runner(config, {bucket: one_by_one(saved.function(bucket.function)) for bucket in beyond})
     rows = rows_for(config, 600)
     made = runner.embed(rows)[0]
     assert {bucket.length: timing.calls for bucket, timing in runner.timings.items()} == {1024: 1, 2048: 0}

@@ -105,3 +105,13 @@ def test_who_takes_no_bulk_says_so_and_has_no_share_of_it(connection: Redis) -> 
     assert isinstance(said, bytes)
     assert not WorkerRecord.model_validate_json(said).bulk
     assert told[0] == Shared((Share(0.5, 0.5), ALONE))
+
+
+def test_there_is_power_for_what_nobody_waits_for_on_mains_and_while_cool() -> None:
+    assert not Watch("auto", 20, lambda: Conditions()).has_to_spare  # nobody has looked yet
+    to_spare = {}
+    for seen in (Conditions(), Conditions(on_battery=True, charge_percent=99), Conditions(thermal_level=2)):
+        watch = Watch("auto", 20, lambda: seen)  # noqa: B023
+        watch.preference()
+        to_spare[seen] = watch.has_to_spare
+    assert list(to_spare.values()) == [True, False, False]

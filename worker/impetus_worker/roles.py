@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
 from impetus_backends.hardware import identify, read_machine
-from impetus_backends.protocol import EngineConfig
+from impetus_backends.protocol import EngineConfig, Fitting
 from impetus_producer.contract import ServedModel, WorkerRecord
 
 from .batches.embedding import EmbeddingBatcher
@@ -42,6 +42,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         max_concurrent=settings.max_concurrent_generations or DEFAULT_MAX_CONCURRENT,
         longest_batch_s=settings.max_batch_ms / 1e3 if settings.max_batch_tokens is None else None,
         most_batch_tokens=settings.max_batch_tokens,
+        fitting=Fitting(settings.fit_after_texts, settings.fit_look_s) if settings.fit_after_texts else None,
         measure_rows=settings.max_concurrent_generations is None,
         memory_limit_bytes=int(settings.memory_limit_gb * 2**30) if settings.memory_limit_gb else None,
         prefix_cache_bytes=settings.prefix_cache_mb * 2**20,

@@ -59,6 +59,9 @@ class WorkerSettings:
     max_batch_ms: float = DEFAULT_MAX_BATCH_MS
     """How long a batch may take that the measurement makes larger than usual."""
     max_wait_ms: float = 5.0
+    fit_after_texts: int | None = None
+    """Of embedding: after so many texts, shapes that suit them better are looked for; none means never."""
+    fit_look_s: float = 60.0
     max_concurrent_generations: int | None = 16
     """None: as many as a measurement says, when the model has loaded."""
     served_names: tuple[str, ...] = ()

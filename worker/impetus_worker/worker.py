@@ -181,6 +181,7 @@ class QueueWorker:
         for server in self._servers:
             server.look()
         self._engine.look_after(now, slept_s)
+        self._engine.spare(self._conditions.has_to_spare)
         self._observer.look(now, self._engine.batcher.begun, self._engine.open_jobs)
 
     def _room(self) -> Room | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from impetus_backends.embedding.lines import line_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -52,13 +54,7 @@ class BatchCurve:
     @property
     def line(self) -> tuple[float, float]:
         """The seconds of a batch, and of each token of it: of squares of relative errors the least."""
-        tokens, seconds = (np.array(each, dtype=np.float64) for each in zip(*self.points, strict=True))
-        if len(self.points) == 1:
-            return 0.0, float(seconds[0] / tokens[0])
-        table = np.stack([1 / seconds, tokens / seconds], axis=1)
-        (fixed_s, token_s), *_ = np.linalg.lstsq(table, np.ones(len(tokens)))
-        # A line that falls, or begins below nothing, is noise.
-        return max(0.0, float(fixed_s)), max(float(token_s), 1e-12)
+        return line_of(self.points)
 
     @property
     def chosen(self) -> int:

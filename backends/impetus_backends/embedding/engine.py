@@ -15,6 +15,7 @@ import numpy as np
 from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices import golden
 from impetus_backends.embedding.devices.backends import ChunkBackend, SparseBackend
+from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend
 from impetus_backends.embedding.encoder import refuses_chunks
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.reranker import RerankerConfig
@@ -92,6 +93,8 @@ class EmbeddingEngine:
         self._urgent.clear()
         self._patient.clear()
         self._refused.clear()
+        if isinstance(self._backend, PackagedEmbeddingBackend):
+            self._backend.close()
         self._backend = None
 
     def _run(self, work: EmbeddingWork) -> Embedded | Rejected:

@@ -12,16 +12,16 @@ from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend
 from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.devices.packages.cache import PackageCache
-from impetus_backends.embedding.devices.packages.device import Placement
+from impetus_backends.embedding.devices.packages.device import Placement, one_by_one
 from impetus_backends.errors import BackendUnavailableError
 
 from ...worker.conftest import fleet  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from impetus_backends.embedding.devices.packages.device import Predictor
+    from impetus_backends.embedding.devices.packages.device import Given, Predictor
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 
@@ -40,7 +40,7 @@ class PlacedDevice(EmulatedDevice):
         self.share = share
         self.compiled: list[Path] = []
         self.asked: list[str] = []
-        self.inputs: list[Mapping[str, np.ndarray]] = []
+        self.inputs: list[Given] = []
 
     def compile(self, package: Path, folder: Path) -> Path:
         self.compiled.append(package)
@@ -50,9 +50,9 @@ class PlacedDevice(EmulatedDevice):
     def load(self, compiled: Path, function: str) -> Predictor:
         predict = super().load(compiled, function)
 
-        def watched(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            self.inputs.append(inputs)
-            return predict(inputs)
+        def watched(given: Sequence[Given]) -> Sequence[np.ndarray]:
+            self.inputs += given
+            return predict(given)
 
         return watched
 
@@ -89,8 +89,8 @@ class Refusing(PlacedDevice):
             raise RuntimeError("Unable to load the function")
         predict = super().load(compiled, function)
 
-        def faulty(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            vectors = predict(inputs)
+        def faulty(inputs: Given) -> np.ndarray:
+            (vectors,) = predict([inputs])
             if self._step == "predict" and function.startswith("batch4"):
                 raise RuntimeError("ANE timeout")
             if self._step == "drop":
@@ -99,7 +99,7 @@ class Refusing(PlacedDevice):
                 return np.repeat(vectors[:1], len(vectors), axis=0)
             return -vectors if self._step == "wrong" and len(vectors) == 1 else vectors
 
-        return faulty
+        return one_by_one(faulty)
 
     def placement(self, package: Path, compiled: Path, function: str) -> Placement | None:
         if self._step == "plan":
@@ -112,7 +112,7 @@ class Garbled(EmulatedDevice):
 
     def load(self, compiled: Path, function: str) -> Predictor:
         predict = super().load(compiled, function)
-        return lambda inputs: predict({**inputs, "mask": np.ones_like(inputs["mask"])})
+        return lambda given: predict([{**inputs, "mask": np.ones_like(inputs["mask"])} for inputs in given])
 
 
 def refuse_conversion(*_: object, **__: object) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import platform
-import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -145,18 +144,20 @@ def convert(
         return
     limit_percent = 1.0 if limit_percent is None else limit_percent
     from impetus_backends import models
-    from impetus_backends.embedding.devices.backends import make_backend
+    from impetus_backends.embedding.devices.backends import open_reference
     from impetus_backends.embedding.devices.coreai.device import CoreAIDevice
     from impetus_backends.embedding.devices.coreai.form import COREAI
     from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
     from impetus_backends.embedding.devices.coreml.form import COREML
     from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
-    from impetus_backends.embedding.devices.packages.buckets import STEP
+    from impetus_backends.embedding.devices.packages.buckets import GUESSED_CALL_TOKENS, STEP
     from impetus_backends.embedding.devices.packages.cache import PackageCache
     from impetus_backends.embedding.devices.packages.convert import AccuracyError, Order, convert_first, export
+    from impetus_backends.embedding.docstrings import sample
     from impetus_backends.embedding.folder.config import read_config
+    from impetus_backends.embedding.folder.weights import fingerprint
     from impetus_backends.embedding.texts.tokens import TextEncoder
-    from impetus_backends.errors import BackendError, BackendUnavailableError
+    from impetus_backends.errors import BackendError
 
     on_mac = platform.system() == "Darwin"
     form = COREML if for_ == "coreml" else COREAI
@@ -167,12 +168,14 @@ def convert(
     try:
         files = models.resolve(model)
         config, encoder = read_config(files.folder), TextEncoder.load(files.folder)
-        shapes = _buckets(buckets, config)
+        cache = PackageCache(form)
+        known = cache.served(fingerprint(config), config.text.max_tokens)
+        shapes = _buckets(buckets, config, known.call_tokens or GUESSED_CALL_TOKENS)
         target = output / f"{files.name.rpartition('/')[2]}-{quantize}" if output else None
         if target is not None and target.exists():
             raise click.ClickException(f"{target} exists already")
         tell("reading docstrings", 0)
-        texts = _docstrings(documents + _CALIBRATION_TEXTS)
+        texts = sample(documents + _CALIBRATION_TEXTS)
         measured, others = texts[:documents], texts[documents:]
         calibrate_on = _texts(calibration) if calibration else others
         order = Order(
@@ -186,14 +189,7 @@ def convert(
             accept_loss=accept_loss,
         )
         device: Device = CoreAIDevice() if form is COREAI else CoreMLDevice() if on_mac else EmulatedDevice()
-        cache = PackageCache(form)
-        try:
-            reference = make_backend("cpu", config)
-            reference.load()
-        except BackendUnavailableError:
-            reference = make_backend("numpy", config)
-            reference.load()
-        entry, report, refused = convert_first(order, forms, device, reference, cache, tell)
+        entry, report, refused = convert_first(order, forms, device, open_reference(config), cache, tell)
         if target is not None:
             export(cache.package(entry), target)
             entry = target
@@ -242,7 +238,7 @@ def _refuse_others(context: click.Context, allowed: Collection[str], kind: str) 
             raise click.UsageError(f"--{name.rstrip('_').replace('_', '-')} is not for {kind}")
 
 
-def _buckets(wanted: str | None, config: EmbeddingConfig) -> tuple[Bucket, ...]:
+def _buckets(wanted: str | None, config: EmbeddingConfig, call_tokens: float) -> tuple[Bucket, ...]:
     from impetus_backends.embedding.devices.packages.backend import buckets_for
     from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, STEP, Bucket
     from impetus_backends.embedding.encoder import packable
@@ -253,7 +249,7 @@ def _buckets(wanted: str | None, config: EmbeddingConfig) -> tuple[Bucket, ...]:
         count = int(wanted or DEFAULT_COUNT)
         if count < 1:
             raise click.BadParameter("at least one bucket is needed", param_hint="--buckets")
-        return buckets_for(config, count)
+        return buckets_for(config, count, call_tokens=call_tokens)
     try:
         shapes = [part.strip().lower().partition("/") for part in wanted.split(",")]
         pairs = [(*map(int, shape.split("x")), int(texts or 1)) for shape, _, texts in shapes]
@@ -281,17 +277,6 @@ def _buckets(wanted: str | None, config: EmbeddingConfig) -> tuple[Bucket, ...]:
             f"one must take the longest text that the model reads: add 1x{longest}", param_hint="--buckets"
         )
     return found
-
-
-def _docstrings(count: int) -> list[str]:
-    from impetus_backends.embedding.docstrings import docstrings
-
-    texts = [docstring.text for docstring in docstrings()]
-    if len(texts) < count:
-        raise click.ClickException(
-            f"this Python has the sources of only {len(texts)} docstrings, and {count} are needed: see --documents"
-        )
-    return random.Random(1).sample(texts, count)
 
 
 def _texts(file: Path) -> list[str]:

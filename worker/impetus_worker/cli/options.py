@@ -52,6 +52,22 @@ _engine_options = [
 ]  # fmt: skip
 
 
+_fitting_options = [
+    click.option("--fit-shapes/--keep-shapes", envvar="IMPETUS_FIT_SHAPES", default=True, show_default=True,
+                 show_envvar=True, help="Where embeddings run in fixed shapes (Core ML, Core AI): when shapes for the "
+                 "texts that came would save a tenth of the padded work, convert the model to them in the background, "
+                 "at most once a day and not on battery, and take over what passes every check."),
+    click.option("--fit-after-texts", default=5000, hidden=True, type=click.IntRange(1)),
+    click.option("--fit-look-s", default=60.0, hidden=True, type=float),
+]  # fmt: skip
+
+
+def with_fitting_options(command: Any) -> Any:
+    for option in reversed(_fitting_options):
+        command = option(command)
+    return command
+
+
 def with_engine_options(command: Any) -> Any:
     for option in reversed(_engine_options):
         command = option(command)

@@ -32,7 +32,7 @@ from ..settings import (
     WorkerSettings,
 )
 from .early_stop import EarlyStop
-from .options import check_installed, with_engine_options
+from .options import check_installed, with_engine_options, with_fitting_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,6 +108,7 @@ def _check_upstream(options: Mapping[str, Any]) -> None:
               help="Have a server of its own listen there too, for other users and machines, with a password that it "
               "makes. Else only this user's programs on this machine reach it.")  # fmt: skip
 @with_engine_options
+@with_fitting_options
 @click.option("--upstream", envvar="IMPETUS_UPSTREAM", metavar="URL", show_envvar=True, callback=_upstream,
               help="With --generation-backend openai: the server that generations are forwarded to, as "
               "http://127.0.0.1:8080/v1. It speaks OpenAI's API; IMPETUS_UPSTREAM_KEY is its key.")  # fmt: skip
@@ -334,6 +335,8 @@ def _worker_settings(role: Role, urls: tuple[str, ...], allowed: Allowed, option
         max_batch_ms=options["max_batch_ms"],
         max_wait_ms=options["max_wait_ms"],
         max_concurrent_generations=options["max_concurrent_generations"],
+        fit_after_texts=options["fit_after_texts"] if options["fit_shapes"] else None,
+        fit_look_s=options["fit_look_s"],
         served_names=_names(options["served_names"]),
         context_tokens=options["context_tokens"],
         max_answer_tokens=options["max_answer_tokens"],

@@ -35,6 +35,11 @@ class Conditions:
     charge_percent: int | None = None
     thermal_level: int = 0
 
+    @property
+    def has_to_spare(self) -> bool:
+        """Whether there is power for what nobody waits for."""
+        return not self.on_battery and self.thermal_level < _HEAVY
+
     def reason_against_bulk(self, least_charge_percent: int) -> str | None:
         """Why no bulk should be taken, in a few words; None where it may be."""
         if self.thermal_level >= _HEAVY:
@@ -101,12 +106,15 @@ class Watch:
         self._look_at = clock()
         self.against_bulk: str | None = None
         """Why this worker takes no bulk now."""
+        self.has_to_spare = False
+        """Whether there is power for what nobody waits for; not before the first look."""
 
     def preference(self) -> Literal["energy", "speed"]:
         """What the worker goes by now. May take a moment."""
         if self._clock() >= self._look_at:
             self._look_at = self._clock() + _LOOK_S
             self._conditions = self._look()
+            self.has_to_spare = self._conditions.has_to_spare
             self._judge_bulk()
         if self._prefer == "auto":
             return "energy" if self._conditions.on_battery else "speed"

@@ -49,6 +49,13 @@ class _Cancel:
     work_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """Whether the machine has power to spare for what nobody waits for."""
+
+    allowed: bool
+
+
 class EngineProcess:
     """The worker's end; no method waits. What the engine says is told to `tell`, as facts of the inbox.
 
@@ -90,6 +97,10 @@ class EngineProcess:
 
     def cancel(self, work_id: int) -> None:
         self._letters.put(_Cancel(work_id))
+
+    def say_spare(self, allowed: bool) -> None:
+        """Whether it may do what nobody waits for; until it is told, it may not."""
+        self._letters.put(_Spare(allowed))
 
     def heard(self) -> None:
         """It gave a sign of life."""
@@ -149,6 +160,7 @@ def _read(
 
 def serve(pipe: Connection) -> None:
     """The engine's end: loads, then runs whatever it is given until the pipe closes."""
+    from impetus_backends import spare
     from impetus_backends.dispatcher import open_engine
     from impetus_backends.errors import BackendError
 
@@ -167,6 +179,8 @@ def serve(pipe: Connection) -> None:
             message = inbox.get()
             if isinstance(message, _Cancel):
                 engine.cancel(message.work_id)
+            elif isinstance(message, _Spare):
+                spare.say(message.allowed)
             else:
                 engine.admit(message)  # type: ignore[arg-type]  # the worker sends nothing else
         events = engine.step()

@@ -60,11 +60,13 @@ class EngineSide:
         self._lives = EngineLives(engine_config(settings))
         self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
         self._opened: tuple[Batcher, Interruptions, ReadingProcess] | None = None
+        self._told_spare = False
 
     # -- its life ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._process.start(self._lives.config)
+        self._told_spare = False
 
     @property
     def is_open(self) -> bool:
@@ -206,6 +208,12 @@ class EngineSide:
         self._interruptions.enforce_timeouts(now)
         if self.info is not None and self._interruptions.engine_is_hung(now):
             self.restart(suspect=True)
+
+    def spare(self, allowed: bool) -> None:
+        """Whether the engine may do what nobody waits for."""
+        if self.info is not None and allowed != self._told_spare:
+            self._told_spare = allowed
+            self._process.say_spare(allowed)
 
     def interrupt(self, outcome: Failed | Stopped) -> None:
         self._interruptions.interrupt(outcome)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from impetus_backends.embedding.devices.packages.buckets import Bucket
+    from impetus_backends.embedding.devices.packages.form import Form
     from impetus_backends.protocol import Spans, SparseVector
 
 NAMES = ("coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy")
@@ -66,28 +68,35 @@ class SparseBackend(EmbeddingBackend, Protocol):
         ...
 
 
-def make_backend(
-    name: str, model: EmbeddingConfig | Path, *, threads: int | None = None, most_tokens: int | None = None
-) -> EmbeddingBackend:
-    """The backend of that name, not yet loaded, for a model's folder or its configuration already read.
+_PACKAGED: dict[str, tuple[type[CoreMLDevice | EmulatedDevice | CoreAIDevice], Form]] = {
+    "coreml": (CoreMLDevice, COREML),
+    "coreml-emulated": (EmulatedDevice, COREML),
+    "coreai": (CoreAIDevice, COREAI),
+}
 
-    `threads` and `most_tokens` are for `cpu` alone: no scores of attention take more than those of one row of so many
-    tokens would, however long a text is.
 
-    Raises `BackendUnavailableError` for an unknown name, `ModelError` for bad files.
-    """
-    if name not in NAMES:
-        raise BackendUnavailableError(f"there is no embedding backend {name!r}; there are {', '.join(NAMES)}")
-    config = model if isinstance(model, EmbeddingConfig) else read_config(model)
-    if name == "coreai":
-        return PackagedEmbeddingBackend(config, CoreAIDevice, PackageCache(COREAI), name=name, mode=mode_here())
-    if name in ("coreml", "coreml-emulated"):
-        device = CoreMLDevice if name == "coreml" else EmulatedDevice
-        return PackagedEmbeddingBackend(config, device, PackageCache(COREML), name=name)
-    if name == "mlx":
-        return MLXEmbeddingBackend(config)
-    if name == "cpu":
-        heads = config.encoder.most_heads
-        bound = SCORES_BYTES if most_tokens is None else scores_bytes(heads, most_tokens)
-        return CPUEmbeddingBackend(config, threads=threads, scores_bytes=bound)
-    return NumpyEmbeddingBackend(config)
+def make_packaged(
+    name: str,
+    config: EmbeddingConfig,
+    *,
+    cache: Path | None = None,
+    buckets: Sequence[Bucket] | None = None,
+    mode: str | None = None,
+) -> PackagedEmbeddingBackend:
+    """One of those that run packages, not yet loaded, from a cache in a folder; none means this user's."""
+    device, form = _PACKAGED[name]
+    mode = mode or (mode_here() if form is COREAI else "none")
+    return PackagedEmbeddingBackend(config, device, PackageCache(form, cache), name=name, buckets=buckets, mode=mode)
+
+
+def open_reference(config: EmbeddingConfig) -> EmbeddingBackend:
+    """What packages are measured against, loaded: ONNX Runtime, or numpy where that is not installed."""
+    reference: EmbeddingBackend = CPUEmbeddingBackend(config)
+    try:
+        reference.load()
+    except BackendUnavailableError:
+        reference = NumpyEmbeddingBackend(config)
+        reference.load()
+    return reference
+
+

@@ -18,12 +18,12 @@ from impetus_backends.embedding.devices.packages.form import OUTPUT
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
 
-    from impetus_backends.embedding.devices.packages.device import Placement, Predictor
+    from impetus_backends.embedding.devices.packages.device import Given, Placement, Predictor
 
 
 class CoreAIDevice:
@@ -57,10 +57,10 @@ class CoreAIDevice:
             self._functions[compiled] = self._loop.run_until_complete(self._load(compiled))
         loaded = self._functions[compiled][function]
 
-        def predict(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            given = {name: self._ai.array(array) for name, array in inputs.items()}
-            made: np.ndarray = self._loop.run_until_complete(_call(loaded, given))[OUTPUT].numpy()
-            return made.reshape(-1, made.shape[-1])
+        def predict(given: Sequence[Given]) -> list[np.ndarray]:
+            calls = [{name: self._ai.array(array) for name, array in each.items()} for each in given]
+            made = [each[OUTPUT].numpy() for each in self._loop.run_until_complete(_call(loaded, calls))]
+            return [vectors.reshape(-1, vectors.shape[-1]) for vectors in made]
 
         return predict
 
@@ -92,8 +92,13 @@ def check_asset(package: Path, version: str) -> None:
         raise BackendUnavailableError(f"{package} is damaged: remove its folder, and it is made again")
 
 
-async def _call(function: Any, given: dict[str, Any]) -> Any:
-    return await function(given)
+async def _call(function: Any, calls: Sequence[dict[str, Any]]) -> list[Any]:
+    """All begin before any is waited for, and none runs on when one of them fails."""
+    made = await asyncio.gather(*(function(given) for given in calls), return_exceptions=True)
+    for each in made:
+        if isinstance(each, BaseException):
+            raise each
+    return made
 
 
 def _placed() -> Any:

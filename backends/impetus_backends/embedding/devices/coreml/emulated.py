@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from impetus_backends.embedding.devices.coreml.evaluator import SavedFunction, SavedPackage
 from impetus_backends.embedding.devices.coreml.library import coremltools
+from impetus_backends.embedding.devices.packages.device import one_by_one
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
 
-    from impetus_backends.embedding.devices.packages.device import Placement, Predictor
+    from impetus_backends.embedding.devices.packages.device import Given, Placement, Predictor
 
 
 class EmulatedDevice:
@@ -35,13 +35,13 @@ class EmulatedDevice:
         package = self._packages.setdefault(compiled, SavedPackage(compiled))
         loaded: list[SavedFunction] = []
 
-        def predict(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        def predict(inputs: Given) -> np.ndarray:
             # Read at its first use: a second a function, and not every function is used.
             if not loaded:
                 loaded.append(package.function(function))
             return loaded[0](inputs)
 
-        return predict
+        return one_by_one(predict)
 
     def placement(self, package: Path, compiled: Path, function: str) -> Placement | None:
         return None

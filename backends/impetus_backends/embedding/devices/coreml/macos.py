@@ -18,11 +18,11 @@ from impetus_backends.embedding.devices.packages.form import OUTPUT
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     import numpy as np
 
-    from impetus_backends.embedding.devices.packages.device import Predictor
+    from impetus_backends.embedding.devices.packages.device import Given, Predictor
 
 
 class CoreMLDevice:
@@ -55,9 +55,12 @@ class CoreMLDevice:
             str(compiled), compute_units=self._ct.ComputeUnit.CPU_AND_NE, function_name=function
         )
 
-        def predict(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            vectors: np.ndarray = model.predict(dict(inputs))[OUTPUT]
-            return vectors
+        def predict(given: Sequence[Given]) -> list[np.ndarray]:
+            if len(given) == 1:
+                return [model.predict(dict(given[0]))[OUTPUT]]
+            # Core ML's own batches: it has the next call ready while one runs. Threads would not do, as coremltools
+            # keeps Python's lock while it predicts.
+            return [made[OUTPUT] for made in model.predict([dict(each) for each in given])]
 
         return predict
 

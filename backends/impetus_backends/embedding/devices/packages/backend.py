@@ -12,9 +12,14 @@ import json
 import logging
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from impetus_backends.embedding.devices.packages.buckets import DEFAULT_COUNT, Bucket, suiting
+from impetus_backends.embedding.devices.packages.buckets import (
+    DEFAULT_COUNT,
+    GUESSED_CALL_TOKENS,
+    Bucket,
+    suiting,
+)
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe, make_whole
 from impetus_backends.embedding.devices.packages.device import Placement
 from impetus_backends.embedding.devices.packages.form import size_of
@@ -25,7 +30,7 @@ from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -36,6 +41,20 @@ if TYPE_CHECKING:
 LEAST_ON_THE_NEURAL_ENGINE = 0.9
 _PREPARED = "prepared.json"
 _log = logging.getLogger(__name__)
+
+
+class Shapes(Protocol):
+    """What fits the shapes of a backend to the texts that it serves."""
+
+    def count(self, rows: Sequence[np.ndarray]) -> None:
+        """These are served."""
+
+    def take(self) -> PackagedEmbeddingBackend | None:
+        """A loaded and checked backend with better shapes, once."""
+        ...
+
+    def stop(self) -> None:
+        """Does not wait."""
 
 
 class PackagedEmbeddingBackend:
@@ -59,22 +78,30 @@ class PackagedEmbeddingBackend:
         self.note: str | None = None
         self.placement: dict[Bucket, Placement] = {}
         """By bucket; empty where the device has no plan to tell."""
-        self._config = config
-        self._make_device = device
-        self._cache = cache
+        self.make_device = device
+        self.cache = cache
+        self.config = config
         self._buckets = tuple(buckets or ())
         self._mode = mode
         self._runner: Runner | None = None
+        self.recipe: Recipe | None = None
+        """Of the package that is loaded."""
+        self._shapes: Shapes | None = None
 
     @property
     def memory_bytes(self) -> int:
         """About how much it takes once loaded."""
-        return needed_bytes(self._config, self._recipe().buckets)
+        return needed_bytes(self.config, self._recipe().buckets)
 
     @property
     def packs(self) -> bool:
         """Whether it lays several texts in a row; final after `load`."""
         return any(bucket.packed for bucket in self.timings)
+
+    @property
+    def call_tokens(self) -> float | None:
+        """What a call costs beside its tokens, in tokens; None where the device's times mean nothing."""
+        return self._runner.call_tokens if self._runner else None
 
     @property
     def timings(self) -> dict[Bucket, Timing]:
@@ -83,23 +110,23 @@ class PackagedEmbeddingBackend:
     def load(self) -> None:
         """Converts, compiles and loads what is not in the cache; raises `BackendUnavailableError`, with figures, where
         any of that fails or too little of the cost is placed on the Neural Engine, `ModelError` for bad files."""
-        if isinstance(self._config, RerankerConfig):
+        if isinstance(self.config, RerankerConfig):
             raise BackendUnavailableError(f"{self.name} runs no rerankers; mlx and cpu do")
-        if self._config.encoder.experts:
+        if self.config.encoder.experts:
             raise BackendUnavailableError(f"{self.name} runs no experts; mlx and cpu do")
-        if "dense" not in self._config.outputs:
+        if "dense" not in self.config.outputs:
             raise BackendUnavailableError(f"{self.name} makes no sparse embeddings; mlx and cpu do")
-        device = self._make_device()
+        device = self.make_device()
         recipe = self._recipe()
-        entry = self._cache.find(recipe) or self._convert(recipe)
+        entry = self.cache.find(recipe) or self._convert(recipe)
         with _or_unavailable(f"use the package in {entry}"):
             compiled, self.placement = self._prepare(device, entry, recipe.buckets)
-        self._check_placement(self._cache.form.too_large(size_of(self._cache.package(entry)), device.version))
+        self._check_placement(self.cache.form.too_large(size_of(self.cache.package(entry)), device.version))
         functions = {}
         for bucket in recipe.buckets:
             with _or_unavailable(f"load the function {bucket.function}"):
                 functions[bucket] = device.load(compiled, bucket.function)
-        runner = Runner(self._config, functions)
+        runner = Runner(self.config, functions)
         self.device = device.label
         self.precision = "fp16" if recipe.mode == "none" else recipe.mode
         notes = [device.note] if device.note else []
@@ -109,44 +136,63 @@ class PackagedEmbeddingBackend:
         if device.timed:
             with _or_unavailable("run the package"):
                 took = runner.check()
-            calls = ", ".join(f"{bucket} {1e3 * seconds:.1f} ms" for bucket, seconds in took.items())
-            notes.append(f"a call takes {calls}")
+            notes.append(
+                f"a call takes {_calls(took, runner.in_flight)}, and {runner.call_tokens:.0f} tokens beside its own"
+            )
         self.note = "; ".join(notes) or None
-        self._runner = runner
+        self._runner, self.recipe = runner, recipe
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
+        if self._shapes is not None and (better := self._shapes.take()) is not None:
+            self._become(better)
         assert self._runner is not None, "load() comes first"
-        return self._runner.embed(rows)
+        vectors = self._runner.embed(rows)
+        if self._shapes is not None:
+            self._shapes.count(rows)
+        return vectors
+
+    def fit(self, shapes: Shapes) -> None:
+        """From now on tells it of the texts that come, and takes what it has ready between two batches."""
+        self._shapes = shapes
+
+    def close(self) -> None:
+        """Ends what `fit` began."""
+        if self._shapes is not None:
+            self._shapes.stop()
+
+    def _become(self, other: PackagedEmbeddingBackend) -> None:
+        self._runner, self.recipe, self._buckets = other._runner, other.recipe, other._buckets
+        self.placement, self.note = other.placement, other.note
 
     def _recipe(self) -> Recipe:
-        model = fingerprint(self._config)
+        model = fingerprint(self.config)
         if self._buckets:
             return Recipe(model, self._mode, self._buckets)
-        preferred = self._cache.preferred(model)
-        return preferred or Recipe(model, self._mode, buckets_for(self._config))
+        preferred = self.cache.preferred(model)
+        return preferred or Recipe(model, self._mode, buckets_for(self.config))
 
     def _convert(self, recipe: Recipe) -> Path:
         if recipe.calibration:
             raise BackendUnavailableError(
                 "the package preferred for this model was calibrated and is gone: run `impetus-worker convert` again"
             )
-        form = self._cache.form
+        form = self.cache.form
         _log.info("converting the model for %s, once: %s", form.title, ", ".join(map(str, recipe.buckets)))
 
         def tell(step: str, share: float) -> None:
             _log.info("%3.0f %% %s", 100 * share, step)
 
         def write(folder: Path) -> None:
-            path = self._cache.package(folder)
-            form.build(self._config, recipe.buckets, path, mode=recipe.mode, calibration=(), progress=tell)
+            path = self.cache.package(folder)
+            form.build(self.config, recipe.buckets, path, mode=recipe.mode, calibration=(), progress=tell)
 
         with _or_unavailable("convert the model"):
-            return self._cache.add(recipe, write)
+            return self.cache.add(recipe, write)
 
     def _prepare(self, device: Device, entry: Path, buckets: Sequence[Bucket]) -> tuple[Path, dict[Bucket, Placement]]:
         """What the device compiled and where it means to run it: found out once a package and system."""
-        package, folder = self._cache.package(entry), entry / f"{device.label}-{device.version}"
+        package, folder = self.cache.package(entry), entry / f"{device.label}-{device.version}"
 
         def write(draft: Path) -> None:
             _log.info("compiling the package for this machine, once")
@@ -176,14 +222,23 @@ class PackagedEmbeddingBackend:
                 for bucket, each in low.items()
             )
             raise BackendUnavailableError(
-                f"{self._cache.form.title} places too little of the cost on the Neural Engine, and "
+                f"{self.cache.form.title} places too little of the cost on the Neural Engine, and "
                 f"{LEAST_ON_THE_NEURAL_ENGINE:.0%} is needed: {shares}" + (f"; {too_large}" if too_large else "")
             )
 
 
-def buckets_for(config: EmbeddingConfig, count: int = DEFAULT_COUNT) -> tuple[Bucket, ...]:
+def buckets_for(
+    config: EmbeddingConfig, count: int = DEFAULT_COUNT, *, call_tokens: float = GUESSED_CALL_TOKENS
+) -> tuple[Bucket, ...]:
     """Those that suit a model: `count` of them for texts like docstrings, and some for longer ones."""
-    return suiting(config.text.max_tokens, count=count, packed=packable(config))
+    return suiting(config.text.max_tokens, count=count, packed=packable(config), call_tokens=call_tokens)
+
+
+def _calls(took: Mapping[Bucket, float], in_flight: Mapping[Bucket, int]) -> str:
+    return ", ".join(
+        f"{bucket} {1e3 * seconds:.1f} ms" + (" of two" if in_flight[bucket] > 1 else "")
+        for bucket, seconds in took.items()
+    )
 
 
 def _earned(placement: Placement) -> bool:

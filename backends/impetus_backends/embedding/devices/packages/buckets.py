@@ -1,7 +1,7 @@
 """Shapes: which batches a package is built for, and which bucket takes which rows. Pure functions over lengths.
 
-A call of the device costs what its padded matrix costs and a little more, whatever it holds: `_CALL_TOKENS` is that
-little, in tokens. It is a guess until someone measures it on a Mac, and decides only how many small buckets there are.
+A call of the device costs what its padded matrix costs and a little more, whatever it holds. Until that little is
+measured for a model (`Runner.call_tokens`) it is guessed, in tokens; it decides how many small buckets there are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ STEP = 32
 """Lengths are multiples of this, but for the longest: the Neural Engine wants so many elements in the last axis."""
 DOCSTRING_LENGTHS = (4073, 1455, 648, 326, 200, 136, 89, 61, 42, 29, 27, 24, 11, 21, 11, 73)
 """How many docstrings of Python's standard library have 1 to 32 tokens, 33 to 64, and so on; beyond 512 all are 512."""
-_CALL_TOKENS = 64
+GUESSED_CALL_TOKENS = 64
+MOST_CALL_TOKENS = 1024
+"""Beyond this no bucket would be smaller than the largest."""
 _MOST_TOKENS = 1024
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _PACKED_LENGTH = 512
@@ -59,8 +61,8 @@ class Bucket:
 
     @property
     def cost(self) -> int:
-        """Of one call, in tokens."""
-        return self.tokens + _CALL_TOKENS
+        """Of one call, in tokens, where nothing is measured."""
+        return self.tokens + GUESSED_CALL_TOKENS
 
     @property
     def function(self) -> str:
@@ -95,13 +97,19 @@ Costs = Mapping[Bucket, float]
 
 
 def choose(
-    longest: int, counts: Sequence[int] = DOCSTRING_LENGTHS, *, count: int = DEFAULT_COUNT, packed: bool = False
+    longest: int,
+    counts: Sequence[int] = DOCSTRING_LENGTHS,
+    *,
+    count: int = DEFAULT_COUNT,
+    packed: bool = False,
+    call_tokens: float = GUESSED_CALL_TOKENS,
 ) -> tuple[Bucket, ...]:
     """The `count` buckets that serve texts of these lengths best, half of them in bulk and half one at a time.
 
     `counts[i]` texts have more than `i * STEP` and at most `(i + 1) * STEP` tokens; none has more than `longest`, which
     one of the buckets always takes. Found by adding the best bucket, then exchanging one at a time while that helps.
-    `packed`: two of four or more are for several texts a row, a full one and one for what is left over.
+    `packed`: two of four or more are for several texts a row, a full one and one for what is left over. `call_tokens`:
+    what a call costs beside its tokens.
     """
     lengths = [*range(STEP, longest, STEP), longest]
     weights = [*counts[: len(lengths) - 1], sum(counts[len(lengths) - 1 :])]
@@ -111,6 +119,7 @@ def choose(
     options += [Bucket(1, longest)] if longest > _MOST_TOKENS else []
     shared = _packed(min(longest, _PACKED_LENGTH)) if packed and count >= _FEWEST_WITH_PACKED else ()
     count -= len(shared)
+    costs = {bucket: bucket.tokens + call_tokens for bucket in (*options, *shared)}
 
     def cost(chosen: Sequence[Bucket]) -> float:
         total = 0.0
@@ -118,9 +127,9 @@ def choose(
             fits = [bucket for bucket in chosen if bucket.length >= length]
             if not fits:
                 return float("inf")
-            in_bulk = [bucket.cost / bucket.batch for bucket in fits]
-            in_bulk += [bucket.cost * length / bucket.tokens for bucket in shared if bucket.length >= length]
-            total += weight * (min(in_bulk) + min(bucket.cost for bucket in fits))
+            in_bulk = [costs[bucket] / bucket.batch for bucket in fits]
+            in_bulk += [costs[bucket] * length / bucket.tokens for bucket in shared if bucket.length >= length]
+            total += weight * (min(in_bulk) + min(costs[bucket] for bucket in fits))
         return total
 
     chosen = [min((bucket for bucket in options if bucket.length == longest), key=lambda bucket: cost([bucket]))]
@@ -139,15 +148,23 @@ def choose(
         chosen = better
 
 
-def suiting(longest: int, *, count: int = DEFAULT_COUNT, packed: bool = False) -> tuple[Bucket, ...]:
-    """The `count` buckets that `choose` finds for texts like docstrings, and for longer texts one a doubling of their
+def suiting(
+    longest: int,
+    counts: Sequence[int] = DOCSTRING_LENGTHS,
+    *,
+    count: int = DEFAULT_COUNT,
+    packed: bool = False,
+    call_tokens: float = GUESSED_CALL_TOKENS,
+) -> tuple[Bucket, ...]:
+    """The `count` buckets that `choose` finds for texts of these lengths, and for longer texts one a doubling of their
     length, up to `longest`: none is padded to more than twice its tokens."""
     usual = min(longest, len(DOCSTRING_LENGTHS) * STEP)
     lengths = []
     while longest > usual:
         lengths.append(longest)
         longest = -(-longest // (2 * STEP)) * STEP
-    return (*choose(usual, count=count, packed=packed), *(Bucket(1, length) for length in reversed(lengths)))
+    chosen = choose(usual, counts, count=count, packed=packed, call_tokens=call_tokens)
+    return (*chosen, *(Bucket(1, length) for length in reversed(lengths)))
 
 
 def _packed(length: int) -> tuple[Bucket, ...]:

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.cache import cache_folder
+from impetus_backends.cache import cache_folder, write_whole
 from impetus_backends.embedding import architectures, encoder
 from impetus_backends.embedding.devices import reference
 from impetus_backends.embedding.devices.packages.buckets import Bucket
+from impetus_backends.embedding.devices.packages.served import Served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.packages.form import Form
 
 _RECIPE = "recipe.json"
+_FITTED = "fitted"
 _UNFINISHED = ".unfinished-"
 _ABANDONED_S = 24 * 3600
 _WRITERS = (architectures, encoder, reference)
@@ -51,7 +53,8 @@ class PackageCache:
 
     def __init__(self, form: Form, folder: Path | None = None) -> None:
         self.form = form
-        self._folder = (folder or cache_folder()) / form.name
+        self.root = folder or cache_folder()
+        self._folder = self.root / form.name
 
     def package(self, entry: Path) -> Path:
         """The package in a folder that this cache gave."""
@@ -95,12 +98,22 @@ class PackageCache:
             entry.rename(doomed / entry.name)
             shutil.rmtree(doomed, ignore_errors=True)
 
+    def mark_fitted(self, recipe: Recipe) -> None:
+        """Says of a package that it was made for the texts that came, so that it may go when another such is."""
+        if (entry := self.find(recipe)) is not None:
+            (entry / _FITTED).touch()
+
+    def is_fitted(self, recipe: Recipe) -> bool:
+        entry = self.find(recipe)
+        return entry is not None and (entry / _FITTED).exists()
+
+    def served(self, fingerprint: str, longest: int) -> Served:
+        """What is known of the texts of a model, none of more tokens than `longest`."""
+        return Served(self._folder / f"{fingerprint}.served.json", longest)
+
     def prefer(self, recipe: Recipe) -> None:
-        """Has backends use this package for its model from now on."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f".{self.name(recipe)}.json"
-        draft.write_text(json.dumps(asdict(recipe)))
-        draft.replace(self._folder / f"{recipe.fingerprint}.json")
+        """Has backends use this package for its model from now on; raises `OSError`."""
+        write_whole(self._folder / f"{recipe.fingerprint}.json", json.dumps(asdict(recipe)))
 
     def preferred(self, fingerprint: str) -> Recipe | None:
         """What was last preferred for a model; nothing where that cannot be read."""

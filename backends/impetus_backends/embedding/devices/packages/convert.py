@@ -175,6 +175,40 @@ def convert(
     return entry, reports[-1]
 
 
+def add_measured(
+    order: Order,
+    device: Device,
+    reference: EmbeddingBackend,
+    cache: PackageCache,
+    progress: Progress = lambda step, share: None,
+) -> Agreement:
+    """Converts a model as a backend would, and measures the package against the reference alone. It is not preferred.
+
+    Raises `BackendError` where it loses more than the limit; nothing is kept of one that was made here.
+    """
+    recipe = Recipe(fingerprint(order.config), order.mode, order.buckets)
+    found: list[Agreement] = []
+
+    def judge(folder: Path) -> None:
+        expected = _embed(reference.embed, order.rows, _part(progress, "the reference"))
+        part = _part(progress, order.mode)
+        found.append(agreement := _side(order, device, order.mode, cache.package(folder), expected, part).agreement)
+        if agreement.loss > order.limit:
+            raise BackendError(f"the package loses {agreement.loss:.2%}, and {order.limit:.2%} is allowed")
+
+    def build_and_judge(folder: Path) -> None:
+        path = cache.package(folder)
+        cache.form.build(order.config, order.buckets, path, mode=order.mode, calibration=(), progress=progress)
+        judge(folder)
+
+    entry = cache.find(recipe)
+    if entry is None:
+        cache.add(recipe, build_and_judge)
+    else:
+        judge(entry)
+    return found[0]
+
+
 def convert_first(
     order: Order,
     modes: Sequence[str],

@@ -6,13 +6,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
 
-    Predictor = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-    """What one bucket is given to its vectors, float32 (batch * texts, dimensions)."""
+    Given = Mapping[str, np.ndarray]
+    """What a call of one bucket is given, by name."""
+    Predictor = Callable[[Sequence[Given]], Sequence[np.ndarray]]
+    """Calls of one bucket, handed over together, to the vectors of each: float32 (batch * texts, dimensions)."""
+
+IN_FLIGHT = 2
+"""The most calls that a device is given together, so that it need not wait for us between them."""
+
+
+def one_by_one(call: Callable[[Given], np.ndarray]) -> Predictor:
+    """What runs calls that are handed over together one after the other."""
+    return lambda given: [call(each) for each in given]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,9 @@ class Device(Protocol):
         """The package made ready to load, somewhere in `folder`. Done once."""
         ...
 
-    def load(self, compiled: Path, function: str) -> Predictor: ...
+    def load(self, compiled: Path, function: str) -> Predictor:
+        """One function. What it returns is called by one thread, with up to `IN_FLIGHT` calls."""
+        ...
 
     def placement(self, package: Path, compiled: Path, function: str) -> Placement | None:
         """None where there is no compute plan to ask; such a device is taken at its word."""
