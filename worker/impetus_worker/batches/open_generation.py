@@ -34,6 +34,8 @@ class OpenGeneration(Witness):
     """How long the engine had it, the time since `counted_from` aside; None if it never did."""
     counted_from: float | None = None
     """None while its time is not counted."""
+    sent_at: float = 0.0
+    """When the engine was given it."""
     parked: bool = False
     """Whether it waits in the engine for its model, and so takes no place."""
     run: str = ""
