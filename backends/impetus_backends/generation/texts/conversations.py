@@ -40,7 +40,7 @@ _OWN_OPTIONS = {
     "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens", "self",
 }  # fmt: skip
 # Templates that take an effort know three.
-_EFFORTS = {"minimal": "low", "xhigh": "high", "none": "low"}
+_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high", "none": "low"}
 # transformers marks what is to be text by these, and takes them out of a text first.
 _MARKS = ("\U000f0000", "\U000f0001")
 # Mistral's templates take no other ids of calls than those of nine characters.
