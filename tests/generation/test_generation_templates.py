@@ -8,11 +8,12 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.generation.by_heart import SaysByHeart
 from tests.generation.conftest import turns
+from tests.generation.template_models import MODELS, TIME, WEATHER
 
 from impetus_backends.generation.models.loader import load
 from impetus_backends.generation.texts.conversations import Conversations
@@ -32,76 +33,6 @@ TOOLS = tuple(
     {"type": "function", "function": {"name": name, "description": f"Knows the {name}.", "parameters": PLACE}}
     for name in ("weather", "time")
 )
-PARIS, ROME = '{"city": "Paris"}', '{"city": "Rome"}'
-WEATHER, TIME = ("weather", PARIS), ("time", ROME)
-
-
-class Model(NamedTuple):
-    """One template. `special` and `plain`: tokens of its vocabulary; the first ends a text."""
-
-    special: tuple[str, ...]
-    plain: tuple[str, ...] = ()
-    called: str = ""
-    """An answer that calls `WEATHER`, after `thought` where it thinks."""
-    thought: str = ""
-    calls_again: str = ""
-    """What is added to it for `TIME`."""
-    told: str = ""
-    """What a conversation with that call and its result says of them."""
-
-
-HERMES = (
-    '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>',
-    '\n<tool_call>\n{"name": "time", "arguments": {"city": "Rome"}}\n</tool_call>',
-)
-MODELS = {
-    "qwen3": Model(
-        ("<|im_end|>", "<|im_start|>"), ("<think>", "</think>", "<tool_call>", "</tool_call>"),
-        called="<think>\nI had better look.\n</think>\n\n" + HERMES[0], thought="I had better look.",
-        calls_again=HERMES[1],
-        told=HERMES[0] + "<|im_end|>\n<|im_start|>user\n<tool_response>\n18 degrees\n</tool_response><|im_end|>",
-    ),
-    "hermes": Model(
-        ("<|im_end|>", "<|im_start|>"), ("<tool_call>", "</tool_call>"), called=HERMES[0], calls_again=HERMES[1],
-        told=HERMES[0] + "<|im_end|>\n<|im_start|>user\n<tool_response>\n18 degrees\n</tool_response><|im_end|>",
-    ),
-    "llama3_1": Model(
-        ("<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>"),
-        called='{"name": "weather", "parameters": {"city": "Paris"}}',
-        calls_again='; {"name": "time", "parameters": {"city": "Rome"}}',
-        told='{"name": "weather", "parameters": {"city": "Paris"}}<|eot_id|>'
-             '<|start_header_id|>ipython<|end_header_id|>\n\n"18 degrees"<|eot_id|>',
-    ),
-    "mistral_nemo": Model(
-        ("</s>", "<s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
-         "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
-        called='[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Paris"}}',
-        calls_again=', {"name": "time", "arguments": {"city": "Rome"}, "id": "abcdefgh1"}',
-        told='[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Paris"}, "id": "c0ffee001"}]</s>'
-             '[TOOL_RESULTS]{"content": 18 degrees, "call_id": "c0ffee001"}[/TOOL_RESULTS]',
-    ),
-    "gpt_oss": Model(
-        ("<|return|>", "<|call|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>"),
-        called="<|channel|>analysis<|message|>I had better look.<|end|><|start|>assistant<|channel|>commentary "
-               'to=functions.weather <|constrain|>json<|message|>{"city": "Paris"}<|call|>',
-        thought="I had better look.",
-        calls_again='<|start|>assistant to=functions.time<|channel|>commentary json<|message|>{"city": "Rome"}<|call|>',
-        told="<|start|>assistant<|channel|>analysis<|message|>I had better look.<|end|>"
-             '<|start|>assistant to=functions.weather<|channel|>commentary json<|message|>{"city": "Paris"}<|call|>'
-             '<|start|>functions.weather to=assistant<|channel|>commentary<|message|>"18 degrees"<|end|>',
-    ),
-    "gemma4": Model(
-        ("<turn|>", "<|turn>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool>", "<tool|>",
-         "<|tool_response>", "<tool_response|>", '<|"|>', "<|think|>", "<bos>"),
-        called='<|channel>thought\nI had better look.\n<channel|><|tool_call>call:weather{city:<|"|>Paris<|"|>}'
-               "<tool_call|>",
-        thought="I had better look.",
-        calls_again='<|tool_call>call:time{city:<|"|>Rome<|"|>}<tool_call|>',
-        told='<|channel>thought\nI had better look.\n<channel|><|tool_call>call:weather{city:<|"|>Paris<|"|>}'
-             '<tool_call|><|tool_response>response:weather{value:<|"|>18 degrees<|"|>}<tool_response|>',
-    ),
-    "gemma3": Model(("<end_of_turn>", "<start_of_turn>", "<bos>")),
-}  # fmt: skip
 CALLING = sorted(MODELS.keys() - {"gemma3"})
 
 
@@ -164,8 +95,7 @@ def calls(answer: Answer) -> list[tuple[str, str]]:
 
 def called(name: str, *, twice: bool = False) -> str:
     model = MODELS[name]
-    closing = "]" if name == "mistral_nemo" else ""
-    return model.called + (model.calls_again if twice else "") + closing
+    return model.called + (model.calls_again if twice else "") + model.closed
 
 
 @pytest.mark.parametrize("name", CALLING)
@@ -191,11 +121,8 @@ def test_several_calls_come_with_ids_of_their_own_or_the_first_of_them_alone(say
 @pytest.mark.parametrize("choice", ["required", "=weather"])
 def test_a_call_that_has_to_be_made_is_made(says: Any, name: str, choice: str) -> None:
     forced = '{"name": "weather", "arguments": {"city": "Paris"}}'
-    opening = MODELS[name].called.partition(MODELS[name].thought)[0] if MODELS[name].thought else ""
-    closing = {"qwen3": "\n</think>\n\n", "gemma4": "\n<channel|>"}.get(
-        name, "<|end|><|start|>assistant<|channel|>final<|message|>"
-    )
-    before = opening + MODELS[name].thought + closing if opening else ""
+    model = MODELS[name]
+    before = model.called.partition(model.thought)[0] + model.thought + model.answers if model.thought else ""
     ended, text, _ = ask(says(name, before + forced), tool_choice=choice)
     (answer,) = ended.answers
     assert (calls(answer), answer.text, text, answer.finish_reason) == ([WEATHER], "", "", "tool_calls")
@@ -214,7 +141,8 @@ def test_with_no_tool_to_be_called_the_prompt_names_none_and_no_call_is_looked_f
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_an_answer_in_words_is_the_same_streamed_and_whole(says: Any, name: str) -> None:
-    said = "<|channel|>final<|message|>" * (name == "gpt_oss") + "It is  warm {in} Paris,\n  and <b>dry</b>."
+    opening = f"{MODELS[name].thought}{MODELS[name].answers}" if MODELS[name].opened else MODELS[name].begins
+    said = f"{opening}It is  warm {{in}} Paris,\n  and <b>dry</b>."
     tools = () if name == "gemma3" else TOOLS
     ended, text, _ = ask(says(name, said), tools=tools)
     assert ended.text == "It is  warm {in} Paris,\n  and <b>dry</b>."

@@ -32,7 +32,7 @@ def make_batcher(max_concurrent: int = 4, clock: Callable[[], float] = lambda: 0
     return GenerationBatcher(INFO, worker="w", max_concurrent=max_concurrent, clock=clock)
 
 
-def job(prompt: str = "p", queue: str = "generation", timeout_s: int = 180, **fields: object) -> ClaimedJob:
+def job(prompt: str | None = "p", queue: str = "generation", timeout_s: int = 180, **fields: object) -> ClaimedJob:
     data = json.dumps([GENERATE_FUNCTION, None, [{"prompt": prompt, **fields}], {}]).encode()
     hashed = {b"data": zlib.compress(data), b"timeout": str(timeout_s).encode()}
     return ClaimedJob(f"job{next(IDS)}", "e", queue, hashed, 0.0)

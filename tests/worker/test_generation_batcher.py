@@ -40,6 +40,18 @@ def test_a_request_reaches_the_engine_whole_and_its_result_reads_by_the_contract
     assert (result.text, result.finish_reason, result.usage.completion_tokens) == ("after x", "stop", 4)
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_of_allowed_tools_the_engine_is_told_of_no_other_and_of_no_marks(mode: str) -> None:
+    tools = [{"type": "function", "function": {"name": name}, "cache_control": {"type": "ephemeral"}} for name in "abc"]
+    allowed = [{"type": "function", "function": {"name": name}} for name in "ca"]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": allowed}}
+    batcher = make_batcher()
+    take(batcher, [job(None, messages=[{"role": "user", "content": "x"}], tools=tools, tool_choice=choice)])
+    (work,) = admitted(batcher)
+    assert work.tool_choice == mode
+    assert work.tools == tuple({"type": "function", "function": {"name": name}} for name in "ac")
+
+
 def test_what_the_engine_rejects_fails_alone() -> None:
     batcher = make_batcher()
     take(batcher, [job("a"), job("b"), job("c")], 0.0)

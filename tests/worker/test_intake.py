@@ -44,6 +44,17 @@ def test_bulk_to_choose_from_is_claimed_where_nothing_else_can_be_and_of_a_backl
     assert desk.intake.wanted(ahead, 0.0) is None
 
 
+def test_whoever_waits_is_put_in_line_before_bulk_is_held_and_of_a_backlog_alone() -> None:
+    desk, full = Desk(), Room(0, 0, ahead=3, in_line=1)
+    assert desk.intake.wanted(full, 0.0) is None
+    desk.learn(desk.intake.wanted(ROOM, 0.0), more=True)
+    wanted = desk.intake.wanted(full, 0.0)
+    assert wanted == whole(QUEUES[:1], 1)
+    assert desk.intake.wanted(Room(1, 0, in_line=1), 0.0) == whole(QUEUES[:1], 1)
+    desk.learn(wanted)
+    assert desk.intake.wanted(full, 0.0) is None
+
+
 def test_a_queue_that_was_found_empty_is_claimed_from_when_its_bell_rings_or_after_a_while() -> None:
     desk = Desk()
     desk.learn(desk.intake.wanted(ROOM, 0.0))

@@ -189,10 +189,14 @@ class QueueWorker:
         if self._stopping or self._engine.info is None or self._now() < self._claim_from:
             return None
         room, coming = self._engine.batcher.room(), sum(server.coming for server in self._servers)
-        interactive = max(0, room.interactive - coming)
-        if self._conditions.against_bulk is not None:
-            return Room(interactive, 0, held=room.held)
-        return Room(interactive, max(0, room.bulk - coming), max(0, room.ahead - coming), held=room.held)
+        bulk_too = self._conditions.against_bulk is None
+        return Room(
+            interactive=max(0, room.interactive - coming),
+            bulk=max(0, room.bulk - coming) if bulk_too else 0,
+            ahead=max(0, room.ahead - coming) if bulk_too else 0,
+            in_line=max(0, room.in_line - coming),
+            held=room.held,
+        )
 
     def _send(self) -> None:
         """To each server how its jobs ended, and what is wanted of it."""

@@ -79,8 +79,10 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-_MARKS = ("cache_control",)
+_MARKS = ("cache_control", "prompt_cache_breakpoint")
 """What some clients write on a part for servers that bill what they remember, and is not read."""
+_PARSED = "parsed_arguments"
+"""What OpenAI's package adds to a call that it has parsed, and sends back with it."""
 
 
 class ContentPart(Wire):
@@ -124,6 +126,11 @@ class CalledFunction(Wire):
     arguments: Annotated[str, BeforeValidator(checked_text)] = "{}"
     """JSON, as the model wrote it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        return {name: each for name, each in value.items() if name != _PARSED} if isinstance(value, dict) else value
+
 
 class ToolCall(Wire):
     """What a model wants done: one call of one of the request's tools."""
@@ -162,6 +169,10 @@ class Message(Wire):
     """Taken for OpenAI's sake, and not read."""
     provider_specific_fields: dict[str, Any] | None = None
     """Taken for LiteLLM's sake, which adds it to answers that are sent back."""
+    cache_control: dict[str, Any] | None = None
+    """Taken for LiteLLM's sake, as on parts."""
+    parsed: Any = None
+    """Taken for the sake of OpenAI's package, which sends back with an answer what it has read in it."""
     thinking_blocks: None = None
     audio: None = None
     function_call: None = None
@@ -205,6 +216,8 @@ class Tool(Wire):
 
     type: Literal["function"]
     function: Function
+    cache_control: dict[str, Any] | None = None
+    """Taken for LiteLLM's sake, as on parts."""
 
 
 class _NamedFunction(Wire):
@@ -216,6 +229,18 @@ class NamedTool(Wire):
 
     type: Literal["function"]
     function: _NamedFunction
+
+
+class _Allowed(Wire):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(Wire):
+    """Those of the tools that may be called now, as the model likes or one for certain; it reads of no other."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: _Allowed
 
 
 def check_tools(tools: list[Tool]) -> list[Tool]:

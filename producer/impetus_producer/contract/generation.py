@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from .conversation import (
     MAX_TOOLS,
+    AllowedTools,
     Message,
     NamedTool,
     ResponseFormat,
@@ -37,6 +38,13 @@ class StreamOptions(Wire):
     """Taken for OpenAI's sake: a result always has its usage."""
     include_obfuscation: bool = False
     """Taken for OpenAI's sake."""
+
+
+class PromptCacheOptions(Wire):
+    """Taken for OpenAI's sake: what prompts begin with is remembered while there is room."""
+
+    mode: Literal["implicit", "explicit"] = "implicit"
+    ttl: Literal["30m"] = "30m"
 
 
 def _text_alone(value: Any) -> Any:
@@ -82,10 +90,10 @@ class GenerationRequest(Wire):
     """So many answers, made one after another in one place; the seed of each is one more than that before."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0 always takes the likeliest token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Draw from the likeliest tokens that together make up this probability."""
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    """Draw from so many of the likeliest tokens; 0 from all."""
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draw from the likeliest tokens that together make up this probability; from one at least."""
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda count: max(count, 0))] | None = None
+    """Draw from so many of the likeliest tokens; 0, and vLLM's -1, from all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Draw from tokens at least so probable, as a share of the likeliest one's probability."""
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -128,15 +136,17 @@ class GenerationRequest(Wire):
     """The answer goes on from the last message, an assistant's, and holds only what is new."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further variables of the model's chat template; one that it does not know has no effect."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """For templates that know it; `none` turns thinking off where it can be turned off."""
     max_reasoning_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Of a model that thinks: after so many tokens its thoughts are brought to an end."""
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(check_tools)] = Field(default_factory=list)
     """What the model may ask to be called."""
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"] | Annotated[NamedTool | AllowedTools, Field(discriminator="type")] | None
+    ) = None
     """`none`: an answer in text; `auto`, the default with tools: as the model likes; `required`: some call; or a call
-    of the one that is named."""
+    of the one that is named; or one of the first two of some of the tools alone."""
     parallel_tool_calls: bool = True
     """False: at most one call."""
     stream: bool = False
@@ -153,13 +163,15 @@ class GenerationRequest(Wire):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    """What prompts begin with is remembered while there is room."""
+    prompt_cache_options: PromptCacheOptions | None = None
     store: Literal[False] | None = None
     """Results are kept in Redis for a while, and nowhere else."""
     service_tier: Literal["auto", "default"] | None = None
     verbosity: Literal["medium"] | None = None
     priority: Literal[0] | None = None
     """Order is by queue: `Producer.generate(bulk=True)` waits for all that is not bulk."""
+    add_generation_prompt: bool | None = None
+    """vLLM's word for the opposite of `continue_final_message`."""
     audio: None = None
     prediction: None = None
     web_search_options: None = None
@@ -185,10 +197,12 @@ class GenerationRequest(Wire):
             self._check_prompt_alone()
         if self.continue_final_message and self.messages is not None and self.messages[-1].role != "assistant":
             raise invalid("the last message is not an assistant's", field="continue_final_message")
-        if isinstance(self.tool_choice, NamedTool):
-            if self.tool_choice.function.name not in {tool.function.name for tool in self.tools}:
-                raise invalid(f"there is no tool {self.tool_choice.function.name[:100]!r}", field="tool_choice")
-        elif self.tool_choice == "required" and not self.tools:
+        if self.add_generation_prompt not in (None, not self.continue_final_message):
+            raise invalid("is true but where continue_final_message is, and false there", field="add_generation_prompt")
+        for name in self._named_tools:
+            if name not in {tool.function.name for tool in self.tools}:
+                raise invalid(f"there is no tool {name[:100]!r}", field="tool_choice")
+        if self.tool_choice == "required" and not self.tools:
             raise invalid("there are no tools", field="tool_choice")
         if (self.ignore_eos or self.min_tokens) and self.keeps_to_a_form:
             raise invalid("goes with neither ignore_eos nor min_tokens: JSON ends where it is complete",
@@ -223,7 +237,33 @@ class GenerationRequest(Wire):
     @property
     def calls_for_a_tool(self) -> bool:
         """Whether the answer has to be a call."""
-        return isinstance(self.tool_choice, NamedTool) or self.tool_choice == "required"
+        return self.which_tool not in ("none", "auto")
+
+    @property
+    def which_tool(self) -> str:
+        """`none`, `auto`, `required`, or `=` and the name of the one to call: of `offered_tools`."""
+        match self.tool_choice:
+            case NamedTool():
+                return f"={self.tool_choice.function.name}"
+            case AllowedTools():
+                return self.tool_choice.allowed_tools.mode
+        return self.tool_choice or "auto"
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """Those that the model reads of."""
+        if not isinstance(self.tool_choice, AllowedTools):
+            return self.tools
+        return [tool for tool in self.tools if tool.function.name in self._named_tools]
+
+    @property
+    def _named_tools(self) -> list[str]:
+        match self.tool_choice:
+            case NamedTool():
+                return [self.tool_choice.function.name]
+            case AllowedTools():
+                return [each.function.name for each in self.tool_choice.allowed_tools.tools]
+        return []
 
 
 class GenerationUsage(Told):

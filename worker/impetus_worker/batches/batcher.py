@@ -40,6 +40,8 @@ class Room:
     bulk: int
     ahead: int = 0
     """Where there is no room for those: bulk jobs of which the batcher may choose who is next."""
+    in_line: int = 0
+    """Where there is no room for those: jobs whose callers wait, of which each gets the next place at once."""
     held: tuple[Held, Held] = (Held(), Held())
     """Of the lane whose callers wait, and of bulk."""
 
@@ -96,6 +98,11 @@ class Batcher(Protocol):
 
     def overdue(self, now: float) -> list[ClaimedJob]:
         """The jobs that have had more of the engine's time than their timeout allows, and are to be interrupted."""
+        ...
+
+    def out_of_line(self, now: float) -> list[ClaimedJob]:
+        """The jobs that wait in the engine for a place, and did not get one as soon as was to be expected: others may
+        have one for them."""
         ...
 
     def engine_s(self, job_id: str, now: float) -> float | None:

@@ -332,6 +332,9 @@ class EmbeddingBatcher:
     def overdue(self, now: float) -> list[ClaimedJob]:
         return self._in_engine.overdue(now)
 
+    def out_of_line(self, now: float) -> list[ClaimedJob]:
+        return []
+
     def engine_s(self, job_id: str, now: float) -> float | None:
         owner = self._jobs.get(job_id)
         return self._in_engine.engine_s(owner, now) if owner is not None else None

@@ -3,7 +3,10 @@
 Only as many jobs are claimed as the engine has places and memory for; the rest wait in Redis, where another worker may
 take them. Some places are kept from bulk jobs, so that whoever waits need not wait for a bulk job to end.
 
-Of a backlog of bulk jobs a few more are held, to choose from (`turns.py`).
+Of a backlog a few more are held: bulk jobs to choose from (`turns.py`), and such whose callers wait, in line in the
+engine itself. One of these begins in the very step after another's end, where to claim one then leaves the place empty
+for a step or two. There are no more of them than get a place within a second by the pace of late (`pace.py`), and one
+that waits for longer than it should goes back to Redis.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from ..errors import ImpetusError, InferenceError, InvalidRequestError, Poisoned
 from ..leases.outcomes import Failed, Finished, News, Outcome, Returned, Said, Started, Stopped
 from .batcher import LOADING_PATIENCE_S, Room
 from .open_generation import OpenGeneration
+from .planning.pace import Pace
 from .planning.turns import Turns
 from .reading.long_jobs import LongJobs
 from .reading.payload import LongPayloadError
@@ -43,6 +47,10 @@ _KEPT_FROM_BULK = 8
 """One place in so many is for jobs whose callers wait."""
 _AHEAD_SHARE = 2
 """For so many places one bulk job is held that has none. Another worker has no use of those that are held here."""
+_IN_LINE_SHARE = 8
+"""For so many places one job is in line for the next that is free."""
+_IN_LINE_S, _OUT_OF_LINE_S = 1.0, 3.0
+"""Within how long it is to be its turn, and after how long it may be another worker's."""
 _READING_S = 0.01
 """So long requests are read before the loop looks at the engine and the queues again; one at least."""
 _PATIENCE_S = 60.0
@@ -75,6 +83,9 @@ class GenerationBatcher:
         self._unread: deque[ClaimedJob] = deque()
         self._long = LongJobs(elsewhere)
         self._turns = Turns()
+        self._pace = Pace()
+        self._line = 0 if info.others else max(1, max_concurrent // _IN_LINE_SHARE)
+        """The most that are in line. An engine of several models has places for each, and would begin them at once."""
         self._in_engine: dict[int, OpenGeneration] = {}
         """By the id of their work."""
         self._ids = count(1)
@@ -103,7 +114,9 @@ class GenerationBatcher:
             return Room(interactive=places, bulk=0)
         kept = max(0, self._max_concurrent // _KEPT_FROM_BULK - (self._max_concurrent - held - places))
         ahead = max(0, self._max_concurrent // _AHEAD_SHARE - held_ahead)
-        return Room(interactive=places, bulk=max(0, places - kept), ahead=ahead)
+        line = min(self._line, self._pace.within(_IN_LINE_S, self._clock()))
+        in_line = max(0, min(self._max_concurrent + line - held, self._window - on_their_way) - places)
+        return Room(interactive=places, bulk=max(0, places - kept), ahead=ahead, in_line=in_line)
 
     def _held_ahead(self) -> int:
         """Of the bulk jobs that wait, those for which there is no place."""
@@ -163,9 +176,19 @@ class GenerationBatcher:
     def _send(self, owner: OpenGeneration, now: float) -> GenerationWork:
         work_id = next(self._ids)
         self._in_engine[work_id] = owner
+        owner.sent_at = now
         if not self._loading:
-            owner.resume(now)
+            self._count_time(now)
         return owner.work(work_id)
+
+    def _count_time(self, now: float) -> None:
+        """From now on the engine's time is that of all that have a place in it, or could have begun to have one."""
+        for owner in self._by_place()[: self._max_concurrent]:
+            owner.resume(now)
+
+    def _by_place(self) -> list[OpenGeneration]:
+        """What wants a place in the engine: what has one, then what is next."""
+        return sorted((each for each in self._in_engine.values() if not each.parked), key=lambda each: not each.run)
 
     # -- taking back -------------------------------------------------------------------------------------------------
 
@@ -194,6 +217,9 @@ class GenerationBatcher:
                 return [Returned(owner.job)]
         del self._in_engine[event.id]
         self._full = False
+        self._pace.freed(self._clock())
+        if not self._loading:
+            self._count_time(now)
         if isinstance(event, Generated):
             return self._finish(owner, event)
         assert isinstance(event, Rejected)
@@ -203,10 +229,8 @@ class GenerationBatcher:
     def _begin(self, owner: OpenGeneration, now: float) -> list[News]:
         """A run of its own: what an earlier one said is void."""
         owner.parked = False
-        for each in self._in_engine.values():
-            if not each.parked:
-                each.resume(now)  # the engine steps again, whatever it may have been loading
         owner.run, owner.streamed = f"{owner.job.token}:{next(self._ids)}", {}
+        self._count_time(now)  # the engine steps again, whatever it may have been loading
         self._window = min(self._max_concurrent, 2 * self._window)
         news: list[News] = [Started(owner.job, awaited=owner.request.cancel_if_abandoned)]
         if owner.request.stream:
@@ -270,6 +294,12 @@ class GenerationBatcher:
         owners = [owner for owner in self._in_engine.values() if owner.ending is None]
         spent = [(owner.job, owner.job.timeout_s, owner.spent_s(now) or 0.0) for owner in owners]
         return [job for job, timeout_s, spent_s in spent if timeout_s is not None and spent_s > timeout_s]
+
+    def out_of_line(self, now: float) -> list[ClaimedJob]:
+        if len(self._in_engine) <= self._max_concurrent:
+            return []
+        in_line = self._by_place()[self._max_concurrent :]
+        return [owner.job for owner in in_line if now - owner.sent_at > _OUT_OF_LINE_S and owner.ending is None]
 
     def engine_s(self, job_id: str, now: float) -> float | None:
         owner = self._find(job_id)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_backends.protocol import GenerationWork
 from impetus_producer.contract import GENERATION_QUEUE
-from impetus_producer.contract.conversation import NamedTool
 
 from .planning.quarantine import Witness
 
@@ -34,6 +33,8 @@ class OpenGeneration(Witness):
     """How long the engine had it, the time since `counted_from` aside; None if it never did."""
     counted_from: float | None = None
     """None while its time is not counted."""
+    sent_at: float = 0.0
+    """When the engine was given it."""
     parked: bool = False
     """Whether it waits in the engine for its model, and so takes no place."""
     run: str = ""
@@ -74,7 +75,6 @@ class OpenGeneration(Witness):
     def work(self, work_id: int) -> GenerationWork:
         """What the engine is asked for."""
         request = self.request
-        choice = request.tool_choice
         return GenerationWork(
             id=work_id,
             prompt=request.prompt,
@@ -103,8 +103,10 @@ class OpenGeneration(Witness):
             template_variables=request.chat_template_kwargs,
             reasoning_effort=request.reasoning_effort,
             max_reasoning_tokens=request.max_reasoning_tokens,
-            tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.tools),
-            tool_choice=f"={choice.function.name}" if isinstance(choice, NamedTool) else choice or "auto",
+            tools=tuple(
+                tool.model_dump(exclude_unset=True, exclude={"cache_control"}) for tool in request.offered_tools
+            ),
+            tool_choice=request.which_tool,
             parallel_tool_calls=request.parallel_tool_calls,
             model=request.model,
             stream=request.stream,

@@ -103,14 +103,13 @@ class Intake:
             for name, queue in self._queues.items()
             if self._may_have_jobs(name, now) and (now >= queue.ask_from or held[name].jobs < queue.held)
         ]
-        names, jobs = (self._names, room.bulk) if room.bulk else (self._names[:1], room.interactive)
-        if not (jobs and any(name in due for name in names)):
-            names = self._names[1:]
-            # Of a backlog alone: the last jobs are for whoever has a place for them.
-            jobs = room.ahead if self.has_backlog and any(name in due for name in names) else 0
-        if not jobs:
-            return None
-        return Wanted(names, jobs, tuple(self._queues[name].portion(held[name], now) for name in names))
+        offers = [(self._names, room.bulk) if room.bulk else (self._names[:1], room.interactive)]
+        if self.has_backlog:  # the last jobs are for whoever has a place for them
+            offers += [(self._names[:1], room.in_line), (self._names[1:], room.ahead)]
+        for names, jobs in offers:
+            if jobs and any(name in due for name in names):
+                return Wanted(names, jobs, tuple(self._queues[name].portion(held[name], now) for name in names))
+        return None
 
     def _may_have_jobs(self, name: str, now: float) -> bool:
         since = self._queues[name].empty_since

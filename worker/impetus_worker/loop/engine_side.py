@@ -206,6 +206,8 @@ class EngineSide:
         if slept_s > 0:
             self._process.heard()  # its silence meanwhile says nothing
         self._interruptions.enforce_timeouts(now)
+        if self.is_open:
+            self._give_back(self.batcher.out_of_line(now))
         if self.info is not None and self._interruptions.engine_is_hung(now):
             self.restart(suspect=True)
 

@@ -6,13 +6,13 @@ A worker of several servers has one of these for each, and one engine for all. N
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from impetus_producer.contract import STANDBY_QUEUE
 from impetus_producer.shown import without_password
 
 from .. import inbox
-from ..batches.batcher import Room
 from ..batches.planning.quarantine import DEATHS_ALONE
 from ..companions.crew import Crew
 from ..companions.link import PASSING
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from ..awake import AwakeClock
+    from ..batches.batcher import Room
     from ..host.conditions import Watch
     from ..leases.claims import Claim, ClaimedJob
     from ..leases.intake import Wanted
@@ -263,7 +264,7 @@ class ServerSide:
         free = room() if waiting <= nothing else None
         if free is None:
             return None
-        return self._intake.wanted(free if waiting <= bulk else Room(free.interactive, 0, held=free.held), now)
+        return self._intake.wanted(free if waiting <= bulk else replace(free, bulk=0, ahead=0), now)
 
     def _take_in(self, wanted: Wanted, claim: Claim) -> None:
         """What a claim brought."""

@@ -1,8 +1,9 @@
 """What a model thinks, what it answers and what it wants called, told apart in the text that it makes.
 
 Models mark these by texts that their tokenizers know. mlx-lm knows the marks of most families, and finds them in a text
-that comes in pieces. Added here are those of gpt-oss ("harmony"), and calls as Llama 3 writes them: answers of nothing
-but JSON. Sources: https://github.com/openai/harmony/blob/main/docs/format.md and
+that comes in pieces. Added here are those of gpt-oss ("harmony"), calls as Llama 3 writes them, which are answers of
+nothing but JSON, and the marks of further families (`marks`). Sources:
+https://github.com/openai/harmony/blob/main/docs/format.md and
 https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..processors import Thinking
+from .marks import ANSWERS, call_marks, thought_marks
 from .templates import template_for_tools
 from .tool_calls import parse_bare, parse_harmony
 
@@ -56,15 +58,20 @@ class Channels:
 
         vocabulary = tokenizer.get_vocab()
         self.harmony = "<|channel|>" in vocabulary and "<|message|>" in vocabulary
-        self.thinks: bool = tokenizer.has_thinking or self.harmony
-        self._bare = not (tokenizer.has_tool_calling or self.harmony) and _writes_bare_calls(tokenizer)
-        self.parse_calls: Parse | None = tokenizer.tool_parser
+        self.marks_answers = any(start in vocabulary for start, _ in ANSWERS)
+        known = tokenizer.has_tool_calling or self.harmony
+        self._bare = not known and _writes_bare_calls(tokenizer)
+        marks = None if known or self._bare else call_marks(tokenizer)
+        self.parse_calls: Parse | None = marks.parse if marks is not None else tokenizer.tool_parser
         """Of what stands between the marks of a call; none: how this model writes calls is not known."""
         if self.harmony or self._bare:
             self.parse_calls = parse_harmony if self.harmony else parse_bare
-        self.think_start: str = tokenizer.think_start or ""
-        self.think_start_tokens: tuple[int, ...] = tuple(tokenizer.think_start_tokens or ())
-        self.think_end_tokens: tuple[int, ...] = tuple(tokenizer.think_end_tokens or ())
+        thought = (tokenizer.think_start, tokenizer.think_end) if tokenizer.has_thinking else thought_marks(tokenizer)
+        self.thinks: bool = thought is not None or self.harmony
+        self.think_start: str = thought[0] if thought is not None else ""
+        self.think_start_tokens, self.think_end_tokens = (
+            tuple(tokenizer.encode(mark, add_special_tokens=False)) for mark in (thought or ("", ""))
+        )
         self._forced_end = self.think_end_tokens
         if self.harmony:
             self._with_calls = self._without = TextStateMachine(_HARMONY)
@@ -72,16 +79,20 @@ class Channels:
             self.think_end_tokens = tuple(tokenizer.encode(final, add_special_tokens=False))
             self._forced_end = tuple(tokenizer.encode(f"<|end|><|start|>assistant{final}", add_special_tokens=False))
             return
-        self._with_calls = make_text_state_machine(tokenizer)
-        thoughts: dict[str, list[tuple[str, str]]] = {"normal": []}
-        if tokenizer.has_thinking:
-            thoughts = {
-                "normal": [(tokenizer.think_start, "reasoning")],
-                "reasoning": [(tokenizer.think_end, "normal")],
-            }
-        self._without = TextStateMachine(thoughts)
+        states: dict[str, list[tuple[str, str]]] = {"normal": []}
+        if thought is not None:
+            states = {"normal": [(thought[0], "reasoning")], "reasoning": [(thought[1], "normal")]}
+        if self.marks_answers:
+            states["normal"] += [(start, "said") for start, _ in ANSWERS]
+            states["said"] = [(end, "normal") for _, end in ANSWERS]
+        self._without = TextStateMachine(states)
         if self._bare:
-            self._with_calls = TextStateMachine(thoughts | {"normal": [*thoughts["normal"], _BARE_CALL], "tool": []})
+            self._with_calls = TextStateMachine(states | {"normal": [*states["normal"], _BARE_CALL], "tool": []})
+        elif marks is not None:
+            calls = {"normal": [*states["normal"], (marks.start, "tool")], "tool": [(marks.end, "normal")]}
+            self._with_calls = TextStateMachine(states | calls)
+        else:
+            self._with_calls = make_text_state_machine(tokenizer)
 
     def opens_with_thought(self, prompt: str) -> bool:
         """Whether the template has begun the thinking already. `prompt`: as the template wrote it."""
@@ -102,7 +113,7 @@ class Channels:
     def splitter(self, *, thinking: bool, calls: bool) -> Splitter | None:
         """For one answer; None where there is nothing to tell apart. `thinking`: it begins with a thought; `calls`:
         whether calls are looked for."""
-        if not (self.thinks or (calls and self.parse_calls is not None)):
+        if not (self.thinks or self.marks_answers or (calls and self.parse_calls is not None)):
             return None
         machine = self._with_calls if calls else self._without
         return Splitter(machine, "reasoning" if thinking else "normal", bare_calls=calls and self._bare)

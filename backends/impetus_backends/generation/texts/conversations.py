@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import json
 import re
 import signal
 import threading
@@ -40,7 +41,7 @@ _OWN_OPTIONS = {
     "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens", "self",
 }  # fmt: skip
 # Templates that take an effort know three.
-_EFFORTS = {"minimal": "low", "xhigh": "high", "none": "low"}
+_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high", "none": "low"}
 # transformers marks what is to be text by these, and takes them out of a text first.
 _MARKS = ("\U000f0000", "\U000f0001")
 # Mistral's templates take no other ids of calls than those of nine characters.
@@ -65,6 +66,9 @@ class Conversations:
         """What templates call the thoughts in a message."""
         if "reasoning_content" not in template and re.search(r"message(\.|\[.)thinking", template):
             self._thoughts_name = "thinking"
+        self._writes_arguments: bool | None = None
+        """Whether the template takes the arguments of a call as the JSON that was written; not known before a
+        conversation has a call."""
         self._said: dict[str, bool] = {}
         """By role: whether the template says what such a message holds."""
         self._has_tools: bool | None = None
@@ -88,6 +92,8 @@ class Conversations:
         if self._endless:
             raise RequestError(_ENDLESS)
         options = self._options(work)
+        if self._writes_arguments is None and any(each.get("tool_calls") for each in messages):
+            self._writes_arguments = self._takes_written_arguments()
         try:
             if special_tokens_as_text:
                 tokens = self._tokens_of_text_alone(messages, options)
@@ -137,6 +143,25 @@ class Conversations:
                 return True
         return self._has_tools
 
+    def _takes_written_arguments(self) -> bool:
+        """Most take the object that they are. Some, as DeepSeek's, put them behind other text as they come, and fail on
+        an object or write it as Python would."""
+        trial: list[dict[str, Any]] = [
+            {"role": "user", "content": _PROBES[0]},
+            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+            {"role": "tool", "content": _PROBES[1], "tool_call_id": _CALL["id"]},
+        ]
+        try:
+            if "{'at'" not in self._written(trial):
+                return False
+        except Exception:  # noqa: BLE001 - templates raise what they like
+            pass
+        self._writes_arguments = True
+        try:
+            return '{"at"' in self._written(trial)
+        except Exception:  # noqa: BLE001 - it says why when it refuses the messages themselves
+            return False
+
     def _written(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> str:
         told: dict[str, Any] = {"add_generation_prompt": True, **(options or {})}
         with _time_limit():
@@ -167,6 +192,8 @@ class Conversations:
     def _named(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message with what it holds called as this template calls it."""
         named = dict(message)
+        if self._writes_arguments and "tool_calls" in named:
+            named["tool_calls"] = [_with_written_arguments(call) for call in named["tool_calls"]]
         if self._short_ids:
             if "tool_call_id" in named:
                 named["tool_call_id"] = _short_id(named["tool_call_id"])
@@ -201,6 +228,12 @@ class Conversations:
         except Exception:  # noqa: BLE001 - templates raise what they like
             return True
         return probe in made
+
+
+def _with_written_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": written}}
 
 
 def _short_id(made: str) -> str:

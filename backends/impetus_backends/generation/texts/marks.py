@@ -1,0 +1,89 @@
+"""The marks of families that mlx-lm does not know: around what a model thinks, and around the calls that it writes.
+
+Sources: the models' own chat templates, which say to the model how it is to write a call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .templates import template_for_tools
+
+if TYPE_CHECKING:
+    from .tool_calls import Parse
+
+# Beside `<think>` and others of mlx-lm's: Magistral's, Cohere's, Seed's.
+_THOUGHTS = (
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<seed:think>", "</seed:think>"),
+)
+ANSWERS = (
+    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("<|START_TEXT|>", "<|END_TEXT|>"),
+)
+"""What Cohere's models put around an answer in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallMarks:
+    """How a family writes its calls. `parse`: reads what stands between the marks."""
+
+    start: str
+    end: str
+    parse: Parse
+
+
+def parse_json(text: str, tools: object) -> list[dict[str, Any]]:
+    """A call or a list of them in JSON, with the words for name and arguments that one family or another has."""
+    written = json.loads(text)
+    return [
+        {
+            "name": call.get("name", call.get("tool_name")),
+            "arguments": call.get("arguments", call.get("parameters", {})),
+        }
+        for call in (written if isinstance(written, list) else [written])
+    ]
+
+
+_DEEPSEEK = re.compile(
+    "<\uff5ctool\u2581call\u2581begin\uff5c>(.*?)<\uff5ctool\u2581sep\uff5c>(.*?)(?:<\uff5ctool\u2581call\u2581end\uff5c>|$)",
+    re.DOTALL,
+)
+_FENCED = re.compile(r"\s*([^\n]+)\n```json\n(.*?)\n?```\s*", re.DOTALL)
+
+
+def parse_deepseek(text: str, tools: object) -> list[dict[str, Any]]:
+    """Calls with marks of their own: a name and JSON; before V3.1 the word function, a name, and JSON in a fence."""
+    calls = []
+    for name, rest in _DEEPSEEK.findall(text):
+        fenced = _FENCED.fullmatch(rest) if name.strip() == "function" else None
+        called, arguments = (fenced[1], fenced[2]) if fenced else (name, rest)
+        calls.append({"name": called.strip(), "arguments": json.loads(arguments)})
+    if not calls:
+        raise ValueError("no call")
+    return calls
+
+
+_CALLS = (
+    CallMarks("<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>", parse_deepseek),
+    CallMarks("<TOOLCALL>", "</TOOLCALL>", parse_json),  # Nemotron
+    CallMarks("<|START_ACTION|>", "<|END_ACTION|>", parse_json),  # Command R7B, Command A
+    CallMarks("<|tool_call|>", "<|/tool_call|>", parse_json),  # Phi-4, and Granite 3, which closes none
+    CallMarks("<tool_call>", "</tool_call>", parse_json),  # SmolLM3, and whoever else writes calls as Hermes does
+)
+
+
+def call_marks(tokenizer: Any) -> CallMarks | None:
+    """By the template that is taken where there are tools."""
+    template = template_for_tools(tokenizer)
+    return next((marks for marks in _CALLS if marks.start in template), None)
+
+
+def thought_marks(tokenizer: Any) -> tuple[str, str] | None:
+    """Those that are tokens of the vocabulary."""
+    vocabulary = tokenizer.get_vocab()
+    return next((marks for marks in _THOUGHTS if all(mark in vocabulary for mark in marks)), None)
