@@ -100,3 +100,25 @@ def open_reference(config: EmbeddingConfig) -> EmbeddingBackend:
     return reference
 
 
+def make_backend(
+    name: str, model: EmbeddingConfig | Path, *, threads: int | None = None, most_tokens: int | None = None
+) -> EmbeddingBackend:
+    """The backend of that name, not yet loaded, for a model's folder or its configuration already read.
+
+    `threads` and `most_tokens` are for `cpu` alone: no scores of attention take more than those of one row of so many
+    tokens would, however long a text is.
+
+    Raises `BackendUnavailableError` for an unknown name, `ModelError` for bad files.
+    """
+    if name not in NAMES:
+        raise BackendUnavailableError(f"there is no embedding backend {name!r}; there are {', '.join(NAMES)}")
+    config = model if isinstance(model, EmbeddingConfig) else read_config(model)
+    if name in _PACKAGED:
+        return make_packaged(name, config)
+    if name == "mlx":
+        return MLXEmbeddingBackend(config)
+    if name == "cpu":
+        heads = config.encoder.most_heads
+        bound = SCORES_BYTES if most_tokens is None else scores_bytes(heads, most_tokens)
+        return CPUEmbeddingBackend(config, threads=threads, scores_bytes=bound)
+    return NumpyEmbeddingBackend(config)
