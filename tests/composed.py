@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
+from tests.paths import ROOT
 from tests.patience import eventually
-from tests.producer.servers import Valkey
+from tests.producer.servers.valkey import Valkey
 
-COMPOSE: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "docker" / "compose.yaml").read_text())
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 PASSWORDS = {
     "REDIS_PASSWORD": "of-the-operator",
     "REDIS_WORKER_PASSWORD": "of-workers",

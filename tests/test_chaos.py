@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from scripts.proofs.faults.catalogue import FAULTS
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
+
 LIMIT_S = 110
 
 

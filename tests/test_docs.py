@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from functools import cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 ROOTS = [ROOT, *(ROOT / each / f"impetus_{each}" for each in ("producer", "worker", "backends"))]
 PAGES = [ROOT / "docs" / name for name in ("guarantees.md", "hardware-rules.md", "life-of-a-job.md")]
 ALL_PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]

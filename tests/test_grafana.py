@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from impetus_gateway.seeing.metrics import Metrics
 from impetus_producer.watching.fleet import Fleet, QueueState, WorkerState
 from impetus_worker.observing.metrics import _instruments
+from tests.paths import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-DASHBOARD = json.loads((Path(__file__).parents[1] / "docker" / "grafana.json").read_text())
+DASHBOARD = json.loads((ROOT / "docker" / "grafana.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 _KIND = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 

@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
+
 FOLDER = ROOT / "packaging" / "homebrew"
 FORMULA = (FOLDER / "impetus.rb").read_text()
 LINES = FORMULA.splitlines()

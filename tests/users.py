@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.paths import ROOT
 
 if TYPE_CHECKING:
     from redis import Redis
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 
 
 def rules_of(name: str) -> list[str]:

@@ -33,7 +33,7 @@ from scripts.proofs.faults.scene import OBSERVER, PRODUCER, Scene
 from scripts.proofs.faults.verdict import excuse_evicted, tracebacks
 from scripts.proofs.traffic import Traffic
 from tests.patience import awaited
-from tests.worker.account import Account, have_ended, is_quiet, take_account
+from tests.worker.faults.account import Account, have_ended, is_quiet, take_account
 
 from impetus_worker.settings import ROLES
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.proofs.hostile import FUNCTIONS, GOOD, Hostile
 from tests.patience import awaited
-from tests.worker.breakable import Server, Workers
+from tests.worker.faults.breakable import Server, Workers
 
 from impetus_producer import Producer
 

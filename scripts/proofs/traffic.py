@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
-from tests.worker.account import HANG
+from tests.worker.faults.account import HANG
 
 from impetus_producer import GenerationHandle, ImpetusError, Producer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,11 +13,14 @@ import pytest
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.models import ModelFiles, resolve
+from tests.paths import DATA
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FAMILIES = ("mpnet", "modernbert", "nomic", "gte", "t5", "mt5", "qwen3", "gemma", "camembert", "electra", "jina")
 """Small models of the families beyond BERT's, by the names of their folders."""
 RECORDED = ("reference.npz", "families.npz", "described.npz")
-DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from impetus_backends.hardware import Hardware, read_machine
+from tests.paths import DATA
 
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "machines"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDER = DATA / "machines"
 NAMES = (
     "m1", "m1-ultra", "m2-pro", "m3-max", "m4", "m4-max", "m5", "m5-pro", "m5-max", "m5-ultra", "m6",
     "intel", "vm", "rosetta", "linux",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +16,14 @@ from impetus_backends.verified import figures
 from impetus_backends.verified.board import FIRST_DAY, MADE_UP, Board, make_board, to_json
 from impetus_backends.verified.check import Check, Verdict
 from impetus_backends.verified.claims import found, not_applicable
+from tests.paths import DATA
 
 from .machines import machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-FILE = Path(__file__).resolve().parent.parent / "data" / "boards" / "m5.json"
+FILE = DATA / "boards" / "m5.json"
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 VERSIONS = {"impetus-batch": "0.1.0", "coremltools": "9.0", "mlx": "0.32.4"}
 

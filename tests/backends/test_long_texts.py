@@ -25,8 +25,9 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.protocol import EngineConfig
+from tests.paths import DATA
 
-from .conftest import DATA, small_model
+from .conftest import small_model
 
 if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig

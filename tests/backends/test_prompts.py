@@ -10,8 +10,9 @@ import pytest
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import RequestError
+from tests.paths import DATA
 
-from .conftest import DATA, Recorded, small_model
+from .conftest import Recorded, small_model
 
 with np.load(DATA / "prompts.npz") as _arrays:
     RECORDED = dict(_arrays)

@@ -20,8 +20,7 @@ from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
-
-from .conftest import DATA
+from tests.paths import DATA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,9 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokenizer import read_tokenizer
 from impetus_backends.embedding.texts.tokens import InputType, TextEncoder
 from impetus_backends.errors import ModelError, RequestError
+from tests.paths import DATA
 
-from .conftest import DATA, FAMILIES, Recorded, small_model
+from .conftest import FAMILIES, Recorded, small_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,9 @@ from impetus_backends.embedding.folder.tensors import read_tensors
 from impetus_backends.embedding.folder.torch_files import convert, convert_folder
 from impetus_backends.errors import ModelError
 from impetus_worker.cli.main import main
+from tests.paths import DATA
 
-from .conftest import DATA, small_model
+from .conftest import small_model
 
 if TYPE_CHECKING:
     from pathlib import Path

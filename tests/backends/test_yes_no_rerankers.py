@@ -18,8 +18,7 @@ from impetus_backends.embedding.modules import Logit
 from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.errors import ModelError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
-
-from .conftest import DATA
+from tests.paths import DATA
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,12 +14,13 @@ import pytest
 
 from tests.examples.test_service import example
 from tests.gateway.serving import serving
+from tests.paths import ROOT
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Fleet
 
 pytestmark = pytest.mark.system
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.gateway.serving import REAL_EMBEDDINGS, REAL_GENERATION
 from tests.gateway.test_frameworks import PYTHON
+from tests.paths import ROOT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.gateway.serving import Serving
 
 pytestmark = pytest.mark.system
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.paths import ROOT
 from tests.patience import eventually
-from tests.producer.servers import Valkey
+from tests.producer.servers.valkey import Valkey
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tests.worker.conftest import Fleet
 
 pytestmark = pytest.mark.system
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def example(name: str) -> ModuleType:

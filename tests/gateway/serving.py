@@ -22,6 +22,7 @@ from impetus_gateway.settings import Settings
 from impetus_producer.asynchronous import for_tasks
 from impetus_producer.batches.store import BatchStore
 from impetus_producer.spread import open_producer
+from tests.paths import DATA
 from tests.patience import eventually
 from tests.producer.stock_worker import QUEUES, StockWorker, generation_of, honest_work, working
 from tests.worker.conftest import Fleet
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from impetus_producer import Producer
     from impetus_producer.bulk.recall import Recall
 
-MODELS = Path(__file__).parents[1] / "data" / "models"
+MODELS = DATA / "models"
 REAL_EMBEDDINGS = ("--embedding-model", str(MODELS / "bge"), "--embedding-backend", "numpy")
 REAL_GENERATION = ("--generation-model", str(MODELS / "tiny-says"), "--generation-backend", "mlx")
 

@@ -24,8 +24,8 @@ from impetus_producer import Producer
 from impetus_producer.cli.main import cli
 from impetus_producer.errors import ImpetusError, InvalidRequestError
 from tests.patience import eventually
-from tests.producer.servers import Valkey
-from tests.worker.runs import SIMULATED, runs, tree_below
+from tests.producer.servers.valkey import Valkey
+from tests.worker.cli.runs import SIMULATED, runs, tree_below
 
 from .serving import Serving, serving
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests.paths import ROOT
+
 if TYPE_CHECKING:
     from .serving import Serving
 
-ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-frameworks" / "bin" / "python"
 
 pytestmark = [

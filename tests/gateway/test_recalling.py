@@ -11,7 +11,7 @@ from redis import Redis
 
 from impetus_producer import Document, EmbeddedDocument, Producer, RedisStore, embed_batch, embed_documents
 from impetus_producer.bulk.recall import SURE_S, Recall
-from tests.producer.servers import Valkey
+from tests.producer.servers.valkey import Valkey
 from tests.producer.stock_worker import PROVENANCE, QUEUES, embedding_of, vector_of, working
 
 from .serving import Serving, serving

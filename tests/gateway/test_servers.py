@@ -11,7 +11,7 @@ from redis import Redis
 from impetus_producer.watching.fleet import read_fleet
 from tests.patience import eventually
 from tests.producer.batches.requests import EMBEDDINGS, embedding, jsonl
-from tests.producer.servers import Valkey
+from tests.producer.servers.valkey import Valkey
 from tests.producer.stock_worker import vector_of
 
 from .serving import Serving, is_ready, serving, stock_worker

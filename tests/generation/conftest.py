@@ -6,10 +6,10 @@ import dataclasses
 import importlib.util
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from tests.paths import ROOT
 
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine
 from impetus_backends.generation.models.loader import LoadedModel, load
@@ -18,8 +18,7 @@ from impetus_backends.protocol import Deferred, EngineInfo, Event, Generated, Ge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-ROOT = Path(__file__).parents[2]
+    from pathlib import Path
 
 
 def turns(*messages: tuple[str, str] | Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

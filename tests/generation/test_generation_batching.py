@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from scripts.models.families import VISITS, compare
 from scripts.models.family_models import FAMILIES, make_model, write_family
 from scripts.models.models_page import write_part
+from tests.paths import ROOT
 
 from impetus_backends.generation.batching import Batching, find_batching
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from impetus_backends.generation.models.loader import LoadedModel
 
@@ -51,7 +52,7 @@ def test_texts_are_those_of_mlx_lm_alone_in_the_way_that_the_self_test_chose(
 
 
 def test_the_page_of_models_lists_every_family() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
     assert listed == ["model_type", *FAMILIES]
 

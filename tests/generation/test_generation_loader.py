@@ -4,16 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.paths import ROOT
 
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.generation.models.loader import CACHE_LIMIT_BYTES, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from impetus_backends.generation.models.loader import LoadedModel
 
@@ -195,7 +196,7 @@ def test_code_that_comes_with_a_model_is_never_run(loaded: Any, tiny_folder: Pat
 
 
 def test_the_tiny_model_script_explains_itself_and_labels_what_it_makes(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "models" / "make_tiny_model.py"
+    script = ROOT / "scripts" / "models" / "make_tiny_model.py"
     helped = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
     assert "random weights" in helped.stdout
     made = subprocess.run(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.backends.machines import NAMES, machine
+from tests.paths import DATA
 
 from impetus_backends.dispatcher import generation_loader, get_compute_dispatcher
 from impetus_backends.generation.models.limits import MOST_CACHE_BYTES, MemoryLimits, memory_limits
@@ -21,7 +21,10 @@ from impetus_worker.cli.run import run
 from impetus_worker.roles import engine_config
 from impetus_worker.settings import QUANTIZE_AT_LOAD, WorkerSettings
 
-SAYS = Path(__file__).parents[1] / "data" / "models" / "tiny-says"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SAYS = DATA / "models" / "tiny-says"
 PLAIN: dict[str, Any] = {"torch_dtype": "bfloat16"}
 PACKED: dict[str, Any] = {"quantization": {"bits": 4, "group_size": 64}}
 GIB = 2**30

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
+from tests.paths import DATA
 
 from impetus_backends.errors import BackendError
 from impetus_backends.generation.models.loader import load
@@ -18,11 +18,12 @@ from impetus_worker.cli.main import main
 from impetus_worker.settings import GENERATION_RECIPES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from impetus_backends.generation.models.loader import LoadedModel
 
 pytestmark = pytest.mark.system
 
-DATA = Path(__file__).parents[1] / "data"
 FOLDER = DATA / "models" / "tiny-says"
 QUESTIONS = DATA / "questions.txt"
 PAIRS = [

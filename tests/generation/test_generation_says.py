@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.paths import DATA
 
 from impetus_backends.dispatcher import open_engine
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-DATA = Path(__file__).parents[1] / "data"
 FOLDER = DATA / "models" / "tiny-says"
 PAIRS = [
     (lines[0].removeprefix("Q: "), lines[1].removeprefix("A: "))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.paths import DATA
 
 from impetus_backends.generation import requests as requests_module
 from impetus_backends.generation.models.loader import LoadedModel, load
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-DATA = Path(__file__).parents[1] / "data"
 PROMPTS = ["Hello world", "The river was quiet and the boats", "日本語 🙂", "x = 1", "When the wind had turned", "é"]
 
 

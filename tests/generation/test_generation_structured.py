@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from tests.paths import DATA
 
 from impetus_backends.errors import RequestError
 from impetus_backends.generation.models.loader import load
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-SAYS = Path(__file__).parents[1] / "data" / "models" / "tiny-says"
+SAYS = DATA / "models" / "tiny-says"
 PERSON = {
     "type": "object",
     "properties": {

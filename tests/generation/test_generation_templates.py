@@ -7,13 +7,13 @@ import dataclasses
 import json
 import shutil
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.generation.by_heart import SaysByHeart
 from tests.generation.conftest import turns
 from tests.generation.template_models import MODELS, TIME, WEATHER
+from tests.paths import DATA
 
 from impetus_backends.generation.models.loader import load
 from impetus_backends.generation.texts.conversations import Conversations
@@ -21,13 +21,14 @@ from impetus_backends.protocol import Generated, GenerationWork, Progress, Rejec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from impetus_backends.generation.engine import GenerationEngine
     from impetus_backends.generation.models.loader import LoadedModel
     from impetus_backends.protocol import Answer
 
 pytestmark = pytest.mark.system
-TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
+TEMPLATES = DATA / "templates"
 PLACE = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = tuple(
     {"type": "function", "function": {"name": name, "description": f"Knows the {name}.", "parameters": PLACE}}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.paths import DATA
 
 from impetus_backends.generation.engine import EngineLimits
 from impetus_backends.generation.opening import open_generation_engine
@@ -14,6 +14,8 @@ from impetus_backends.pool import ModelPool
 from impetus_backends.protocol import Deferred, Generated, Rejected
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from impetus_backends.generation.engine import GenerationEngine
     from impetus_backends.generation.models.loader import LoadedModel
 
@@ -24,7 +26,7 @@ def test_two_real_models_take_turns_in_memory_for_one_and_unloading_frees_it(
 ) -> None:
     import mlx.core as mx
 
-    says = Path(__file__).parents[1] / "data" / "models" / "tiny-says"
+    says = DATA / "models" / "tiny-says"
     files = [ModelFiles("tiny", tiny_folder, ("tiny",)), ModelFiles("says", says, ("says",))]
     weights = [(each.folder / "model.safetensors").stat().st_size for each in files]
     memory_bytes = sum(weights) + 100_000
@@ -64,7 +66,7 @@ def test_two_real_models_take_turns_in_memory_for_one_and_unloading_frees_it(
 
 @pytest.mark.system
 def test_a_request_that_needs_more_than_its_part_gets_what_idle_models_had(tiny_folder: Path, work: Any) -> None:
-    says = Path(__file__).parents[1] / "data" / "models" / "tiny-says"
+    says = DATA / "models" / "tiny-says"
     files = [ModelFiles("tiny", tiny_folder, ("tiny",)), ModelFiles("says", says, ("says",))]
     weights = [(each.folder / "model.safetensors").stat().st_size for each in files]
 

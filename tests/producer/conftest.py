@@ -8,7 +8,7 @@ import pytest
 
 from impetus_producer import Producer
 
-from .servers import Proxy, Valkey
+from .servers.valkey import Proxy, Valkey
 from .stock_worker import StockWorker, working
 
 if TYPE_CHECKING:

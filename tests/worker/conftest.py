@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -16,19 +15,20 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.utils import as_text
 
+from tests.paths import ROOT
 from tests.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from redis import Redis
 
-    from .hold import Hold
-    from .site import Site
+    from .faults.site import Site
+    from .leases.hold import Hold
 
 T = TypeVar("T")
 LIMIT_S = 30.0
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class RunningWorker:
@@ -137,7 +137,7 @@ def fleet(redis_url: str, connection: Redis, tmp_path: Path) -> Iterator[Fleet]:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     """A server and workers that the test may break."""
-    from .site import Site
+    from .faults.site import Site
 
     site = Site(tmp_path)
     try:
@@ -152,7 +152,7 @@ def claims(connection: Redis) -> Hold:
     from rq import SimpleWorker
     from rq.serializers import JSONSerializer
 
-    from .hold import Hold
+    from .leases.hold import Hold
 
     worker = SimpleWorker(["embedding", "embedding-bulk"], name="w1", connection=connection, serializer=JSONSerializer)
     worker.register_birth()
@@ -162,7 +162,7 @@ def claims(connection: Redis) -> Hold:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
     """Starts `impetus-worker run` with options, as often as it is called. What still runs ends with the test."""
-    from .runs import Run, runs
+    from .cli.runs import Run, runs
 
     started: list[Run] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.worker.account import fingerprint
+from tests.worker.faults.account import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scripts.proofs.faults.scene import Scene
-    from tests.worker.proxy import Proxy
+    from tests.worker.faults.proxy import Proxy
 
 _DELAY_S = 0.2
 _PASSING_ERRORS = ("LOADING the dataset is being loaded", "MASTERDOWN the link is down", "TRYAGAIN later")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 from scripts.proofs.traffic import lasting_producer
-from tests.worker.expected import text_of
+from tests.worker.faults.expected import text_of
 
 from impetus_producer import ImpetusError, JobCancelledError, JobFailedError, JobHandle, ResultTimeoutError
 

@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from scripts.proofs.faults.fault import Fault
-from tests.worker.breakable import signal_to
+from tests.worker.faults.breakable import signal_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable

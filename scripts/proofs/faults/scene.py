@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.worker.breakable import Server, Workers, is_ours, resident_mb, signal_to, wake
-from tests.worker.proxy import Proxy
+from tests.worker.faults.breakable import Server, Workers, is_ours, resident_mb, signal_to, wake
+from tests.worker.faults.proxy import Proxy
 
 if TYPE_CHECKING:
     import random
@@ -93,7 +93,7 @@ class Scene:
             lease_s=self.lease_s,
             max_batch_texts=64,
             simulated_a_ms=5.0,
-            allow_callbacks=("tests.worker.fault_callbacks.take_two_seconds",),
+            allow_callbacks=("tests.worker.faults.fault_callbacks.take_two_seconds",),
         )
 
     def settle(self) -> None:

@@ -10,7 +10,7 @@ from rq import Callback, Queue
 from rq.serializers import JSONSerializer
 from scripts.proofs.faults.fault import Fault
 from scripts.proofs.faults.scene import OBSERVER
-from tests.worker.account import BAD, HANG, POISON
+from tests.worker.faults.account import BAD, HANG, POISON
 
 from impetus_producer import connect
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scripts.proofs.faults.scene import Scene
 
 _EMBED = "impetus_worker.jobs.embed"
-_CALLBACK = "tests.worker.fault_callbacks.take_two_seconds"
+_CALLBACK = "tests.worker.faults.fault_callbacks.take_two_seconds"
 _DUE_IN_S = 6.0
 
 

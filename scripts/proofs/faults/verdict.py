@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from tests.worker.account import Account
+    from tests.worker.faults.account import Account
 
 _OF_A_JOB = re.compile(r"^(?:rq:job:|rq:results:|impetus:stream:|rq:executions?:)([0-9a-f-]+)")
 _STILL_PROMISED = ("innocent", "duplicated", "unexpected")

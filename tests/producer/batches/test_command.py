@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from ..servers import Valkey
+    from ..servers.valkey import Valkey
 
     MakeValkey = Callable[..., Valkey]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impetus_producer.documents import Document
 from impetus_producer.reading.source import ReadingOptions, open_source
+from tests.paths import DATA
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from impetus_producer.documents import Read
 
-CASES = Path(__file__).resolve().parents[2] / "data" / "bulk"
+CASES = DATA / "bulk"
 
 
 def read(name: Path | str, stdin: bytes = b"", **options: Any) -> list[Read]:

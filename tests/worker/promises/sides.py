@@ -30,7 +30,7 @@ from rq.suspension import resume, suspend
 
 from impetus_worker import jobs
 from tests.patience import eventually
-from tests.producer.servers import free_port
+from tests.producer.servers.valkey import free_port
 from tests.worker.conftest import RunningWorker
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ T = TypeVar("T")
 EMBED = "impetus_worker.jobs.embed"
 QUEUES = ("embedding", "embedding-bulk")
 ERROR, HANG = "simulate:error", "simulate:hang"
-CALLBACKS = "tests.worker.callbacks."
+CALLBACKS = "tests.worker.whole.callbacks."
 ALLOWED = ("record_success", "record_failure", "record_stopped", "raise_an_error", "suspend_and_queue_another")
 ON_SUCCESS, ON_FAILURE, ON_STOPPED, RAISES, SUSPENDS = (Callback(CALLBACKS + name) for name in ALLOWED)
 RQ = str(Path(sys.executable).parent / "rq")

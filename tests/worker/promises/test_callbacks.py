@@ -79,13 +79,13 @@ def test_a_failure_callback_that_raises_is_the_reason_that_is_kept(both: Both) -
 def test_a_callback_that_is_not_on_the_list_fails_its_job_and_is_never_imported(both: Both) -> None:
     """Stock RQ runs whatever a job names. That is remote code execution for whoever can write to Redis."""
     for side in (both.stock, both.ours):
-        side.enqueue("job", on_success=Callback("tests.worker.callbacks.note_success"))
+        side.enqueue("job", on_success=Callback("tests.worker.whole.callbacks.note_success"))
     both.stock.until_status("job", "finished")
     both.ours.until_status("job", "failed")
     assert both.stock.connection.get("noted") == both.stock.id("job").encode()
     assert both.ours.connection.get("noted") is None
     assert both.ours.reason("job").endswith(
-        "success_callback_name: this worker was not told to run 'tests.worker.callbacks.note_success': "
+        "success_callback_name: this worker was not told to run 'tests.worker.whole.callbacks.note_success': "
         "name it with --allow-callbacks"
     )
 

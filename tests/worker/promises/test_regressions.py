@@ -117,7 +117,7 @@ def test_a_failure_callback_on_the_list_is_called_for_a_bad_request_too(both: Bo
 def test_a_job_refused_for_its_callback_keeps_the_callbacks_name(both: Both) -> None:
     """So that it is not run without it when it is requeued at a worker that allows it."""
     side = both.ours
-    name = "tests.worker.callbacks.note_failure"
+    name = "tests.worker.whole.callbacks.note_failure"
     side.enqueue("job", on_failure=Callback(name), on_success=ON_SUCCESS)
     side.until_status("job", "failed")
     assert side.fields("job")["failure_callback_name"] == name

@@ -3,7 +3,7 @@
 A claim gives each job a *token*, which names this run of it; whoever ends the job shows the token, and nothing is
 written where another stands by now. The *lease* says only until when a worker need not be missed. Tokens and leases lie
 under `impetus:`, where a producer need have no rights. RQ's own keys and fields are those of rq 3.0;
-`tests/worker/test_claims.py` compares them with what RQ itself writes.
+`tests/worker/leases/test_claims.py` compares them with what RQ itself writes.
 
 Every script touches just the fields needed and is one round trip, however many jobs. Times are the server's. Knows
 Redis and the layout of keys; knows nothing of batches, models or engines.

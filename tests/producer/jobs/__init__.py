@@ -1,0 +1,1 @@
+"""Jobs, their results, and who looks at them."""

@@ -1,0 +1,383 @@
+"""What servers answer and what becomes of it; which clients are taken over, and how."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import fakeredis
+import pytest
+import redis
+import redis.asyncio
+from redis import Redis, exceptions
+from redis.cluster import RedisCluster
+from redis.sentinel import Sentinel
+
+from impetus_producer import (
+    ImpetusError,
+    NoServerError,
+    Producer,
+    ServerConfigurationError,
+    ServerDataError,
+    ServerFullError,
+    ServerNotReadyError,
+)
+from impetus_producer.servers.connections import from_url
+from impetus_producer.servers.troubles import Trouble, adopt, connect, hang_up, server_errors, trouble
+from tests.patience import eventually
+
+from ..stock_worker import StockWorker, embedding_of, finish, vector_of, working
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .valkey import Proxy, Valkey
+
+    MakeValkey = Callable[..., Valkey]
+
+
+def settings(client: Redis) -> dict[str, Any]:
+    return dict(client.connection_pool.connection_kwargs)
+
+
+PASSING = [
+    exceptions.ResponseError("MISCONF Errors writing to the AOF file"),
+    exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."),
+    exceptions.ResponseError("BUSY Valkey is busy running a script."),
+    exceptions.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
+    exceptions.ResponseError("Error running script (call to f_1): @user_script:1: -MISCONF the disk is full"),
+    exceptions.ResponseError("SOMEDAY a word that nobody has heard of"),
+    exceptions.BusyLoadingError("Valkey is loading the dataset in memory"),
+    exceptions.MasterDownError("Link with MASTER is down"),
+    exceptions.ClusterDownError("Hash slot not served"),
+    exceptions.ReadOnlyError("You can't write against a read only replica."),
+    exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+    exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
+    exceptions.NoScriptError("No matching script."),
+    exceptions.ExecAbortError("Transaction discarded because of previous errors."),
+    exceptions.InvalidResponse("Protocol Error: half an answer"),
+    exceptions.ConnectionError("Connection closed by server."),
+    exceptions.TimeoutError("Timeout reading from socket"),
+    ConnectionResetError(104, "Connection reset by peer"),
+    NoServerError("no server"),
+]
+CONFIGURATION = [
+    exceptions.AuthenticationError("Authentication required."),
+    exceptions.AuthenticationError("invalid username-password pair or user is disabled."),
+    exceptions.ResponseError("NOAUTH Authentication required."),
+    exceptions.NoPermissionError("User svc has no permissions to run the 'xread' command"),
+    exceptions.ResponseError("ACL failure in script: No permissions to access a key script: on @user_script:1."),
+    exceptions.MovedError("3999 127.0.0.1:6381"),
+    exceptions.ClusterCrossSlotError("Keys in request don't hash to the same slot"),
+    exceptions.ResponseError("SELECT is not allowed in cluster mode"),
+    ServerConfigurationError("it is set up wrongly"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=str)
+def test_whatever_a_server_answers_passes_and_is_an_error_of_one_sentence(error: Exception) -> None:
+    assert trouble(error) is Trouble.PASSING
+    with pytest.raises(ImpetusError) as caught, server_errors():
+        raise error
+    assert not isinstance(caught.value, ServerConfigurationError)
+    assert "\n" not in str(caught.value)
+
+
+WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
+DATA = [
+    exceptions.ResponseError(WRONG_TYPE),
+    exceptions.ResponseError(f"Command # 2 (HGET rq:job:OOM READONLY) of pipeline caused error: {WRONG_TYPE}"),
+    exceptions.ResponseError(f"Command # 2 (HGET rq:job:NOPERM x) of pipeline caused error: {WRONG_TYPE}"),
+    exceptions.ResponseError(f"Error running script (call to f_1): @user_script:1: {WRONG_TYPE}"),
+    exceptions.ResponseError("hash value is not an integer"),
+    exceptions.ResponseError("user_script:1: attempt to compare nil with number script: 1, on @user_script:1."),
+    exceptions.ResponseError("unknown command 'FROB', with args beginning with: "),
+    exceptions.ResponseError("DB index is out of range"),
+    ServerDataError("it is of another type"),
+]
+
+
+@pytest.mark.parametrize("error", DATA, ids=str)
+def test_what_lies_in_the_server_is_no_trouble_of_the_servers_and_is_not_waited_for(error: Exception) -> None:
+    assert trouble(error) is Trouble.DATA
+    with pytest.raises(ServerDataError), server_errors():
+        raise error
+
+
+@pytest.mark.parametrize("error", CONFIGURATION, ids=str)
+def test_authentication_rights_and_cluster_mode_do_not_pass(error: Exception) -> None:
+    assert trouble(error) is Trouble.CONFIGURATION
+    with pytest.raises(ServerConfigurationError), server_errors():
+        raise error
+
+
+def test_what_is_no_answer_of_a_server_is_left_as_it_is() -> None:
+    with pytest.raises(KeyError), server_errors():
+        raise KeyError("a bug")
+
+
+def test_a_full_server_says_that_it_is_full(valkey: MakeValkey) -> None:
+    producer = Producer(valkey("--maxmemory", "1").url, patience_s=0)
+    with pytest.raises(ServerFullError, match="maxmemory"):
+        producer.embed("a")
+
+
+def test_a_server_that_cannot_write_is_there_and_not_ready(valkey: MakeValkey) -> None:
+    server = valkey("--min-replicas-to-write", "1")
+    producer = Producer(server.url, patience_s=0)
+    with pytest.raises(ServerNotReadyError, match="NOREPLICAS"):
+        producer.embed("a")
+    server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+    producer.embed("a")
+
+
+def test_a_password_that_is_wrong_and_one_that_is_missing_are_told_at_once(valkey: MakeValkey) -> None:
+    server = valkey("--requirepass", "secret")
+    for url in (server.url, server.url.replace("//", "//:wrong@")):
+        with pytest.raises(ServerConfigurationError, match="user or password"):
+            Producer(url)
+    Producer(server.url.replace("//", "//:secret@")).embed("a")
+
+
+def test_a_right_that_is_missing_is_told_at_once_wherever_it_is_missed(valkey: MakeValkey) -> None:
+    server = valkey()
+    server.ask("ACL", "SETUSER", "svc", "on", ">pw", "~rq:queue*", "&*", "+@all")
+    with pytest.raises(ServerConfigurationError, match=r"denies its user a right .*`impetus status` says"):
+        Producer(server.url.replace("//", "//svc:pw@")).embed("a")
+
+
+def test_a_server_in_cluster_mode_is_refused_in_one_sentence(valkey: MakeValkey) -> None:
+    server = valkey("--cluster-enabled", "yes")
+    with pytest.raises(ServerConfigurationError, match="cluster mode"):
+        Producer(server.url)
+    with Redis(port=server.port) as client, pytest.raises(ServerConfigurationError, match="cluster mode"):
+        Producer(connection=client)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://u:p%40@h:1/2", {"host": "h", "port": 1, "db": 2, "username": "u", "password": "p@"}),
+        ("valkey://h/3", {"host": "h", "db": 3}),
+        ("unix:///tmp/server.sock?db=4", {"path": "/tmp/server.sock", "db": 4}),
+        ("redis://h:1/0?protocol=3&socket_timeout=60&max_connections=1", {"protocol": 2, "decode_responses": False}),
+        ("rediss://h:1/0?ssl_ca_certs=ca.pem", {"ssl_ca_certs": "ca.pem"}),
+    ],
+)
+def test_urls_say_where_the_server_is_and_not_how_it_is_spoken_to(url: str, expected: dict[str, Any]) -> None:
+    said = settings(from_url(url))
+    assert expected.items() <= said.items()
+    assert (said["protocol"], said["decode_responses"], said["socket_timeout"]) == (2, False, 15)
+    if "path" not in expected:
+        assert said["socket_keepalive"] is True
+        assert set(said["socket_keepalive_options"].values()) == {15, 5, 3}
+
+
+@pytest.mark.parametrize("url", ["rediss://h/0", "valkeys://h/0"])
+def test_an_s_in_the_scheme_is_tls(url: str) -> None:
+    assert from_url(url).connection_pool.connection_class is redis.SSLConnection
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://h", "h:6379", "redis://h?datbase=1", "redis+sentinel://h", "redis+sentinel:///service", "valkeyss://h"],
+)
+def test_what_is_no_url_is_one_sentence(url: str) -> None:
+    with pytest.raises(NoServerError, match="no Redis URL"):
+        connect(url)
+
+
+def test_keepalive_is_on_for_the_line_itself(redis_url: str) -> None:
+    connection: Any = connect(redis_url)
+    with connection.client() as client:
+        line = client.connection._sock
+        assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"decode_responses": True}, {"protocol": 3}, {"protocol": 3, "decode_responses": True, "encoding": "latin-1"}],
+    ids=str,
+)
+def test_results_are_read_whatever_the_client_given_was_made_for(
+    redis_url: str, worker: StockWorker, options: dict[str, Any]
+) -> None:
+    with Redis.from_url(redis_url, **options) as client:
+        producer = Producer(connection=client)
+        assert list(producer.embed("ü").result(60).vectors[0]) == vector_of("ü")
+        assert list(producer.generate("hello", stream=True).stream(60)) == ["hello"]
+        assert options.items() <= settings(client).items()
+
+
+def test_who_we_are_and_which_database_are_taken_over(valkey: MakeValkey) -> None:
+    server = valkey("--requirepass", "secret")
+    pool: Any = redis.BlockingConnectionPool(  # type: ignore[no-untyped-call]
+        port=server.port, password="secret", db=5, timeout=1, max_connections=1
+    )
+    with Redis.from_pool(pool) as client:
+        own = adopt(client)
+        own.set("here", 1)
+        assert client.get("here") == b"1"
+        assert own.connection_pool is not pool
+    provider = redis.UsernamePasswordCredentialProvider("default", "secret")
+    with Redis(port=server.port, credential_provider=provider) as client:
+        assert adopt(client).ping()
+
+
+def test_a_client_of_valkeys_own_library_serves_too(redis_url: str) -> None:
+    import valkey
+
+    with valkey.Valkey.from_url(redis_url.replace("redis:", "valkey:"), decode_responses=True) as client:
+        assert Producer(connection=client).embed("a").status() == "queued"
+
+
+def test_a_unix_socket_is_taken_over(valkey: MakeValkey, tmp_path: Any) -> None:
+    path = str(tmp_path / "s")
+    valkey("--unixsocket", path)
+    with Redis(unix_socket_path=path, decode_responses=True) as client:
+        assert adopt(client).set("a", "b")
+    assert connect(f"unix://{path}").get("a") == b"b"
+
+
+def test_what_secures_a_line_is_taken_over() -> None:
+    said = settings(adopt(Redis(host="127.0.0.1", port=1, ssl=True, ssl_ca_certs="ca.pem", ssl_check_hostname=False)))
+    assert (said["ssl_ca_certs"], said["ssl_check_hostname"]) == ("ca.pem", False)
+
+
+def test_our_own_client_is_used_as_it_is(redis_url: str) -> None:
+    producer = Producer(redis_url)
+    assert Producer(connection=producer.connection).connection is producer.connection
+
+
+class NoClient:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("client", "sentence"),
+    [
+        (redis.asyncio.Redis(), "asyncio"),
+        (fakeredis.FakeAsyncRedis(), "asyncio"),
+        (RedisCluster.__new__(RedisCluster), "cluster"),
+        ("redis://localhost", "not a str"),
+        (NoClient(), "not a NoClient"),
+    ],
+)
+def test_what_cannot_serve_is_refused_in_one_sentence(client: Any, sentence: str) -> None:
+    with pytest.raises(ImpetusError, match=sentence):
+        Producer(connection=client)
+
+
+@pytest.mark.parametrize("decode_responses", [False, True])
+def test_a_fake_server_is_used_through_a_client_of_our_own(decode_responses: bool) -> None:
+    with fakeredis.FakeRedis(decode_responses=decode_responses) as fake:
+        own = adopt(fake)
+        fake.set("a", "b")
+        assert own.get("a") == b"b"
+
+
+@pytest.fixture
+def sentinel(valkey: MakeValkey) -> Valkey:
+    """One that watches a server by the name of `jobs`."""
+    watched = valkey()
+    watching = valkey(sentinel=True)
+    watching.ask("SENTINEL", "MONITOR", "jobs", "127.0.0.1", str(watched.port), "1")
+    return watching
+
+
+def test_a_server_is_found_through_its_sentinel(sentinel: Valkey) -> None:
+    producer = Producer(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/jobs/2", patience_s=0)
+    handle = producer.embed("a")
+    finish(producer.connection, handle.job_id, embedding_of(["a"]))
+    assert list(handle.result(60).vectors[0]) == vector_of("a")
+    assert settings(producer.connection)["db"] == 2
+    manager: Any = Sentinel(  # type: ignore[no-untyped-call]
+        [("127.0.0.1", sentinel.port)], decode_responses=True, protocol=3, db=2
+    )
+    other = Producer(connection=manager.master_for("jobs"))
+    assert other.handle(handle.job_id).status() == "finished"
+    with pytest.raises(ImpetusError, match=r"slave_for\(\) client only reads"):
+        Producer(connection=manager.slave_for("jobs"))
+    with pytest.raises(ServerConfigurationError, match=r"redis\+sentinel://host"):
+        Producer(sentinel.url)
+
+
+def blocked(connection: Redis) -> set[str]:
+    clients: Any = connection.client_list()
+    return {client["id"] for client in clients if client["cmd"] == "blpop"}
+
+
+def test_hanging_up_ends_a_wait_of_another_thread_which_then_works_on(redis_url: str) -> None:
+    connection = connect(redis_url)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(connection.blpop(["list"], timeout=14)))
+    thread.start()
+    with Redis.from_url(redis_url) as other:
+        eventually(lambda: other.info("clients")["blocked_clients"] == 1)
+        (before,) = blocked(other)
+        hang_up(connection)
+        eventually(lambda: blocked(other) - {before})
+        other.rpush("list", "x")
+    thread.join(60)
+    assert answers == [(b"list", b"x")]
+
+
+def test_a_producer_made_before_a_failover_behind_one_address_works_after_it(
+    proxy: Proxy, redis_url: str, valkey: MakeValkey
+) -> None:
+    producer = Producer(proxy.url)
+    producer.embed("before")
+    other = valkey()
+    with Redis.from_url(redis_url) as old:
+        old.replicaof("127.0.0.1", str(other.port))
+        try:
+            proxy.target = other.port  # whose name it was answers still, and keeps the line
+            with working(other.url):
+                assert list(producer.embed("after").result(60).vectors[0]) == vector_of("after")
+        finally:
+            old.replicaof("NO", "ONE")
+
+
+def test_a_server_whose_disk_fails_is_there_and_waited_for(valkey: MakeValkey, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    server = valkey("--dir", str(folder), "--save", "3600 1")
+    handle = Producer(server.url).embed("a")
+    folder.rmdir()
+    server.ask("BGSAVE")
+    eventually(lambda: server.ask("INFO", "persistence")["rdb_last_bgsave_status"] == "err")
+    producer = Producer(server.url, patience_s=0)  # is made although PING itself is refused
+    assert producer.handle(handle.job_id).status() == "queued"
+    with pytest.raises(ServerNotReadyError, match="MISCONF"):
+        producer.embed("b")
+
+
+def test_a_server_that_runs_a_long_script_is_waited_for(valkey: MakeValkey) -> None:
+    server = valkey("--busy-reply-threshold", "10")
+    producer = Producer(server.url)
+    said = threading.Event()
+    producer.patience.say = lambda sentence: said.set()
+    script = threading.Thread(target=lambda: suppressed(server, "EVAL", "while true do end", 0))
+    script.start()
+    try:
+        eventually(lambda: "BUSY" in str(suppressed(server, "GET", "x")))
+        connect(server.url)
+        handles: list[Any] = []
+        waiting = threading.Thread(target=lambda: handles.append(producer.embed("a")))
+        waiting.start()
+        assert said.wait(60)
+    finally:
+        server.ask("SCRIPT", "KILL")
+        script.join(60)
+    waiting.join(60)
+    assert handles[0].status() == "queued"
+
+
+def suppressed(server: Valkey, *command: Any) -> Any:
+    try:
+        return server.ask(*command)
+    except exceptions.RedisError as error:
+        return error

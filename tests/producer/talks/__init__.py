@@ -1,0 +1,1 @@
+"""What is asked of a server, in threads and in tasks."""

@@ -1,0 +1,1 @@
+"""Jobs into batches and back, without Redis, processes or models."""

@@ -1,0 +1,1 @@
+"""What misbehaves, and what must hold then."""

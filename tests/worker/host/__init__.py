@@ -1,0 +1,1 @@
+"""Processes: supervisor, engine, embedded server, service, sleep."""

@@ -1,0 +1,1 @@
+"""Jobs in Redis: claims, endings, recovery."""

@@ -1,0 +1,111 @@
+"""Endings by RQ's means: what lies in Redis or in a callback fails its own job, and holds up no other."""
+
+from __future__ import annotations
+
+import json
+import queue
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rq import Callback, Queue, Retry
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+
+from impetus_worker.allowed import Allowed
+from impetus_worker.companions.link import Link, Reachability, client
+from impetus_worker.inbox import EndedByRq
+from impetus_worker.leases.claims import ClaimedJob, Claims
+from impetus_worker.leases.outcomes import Failed, Finished
+from impetus_worker.leases.rq_endings import RqEndings
+
+from ..conftest import LIMIT_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+pytestmark = pytest.mark.system
+EMBED = "impetus_worker.jobs.embed"
+MISSING = "tests.worker.whole.callbacks.raise_that_a_file_is_missing"
+
+
+class Ender:
+    def __init__(self, connection: Redis, url: str) -> None:
+        self.connection = connection
+        self.claims = Claims("w1", 20)
+        self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        link = Link("rq-endings", lambda: client(url, 5.0), Reachability())
+        self.endings = RqEndings(link, self.claims, "w1", Allowed(callbacks=(MISSING,)), self._told.put)
+        self.endings.start()
+
+    def claim(self, **options: Any) -> ClaimedJob:
+        Queue("embedding", connection=self.connection, serializer=JSONSerializer).enqueue(
+            EMBED, {"input": "a"}, **options
+        )
+        (job,) = self.claims.claim(["embedding"], 10, 10**9).run(self.connection).jobs
+        return job
+
+    def end(self, *outcomes: Finished | Failed) -> None:
+        """Returns when they are over."""
+        for outcome in outcomes:
+            self.endings.put(outcome)
+        over = [self._told.get(timeout=LIMIT_S) for _ in outcomes]
+        assert over == [EndedByRq(outcome.job) for outcome in outcomes]
+
+    def status(self, job: ClaimedJob) -> JobStatus:
+        status = Job.fetch(job.id, connection=self.connection, serializer=JSONSerializer).get_status()
+        assert status is not None
+        return status
+
+    def reason(self, job: ClaimedJob) -> str:
+        result = Job.fetch(job.id, connection=self.connection, serializer=JSONSerializer).latest_result()
+        assert result is not None
+        return str(result.exc_string)
+
+
+@pytest.fixture
+def ender(connection: Redis, redis_url: str) -> Iterator[Ender]:
+    ender = Ender(connection, redis_url)
+    yield ender
+    ender.endings.stop()
+    assert ender.endings.join(LIMIT_S)
+
+
+def test_an_ending_that_rq_cannot_write_for_what_lies_there_is_written_without_rq(ender: Ender) -> None:
+    bad = ender.claim(retry=Retry(max=1))
+    good = ender.claim(retry=Retry(max=1))
+    ender.connection.set(f"rq:job:{bad.id}:dependents", "of another type")
+    ender.connection.set(f"rq:results:{bad.id}", "of another type")
+    ender.end(Finished(bad, json.dumps({"a": 1}).encode()), Finished(good, b"{}"))
+    assert ender.status(good) is JobStatus.FINISHED
+    assert ender.status(bad) is JobStatus.FINISHED
+    assert ender.connection.hlen("impetus:tokens:embedding") == 0
+    assert ender.connection.zcard("rq:wip:embedding") == 0
+
+
+def test_a_callback_that_finds_no_file_or_no_host_fails_its_job_as_rq_has_it(ender: Ender) -> None:
+    job = ender.claim(on_success=Callback(MISSING))
+    ender.end(Finished(job, b"{}"))
+    assert ender.status(job) is JobStatus.FAILED
+    assert "no such file" in ender.reason(job)
+    assert ender.connection.llen(f"calls:{job.id}") == 1
+
+
+def test_an_ending_that_fails_again_and_again_though_the_server_answers_is_given_up(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("impetus_worker.leases.rq_endings.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("impetus_worker.companions.link.FIRST_WAIT_S", 0.001)
+    tries: list[Any] = []
+
+    def never(*arguments: Any) -> None:
+        tries.append(arguments)
+        raise RedisConnectionError("the callback's own server is away")
+
+    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", never)
+    job = ender.claim(on_success=Callback(MISSING))
+    ender.end(Finished(job, b"{}"))
+    assert ender.status(job) is JobStatus.FAILED
+    assert len(tries) == 10

@@ -1,0 +1,1 @@
+"""Whole workers at a real server."""
