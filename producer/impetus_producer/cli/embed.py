@@ -181,6 +181,8 @@ def embed(
         if chunk is None and (overlap or pool_chunks or late or tokenizer):
             names = "--overlap, --pool-chunks, --late-chunking and --tokenizer"
             raise InvalidRequestError(f"{names} are about chunks: add --chunk TOKENS")
+        if chunk is not None and overlap >= chunk:
+            raise InvalidRequestError(f"--overlap {overlap} must be less than --chunk {chunk}")
         if pooled and late:
             raise InvalidRequestError("--pool-chunks and --late-chunking: give one of the two")
         templated = Templated(template, reading)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ..documents import Document
 from ..errors import InvalidRequestError
 from ..shown import without_password
 from .extracting.extractor import Extractor
@@ -38,13 +39,21 @@ class Source:
     """What whoever asked should be told before: how it was guessed to read something."""
     _parts: tuple[Part, ...]
     _left_out: Counter[str]
+    _columns: tuple[str, ...] = ()
+    """Fields that are read along."""
+    _filled: set[int] = field(default_factory=set)
+    """Which of these some document had so far."""
     _extractor: Extractor = field(default_factory=Extractor)
 
     def __iter__(self) -> Iterator[Read]:
         self._left_out.clear()
+        self._filled.clear()
         try:
             for part in self._parts:
-                yield from part.read()
+                for document in part.read():
+                    if len(self._filled) < len(self._columns) and isinstance(document, Document):
+                        self._filled.update(at for at, value in enumerate(document.columns) if value is not None)
+                    yield document
         finally:
             self._extractor.close()
 
@@ -71,6 +80,11 @@ class Source:
     def left_out(self) -> str | None:
         """What of the folders read so far was no document."""
         return f"Left out of the folders: {told(self._left_out)}." if self._left_out else None
+
+    def empty_columns(self) -> str | None:
+        """Those of the columns read along in which no document had anything, such as by a misspelling."""
+        names = ", ".join(repr(name) for at, name in enumerate(self._columns) if at not in self._filled)
+        return f"No document has anything in the field of --column {names}: is it spelt so?" if names else None
 
 
 def open_source(
@@ -113,7 +127,9 @@ def open_source(
         raise InvalidRequestError(f"{ignored} has no effect on this input, which is {kinds}: leave it out")
     local = tuple(Path(each) for each in inputs if isinstance(each, str) and each != "-")
     name = _name_of(inputs) if options.sql is None else without_password(options.sql[0])
-    return Source(name, local, tuple(opener.notes), tuple(parts), opener.left_out, files.extractor)
+    return Source(
+        name, local, tuple(opener.notes), tuple(parts), opener.left_out, options.columns, _extractor=files.extractor
+    )
 
 
 _TOLD: dict[Kind, str] = {

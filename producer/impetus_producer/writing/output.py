@@ -6,6 +6,7 @@ Knows files. Knows no Redis, no job, no input.
 from __future__ import annotations
 
 import json
+import os
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +186,7 @@ def _opened(name: str, layout: Layout, rows_per_file: int | None, rows_of: RowsO
     try:
         return Output(without_password(name) if "://" in name else name, path, make, rows_of)
     except OSError as error:
-        where = path.parent
+        where = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
         problem = "there is no such folder" if not where.is_dir() else error.strerror
         raise InvalidRequestError(f"nothing can be written in {str(where)!r}: {problem}") from None
 

@@ -243,15 +243,17 @@ def test_vectors_of_two_widths_are_refused(folder: Path) -> None:
 
 def test_what_would_fail_at_the_end_is_told_at_the_start(folder: Path) -> None:
     (folder / "sub.npy").mkdir()
+    (folder / "link.npy").symlink_to("gone/v.npy")
     for name, sentence in {
         "v.csv": r"must end in one of \.parquet, \.jsonl, \.npy, \.arrow, \.lance",
         "v": "must end in one of",
         "no/v.npy": "there is no such folder",
+        "link.npy": "/gone': there is no such folder",
         "sub.npy": "is a folder",
     }.items():
         with pytest.raises(InvalidRequestError, match=sentence):
             open_output(name)
-    assert [path.name for path in folder.iterdir()] == ["sub.npy"]
+    assert sorted(path.name for path in folder.iterdir()) == ["link.npy", "sub.npy"]
 
 
 def test_a_missing_package_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

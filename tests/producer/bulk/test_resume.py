@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from impetus_producer import Producer, Store, embed_documents
 from impetus_producer.bulk.kept.folder import RunFolder
 from impetus_producer.bulk.kept.journal import Journal
+from impetus_producer.bulk.works import EmbeddingWork
 from impetus_producer.cli.main import cli
 from impetus_producer.documents import Document
 from impetus_producer.errors import ImpetusError
@@ -117,6 +118,25 @@ def test_after_a_kill_each_document_is_there_once_and_none_was_computed_twice(
     # Also what was in flight: its jobs were taken up again.
     assert bench.documents == Counter(lines)
     assert not (folder / f"{output}.impetus").exists()
+
+
+def test_two_jobs_that_a_killed_run_left_may_carry_the_same(folder: Path, redis_url: str, bench: Bench) -> None:
+    lines = texts(folder, 3)
+    work = EmbeddingWork()
+    keys = [work.key(Document(None, line)) for line in lines]
+    producer = Producer(redis_url)
+    run_folder = RunFolder(folder / "out.jsonl")
+    with Journal(run_folder.path) as journal:
+        for job_id, sent in (("both", keys), ("one", keys[:1])):
+            payload = work.payload([Document(None, line) for line in lines[: len(sent)]])
+            journal.sent({job_id: sent})
+            producer.enqueue(work.queue, work.function, {job_id: payload})
+    run_folder.close(done=False)
+    again = embed(redis_url)
+    assert again.exit_code == 0, again.output
+    ids, vectors = read_back(folder / "out.jsonl")
+    assert ids == ["1", "2", "3"]
+    np.testing.assert_array_equal(vectors, [vector_of(line) for line in lines])
 
 
 def test_a_changed_document_is_computed_anew_and_one_that_moved_is_not(

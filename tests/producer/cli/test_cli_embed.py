@@ -116,6 +116,15 @@ def test_several_files_ids_rows_and_columns_reach_the_output(folder: Path, redis
     assert read_back(folder / "out.parquet")[0] == ["x"]
 
 
+def test_a_column_that_no_document_has_is_told(folder: Path, redis_url: str, worker: StockWorker) -> None:
+    (folder / "in.jsonl").write_text('{"text": "one", "lang": null}\n{"text": "two", "lang": "de"}\n')
+    options = ("--column", "lang", "--column", "langg")
+    result = run("embed", "in.jsonl", "-o", "out.jsonl", *options, url=redis_url)
+    assert result.exit_code == 0
+    assert "No document has anything in the field of --column 'langg': is it spelt so?\n" in result.stderr
+    assert "--column" not in run("embed", "in.jsonl", "-o", "out.jsonl", *options[:2], url=redis_url).stderr
+
+
 def test_standard_input_that_is_csv_is_read_as_csv_and_the_guess_is_said(
     folder: Path, redis_url: str, worker: StockWorker
 ) -> None:
@@ -160,6 +169,8 @@ def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, 
         ("in.jsonl", "-o", "in.jsonl"): "the same file",
         (".", "-o", "x.npy", "--dimensions", "0"): "not in the range",
         ("in.txt", "-o", "x.npy", "--prompt", "x", "--prompt-name", "query"): "give one of them",
+        ("in.jsonl", "-o", "x.npy", "--text-field", "a", "--template", "{a}"): "leave --text-field out",
+        ("in.jsonl", "-o", "x.npy", "--chunk", "10", "--overlap", "10"): "--overlap 10 must be less than --chunk 10",
     }.items():
         result = run("embed", *arguments, url=redis_url)
         assert (result.exit_code, sentence in result.stderr) == (2, True), result.output

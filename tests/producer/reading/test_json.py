@@ -108,6 +108,7 @@ def test_arrays_and_printed_objects_are_read_with_the_lines_they_stand_on(tmp_pa
         ('["a", "b", "c"]', 0, "line 1: this is a JSON array, but not of objects"),
         ('{\n "id": 1,\n "text": "a"\n}\n{\n "id": 2,\n}', 1, "line 7: this is no JSON"),
         ('[\n{"id": 1, "text": "a"},\n[1],\n5\n', 1, "line 3: this is JSON, but no object"),
+        ('{"id": 1, "text": "a"},\n{"id": 2, "text": "b"},\n', 1, "line 1: a comma follows the object: put brackets"),
     ],
 )
 def test_a_broken_array_is_told_once_and_not_line_by_line(
@@ -117,6 +118,17 @@ def test_a_broken_array_is_told_once_and_not_line_by_line(
     assert [isinstance(document, Document) for document in documents[: count + 1]] == [True] * count + [False]
     assert told(documents)[count][1].startswith(reason)
     assert len(documents) <= count + 3
+
+
+def test_what_no_reader_takes_fails_alone_on_the_first_line_too(tmp_path: Path) -> None:
+    deep = '{"id": 1, "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    long = '{"id": ' + "9" * 5000 + ', "text": "a"}'
+    documents = told(read(write(tmp_path / "d.jsonl", f'{deep}\n{long}\n{{"id": 3, "text": "c"}}\n')))
+    assert documents == [
+        (None, "line 1: this is no JSON that can be read: it is nested too deep"),
+        (None, "line 2: this is no JSON that can be read: a number in it has too many digits"),
+        (3, "c"),
+    ]
 
 
 def test_an_empty_array_has_no_documents(tmp_path: Path) -> None:

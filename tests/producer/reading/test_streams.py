@@ -93,7 +93,7 @@ def test_an_encoding_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="begins with the mark of UTF-16-LE, so it is not latin-1"):
         read(path, encoding="latin-1")
     path = write(path, "one")
-    for name in ("no-such", "base64", "rot13", "idna", "undefined", "\0"):
+    for name in ("no-such", "base64", "rot13", "idna", "undefined", "\0", "punycode"):
         with pytest.raises(InvalidRequestError, match="is no encoding of text files"):
             read(path, encoding=name)
 

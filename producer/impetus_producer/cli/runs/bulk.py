@@ -110,8 +110,9 @@ def run(
         if out.folder.is_kept:
             _say(_unfinished(out))
         raise
+    columns = [source.empty_columns()] if out.written else []
     summary = Summary(out, journal, elapsed_s, work.makes)
-    for sentence in (source.left_out(), ids.sentence(), *summary.sentences()):
+    for sentence in (source.left_out(), *columns, ids.sentence(), *summary.sentences()):
         if sentence is not None:
             _say(sentence)
     if options.as_json:

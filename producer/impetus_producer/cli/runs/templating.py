@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...errors import InvalidRequestError
 from ...reading.templates import Template, filled
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Templated:
     """Makes documents of what is read by the options `asked`. Raises `InvalidRequestError` for what is no template."""
 
     def __init__(self, template: str | None, reading: ReadingOptions) -> None:
+        if template is not None and reading.text_field is not None:
+            raise InvalidRequestError("--template says which fields make the text: leave --text-field out")
         self._template = None if template is None else Template(template)
         self._kept = len(reading.columns)
         self.asked = reading if self._template is None else _with_fields_of(self._template, reading)

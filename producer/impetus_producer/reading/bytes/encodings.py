@@ -6,6 +6,7 @@ Knows bytes. Knows no format.
 from __future__ import annotations
 
 import codecs
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ...errors import InvalidRequestError
@@ -95,6 +96,8 @@ def _text_codec(asked: str) -> str:
         # What bad bytes are read as must be known, too; codecs that are made for names of hosts refuse.
         if "a\n\n".encode(name).decode(name, "replace") != "a\n\n":
             raise ValueError
+        with suppress(UnicodeDecodeError):  # whatever else they raise of bad bytes
+            b"a\n".decode(name)
     except (LookupError, ValueError):
         raise InvalidRequestError(
             f"{asked!r} is no encoding of text files: give one such as utf-8, utf-16, latin-1 or cp1252"

@@ -21,10 +21,12 @@ def json_documents(stream: Stream, fields: Fields) -> Iterator[Read]:
 
 
 def _goes_over_lines(head: str) -> bool:
-    first = head.lstrip().split("\n", 1)[0].rstrip()
+    first, newline, _ = head.lstrip().partition("\n")
     if first.startswith("["):
         return True
-    if not first.startswith("{") or first[-1] not in "{[,:":
+    first = first.rstrip()
+    # A long line of which only the beginning was looked at may end there with anything.
+    if not newline or not first.startswith("{") or first[-1] not in "{[,:":
         return False
     try:
         json.loads(first)
@@ -54,8 +56,14 @@ def _parsed(text: str) -> dict[str, Any]:
     except _RepeatedFieldError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is no JSON that can be read: {error}") from None
+        raise ValueError(_beyond_reading(error)) from None
     return _checked_object(record)
+
+
+def _beyond_reading(error: Exception) -> str:
+    """Of JSON that is none of the kind that can be read, though it may be well-formed."""
+    why = "it is nested too deep" if isinstance(error, RecursionError) else "a number in it has too many digits"
+    return f"this is no JSON that can be read: {why}"
 
 
 def _checked_object(value: Any) -> dict[str, Any]:
@@ -98,6 +106,8 @@ def _of_values(stream: Stream, fields: Fields) -> Iterator[Read]:
                     raise ValueError("this is no JSON array: Expecting ',' or ']'")
                 text.skip(1)
                 text.next_character()
+            elif character == "," and not first:
+                raise ValueError("a comma follows the object: put brackets around all of them, or take the commas away")
             line = text.line
             value = text.value()
             if not isinstance(value, dict) and first:
@@ -154,7 +164,7 @@ class _Text:
             except _RepeatedFieldError:
                 raise
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"this is no JSON that can be read: {error}") from None
+                raise ValueError(_beyond_reading(error)) from None
             if end == len(self._held) and self._read_on(1):
                 continue  # a number may go on
             self.skip(end - self._at)

@@ -214,7 +214,9 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
         if request.chunks is None:
             super().check(request, texts)
             return
-        self._check_lengths(request, texts, "chunks are of texts that are read whole")
+        self._check_lengths(
+            request, texts, "chunks are of texts that are read whole: send it in parts, or each chunk as a text"
+        )
         for index, text in enumerate(texts):
             for number, (begin, end) in enumerate(text.chunks):
                 if begin == end:
