@@ -131,8 +131,8 @@ def _compare_cuts(folder: Path, tokenizer: Any, stored: dict[str, Any], made: di
         expected, found = (" ".join(tokens)[:60] for tokens in cuts[differ[0]])
         raise ModelError(
             f"transformers does not read the tokenizer in {folder} as its tokenizer.json says ({differ[0]!r} becomes "
-            f"{found!r} and not {expected!r}): correct tokenizer_class in tokenizer_config.json, or install the version "
-            "of transformers that the model was made for"
+            f"{found!r} and not {expected!r}): correct tokenizer_class in tokenizer_config.json, or install the "
+            "version of transformers that the model was made for"
         )
 
 
