@@ -73,7 +73,8 @@ What follows is refused with a sentence that names the file and what in it, beca
 - fp8 and all quantised weights but MLX's affine ones, by name;
 - a tensor that is missing, does not have the shape that `config.json` asks for or is there under two names, and files
   that were cut off; weights that make the same vector of every text;
-- a tokenizer that is missing, knows no word, is of another kind than its class, or does not fit the model's table;
+- a tokenizer that is missing, knows no word, is of another kind than its class, does not fit the model's table,
+  or is read by transformers otherwise than its tokenizer.json says;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
 - PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);

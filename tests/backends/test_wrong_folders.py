@@ -80,6 +80,12 @@ def dense_without_bias(folder: Path) -> None:
     change(folder / "2_Dense" / "config.json", bias=False)
 
 
+def lower_cased_in_one_file(folder: Path) -> None:
+    """The class that the other file names knows nothing of it."""
+    change(folder / "tokenizer.json", normalizer={"type": "Lowercase"})
+    change(folder / "tokenizer_config.json", tokenizer_class="RobertaTokenizer")
+
+
 @pytest.mark.parametrize(
     ("model", "spoil", "message"),
     [
@@ -98,6 +104,11 @@ def dense_without_bias(folder: Path) -> None:
         ("t5", lambda folder: change(folder / "config.json", dense_act_fn="gelu_new"), "dense_act_fn 'gelu_new'"),
         ("t5", lambda folder: change(folder / "config.json", is_gated_act=True), "is_gated_act True"),
         ("qwen3", tokenizer_that_raises, "reads no text"),
+        (
+            "roberta",
+            lower_cased_in_one_file,
+            "does not read the tokenizer in .* as its tokenizer.json says .*: correct tokenizer_class",
+        ),
     ],
 )
 def test_what_would_make_wrong_vectors_is_refused_by_one_sentence(

@@ -15,6 +15,7 @@ from impetus_backends.errors import ModelError
 from impetus_backends.tokenizing import import_transformers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 # Tables are filled up to a multiple of some power of two, and no further.
 _LEAST_SHARE = 0.9
+_SAMPLES = ("Two words, and a number: 1,234.5", "naïve Übergröße (x, y) {z}!", "日本語の文章 and עברית 🙂")
+"""Any class that fits a tokenizer.json cuts them so. Of line breaks and of two spaces there are several opinions."""
+_CONFIGURED = {
+    "BertNormalizer": ("lowercase", "strip_accents", "handle_chinese_chars"),
+    "ByteLevel": ("add_prefix_space",),
+    "Metaspace": ("prepend_scheme", "add_prefix_space"),
+}
+"""What a tokenizer_config.json may say otherwise, by the part of a tokenizer that does it."""
 _PROBE = "The quick brown fox, naïve and 3.14 % lazier: über-dogs! 敏捷的棕色狐狸 Быстрая лиса"
 
 
@@ -104,6 +113,60 @@ def _compare(folder: Path, tokenizer: Any) -> None:
             f"{folder / 'tokenizer_config.json'} makes a {kinds[1]} tokenizer of tokenizer.json, which is {kinds[0]}: "
             "one of the two files is of another model"
         )
+    if any(stored.get(part) != made.get(part) for part in ("normalizer", "pre_tokenizer", "model")):
+        _compare_cuts(folder, tokenizer, stored, made)
+
+
+def _compare_cuts(folder: Path, tokenizer: Any, stored: dict[str, Any], made: dict[str, Any]) -> None:
+    """Raises `ModelError` where the tokenizer cuts a text otherwise than the one that is stored."""
+    try:
+        own = _own(tokenizer, stored, made)
+        cuts = {text: [each.encode(text, add_special_tokens=False).tokens for each in (own, tokenizer)]
+                for text in _SAMPLES}  # fmt: skip
+    except Exception as error:
+        raise ModelError(f"the tokenizer in {folder} reads no text: {error}") from error
+    # A space at the beginning is a matter of configuration.
+    differ = [text for text, (expected, found) in cuts.items() if found[1:] != expected[1:]]
+    if differ:
+        expected, found = (" ".join(tokens)[:60] for tokens in cuts[differ[0]])
+        raise ModelError(
+            f"transformers does not read the tokenizer in {folder} as its tokenizer.json says ({differ[0]!r} becomes "
+            f"{found!r} and not {expected!r}): correct tokenizer_class in tokenizer_config.json, or install the "
+            "version of transformers that the model was made for"
+        )
+
+
+def _own(tokenizer: Any, stored: dict[str, Any], made: dict[str, Any]) -> Any:
+    """What a tokenizer.json says, with what a tokenizer_config.json may say otherwise as transformers has made it."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    for part in ("normalizer", "pre_tokenizer"):
+        as_made = {each["type"]: each for each in _steps(made.get(part))}
+        for step in _steps(stored.get(part)):
+            like = as_made.get(step["type"], {})
+            step |= {key: like[key] for key in _CONFIGURED.get(step["type"], ()) if key in like}
+    if stored["model"] != made["model"]:
+        return Tokenizer.from_str(json.dumps(stored))
+    # A large vocabulary takes a second to be read again, and is shared instead.
+    empty = json.loads(Tokenizer(WordLevel({}, unk_token="")).to_str())["model"]
+    steps = Tokenizer.from_str(json.dumps(stored | {"model": empty, "added_tokens": [], "post_processor": None}))
+    own = Tokenizer(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer"):
+        if (step := getattr(steps, part)) is not None:
+            setattr(own, part, step)
+    return own
+
+
+def _steps(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Of a part of a tokenizer, whether it is one or a sequence of others."""
+    if part is None:
+        return
+    within = part.get("normalizers") or part.get("pretokenizers")
+    for step in within or ():
+        yield from _steps(step)
+    if within is None:
+        yield part
 
 
 def _end(vocabulary: dict[str, int]) -> int:

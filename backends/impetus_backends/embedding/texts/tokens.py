@@ -59,7 +59,8 @@ class TextEncoder:
         """`needs_ends`: whether the model must be shown where texts begin or end."""
         self._tokenizer = tokenizer
         self._prompts = {"query": "", "document": ""} | dict(config.prompts)  # these sentence-transformers adds
-        self._default_prompt = self._prompts[config.default_prompt_name] if config.default_prompt_name else ""
+        default = config.default_prompt_name
+        self._default_prompt = "" if default is None else self._prompts.get(default, "")
         self._include_prompt = include_prompt
         self.max_tokens = config.max_tokens
         """The longest row that `encode` makes, special tokens included."""
