@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import models
 from .errors import BackendUnavailableError, ModelError
+from .footprint import MemoryWatch
 from .hardware import Hardware, detect
 from .policy import (
     TO_BE_PROVEN,
@@ -127,6 +128,12 @@ def open_engine(config: EngineConfig, on_attempt: OnAttempt | None = None) -> En
     return open_embedding(config, hardware, on_attempt=attempt)
 
 
+def memory_watch(config: EngineConfig) -> MemoryWatch:
+    """Of the process, if it is such an engine's own."""
+    limit_bytes = config.memory_limit_bytes or memory_limit_bytes(config.hardware or detect())
+    return MemoryWatch(limit_bytes if config.watch_memory else None)
+
+
 def default_model(kind: str) -> str:
     """Raises `ModelError` for a kind that has none."""
     if kind not in DEFAULT_MODELS:
@@ -211,6 +218,7 @@ def open_embedding(
         max_concurrent=None,
         others=[each.known(named) for each, named in zip(candidates[1:], files[1:], strict=True)],
         least_share=_LEAST_SHARE_OF_BATCHES,
+        watch=memory_watch(config),
     )
 
 
@@ -307,6 +315,7 @@ def _open_generation(config: EngineConfig, hardware: Hardware, attempt: OnAttemp
             open_one,
             memory_bytes=memory_bytes - shared_bytes if memory_bytes is not None else None,
             max_concurrent=None if config.measure_rows else config.max_concurrent,
+            watch=memory_watch(config),
         )
 
 

@@ -9,16 +9,21 @@ request waits for its model no longer than a turn, what runs in it, and the load
 Memory: of the limit, each loaded model gets its weights and an equal part of what all weights leave. There is memory
 for one more if that leaves each at least `least_share` of the limit, and if none uses more than its new part now. A
 request that needs more than its model's part sees to it that idle models are unloaded.
+
+Those are reckonings. What the process has is watched besides: when that is near the limit, of several loaded models the
+least recently used one leaves, as soon as it is idle; it takes nothing new until then.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import BackendError, ModelError
+from .footprint import MemoryWatch
 from .generation.memory import give_back
 from .protocol import (
     Answer,
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
 
 TURN_S = 30.0
 LEAST_SHARE = 1 / 8
+_log = logging.getLogger(__name__)
 
 
 class PooledEngine(Engine, Protocol):
@@ -77,8 +83,8 @@ class ModelPool:
     `weights_bytes`: what each takes once it is loaded. `open_one`: makes the engine of a model that may take so many
     bytes when it is the only one, weights included (None: any number). `max_concurrent`: how many requests it is to be
     given at a time; none: as many as the default model's engine runs together. `others`: what is known of all but the
-    first before they are loaded; their names, if nothing is given. Raises what `open_one` raises for the
-    default model, and `ModelError` for a model that could never be loaded.
+    first before they are loaded; their names, if nothing is given. `watch`: of the process's memory, if it is watched.
+    Raises what `open_one` raises for the default model, and `ModelError` for a model that could never be loaded.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class ModelPool:
         others: Sequence[EngineInfo] = (),
         least_share: float = LEAST_SHARE,
         turn_s: float = TURN_S,
+        watch: MemoryWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_one = open_one
@@ -103,6 +110,9 @@ class ModelPool:
         self._by_name = {alias: model for model in reversed(self._models) for alias in model.files.aliases}
         self._works: dict[int, _Model] = {}
         self._events: list[Event] = []
+        self._watch = watch or MemoryWatch(None)
+        self._leaving: _Model | None = None
+        """The one that is unloaded as soon as it is idle, because the process has too much memory."""
         self._told: _Model | None = None
         """The model that is next: before it is loaded, which takes a while, one step has told who waits for it."""
         for model in self._models:
@@ -177,6 +187,7 @@ class ModelPool:
                 events += [replace(each, by=model.engine.info) if isinstance(each, Embedded) else each for each in made]
         if needy is not None:
             self._unload_idle_ones_but(needy)
+        self._relieve()
         for event in events:
             if isinstance(event, Generated | Embedded | Rejected | Deferred):
                 self._works.pop(event.id, None)
@@ -214,6 +225,8 @@ class ModelPool:
 
     def _makes_way(self, model: _Model) -> bool:
         """Whether a loaded model takes nothing new, because another has waited long enough for its memory."""
+        if model is self._leaving:
+            return True
         others = [other for other in self._models if self._is_wanted(other)]
         if model.engine is None or not others or self._fits([*self._loaded(), min(others, key=_since)]):
             return False
@@ -242,9 +255,21 @@ class ModelPool:
             return rejected
         return []
 
+    def _relieve(self) -> None:
+        """Lets a model leave while the process's memory is near its limit, one at a look."""
+        if (use := self._watch.look()) is not None:
+            loaded = self._loaded()
+            self._leaving = min(loaded, key=lambda each: each.used_at) if use.near and len(loaded) > 1 else None
+            if self._leaving is not None:
+                _log.warning("this process has %s: %s leaves", use, self._leaving.files.name)
+        if self._leaving is not None and not self._leaving.busy:
+            self._unload(self._leaving)
+            self._leaving = None
+
     def _load(self, model: _Model) -> None:
         model.engine = self._open_one(model.files, self._memory_bytes)
         model.loaded_at = model.used_at = self._clock()
+        self._watch.hurry()
         self._reshare()
 
     def _unload_idle_ones_but(self, needy: _Model) -> None:

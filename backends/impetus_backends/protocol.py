@@ -320,12 +320,10 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """When an engine of fixed shapes looks for such as suit the texts that it serves."""
+    """When an engine of fixed shapes looks for others: every `look_s`, if `after_texts` more have come."""
 
     after_texts: int
-    """So many more have come since it last did."""
     look_s: float = 60.0
-    """How often it counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +363,8 @@ class EngineConfig:
     """Of generation: in which keys and values are kept, 8 or 4; none means as the model computes them."""
     lookup_tokens: int = 0
     """Of generation: the most that are drafted of what a request says that runs alone; 0 means none."""
+    watch_memory: bool = False
+    """Whether the process is the engine's own: what it has counts, and models leave when that is near the limit."""
     quantize: str = "auto"
     """Of generation: `generation.profiles.CHOICES`, for models that come unquantised."""
     simulated_a_s: float = 0.004

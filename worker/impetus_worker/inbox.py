@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from impetus_backends.footprint import Use
     from impetus_backends.protocol import EngineInfo, Event
 
     from .leases.claims import ClaimedJob, Renewal
@@ -67,6 +68,14 @@ class EngineSaid:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineHas:
+    """How much memory it has."""
+
+    life: int
+    use: Use
+
+
+@dataclass(frozen=True, slots=True)
 class EngineEnded:
     """The process is gone. `life` says which of the processes that were started one after another."""
 
@@ -74,7 +83,7 @@ class EngineEnded:
     how: str
 
 
-EngineFact: TypeAlias = EngineTries | EngineLoaded | EngineRefused | EngineSaid | EngineEnded
+EngineFact: TypeAlias = EngineTries | EngineLoaded | EngineRefused | EngineSaid | EngineHas | EngineEnded
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         most_batch_tokens=settings.max_batch_tokens,
         fitting=Fitting(settings.fit_after_texts, settings.fit_look_s) if settings.fit_after_texts else None,
         measure_rows=settings.max_concurrent_generations is None,
+        watch_memory=True,
         memory_limit_bytes=int(settings.memory_limit_gb * 2**30) if settings.memory_limit_gb else None,
         prefix_cache_bytes=settings.prefix_cache_mb * 2**20,
         prefix_cache_dir=settings.prefix_cache_dir,

@@ -157,6 +157,7 @@ class QueueWorker:
                     | inbox.EngineLoaded()
                     | inbox.EngineTries()
                     | inbox.EngineRefused()
+                    | inbox.EngineHas()
                 ):
                     self._engine.hear(fact)
                 case inbox.ReadElsewhere():

@@ -75,6 +75,10 @@ class WorkerState:
     """Those that it serves besides, each with its own names."""
     note: str = ""
     """What there is to know of its backend."""
+    memory_bytes: int | None = None
+    """What its engine has; None where it does not say."""
+    memory_limit_bytes: int | None = None
+    """What it may have."""
     since: str = ""
     """When it started, by its own clock, ISO 8601."""
     serving: bool = True
@@ -299,6 +303,8 @@ def _worker(
         aliases=own.aliases,
         more_models=own.more_models,
         note=own.note or "",
+        memory_bytes=own.memory.used_bytes if own.memory else None,
+        memory_limit_bytes=own.memory.limit_bytes if own.memory else None,
         since=own.since,
         serving=own.serving,
         engine_deaths=own.engine_deaths,

@@ -73,6 +73,7 @@ def doctor(
     if measure and hardware is not None:
         raise click.UsageError("--measure is for this machine, and --hardware for another")
     from impetus_backends.dispatcher import DEFAULT_MODELS, get_compute_dispatcher
+    from impetus_backends.footprint import used_bytes
     from impetus_backends.generation.models.limits import wired_memory_policy
     from impetus_backends.hardware import detect, read_machine
     from impetus_backends.measurements import MeasurementCache
@@ -104,6 +105,7 @@ def doctor(
         report["roles"]["embedding"]["reasons"] += _of_folder(models["embedding"] or "")
     if measure and report["roles"]["embedding"]["claims"]:
         report["roles"]["embedding"]["batches"] = _batches(models["embedding"], embedding_backend)
+    report["footprint_bytes"] = used_bytes()
     report["wired_memory"] = wired_memory_policy(machine, asked=wired_memory)
     report["sleep"] = sleep_policy(
         allow_sleep=allow_sleep,
@@ -254,8 +256,18 @@ def _in_words(report: dict[str, Any], machine: Hardware) -> str:
             lines += [f"            note: {plan['batches']['note']}"] if plan["batches"]["note"] else []
     first, *rest = report["server"]
     lines += ["", f"server      {first}", *(f"            - {sentence}" for sentence in rest)]
-    lines += ["", f"memory      {report['wired_memory']}", f"sleep       {report['sleep']}"]
+    lines += ["", f"memory      {report['wired_memory']}", f"            {_footprint(report['footprint_bytes'])}"]
+    lines += [f"sleep       {report['sleep']}"]
     return "\n".join(lines)
+
+
+def _footprint(own: int | None) -> str:
+    if own is None:
+        return "what a worker's engine has cannot be found out here, and is not watched"
+    return (
+        "what a worker's engine has is watched, and models leave when it nears the limit "
+        f"(this program has {own / 2**20:.0f} MiB)"
+    )
 
 
 def _curve(batches: dict[str, Any]) -> list[str]:

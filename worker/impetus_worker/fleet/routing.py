@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from impetus_producer.contract import MeasuredCost
+    from impetus_producer.contract import MeasuredCost, MemoryUse
 
 LOOK = "impetus-look"
 """The command by which a worker has another one look again."""
@@ -83,8 +83,8 @@ class Routing:
     """One worker's place among the others. `queues` is what it should serve now, nothing before its first look.
 
     `is_serving`: whether the engine can be given work; `engine_deaths`: how often it died; `cost`: what its batches
-    cost, as measured; `conditions`: what its machine says to that. `tell` hears a `Rerouted` when `queues` has changed,
-    and a `Shared` when its share of them has.
+    cost, as measured; `memory`: what it has; `conditions`: what its machine says to that. `tell` hears a `Rerouted`
+    when `queues` has changed, and a `Shared` when its share of them has.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Routing:
         is_serving: Callable[[], bool],
         engine_deaths: Callable[[], int],
         cost: Callable[[], MeasuredCost | None] = lambda: None,
+        memory: Callable[[], MemoryUse | None] = lambda: None,
         conditions: Conditions | None = None,
         tell: Callable[[object], None],
         ttl_s: float = RECORD_TTL_S,
@@ -106,6 +107,7 @@ class Routing:
         self._is_serving = is_serving
         self._engine_deaths = engine_deaths
         self._cost = cost
+        self._memory = memory
         self._conditions = conditions
         self._shares = (ALONE, ALONE)
         self._tell = tell
@@ -141,7 +143,8 @@ class Routing:
         cost = self._cost()
         if is_news(self._record.cost, cost):
             self._record = self._record.model_copy(update={"cost": cost})
-        now: dict[str, Any] = {"serving": self._is_serving(), "engine_deaths": self._engine_deaths()}
+        now: dict[str, Any] = {"serving": self._is_serving(), "engine_deaths": self._engine_deaths(),
+                               "memory": self._memory()}  # fmt: skip
         if self._conditions is not None:
             now |= {"prefer": self._conditions.preference(), "bulk": self._conditions.against_bulk is None}
         return self._record.model_copy(update=now)

@@ -14,8 +14,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from impetus_backends.footprint import Use
+
 from .. import logs
-from ..inbox import EngineEnded, EngineLoaded, EngineRefused, EngineSaid, EngineTries
+from ..inbox import EngineEnded, EngineHas, EngineLoaded, EngineRefused, EngineSaid, EngineTries
 from . import child
 
 if TYPE_CHECKING:
@@ -144,6 +146,8 @@ def _read(
                 tell(EngineRefused(life, message.message))
             elif isinstance(message, Trying):
                 tell(EngineTries(life, message.backend))
+            elif isinstance(message, Use):
+                tell(EngineHas(life, message))
             elif isinstance(message, list):
                 tell(EngineSaid(life, message))
             else:
@@ -161,7 +165,7 @@ def _read(
 def serve(pipe: Connection) -> None:
     """The engine's end: loads, then runs whatever it is given until the pipe closes."""
     from impetus_backends import spare
-    from impetus_backends.dispatcher import open_engine
+    from impetus_backends.dispatcher import memory_watch, open_engine
     from impetus_backends.errors import BackendError
 
     inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -173,8 +177,10 @@ def serve(pipe: Connection) -> None:
         child.say(pipe, LoadFailure(str(error)))
         return
     child.say(pipe, engine.info)
-    heard_at = time.monotonic()
+    heard_at, watch = time.monotonic(), memory_watch(config)
     while True:
+        if (use := watch.look()) is not None:
+            child.say(pipe, use)
         while not (engine.pending() and inbox.empty()):
             message = inbox.get()
             if isinstance(message, _Cancel):

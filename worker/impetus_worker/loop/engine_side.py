@@ -8,6 +8,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from impetus_backends.footprint import Use
+from impetus_producer.contract import MemoryUse
+
 from .. import inbox
 from ..errors import ConfigurationError, EngineDiedError
 from ..host.begun import BegunNote
@@ -60,6 +63,8 @@ class EngineSide:
         self._lives = EngineLives(engine_config(settings))
         self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
         self._opened: tuple[Batcher, Interruptions, ReadingProcess] | None = None
+        self.memory: MemoryUse | None = None
+        """What the engine's process has, as it said last."""
         self._told_spare = False
 
     # -- its life ------------------------------------------------------------------------------------------------------
@@ -67,6 +72,7 @@ class EngineSide:
     def start(self) -> None:
         self._process.start(self._lives.config)
         self._told_spare = False
+        self.memory = None
 
     @property
     def is_open(self) -> bool:
@@ -125,6 +131,8 @@ class EngineSide:
         match fact:
             case inbox.EngineSaid(_, events):
                 self._hear_events(events)
+            case inbox.EngineHas(_, use):
+                self._hear_memory(use)
             case inbox.EngineEnded(_, how):
                 _log.error("%s; what it held will run again", how)
                 self._lives.died(how)
@@ -148,6 +156,12 @@ class EngineSide:
         for event in events:
             self._observer.heard(event)
         self._jobs.note([each for event in events for each in self.batcher.absorb(event, now)])
+
+    def _hear_memory(self, use: Use) -> None:
+        was_near = self.memory is not None and Use(self.memory.used_bytes, self.memory.limit_bytes).near
+        if use.near and not was_near:
+            _log.warning("the engine has %s; --memory-limit-gb allows another amount", use)
+        self.memory = MemoryUse(used_bytes=use.used_bytes, limit_bytes=use.limit_bytes)
 
     def _loaded(self, info: EngineInfo) -> None:
         if not self._lives.loaded(info):

@@ -110,6 +110,7 @@ class ServerSide:
             is_serving=lambda: self._engine.info is not None and moves(),
             engine_deaths=lambda: self._engine.deaths,
             cost=lambda: self._engine.batcher.cost,
+            memory=lambda: self._engine.memory,
             conditions=conditions,
             tell=self._tell,
             ttl_s=self._settings.record_ttl_s,
