@@ -2,16 +2,17 @@
 
 The note is a file that has no name, inherited by its descriptor: it outlives the worker by a `kill -9`, and both sides
 by nothing. Length and checksum come first, so a note that was cut off in the middle reads as empty, and blames nobody.
+Then come the lengths of the ids, in a line, and the ids joined: this is written for each batch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import struct
 import tempfile
 import zlib
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class BegunNote:
         begun = tuple(job_ids)
         if begun == self._written:
             return
-        text = json.dumps(begun).encode()
+        lengths = " ".join(map(str, map(len, begun)))
+        text = f"{lengths}\n{''.join(begun)}".encode(errors="surrogatepass")
         try:
             written = os.pwrite(self.fd, _HEADER.pack(len(text), zlib.crc32(text)) + text, 0)
             if written < _HEADER.size + len(text):
@@ -66,7 +68,9 @@ class BegunNote:
             text = os.pread(self.fd, length, _HEADER.size)
             if len(text) != length or zlib.crc32(text) != checksum:
                 return ()
-            return tuple(json.loads(text))
+            lengths, _, joined = text.decode(errors="surrogatepass").partition("\n")
+            ends = list(accumulate(map(int, lengths.split())))
+            return tuple(joined[start:end] for start, end in zip([0, *ends], ends, strict=False))
         except (OSError, struct.error):
             return ()
 

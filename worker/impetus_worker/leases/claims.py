@@ -209,18 +209,14 @@ class Claims:
 
     def finish(self, endings: Iterable[Ending], worked_s: float = 0.0) -> Call[list[Answer]]:
         """Ends runs in one transaction, each only while its token stands."""
-        payloads: list[bytes] = []
-        arguments: list[Any] = []
+        arguments: list[Any] = [self._worker, f"{worked_s:.6f}"]
         for ending in endings:
-            job, payload, vectors = ending.job, ending.stored, ending.vectors
-            payloads += (payload, vectors or b"")
+            job, vectors = ending.job, ending.vectors
             arguments += (
-                job.id, job.token, job.queue, ending.verb.value, len(payload),
-                -1 if vectors is None else len(vectors), ending.ttl_s, f"{job.claimed_at:.6f}",
+                job.id, job.token, job.queue, ending.verb.value, ending.stored,
+                "" if vectors is None else VECTORS_FIELD, vectors or b"", ending.ttl_s, f"{job.claimed_at:.6f}",
             )  # fmt: skip
-        # Joined, because the client sends each large argument on its own.
-        head = [self._worker, f"{worked_s:.6f}", VECTORS_FIELD, b"".join(payloads)]
-        return Call(Script.named("finish"), [*head, *arguments], lambda answer: [Answer(str(code)) for code in answer])
+        return Call(Script.named("finish"), arguments, lambda answer: [Answer(str(code)) for code in answer])
 
     def renew(self, jobs: Iterable[ClaimedJob]) -> Call[Renewal]:
         """Extends the leases of the runs that are this worker's."""

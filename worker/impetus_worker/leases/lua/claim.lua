@@ -18,11 +18,14 @@ if call('EXISTS', 'rq:suspended') == 1 then
   reply[1] = 1
   return reply
 end
-local now_iso, lease_end, score = iso(seconds, micros), seconds + micros / 1000000 + lease, seconds + lease + margin
+-- As text, because a number is written out anew each time that a command is given it.
+local now_iso, score = iso(seconds, micros), string.format('%d', seconds + lease + margin)
+local lease_end = string.format('%.6f', seconds + micros / 1000000 + lease)
 
 -- Its id was in the queue twice, as after an enqueueing that was sent again: it ran, and RQ's requeue sets 'queued'.
 local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local bytes, looked_at, count = 0, 0, 0
+local executions = executions_of(worker)
 local taken = {}  -- by this claim, which may meet an id again before the tokens say so
 
 -- RQ's keys join ids with a colon, so an id that holds one would spoil the registries.
@@ -32,18 +35,19 @@ local function fail(id, key, queue)
   if #id <= MAX_ID and not string.find(id, '[\128-\255]') then write('ZADD', 'rq:failed:' .. queue, score, id) end
 end
 
-local function start(id, key, queue, token, job)
+local function start(id, key, queue, token, rate_limited)
+  local run = id .. ':' .. token
   call('HSET', key, 'status', 'started', 'started_at', now_iso, 'last_heartbeat', now_iso, 'worker_name', worker)
   call('PERSIST', key)  -- it may have a time to live from an earlier ending, or from while it waited
   collect('HSET', TOKENS .. queue, id, token .. ' ' .. worker)
   collect('ZADD', LEASES .. queue, lease_end, id)
-  collect('ZADD', 'rq:wip:' .. queue, score, id .. ':' .. token)
-  collect('SADD', executions_of(worker), id .. ':' .. token)
-  if job.rate_limit_key then
-    local runs, run = executions_keys(id, token)
-    write('HSET', run, 'id', token, 'job_id', id, 'created_at', seconds, 'last_heartbeat', seconds, 'worker_name', worker)
+  collect('ZADD', 'rq:wip:' .. queue, score, run)
+  collect('SADD', executions, run)
+  if rate_limited then
+    local runs, run_key = executions_keys(id, token)
+    write('HSET', run_key, 'id', token, 'job_id', id, 'created_at', seconds, 'last_heartbeat', seconds, 'worker_name', worker)
     write('ZADD', runs, score, token)
-    call('EXPIRE', run, lease + margin)
+    call('EXPIRE', run_key, lease + margin)
     call('EXPIRE', runs, lease + margin)
   end
 end
@@ -71,18 +75,19 @@ local function take(id, queue, position, held, deaths)
   local key = 'rq:job:' .. id
   local length = read('HLEN', key)
   if not length or length == 0 then return end
-  local fields, job = fields_of(key, length), {}
+  local fields, status, rate_limited = fields_of(key, length), nil, false
   for i = 1, #fields, 2 do
-    job[fields[i]] = fields[i + 1]
-    bytes = bytes + #fields[i + 1]
+    local name, value = fields[i], fields[i + 1]
+    bytes = bytes + #value
+    if name == 'status' then status = value elseif name == 'rate_limit_key' then rate_limited = true end
   end
   if #id > MAX_ID or not string.find(id, '^[%w_%-]+$') then return fail(id, key, queue) end
   -- Enqueued twice and running now: the run under way is the one that counts.
-  if ENDED[job.status] or ((held or taken[id]) and job.status == 'started') then return end
+  if ENDED[status] or ((held or taken[id]) and status == 'started') then return end
   if held then end_run(queue, id, split(held)) send_collected() end  -- enqueued again: that run is over
   count, taken[id] = count + 1, true
   local token = string.format('%s%04x', prefix, count)  -- in the order of the claim
-  start(id, key, queue, token, job)
+  start(id, key, queue, token, rate_limited)
   local alone = deaths and read('HGET', DEATHS .. queue, id .. ':alone')
   reply[#reply + 1] = {id, token, position, fields, deaths or '', alone or '', 0}
 end

@@ -68,18 +68,25 @@ end
 
 local collected = {}
 local function collect(command, key, one, two)
-  local batch = collected[command .. key]
+  local keys = collected[command]
+  if not keys then
+    keys = {}
+    collected[command] = keys
+  end
+  local batch = keys[key]
   if not batch then
-    batch = {command = command, key = key}
-    collected[command .. key] = batch
+    batch = {}
+    keys[key] = batch
   end
   batch[#batch + 1] = one
   if two then batch[#batch + 1] = two end
 end
 
 local function send_collected()
-  for _, batch in pairs(collected) do
-    in_parts(batch, 1000, function(...) write(batch.command, batch.key, ...) end)
+  for command, keys in pairs(collected) do
+    for key, batch in pairs(keys) do
+      in_parts(batch, 1000, function(...) write(command, key, ...) end)
+    end
   end
   collected = {}
 end

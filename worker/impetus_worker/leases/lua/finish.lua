@@ -1,25 +1,19 @@
 -- Ends many runs of one worker in one step, each only while its token stands: the fence. A lease that ran out does not
 -- matter as long as nobody has put the job back.
 --
--- ARGV: worker, seconds that it worked since it last said so, name of the field for vectors, the payloads and vectors
---       of all jobs joined, then for each run: job id, token, queue, verb, bytes of its payload, bytes of its vectors
---       (-1 for none), time to live (s, -1 for ever, 0 keeps nothing), started (epoch s)
+-- ARGV: worker, seconds that it worked since it last said so, then for each run: job id, token, queue, verb, payload,
+--       name of the field for its vectors ('' has none), vectors, time to live (s, -1 for ever, 0 keeps nothing),
+--       started (epoch s)
 --   verb: 'finish' with the base64 return value, 'fail' or 'stop' with the base64 reason, 'complete' finishes and 'abort'
 --         fails it whatever it has of dependents, 'return' puts the job back at the front of its queue as if it had never been claimed
 -- Returns one number a run: 1 done, 0 it was not this worker's any more and nothing is written, 2 RQ has more to do.
-local worker, worked, vectors_field, payloads, offset = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], 1
+local worker, worked, FIRST, EACH = ARGV[1], tonumber(ARGV[2]), 3, 9
 local DONE, LOST, RQS = 1, 0, 2
 local MAX_DEPENDENTS, MAX_LOOKS = 100, 20000
 local ending = {}  -- what has become of jobs by this call
 local seconds, micros = server_time()
 local now_iso, now = iso(seconds, micros), string.format('%d.%06d', seconds, micros)
 local STATUS = {finish = 'finished', complete = 'finished', fail = 'failed', abort = 'failed', stop = 'stopped'}
-
--- The next so many bytes of what was sent joined.
-local function cut(size)
-  offset = offset + size
-  return string.sub(payloads, offset - size, offset - 1)
-end
 
 -- The jobs that wait for this one and can run once it has ended so: {id, queue, at front, ttl} each, and whether others
 -- are left. nil where RQ must see to it.
@@ -81,28 +75,38 @@ local function enqueue_dependents(id, ready, left, ttl)
   if left and ttl >= 0 then call('EXPIRE', 'rq:job:' .. id .. ':dependents', ttl) end
 end
 
-local function end_job(id, queue, token, verb, payload, vectors, ttl, started)
+-- For how long, and until when, as text: a number is written out anew each time that a command is given it.
+local kept = {}
+local function kept_for(ttl)
+  if not kept[ttl] then
+    kept[ttl] = {ttl = string.format('%d', ttl), score = ttl < 0 and '+inf' or string.format('%d', seconds + ttl)}
+  end
+  return kept[ttl]
+end
+
+local function end_job(id, queue, token, verb, payload, vectors_field, vectors, ttl, started)
   local key, results = 'rq:job:' .. id, 'rq:results:' .. id
   if ttl == 0 and verb == 'finish' then
     call('DEL', key, results, 'rq:job::' .. id .. ':dependencies')
     return
   end
   local ok = STATUS[verb] == 'finished'
-  call('HSET', key, 'status', STATUS[verb], 'ended_at', now_iso, 'last_heartbeat', now_iso)
-  local entry = {'type', ok and 1 or 2, 'worker_name', worker, ok and 'return_value' or 'exc_string', payload,
+  call('HSET', key, 'status', STATUS[verb], 'ended_at', now_iso)
+  local entry = {'type', ok and '1' or '2', 'worker_name', worker, ok and 'return_value' or 'exc_string', payload,
                  'execution_id', token, 'execution_started_at', started, 'execution_ended_at', now}
-  if vectors then
+  if vectors_field ~= '' then
     entry[#entry + 1] = vectors_field
     entry[#entry + 1] = vectors
   end
   write('XADD', results, 'MAXLEN', '10', '*', unpack(entry))
+  local kept = kept_for(ttl)
   if ttl >= 0 then
-    call('EXPIRE', results, ttl)
-    call('EXPIRE', key, ttl)
+    call('EXPIRE', results, kept.ttl)
+    call('EXPIRE', key, kept.ttl)
   else
     call('PERSIST', results)
   end
-  collect('ZADD', (ok and 'rq:finished:' or 'rq:failed:') .. queue, ttl < 0 and '+inf' or seconds + ttl, id)
+  collect('ZADD', (ok and 'rq:finished:' or 'rq:failed:') .. queue, kept.score, id)
 end
 
 -- Asked for all runs at once, because mostly all tokens stand and no job has dependents.
@@ -110,7 +114,7 @@ local by_queue, held, wishes = {}, {}, {}
 local any_dependents = false
 do
   local keys = {}
-  for at = 5, #ARGV, 8 do
+  for at = FIRST, #ARGV, EACH do
     local queue = ARGV[at + 2]
     by_queue[queue] = by_queue[queue] or {}
     table.insert(by_queue[queue], ARGV[at])
@@ -123,11 +127,10 @@ do
 end
 
 local reply, finished, failed = {}, 0, 0
-for at = 5, #ARGV, 8 do
+for at = FIRST, #ARGV, EACH do
   local id, token, queue, verb = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local payload = cut(tonumber(ARGV[at + 4]))
-  local vectors = ARGV[at + 5] ~= '-1' and cut(tonumber(ARGV[at + 5]))
-  local ttl, started = tonumber(ARGV[at + 6]), ARGV[at + 7]
+  local payload, vectors_field, vectors = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
+  local ttl, started = tonumber(ARGV[at + 7]), ARGV[at + 8]
   local tokens = held[queue]
   local held_now = tokens.values[tokens.next]
   local stands = held_now == token .. ' ' .. worker
@@ -145,7 +148,7 @@ for at = 5, #ARGV, 8 do
       put_back(queue, id, token)
     else
       if verb == 'abort' or verb == 'complete' then call('DEL', executions_keys(id, token)) end
-      end_job(id, queue, token, verb, payload, vectors, ttl, started)
+      end_job(id, queue, token, verb, payload, vectors_field, vectors, ttl, started)
       ending[id] = STATUS[verb]
       if any_dependents then enqueue_dependents(id, ready, left, ttl) end
       if state[2] and ttl > 0 then call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
