@@ -154,7 +154,7 @@ MODELS = {
         ("<|im_end|>", "<|im_start|>"), ("<think>", "</think>", "<tool_call>", "</tool_call>"),
         called="<think>\nI had better look.\n</think>\n" + HERMES[0],
         thought="I had better look.", answers="\n</think>\n", calls_again=HERMES[1],
-        told="<|im_start|>user\n18 degrees<|im_end|>",
+        told=HERMES[0] + "<|im_end|>\n<|im_start|>user\n18 degrees<|im_end|>",
     ),
     "glm45": Model(
         ("<|user|>", "<|assistant|>", "<|observation|>", "<|system|>", "[gMASK]", "<sop>"),

@@ -15,6 +15,7 @@ from tests.generation.conftest import turns
 from tests.generation.template_models import MODELS, TIME, WEATHER
 from tests.paths import DATA
 
+from impetus_backends.errors import RequestError
 from impetus_backends.generation.models.loader import load
 from impetus_backends.generation.texts.conversations import Conversations
 from impetus_backends.protocol import Generated, GenerationWork, Progress, Rejected
@@ -174,6 +175,23 @@ def test_what_a_tool_said_reaches_the_model_as_its_template_has_it(of_template: 
     prompt = written(of_template(name), conversation)
     assert MODELS[name].told in prompt
     assert "Knows the weather." in prompt
+
+
+def test_a_template_that_leaves_out_what_was_called_says_so_where_no_form_of_calls_is_known(of_template: Any) -> None:
+    loaded = of_template("smollm3")
+    template = (TEMPLATES / "smollm3.jinja").read_text().replace("<tool_call>", "<call>")
+    before, loaded.tokenizer.chat_template = loaded.tokenizer.chat_template, template
+    call = {"id": "c0ffee001", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+    conversation = turns(
+        ("user", "Weather?"),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "18 degrees", "tool_call_id": "c0ffee001"},
+    )
+    try:
+        with pytest.raises(RequestError, match="leaves out what an assistant called"):
+            written(loaded, conversation)
+    finally:
+        loaded.tokenizer.chat_template = before
 
 
 def test_ids_of_calls_that_others_made_are_shortened_where_a_template_takes_short_ones_alone(of_template: Any) -> None:

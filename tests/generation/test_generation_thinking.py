@@ -73,6 +73,25 @@ def test_thoughts_come_apart_are_streamed_apart_and_counted_apart(
     assert 0 < ended.reasoning_tokens < ended.completion_tokens
 
 
+@pytest.mark.parametrize(
+    ("begun", "text", "thought", "answer"),
+    [
+        ("<think>\nLet me", " see.\n</think>\n\nYes.", " see.", "Yes."),
+        ("<think>\nLet me see.\n</think>\n\nYes", ", it is.", None, ", it is."),
+        ("Yes", ", it is.", None, ", it is."),
+    ],
+    ids=["in the thought", "in the answer", "without a thought"],
+)
+def test_what_goes_on_from_a_thought_goes_on_thinking(
+    says: Any, work: Any, begun: str, text: str, thought: str | None, answer: str
+) -> None:
+    engine = says(text, CLOSED)
+    messages = turns(("user", "Well?"), ("assistant", begun))
+    engine.admit(work(1, None, messages=messages, max_tokens=200, continue_final_message=True))
+    (ended,) = [each for _ in iter(engine.pending, 0) for each in engine.step() if isinstance(each, Generated)]
+    assert (ended.answers[0].reasoning, ended.text) == (thought, answer)
+
+
 @pytest.mark.parametrize("off", [{"reasoning_effort": "none"}, {"template_variables": {"enable_thinking": False}}])
 def test_thinking_is_turned_off_where_the_template_can(says: Any, work: Any, off: dict[str, Any]) -> None:
     ended, _ = asked(says("Yes.", OPENED), work, **off)

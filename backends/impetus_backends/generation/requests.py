@@ -222,6 +222,8 @@ class RequestReader:
         if work.messages is not None:
             end = self._decoding.decode(tokens[-_END_OF_PROMPT:])
             request.thinking = self._channels.opens_with_thought(end)
+            if work.continue_final_message:
+                request.thinking = self._channels.is_in_thought(work.messages[-1]["content"])
         return request
 
     def _most_tokens(self, prompt_tokens: int, fits: Callable[[int], bool]) -> int:

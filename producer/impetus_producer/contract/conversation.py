@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_TEXT_BYTES = 10_000_000
@@ -241,6 +241,21 @@ class AllowedTools(Wire):
 
     type: Literal["allowed_tools"]
     allowed_tools: _Allowed
+
+
+def _kind_of_choice(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", "")
+    if kind == "allowed_tools":
+        return "choice-allowed"
+    return "choice-named" if isinstance(value, dict | NamedTool) else "choice-word"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("choice-word")]
+    | Annotated[NamedTool, Tag("choice-named")]
+    | Annotated[AllowedTools, Tag("choice-allowed")],
+    Discriminator(_kind_of_choice),
+]
 
 
 def check_tools(tools: list[Tool]) -> list[Tool]:

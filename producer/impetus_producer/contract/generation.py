@@ -19,6 +19,7 @@ from .conversation import (
     Told,
     Tool,
     ToolCall,
+    ToolChoice,
     Wire,
     check_tools,
     check_turns,
@@ -38,6 +39,8 @@ class StreamOptions(Wire):
     """Taken for OpenAI's sake: a result always has its usage."""
     include_obfuscation: bool = False
     """Taken for OpenAI's sake."""
+
+    _nulls = model_validator(mode="before")(without_nulls)
 
 
 class PromptCacheOptions(Wire):
@@ -142,9 +145,7 @@ class GenerationRequest(Wire):
     """Of a model that thinks: after so many tokens its thoughts are brought to an end."""
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(check_tools)] = Field(default_factory=list)
     """What the model may ask to be called."""
-    tool_choice: (
-        Literal["none", "auto", "required"] | Annotated[NamedTool | AllowedTools, Field(discriminator="type")] | None
-    ) = None
+    tool_choice: ToolChoice | None = None
     """`none`: an answer in text; `auto`, the default with tools: as the model likes; `required`: some call; or a call
     of the one that is named; or one of the first two of some of the tools alone."""
     parallel_tool_calls: bool = True

@@ -14,6 +14,8 @@ from ..shown import printable
 Request: TypeAlias = EmbeddingRequest | GenerationRequest | RerankRequest
 _MAX_NAME_CHARACTERS = 100
 _MAX_COMPLAINTS = 1000
+_NO_FIELDS = ("function-", "choice-")
+"""What stands among the names of fields and is none: pydantic's validators, and which of several forms a value has."""
 RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
@@ -47,7 +49,7 @@ def first_complaint(error: ValidationError) -> tuple[str, str]:
     # A field misspelt is a field missing too, and the misspelling says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     inner = str(first.get("ctx", {}).get("field", "")).split(".")
-    parts = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    parts = [str(part) for part in first["loc"] if not str(part).startswith(_NO_FIELDS)]
     field = ".".join(_shown(part) for part in (*parts, *filter(None, inner)))
     problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
         first["type"], first["msg"]

@@ -79,6 +79,35 @@ def test_a_result_is_a_chat_completion() -> None:
     assert chat_completion(WHOLE, "j")["choices"][0]["message"]["reasoning_content"] == "Hm."
 
 
+def test_of_a_token_that_is_half_a_character_no_bytes_are_made_up() -> None:
+    told = {"logprobs": [{"token": "\ufffd", "logprob": -0.5}, {"token": "é", "logprob": -0.5}]}
+    half = GenerationResult.model_validate(generation_of("é") | told, strict=False)
+    made = ChatCompletion.model_validate(chat_completion(half, "j"), strict=True)
+    assert made.choices[0].logprobs is not None
+    assert [each.bytes for each in made.choices[0].logprobs.content or ()] == [None, list("é".encode())]
+
+
+@pytest.mark.parametrize(
+    ("choice", "field"),
+    [
+        ("any", "tool_choice"),
+        (5, "tool_choice"),
+        ({"function": {"name": "look"}}, "tool_choice.type"),
+        ({"type": "function"}, "tool_choice.function"),
+        ({"type": "function", "function": {"name": "see"}}, "tool_choice"),
+        ({"type": "allowed_tools"}, "tool_choice.allowed_tools"),
+    ],
+)
+def test_what_is_wrong_with_a_choice_is_told_by_the_callers_own_words(choice: Any, field: str) -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    with pytest.raises(InvalidRequestError) as raised:
+        parse_request(
+            GenerationRequest,
+            {"messages": [{"role": "user", "content": "x"}], "tools": tools, "tool_choice": choice},
+        )
+    assert raised.value.field == field
+
+
 def test_chunks_say_what_the_completion_says() -> None:
     handle: Any = Handle()
     chunks = [ChatCompletionChunk.model_validate(each, strict=True)

@@ -45,7 +45,7 @@ def test_where_places_become_free_soon_a_job_is_in_line_for_the_next() -> None:
 
 def test_nobody_is_in_line_where_places_become_free_seldom_or_that_is_not_known_yet() -> None:
     assert Line(pace_s=1.3).batcher.room().in_line == 0
-    assert Line(pace_s=0.1, came=7).batcher.room().in_line == 0
+    assert Line(pace_s=0.1, came=3).batcher.room().in_line == 0
     line = Line(pace_s=0.1)
     line.now += 10
     assert line.batcher.room().in_line == 0

@@ -69,8 +69,9 @@ class Channels:
         thought = (tokenizer.think_start, tokenizer.think_end) if tokenizer.has_thinking else thought_marks(tokenizer)
         self.thinks: bool = thought is not None or self.harmony
         self.think_start: str = thought[0] if thought is not None else ""
+        self.think_end: str = thought[1] if thought is not None else ""
         self.think_start_tokens, self.think_end_tokens = (
-            tuple(tokenizer.encode(mark, add_special_tokens=False)) for mark in (thought or ("", ""))
+            tuple(tokenizer.encode(mark, add_special_tokens=False)) for mark in (self.think_start, self.think_end)
         )
         self._forced_end = self.think_end_tokens
         if self.harmony:
@@ -97,6 +98,10 @@ class Channels:
     def opens_with_thought(self, prompt: str) -> bool:
         """Whether the template has begun the thinking already. `prompt`: as the template wrote it."""
         return bool(self.think_start) and prompt.rstrip().endswith(self.think_start)
+
+    def is_in_thought(self, said: str) -> bool:
+        """Whether an answer that has begun so has not ended its thought. `said`: as the model wrote it."""
+        return bool(self.think_start) and said.rfind(self.think_start) > said.rfind(self.think_end)
 
     def thinking(self, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
         """What bounds the thoughts of one answer, and lets what it is kept to begin after them. Harmony's answers

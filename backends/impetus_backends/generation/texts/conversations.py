@@ -17,6 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
+from .marks import call_marks
 from .templates import template_for_tools
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _AROUND: dict[str, tuple[str, ...]] = {
     "tool": ("user", "assistant", "tool"),
 }
 _CALL: dict[str, Any] = {
-    "id": "zkqvfxnrd", "type": "function", "function": {"name": "quuxly", "arguments": {"at": "fnord"}},
+    "id": "zkqvfxnrd", "type": "function", "function": {"name": "wobblim", "arguments": {"at": "gribble"}},
 }  # fmt: skip
 # Arguments of `apply_chat_template` that are no variables of a template.
 _OWN_OPTIONS = {
@@ -66,9 +67,13 @@ class Conversations:
         """What templates call the thoughts in a message."""
         if "reasoning_content" not in template and re.search(r"message(\.|\[.)thinking", template):
             self._thoughts_name = "thinking"
-        self._writes_arguments: bool | None = None
-        """Whether the template takes the arguments of a call as the JSON that was written; not known before a
-        conversation has a call."""
+        self._calls_tried = False
+        """Whether the next two are known, which is not before a conversation has a call."""
+        self._writes_arguments = False
+        """Whether the template takes the arguments of a call as the JSON that was written."""
+        self._loses_calls = False
+        """Whether it writes nothing of a call."""
+        self._marks = call_marks(tokenizer)
         self._said: dict[str, bool] = {}
         """By role: whether the template says what such a message holds."""
         self._has_tools: bool | None = None
@@ -92,8 +97,13 @@ class Conversations:
         if self._endless:
             raise RequestError(_ENDLESS)
         options = self._options(work)
-        if self._writes_arguments is None and any(each.get("tool_calls") for each in messages):
-            self._writes_arguments = self._takes_written_arguments()
+        if any(each.get("tool_calls") for each in messages):
+            if not self._calls_tried:
+                self._learn_how_calls_go_in()
+            if self._loses_calls and (self._marks is None or self._marks.write is None):
+                raise RequestError(
+                    "this model's chat template leaves out what an assistant called: say it in the text of messages"
+                )
         try:
             if special_tokens_as_text:
                 tokens = self._tokens_of_text_alone(messages, options)
@@ -143,24 +153,25 @@ class Conversations:
                 return True
         return self._has_tools
 
-    def _takes_written_arguments(self) -> bool:
-        """Most take the object that they are. Some, as DeepSeek's, put them behind other text as they come, and fail on
-        an object or write it as Python would."""
+    def _learn_how_calls_go_in(self) -> None:
+        """Most templates take arguments as the object that they are. Some, as DeepSeek's, put them behind other text as
+        they come, and fail on an object or write it as Python would. Some, as SmolLM3's, write no calls at all.
+        """
+        self._calls_tried = True
         trial: list[dict[str, Any]] = [
             {"role": "user", "content": _PROBES[0]},
             {"role": "assistant", "content": "", "tool_calls": [_CALL]},
             {"role": "tool", "content": _PROBES[1], "tool_call_id": _CALL["id"]},
         ]
-        try:
-            if "{'at'" not in self._written(trial):
-                return False
-        except Exception:  # noqa: BLE001 - templates raise what they like
-            pass
-        self._writes_arguments = True
-        try:
-            return '{"at"' in self._written(trial)
-        except Exception:  # noqa: BLE001 - it says why when it refuses the messages themselves
-            return False
+        for self._writes_arguments in (False, True):
+            try:
+                made = self._written(trial)
+            except Exception:  # noqa: BLE001 - templates raise what they like
+                continue
+            self._loses_calls = not any(word in made for word in ("wobblim", "gribble"))
+            if self._loses_calls or "{'at'" not in made:
+                return
+        self._writes_arguments = False  # it says why when it refuses the messages themselves
 
     def _written(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> str:
         told: dict[str, Any] = {"add_generation_prompt": True, **(options or {})}
@@ -187,13 +198,16 @@ class Conversations:
         def form(content: str) -> Any:
             return [{"type": "text", "text": content}] if self._parts else content
 
-        return [self._named(each) | {"content": form(each["content"])} for each in messages]
+        return [named | {"content": form(named["content"])} for named in map(self._named, messages)]
 
     def _named(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message with what it holds called as this template calls it."""
         named = dict(message)
         if self._writes_arguments and "tool_calls" in named:
             named["tool_calls"] = [_with_written_arguments(call) for call in named["tool_calls"]]
+        if self._loses_calls and "tool_calls" in named and self._marks is not None and self._marks.write is not None:
+            written = self._marks.write([call["function"] for call in named.pop("tool_calls")])
+            named["content"] = "\n".join(filter(None, (named["content"], written)))
         if self._short_ids:
             if "tool_call_id" in named:
                 named["tool_call_id"] = _short_id(named["tool_call_id"])

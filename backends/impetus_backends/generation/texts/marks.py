@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .templates import template_for_tools
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from .tool_calls import Parse
 
 # Beside `<think>` and others of mlx-lm's: Magistral's, Cohere's, Seed's.
@@ -30,11 +32,13 @@ ANSWERS = (
 
 @dataclass(frozen=True, slots=True)
 class CallMarks:
-    """How a family writes its calls. `parse`: reads what stands between the marks."""
+    """How a family writes its calls. `parse`: reads what stands between the marks; `write`: makes the text of calls
+    where its template makes none."""
 
     start: str
     end: str
     parse: Parse
+    write: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
 
 
 def parse_json(text: str, tools: object) -> list[dict[str, Any]]:
@@ -47,6 +51,12 @@ def parse_json(text: str, tools: object) -> list[dict[str, Any]]:
         }
         for call in (written if isinstance(written, list) else [written])
     ]
+
+
+def _write_hermes(calls: Sequence[Mapping[str, Any]]) -> str:
+    """As Hermes does, each by itself."""
+    written = (json.dumps({name: call[name] for name in ("name", "arguments")}, ensure_ascii=False) for call in calls)
+    return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in written)
 
 
 _DEEPSEEK = re.compile(
@@ -73,7 +83,9 @@ _CALLS = (
     CallMarks("<TOOLCALL>", "</TOOLCALL>", parse_json),  # Nemotron
     CallMarks("<|START_ACTION|>", "<|END_ACTION|>", parse_json),  # Command R7B, Command A
     CallMarks("<|tool_call|>", "<|/tool_call|>", parse_json),  # Phi-4, and Granite 3, which closes none
-    CallMarks("<tool_call>", "</tool_call>", parse_json),  # SmolLM3, and whoever else writes calls as Hermes does
+    CallMarks(
+        "<tool_call>", "</tool_call>", parse_json, _write_hermes
+    ),  # SmolLM3, and whoever else writes calls as Hermes does
 )
 
 

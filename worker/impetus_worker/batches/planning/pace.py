@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-_LOOKED_AT = 8
+_LOOKED_AT = 4
 """Fewer say nothing."""
 _LEAST_S = 1e-6
 
@@ -23,4 +23,4 @@ class Pace:
         """How many will in so long, if it goes on like this; the longer none does, the fewer."""
         if len(self._freed) < _LOOKED_AT:
             return 0
-        return int(_LOOKED_AT * seconds / max(now - self._freed[0], _LEAST_S))
+        return int((_LOOKED_AT - 1) * seconds / max(now - self._freed[0], _LEAST_S))
