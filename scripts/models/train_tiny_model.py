@@ -136,7 +136,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Example: python -m scripts.models.train_tiny_model\n"
-        "tests/generation/test_generation_says.py then says whether the model still knows its text.",
+        "tests/generation/models/test_says.py then says whether the model still knows its text.",
     )
     parser.add_argument(
         "out_dir", type=Path, nargs="?", default=MODEL, metavar="OUT_DIR", help="the folder to write (the repository's)"

@@ -9,12 +9,12 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
-from tests.paths import ROOT
 
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine
 from impetus_backends.generation.models.loader import LoadedModel, load
 from impetus_backends.generation.opening import open_generation_engine
 from impetus_backends.protocol import Deferred, EngineInfo, Event, Generated, GenerationWork, Rejected
+from tests.paths import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

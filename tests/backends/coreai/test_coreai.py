@@ -30,7 +30,7 @@ from impetus_worker.cli.main import main
 from ...worker.conftest import fleet  # noqa: F401 - a fixture
 from ..conftest import FAMILIES, small_model
 from ..end_to_end import embedded_by_a_worker
-from ..machines import machine
+from ..machine.machines import machine
 from .conftest import backend_of
 
 if TYPE_CHECKING:

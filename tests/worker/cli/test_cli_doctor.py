@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from impetus_backends.embedding.budget import USUAL
 from impetus_worker.cli.main import main
 from tests.backends.conftest import small_model
-from tests.backends.machines import NAMES, machine_file
+from tests.backends.machine.machines import NAMES, machine_file
 
 if TYPE_CHECKING:
     from pathlib import Path

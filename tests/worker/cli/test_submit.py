@@ -17,8 +17,8 @@ from impetus_backends.verified.verifier import Verifier
 from impetus_worker.cli.main import main
 from impetus_worker.cli.submit import issue_page
 
-from ...backends.machines import machine
-from ...backends.made_up_m5 import checks, made_up
+from ...backends.machine.machines import machine
+from ...backends.machine.made_up_m5 import checks, made_up
 
 if TYPE_CHECKING:
     from pathlib import Path

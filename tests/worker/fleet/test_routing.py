@@ -23,7 +23,7 @@ from impetus_worker.inbox import Rerouted, Shared
 from impetus_worker.leases.portions import Share
 from impetus_worker.loop.server_side import IDLE_WAIT_S
 from impetus_worker.settings import RECORD_RENEW_S, RECORD_TTL_S
-from tests.backends.machines import machine_file
+from tests.backends.machine.machines import machine_file
 from tests.patience import eventually
 
 if TYPE_CHECKING:

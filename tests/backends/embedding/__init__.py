@@ -1,0 +1,1 @@
+"""Token rows into vectors, scores and weights."""

@@ -1,0 +1,1 @@
+"""What a model's files state, and what in them is refused."""

@@ -1,0 +1,83 @@
+"""Models that are a table of tokens' vectors: a text's is their mean, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.engine import open_engine
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.texts.tokens import InputType, TextEncoder
+from impetus_backends.errors import ModelError
+from impetus_backends.models import resolve
+
+from ..conftest import small_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..conftest import Recorded
+
+STATIC = small_model("static")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(STATIC, tmp_path / "model")
+
+
+@pytest.mark.parametrize(("input_type", "prompt"), [(None, "plain"), ("query", "query")])
+@pytest.mark.parametrize("device", ["numpy", "cpu", "mlx", "coreml-emulated"])
+def test_vectors_are_those_of_sentence_transformers_and_a_text_without_tokens_has_none(
+    device: str, input_type: InputType, prompt: str, texts: list[str], recorded: dict[str, Recorded]
+) -> None:
+    encoder = TextEncoder.load(STATIC)
+    encoded = encoder.encode(texts, prompt=encoder.prompt(input_type))
+    backend = make_backend(device, STATIC)
+    backend.load()
+    vectors = backend.embed([text.ids for text in encoded])
+    whole = [index for index, text in enumerate(encoded) if not text.truncated]
+    assert len(whole) == len(texts) - 1
+    apart = np.abs(vectors - recorded["static"].vectors[prompt])
+    assert apart[whole].max() < (3e-5 if backend.precision == "fp32" else 1e-3)
+    assert apart.max() < 1e-3, "of the longest text nearly all is read"
+    assert vectors[texts.index("")].any() == bool(prompt == "query")
+
+
+def test_rows_are_those_of_sentence_transformers_without_special_tokens(
+    texts: list[str], recorded: dict[str, Recorded]
+) -> None:
+    for text, row in zip(TextEncoder.load(STATIC).encode(texts), recorded["static"].rows, strict=True):
+        if len(row):
+            assert text.ids.tolist() == row[:8192].tolist()
+
+
+def test_a_table_under_model2vecs_name_is_the_same_and_one_that_is_folded_up_is_refused(folder: Path) -> None:
+    table = load_file(STATIC / "model.safetensors")["embedding.weight"]
+    save_file({"embeddings": table}, folder / "model.safetensors")
+    rows, engine = [np.array([7, 9], np.int32)], make_backend("numpy", folder)
+    engine.load()
+    expected = table[[7, 9]].mean(axis=0)
+    assert np.abs(engine.embed(rows)[0] - expected / np.linalg.norm(expected)).max() < 1e-6
+    save_file({"embeddings": table, "weights": table[:, 0].copy()}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="have weights, and tables that are folded up so are not read"):
+        read_config(folder)
+
+
+def test_what_the_tokenizers_file_cuts_off_is_cut_off(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    cut = {"direction": "Right", "max_length": 6, "strategy": "LongestFirst", "stride": 0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation": cut}))
+    (text,) = TextEncoder.load(folder).encode(["the quick brown fox jumps over the lazy dog"])
+    assert (len(text.ids), text.truncated) == (6, True)
+
+
+def test_an_engine_serves_a_table_through_its_golden_check() -> None:
+    info = open_engine(make_backend("cpu", STATIC), resolve(str(STATIC))).info
+    assert (info.dimensions, info.max_tokens) == (16, 8192)

@@ -1,0 +1,1 @@
+"""A machine: what it is, what it runs and how well."""

@@ -1,0 +1,1 @@
+"""What decodes together, and what it costs its neighbours."""

@@ -1,0 +1,1 @@
+"""Tokens of requests, and text of tokens."""
