@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..client import Producer
     from .kept.journal import Keeper
     from .kept.store import Answer
+    from .slots import Slot
 
 _BLOCK_MS = 500
 _MOST_LOSSES = 5
@@ -36,19 +37,6 @@ _MOST_LOSSES = 5
 _DISCARD_FROM = 8
 
 _AnswerT = TypeVar("_AnswerT")
-
-
-@dataclass(slots=True, eq=False)
-class Slot(Generic[OutcomeT]):
-    """A document in its place, and what became of it so far. `key`: empty of what needs no work."""
-
-    document: Document | FailedDocument
-    key: bytes = b""
-    outcome: OutcomeT | FailedDocument | None = None
-
-    @property
-    def characters(self) -> int:
-        return len(self.document.text) if isinstance(self.document, Document) else 0
 
 
 @dataclass(slots=True)

@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic
 
-from ..documents import FailedDocument
 from ..errors import ServerConfigurationError, ServerDataError, ServerError
-from .window import Slot
+from .slots import Slot
 from .works import OutcomeT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..documents import Document
+    from ..documents import Document, FailedDocument
     from .window import Window
 
 _PAUSE_S = 0.5
@@ -47,7 +46,6 @@ class Windows(Generic[OutcomeT]):
         """The documents that were read and not yet yielded."""
         self._away: dict[Window[OutcomeT], _Absence] = {}
         """Of several servers, those that did not answer."""
-        self._all_away_since: float | None = None
         self.characters = 0
         for window in each:
             window.waits = len(each) == 1
@@ -67,17 +65,10 @@ class Windows(Generic[OutcomeT]):
 
     def admit(self, documents: Sequence[Document | FailedDocument]) -> None:
         """Settles at once what needs no work, and has the rest worked on."""
-        slots = [self._slot(document) for document in documents]
+        slots = [Slot.of(document, self._work) for document in documents]
         self._order += slots
         self.characters += sum(slot.characters for slot in slots)
         self._place([slot for slot in slots if slot.outcome is None])
-
-    def _slot(self, document: Document | FailedDocument) -> Slot[OutcomeT]:
-        if isinstance(document, FailedDocument):
-            return Slot(document, outcome=document)
-        if (reason := self._work.refusal(document)) is not None:
-            return Slot(document, outcome=FailedDocument(document.id, reason))
-        return Slot(document, self._work.key(document))
 
     def _place(self, slots: Sequence[Slot[OutcomeT]]) -> None:
         parts: dict[Window[OutcomeT], list[Slot[OutcomeT]]] = {window: [] for window in self._each}
@@ -129,10 +120,9 @@ class Windows(Generic[OutcomeT]):
         if there and late:
             self._place([slot for window in late for slot in window.hand_over()])
             return
-        if not there:
-            self._all_away_since = self._all_away_since or now
-            if now - self._all_away_since > self._each[0].producer.patience.limit_s:
-                raise self._away[self._each[0]].error
+        last = max(self._away.values(), key=lambda absence: absence.since, default=None)
+        if not there and last is not None and now - last.since > self._each[0].producer.patience.limit_s:
+            raise last.error
         time.sleep(_PAUSE_S)
 
     def _tried(self, window: Window[OutcomeT], step: Callable[[], bool | None]) -> bool:
@@ -144,16 +134,16 @@ class Windows(Generic[OutcomeT]):
         except ServerError as error:
             if len(self._each) == 1:
                 raise
-            self._away[window] = _Absence(error)
+            self._away.setdefault(window, _Absence(error))
             return False
 
     def _welcome_back(self) -> None:
-        for window in list(self._away):
+        for window, absence in list(self._away.items()):
             if window.producer.is_there():
                 del self._away[window]
                 self._tried(window, window.go_on)
-        if self._there:
-            self._all_away_since = None
+                if window in self._away:  # such as one that answers, and has no room
+                    self._away[window] = absence
 
     def forget(self) -> None:
         for window in self._each:

@@ -24,6 +24,8 @@ from impetus_producer import (
     JobNotFoundError,
     NoServerError,
     Producer,
+    ServerError,
+    ServerFullError,
     SpreadProducer,
     embed_batch,
 )
@@ -244,6 +246,24 @@ def test_a_server_that_comes_back_late_has_what_was_made_elsewhere_taken_off_its
     assert len(outcomes) == 128
     assert set(computed.values()) == {1}
     assert not queued(urls[1])
+
+
+def test_servers_that_are_all_away_or_full_are_waited_for_until_patience_ends(
+    urls: tuple[str, str], other: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "_PAUSE_S", 0.05)
+    monkeypatch.setattr(presence, "_EVERY_S", 0.05)
+    spread = SpreadProducer(urls, patience_s=0.5)
+    with Redis.from_url(urls[0]) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(ServerFullError):
+                list(embed_documents(SpreadProducer([urls[0], f"{urls[0][:-1]}1"], patience_s=0.5), numbered(64)))
+            other.kill()
+            with pytest.raises(ServerError):
+                list(embed_documents(spread, numbered(64), texts_per_job=4))
+        finally:
+            client.config_set("maxmemory", 0)
 
 
 def test_a_producer_passes_over_a_server_that_is_away(
