@@ -84,8 +84,8 @@ What follows is refused with a sentence that names the file and what in it, beca
 - a tokenizer that is missing, knows no word, is of another kind than its class, does not fit the model's table,
   or is read by transformers otherwise than its tokenizer.json says;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
-- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize (late interaction as
-  ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
+- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize (late
+  interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
 - language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3; windows of Qwen's;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
 - Jina v2 by code other than `jina-bert-implementation` (base-es, base-code);
