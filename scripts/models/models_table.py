@@ -59,6 +59,14 @@ ROWS = (
     Row("gte", "GTE", "gte-multilingual-base as transformers stores it", "as stated"),
     Row("modernbert", "ModernBERT", "gte-modernbert-base, modernbert-embed-base, granite-embedding r2", "8,192"),
     Row("qwen3", "Qwen3", "Qwen3-Embedding-0.6B, 4B, 8B", "32,768"),
+    Row("qwen2", "Qwen2", "fine-tuned Qwen2 and Qwen2.5 (not gte-Qwen2, which brings code of its own)", "as stated"),
+    Row(
+        "mistral",
+        "Mistral",
+        "e5-mistral-7b-instruct, SFR-Embedding-Mistral, Linq-Embed-Mistral, bge-en-icl",
+        "as stated",
+    ),
+    Row("llama", "Llama", "fine-tuned Llama models", "as stated"),
     Row("gemma", "Gemma 3", "EmbeddingGemma-300m", "2,048"),
     Row("static", "static (no transformer)", "potion-*, static-retrieval-mrl-en-v1, static-similarity-*", "8,192"),
 )
@@ -76,7 +84,9 @@ What follows is refused with a sentence that names the file and what in it, beca
 - a tokenizer that is missing, knows no word, is of another kind than its class, does not fit the model's table,
   or is read by transformers otherwise than its tokenizer.json says;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
-- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize;
+- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize (late
+  interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
+- language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3; windows of Qwen's;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
 - Jina v2 by code other than `jina-bert-implementation` (base-es, base-code);
 - static tables that are folded up (model2vec's `mapping` and `weights`); of a static model's text 8,192 tokens count.

@@ -37,6 +37,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 40,
 }
 DECODER: dict[str, Any] = SIZES | {"num_hidden_layers": 3, "head_dim": 8, "rms_norm_eps": 1e-6}
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "rope_theta": 10_000.0, "rms_norm_eps": 1e-6}
 INSTRUCTION = "Instruct: find passages that answer\nQuery: "
 ALL_POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -91,6 +92,15 @@ def families() -> dict[str, Family]:
             pooling="lasttoken",
             prompts={"query": INSTRUCTION, "document": ""},
         ),
+        "qwen2": Family("qwen2", SIZES | GROUPED, _byte_pairs("", "<|endoftext|>"), prompts={"query": INSTRUCTION}),
+        "mistral": Family(
+            "mistral",
+            DECODER | GROUPED | {"sliding_window": 8},
+            _byte_pairs("<s>", "</s>", padding_side="left"),
+            pooling="lasttoken",
+            prompts={"query": INSTRUCTION},
+        ),
+        "llama": Family("llama", DECODER | GROUPED, _byte_pairs("<s>", "</s>")),
         "gemma": Family(
             "gemma3_text",
             DECODER

@@ -18,7 +18,22 @@ from tests.paths import DATA
 if TYPE_CHECKING:
     from pathlib import Path
 
-FAMILIES = ("mpnet", "modernbert", "nomic", "gte", "t5", "mt5", "qwen3", "gemma", "camembert", "electra", "jina")
+FAMILIES = (
+    "mpnet",
+    "modernbert",
+    "nomic",
+    "gte",
+    "t5",
+    "mt5",
+    "qwen3",
+    "qwen2",
+    "mistral",
+    "llama",
+    "gemma",
+    "camembert",
+    "electra",
+    "jina",
+)
 """Small models of the families beyond BERT's, by the names of their folders."""
 RECORDED = ("reference.npz", "families.npz", "described.npz")
 

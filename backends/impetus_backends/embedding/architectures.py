@@ -45,7 +45,7 @@ def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         return _modernbert(ops, config, inputs)
     if config.model_type in ("t5", "mt5"):
         return _t5(ops, config, inputs)
-    if config.model_type in ("qwen3", "gemma3_text"):
+    if config.model_type in ("qwen3", "qwen2", "mistral", "llama", "gemma3_text"):
         return _decoder(ops, config, inputs)
     return _bert(ops, config, inputs)
 
@@ -331,9 +331,9 @@ def _modernbert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
 
 
 def _decoder(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
-    """Qwen3, and Gemma 3, which has norms on both sides of everything and its tokens scaled (arXiv:2505.09388,
-    arXiv:2503.19786)."""
-    gemma = config.model_type == "gemma3_text"
+    """Llama, Mistral and Qwen2; Qwen3, whose queries and keys have norms; and Gemma 3, which has norms on both sides of
+    everything and its tokens scaled (arXiv:2302.13971, arXiv:2505.09388, arXiv:2503.19786)."""
+    gemma, with_norms = config.model_type == "gemma3_text", config.model_type in ("qwen3", "gemma3_text")
     centre = 1.0 if gemma else 0.0
     biased = "attention" in config.biases
 
@@ -347,11 +347,12 @@ def _decoder(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         heads, shared, size = attention.heads, attention.key_value_heads, attention.head_size
         normed = norm(x, f"{layer}.input_layernorm")
         q, k, v = (
-            ops.linear(normed, f"{layer}.self_attn.{part}_proj", count * size, bias=biased)
+            ops.linear(normed, f"{layer}.self_attn.{part}_proj", count * size, bias=biased or "qkv" in config.biases)
             for part, count in (("q", heads), ("k", shared), ("v", shared))
         )
-        q = ops.turn(norm(q, f"{layer}.self_attn.q_norm", size), inputs.positions, attention)
-        k = ops.turn(norm(k, f"{layer}.self_attn.k_norm", size), inputs.positions, attention)
+        if with_norms:
+            q, k = norm(q, f"{layer}.self_attn.q_norm", size), norm(k, f"{layer}.self_attn.k_norm", size)
+        q, k = (ops.turn(x, inputs.positions, attention) for x in (q, k))
         mixed = ops.attention(q, k, v, inputs.mask, attention)
         mixed = ops.linear(mixed, f"{layer}.self_attn.o_proj", config.hidden_size, bias=biased)
         x = ops.add(x, norm(mixed, f"{layer}.post_attention_layernorm") if gemma else mixed)

@@ -9,10 +9,11 @@ import click
 from .. import contract
 from ..bulk.late import LateEmbeddingWork
 from ..bulk.run import DEFAULT_TEXTS_PER_JOB
+from ..bulk.sparse import SparseEmbeddingWork
 from ..bulk.works import EmbeddingWork
 from ..errors import InvalidRequestError
 from ..reading import chunks
-from ..writing.output import open_output
+from ..writing.output import open_output, open_sparse
 from ..writing.rows import PRECISIONS, Layout
 from .runs.bulk import Steps, open_checked, run
 from .runs.chunking import chunking_steps, late_steps
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..bulk.works import EmbeddedDocument
     from ..enqueueing.requests import InputType
     from ..reading.options import ReadingOptions
+    from ..writing.output import Output
     from ..writing.rows import Precision
     from .runs.options import RunOptions
 
@@ -95,6 +97,11 @@ if TYPE_CHECKING:
     "Default: that of the model.",
 )
 @click.option(
+    "--sparse",
+    is_flag=True,
+    help="Write sparse vectors, token ids and their weights, of a model with a head for them: SPLADE's or bge-m3's.",
+)
+@click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="float32",
@@ -133,6 +140,7 @@ def embed(
     pool_chunks: str | None,
     late: bool,
     tokenizer: str | None,
+    sparse: bool,
     precision: str,
     rows_per_file: int | None,
     texts_per_job: int,
@@ -156,6 +164,7 @@ def embed(
         impetus embed 'crawl/*.jsonl.gz' --text-field doc.body -o crawl.parquet
         impetus embed notes/ -o notes.jsonl
         impetus embed books/ --chunk 256 --overlap 32 --store books.sqlite -o books.parquet
+        impetus embed docs.jsonl --model splade-v3 --sparse -o docs.jsonl
         impetus embed docs.jsonl -o 'postgresql://me@db.example/search?table=docs'
         impetus embed 'hf://datasets/me/docs/data/*.parquet' --template '{title}: {body}' -o docs.parquet
         impetus embed --sql sqlite:///shop.db 'select id, body as text from posts order by id' -o posts.parquet
@@ -167,6 +176,7 @@ def embed(
         .parquet   columns id, row, those of --column, and vector (a list of float32 of fixed size)
         .arrow     the same, as a file of record batches
         .jsonl     one {"id": ..., "row": ..., "embedding": [...]} a line
+                   with --sparse: columns indices and values, and "embedding": {"indices": [...], "values": [...]}
         .npy       a float32 matrix, and the ids beside it in OUT.ids.jsonl, one a line
         folder/table.lance, file.sqlite#table, postgresql://...?table=name
                    a table of LanceDB, SQLite with sqlite-vec, or Postgres with pgvector: rows by `key`, which is the
@@ -177,7 +187,8 @@ def embed(
     pooled = pool_chunks is not None
     work = EmbeddingWork(model, dimensions, cast("InputType | None", input_type), not no_truncate, prompt_name, prompt)
     try:
-        work.check()
+        of_tokens = SparseEmbeddingWork(work)
+        (of_tokens if sparse else work).check()
         if chunk is None and (overlap or pool_chunks or late or tokenizer):
             names = "--overlap, --pool-chunks, --late-chunking and --tokenizer"
             raise InvalidRequestError(f"{names} are about chunks: add --chunk TOKENS")
@@ -185,6 +196,8 @@ def embed(
             raise InvalidRequestError(f"--overlap {overlap} must be less than --chunk {chunk}")
         if pooled and late:
             raise InvalidRequestError("--pool-chunks and --late-chunking: give one of the two")
+        if sparse and (chunk is not None or precision != "float32"):
+            raise InvalidRequestError("--chunk and --precision are about dense vectors: leave them out, or --sparse")
         templated = Templated(template, reading)
         source = open_checked(inputs, templated.asked, output, options)
         types = source.column_types()
@@ -195,13 +208,17 @@ def embed(
                     raise InvalidRequestError(f"chunks have a column {name!r} of their own: leave --column {name} out")
                 columns[name] = int
         layout = Layout(columns, source.has_several_files, cast("Precision", precision))
-        out = open_output(output, layout, rows_per_file=rows_per_file)
+        opened = open_sparse if sparse else open_output
+        out: Output[Any] = opened(output, layout, rows_per_file=rows_per_file)
     except InvalidRequestError as error:
         raise click.UsageError(str(error)) from None
     worker_options = ["--roles", "embedding", *(["--embedding-model", model] if model else [])]
+    if sparse:
+        run(source, of_tokens, out, options, worker_options, texts_per_job, Steps(templated))
+        return
     if chunk is not None and late:
         in_context: Steps[Any] = late_steps(work, chunk, overlap, tokenizer, before=templated)
-        run(source, LateEmbeddingWork(work), cast("Any", out), options, worker_options, texts_per_job, in_context)
+        run(source, LateEmbeddingWork(work), out, options, worker_options, texts_per_job, in_context)
         return
     steps: Steps[EmbeddedDocument] = Steps(templated)
     if chunk is not None:

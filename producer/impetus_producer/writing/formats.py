@@ -61,7 +61,7 @@ class _JsonLines(VectorFile):
     """{"id": ..., "row": ..., "embedding": [...]}, one a line."""
 
     holds_text_ids_only = False
-    holds_answers = True
+    holds_any = True
 
     @staticmethod
     def require() -> None:
@@ -166,7 +166,7 @@ class _NpyArray:
 class _ArrowRows(VectorFile):
     """Columns of `arrow_table`, by a writer of pyarrow."""
 
-    holds_answers = True
+    holds_any = True
 
     def __init__(self, path: Path, drafts: Path, layout: Layout) -> None:
         super().__init__(path, drafts, layout)

@@ -18,7 +18,7 @@ from ..errors import ImpetusError, InvalidRequestError
 from ..shown import without_password
 from .drafts import Draft
 from .formats import FORMATS
-from .rows import AnswerRows, Layout, Rows, VectorRows
+from .rows import AnswerRows, Layout, Rows, SparseRows, VectorRows
 from .shards import Shards
 from .stores.places import STORE_ENDINGS, StoreSink, store_place
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..bulk.generating import GeneratedDocument
+    from ..bulk.sparse import SparseDocument
     from ..bulk.works import EmbeddedDocument
     from ..documents import Read
     from .sinks import Sink
@@ -68,6 +69,15 @@ class RowsOfVectors:
                     "models; name one with --model"
                 )
         return VectorRows(documents, [outcome.vector for outcome in outcomes], about)
+
+
+class RowsOfSparse:
+    def most(self, outcome: SparseDocument) -> int:
+        return MOST_ROWS
+
+    def __call__(self, documents: Sequence[Document], outcomes: Sequence[SparseDocument]) -> Rows:
+        about = {"impetus.model": outcomes[0].model, "impetus.fingerprint": outcomes[0].fingerprint}
+        return SparseRows(documents, [(outcome.indices, outcome.values) for outcome in outcomes], about)
 
 
 class RowsOfAnswers:
@@ -174,6 +184,11 @@ def open_output(
     this moment.
     """
     return _opened(name, layout or Layout(), rows_per_file, RowsOfVectors())
+
+
+def open_sparse(name: str, layout: Layout, *, rows_per_file: int | None = None) -> Output[SparseDocument]:
+    """As `open_output`, for sparse vectors."""
+    return _opened(name, replace(layout, holds="sparse"), rows_per_file, RowsOfSparse())
 
 
 def open_answers(name: str, layout: Layout, *, rows_per_file: int | None = None) -> Output[GeneratedDocument]:

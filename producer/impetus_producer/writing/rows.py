@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "binary", "ubinary")
 _VECTOR_COLUMNS = ("vector", "scale", "embedding")
+_SPARSE_COLUMNS = ("indices", "values", "embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,12 @@ class Layout:
     columns: Mapping[str, Any] = field(default_factory=dict)
     with_files: bool = False
     precision: Precision = "float32"
-    holds: Literal["vectors", "answers"] = "vectors"
+    holds: Literal["vectors", "sparse", "answers"] = "vectors"
 
     @property
     def own_columns(self) -> tuple[str, ...]:
-        return ("key", "id", "row", "file", *(_VECTOR_COLUMNS if self.holds == "vectors" else ANSWER_COLUMNS))
+        made = {"vectors": _VECTOR_COLUMNS, "sparse": _SPARSE_COLUMNS, "answers": tuple(ANSWER_COLUMNS)}
+        return ("key", "id", "row", "file", *made[self.holds])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,28 @@ class VectorRows(Rows):
             scale = "" if scales is None else f'"scale": {float(scales[at])}, '
             # Formatting all numbers at once takes a third of json.dumps' time.
             yield f'{scale}"embedding": [{",".join([form] * len(numbers)) % tuple(numbers)}]'
+
+
+class SparseRows(Rows):
+    """`results` are indices and values."""
+
+    __slots__ = ()
+
+    def columns(self, layout: Layout) -> list[tuple[Any, Any]]:
+        """`indices` and `values`, lists of any length."""
+        import pyarrow as pa
+
+        kinds = (pa.list_(pa.int32()), pa.list_(pa.float32()))
+        return [
+            (pa.field(name, kind, nullable=False), pa.array(list(values), kind))
+            for name, kind, values in zip(_SPARSE_COLUMNS, kinds, zip(*self.results, strict=True), strict=False)
+        ]
+
+    def members(self, layout: Layout) -> Iterable[str]:
+        """`embedding`, an object of both. Nine digits hold every float32."""
+        for indices, values in self.results:
+            weights = ",".join(["%.9g"] * len(values)) % tuple(values)
+            yield f'"embedding": {{"indices": [{",".join(map(str, indices))}], "values": [{weights}]}}'
 
 
 class AnswerRows(Rows):

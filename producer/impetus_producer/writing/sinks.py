@@ -21,7 +21,8 @@ class Sink(ABC):
     holds_text_ids_only: ClassVar[bool] = True
     """Whether 0 and "0" are written as the same id."""
     precisions: ClassVar[tuple[Precision, ...]] = PRECISIONS
-    holds_answers: ClassVar[bool] = False
+    holds_any: ClassVar[bool] = False
+    """Whether rows may hold something else than dense vectors."""
 
     @staticmethod
     @abstractmethod
@@ -31,8 +32,9 @@ class Sink(ABC):
     @classmethod
     def check(cls, layout: Layout) -> None:
         """Raises `InvalidRequestError` for what cannot be written so."""
-        if layout.holds == "answers" and not cls.holds_answers:
-            raise InvalidRequestError("this OUT holds vectors and no texts: name it .jsonl, .parquet or .arrow")
+        if layout.holds != "vectors" and not cls.holds_any:
+            held = "vectors and no texts" if layout.holds == "answers" else "dense vectors and no sparse ones"
+            raise InvalidRequestError(f"this OUT holds {held}: name it .jsonl, .parquet or .arrow")
         for name in layout.columns:
             if name in layout.own_columns:
                 raise InvalidRequestError(f"OUT has a column {name!r} of its own: leave --column {name} out")

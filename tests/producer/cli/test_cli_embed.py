@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
@@ -19,7 +20,7 @@ from tests.patience import eventually
 
 from ..bulk.kept import answers_kept
 from ..bulk.test_outputs import read_back
-from ..stock_worker import StockWorker, honest_work, vector_of, working
+from ..stock_worker import StockWorker, embedding_of, honest_work, vector_of, working
 from .typed import PROGRAM, all_of, names, run
 
 if TYPE_CHECKING:
@@ -154,6 +155,35 @@ def test_prompts_reach_the_worker_and_another_one_is_another_run(
     assert [each for each in asked if each != "what model?"] == ["query", ""]
 
 
+def test_sparse_vectors_are_written_as_ids_and_weights(folder: Path, redis_url: str) -> None:
+    """Weights to the bit, a text without any too; a run that goes on computes none again."""
+    sparse: list[dict[str, Any]] = [{"indices": [3, 70_000], "values": [0.1, 2.5]}, {"indices": [], "values": []}]
+    asked = []
+
+    def work(function: str, request: dict[str, Any]) -> Any:
+        asked.append(request)
+        texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
+        data = [sparse[1] if text == "two" else sparse[0] for text in texts]
+        return embedding_of(texts) | {"embeddings": {"encoding": "sparse", "data": data}}
+
+    (folder / "in.txt").write_text("one\ntwo\n")
+    typed = ("embed", "in.txt", "--sparse", "--store", "kept.sqlite", "--input-type", "query", "--output")
+    with working(redis_url, work):
+        for name in ("out.jsonl", "out.parquet"):
+            assert run(*typed, name, url=redis_url).exit_code == 0
+    lines = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [line["embedding"]["indices"] for line in lines] == [each["indices"] for each in sparse]
+    assert [np.float32(line["embedding"]["values"]).tolist() for line in lines] == [
+        np.float32(each["values"]).tolist() for each in sparse
+    ]
+    table = pq.read_table(folder / "out.parquet")
+    assert table["indices"].to_pylist() == [each["indices"] for each in sparse]
+    assert table["values"].to_pylist() == [np.float32(each["values"]).tolist() for each in sparse]
+    assert table.schema.metadata[b"impetus.model"] == b"stock-model"
+    assert [each["input"] for each in asked if "input_type" in each] == [["one", "two"]]
+    assert {each["output"] for each in asked} == {"sparse"}
+
+
 def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, connection: Redis) -> None:
     (folder / "in.txt").write_text("one\n")
     (folder / "in.jsonl").write_text("{}\n")
@@ -168,6 +198,9 @@ def test_usage_errors_exit_with_2_before_any_work(folder: Path, redis_url: str, 
         ("-", "-o", "out.npy", "--on-duplicate", "last"): "reads INPUT twice",
         ("in.jsonl", "-o", "in.jsonl"): "the same file",
         (".", "-o", "x.npy", "--dimensions", "0"): "not in the range",
+        ("in.txt", "-o", "x.npy", "--sparse"): "holds dense vectors and no sparse ones",
+        ("in.txt", "-o", "x.jsonl", "--sparse", "--chunk", "9"): "about dense vectors",
+        ("in.txt", "-o", "x.jsonl", "--sparse", "--dimensions", "9"): "is for dense vectors",
         ("in.txt", "-o", "x.npy", "--prompt", "x", "--prompt-name", "query"): "give one of them",
         ("in.jsonl", "-o", "x.npy", "--text-field", "a", "--template", "{a}"): "leave --text-field out",
         ("in.jsonl", "-o", "x.npy", "--chunk", "10", "--overlap", "10"): "--overlap 10 must be less than --chunk 10",

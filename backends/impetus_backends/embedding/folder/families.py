@@ -66,7 +66,7 @@ def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         auto_map=(None, {}, *([raw.get("auto_map")] if model_type == "nomic_bert" or is_jinas else [])),
     )
     read_packings(file, raw)
-    if read not in (_qwen3, _gemma3):
+    if read not in (_causal, _gemma3):
         _refuse(file, raw, is_causal=(None, False))
     return read(file, raw)
 
@@ -269,14 +269,24 @@ def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     )
 
 
-def _qwen3(file: Path, raw: dict[str, Any]) -> EncoderConfig:
-    _refuse(file, raw, use_sliding_window=(None, False), is_causal=(None, True))
-    _refuse(file, raw, use_bidirectional_attention=(None, False))
+def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
+    """Language models whose tokens see what came before them: Qwen 2 and 3, Mistral, Llama."""
+    _refuse(file, raw, use_sliding_window=(None, False), is_causal=(None, True), mlp_bias=(None, False))
+    _refuse(file, raw, use_bidirectional_attention=(None, False), partial_rotary_factor=(None, 1.0))
     sizes = _sizes(file, raw)
-    if _NEAR in _kinds(file, raw, [_FAR] * sizes["layers"]):
-        raise ModelError(f"{file}: layer_types with {_NEAR} are not supported")
-    base = replace(_grouped(file, raw, sizes), causal=True, theta=_theta(file, raw, _FAR, "rope_theta"))
-    return _decoder(file, raw, sizes, [base] * sizes["layers"])
+    # Mistral alone has all its layers look nearby, where its file says how far.
+    window = raw.get("sliding_window") if raw["model_type"] == "mistral" else None
+    usual = _FAR if window is None else _NEAR
+    if set(_kinds(file, raw, [usual] * sizes["layers"])) != {usual}:
+        raise ModelError(f"{file}: layer_types {raw['layer_types']} are not supported")
+    base = replace(
+        _grouped(file, raw, sizes),
+        causal=True,
+        theta=_theta(file, raw, _FAR, "rope_theta"),
+        window=0 if window is None else positive(file, raw, "sliding_window") - 1,
+    )
+    found = _decoder(file, raw, sizes, [base] * sizes["layers"])
+    return replace(found, biases=("qkv",)) if raw["model_type"] == "qwen2" else found
 
 
 def _gemma3(file: Path, raw: dict[str, Any]) -> EncoderConfig:
@@ -309,8 +319,10 @@ def _decoder(file: Path, raw: dict[str, Any], sizes: dict[str, Any], attentions:
 def _grouped(file: Path, raw: dict[str, Any], sizes: dict[str, Any]) -> Attention:
     """Heads of a size of their own, several of which share keys and values."""
     heads = sizes["heads"]
-    shared = positive(file, raw, "num_key_value_heads")
-    size = positive(file, raw, "head_dim")
+    shared = positive(file, raw, "num_key_value_heads", heads)
+    # Files of Llama and its like may state none.
+    even = None if raw.get("head_dim") or sizes["model_type"] not in _PLAIN else _even(file, sizes)
+    size = even.head_size if even else positive(file, raw, "head_dim")
     if heads % shared:
         raise ModelError(f"{file}: {heads} heads do not share {shared} of keys and values")
     return Attention(heads, shared, size, size**-0.5)
@@ -371,6 +383,7 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     )
 
 
+_PLAIN = ("qwen2", "mistral", "llama")
 RERANKERS_ALONE = ("deberta-v2",)
 """Families of which no model for embeddings was tried."""
 FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
@@ -385,7 +398,10 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "modernbert": _modernbert,
     "nomic_bert": _turned,
     "gte": _turned,
-    "qwen3": _qwen3,
+    "qwen3": _causal,
+    "qwen2": _causal,
+    "mistral": _causal,
+    "llama": _causal,
     "gemma3_text": _gemma3,
     "t5": _t5,
     "mt5": _t5,
