@@ -59,7 +59,7 @@ class Book:
     def ended(self, at: int = -1) -> list[str]:
         """The ids of the jobs that an exchange tells of."""
         (finish,) = (call for call in self.sent[at] if call.script is Script.named("finish"))
-        return list(finish.arguments[2::9])
+        return list(finish.arguments[2::10])
 
 
 def test_an_ending_whose_answer_was_lost_is_sent_again_and_nobody_is_warned(caplog: pytest.LogCaptureFixture) -> None:

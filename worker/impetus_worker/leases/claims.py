@@ -215,6 +215,7 @@ class Claims:
             arguments += (
                 job.id, job.token, job.queue, ending.verb.value, ending.stored,
                 "" if vectors is None else VECTORS_FIELD, vectors or b"", ending.ttl_s, f"{job.claimed_at:.6f}",
+                "1" if job.fields.get(b"dependency_ids") else "",
             )  # fmt: skip
         return Call(Script.named("finish"), arguments, lambda answer: [Answer(str(code)) for code in answer])
 

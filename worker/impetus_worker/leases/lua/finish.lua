@@ -3,11 +3,11 @@
 --
 -- ARGV: worker, seconds that it worked since it last said so, then for each run: job id, token, queue, verb, payload,
 --       name of the field for its vectors ('' has none), vectors, time to live (s, -1 for ever, 0 keeps nothing),
---       started (epoch s)
+--       started (epoch s), whether it waited for other jobs (1|'')
 --   verb: 'finish' with the base64 return value, 'fail' or 'stop' with the base64 reason, 'complete' finishes and 'abort'
 --         fails it whatever it has of dependents, 'return' puts the job back at the front of its queue as if it had never been claimed
 -- Returns one number a run: 1 done, 0 it was not this worker's any more and nothing is written, 2 RQ has more to do.
-local worker, worked, FIRST, EACH = ARGV[1], tonumber(ARGV[2]), 3, 9
+local worker, worked, FIRST, EACH = ARGV[1], tonumber(ARGV[2]), 3, 10
 local DONE, LOST, RQS = 1, 0, 2
 local MAX_DEPENDENTS, MAX_LOOKS = 100, 20000
 local ending = {}  -- what has become of jobs by this call
@@ -76,7 +76,7 @@ local function enqueue_dependents(id, ready, left, ttl)
 end
 
 -- For how long, and until when, as text: a number is written out anew each time that a command is given it.
-local kept = {}
+local NOTHING, kept = {}, {}
 local function kept_for(ttl)
   if not kept[ttl] then
     kept[ttl] = {ttl = string.format('%d', ttl), score = ttl < 0 and '+inf' or string.format('%d', seconds + ttl)}
@@ -92,21 +92,17 @@ local function end_job(id, queue, token, verb, payload, vectors_field, vectors, 
   end
   local ok = STATUS[verb] == 'finished'
   call('HSET', key, 'status', STATUS[verb], 'ended_at', now_iso)
-  local entry = {'type', ok and '1' or '2', 'worker_name', worker, ok and 'return_value' or 'exc_string', payload,
-                 'execution_id', token, 'execution_started_at', started, 'execution_ended_at', now}
-  if vectors_field ~= '' then
-    entry[#entry + 1] = vectors_field
-    entry[#entry + 1] = vectors
-  end
-  write('XADD', results, 'MAXLEN', '10', '*', unpack(entry))
-  local kept = kept_for(ttl)
+  write('XADD', results, 'MAXLEN', '10', '*', 'type', ok and '1' or '2', 'worker_name', worker,
+        ok and 'return_value' or 'exc_string', payload, 'execution_id', token, 'execution_started_at', started,
+        'execution_ended_at', now, unpack(vectors_field == '' and NOTHING or {vectors_field, vectors}))
+  local keeping = kept_for(ttl)
   if ttl >= 0 then
-    call('EXPIRE', results, kept.ttl)
-    call('EXPIRE', key, kept.ttl)
+    call('EXPIRE', results, keeping.ttl)
+    call('EXPIRE', key, keeping.ttl)
   else
     call('PERSIST', results)
   end
-  collect('ZADD', (ok and 'rq:finished:' or 'rq:failed:') .. queue, kept.score, id)
+  collect('ZADD', (ok and 'rq:finished:' or 'rq:failed:') .. queue, keeping.score, id)
 end
 
 -- Asked for all runs at once, because mostly all tokens stand and no job has dependents.
@@ -130,14 +126,14 @@ local reply, finished, failed = {}, 0, 0
 for at = FIRST, #ARGV, EACH do
   local id, token, queue, verb = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local payload, vectors_field, vectors = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
-  local ttl, started = tonumber(ARGV[at + 7]), ARGV[at + 8]
+  local ttl, started, waited_for_others = tonumber(ARGV[at + 7]), ARGV[at + 8], ARGV[at + 9]
   local tokens = held[queue]
   local held_now = tokens.values[tokens.next]
   local stands = held_now == token .. ' ' .. worker
   tokens.next = tokens.next + 1
-  local state = stands and read('HMGET', 'rq:job:' .. id, 'status', 'dependency_ids')
+  local status = stands and read('HGET', 'rq:job:' .. id, 'status')
   local outcome, ready, left = DONE, {}, false
-  if not state or state[1] ~= 'started' then
+  if status ~= 'started' then
     outcome = LOST  -- another's, or cancelled or deleted while it ran: of this run nothing is kept
   elseif any_dependents and (verb == 'finish' or verb == 'fail') then
     ready, left = dependents_of(id, verb)
@@ -151,7 +147,7 @@ for at = FIRST, #ARGV, EACH do
       end_job(id, queue, token, verb, payload, vectors_field, vectors, ttl, started)
       ending[id] = STATUS[verb]
       if any_dependents then enqueue_dependents(id, ready, left, ttl) end
-      if state[2] and ttl > 0 then call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
+      if waited_for_others == '1' and ttl > 0 then call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
       if STATUS[verb] == 'finished' then finished = finished + 1 else failed = failed + 1 end
       if tokens.deaths then collect('HDEL', DEATHS .. queue, id, id .. ':alone') end
       wishes[#wishes + 1] = CANCEL .. id
