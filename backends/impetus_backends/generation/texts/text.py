@@ -47,7 +47,7 @@ class TextBuilder:
         return self._end is not None
 
     def add(self, token: int, *, may_stop: bool = True) -> None:
-        """Takes the next token in. An end-of-text token is not to be added. `may_stop`: whether stop strings count here."""
+        """Takes the next token in, which is no end-of-text token. `may_stop`: whether stop strings count here."""
         if self.stopped:
             return
         self._growing.add(token)
