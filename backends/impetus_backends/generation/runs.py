@@ -154,10 +154,10 @@ class Runs:
         request.completion_tokens += 1
         if request.first_token_at is None:
             request.first_token_at = now
-        if request.splitter is not None and request.splitter.thinking:
-            request.reasoning_tokens += 1
+        thinking = request.splitter is not None and request.splitter.thinking
+        request.reasoning_tokens += thinking
         if token.finish_reason != "stop":  # else it is the end-of-text token, which is no text
-            request.text.add(token.token)
+            request.text.add(token.token, may_stop=not thinking)
             if request.work.logprobs:
                 request.logprobs.append(self._reader.likely(request, token))
         ended = token.finish_reason is not None or request.text.stopped

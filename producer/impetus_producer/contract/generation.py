@@ -114,7 +114,7 @@ class GenerationRequest(Wire):
         BeforeValidator(_checked_stop, json_schema_input_type=str | list[str]),
         Field(max_length=16),
     ] = Field(default_factory=list)
-    """Text ends before the first of these; it never holds one."""
+    """Text ends before the first of these; it never holds one. In what a model thinks they end nothing."""
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)] = Field(
         default_factory=list
     )

@@ -92,6 +92,22 @@ def test_what_goes_on_from_a_thought_goes_on_thinking(
     assert (ended.answers[0].reasoning, ended.text) == (thought, answer)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("stop", "answer"),
+    [("see", "Yes, it is. No more."), (".", "Yes, it is"), ("me see.\n</think>", "Yes, it is. No more."),
+     ("</think>", "Yes, it is. No more."), ("Yes", ""), ("no such", "Yes, it is. No more.")],
+)  # fmt: skip
+def test_what_ends_an_answer_ends_no_thought(says: Any, work: Any, stop: str, answer: str, stream: bool) -> None:
+    engine = says("Let me see.\n</think>\n\nYes, it is. No more.", OPENED)
+    engine.admit(work(1, None, messages=ASKS, max_tokens=200, stream=stream, stop=(stop,)))
+    events = [event for _ in iter(engine.pending, 0) for event in engine.step()]
+    (ended,) = [event for event in events if isinstance(event, Generated)]
+    assert (ended.answers[0].reasoning, ended.text) == ("Let me see.", answer)
+    streamed = "".join(event.text for event in events if isinstance(event, Progress))
+    assert answer.startswith(streamed)
+
+
 @pytest.mark.parametrize("off", [{"reasoning_effort": "none"}, {"template_variables": {"enable_thinking": False}}])
 def test_thinking_is_turned_off_where_the_template_can(says: Any, work: Any, off: dict[str, Any]) -> None:
     ended, _ = asked(says("Yes.", OPENED), work, **off)

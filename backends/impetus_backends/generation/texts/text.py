@@ -35,7 +35,9 @@ class TextBuilder:
         self._growing = growing
         self._stops = [_StopString(each) for each in stop]
         self._searched = 0
-        """So many characters, all settled, hold no stop string."""
+        """So many characters, all settled, hold no stop string that counts."""
+        self._from = 0
+        """So many were never looked at: there a stop string ends nothing."""
         self._end: int | None = None
         self._taken = 0
 
@@ -44,12 +46,17 @@ class TextBuilder:
         """Whether a stop string has been met. Tokens added after that change nothing."""
         return self._end is not None
 
-    def add(self, token: int) -> None:
-        """Takes the next token in. An end-of-text token is not to be added."""
-        if not self.stopped:
-            self._growing.add(token)
-            if self._stops:
-                self._find_stop(self._growing.text)
+    def add(self, token: int, *, may_stop: bool = True) -> None:
+        """Takes the next token in, which is no end-of-text token. `may_stop`: whether stop strings count here."""
+        if self.stopped:
+            return
+        self._growing.add(token)
+        if self._stops and may_stop:
+            self._find_stop(self._growing.text)
+        elif self._stops:
+            self._searched = self._from = self._growing.settled
+            for each in self._stops:
+                each.begun = 0
 
     def take(self) -> str:
         """What has come to the text since the last `take`, less what later tokens may still change."""
@@ -63,7 +70,7 @@ class TextBuilder:
         """The whole text. Bytes at its end that make no character are dropped; elsewhere they are U+FFFD."""
         text = self._growing.text if self.stopped else self._growing.whole()
         if not self.stopped and self._stops and text != self._growing.text:
-            self._searched = 0  # a tokenizer that takes back what it seemed to have settled
+            self._searched = self._from  # a tokenizer that takes back what it seemed to have settled
             self._find_stop(text)
         return text[: self._end].rstrip(REPLACEMENT)
 
