@@ -127,6 +127,7 @@ class Windows(Generic[OutcomeT]):
 
     def _tried(self, window: Window[OutcomeT], step: Callable[[], bool | None]) -> bool:
         """What a step at one server came to; False where that does not answer, and others are to go on with."""
+        began = time.monotonic()
         try:
             return bool(step())
         except (ServerConfigurationError, ServerDataError):
@@ -135,6 +136,7 @@ class Windows(Generic[OutcomeT]):
             if len(self._each) == 1:
                 raise
             self._away.setdefault(window, _Absence(error))
+            window.producer.presence.note(began, error)
             return False
 
     def _welcome_back(self) -> None:
@@ -150,5 +152,8 @@ class Windows(Generic[OutcomeT]):
             window.forget()
 
     def close(self) -> None:
+        """Withdraws what waits, but at servers that are away: that is not waited for."""
         for window in self._each:
+            if window in self._away:
+                window.forget()
             window.close()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .steps import Talk
 
 _EVERY_S = 1.0
-_SPARED = 9
+_SPARED = 5
 """So many times as long as an answer took, or a silent network, the server is not asked again."""
 
 
@@ -31,11 +31,15 @@ class Presence:
         if began >= self._ask_at:
             try:
                 yield Question(lambda client: client.ping(), once=True)
-                self.error = None
             except (ServerConfigurationError, ServerDataError):
                 raise
             except ServerError as error:
-                self.error = error
-            ended = time.monotonic()
-            self._ask_at = ended + max(_EVERY_S, _SPARED * (ended - began))
+                self.note(began, error)
+            else:
+                self.note(began)
         return self.error is None
+
+    def note(self, began: float, error: ServerError | None = None) -> None:
+        """What came of asking the server, and when that was, by the monotonic clock."""
+        self.error, ended = error, time.monotonic()
+        self._ask_at = ended + max(_EVERY_S, _SPARED * (ended - began))
