@@ -178,7 +178,10 @@ def open_engine(
         notes.append(missing_prompts(files.aliases, (prompt for _, prompt in config.text.prompts)))
     outputs, no_sparse = config.outputs, config.no_sparse
     if "sparse" in outputs and not isinstance(backend, SparseBackend):
-        outputs, no_sparse = ("dense",), f"makes no sparse embeddings on {backend.name}; on mlx and cpu it does"
+        outputs, no_sparse = (
+            ("dense",),
+            f"makes no sparse embeddings on {backend.name}, whose packages end in pooled vectors; mlx and cpu do",
+        )
     if check:
         passed = _golden(backend, config, files, outputs)
         reasons = (*reasons, f"{backend.name}: golden check passed, {passed}")

@@ -115,7 +115,9 @@ class PackagedEmbeddingBackend:
         if self.config.encoder.experts:
             raise BackendUnavailableError(f"{self.name} runs no experts; mlx and cpu do")
         if "dense" not in self.config.outputs:
-            raise BackendUnavailableError(f"{self.name} makes no sparse embeddings; mlx and cpu do")
+            raise BackendUnavailableError(
+                f"{self.name} makes no sparse embeddings, for its packages end in pooled vectors; mlx and cpu do"
+            )
         device = self.make_device()
         recipe = self._recipe()
         entry = self.cache.find(recipe) or self._convert(recipe)
