@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -221,3 +223,23 @@ def test_a_worker_serves_jobs_through_core_ai_from_end_to_end(
     assert (result.provenance.backend, result.provenance.device) == ("coreai", "cpu")
     assert "Apple's Core AI runtime on a CPU" in str(result.provenance.note)
     assert len(list((tmp_path / "impetus" / "coreai").glob(f"*/{COREAI.file}"))) == 1
+
+
+def test_two_calls_at_once_come_to_what_each_comes_to_alone(tmp_path: Path) -> None:
+    config = read_config(small_model("bge"))
+    backend = backend_of(config, tmp_path, Bucket(1, 32), Bucket(2, 40))
+    backend.load()
+    random = np.random.default_rng(5)
+    rows = [random.integers(5, config.encoder.vocab_size, size, dtype=np.int32) for size in (9, 30, 3, 12, 25, 7, 18)]
+    together = backend.embed(rows)
+    assert sum(timing.calls for timing in backend.timings.values()) >= 4
+    np.testing.assert_allclose(together, np.concatenate([backend.embed([row]) for row in rows]), atol=1e-5)
+
+
+def test_a_disk_without_room_is_told_before_the_library_ends_the_process_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
+    with pytest.raises(BackendUnavailableError, match=r"the disk is too full: .* 16 MiB in .*, and 3 MiB are free"):
+        backend_of(read_config(small_model("bge")), tmp_path, Bucket(1, 32)).load()
+    assert not list(tmp_path.rglob("*.aimodel"))

@@ -173,3 +173,22 @@ def test_core_ml_itself_makes_the_vectors_of_the_evaluated_file(
             assert np.sum(made * expected, axis=1).min() >= 0.999
         assert np.sum(run([inputs])[0] * expect([inputs])[0], axis=1).min() >= 0.999
         assert device.placement(minilm_package, compiled, bucket.function) is not None
+
+
+@pytest.mark.parametrize("damage", ["garbage", "half", "gone"])
+def test_what_was_compiled_and_then_damaged_is_compiled_again(
+    damage: str, config: EmbeddingConfig, converted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = f"15.{damage}"
+    backend_on(PlacedDevice(), config, converted, version).load()
+    (told,) = converted.glob(f"coreml/*/ane-{version}/prepared.json")
+    if damage == "gone":
+        (told.parent / "model.mlmodelc").unlink()
+    else:
+        told.write_text("\x00" * 7 if damage == "garbage" else '{"compiled": "model.mlmodelc"}')
+    again = PlacedDevice()
+    backend = backend_on(again, config, converted, version)
+    backend.load()
+    assert len(again.compiled) == 1
+    assert "is damaged, and is made again" in caplog.text
+    assert backend.placement.keys() == set(BUCKETS)

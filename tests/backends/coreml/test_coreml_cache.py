@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -118,3 +121,69 @@ def test_the_preferred_package_of_a_model_is_remembered(tmp_path: Path) -> None:
     assert PackageCache(COREML, tmp_path).preferred(RECIPE.fingerprint) == replace(RECIPE, mode="int8")
     (tmp_path / "coreml" / f"{RECIPE.fingerprint}.json").write_text('{"mode": "int8"}')
     assert cache.preferred(RECIPE.fingerprint) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"buckets": []},
+        {"buckets": [{"batch": 0, "length": 32, "texts": 1}]},
+        {"buckets": [{"batch": "1", "length": 32, "texts": 1}]},
+        {"buckets": [{"batch": 1, "length": 1e9, "texts": 1}]},
+        {"buckets": [7]},
+        {"buckets": None},
+        {"mode": "int3"},
+        {"mode": ["none"]},
+        {"fingerprint": "another"},
+        {"calibration": 5},
+        {"more": 1},
+    ],
+)
+def test_a_preference_that_is_no_recipe_for_the_model_is_none(change: dict[str, object], tmp_path: Path) -> None:
+    cache = PackageCache(COREML, tmp_path)
+    cache.prefer(RECIPE)
+    assert cache.preferred(RECIPE.fingerprint) == RECIPE
+    file = tmp_path / "coreml" / f"{RECIPE.fingerprint}.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert cache.preferred(RECIPE.fingerprint) is None
+    for garbage in (b"", b"\xff", b"[]", b"[" * 100_000):
+        file.write_bytes(garbage)
+        assert cache.preferred(RECIPE.fingerprint) is None
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from impetus_backends.embedding.devices.packages.cache import make_whole
+
+def write(folder):
+    (folder / "half").write_text("")
+    print(flush=True)
+    sys.stdin.read()
+
+make_whole(Path(sys.argv[1]), write)
+"""
+
+
+def test_what_a_process_left_that_was_killed_goes_with_the_next_conversion_and_others_work_stays(
+    tmp_path: Path,
+) -> None:
+    cache = PackageCache(COREML, tmp_path)
+    entry = cache.add(RECIPE, write)
+    processes = []
+    for target in (tmp_path / "coreml" / "one", tmp_path / "coreml" / "other", entry / "ane-15.1"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITING, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        processes.append(process)
+    assert len(list(tmp_path.rglob("half"))) == 3
+    for process in (processes[0], processes[2]):
+        process.kill()
+        process.communicate()
+    cache.add(replace(RECIPE, mode="int8"), write)
+    assert len(list(tmp_path.rglob("half"))) == 1
+    processes[1].communicate()
+    assert [file.name for file in (tmp_path / "coreml" / "other").iterdir()] == ["half"]
+    assert not list(tmp_path.rglob(".unfinished-*"))

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from impetus_backends.embedding.devices.coreai.device import CoreAIDevice
-from impetus_backends.embedding.devices.coreai.form import COREAI
 from impetus_backends.embedding.devices.packages.buckets import GUESSED_CALL_TOKENS, Bucket, choose, suiting
 from impetus_backends.embedding.devices.packages.device import IN_FLIGHT
 from impetus_backends.embedding.devices.packages.runner import Runner
@@ -19,7 +17,6 @@ from ..conftest import small_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from impetus_backends.embedding.devices.packages.device import Given, Predictor
 
@@ -160,15 +157,3 @@ def test_shapes_follow_what_a_call_costs() -> None:
     assert max(bucket.batch for bucket in dear) >= max(bucket.batch for bucket in by_guess)
     assert dear != by_guess
     assert suiting(2048, call_tokens=1000) != suiting(2048, call_tokens=1)
-
-
-def test_apple_s_runtime_makes_of_two_calls_at_once_what_it_makes_of_each(tmp_path: Path) -> None:
-    buckets = (Bucket(1, 32), Bucket(2, 40))
-    path = tmp_path / COREAI.file
-    COREAI.build(CONFIG, buckets, path, mode="fp32", calibration=(), progress=lambda step, share: None)
-    device = CoreAIDevice()
-    functions = {bucket: device.load(device.compile(path, tmp_path), bucket.function) for bucket in buckets}
-    runner, rows = Runner(CONFIG, functions), rows_of(7, 30)
-    together = runner.embed(rows)
-    assert sum(timing.calls for timing in runner.timings.values()) >= 4
-    np.testing.assert_allclose(together, np.concatenate([runner.embed([row]) for row in rows]), atol=1e-5)

@@ -5,6 +5,7 @@ Runs wherever the library does. The asset needs macOS 27, the first with Core AI
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.weights import Weights
 
 FIRST_MACOS, FIRST_IOS = 27, 27
+_MARGIN_BYTES = 16 * 2**20
+"""For what an asset holds beside its weights."""
 
 
 def build(
@@ -42,6 +45,7 @@ def build(
     """As `form.Build`; `mode` is `none` for float16, or `fp32`."""
     check_lengths(config, buckets, "Core AI")
     ai, weights = coreai(), open_weights(config)
+    _check_room(path.parent, weights.size_bytes() // (1 if mode == "fp32" else 2))
     module = ai.module.create()
     try:
         with module:
@@ -55,6 +59,16 @@ def build(
     except Exception as error:
         raise BackendUnavailableError(f"Core AI's library could not author the model: {error}") from error
     progress("converted", 1.0)
+
+
+def _check_room(folder: Path, weights_bytes: int) -> None:
+    """Raises `BackendUnavailableError` where the disk has no room: the library ends the process over a full one."""
+    needed, free = weights_bytes + _MARGIN_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise BackendUnavailableError(
+            f"the disk is too full: the asset takes about {needed / 2**20:.0f} MiB in {folder}, and "
+            f"{free / 2**20:.0f} MiB are free"
+        )
 
 
 def _add_function(ai: Library, config: EmbeddingConfig, weights: Weights, bucket: Bucket, mode: str) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
@@ -210,11 +211,19 @@ class PackagedEmbeddingBackend:
             told = {"compiled": os.path.relpath(compiled, draft), "placement": found}
             (draft / _PREPARED).write_text(json.dumps(told, indent=2))
 
-        if not folder.is_dir():
-            make_whole(folder, write)
-        told = json.loads((folder / _PREPARED).read_text())
-        placement = {bucket: Placement(**told["placement"][str(bucket)]) for bucket in buckets if told["placement"]}
-        return (folder / told["compiled"]).resolve(), placement
+        def read() -> tuple[Path, dict[Bucket, Placement]]:
+            told = json.loads((folder / _PREPARED).read_text())
+            found = {bucket: Placement(**told["placement"][str(bucket)]) for bucket in buckets if told["placement"]}
+            return (folder / told["compiled"]).resolve(strict=True), found
+
+        if folder.is_dir():
+            try:
+                return read()
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                _log.warning("what was compiled in %s is damaged, and is made again: %s", folder, error)
+                shutil.rmtree(folder)
+        make_whole(folder, write)
+        return read()
 
     def _check_placement(self, too_large: str | None) -> None:
         low = {bucket: each for bucket, each in self.placement.items() if not _earned(each)}

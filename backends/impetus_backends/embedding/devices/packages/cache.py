@@ -7,6 +7,7 @@ convert the same model at once the first to finish wins and the other uses what 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 _RECIPE = "recipe.json"
 _FITTED = "fitted"
 _UNFINISHED = ".unfinished-"
+_WRITING = ".writing"
+"""Of a folder that is being written: locked by who does."""
 _ABANDONED_S = 24 * 3600
+_LARGEST = 2**20
 _WRITERS = (architectures, encoder, reference)
 """Of ours, of every form; a form has more."""
 
@@ -116,20 +120,25 @@ class PackageCache:
         write_whole(self._folder / f"{recipe.fingerprint}.json", json.dumps(asdict(recipe)))
 
     def preferred(self, fingerprint: str) -> Recipe | None:
-        """What was last preferred for a model; nothing where that cannot be read."""
+        """What was last preferred for a model; nothing where that cannot be read, or is no recipe for it."""
         try:
-            found: dict[str, Any] = json.loads((self._folder / f"{fingerprint}.json").read_text())
+            found: dict[str, Any] = json.loads((self._folder / f"{fingerprint}.json").read_text(encoding="utf-8"))
             found["buckets"] = tuple(Bucket(**bucket) for bucket in found["buckets"])
-            return Recipe(**found)
-        except (OSError, ValueError, TypeError, KeyError):
+            recipe = Recipe(**found)
+            sizes = [size for bucket in recipe.buckets for size in (bucket.batch, bucket.length, bucket.texts)]
+            sound = bool(sizes) and all(type(size) is int and 0 < size <= _LARGEST for size in sizes)
+            sound = sound and recipe.fingerprint == fingerprint and recipe.mode in self.form.modes
+            return recipe if sound and isinstance(recipe.calibration, str) else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
     def _clear_abandoned(self) -> None:
-        """What a process left that was killed while it wrote."""
-        for folder in self._folder.glob(f"{_UNFINISHED}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime > _ABANDONED_S:
-                    shutil.rmtree(folder, ignore_errors=True)
+        """What processes left that were killed while they wrote."""
+        for pattern in (f"{_UNFINISHED}*", f"*/{_UNFINISHED}*"):
+            for folder in self._folder.glob(pattern):
+                with contextlib.suppress(OSError):
+                    if _is_abandoned(folder):
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_whole(target: Path, write: Callable[[Path], None]) -> None:
@@ -139,16 +148,33 @@ def make_whole(target: Path, write: Callable[[Path], None]) -> None:
     """
     made = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
     try:
-        write(made)
-        for file in made.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        try:
-            made.rename(target)
-        except OSError:
-            # Somebody else's is as good. Anything else is an error.
-            if not target.is_dir():
-                raise
+        with (made / f"{_WRITING}.new").open("w") as lock:
+            # Locked before it has its name, so that nobody finds it free.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(lock.name, made / _WRITING)
+            write(made)
+            for file in made.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            (made / _WRITING).unlink()
+            try:
+                made.rename(target)
+            except OSError:
+                # Somebody else's is as good. Anything else is an error.
+                if not target.is_dir():
+                    raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether who wrote there is dead: it holds no lock any more. One without a lock is given a day."""
+    try:
+        with (folder / _WRITING).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return time.time() - folder.stat().st_mtime > _ABANDONED_S
