@@ -49,6 +49,33 @@ def test_a_claimed_job_is_in_rqs_books_as_if_rq_had_started_it(claims: Hold, con
     assert 0 < claims.lease_left_s(ours) <= LEASE_S + 1
 
 
+def test_a_lease_lasts_as_long_as_was_said_and_rqs_registry_waits_a_day_longer(claims: Hold, connection: Redis) -> None:
+    job = claim_one(claims, connection)
+    assert LEASE_S - 5 < claims.lease_left_s(job) <= LEASE_S + 1
+    score: Any = connection.zscore("rq:wip:embedding", f"{job.id}:{job.token}")
+    seconds: Any = connection.time()
+    day = 24 * 3600 + LEASE_S
+    assert score is not None
+    assert day - 5 < float(score) - seconds[0] <= day
+
+
+def test_a_claimed_job_does_not_expire(claims: Hold, connection: Redis) -> None:
+    job = claim_one(claims, connection, ttl=100)
+    assert connection.ttl(f"rq:job:{job.id}") == -1
+
+
+def test_only_a_job_under_a_rate_limit_holds_a_place_by_which_rq_counts(claims: Hold, connection: Redis) -> None:
+    free, limited = enqueue(connection, 2)
+    connection.hset(f"rq:job:{limited.id}", "rate_limit_key", "ours")
+    _, job = claims.claim(["embedding"], 2).jobs
+    run = f"rq:execution:{job.id}:{job.token}"
+    assert job.id == limited.id != free.id
+    assert set(connection.keys("rq:execution*")) == {run.encode(), f"rq:executions:{job.id}".encode()}
+    assert connection.hget(run, "job_id") == job.id.encode()
+    assert LEASE_S < connection.ttl(run) <= 25 * 3600
+    assert LEASE_S < connection.ttl(f"rq:executions:{job.id}") <= 25 * 3600
+
+
 def test_a_claim_takes_the_interactive_queue_first_and_no_more_than_asked(claims: Hold, connection: Redis) -> None:
     bulk = enqueue(connection, 3, queue="embedding-bulk")
     interactive = enqueue(connection, 2)
