@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ENDPOINT = "/openapi.json"
 _REF = "#/components/schemas/{model}"
 _TEXT: dict[str, Any] = {"type": "string"}
+_EVENT: dict[str, Any] = {"type": "object", "properties": dict.fromkeys(("event", "data", "id"), _TEXT)}
+"""One of a stream's, as who reads server-sent events has it."""
 _NUMBER: dict[str, Any] = {"type": "number"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 _REASONS = {
@@ -141,7 +143,7 @@ def _posting(
 ) -> dict[str, Any]:
     answers = {200: _json("The answer", answer), 202: _json("Of `Prefer: respond-async`: a job", _ref("Accepted"))}
     if streams:
-        answers[200]["content"]["text/event-stream"] = {"schema": _TEXT}
+        answers[200]["content"]["text/event-stream"] = {"schema": _EVENT}
     headers = [
         {"name": "Prefer", "in": "header", "schema": _TEXT, "description": "`respond-async`: 202 and a job"},
         {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
@@ -210,7 +212,7 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stream(description: str) -> dict[str, Any]:
-    return {"description": description, "content": {"text/event-stream": {"schema": _TEXT}}}
+    return {"description": description, "content": {"text/event-stream": {"schema": _EVENT}}}
 
 
 def _ref(name: str) -> dict[str, Any]:

@@ -49,8 +49,10 @@ _AHEAD_SHARE = 2
 """For so many places one bulk job is held that has none. Another worker has no use of those that are held here."""
 _IN_LINE_SHARE = 8
 """For so many places one job is in line for the next that is free."""
-_IN_LINE_S, _OUT_OF_LINE_S = 1.0, 3.0
-"""Within how long it is to be its turn, and after how long it may be another worker's."""
+_IN_LINE_S = 1.0
+"""Within so long it is to be its turn."""
+_OUT_OF_LINE_S = 3.0
+"""After so long it may be another worker's."""
 _READING_S = 0.01
 """So long requests are read before the loop looks at the engine and the queues again; one at least."""
 _PATIENCE_S = 60.0
