@@ -31,7 +31,7 @@ from impetus_backends.verified.roofs import Work, encoder_work, roofs_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.devices.packages.form import Form
     from impetus_backends.embedding.folder.config import EmbeddingConfig
