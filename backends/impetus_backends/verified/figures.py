@@ -25,7 +25,7 @@ from impetus_backends.errors import BackendError
 from impetus_backends.generation.models.prefill import PROMPT_TOKENS, Shape
 from impetus_backends.policy import MEMORY_SHARE, NEURAL_ENGINE_GENERATION, memory_limit_bytes
 from impetus_backends.verified.check import Check, Verdict
-from impetus_backends.verified.claims import failed, found, not_applicable
+from impetus_backends.verified.claims import TEXT_TOKENS, failed, found, not_applicable
 from impetus_backends.verified.roofs import Work, encoder_work, roofs_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from impetus_backends.energy import Meter
     from impetus_backends.hardware import Hardware
 
-TEXT_TOKENS = 64
 """Of "a text": about a document's of a corpus of documentation."""
 _ROUNDS = 9
 _LOSS_TEXTS = 24
