@@ -25,8 +25,7 @@ NOT_HERE = {
     "tests/producer/bulk/test_resume.py and tests/producer/batches kill the same commands",
     r"scripts/(families|deterministic).*": "it loads whole models, or wants a GPU",
     r"scripts/recording/.*": "it needs torch, and writes the truth that other tests go by",
-    r"scripts/bench (again|embed|gateway|generate|latency|padding|queue|tokens).*": "it measures for minutes, "
-    "on whole models or many processes",
+    r"scripts/bench( (?!.*--help).*)?": "it measures for minutes, on whole models or many processes",
 }
 """Patterns of whole commands."""
 

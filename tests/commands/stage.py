@@ -32,13 +32,12 @@ ANSWERS = (
     *("--generation-model", str(MODELS / "tiny-says"), "--generation-backend", "mlx"),
     *("--rerank-backend", "simulated"),
 )
-SMALLER: dict[str, dict[str, str | None]] = {
-    "scripts/bench fleet": {"--sizes": "1", "--texts": "128", "--seconds": "1"},
+SMALLER: dict[str, dict[str, str]] = {
     "scripts/hardware": {"--boards": "boards", "--page": "hardware.md"},
-    "impetus-worker convert": {"--documents": "11"},
+    "impetus-worker convert": {"--documents": "11", "--buckets": "1x32,1x40"},
 }
 """How measurements are made short. What is measured so is worth nothing, and goes to no page."""
-GENERATION: dict[str, str | None] = {"--tokens": "64", "--documents": None}
+GENERATION: dict[str, str] = {"--tokens": "64"}
 """Of `convert --generation`."""
 GIVEN = {"--chunk": ("--tokenizer", f"{MODEL}/tokenizer.json")}
 """What an option needs besides, as no simulated model has a tokenizer."""
@@ -76,7 +75,7 @@ class Stage:
         for option, value in smaller.items():
             if option in words:
                 del words[words.index(option) : words.index(option) + 2]
-            words += [option, value] if value is not None else []
+            words += [option, value]
         return [*words, *(more for option, given in GIVEN.items() if option in words for more in given)]
 
     def _word(self, word: str) -> str:
@@ -130,8 +129,8 @@ class Stage:
         with open(log, "wb") as said:
             return subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *words[1:]],
-                cwd=self.folder, env=self.environment(IMPETUS_PORT=str(free_port())), stdin=subprocess.DEVNULL,
-                stdout=said, stderr=subprocess.STDOUT,
+                cwd=self.folder, env=self.environment(IMPETUS_PORT=str(free_port()), IMPETUS_ROLES="embedding"),
+                stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
 
