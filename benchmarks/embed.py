@@ -28,7 +28,7 @@ from scripts.corpus import docstrings
 
 from impetus_backends import models
 from impetus_backends.embedding.budget import USUAL
-from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_producer import Producer
 from impetus_producer.bulk.run import EmbeddedDocument, embed_documents
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
 
 _MAX_ROWS = 256
 _LEAST_COSINE = 0.99999

@@ -41,7 +41,7 @@ from impetus_backends.protocol import EngineInfo, attempting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.energy import Meter
     from impetus_backends.hardware import Hardware
     from impetus_backends.protocol import Excluded, Fitting, OnAttempt

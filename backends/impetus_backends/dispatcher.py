@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import models
+from .energy import open_meter
 from .errors import BackendUnavailableError, ModelError
 from .footprint import MemoryWatch
+from .generation.metered import MeteredEngine
 from .hardware import Hardware, detect
 from .policy import (
     TO_BE_PROVEN,
@@ -124,7 +126,8 @@ def open_engine(config: EngineConfig, on_attempt: OnAttempt | None = None) -> En
             return _open_simulated(config)
     hardware = config.hardware or detect()
     if config.kind == "generation":
-        return _open_generation(config, hardware, attempt)
+        engine, meter = _open_generation(config, hardware, attempt), open_meter()
+        return engine if meter is None else MeteredEngine(engine, meter)
     return open_embedding(config, hardware, on_attempt=attempt)
 
 

@@ -55,6 +55,21 @@ class Used:
         return 1000 * self.joules / max(1, self.tokens)
 
 
+class Reading:
+    """What a meter says for as long as it can tell: None from then on, and where there is none. Nobody's work waits for
+    it."""
+
+    def __init__(self, meter: Meter | None) -> None:
+        self._meter = meter
+
+    def joules(self) -> float | None:
+        try:
+            return self._meter.joules() if self._meter is not None else None
+        except OSError:
+            self._meter = None
+            return None
+
+
 class RaplMeter:
     """`folder`: the kernel's, with a zone for each package. Raises `OSError` where none can be read."""
 

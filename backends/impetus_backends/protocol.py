@@ -258,6 +258,8 @@ class Generated:
     reasoning_tokens: int = 0
     sampling: Mapping[str, float] = field(default_factory=dict)
     """How tokens were drawn, by names of fields of `GenerationWork`."""
+    energy_j: float | None = None
+    """Its part of what the whole chip used in the steps that it was in; None where nothing measures it."""
 
     @property
     def text(self) -> str:

@@ -43,6 +43,7 @@ from ..means.servers import (
     worker_processes,
 )
 from . import mixed as mixed_fleets
+from . import one_mac
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,6 +199,7 @@ def command(
         report = Report("fleet --mixed", sizes=sizes, seconds=seconds)
         with server() as on:
             mixed_fleets.tell(report, [mixed_fleets.measure(on.connection, count, seconds) for count in counts])
+        one_mac.tell(report, one_mac.measure())
         report.write(json_path)
         return
     report = Report("fleet", sizes=sizes, texts=texts, a_ms=a_ms, b_us=b_us, batch_tokens=batch_tokens)

@@ -1,9 +1,10 @@
 """Fleets of unequal Macs by a clock of their own: how long one backlog takes them, beside the best that could be.
 
 Everything but time, devices and threads is the worker's own: `EmbeddingBatcher`, `Intake`, `shares`, and the scripts by
-which jobs are claimed and ended, on a real server. A device is busy for as long as its line says, a + b * padded
-tokens, and the clock then stands at the next thing that happens. So 64 Macs need no 64 cores. The chips are inventions
-that differ as much as Macs may: no figure here is one of a Mac.
+which jobs are claimed and ended, on a real server. A device is busy for as long as its line says, a + b * tokens of the
+rows in which it lays a batch (as the backends for a CPU do: several texts in one, where that is less), and the clock
+then stands at the next thing that happens. So 64 Macs need no 64 cores. The chips are inventions that differ as much as
+Macs may: no figure here is one of a Mac.
 
 Compared are the worker's rule; the rule before it (a Neural Engine first and the others standing by, each claiming
 twelve seconds of its own work); and the best static assignment: who knows all lines and all texts beforehand gives each
@@ -22,6 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scripts.corpus import docstrings
 
+from impetus_backends.embedding.devices.sharing import rows_of
+from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.models import DEFAULT_EMBEDDING_MODEL, resolve
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
 from impetus_backends.simulated import SimulatedTextEncoder, open_simulated_embedding
 from impetus_producer import Producer
@@ -180,7 +184,7 @@ class Mac:
             self._runs = True
             work = next((each for each in self._waiting if each.urgent), self._waiting[0])
             self._waiting.remove(work)
-            took_s = self.chip.cost.seconds(max(map(len, work.rows)) * len(work.rows))
+            took_s = self.chip.cost.seconds(_laid_tokens([len(row) for row in work.rows]))
             self._clock.at(self._clock.now + took_s, lambda: self._ran(work, took_s))
 
     def _ran(self, work: EmbeddingWork, took_s: float) -> None:
@@ -191,6 +195,16 @@ class Mac:
         self._jobs.end(outcomes)
         self.ended_at, self.texts = self._clock.now, self.texts + len(work.rows)
         self.turn()
+
+
+@cache
+def _model() -> EmbeddingConfig:
+    return read_config(resolve(DEFAULT_EMBEDDING_MODEL).folder)
+
+
+def _laid_tokens(lengths: Sequence[int]) -> int:
+    """Of the rows in which a device lays texts of these lengths."""
+    return rows_of(_model(), lengths, stepped=False).bucket.tokens
 
 
 def chips_of(macs: int) -> list[Chip]:

@@ -132,8 +132,12 @@ def _roofs() -> str:
 
 
 def _row(cells: list[str]) -> str:
-    # What others wrote stays text: no new cell, and nothing that a page would run or link.
-    return "| " + " | ".join(re.sub(r"[|<>\[\]`\n]", " ", cell) for cell in cells) + " |"
+    return "| " + " | ".join(map(_text, cells)) + " |"
+
+
+def _text(cell: str) -> str:
+    """What others wrote stays text: no new cell, and nothing that a page would run or link."""
+    return re.sub(r"[|<>\[\]`\n]", " ", cell).replace("://", ": //").replace("www.", "www .")
 
 
 def schema() -> str:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from scripts.models.models_page import write_part
 
-from impetus_backends.embedding.devices.backends import SparseBackend, make_backend
+from impetus_backends.embedding.devices.backend import SparseBackend
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.operations import INPUTS

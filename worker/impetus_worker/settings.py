@@ -10,7 +10,7 @@ from .allowed import Allowed
 
 Role = Literal["embedding", "generation", "rerank"]
 ROLES: tuple[Role, ...] = ("embedding", "generation", "rerank")
-EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy", "simulated")
+EMBEDDING_BACKENDS = ("auto", "coreml", "coreml-emulated", "coreai", "mlx", "coreml+mlx", "cpu", "numpy", "simulated")
 RERANK_BACKENDS = ("auto", "mlx", "cpu", "numpy", "simulated")
 GENERATION_BACKENDS = ("auto", "mlx", "openai", "simulated")
 DEFAULT_MAX_BATCH_MS = 200.0

@@ -18,7 +18,7 @@ from impetus_backends.embedding.lines import line_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
 
 USUAL = {
     "cpu": 1024,
@@ -27,6 +27,7 @@ USUAL = {
     "coreml": 4096,
     "coreml-emulated": 1024,
     "coreai": 4096,
+    "coreml+mlx": 8192,
     "simulated": 4096,
 }
 """Padded tokens of a batch, by backend, where nothing is measured; and the least that a measurement chooses."""

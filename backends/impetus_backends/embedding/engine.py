@@ -14,7 +14,7 @@ import numpy as np
 
 from impetus_backends.embedding.budget import USUAL
 from impetus_backends.embedding.devices import golden
-from impetus_backends.embedding.devices.backends import ChunkBackend, SparseBackend
+from impetus_backends.embedding.devices.backend import ChunkBackend, SparseBackend
 from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend
 from impetus_backends.embedding.encoder import refuses_chunks
 from impetus_backends.embedding.folder.config import read_config
@@ -22,13 +22,14 @@ from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.prompts import missing_prompts
+from impetus_backends.energy import Reading
 from impetus_backends.errors import BackendError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.energy import Meter
     from impetus_backends.models import ModelFiles
@@ -53,7 +54,7 @@ class EmbeddingEngine:
         self._backend: EmbeddingBackend | None = backend
         self._info = info
         self._clock = clock
-        self._meter = meter
+        self._reading = Reading(meter)
         self._urgent: deque[EmbeddingWork] = deque()
         self._patient: deque[EmbeddingWork] = deque()
         self._refused: list[Rejected] = []
@@ -103,14 +104,14 @@ class EmbeddingEngine:
         if work.output not in self._info.outputs:
             said = self._info.no_sparse if work.output == "sparse" else "makes sparse embeddings alone"
             return Rejected(work.id, f"{self._info.model} {said}")
-        used_j, started = self._joules(), self._clock()
+        used_j, started = self._reading.joules(), self._clock()
         try:
             vectors, sparse = self._made(self._backend, work)
         except RequestError as error:
             return Rejected(work.id, str(error))
         except Exception as error:  # noqa: BLE001 - whatever a device raises must not end the engine
             return Rejected(work.id, f"{self._info.backend}: {type(error).__name__}: {error}", permanent=False)
-        took_s, now_j = self._clock() - started, self._joules()
+        took_s, now_j = self._clock() - started, self._reading.joules()
         energy_j = None if used_j is None or now_j is None else now_j - used_j
         return Embedded(work.id, vectors, took_s, sparse=sparse, energy_j=energy_j)
 
@@ -126,13 +127,6 @@ class EmbeddingEngine:
         vectors = backend.embed(work.rows)
         self._verify(vectors, len(work.rows))
         return vectors, ()
-
-    def _joules(self) -> float | None:
-        try:
-            return self._meter.joules() if self._meter is not None else None
-        except OSError:
-            self._meter = None  # it will not tell again, and vectors do not wait for it
-            return None
 
     def _of_chunks(self, backend: EmbeddingBackend, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
         if self._info.refuses_chunks is not None or not isinstance(backend, ChunkBackend):

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from impetus_backends.errors import BackendError
 from impetus_backends.models import DEFAULT_EMBEDDING_MODEL
 from impetus_backends.verified.check import Verdict
-from impetus_backends.verified.claims import CLAIMS, Unit
+from impetus_backends.verified.claims import CLAIMS, TEXT_TOKENS, Unit
 from impetus_backends.verified.roofs import ROOFS, Work, least_seconds
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ _DETAIL_CHARACTERS = 400
 _MOST_BYTES = 1_000_000
 _FOLDER = re.compile(r"(?:(?<![\w.:/%])/|(?<!\w)~/|\b[A-Za-z]:\\)[\w.@+~-][^\s'\",;()]*")
 _ADDRESS = re.compile(r"[\w.+-]+@[\w.-]+")
+_HOST = re.compile(r"\b[\w-]+\.(?:local|lan|home|internal)\b", re.IGNORECASE)
+_LEAST_WORK = Work(2.0 * 10_616_832 * TEXT_TOKENS, 10_616_832.0)
+"""Of a text through the default model: each weight of its layers multiplied by each token, and read in 8 bits."""
+_MOST_SAID = 300
 
 Word = Annotated[str, StringConstraints(pattern=r"^[\w.+ -]{0,60}$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9][\w.+!-]{0,40}$")]
@@ -118,8 +122,10 @@ class Line(_Strict):
 
     @model_validator(mode="after")
     def _follows(self) -> Line:
-        if _FOLDER.search(self.detail) or _ADDRESS.search(self.detail):
+        if any(pattern.search(self.detail) for pattern in (_FOLDER, _ADDRESS, _HOST)):
             raise ValueError(f"the line {self.name!r} names a folder or an address, and a board names none")
+        if not self.detail.isprintable():
+            raise ValueError(f"the line {self.name!r} has characters that do not show")
         if self.figure is None:
             return self
         claim = CLAIMS[self.figure.claim]
@@ -171,6 +177,11 @@ class Board(_Strict):
     def _under_the_roof(self, figure: Measured) -> None:
         """Nothing is faster than the chip, and the share that is stated is the one that follows."""
         claim, roofs = CLAIMS[figure.claim], ROOFS.get(self.machine.kind)
+        if claim.engine is not None and claim.unit == "ms" and self.embedding_model == DEFAULT_EMBEDDING_MODEL:
+            if figure.gflop is None or figure.megabytes is None:
+                raise ValueError(f"{claim.name!r} does not say what work that was")
+            if 1e9 * figure.gflop < 0.99 * _LEAST_WORK.flop or 1e6 * figure.megabytes < 0.99 * _LEAST_WORK.bytes:
+                raise ValueError(f"{claim.name!r} is less work than {self.embedding_model} makes of a text")
         if claim.engine is None or roofs is None or figure.gflop is None or figure.megabytes is None:
             if figure.share_of_roof is not None:
                 raise ValueError(f"{claim.name!r} states a share of a roof that is not known")
@@ -239,7 +250,12 @@ def _checked(content: bytes | str, what: str) -> Board:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise BoardError(f"{what} is no board: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        said = _printable(f"{where}: {first['msg'].removeprefix('Value error, ')}")
+        raise BoardError(f"{what} is no board: {said[:_MOST_SAID]}") from None
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def to_json(board: Board) -> str:
@@ -247,11 +263,11 @@ def to_json(board: Board) -> str:
 
 
 def without_names(text: str) -> str:
-    """`text` without folders, addresses, and the names of this user and this host."""
-    text = _ADDRESS.sub("(address)", text)
+    """`text` in letters that show, without folders, addresses, and the names of this user and of hosts."""
+    text = _ADDRESS.sub("(address)", _printable(text))
     for name in sorted(_names(), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "(name)", text, flags=re.IGNORECASE)
-    return _FOLDER.sub("(folder)", text)
+    return _FOLDER.sub("(folder)", _HOST.sub("(name)", text))
 
 
 def _names() -> set[str]:

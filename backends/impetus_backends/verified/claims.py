@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from impetus_backends.verified.roofs import Engine, Roofs
 
 Unit = Literal["ms", "x", "%"]
+TEXT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,20 +25,19 @@ from impetus_backends.errors import BackendError
 from impetus_backends.generation.models.prefill import PROMPT_TOKENS, Shape
 from impetus_backends.policy import MEMORY_SHARE, NEURAL_ENGINE_GENERATION, memory_limit_bytes
 from impetus_backends.verified.check import Check, Verdict
-from impetus_backends.verified.claims import failed, found, not_applicable
+from impetus_backends.verified.claims import TEXT_TOKENS, failed, found, not_applicable
 from impetus_backends.verified.roofs import Work, encoder_work, roofs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.devices.packages.form import Form
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.energy import Meter
     from impetus_backends.hardware import Hardware
 
-TEXT_TOKENS = 64
 """Of "a text": about a document's of a corpus of documentation."""
 _ROUNDS = 9
 _LOSS_TEXTS = 24

@@ -35,7 +35,7 @@ from impetus_backends.verified.roofs import roofs_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.folder.config import EmbeddingConfig

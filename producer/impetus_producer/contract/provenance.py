@@ -21,8 +21,9 @@ class Provenance(Told):
     fingerprint: str
     """Names weights, pooling, precision and backend: vectors with equal fingerprints may be compared."""
     joules_per_1000_texts: Measured = None
-    """Of embeddings and rerankings: what the whole chip used while their batches ran, each text its part by its tokens.
-    None where nothing measures it."""
+    """What the whole chip used while its batches ran, each text its part by its tokens; of a generation, its even part
+    of each step that it was in, by its answers. None where nothing measures it."""
     joules_per_1000_tokens: Measured = None
+    """By tokens that were read; of a generation, by those that were made."""
     note: str | None = None
     """What a reader must know, such as that the model is a random one made for tests."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 DEFAULT_BUCKETS = choose(256, packed=True)

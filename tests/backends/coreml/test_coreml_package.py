@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 

@@ -30,7 +30,7 @@ from .conftest import evaluate, size_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 MODEL = str(small_model("bge"))

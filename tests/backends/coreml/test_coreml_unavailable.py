@@ -27,7 +27,7 @@ from .doubles import BUCKETS, Garbled, PlacedDevice, Refusing, backend_on, refus
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.embedding.devices import backends
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
 
 
@@ -95,7 +95,7 @@ def test_the_dispatcher_goes_on_to_the_next_backend_and_says_why(
     converted: Path,
     tmp_path: Path,
 ) -> None:
-    def make(name: str, model: EmbeddingConfig) -> backends.EmbeddingBackend:
+    def make(name: str, model: EmbeddingConfig) -> EmbeddingBackend:
         if name != "coreml":
             return make_backend(name, model)
         if device is None:

@@ -13,7 +13,7 @@ import pytest
 from impetus_backends.dispatcher import open_engine, pair_tokenizer
 from impetus_backends.embedding.architectures import place_buckets
 from impetus_backends.embedding.devices import golden
-from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.encoder import SECOND
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
@@ -25,6 +25,8 @@ from tests.paths import DATA
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
 
 NAMES = (
     "bert",

@@ -12,7 +12,8 @@ import pytest
 
 from impetus_backends.dispatcher import embedding_tokenizer, open_engine
 from impetus_backends.embedding.devices import golden
-from impetus_backends.embedding.devices.backends import SparseBackend, make_backend
+from impetus_backends.embedding.devices.backend import SparseBackend
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import read_config

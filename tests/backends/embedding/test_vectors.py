@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.sharing import round_batch
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokens import InputType, TextEncoder
@@ -20,6 +20,7 @@ from ..conftest import FAMILIES, Recorded, small_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.models import ModelFiles
 

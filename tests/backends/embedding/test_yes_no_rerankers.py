@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from impetus_backends.dispatcher import open_engine
-from impetus_backends.embedding.devices.backends import EmbeddingBackend, make_backend
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import Weights, fingerprint
 from impetus_backends.embedding.modules import Logit
@@ -22,6 +22,8 @@ from tests.paths import DATA
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
 
 FOLDER = DATA / "rerankers" / "qwen3"
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}

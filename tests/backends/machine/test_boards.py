@@ -78,6 +78,21 @@ NONSENSE: dict[str, tuple[Edit, str]] = {
         lambda board: line(board, "text-gpu")["figure"].update(share_of_roof=0.9),
         "a share of the chip's roof that is not",
     ),
+    "faster than the chip, and its work left out": (
+        lambda board: line(board, "text-gpu")["figure"].update(
+            value=0.02, gflop=None, megabytes=None, share_of_roof=None
+        ),
+        "does not say what work that was",
+    ),
+    "faster than the chip, and hardly any work": (
+        lambda board: line(board, "text-gpu")["figure"].update(value=0.02, gflop=0.001, megabytes=0.001),
+        "is less work than",
+    ),
+    "a host": (lambda board: board["lines"][0].update(detail="on anns-mac.local"), "names a folder"),
+    "letters that turn the text around": (
+        lambda board: board["lines"][0].update(detail="a \u202e b"),
+        "characters that do not show",
+    ),
     "an easier target": (
         lambda board: line(board, "text-gpu")["figure"].update(target=50.0),
         "text-gpu is asked to be 20 ms at most",
@@ -153,6 +168,24 @@ def test_what_is_no_board_at_all_is_refused_in_one_sentence(text: str, tmp_path:
     file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(BoardError, match=r"board\.json"):
         read_board(file)
+
+
+def test_what_is_said_of_a_hostile_file_is_one_line_that_a_terminal_does_not_obey(tmp_path: Path) -> None:
+    file = tmp_path / "board.json"
+    file.write_text(json.dumps(sealed(recorded() | {"\x1b]0;title\x07\n": 1})))
+    with pytest.raises(BoardError) as refused:
+        read_board(file)
+    assert str(refused.value).isprintable()
+    file.write_text(json.dumps(sealed(recorded() | {"x" * 500_000: 1})))
+    with pytest.raises(BoardError) as refused:
+        read_board(file)
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_report_with_hosts_and_odd_letters_makes_a_board_without_them() -> None:
+    told = "see mini.local\x1b[1m \u202e\nend"
+    left = boards.without_names(told)
+    assert left == "see (name) [1m   end"
 
 
 def test_a_board_names_no_folder_person_host_or_model_of_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,11 +272,11 @@ def test_a_run_that_was_made_up_is_never_on_the_page_and_keeps_others_from_being
 
 def test_what_others_wrote_makes_no_cell_link_or_tag_of_the_page() -> None:
     content = recorded()
-    content["lines"][0]["detail"] = "a | b <script>x< script> [y](javascript:z) `c`"
+    content["lines"][0]["detail"] = "a | b <script>x< script> [y](javascript:z) `c` https://e.example www.e.example"
     text = page([boards.Board.model_validate_json(json.dumps(sealed(content)))])
     assert "<script" not in text
     assert "[y]" not in text
-    assert "| machine | pass | a   b  script x  script   y (javascript:z)  c " in text
+    assert "| machine | pass | a   b  script x  script   y (javascript:z)  c  https: //e.example www .e.example" in text
 
 
 def test_the_page_and_the_schema_are_what_the_boards_make() -> None:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
+from impetus_backends.dispatcher import open_engine
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.energy import MacmonMeter, RaplMeter, Used, ZeusMeter, open_meter
-from impetus_backends.protocol import Embedded, EmbeddingWork
+from impetus_backends.generation.metered import MeteredEngine
+from impetus_backends.protocol import (
+    Embedded,
+    EmbeddingWork,
+    EngineConfig,
+    Generated,
+    GenerationWork,
+    Rejected,
+)
 
 from ..embedding.test_embedding_engine import INFO, ROWS, FakeBackend, right
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RANGE_UJ = 262_143_328_850
 
@@ -125,3 +133,91 @@ def test_a_batch_says_what_was_used_meanwhile_and_runs_without_where_the_meter_f
         assert np.isfinite(event.vectors).all()
         energies.append(event.energy_j)
     assert energies == [2.5, None, None]
+
+
+# -- of generations --------------------------------------------------------------------------------------------------
+
+
+class Steady:
+    """Uses six joules in each step, until it breaks."""
+
+    source = "steady"
+
+    def __init__(self, looks: int = 1000) -> None:
+        self._used = count(0, 6)
+        self._looks = looks
+
+    def joules(self) -> float:
+        self._looks -= 1
+        if self._looks < 0:
+            raise OSError("gone")
+        return float(next(self._used))
+
+
+def metered(meter: Steady) -> MeteredEngine:
+    config = EngineConfig(kind="generation", backend="simulated", simulated_a_s=0)
+    return MeteredEngine(open_engine(config), meter)
+
+
+def ask(engine: MeteredEngine, number: int, max_tokens: int, **more: Any) -> None:
+    engine.admit(GenerationWork(number, f"prompt {number}", None, max_tokens=max_tokens, ignore_eos=True, **more))
+
+
+def ended(engine: MeteredEngine) -> dict[int, Generated]:
+    found: dict[int, Generated] = {}
+    while engine.pending():
+        found |= {event.id: event for event in engine.step() if isinstance(event, Generated)}
+    return found
+
+
+def test_of_each_step_every_generation_in_it_has_an_even_part() -> None:
+    engine = metered(Steady())
+    for number, tokens in ((1, 3), (2, 6)):
+        ask(engine, number, tokens)
+    made = ended(engine)
+    steps = [made[each].completion_tokens for each in (1, 2)]
+    assert steps[0] < steps[1]
+    shared, alone = steps[0], steps[1] - steps[0]
+    assert made[1].energy_j == pytest.approx(3 * shared)
+    assert made[2].energy_j == pytest.approx(3 * shared + 6 * alone)
+
+
+def test_who_has_not_begun_uses_nothing_and_who_is_called_off_tells_what_it_used() -> None:
+    engine = metered(Steady())
+    ask(engine, 1, 50)
+    for _ in range(4):
+        engine.step()
+    ask(engine, 2, 50)
+    for each in (1, 2):
+        engine.cancel(each)
+    made = ended(engine)
+    assert made[1].energy_j == pytest.approx(6 * 4)
+    assert not made[2].energy_j
+
+
+def test_a_meter_that_breaks_measures_no_generation_in_part() -> None:
+    engine = metered(Steady(looks=5))
+    ask(engine, 1, 8)
+    assert ended(engine)[1].energy_j is None
+    ask(engine, 2, 4)
+    assert ended(engine)[2].energy_j is None
+
+
+def test_what_is_refused_is_told_as_it_is_and_forgotten() -> None:
+    engine = metered(Steady())
+    ask(engine, 1, 8, schema="{}")
+    (event,) = engine.step()
+    assert isinstance(event, Rejected)
+    ask(engine, 2, 2)
+    assert ended(engine)[2].energy_j == pytest.approx(6 * 2)
+
+
+def test_generations_are_metered_where_the_machine_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(__file__).parents[1] / "data" / "models" / "tiny-says"
+    config = EngineConfig(kind="generation", model=str(folder), backend="mlx")
+    monkeypatch.setattr("impetus_backends.dispatcher.open_meter", Steady)
+    engine = open_engine(config)
+    assert isinstance(engine, MeteredEngine)
+    ask(engine, 1, 4)
+    assert (ended(engine)[1].energy_j or 0) > 0
+    engine.close()

@@ -29,7 +29,7 @@ from tests.backends.machine.machines import machine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
 
 UNDER = Conditions("Apple M4", "24D70", "abc", ("mlx 0.32",))
 MADE = Measurement(UNDER, "some/model", (("coreml", 0.01), ("mlx", 0.02)), "2026-11-23T10:00:00+00:00")

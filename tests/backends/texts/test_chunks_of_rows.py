@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from impetus_backends.embedding import architectures
-from impetus_backends.embedding.devices.backends import ChunkBackend, EmbeddingBackend, make_backend
+from impetus_backends.embedding.devices.backend import ChunkBackend, EmbeddingBackend
+from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.reference import NumpyOps
 from impetus_backends.embedding.encoder import pad
 from impetus_backends.embedding.engine import open_engine

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
 from impetus_backends import protocol
-from impetus_backends.protocol import Deferred, Parked, Progress, Rejected
+from impetus_backends.protocol import Answer, Deferred, EngineInfo, Generated, Parked, Progress, Rejected
 from impetus_producer.contract import GenerationResult, StreamEvent
+from impetus_producer.contract.provenance import Provenance
 from impetus_worker.batches.batcher import Room
+from impetus_worker.batches.results import GenerationResults
 from impetus_worker.errors import InferenceError, InvalidRequestError
 from impetus_worker.leases.outcomes import Failed, Finished, Returned, Said, Stopped
 
@@ -286,3 +289,14 @@ def test_jobs_are_forgotten_wherever_they_are() -> None:
     assert batcher.forget({running.id, waiting.id, unread.id}) == [work.id]
     assert batcher.read(0.0) == []
     assert prompts(admitted(batcher)) == ["d"]
+
+
+def test_a_result_says_what_its_answers_and_the_tokens_that_were_made_used_where_it_was_measured() -> None:
+    answers = (Answer("a", "stop"), Answer("b", "stop"))
+    made = Generated(1, answers, 100, 8, 0.1, 0.2, "m", "f", energy_j=0.4)
+    results = GenerationResults(EngineInfo("generation", "mlx", "gpu", "m", ("m",), "f", "fp16"), "w1")
+    told = json.loads(results.of(made))["provenance"]
+    assert (told["joules_per_1000_texts"], told["joules_per_1000_tokens"]) == (200.0, 50.0)
+    assert Provenance.model_validate(told).joules_per_1000_tokens == 50.0
+    unmeasured = json.loads(results.of(replace(made, energy_j=None)))["provenance"]
+    assert "joules_per_1000_texts" not in unmeasured

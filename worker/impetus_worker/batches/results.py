@@ -35,12 +35,16 @@ def _provenance(info: EngineInfo, worker: str) -> dict[str, str | None]:
     }
 
 
-def _energy(owner: OpenEmbedding) -> dict[str, float]:
-    """The contract's, of a job whose rows have all run; nothing where it was not measured."""
-    if not owner.energy_j:
+def _energy_of(owner: OpenEmbedding) -> dict[str, float]:
+    """Of a job whose rows have all run."""
+    return _energy(owner.energy_j, len(getattr(owner.request, "chunks", None) or owner.vectors), owner.tokens)
+
+
+def _energy(joules: float | None, texts: int, tokens: int) -> dict[str, float]:
+    """The contract's; nothing where it was not measured."""
+    if not joules:
         return {}
-    texts = len(getattr(owner.request, "chunks", None) or owner.vectors)
-    used = Used(owner.energy_j, texts, owner.tokens)
+    used = Used(joules, texts, tokens)
     return {
         "joules_per_1000_texts": round(used.per_1000_texts, 6),
         "joules_per_1000_tokens": round(used.per_1000_tokens, 6),
@@ -94,7 +98,7 @@ class EmbeddingResults:
             f'"usage":{{"prompt_tokens":{owner.tokens},"truncated_texts":{owner.truncated},'
             f'"truncated_tokens":{owner.lost}}},{self._same_for_all(owner.model)}'
         )
-        if energy := _energy(owner):
+        if energy := _energy_of(owner):
             result = f"{result[:-1]},{json.dumps(energy, separators=(',', ':'))[1:]}"  # into the provenance
         result += "}"
         return result.encode()
@@ -123,7 +127,7 @@ class RerankResults:
         ]
         usage = {"prompt_tokens": owner.tokens, "truncated_documents": owner.truncated, "truncated_tokens": owner.lost}
         result = {"object": "rerank", "results": ranked, "usage": usage}
-        provenance = _provenance(owner.model, self._worker) | _energy(owner)
+        provenance = _provenance(owner.model, self._worker) | _energy_of(owner)
         result |= {"model": owner.model.model, "provenance": provenance}
         return Finished(owner.job, json.dumps(result, separators=(",", ":")).encode())
 
@@ -142,6 +146,7 @@ class GenerationResults:
             "cached_tokens": event.cached_tokens,
             "reasoning_tokens": event.reasoning_tokens,
         }
+        energy = _energy(event.energy_j, len(event.answers), event.completion_tokens)
         first, *more = map(_choice, event.answers)
         result: dict[str, Any] = {
             "object": "generation",
@@ -149,7 +154,7 @@ class GenerationResults:
             "model": event.model,
             "usage": usage,
             "timings": {"first_token_s": round(event.first_token_s, 6), "total_s": round(event.total_s, 6)},
-            "provenance": self._provenance | {"fingerprint": event.fingerprint, "note": event.note},
+            "provenance": self._provenance | {"fingerprint": event.fingerprint, "note": event.note} | energy,
             "sampling": dict(event.sampling),
         }
         if more:

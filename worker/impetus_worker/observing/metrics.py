@@ -63,6 +63,7 @@ class Metrics(Observer):
             kept = _instruments()
             kept.prompt_tokens.labels(self._role).inc(event.prompt_tokens)
             kept.generation_tokens.inc(event.completion_tokens)
+            kept.energy_joules.labels(self._role).inc(event.energy_j or 0.0)
             kept.prefix_queries.inc(event.prompt_tokens)
             kept.prefix_hits.inc(event.cached_tokens)
             kept.first_token.observe(event.first_token_s)
@@ -112,7 +113,9 @@ class _Instruments:
         self.batch_texts: Any = Histogram(name("batch_texts"), "Texts of an embedding batch.", buckets=_TEXTS)
         self.device_seconds: Any = Counter(name("device_seconds"), "How long the device was at batches.", ["role"])
         self.energy_joules: Any = Counter(
-            name("energy_joules"), "What the whole chip used while batches ran; 0 where nothing measures it.", ["role"]
+            name("energy_joules"),
+            "What the whole chip used for batches and generations; 0 where nothing measures it.",
+            ["role"],
         )
         self.first_token: Any = Histogram(
             name("time_to_first_token_seconds"), "From the engine's admission on.", buckets=_SECONDS

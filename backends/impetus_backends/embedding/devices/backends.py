@@ -1,9 +1,10 @@
-"""What a device for embeddings is, and the ones there are, by name."""
+"""The devices for embeddings that there are, by name."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
+from impetus_backends.embedding.devices.both import BothBackend
 from impetus_backends.embedding.devices.coreai.device import CoreAIDevice, mode_here
 from impetus_backends.embedding.devices.coreai.form import COREAI
 from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
@@ -21,51 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy as np
-
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.devices.packages.form import Form
-    from impetus_backends.protocol import Spans, SparseVector
 
-NAMES = ("coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy")
-
-
-class EmbeddingBackend(Protocol):
-    """One model on one device. `device` and `precision` are final after `load`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def precision(self) -> str: ...
-
-    def load(self) -> None:
-        """Makes ready; raises `BackendUnavailableError` where this machine cannot, `ModelError` for bad files."""
-
-    def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Token rows as one batch to float32 (rows, dimensions); raises `RequestError` for an unreadable row."""
-        ...
-
-
-@runtime_checkable
-class ChunkBackend(Protocol):
-    """One that also makes vectors of chunks."""
-
-    def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
-        """As `embed`, with a vector for each chunk of a row in place of that of the whole, where it has any."""
-        ...
-
-
-@runtime_checkable
-class SparseBackend(EmbeddingBackend, Protocol):
-    """One that runs sparse heads too."""
-
-    def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
-        """Token rows as one batch to sparse vectors; raises `RequestError` for an unreadable row."""
-        ...
+BOTH = "coreml+mlx"
+"""The Neural Engine and the GPU of a Mac at once."""
+NAMES = ("coreml", "coreml-emulated", "coreai", "mlx", "cpu", "numpy", BOTH)
 
 
 _PACKAGED: dict[str, tuple[type[CoreMLDevice | EmulatedDevice | CoreAIDevice], Form]] = {
@@ -115,6 +78,8 @@ def make_backend(
     config = model if isinstance(model, EmbeddingConfig) else read_config(model)
     if name in _PACKAGED:
         return make_packaged(name, config)
+    if name == BOTH:
+        return BothBackend(BOTH, config, (make_backend("coreml", config), make_backend("mlx", config)))
     if name == "mlx":
         return MLXEmbeddingBackend(config)
     if name == "cpu":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from impetus_backends.embedding.devices.backends import EmbeddingBackend, SparseBackend
+    from impetus_backends.embedding.devices.backend import EmbeddingBackend, SparseBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.reranker import RerankerConfig
     from impetus_backends.protocol import SparseVector
