@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from impetus_backends.verified.board import make_board, to_json
-from tests.backends.machines import machine
-from tests.backends.made_up_m5 import checks
+from tests.backends.machine.machines import machine
+from tests.backends.machine.made_up_m5 import checks
 from tests.paths import DATA
 from tests.producer.servers.valkey import free_port
 

@@ -11,7 +11,7 @@ import pytest
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.errors import ModelError
 
-from .conftest import small_model
+from ..conftest import small_model
 
 if TYPE_CHECKING:
     from pathlib import Path
