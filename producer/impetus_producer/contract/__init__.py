@@ -137,6 +137,7 @@ class StreamField(StrEnum):
 
 
 Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Bytes: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class ServedModel(Told):
@@ -161,13 +162,6 @@ class MeasuredCost(Told):
         return self.call_s + self.token_s * padded_tokens
 
 
-class MemoryUse(Told):
-    """What a worker's engine has of the memory that it may have, its models and all they work on."""
-
-    used_bytes: Annotated[int, Field(ge=0, lt=2**53)]
-    limit_bytes: Annotated[int, Field(ge=1, lt=2**53)]
-
-
 class WorkerRecord(Told):
     """What a worker says of itself to the others, and to whoever looks. Fields of later versions are passed over."""
 
@@ -189,8 +183,10 @@ class WorkerRecord(Told):
     """How often its engine process ended though nobody had told it to; it was started again each time."""
     cost: MeasuredCost | None = None
     """None: it batches nothing, or has measured nothing yet."""
-    memory: MemoryUse | None = None
-    """None: it could not be found out, or not yet."""
+    memory_bytes: Bytes | None = None
+    """What its engine's process has. None: it could not be found out, or not yet."""
+    memory_limit_bytes: Bytes | None = None
+    """What that may have."""
     prefer: Literal["energy", "speed"] = "speed"
     """`energy`: it leaves embeddings to a Neural Engine where one serves."""
     bulk: bool = True

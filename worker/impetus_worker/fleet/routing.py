@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from impetus_producer.contract import MeasuredCost, MemoryUse
+    from impetus_backends.footprint import Use
+    from impetus_producer.contract import MeasuredCost
 
 LOOK = "impetus-look"
 """The command by which a worker has another one look again."""
@@ -94,7 +95,7 @@ class Routing:
         is_serving: Callable[[], bool],
         engine_deaths: Callable[[], int],
         cost: Callable[[], MeasuredCost | None] = lambda: None,
-        memory: Callable[[], MemoryUse | None] = lambda: None,
+        memory: Callable[[], Use | None] = lambda: None,
         conditions: Conditions | None = None,
         tell: Callable[[object], None],
         ttl_s: float = RECORD_TTL_S,
@@ -143,8 +144,9 @@ class Routing:
         cost = self._cost()
         if is_news(self._record.cost, cost):
             self._record = self._record.model_copy(update={"cost": cost})
-        now: dict[str, Any] = {"serving": self._is_serving(), "engine_deaths": self._engine_deaths(),
-                               "memory": self._memory()}  # fmt: skip
+        now: dict[str, Any] = {"serving": self._is_serving(), "engine_deaths": self._engine_deaths()}
+        if (use := self._memory()) is not None:
+            now |= {"memory_bytes": use.used_bytes, "memory_limit_bytes": use.limit_bytes}
         if self._conditions is not None:
             now |= {"prefer": self._conditions.preference(), "bulk": self._conditions.against_bulk is None}
         return self._record.model_copy(update=now)

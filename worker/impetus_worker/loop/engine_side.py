@@ -8,9 +8,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from impetus_backends.footprint import Use
-from impetus_producer.contract import MemoryUse
-
 from .. import inbox
 from ..errors import ConfigurationError, EngineDiedError
 from ..host.begun import BegunNote
@@ -24,6 +21,7 @@ from .interruptions import Interruptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence, Set
 
+    from impetus_backends.footprint import Use
     from impetus_backends.protocol import EngineInfo, Event
 
     from ..awake import AwakeClock
@@ -63,7 +61,7 @@ class EngineSide:
         self._lives = EngineLives(engine_config(settings))
         self._begun = None if settings.begun_fd is None else BegunNote.open(settings.begun_fd)
         self._opened: tuple[Batcher, Interruptions, ReadingProcess] | None = None
-        self.memory: MemoryUse | None = None
+        self.memory: Use | None = None
         """What the engine's process has, as it said last."""
         self._told_spare = False
 
@@ -158,10 +156,9 @@ class EngineSide:
         self._jobs.note([each for event in events for each in self.batcher.absorb(event, now)])
 
     def _hear_memory(self, use: Use) -> None:
-        was_near = self.memory is not None and Use(self.memory.used_bytes, self.memory.limit_bytes).near
-        if use.near and not was_near:
+        if use.near and (self.memory is None or not self.memory.near):
             _log.warning("the engine has %s; --memory-limit-gb allows another amount", use)
-        self.memory = MemoryUse(used_bytes=use.used_bytes, limit_bytes=use.limit_bytes)
+        self.memory = use
 
     def _loaded(self, info: EngineInfo) -> None:
         if not self._lives.loaded(info):
