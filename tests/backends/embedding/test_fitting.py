@@ -27,6 +27,7 @@ from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddin
 from impetus_backends.embedding.devices.packages.buckets import DOCSTRING_LENGTHS, Bucket, suiting
 from impetus_backends.embedding.devices.packages.cache import PackageCache, Recipe
 from impetus_backends.embedding.devices.packages.convert import Order, add_measured
+from impetus_backends.embedding.devices.packages.device import one_by_one
 from impetus_backends.embedding.devices.packages.fitter import Fitter
 from impetus_backends.embedding.devices.packages.fitting import LEAST_SAVED, fit
 from impetus_backends.embedding.devices.packages.served import Served, Trial
@@ -46,7 +47,7 @@ from ..conftest import small_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from impetus_backends.embedding.devices.packages.device import Predictor
+    from impetus_backends.embedding.devices.packages.device import Given, Predictor
 
     from ...worker.conftest import Fleet
 
@@ -322,18 +323,43 @@ class Garbled(EmulatedDevice):
         return predict if function == POOR[0].function else lambda given: [-made for made in predict(given)]
 
 
+class Raising(EmulatedDevice):
+    """Loads every function, and runs that of the poor shape alone."""
+
+    def load(self, compiled: Path, function: str) -> Predictor:
+        if function == POOR[0].function:
+            return super().load(compiled, function)
+        return one_by_one(self.fail)
+
+    @staticmethod
+    def fail(given: Given) -> np.ndarray:
+        raise RuntimeError("the engine timed out")
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (Garbled, "coreml-emulated on emulated disagrees with the reference"),
+        (Raising, "the engine timed out"),
+    ],
+)
 def test_shapes_that_fail_the_golden_check_are_removed_and_the_others_serve_on(
-    cache: PackageCache, mains: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    device: type[EmulatedDevice],
+    reason: str,
+    cache: PackageCache,
+    mains: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     backend, found = fitted(cache)
     monkeypatch.setattr(found, "_converted", lambda recipe: True)
-    monkeypatch.setattr(found, "_make_device", Garbled)
+    monkeypatch.setattr(found, "_make_device", device)
     found._look()
     assert found.take() is None
-    assert "the shapes stay as they are: coreml-emulated on emulated disagrees with the reference" in caplog.text
+    assert f"the shapes stay as they are: {reason}" in caplog.text
     trial, preferred = trial_of(cache), cache.preferred(fingerprint(CONFIG))
     assert trial is not None
-    assert trial.said.startswith("failed: coreml-emulated on emulated disagrees")
+    assert trial.said.startswith(f"failed: {reason}")
     assert preferred is not None
     assert preferred.buckets == POOR
     assert len(list((cache.root / "coreml").glob(f"*/{COREML.file}"))) == 1

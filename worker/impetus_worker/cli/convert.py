@@ -169,8 +169,8 @@ def convert(
         files = models.resolve(model)
         config, encoder = read_config(files.folder), TextEncoder.load(files.folder)
         cache = PackageCache(form)
-        known = cache.served(fingerprint(config), config.text.max_tokens)
-        shapes = _buckets(buckets, config, known.call_tokens or GUESSED_CALL_TOKENS)
+        known = cache.served(fingerprint(config), config.text.max_tokens).call_tokens
+        shapes = _buckets(buckets, config, GUESSED_CALL_TOKENS if known is None else known)
         target = output / f"{files.name.rpartition('/')[2]}-{quantize}" if output else None
         if target is not None and target.exists():
             raise click.ClickException(f"{target} exists already")

@@ -74,6 +74,9 @@ def _end_with_the_other() -> None:
 
 
 def main() -> None:
+    # What libraries print goes elsewhere: a pipe that nobody reads meanwhile would stop them.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_other, daemon=True).start()
     os.nice(_NICEST)
@@ -84,7 +87,7 @@ def main() -> None:
         from impetus_backends.errors import BackendError
 
         reason = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
-    print(json.dumps({"reason": reason}), flush=True)
+    print(json.dumps({"reason": reason}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Fitter:
         if not spare.is_allowed() or new < self._terms.after_texts or self._served.tried_within(_TRIED_S):
             return
         self._judged = self._served.fresh
-        call_tokens = self._call_tokens or GUESSED_CALL_TOKENS
+        call_tokens = GUESSED_CALL_TOKENS if self._call_tokens is None else self._call_tokens
         found = fit(self._config.text.max_tokens, self._served.counts, self._recipe.buckets, call_tokens)
         if found is None:
             return
@@ -108,7 +108,7 @@ class Fitter:
         )  # fmt: skip
         try:
             self._try(found)
-        except BackendError as error:
+        except Exception as error:  # noqa: BLE001 - whatever a device's library raises, the backend serves on
             _log.warning("the shapes stay as they are: %s", error)
             self._note(found, f"failed: {error}")
 
@@ -128,7 +128,7 @@ class Fitter:
         try:
             fresh.load()
             report = golden.check(fresh, self._config, self._files.folder)
-        except BackendError:
+        except Exception:
             self._cache.remove(recipe)
             raise
         try:

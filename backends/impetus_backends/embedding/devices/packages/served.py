@@ -66,7 +66,7 @@ class Served:
         counts = [kept + more for kept, more in zip(counts, added, strict=True)]
         while sum(counts) > _MOST_TEXTS:
             counts = [count // 2 for count in counts]
-        self.call_tokens, self.trial = call_tokens or others_cost, trial or others_trial
+        self.call_tokens, self.trial = others_cost if call_tokens is None else call_tokens, trial or others_trial
         told = {"counts": counts, "call_tokens": self.call_tokens, "trial": self.trial and asdict(self.trial)}
         write_whole(self._file, json.dumps(told))
         with self._lock:
