@@ -266,6 +266,7 @@ def test_a_package_that_was_made_for_earlier_texts_goes_when_another_serves(
 
 
 @pytest.mark.system
+@pytest.mark.timeout(300)  # the conversion gives way to whatever else runs on the machine
 def test_a_worker_fits_its_shapes_to_the_jobs_that_come(
     fleet: Fleet,  # noqa: F811
     cache: PackageCache,
