@@ -56,6 +56,22 @@ def test_a_note_of_a_dead_keeper_whose_number_lives_again_is_not_believed(folder
     server.stop()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc, and /proc, which shows how it was told")
+def test_its_allocator_keeps_more_at_hand_unless_somebody_says_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for told, wanted in ((None, "glibc.malloc.tcache_count=2048"), ("glibc.malloc.check=0",) * 2):
+        if told:
+            monkeypatch.setenv("GLIBC_TUNABLES", told)
+        url, server = EmbeddedServer.start_or_join(folder)
+        assert server is not None
+        with Redis.from_url(url) as connection:
+            about: Any = connection.info("server")
+        environment = Path(f"/proc/{about['process_id']}/environ").read_bytes().split(b"\0")
+        server.stop()
+        assert f"GLIBC_TUNABLES={wanted}".encode() in environment
+
+
 # -- who reaches it --------------------------------------------------------------------------------------------------
 
 

@@ -155,8 +155,11 @@ def test_a_job_enqueued_again_while_its_worker_is_gone_runs_anew_and_the_old_run
     old = claim_one(claims, connection)
     connection.hset(f"rq:job:{old.id}", "status", "queued")
     connection.rpush("rq:queue:embedding", old.id)
-    (new,) = Hold(connection, "w2").claim(["embedding"], 1).jobs
+    other = Hold(connection, "w2")
+    (new,) = other.claim(["embedding"], 1).jobs
     assert new.token != old.token
+    assert other.stands(new)
+    assert other.lease_left_s(new) > 0
     assert connection.zrange("rq:wip:embedding", 0, -1) == [f"{new.id}:{new.token}".encode()]
     assert connection.scard("rq:worker:w1:executions") == 0
     assert claims.finish([Ending(old, Verb.FINISH, b"1", 100)]) == [Answer.NOT_OURS]

@@ -172,6 +172,18 @@ def test_a_text_that_kills_the_engine_fails_as_poison_and_its_neighbours_finish(
     assert fleet.reason(jobs[3]).endswith("the engine died each time it ran item 1, and nothing beside it")
 
 
+def test_what_the_books_say_of_a_job_is_obeyed_before_it_runs(fleet: Fleet) -> None:
+    poison, twice, unwanted = (fleet.queue().enqueue(EMBED, {"input": "a"}) for _ in range(3))
+    fleet.connection.hset("impetus:deaths:embedding", mapping={poison.id: 5, f"{poison.id}:alone": 3})
+    fleet.connection.hset("impetus:deaths:embedding", mapping={twice.id: 5, f"{twice.id}:alone": 2})
+    fleet.connection.set(f"impetus:cancel:{unwanted.id}", 1)
+    fleet.start(wait=False)
+    fleet.await_status(poison, "failed")
+    assert fleet.reason(poison).endswith("3 workers died with this job running, and nothing beside it")
+    fleet.await_status(twice, "finished")
+    fleet.await_status(unwanted, "stopped")
+
+
 def test_an_error_of_the_device_fails_the_text_that_causes_it_alone(fleet: Fleet) -> None:
     fleet.start(wait=False)
     queue = fleet.queue()
