@@ -118,14 +118,18 @@ def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextlib.contextmanager
 def worker(
-    on: Server, *options: str, role: str = "embedding", environment: Mapping[str, str] | None = None
+    on: Server,
+    *options: str,
+    role: str = "embedding",
+    environment: Mapping[str, str] | None = None,
+    limit_s: float = START_LIMIT_S,
 ) -> Iterator[None]:
     """`impetus-worker run --roles ROLE OPTIONS`, from when it serves its queues."""
     before = int(on.connection.scard("rq:workers"))
     log = on.folder / "worker.log"
     command = [sys.executable, "-m", "impetus_worker", "run", "--redis-url", on.url, "--roles", role]
     with child([*command, "--until-stdin-closes", *options], log, environment=environment) as process:
-        await_true(lambda: int(on.connection.scard("rq:workers")) > before, process, log)
+        await_true(lambda: int(on.connection.scard("rq:workers")) > before, process, log, limit_s)
         yield
 
 
