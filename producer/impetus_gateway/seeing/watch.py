@@ -74,7 +74,7 @@ class Watch:
         asking = self._asking.pop(server, None) or asyncio.ensure_future(
             asyncio.to_thread(read_fleet, server.connection)
         )
-        await asyncio.wait({asking}, timeout=None if len(self.servers) == 1 else _EVERY_S)
+        await asyncio.wait({asking}, timeout=None if len(self.servers) == 1 else STALE_S / 2)
         if not asking.done():
             self._asking[server] = asking
             return None
