@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,8 +23,12 @@ from impetus_backends.protocol import (
     GenerationWork,
     Rejected,
 )
+from tests.paths import DATA
 
 from ..embedding.test_embedding_engine import INFO, ROWS, FakeBackend, right
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RANGE_UJ = 262_143_328_850
 
@@ -213,8 +216,7 @@ def test_what_is_refused_is_told_as_it_is_and_forgotten() -> None:
 
 
 def test_generations_are_metered_where_the_machine_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path(__file__).parents[1] / "data" / "models" / "tiny-says"
-    config = EngineConfig(kind="generation", model=str(folder), backend="mlx")
+    config = EngineConfig(kind="generation", model=str(DATA / "models" / "tiny-says"), backend="mlx")
     monkeypatch.setattr("impetus_backends.dispatcher.open_meter", Steady)
     engine = open_engine(config)
     assert isinstance(engine, MeteredEngine)
