@@ -155,6 +155,35 @@ def test_a_device_that_has_become_slower_gets_less(both: BothBackend, devices: t
     assert len(devices[0].ran[-1]) < 0.6 * before
 
 
+def test_one_batch_that_lasted_over_a_sleep_takes_little_from_a_device(
+    both: BothBackend, devices: tuple[Timed, Timed]
+) -> None:
+    rows, curve = rows_of(*range(10, 40)), devices[0].curve
+    both.embed(rows)
+    before = len(devices[0].ran[-1])
+    devices[0].curve = Curve(36_000.0, 0.0)
+    both.embed(rows)
+    devices[0].curve = curve
+    both.embed(rows)
+    assert len(devices[0].ran[-1]) > 0.7 * before
+
+
+def test_a_device_that_was_too_slow_for_any_text_is_tried_again(
+    both: BothBackend, devices: tuple[Timed, Timed]
+) -> None:
+    rows, curve = rows_of(*range(10, 40)), devices[0].curve
+    devices[0].curve = curve.corrected(1000)
+    for _ in range(60):
+        both.embed(rows)
+    devices[0].ran.clear()
+    both.embed(rows)
+    assert not devices[0].ran
+    devices[0].curve = curve
+    for _ in range(400):
+        both.embed(rows)
+    assert len(devices[0].ran[-1]) > 5
+
+
 def test_what_one_refuses_is_raised_when_both_have_ended_and_the_next_batch_runs(
     both: BothBackend, devices: tuple[Timed, Timed]
 ) -> None:

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 _TIMED = ((1, 16), (1, 512), (8, 64), (32, 32), (32, 128), (4, 512))
 """Texts and their tokens, of which a curve is made when a device has loaded."""
-_LEARNING_RATE = 0.2
+_LEARNING_RATE, _FORGETTING_RATE = 0.2, 0.02
+"""Of what a batch showed, and of what is believed of a device that gets no part of one: else whoever was slow for a
+while, as when it was hot, would never be tried again."""
+_MOST_AT_ONCE = 2.0
+"""No batch says more than that a device is so much faster or slower: one that lasted over a sleep says nothing."""
 _LEAST_S = 1e-6
 
 
@@ -107,8 +111,16 @@ class BothBackend:
         self._devices = devices
         self._clock = clock
         self._threads = tuple(ThreadPoolExecutor(1, f"embedding-{device.name}") for device in devices)
-        self.curves: tuple[Curve, Curve] | None = None
-        """Once it has loaded."""
+        self._loaded: tuple[Curve, Curve] | None = None
+        self._slower = [1.0, 1.0]
+        """Than when they loaded."""
+
+    @property
+    def curves(self) -> tuple[Curve, Curve]:
+        """Of now; once it has loaded."""
+        assert self._loaded is not None, "load() comes first"
+        one, other = (curve.corrected(by) for curve, by in zip(self._loaded, self._slower, strict=True))
+        return one, other
 
     @property
     def device(self) -> str:
@@ -132,10 +144,10 @@ class BothBackend:
             thread.submit(self._timed, device).result()
             for thread, device in zip(self._threads, self._devices, strict=True)
         )
-        self.curves = one, other
+        self._loaded = one, other
         told = "; ".join(
             f"{device.name} {curve.call_s * 1e3:.1f} ms + {curve.token_s * 1e6:.1f} us a token"
-            for device, curve in zip(self._devices, self.curves, strict=True)
+            for device, curve in zip(self._devices, self._loaded, strict=True)
         )
         self.note = f"a batch is cut by length where both end soonest: {told}"
 
@@ -150,7 +162,6 @@ class BothBackend:
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """As either would, in their order. What one raises is raised when both have ended."""
-        assert self.curves is not None, "load() comes first"
         lengths = np.array([len(row) for row in rows])
         parts = split(lengths, self.curves).rows
         began = [
@@ -161,6 +172,7 @@ class BothBackend:
         failed: BaseException | None = None
         for which, (running, part) in enumerate(zip(began, parts, strict=True)):
             if running is None:
+                self._slower[which] += _FORGETTING_RATE * (1 - self._slower[which])
                 continue
             if (error := running.exception()) is not None:
                 failed = failed or error
@@ -178,9 +190,6 @@ class BothBackend:
 
     def _learn(self, which: int, lengths: np.ndarray, took_s: float) -> None:
         """A device that is hot, or has other work, gets less."""
-        assert self.curves is not None
-        curve = self.curves[which]
-        factor = max(took_s, _LEAST_S) / max(curve.seconds(lengths), _LEAST_S)
-        curves = list(self.curves)
-        curves[which] = curve.corrected(1 + _LEARNING_RATE * (factor - 1))
-        self.curves = curves[0], curves[1]
+        factor = max(took_s, _LEAST_S) / max(self.curves[which].seconds(lengths), _LEAST_S)
+        factor = min(max(factor, 1 / _MOST_AT_ONCE), _MOST_AT_ONCE)
+        self._slower[which] *= 1 + _LEARNING_RATE * (factor - 1)
