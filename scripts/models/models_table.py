@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scripts.models.models_page import write_part
@@ -27,6 +27,9 @@ from impetus_backends.embedding.folder.config import EmbeddingConfig, read_confi
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.embedding.texts.tokens import TextEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
@@ -156,30 +159,68 @@ not there.
 
 
 def main() -> None:
-    _write_embedding_models()
-    _write_rerankers()
-    _write_sparse()
-
-
-def _write_sparse() -> None:
     texts = json.loads((DATA / "texts.json").read_text())
-    recorded = np.load(DATA / "sparse.npz")
+    queries = len(np.load(DATA / "rerankers.npz")["queries"])
+    cosine = f"least cosine to sentence-transformers over {len(texts)} texts"
+    core_ml = "; Core ML's is of the saved package, evaluated in numpy as a device in float16 would"
+    score = (
+        "most that a score is off that of sentence-transformers' CrossEncoder, "
+        f"over {len(texts)} texts with each of {queries} queries"
+    )
+    weight = f"most that a weight is off the recorded one, over {len(texts)} texts"
+    _write("Embedding models", (*BACKENDS, "Core ML"), cosine, _embedding_models(texts), REFUSED, core_ml)
+    _write("Rerankers", BACKENDS, score, _rerankers(texts), RERANKERS_REFUSED)
+    _write("Sparse embeddings", BACKENDS, weight, _sparse(texts), SPARSE_REFUSED)
+
+
+def _write(
+    part: str,
+    columns: Sequence[str],
+    what: str,
+    measured: Iterator[tuple[Row, list[str]]],
+    refused: str,
+    more: str = "",
+) -> None:
+    """A table of the page, a row for each family, and what it says beside it."""
     lines = [
-        "Written by scripts/models/models_table.py. Figures are the most that a weight is off the recorded one, over "
-        f"{len(texts)} texts, batched and padded, of a small random model of the family in its true file layout. "
-        "Every row is a test.",
+        f"Written by scripts/models/models_table.py. Figures are the {what}, batched and padded, of a small random "
+        f"model of the family in its true file layout{more}. Every row is a test.",
         "",
-        f"| family | for example | {' | '.join(BACKENDS)} | tokens |",
-        f"|---|---|{'---|' * len(BACKENDS)}---|",
+        f"| family | for example | {' | '.join(columns)} | tokens |",
+        f"|---|---|{'---|' * len(columns)}---|",
+        *(f"| {row.family} | {row.examples} | {' | '.join(figures)} | {row.tokens} |" for row, figures in measured),
     ]
+    write_part(part, "\n".join([*lines, "", refused]))
+
+
+def _embedding_models(texts: list[str]) -> Iterator[tuple[Row, list[str]]]:
+    files = ("reference.npz", "families.npz", "described.npz")
+    recorded = {name: array for file in files for name, array in np.load(DATA / file).items()}
+    for row in ROWS:
+        folder = DATA / "models" / row.folder
+        rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
+        figures = [_least(_run(name, folder, rows), recorded[f"{row.folder}/plain"]) for name in BACKENDS]
+        made = _core_ml(folder, rows) if row.in_packages else None
+        yield row, [*figures, "refused" if made is None else _least(made, recorded[f"{row.folder}/plain"])]
+
+
+def _rerankers(texts: list[str]) -> Iterator[tuple[Row, list[str]]]:
+    recorded = {**np.load(DATA / "rerankers.npz"), "qwen3/scores": np.load(DATA / "yes_no.npz")["scores"]}
+    for row in RERANKERS:
+        folder = DATA / "rerankers" / row.folder
+        encoder = load_pairs(folder)
+        rows = [each.ids for query in recorded["queries"] for each in encoder.encode(str(query), texts)]
+        config = read_reranker(folder)
+        yield row, [_most(_run(name, config, rows)[:, 0], recorded[f"{row.folder}/scores"]) for name in BACKENDS]
+
+
+def _sparse(texts: list[str]) -> Iterator[tuple[Row, list[str]]]:
+    recorded = np.load(DATA / "sparse.npz")
     for row in SPARSE:
         folder = DATA / "sparse" / row.folder
         rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
         expected = recorded[f"{row.folder}/plain"]
-        apart = [float(np.abs(_weigh(name, folder, rows, expected) - expected).max()) for name in BACKENDS]
-        figures = " | ".join(f"{each:.0e}" for each in apart)
-        lines.append(f"| {row.family} | {row.examples} | {figures} | {row.tokens} |")
-    write_part("Sparse embeddings", "\n".join([*lines, "", SPARSE_REFUSED]))
+        yield row, [_most(_weigh(name, folder, rows, expected), expected) for name in BACKENDS]
 
 
 def _weigh(name: str, folder: Path, rows: list[np.ndarray], like: np.ndarray) -> np.ndarray:
@@ -190,52 +231,6 @@ def _weigh(name: str, folder: Path, rows: list[np.ndarray], like: np.ndarray) ->
     for row, vector in zip(made, backend.weigh(rows), strict=True):
         row[vector.indices] = vector.values
     return made
-
-
-def _write_rerankers() -> None:
-    texts = json.loads((DATA / "texts.json").read_text())
-    recorded = {**np.load(DATA / "rerankers.npz"), "qwen3/scores": np.load(DATA / "yes_no.npz")["scores"]}
-    lines = [
-        "Written by scripts/models/models_table.py. Figures are the most that a score is off that of "
-        f"sentence-transformers' CrossEncoder, over {len(texts)} texts with each of {len(recorded['queries'])} "
-        "queries, batched and padded, of a small random model of the family in its true file layout. "
-        "Every row is a test.",
-        "",
-        f"| family | for example | {' | '.join(BACKENDS)} | tokens |",
-        f"|---|---|{'---|' * len(BACKENDS)}---|",
-    ]
-    for row in RERANKERS:
-        folder = DATA / "rerankers" / row.folder
-        encoder = load_pairs(folder)
-        rows = [each.ids for query in recorded["queries"] for each in encoder.encode(str(query), texts)]
-        expected = recorded[f"{row.folder}/scores"]
-        config = read_reranker(folder)
-        apart = [float(np.abs(_run(name, config, rows)[:, 0] - expected).max()) for name in BACKENDS]
-        figures = " | ".join(f"{each:.0e}" for each in apart)
-        lines.append(f"| {row.family} | {row.examples} | {figures} | {row.tokens} |")
-    write_part("Rerankers", "\n".join([*lines, "", RERANKERS_REFUSED]))
-
-
-def _write_embedding_models() -> None:
-    texts = json.loads((DATA / "texts.json").read_text())
-    files = ("reference.npz", "families.npz", "described.npz")
-    recorded = {name: array for file in files for name, array in np.load(DATA / file).items()}
-    lines = [
-        "Written by scripts/models/models_table.py. Figures are the least cosine to sentence-transformers over "
-        f"{len(texts)} texts, batched and padded, of a small random model of the family in its true file layout; Core "
-        "ML's is of the saved package, evaluated in numpy as a device in float16 would. Every row is a test.",
-        "",
-        f"| family | for example | {' | '.join(BACKENDS)} | Core ML | tokens |",
-        f"|---|---|{'---|' * len(BACKENDS)}---|---|",
-    ]
-    for row in ROWS:
-        folder = DATA / "models" / row.folder
-        rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
-        figures = [_least(_run(name, folder, rows), recorded[f"{row.folder}/plain"]) for name in BACKENDS]
-        made = _core_ml(folder, rows) if row.in_packages else None
-        figures.append("refused" if made is None else _least(made, recorded[f"{row.folder}/plain"]))
-        lines.append(f"| {row.family} | {row.examples} | {' | '.join(figures)} | {row.tokens} |")
-    write_part("Embedding models", "\n".join([*lines, "", REFUSED]))
 
 
 def _run(name: str, model: EmbeddingConfig | Path, rows: list[np.ndarray]) -> np.ndarray:
@@ -252,6 +247,10 @@ def _core_ml(folder: Path, rows: list[np.ndarray]) -> np.ndarray:
         package.build(config, [bucket], Path(made) / "model.mlpackage")
         run = SavedPackage(Path(made) / "model.mlpackage").function(bucket.function)
         return run({name: getattr(batch, name) for name in INPUTS})
+
+
+def _most(values: np.ndarray, expected: np.ndarray) -> str:
+    return f"{float(np.abs(values - expected).max()):.0e}"
 
 
 def _least(vectors: np.ndarray, expected: np.ndarray) -> str:
