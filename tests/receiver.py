@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class Receiver:
             with self.wrap(line) as line:
                 said = b""
                 while b"\r\n\r\n" not in said or (said.startswith(b"POST") and not said.endswith(b"}")):
-                    said += line.recv(65536)
+                    if not (more := line.recv(65536)):
+                        return  # it went away before it had said all
+                    said += more
                 self.heard.append(said)
                 self.answer(line)
         except OSError:
@@ -46,4 +49,6 @@ class Receiver:
         return f"http://{host}:{self.port}{path}"
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._door.shutdown(socket.SHUT_RDWR)  # else whoever waits at it waits for ever
         self._door.close()

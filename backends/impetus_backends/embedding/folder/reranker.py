@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.shapes import EncoderConfig
 
 _TASK = Task("sequence-classification", "scores", "logits")
+_ASKED_MODEL = "qwen3"
 _ASKED = Task("text-generation", "causal_logits", "logits", messages=True)
 _SCORES = {"Identity": "", "Sigmoid": "sigmoid"}
 _TYPED = {"bert": 2, "electra": 2, "gte": 1, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
@@ -101,6 +102,8 @@ def _read_asked(
 ) -> RerankerConfig:
     """A language model, which is asked whether a document answers a query."""
     file = transformer / "config.json"
+    if raw.get("model_type") != _ASKED_MODEL:
+        raise ModelError(f"{file}: model_type {raw.get('model_type')!r} is not supported for a {CAUSAL}")
     encoder = read_shape(file, raw)
     stated = read_stated(reader, folder, "CrossEncoder", also=("activation_fn", "keep_in_fp32_modules"))
     question = read_question(reader, folder, transformer, score, stated)
