@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 import termios
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -168,13 +166,3 @@ def test_a_file_in_the_current_folder_is_not_imported_in_a_librarys_stead(start:
     assert all(" -P " in command_of(one.pid(name)) for name in ("impetus_worker work", "host.guard"))
     assert one.stop() == 0
     assert not (here / "imported").exists()
-
-
-# -- what a worker's process is told ---------------------------------------------------------------------------------
-
-
-def test_threads_of_a_worker_do_not_wait_for_each_other_as_long_as_the_interpreter_lets_them() -> None:
-    program = "import sys; from impetus_worker.cli.run import work; work.callback(); print(sys.getswitchinterval())"
-    command = [sys.executable, "-c", program]
-    said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
-    assert float(said.stdout) <= 0.001

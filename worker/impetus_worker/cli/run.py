@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 _REPORT_S = 5.0
 """How long a supervisor that ends tries to say which workers died."""
-_SWITCH_S = 0.0005
-"""How soon a thread of a worker that has something to do may do it, while another computes. A request goes through
-five, and the interpreter's own 5 ms would be a good part of what its caller waits."""
 
 
 def _address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -372,7 +369,6 @@ def _names(listed: str) -> tuple[str, ...]:
 def work() -> None:
     """One worker process, as the supervisor starts it: settings are the first line of standard input, whose end is
     the end of the supervisor."""
-    sys.setswitchinterval(_SWITCH_S)
     # It has no terminal, and nor has the engine, which inherits this: only the supervisor decides.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logs.set_up()
