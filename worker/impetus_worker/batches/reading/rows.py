@@ -50,6 +50,7 @@ class EncodedText(Protocol):
 class TextEncoder(Protocol):
     def prompt(self, input_type: Literal["query", "document"] | None = None, name: str | None = None) -> str:
         """Raises `RequestError`, a predicate of the model, for a name that it does not know."""
+        ...
 
     def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> Sequence[EncodedText]: ...
 
