@@ -23,10 +23,10 @@ from impetus_backends.embedding.folder.config import EmbeddingConfig, read_confi
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
-from impetus_backends.energy import open_meter
 from impetus_backends.errors import BackendUnavailableError, ModelError
-from impetus_backends.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
-from impetus_backends.policy import (
+from impetus_backends.machine.energy import open_meter
+from impetus_backends.machine.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
+from impetus_backends.machine.policy import (
     TO_BE_PROVEN,
     Absence,
     Choice,
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from impetus_backends.embedding.devices.backend import EmbeddingBackend
-    from impetus_backends.energy import Meter
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.energy import Meter
+    from impetus_backends.machine.hardware import Hardware
     from impetus_backends.protocol import Excluded, Fitting, OnAttempt
 
 Opened: TypeAlias = "tuple[EmbeddingBackend, EmbeddingEngine]"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import models
-from .energy import open_meter
 from .errors import BackendUnavailableError, ModelError
-from .footprint import MemoryWatch
 from .generation.metered import MeteredEngine
-from .hardware import Hardware, detect
-from .policy import (
+from .machine.energy import open_meter
+from .machine.footprint import MemoryWatch
+from .machine.hardware import Hardware, detect
+from .machine.policy import (
     TO_BE_PROVEN,
     Absence,
     Choice,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .embedding.engine import EmbeddingEngine
     from .generation.engine import GenerationEngine
     from .generation.models.profiles import ModelLoader
-    from .measurements import Measurement
+    from .machine.measurements import Measurement
     from .protocol import Engine, EngineConfig, EngineInfo
 
 DEFAULT_MODELS = {

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import BackendError, ModelError
-from .footprint import MemoryWatch
 from .generation.memory import give_back
+from .machine.footprint import MemoryWatch
 from .protocol import (
     Answer,
     Deferred,

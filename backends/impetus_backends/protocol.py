@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.hardware import Hardware
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from impetus_backends.footprint import Use
+    from impetus_backends.machine.footprint import Use
     from impetus_backends.protocol import EngineInfo, Event
 
     from .leases.claims import ClaimedJob, Renewal

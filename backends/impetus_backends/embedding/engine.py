@@ -22,8 +22,8 @@ from impetus_backends.embedding.folder.reranker import RerankerConfig
 from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.prompts import missing_prompts
-from impetus_backends.energy import Reading
 from impetus_backends.errors import BackendError, RequestError
+from impetus_backends.machine.energy import Reading
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, Event, Rejected, Work
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.energy import Meter
+    from impetus_backends.machine.energy import Meter
     from impetus_backends.models import ModelFiles
     from impetus_backends.protocol import Spans, SparseVector
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..energy import Reading
+from ..machine.energy import Reading
 from ..protocol import Deferred, Generated, Rejected, Started
 
 if TYPE_CHECKING:
-    from ..energy import Meter
+    from ..machine.energy import Meter
     from ..protocol import Engine, EngineInfo, Event, Work
 
 

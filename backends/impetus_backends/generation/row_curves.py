@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..cache import cache_folder, write_whole
-from ..hardware import identify
+from ..machine.hardware import identify
 from ..verified.roofs import roofs_of
 
 if TYPE_CHECKING:

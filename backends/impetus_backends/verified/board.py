@@ -27,7 +27,7 @@ from impetus_backends.verified.roofs import ROOFS, Work, least_seconds
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.hardware import Hardware
     from impetus_backends.verified.check import Check
 
 MEASURED = "measured by impetus-worker verify"

@@ -20,10 +20,10 @@ from impetus_backends.embedding.devices.packages.accuracy import NEIGHBOURS
 from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.devices.packages.convert import Order, convert
-from impetus_backends.energy import Used
 from impetus_backends.errors import BackendError
 from impetus_backends.generation.models.prefill import PROMPT_TOKENS, Shape
-from impetus_backends.policy import MEMORY_SHARE, NEURAL_ENGINE_GENERATION, memory_limit_bytes
+from impetus_backends.machine.energy import Used
+from impetus_backends.machine.policy import MEMORY_SHARE, NEURAL_ENGINE_GENERATION, memory_limit_bytes
 from impetus_backends.verified.check import Check, Verdict
 from impetus_backends.verified.claims import TEXT_TOKENS, failed, found, not_applicable
 from impetus_backends.verified.roofs import Work, encoder_work, roofs_of
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.devices.packages.form import Form
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.energy import Meter
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.energy import Meter
+    from impetus_backends.machine.hardware import Hardware
 
 """Of "a text": about a document's of a corpus of documentation."""
 _ROUNDS = 9

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.hardware import Hardware
 
 Engine = Literal["neural engine", "gpu"]
 _NEWSROOM = "https://www.apple.com/newsroom/"

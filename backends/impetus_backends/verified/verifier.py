@@ -21,12 +21,12 @@ from impetus_backends.embedding.devices.coreml.macos import CoreMLDevice
 from impetus_backends.embedding.devices.packages.backend import LEAST_ON_THE_NEURAL_ENGINE, PackagedEmbeddingBackend
 from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.folder.config import read_config
-from impetus_backends.energy import open_meter
 from impetus_backends.errors import BackendError
 from impetus_backends.generation.models.prefill import PROMPT_TOKENS, prefill_seconds
 from impetus_backends.generation.models.profiles import M5, STANDARD
-from impetus_backends.measurements import measure, standard_batch
-from impetus_backends.policy import not_installed
+from impetus_backends.machine.energy import open_meter
+from impetus_backends.machine.measurements import measure, standard_batch
+from impetus_backends.machine.policy import not_installed
 from impetus_backends.verified import figures
 from impetus_backends.verified.check import Check, Verdict, verdict
 from impetus_backends.verified.claims import CLAIMS, not_applicable
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.packages.buckets import Bucket
     from impetus_backends.embedding.devices.packages.device import Device
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.energy import Meter
     from impetus_backends.generation.models.profiles import Profile
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.energy import Meter
+    from impetus_backends.machine.hardware import Hardware
 
 _LEAST_COSINE = 0.999
 _LEAST_COSINE_SMALLER = 0.99

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impetus_backends import models, spare
+from impetus_backends import models
 from impetus_backends.embedding.devices.backends import make_backend, make_packaged
 from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
 from impetus_backends.embedding.devices.coreml.form import COREML
@@ -35,6 +35,7 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendError
+from impetus_backends.machine import spare
 from impetus_backends.protocol import Fitting
 from impetus_producer import Producer
 from impetus_worker.roles import engine_config

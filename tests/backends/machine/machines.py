@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from impetus_backends.hardware import Hardware, read_machine
+from impetus_backends.machine.hardware import Hardware, read_machine
 from tests.paths import DATA
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from impetus_backends.dispatcher import get_compute_dispatcher, measure_embeddin
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.errors import BackendUnavailableError, ModelError
-from impetus_backends.measurements import MeasurementCache, standard_batch
+from impetus_backends.machine.measurements import MeasurementCache, standard_batch
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig, Excluded
 from tests.backends.conftest import small_model
 from tests.backends.machine.machines import machine, nothing_missing
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.hardware import Hardware
 
 MODEL = str(small_model("bge"))
 AUTO = EngineConfig("embedding", MODEL)

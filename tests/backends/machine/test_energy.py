@@ -13,8 +13,8 @@ import pytest
 
 from impetus_backends.dispatcher import open_engine
 from impetus_backends.embedding.engine import EmbeddingEngine
-from impetus_backends.energy import MacmonMeter, RaplMeter, Used, ZeusMeter, open_meter
 from impetus_backends.generation.metered import MeteredEngine
+from impetus_backends.machine.energy import MacmonMeter, RaplMeter, Used, ZeusMeter, open_meter
 from impetus_backends.protocol import (
     Embedded,
     EmbeddingWork,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from impetus_backends import footprint
-from impetus_backends.footprint import NEAR, MemoryWatch, Use, footprint_in, of_linux, used_bytes
+from impetus_backends.machine import footprint
+from impetus_backends.machine.footprint import NEAR, MemoryWatch, Use, footprint_in, of_linux, used_bytes
 from impetus_backends.models import ModelFiles
 from impetus_backends.pool import ModelPool
 from impetus_backends.protocol import EngineInfo, Event, GenerationWork, Parked

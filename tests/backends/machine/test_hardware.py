@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impetus_backends import probes
-from impetus_backends.hardware import detect, identify, read_machine, record
-from impetus_backends.probes import ProbeError, ask_child, cheap_probes, recorded
+from impetus_backends.machine import probes
+from impetus_backends.machine.hardware import detect, identify, read_machine, record
+from impetus_backends.machine.probes import ProbeError, ask_child, cheap_probes, recorded
 from tests.backends.machine.machines import FOLDER, NAMES, machine, machine_file
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from impetus_backends.cache import cache_folder, write_whole
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.folder.config import read_config
-from impetus_backends.measurements import (
+from impetus_backends.machine.measurements import (
     Conditions,
     Measurement,
     MeasurementCache,

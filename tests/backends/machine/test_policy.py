@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from impetus_backends.dispatcher import get_compute_dispatcher
-from impetus_backends.measurements import Measurement, conditions
-from impetus_backends.policy import not_installable
+from impetus_backends.machine.measurements import Measurement, conditions
+from impetus_backends.machine.policy import not_installable
 from tests.backends.machine.machines import NAMES, machine, nothing_missing
 
 

@@ -18,8 +18,8 @@ from impetus_backends.embedding.devices.packages.device import Placement
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.generation.models.prefill import Shape, prefill_seconds
 from impetus_backends.generation.models.profiles import M5, STANDARD
-from impetus_backends.hardware import detect
-from impetus_backends.measurements import standard_batch
+from impetus_backends.machine.hardware import detect
+from impetus_backends.machine.measurements import standard_batch
 from impetus_backends.verified import figures
 from impetus_backends.verified.check import Check, Verdict
 from impetus_backends.verified.claims import CLAIMS
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.generation.models.profiles import Profile
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.hardware import Hardware
 
 MODEL = str(small_model("bge"))
 

@@ -13,7 +13,7 @@ from impetus_backends.generation.memory import measure_row_cost
 from impetus_backends.generation.opening import open_generation_engine
 from impetus_backends.generation.row_curves import Bandwidth, RowCurve, bandwidth_here, remember, remembered
 from impetus_backends.generation.rows import COUNTS, measure_rows
-from impetus_backends.hardware import identify
+from impetus_backends.machine.hardware import identify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ import pytest
 from impetus_backends.dispatcher import generation_loader, get_compute_dispatcher
 from impetus_backends.generation.models.limits import MOST_CACHE_BYTES, MemoryLimits, memory_limits
 from impetus_backends.generation.models.profiles import CHOICES, M5, STANDARD, ModelLoader, Profile, plan
-from impetus_backends.policy import not_installable
+from impetus_backends.machine.policy import not_installable
 from impetus_backends.protocol import EngineConfig
 from impetus_worker.cli.run import run
 from impetus_worker.roles import engine_config
@@ -215,7 +215,7 @@ def test_nothing_that_an_engine_does_wires_memory_unless_asked(monkeypatch: pyte
 
 def test_memory_is_wired_where_it_was_asked_for() -> None:
     from impetus_backends.dispatcher import generation_loader
-    from impetus_backends.policy import generation_choice
+    from impetus_backends.machine.policy import generation_choice
     from impetus_backends.protocol import EngineConfig
 
     m4 = machine("m4")

@@ -169,8 +169,8 @@ def test_what_doctor_records_it_can_answer_for(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_here_decides_and_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from impetus_backends import hardware, policy
-    from impetus_backends.measurements import Measurement, MeasurementCache, conditions
+    from impetus_backends.machine import hardware, policy
+    from impetus_backends.machine.measurements import Measurement, MeasurementCache, conditions
 
     m1 = hardware.read_machine(machine_file("m1"))
     monkeypatch.setattr(hardware, "detect", lambda: m1)

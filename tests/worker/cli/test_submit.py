@@ -46,7 +46,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def this_is(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     known = machine(name)
-    monkeypatch.setattr("impetus_backends.hardware.detect", lambda probes=None: known)
+    monkeypatch.setattr("impetus_backends.machine.hardware.detect", lambda probes=None: known)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from impetus_backends.energy import Used
+from impetus_backends.machine.energy import Used
 
 from ..leases.outcomes import Finished
 

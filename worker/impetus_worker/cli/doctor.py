@@ -20,8 +20,8 @@ from .options import check_installed, with_engine_options
 
 if TYPE_CHECKING:
     from impetus_backends.dispatcher import HybridDispatcher
-    from impetus_backends.hardware import Hardware
-    from impetus_backends.policy import Choice
+    from impetus_backends.machine.hardware import Hardware
+    from impetus_backends.machine.policy import Choice
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -73,12 +73,12 @@ def doctor(
     if measure and hardware is not None:
         raise click.UsageError("--measure is for this machine, and --hardware for another")
     from impetus_backends.dispatcher import DEFAULT_MODELS, get_compute_dispatcher
-    from impetus_backends.footprint import used_bytes
     from impetus_backends.generation.models.limits import wired_memory_policy
-    from impetus_backends.hardware import detect, read_machine
-    from impetus_backends.measurements import MeasurementCache
-    from impetus_backends.policy import not_installable, not_installed
-    from impetus_backends.probes import ProbeError
+    from impetus_backends.machine.footprint import used_bytes
+    from impetus_backends.machine.hardware import detect, read_machine
+    from impetus_backends.machine.measurements import MeasurementCache
+    from impetus_backends.machine.policy import not_installable, not_installed
+    from impetus_backends.machine.probes import ProbeError
 
     from ..host.power import sleep_policy
 
@@ -172,8 +172,8 @@ def _server(redis_url: str | None) -> list[str]:
 
 
 def _record(file: Path) -> None:
-    from impetus_backends.hardware import record
-    from impetus_backends.probes import all_probes
+    from impetus_backends.machine.hardware import record
+    from impetus_backends.machine.probes import all_probes
 
     answers = record(all_probes())
     try:

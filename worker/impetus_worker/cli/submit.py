@@ -19,7 +19,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.hardware import Hardware
     from impetus_backends.verified.board import Board
     from impetus_backends.verified.check import Check
 

@@ -44,7 +44,7 @@ def verify(model: str | None, as_json: bool, to_submit: bool) -> None:
         raise click.ClickException(str(error)) from None
     from impetus_backends import models
     from impetus_backends.errors import BackendError
-    from impetus_backends.hardware import detect
+    from impetus_backends.machine.hardware import detect
     from impetus_backends.verified.board import require_mac
     from impetus_backends.verified.check import Check, Verdict
     from impetus_backends.verified.verifier import Verifier

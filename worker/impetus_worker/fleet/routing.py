@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from impetus_backends.footprint import Use
+    from impetus_backends.machine.footprint import Use
     from impetus_producer.contract import MeasuredCost
 
 LOOK = "impetus-look"

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from impetus_backends.footprint import Use
+from impetus_backends.machine.footprint import Use
 
 from .. import logs
 from ..inbox import EngineEnded, EngineHas, EngineLoaded, EngineRefused, EngineSaid, EngineTries
@@ -164,9 +164,9 @@ def _read(
 
 def serve(pipe: Connection) -> None:
     """The engine's end: loads, then runs whatever it is given until the pipe closes."""
-    from impetus_backends import spare
     from impetus_backends.dispatcher import memory_watch, open_engine
     from impetus_backends.errors import BackendError
+    from impetus_backends.machine import spare
 
     inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
     config = pipe.recv()

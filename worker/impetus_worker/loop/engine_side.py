@@ -21,7 +21,7 @@ from .interruptions import Interruptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence, Set
 
-    from impetus_backends.footprint import Use
+    from impetus_backends.machine.footprint import Use
     from impetus_backends.protocol import EngineInfo, Event
 
     from ..awake import AwakeClock

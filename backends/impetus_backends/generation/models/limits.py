@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...policy import MEMORY_SHARE
+from ...machine.policy import MEMORY_SHARE
 
 if TYPE_CHECKING:
-    from ...hardware import Hardware
+    from ...machine.hardware import Hardware
 
 MOST_CACHE_BYTES = 1 << 30
 """The most freed memory that MLX may keep for reuse. Without a bound, ever new shapes make it grow for ever."""

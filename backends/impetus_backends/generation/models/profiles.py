@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ...hardware import Hardware
+    from ...machine.hardware import Hardware
     from ..quantization.quantize import Recipe
     from .limits import MemoryLimits
     from .loader import LoadedModel

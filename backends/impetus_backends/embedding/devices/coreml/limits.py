@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from impetus_backends.hardware import version
+from impetus_backends.machine.hardware import version
 
 _FEWER_FROM = (27,)
 _GIB = 2**30

@@ -16,7 +16,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from impetus_backends import spare
 from impetus_backends.embedding.devices import golden
 from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend, needed_bytes
 from impetus_backends.embedding.devices.packages.buckets import GUESSED_CALL_TOKENS
@@ -24,6 +23,7 @@ from impetus_backends.embedding.devices.packages.cache import Recipe
 from impetus_backends.embedding.devices.packages.fitting import fit
 from impetus_backends.embedding.devices.packages.served import Trial
 from impetus_backends.errors import BackendError
+from impetus_backends.machine import spare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.backend import EmbeddingBackend
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.hardware import Hardware
+    from impetus_backends.machine.hardware import Hardware
 
 BATCH_TEXTS = 32
 _SHORTEST, _LONGEST = 16, 94

@@ -11,14 +11,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
 from impetus_backends.errors import BackendUnavailableError
-from impetus_backends.hardware import version
+from impetus_backends.machine.hardware import version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from impetus_backends.hardware import Hardware
-    from impetus_backends.measurements import Measurement
+    from impetus_backends.machine.hardware import Hardware
+    from impetus_backends.machine.measurements import Measurement
     from impetus_backends.protocol import Excluded
 
 Absence: TypeAlias = "Callable[[str], str | None]"

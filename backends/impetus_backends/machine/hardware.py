@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.probes import all_probes, cheap_probes, recorded
+from impetus_backends.machine.probes import all_probes, cheap_probes, recorded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.probes import Probe, Probes
+    from impetus_backends.machine.probes import Probe, Probes
 
 _M_SERIES = re.compile(r"\AApple M(\d{1,3})\b(.*)", re.DOTALL)
 _ARCHITECTURE = re.compile(r"\Aapplegpu_g(\d{1,3})([a-z]?)\Z")
