@@ -23,6 +23,7 @@ from impetus_backends.embedding.folder.config import EmbeddingConfig, read_confi
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
+from impetus_backends.engine_config import attempting
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.machine.energy import open_meter
 from impetus_backends.machine.measurements import Conditions, Measurement, MeasurementCache, compare, conditions
@@ -36,15 +37,15 @@ from impetus_backends.machine.policy import (
     not_installed,
     without_excluded,
 )
-from impetus_backends.protocol import EngineInfo, attempting
+from impetus_backends.protocol import EngineInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from impetus_backends.embedding.devices.backend import EmbeddingBackend
+    from impetus_backends.engine_config import Excluded, Fitting, OnAttempt
     from impetus_backends.machine.energy import Meter
     from impetus_backends.machine.hardware import Hardware
-    from impetus_backends.protocol import Excluded, Fitting, OnAttempt
 
 Opened: TypeAlias = "tuple[EmbeddingBackend, EmbeddingEngine]"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import models
+from .engine_config import OnAttempt, attempting
 from .errors import BackendUnavailableError, ModelError
 from .generation.metered import MeteredEngine
 from .machine.energy import open_meter
@@ -31,17 +32,17 @@ from .machine.policy import (
     rerank_choice,
     without_excluded,
 )
-from .protocol import OnAttempt, attempting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .candidates import Means
     from .embedding.engine import EmbeddingEngine
+    from .engine_config import EngineConfig
     from .generation.engine import GenerationEngine
     from .generation.models.profiles import ModelLoader
     from .machine.measurements import Measurement
-    from .protocol import Engine, EngineConfig, EngineInfo
+    from .protocol import Engine, EngineInfo
 
 DEFAULT_MODELS = {
     "embedding": models.DEFAULT_EMBEDDING_MODEL,

@@ -22,7 +22,6 @@ from impetus_backends.embedding.texts.tokens import EncodedText, chunk_tokens
 from impetus_backends.errors import RequestError
 from impetus_backends.protocol import (
     Answer,
-    EngineConfig,
     EngineInfo,
     Event,
     Generated,
@@ -37,6 +36,8 @@ from impetus_backends.protocol import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from impetus_backends.engine_config import EngineConfig
 
 NOTE = "simulated: no model ran, and neither vectors nor texts mean anything"
 MAX_TOKENS = 256

@@ -25,8 +25,9 @@ from scripts.corpus import docstrings
 
 from impetus_backends.embedding.devices.sharing import rows_of
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.models import DEFAULT_EMBEDDING_MODEL, resolve
-from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
+from impetus_backends.protocol import Embedded, EmbeddingWork
 from impetus_backends.simulated import SimulatedTextEncoder, open_simulated_embedding
 from impetus_producer import Producer
 from impetus_producer.contract import ROLE_QUEUES, MeasuredCost, WorkerRecord

@@ -125,7 +125,7 @@ def _seen(row: dict[str, Any]) -> str:
 def open_engine(folder: str) -> Engine:
     """Impetus's engine of the model in `folder`, as the engine process opens it."""
     from impetus_backends import dispatcher
-    from impetus_backends.protocol import EngineConfig
+    from impetus_backends.engine_config import EngineConfig
 
     return dispatcher.open_engine(EngineConfig("generation", model=folder, backend="mlx", max_concurrent=_OTHERS + 1))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
+from impetus_backends.engine_config import EngineConfig, Fitting
 from impetus_backends.machine.hardware import identify, read_machine
-from impetus_backends.protocol import EngineConfig, Fitting
 from impetus_producer.contract import ServedModel, WorkerRecord
 
 from .batches.embedding import EmbeddingBatcher

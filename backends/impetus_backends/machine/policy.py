@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from impetus_backends.engine_config import Excluded
     from impetus_backends.machine.hardware import Hardware
     from impetus_backends.machine.measurements import Measurement
-    from impetus_backends.protocol import Excluded
 
 Absence: TypeAlias = "Callable[[str], str | None]"
 """Says why a backend's packages are not there; None where they are."""

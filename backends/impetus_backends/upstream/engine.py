@@ -23,7 +23,8 @@ from .requests import refusal, request_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ..protocol import Answer, EngineConfig
+    from ..engine_config import EngineConfig
+    from ..protocol import Answer
 
 KEY_VARIABLE = "IMPETUS_UPSTREAM_KEY"
 """Of the environment, and the only place where the server's key may be."""

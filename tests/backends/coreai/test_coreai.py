@@ -24,9 +24,9 @@ from impetus_backends.embedding.devices.packages.convert import AccuracyError, O
 from impetus_backends.embedding.encoder import packable
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokens import TextEncoder
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendUnavailableError
 from impetus_backends.machine.measurements import MeasurementCache
-from impetus_backends.protocol import EngineConfig
 from impetus_worker.cli.main import main
 
 from ...worker.conftest import fleet  # noqa: F401 - a fixture

@@ -18,8 +18,8 @@ from impetus_backends.embedding.devices.packages.buckets import Bucket, choose
 from impetus_backends.embedding.devices.packages.cache import PackageCache
 from impetus_backends.embedding.devices.packages.device import Placement
 from impetus_backends.embedding.devices.packages.runner import Timing
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import RequestError
-from impetus_backends.protocol import EngineConfig
 
 from ...worker.conftest import fleet  # noqa: F401 - a fixture
 from ..conftest import small_model

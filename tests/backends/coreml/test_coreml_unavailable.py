@@ -15,10 +15,10 @@ from impetus_backends.embedding.devices.coreml.emulated import EmulatedDevice
 from impetus_backends.embedding.devices.coreml.form import COREML
 from impetus_backends.embedding.devices.packages.backend import PackagedEmbeddingBackend
 from impetus_backends.embedding.devices.packages.cache import PackageCache
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendError, BackendUnavailableError, ModelError
 from impetus_backends.machine.hardware import detect
 from impetus_backends.machine.measurements import MeasurementCache
-from impetus_backends.protocol import EngineConfig
 
 from ...worker.conftest import fleet  # noqa: F401 - a fixture
 from ..conftest import small_model

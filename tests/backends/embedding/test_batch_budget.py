@@ -10,7 +10,7 @@ import pytest
 
 from impetus_backends.dispatcher import open_engine
 from impetus_backends.embedding.budget import USUAL, is_measured, measure_batches
-from impetus_backends.protocol import EngineConfig
+from impetus_backends.engine_config import EngineConfig
 
 from ..conftest import small_model
 

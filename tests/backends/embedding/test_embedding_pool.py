@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from impetus_backends.dispatcher import embedding_tokenizer, open_engine
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import ModelError
-from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig, Parked, Rejected
+from impetus_backends.protocol import Embedded, EmbeddingWork, Parked, Rejected
 
 from ..conftest import small_model
 

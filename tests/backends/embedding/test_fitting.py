@@ -34,9 +34,9 @@ from impetus_backends.embedding.devices.packages.served import Served, Trial
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.tokens import TextEncoder
+from impetus_backends.engine_config import Fitting
 from impetus_backends.errors import BackendError
 from impetus_backends.machine import spare
-from impetus_backends.protocol import Fitting
 from impetus_producer import Producer
 from impetus_worker.roles import engine_config
 from impetus_worker.settings import WorkerSettings

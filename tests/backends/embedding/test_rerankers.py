@@ -18,8 +18,9 @@ from impetus_backends.embedding.encoder import SECOND
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.pairs import load_pairs
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendUnavailableError, ModelError
-from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
+from impetus_backends.protocol import Embedded, EmbeddingWork
 from tests.paths import DATA
 
 if TYPE_CHECKING:

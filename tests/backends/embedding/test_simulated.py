@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from impetus_backends.protocol import (
-    Embedded,
-    EmbeddingWork,
-    EngineConfig,
-    Generated,
-    GenerationWork,
-    Progress,
-    Rejected,
-    Started,
-)
+from impetus_backends.engine_config import EngineConfig
+from impetus_backends.protocol import Embedded, EmbeddingWork, Generated, GenerationWork, Progress, Rejected, Started
 from impetus_backends.simulated import (
     NOTE,
     SimulatedGenerationEngine,

@@ -19,8 +19,9 @@ from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.tokens import TextEncoder
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendUnavailableError, ModelError
-from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig, Rejected, SparseVector
+from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected, SparseVector
 from tests.paths import DATA
 
 if TYPE_CHECKING:

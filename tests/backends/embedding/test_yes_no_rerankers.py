@@ -16,8 +16,9 @@ from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import Weights, fingerprint
 from impetus_backends.embedding.modules import Logit
 from impetus_backends.embedding.texts.pairs import load_pairs
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import ModelError, RequestError
-from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig
+from impetus_backends.protocol import Embedded, EmbeddingWork
 from tests.paths import DATA
 
 if TYPE_CHECKING:

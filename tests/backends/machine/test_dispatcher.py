@@ -11,9 +11,10 @@ from impetus_backends.candidates import Means
 from impetus_backends.dispatcher import get_compute_dispatcher, measure_embedding, open_embedding, open_engine
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.engine_config import EngineConfig, Excluded
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.machine.measurements import MeasurementCache, standard_batch
-from impetus_backends.protocol import Embedded, EmbeddingWork, EngineConfig, Excluded
+from impetus_backends.protocol import Embedded, EmbeddingWork
 from tests.backends.conftest import small_model
 from tests.backends.machine.machines import machine, nothing_missing
 

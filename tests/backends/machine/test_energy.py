@@ -13,16 +13,10 @@ import pytest
 
 from impetus_backends.dispatcher import open_engine
 from impetus_backends.embedding.engine import EmbeddingEngine
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.generation.metered import MeteredEngine
 from impetus_backends.machine.energy import MacmonMeter, RaplMeter, Used, ZeusMeter, open_meter
-from impetus_backends.protocol import (
-    Embedded,
-    EmbeddingWork,
-    EngineConfig,
-    Generated,
-    GenerationWork,
-    Rejected,
-)
+from impetus_backends.protocol import Embedded, EmbeddingWork, Generated, GenerationWork, Rejected
 from tests.paths import DATA
 
 from ..embedding.test_embedding_engine import INFO, ROWS, FakeBackend, right

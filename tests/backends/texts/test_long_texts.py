@@ -24,7 +24,7 @@ from impetus_backends.embedding.encoder import embed, pad
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.reranker import read_reranker
-from impetus_backends.protocol import EngineConfig
+from impetus_backends.engine_config import EngineConfig
 from tests.paths import DATA
 
 from ..conftest import small_model

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_backends.protocol import (
-    EngineConfig,
-)
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.upstream.engine import UpstreamEngine, open_upstream
 
 from ..scripted_server import ScriptedServer

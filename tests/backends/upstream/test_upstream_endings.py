@@ -12,13 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from impetus_backends.protocol import (
-    EmbeddingWork,
-    EngineConfig,
-    Generated,
-    Progress,
-    Started,
-)
+from impetus_backends.engine_config import EngineConfig
+from impetus_backends.protocol import EmbeddingWork, Generated, Progress, Started
 from impetus_backends.upstream.address import read_address
 from impetus_backends.upstream.answers import Answers, UpstreamError
 from impetus_backends.upstream.engine import UpstreamEngine, open_upstream

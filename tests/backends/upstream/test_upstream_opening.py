@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.dispatcher import open_engine
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendUnavailableError
-from impetus_backends.protocol import (
-    EngineConfig,
-)
 from impetus_backends.upstream.address import read_address
 from impetus_backends.upstream.engine import open_upstream
 

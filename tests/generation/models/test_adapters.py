@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.dispatcher import open_engine
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import ModelError
 from impetus_backends.generation.models.adapters import SharedWeights
 from impetus_backends.generation.models.loader import load
-from impetus_backends.protocol import EngineConfig, Generated, Rejected
+from impetus_backends.protocol import Generated, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

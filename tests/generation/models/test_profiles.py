@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.dispatcher import generation_loader, get_compute_dispatcher
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.generation.models.limits import MOST_CACHE_BYTES, MemoryLimits, memory_limits
 from impetus_backends.generation.models.profiles import CHOICES, M5, STANDARD, ModelLoader, Profile, plan
 from impetus_backends.machine.policy import not_installable
-from impetus_backends.protocol import EngineConfig
 from impetus_worker.cli.run import run
 from impetus_worker.roles import engine_config
 from impetus_worker.settings import QUANTIZE_AT_LOAD, WorkerSettings
@@ -192,7 +192,8 @@ def test_nothing_that_an_engine_does_wires_memory_unless_asked(monkeypatch: pyte
     mx = pytest.importorskip("mlx.core")
     pytest.importorskip("mlx_lm")
     from impetus_backends.dispatcher import open_engine
-    from impetus_backends.protocol import EngineConfig, GenerationWork
+    from impetus_backends.engine_config import EngineConfig
+    from impetus_backends.protocol import GenerationWork
 
     monkeypatch.setattr(mx, "set_wired_limit", _never)
     # As on an Apple GPU, where mlx-lm would wire all of this.
@@ -215,8 +216,8 @@ def test_nothing_that_an_engine_does_wires_memory_unless_asked(monkeypatch: pyte
 
 def test_memory_is_wired_where_it_was_asked_for() -> None:
     from impetus_backends.dispatcher import generation_loader
+    from impetus_backends.engine_config import EngineConfig
     from impetus_backends.machine.policy import generation_choice
-    from impetus_backends.protocol import EngineConfig
 
     m4 = machine("m4")
     for asked in (False, True):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.dispatcher import open_engine
+from impetus_backends.engine_config import EngineConfig
 from impetus_backends.generation.engine import EngineLimits, GenerationEngine
 from impetus_backends.generation.models.loader import load
 from impetus_backends.generation.opening import open_generation_engine
-from impetus_backends.protocol import EngineConfig
 from tests.paths import DATA
 
 if TYPE_CHECKING:

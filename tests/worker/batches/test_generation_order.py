@@ -10,7 +10,8 @@ import pytest
 from scripts.models.make_tiny_model import make_tiny_model
 
 from impetus_backends.dispatcher import open_engine
-from impetus_backends.protocol import EngineConfig, Generated
+from impetus_backends.engine_config import EngineConfig
+from impetus_backends.protocol import Generated
 from impetus_worker.batches import generation
 
 from .generating import BULK, job, make_batcher, take

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.protocol import EngineConfig, Generated, GenerationWork
+from impetus_backends.engine_config import EngineConfig
+from impetus_backends.protocol import Generated, GenerationWork
 from impetus_backends.simulated import (
     SimulatedEmbeddingBackend,
     SimulatedPairEncoder,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from impetus_backends.protocol import EngineConfig
+from impetus_backends.engine_config import EngineConfig
 from impetus_worker.errors import EngineDiedError
 from impetus_worker.host.engine_lives import MOST_IN_A_ROW, MOST_WHILE_LOADING, EngineLives
 

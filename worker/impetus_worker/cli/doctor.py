@@ -136,8 +136,8 @@ def _of_folder(model: str) -> list[str]:
 def _batches(model: str | None, backend: str) -> dict[str, Any]:
     """What a worker's engine finds out about its batches at its start."""
     from impetus_backends.dispatcher import open_engine
+    from impetus_backends.engine_config import EngineConfig
     from impetus_backends.errors import BackendError
-    from impetus_backends.protocol import EngineConfig
 
     click.echo("loading the embedding model", err=True)
     try:

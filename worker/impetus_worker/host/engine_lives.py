@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from impetus_backends.protocol import Excluded
+from impetus_backends.engine_config import Excluded
 
 from ..errors import EngineDiedError
 
 if TYPE_CHECKING:
-    from impetus_backends.protocol import EngineConfig, EngineInfo
+    from impetus_backends.engine_config import EngineConfig
+    from impetus_backends.protocol import EngineInfo
 
 MOST_IN_A_ROW = 30
 MOST_WHILE_LOADING = 2

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from impetus_backends.protocol import EngineConfig, EngineInfo, Work
+    from impetus_backends.engine_config import EngineConfig
+    from impetus_backends.protocol import EngineInfo, Work
 
 _SIGN_OF_LIFE_S = 1.0
 _HANG_UP = object()

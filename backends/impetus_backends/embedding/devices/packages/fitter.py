@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from impetus_backends.embedding.devices.packages.fitting import Fit
+    from impetus_backends.engine_config import Fitting
     from impetus_backends.models import ModelFiles
-    from impetus_backends.protocol import Fitting
 
 CONVERTING = "impetus_backends.embedding.devices.packages.converting"
 _TRIED_S = 24 * 3600.0
