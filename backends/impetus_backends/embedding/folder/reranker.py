@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.config import EmbeddingConfig, Task, read_stated, read_text, refuse_adapters
-from impetus_backends.embedding.folder.families import ACTIVATIONS, read_shape
+from impetus_backends.embedding.folder.facts import ACTIVATIONS
+from impetus_backends.embedding.folder.families import read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.yes_no import CAUSAL, LONGEST, Question, read_logit, read_question
 from impetus_backends.embedding.modules import Linear, Norm, PoolingConfig, Step, listed_modules

@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.folder.families import ACTIVATIONS
+from impetus_backends.embedding.folder.facts import ACTIVATIONS
 from impetus_backends.embedding.folder.files import flag, positive, read_json
 from impetus_backends.errors import ModelError
 

@@ -1,0 +1,91 @@
+"""What the configurations of several families state under the same keys, read or refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from impetus_backends.embedding.folder.files import positive
+from impetus_backends.embedding.folder.shapes import Attention
+from impetus_backends.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BERT_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+NEAR, FAR = "sliding_attention", "full_attention"
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""What files call an activation, and what `Ops.activate` does: names differ more than functions do."""
+
+
+def refuse_unless(file: Path, raw: dict[str, Any], **allowed: tuple[Any, ...]) -> None:
+    for key, values in allowed.items():
+        if raw.get(key) not in values:
+            raise ModelError(f"{file}: {key} {raw[key]!r} is not supported")
+
+
+def read_sizes(file: Path, raw: dict[str, Any], keys: tuple[str, ...] = BERT_KEYS) -> dict[str, Any]:
+    """What every family states, by the names of `EncoderConfig`."""
+    hidden_size, layers, heads, intermediate_size = (positive(file, raw, key) for key in keys[:4])
+    activation = raw.get(keys[4])
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"{file}: {keys[4]} {activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
+    padding_id = raw.get("pad_token_id")
+    return {
+        "model_type": raw["model_type"],
+        "vocab_size": positive(file, raw, "vocab_size"),
+        "hidden_size": hidden_size,
+        "layers": layers,
+        "heads": heads,
+        "intermediate_size": intermediate_size,
+        "position_rows": positive(file, raw, "max_position_embeddings"),
+        "padding_id": padding_id if isinstance(padding_id, int) else 0,
+        "activation": ACTIVATIONS[activation],
+    }
+
+
+def read_eps(file: Path, raw: dict[str, Any], key: str) -> float:
+    value = raw.get(key)
+    if not isinstance(value, float):
+        raise ModelError(f"{file} has no {key}")
+    return value
+
+
+def even_heads(file: Path, sizes: dict[str, Any]) -> Attention:
+    """Heads that divide the hidden units among them."""
+    if sizes["hidden_size"] % sizes["heads"]:
+        raise ModelError(f"{file}: {sizes['hidden_size']} hidden units do not divide into {sizes['heads']} heads")
+    size = sizes["hidden_size"] // sizes["heads"]
+    return Attention(sizes["heads"], sizes["heads"], size, size**-0.5)
+
+
+def read_kinds(file: Path, raw: dict[str, Any], usual: list[str]) -> list[str]:
+    """Which of a model's layers look everywhere, and which nearby."""
+    kinds = raw.get("layer_types") or usual
+    if len(kinds) != len(usual) or set(kinds) - {NEAR, FAR}:
+        raise ModelError(f"{file}: layer_types {kinds} are not {len(usual)} of {NEAR} or {FAR}")
+    return list(kinds)
+
+
+def read_theta(file: Path, raw: dict[str, Any], kind: str, key: str, default: float | None = None) -> float:
+    """The base of the angles of one kind of layer, in the form of transformers 5 or in the older one."""
+    stated = raw.get("rope_parameters") or {}
+    own = stated.get(kind, {} if NEAR in stated or FAR in stated else stated) or {}
+    for scaling in (own, raw.get("rope_scaling") or {}):
+        unknown = {name: value for name, value in scaling.items() if name != "rope_theta"}
+        if unknown.pop("rope_type", unknown.pop("type", "default")) != "default" or unknown:
+            raise ModelError(f"{file}: angles scaled by {scaling} are not supported")
+    theta = own.get("rope_theta", raw.get(key, default))
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+        raise ModelError(f"{file}: {key} is {theta!r}, not a positive number")
+    return float(theta)
