@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from .batcher import Held, Room
 from .engine_queue import Batch, EngineQueue
 from .planning.backlog import PLAN_BATCHES, Backlog, OpenEmbedding, Row, rows_of
 from .planning.cost import Costs
-from .planning.quarantine import Quarantine
+from .planning.lane import Lane
 from .reading.reader import JobReader
 
 if TYPE_CHECKING:
@@ -61,21 +61,6 @@ _MAX_UNREAD_BYTES = 32_000_000
 _MAX_JOBS_A_CLAIM = 128
 
 
-@dataclass(eq=False, slots=True)
-class _Lane:
-    urgent: bool
-    backlog: Backlog
-    quarantine: Quarantine[Row] = field(default_factory=Quarantine)
-    closes_at: float = 0.0
-    """When what is in the backlog goes out though it fills no batch."""
-    in_engine: int = 0
-    """How many batches."""
-    jobs: int = 0
-    """How many are read and not ended."""
-    batches_a_job: float = 1.0
-    """The moving average."""
-
-
 class EmbeddingBatcher:
     """`Batcher` for jobs of which each text is a row. `max_wait_s`: how long the first waits for others to join it.
 
@@ -101,14 +86,12 @@ class EmbeddingBatcher:
         self._max_wait_s = max_wait_s
         self._jobs: dict[str, OpenEmbedding] = {}
         self._urgent, self._bulk = self._lanes = tuple(
-            _Lane(urgent, Backlog(max_rows=max_batch_texts, max_tokens=max_batch_tokens)) for urgent in (True, False)
+            Lane(urgent, Backlog(max_rows=max_batch_texts, max_tokens=max_batch_tokens)) for urgent in (True, False)
         )
         self._in_engine = EngineQueue()
         self._asked_at = -math.inf
         """When there last was no work to give."""
-        self._turns: deque[tuple[_Lane, bool]] = deque(
-            [(self._urgent, False), (self._urgent, True), (self._bulk, True)]
-        )
+        self._turns: deque[tuple[Lane, bool]] = deque([(self._urgent, False), (self._urgent, True), (self._bulk, True)])
         """While there are suspects: whose turn is next, of which lane, and whether it is its suspects'."""
         self._ids = count(1)
         self._costs = costs or Costs(max_batch_tokens)
@@ -135,17 +118,17 @@ class EmbeddingBatcher:
         """How many batches to hold for so much of the device's time."""
         return min(max(seconds / max(self._costs.seconds_a_batch, 1e-6), _LOOKAHEAD_BATCHES[0]), _LOOKAHEAD_BATCHES[1])
 
-    def _batches_held(self, lane: _Lane) -> float:
+    def _batches_held(self, lane: Lane) -> float:
         return lane.backlog.batches + self._reader.jobs(urgent=lane.urgent) * lane.batches_a_job
 
-    def _room(self, lane: _Lane, batches: float) -> int:
+    def _room(self, lane: Lane, batches: float) -> int:
         """How many jobs a lane may take that has room for so many batches."""
         if batches <= 0 or self._reader.payload_bytes(urgent=lane.urgent) >= _MAX_UNREAD_BYTES:
             return 0
         places = _MAX_JOBS_HELD - self._held(lane)
         return max(0, min(_MAX_JOBS_A_CLAIM, places, math.ceil(batches / lane.batches_a_job)))
 
-    def _held(self, lane: _Lane) -> int:
+    def _held(self, lane: Lane) -> int:
         """How many jobs it has, read or not."""
         return lane.jobs + self._reader.jobs(urgent=lane.urgent)
 
@@ -232,12 +215,12 @@ class EmbeddingBatcher:
                 return self._send(rows, lane, now, is_suspects)
         return None
 
-    def _is_ready(self, lane: _Lane, now: float) -> bool:
+    def _is_ready(self, lane: Lane, now: float) -> bool:
         if not lane.backlog.rows or lane.in_engine >= 2 or (len(self._in_engine) >= 2 and not lane.urgent):
             return False
         return lane.backlog.is_full or (lane.in_engine == 0 and now >= lane.closes_at)
 
-    def _send(self, rows: list[Row], lane: _Lane, now: float, suspect: bool = False) -> EmbeddingWork:
+    def _send(self, rows: list[Row], lane: Lane, now: float, suspect: bool = False) -> EmbeddingWork:
         first = rows[0].owner
         info = first.model
         chunks = [row.chunks for row in rows] if any(row.chunks for row in rows) else None
@@ -385,15 +368,9 @@ class EmbeddingBatcher:
         return [Failed(owner.job, self._poison(row)) for owner, row in poisoned.items()]
 
     def _run_again(self, batch: Batch, rows: list[Row]) -> None:
-        """As the next of its lane, without waiting for more; suspects remain that."""
-        lane = self._lane(batch.urgent)
-        lane.closes_at = 0.0
-        if batch.suspect:
-            lane.quarantine.put_back([row for row in rows if not row.owner.ended])
-        else:
-            lane.backlog.put_first(rows)
+        self._lane(batch.urgent).run_again(rows, suspect=batch.suspect)
 
-    def _lane(self, urgent: bool) -> _Lane:
+    def _lane(self, urgent: bool) -> Lane:
         return self._urgent if urgent else self._bulk
 
     def _poison(self, row: Row) -> PoisonedJobError:
