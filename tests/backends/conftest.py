@@ -3,7 +3,6 @@ record_described_vectors.py), MiniLM's real weights."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,9 @@ import pytest
 from impetus_backends.embedding.folder.config import EmbeddingConfig, read_config
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.models import ModelFiles, resolve
+from tests import recordings
 from tests.paths import DATA
+from tests.recordings import recorded_texts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ FAMILIES = (
     "jina",
 )
 """Small models of the families beyond BERT's, by the names of their folders."""
-RECORDED = ("reference.npz", "families.npz", "described.npz")
+RECORDED = ("reference", "families", "described")
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,12 @@ class Recorded:
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    content: list[str] = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
-    return content
+    return recorded_texts()
 
 
 @pytest.fixture(scope="session")
 def recorded() -> dict[str, Recorded]:
-    arrays = {name: array for file in RECORDED for name, array in np.load(DATA / file).items()}
+    arrays = recordings.recorded(*RECORDED)
     found = {}
     for name in sorted({key.partition("/")[0] for key in arrays}):
         own = {key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{name}/")}

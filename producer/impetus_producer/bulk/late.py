@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ..contract import MAX_TEXTS_PER_JOB, EmbeddingResult
 from ..documents import ChunkedDocument
@@ -16,7 +16,7 @@ from .works import (
     EmbeddedDocument,
     EmbeddingWork,
     Result,
-    Work,
+    WorkOfEmbedding,
     all_finite,
     bytes_of,
     text_key,
@@ -46,17 +46,10 @@ class EmbeddedChunks:
 
 
 @dataclass(frozen=True, slots=True)
-class LateEmbeddingWork(Work[EmbeddedChunks]):
+class LateEmbeddingWork(WorkOfEmbedding[EmbeddedChunks]):
     """The vectors of `ChunkedDocument`s, as `whole` says but for their truncation: none is cut."""
 
     whole: EmbeddingWork
-
-    queue: ClassVar[str] = EmbeddingWork.queue
-    function: ClassVar[str] = EmbeddingWork.function
-    shared_fields: ClassVar[frozenset[str]] = EmbeddingWork.shared_fields
-    most_per_job: ClassVar[int] = EmbeddingWork.most_per_job
-    label: ClassVar[str] = EmbeddingWork.label
-    makes: ClassVar[str] = EmbeddingWork.makes
 
     def check(self) -> None:
         self.whole.check()

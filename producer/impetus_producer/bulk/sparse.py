@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ..contract import EmbeddingResult
 from ..enqueueing import jobs
 from ..enqueueing.requests import embedding_payload
 from .kept.store import Answer, Served
-from .works import MODEL_QUESTION, EmbeddingWork, Result, Work, awaited, text_key, usage_of
+from .works import MODEL_QUESTION, EmbeddingWork, Result, WorkOfEmbedding, awaited, text_key, usage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,17 +32,10 @@ class SparseDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class SparseEmbeddingWork(Work[SparseDocument]):
+class SparseEmbeddingWork(WorkOfEmbedding[SparseDocument]):
     """A sparse vector for each text, otherwise as `dense` says but for its dimensions."""
 
     dense: EmbeddingWork
-
-    queue: ClassVar[str] = EmbeddingWork.queue
-    function: ClassVar[str] = EmbeddingWork.function
-    shared_fields: ClassVar[frozenset[str]] = EmbeddingWork.shared_fields
-    most_per_job: ClassVar[int] = EmbeddingWork.most_per_job
-    label: ClassVar[str] = EmbeddingWork.label
-    makes: ClassVar[str] = EmbeddingWork.makes
 
     def check(self) -> None:
         self._payload(["no text in particular"])

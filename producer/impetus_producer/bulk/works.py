@@ -104,8 +104,19 @@ class Work(ABC, Generic[OutcomeT]):
         """The model that would answer now. Waits for it, at the front of the queue."""
 
 
+class WorkOfEmbedding(Work[OutcomeT]):
+    """What is asked of embedding workers, whatever kind of vectors comes of it."""
+
+    queue: ClassVar[str] = contract.EMBEDDING_BULK_QUEUE
+    function: ClassVar[str] = contract.EMBED_FUNCTION
+    shared_fields: ClassVar[frozenset[str]] = frozenset(EmbeddingRequest.model_fields) - {"input"}
+    most_per_job: ClassVar[int] = contract.MAX_TEXTS_PER_JOB
+    label: ClassVar[str] = "Embedding"
+    makes: ClassVar[str] = "vectors"
+
+
 @dataclass(frozen=True, slots=True)
-class EmbeddingWork(Work[EmbeddedDocument]):
+class EmbeddingWork(WorkOfEmbedding[EmbeddedDocument]):
     """A vector for each text."""
 
     model: str | None = None
@@ -114,13 +125,6 @@ class EmbeddingWork(Work[EmbeddedDocument]):
     truncate: bool = True
     prompt_name: str | None = None
     prompt: str | None = None
-
-    queue: ClassVar[str] = contract.EMBEDDING_BULK_QUEUE
-    function: ClassVar[str] = contract.EMBED_FUNCTION
-    shared_fields: ClassVar[frozenset[str]] = frozenset(EmbeddingRequest.model_fields) - {"input"}
-    most_per_job: ClassVar[int] = contract.MAX_TEXTS_PER_JOB
-    label: ClassVar[str] = "Embedding"
-    makes: ClassVar[str] = "vectors"
 
     def check(self) -> None:
         self._payload(["no text in particular"])

@@ -22,6 +22,7 @@ from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.protocol import Embedded, EmbeddingWork
 from tests.paths import DATA
+from tests.recordings import recorded, recorded_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,17 +51,11 @@ def folder_of(name: str) -> Path:
 
 
 @cache
-def recorded() -> dict[str, np.ndarray]:
-    with np.load(DATA / "rerankers.npz") as arrays:
-        return dict(arrays)
-
-
-@cache
 def rows_of(name: str) -> list[np.ndarray]:
     """Of every query with every text, as they were recorded."""
-    texts = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
+    texts = recorded_texts()
     encoder = load_pairs(folder_of(name))
-    return [row.ids for query in recorded()["queries"] for row in encoder.encode(str(query), texts)]
+    return [row.ids for query in recorded("rerankers")["queries"] for row in encoder.encode(str(query), texts)]
 
 
 def loaded(device: str, name: str) -> EmbeddingBackend:
@@ -81,16 +76,16 @@ def changed(name: str, folder: Path, file: str = "config.json", **keys: Any) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_pairs_become_the_rows_that_transformers_makes_cut_from_the_longer_text(name: str) -> None:
     made = rows_of(name)
-    assert [len(row) for row in made] == recorded()[f"{name}/lengths"].tolist()
-    assert (np.concatenate(made) & (SECOND - 1)).tolist() == recorded()[f"{name}/ids"].tolist()
+    assert [len(row) for row in made] == recorded("rerankers")[f"{name}/lengths"].tolist()
+    assert (np.concatenate(made) & (SECOND - 1)).tolist() == recorded("rerankers")[f"{name}/ids"].tolist()
     if read_reranker(folder_of(name)).encoder.types:
-        assert (np.concatenate(made) >= SECOND).astype(int).tolist() == recorded()[f"{name}/types"].tolist()
+        assert (np.concatenate(made) >= SECOND).astype(int).tolist() == recorded("rerankers")[f"{name}/types"].tolist()
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(name: str, device: str) -> None:
-    backend, rows, expected = loaded(device, name), rows_of(name), recorded()[f"{name}/scores"]
+    backend, rows, expected = loaded(device, name), rows_of(name), recorded("rerankers")[f"{name}/scores"]
     together = backend.embed(rows)
     assert together.shape == (len(rows), 1)
     assert np.abs(together[:, 0] - expected).max() < TOLERANCE[backend.precision]
@@ -100,7 +95,7 @@ def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(name:
 
 def test_recorded_scores_tell_one_document_from_another() -> None:
     for name in NAMES:
-        assert np.ptp(recorded()[f"{name}/scores"]) > 0.02, "else any score would be near enough"
+        assert np.ptp(recorded("rerankers")[f"{name}/scores"]) > 0.02, "else any score would be near enough"
 
 
 def test_a_tokens_text_changes_the_score_where_the_model_tells_the_two_apart() -> None:

@@ -23,6 +23,7 @@ from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected, SparseVector
 from tests.paths import DATA
+from tests.recordings import recorded, recorded_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,14 +39,8 @@ def folder_of(name: str) -> Path:
 
 
 @cache
-def recorded() -> dict[str, np.ndarray]:
-    with np.load(DATA / "sparse.npz") as arrays:
-        return dict(arrays)
-
-
-@cache
 def rows_of(name: str, input_type: Any = None) -> list[np.ndarray]:
-    texts = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
+    texts = recorded_texts()
     encoder = TextEncoder.load(folder_of(name))
     return [text.ids for text in encoder.encode(texts, prompt=encoder.prompt(input_type))]
 
@@ -78,7 +73,7 @@ def changed(name: str, folder: Path, file: str = "config.json", **keys: Any) -> 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_the_recorded_ones_with_strangers_padded_and_alone(name: str, device: str) -> None:
-    backend, rows, expected = loaded(device, folder_of(name)), rows_of(name), recorded()[f"{name}/plain"]
+    backend, rows, expected = loaded(device, folder_of(name)), rows_of(name), recorded("sparse")[f"{name}/plain"]
     assert np.abs(spread(backend.weigh(rows), expected) - expected).max() < TOLERANCE[backend.precision]
     for index in range(0, len(rows), 6):
         alone = spread(backend.weigh([rows[index]]), expected[index : index + 1])
@@ -87,12 +82,12 @@ def test_weights_are_the_recorded_ones_with_strangers_padded_and_alone(name: str
 
 def test_recorded_weights_tell_one_text_from_another() -> None:
     for name in NAMES:
-        assert np.ptp(recorded()[f"{name}/plain"], axis=0).max() > 0.3, "else any weights would be near enough"
+        assert np.ptp(recorded("sparse")[f"{name}/plain"], axis=0).max() > 0.3, "else any weights would be near enough"
 
 
 def test_a_query_has_the_prompt_that_the_models_files_state() -> None:
     made = loaded("numpy", folder_of("bert")).weigh(rows_of("bert", "query"))
-    expected = recorded()["bert/query"]
+    expected = recorded("sparse")["bert/query"]
     assert np.abs(spread(made, expected) - expected).max() < 1e-4
 
 
@@ -106,7 +101,7 @@ def test_a_model_with_both_heads_makes_dense_vectors_beside_the_sparse(device: s
     dense, sparse = engine.step()[0], engine.step()[0]
     assert isinstance(dense, Embedded)
     assert isinstance(sparse, Embedded)
-    assert np.abs(dense.vectors - recorded()["bge-m3/dense"]).max() < 1e-4
+    assert np.abs(dense.vectors - recorded("sparse")["bge-m3/dense"]).max() < 1e-4
     assert [set(vector.indices) <= set(row) for vector, row in zip(sparse.sparse, rows, strict=True)] == [True, True]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import ModelError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork
 from tests.paths import DATA
+from tests.recordings import recorded, recorded_texts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,16 +30,10 @@ FOLDER = DATA / "rerankers" / "qwen3"
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 
 
-@cache
-def recorded() -> dict[str, np.ndarray]:
-    with np.load(DATA / "yes_no.npz") as scores, np.load(DATA / "rerankers.npz") as others:
-        return {**scores, "queries": others["queries"]}
-
-
 def rows_of(folder: Path, every: int = 3) -> list[np.ndarray]:
     """Of pairs of all queries and texts, in the order in which they were recorded."""
-    texts, encoder = json.loads((DATA / "texts.json").read_text(encoding="ascii")), load_pairs(folder)
-    return [row.ids for query in recorded()["queries"] for row in encoder.encode(str(query), texts)][::every]
+    texts, encoder = recorded_texts(), load_pairs(folder)
+    return [row.ids for query in recorded("rerankers")["queries"] for row in encoder.encode(str(query), texts)][::every]
 
 
 def loaded(device: str, folder: Path) -> EmbeddingBackend:
@@ -69,7 +63,7 @@ def as_published(folder: Path) -> Path:
 
 @pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
 def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(device: str) -> None:
-    backend, rows, expected = loaded(device, FOLDER), rows_of(FOLDER), recorded()["scores"][::3]
+    backend, rows, expected = loaded(device, FOLDER), rows_of(FOLDER), recorded("yes_no")["scores"][::3]
     assert np.ptp(expected) > 1
     assert max(map(len, rows)) == read_reranker(FOLDER).text.max_tokens, "some of them are cut"
     assert np.abs(backend.embed(rows)[:, 0] - expected).max() < TOLERANCE[backend.precision]
@@ -86,7 +80,7 @@ def test_as_it_is_published_a_model_is_asked_as_its_card_says_and_results_tell_s
     engine.admit(EmbeddingWork(1, rows_of(folder, 5)))
     (event,) = engine.step()
     assert isinstance(event, Embedded)
-    assert np.abs(event.vectors[:, 0] - recorded()["card"][::5]).max() < 1e-4
+    assert np.abs(event.vectors[:, 0] - recorded("yes_no")["card"][::5]).max() < 1e-4
     assert fingerprint(read_reranker(folder)) != fingerprint(read_reranker(FOLDER))
 
 

@@ -10,13 +10,12 @@ import pytest
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import RequestError
-from tests.paths import DATA
+from tests.recordings import recorded
 
 from ..conftest import Recorded, small_model
 
-with np.load(DATA / "prompts.npz") as _arrays:
-    RECORDED = dict(_arrays)
-PROMPTS: dict[str, str] = json.loads(str(RECORDED.pop("prompts")))
+RECORDED = recorded("prompts")
+PROMPTS: dict[str, str] = json.loads(str(RECORDED["prompts"]))
 
 
 @pytest.mark.parametrize("device", ["numpy", "cpu"])

@@ -17,7 +17,7 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokenizer import read_tokenizer
 from impetus_backends.embedding.texts.tokens import InputType, TextEncoder
 from impetus_backends.errors import ModelError, RequestError
-from tests.paths import DATA
+from tests.recordings import recorded
 
 from ..conftest import FAMILIES, Recorded, small_model
 
@@ -196,7 +196,7 @@ def test_no_texts_make_no_rows(minilm: ModelFiles) -> None:
     assert TextEncoder.load(minilm.folder).encode([]) == []
 
 
-CONTRADICTIONS = np.load(DATA / "tokenizers.npz")
+CONTRADICTIONS = recorded("tokenizers")
 CASES: dict[str, tuple[str, dict[str, Any]]] = json.loads(str(CONTRADICTIONS["cases"]))
 
 

@@ -15,7 +15,8 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
-from tests.paths import DATA
+from tests import recordings
+from tests.recordings import recorded_texts
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -35,8 +36,7 @@ def resident_mb(pid: int) -> float:
 
 def recorded() -> tuple[list[str], np.ndarray]:
     """Texts, and the vectors that sentence-transformers gives them with the same model."""
-    texts = json.loads((DATA / "texts.json").read_text())
-    return texts, np.load(DATA / "reference.npz")["minilm/plain"]
+    return recorded_texts(), recordings.recorded("reference")["minilm/plain"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")

@@ -10,6 +10,7 @@ import pytest
 
 from impetus_producer import JobFailedError, Producer
 from tests.paths import DATA
+from tests.recordings import recorded, recorded_texts
 
 if TYPE_CHECKING:
     from ..conftest import Fleet
@@ -23,22 +24,20 @@ def test_vectors_of_a_newer_family_through_the_queue_are_those_of_sentence_trans
 ) -> None:
     fleet.start("--embedding-backend", "cpu", "--embedding-model", str(DATA / "models" / model))
     producer = Producer(connection=fleet.connection)
-    texts = json.loads((DATA / "texts.json").read_text())
-    with np.load(DATA / "families.npz") as arrays:
-        recorded = dict(arrays)
+    texts = recorded_texts()
+    by_family = recorded("families")
     plain = producer.embed(texts)
     asked = producer.embed(texts, input_type="query")
     named = producer.embed(texts, prompt_name="query")
     unknown = producer.embed(texts, prompt_name="qeury")
     cut = producer.embed(texts, dimensions=8)
-    with np.load(DATA / "prompts.npz") as arrays:
-        told = dict(arrays)
+    told = recorded("prompts")
     own = producer.embed(texts, prompt=json.loads(str(told["prompts"]))[model])
-    by_query = recorded[f"{model}/query"]
-    pairs = ((plain, recorded[f"{model}/plain"]), (asked, by_query), (named, by_query), (own, told[model]))
+    by_query = by_family[f"{model}/query"]
+    pairs = ((plain, by_family[f"{model}/plain"]), (asked, by_query), (named, by_query), (own, told[model]))
     for handle, expected in pairs:
         assert np.abs(np.asarray(handle.result(timeout_s=60).vectors) - expected).max() < 1e-5
-    shorter = recorded[f"{model}/plain"][:, :8]
+    shorter = by_family[f"{model}/plain"][:, :8]
     shorter = shorter / np.linalg.norm(shorter, axis=1, keepdims=True)
     assert np.abs(np.asarray(cut.result(timeout_s=60).vectors) - shorter).max() < 1e-5
     with pytest.raises(

@@ -21,6 +21,7 @@ from impetus_worker.errors import PoisonedJobError
 from impetus_worker.leases.claims import ClaimedJob
 from impetus_worker.leases.outcomes import Failed, Finished
 from tests.paths import DATA
+from tests.recordings import recorded, recorded_texts
 
 from ..batches.batching import IDS, Encoded
 
@@ -157,23 +158,21 @@ def test_a_document_that_kills_the_engine_again_and_again_fails_its_job_by_name(
 
 @pytest.mark.system
 def test_a_worker_reranks_as_cross_encoder_does_whatever_else_is_asked_of_it(fleet: Fleet) -> None:
-    texts = json.loads((DATA / "texts.json").read_text(encoding="ascii"))
-    with np.load(DATA / "rerankers.npz") as arrays:
-        recorded = dict(arrays)
+    texts, by_model = recorded_texts(), recorded("rerankers")
     asked = ("--more-rerank-models", str(DATA / "rerankers" / "qwen3"))
     fleet.start("--rerank-model", str(MODEL), *asked, "--rerank-backend", "cpu", roles="rerank", wait=False)
     producer = Producer(fleet.url)
-    handles = [producer.rerank(str(query), texts, bulk=number == 1) for number, query in enumerate(recorded["queries"])]
+    handles = [producer.rerank(str(query), texts, bulk=number == 1) for number, query in enumerate(by_model["queries"])]
     long = producer.rerank("fox", ["ordinary words " * 5_000, "the lazy dog"], return_documents=True, top_n=1)
     unknown = producer.rerank("fox", ["a"], model="another")
-    by_yes_and_no = producer.rerank(str(recorded["queries"][0]), texts, model="qwen3")
+    by_yes_and_no = producer.rerank(str(by_model["queries"][0]), texts, model="qwen3")
     scores = np.empty((len(handles), len(texts)))
     for number, handle in enumerate(handles):
         results = handle.result(120).results
         assert [each.relevance_score for each in results] == sorted((e.relevance_score for e in results), reverse=True)
         for each in results:
             scores[number, each.index] = each.relevance_score
-    assert np.abs(scores.ravel() - recorded["bert/scores"]).max() < 1e-4
+    assert np.abs(scores.ravel() - by_model["bert/scores"]).max() < 1e-4
     (best,) = long.result(60).results
     assert best.document is not None
     usage = long.result(60).usage
@@ -181,8 +180,7 @@ def test_a_worker_reranks_as_cross_encoder_does_whatever_else_is_asked_of_it(fle
     assert usage.truncated_tokens > 9_000
     with pytest.raises(JobFailedError, match="serves bert, qwen3 and not 'another'"):
         unknown.result(60)
-    with np.load(DATA / "yes_no.npz") as scores_of_qwen3:
-        expected = scores_of_qwen3["scores"]
+    expected = recorded("yes_no")["scores"]
     for each in by_yes_and_no.result(60).results:
         assert abs(each.relevance_score - expected[each.index]) < 1e-4
     again = producer.handle(handles[0].job_id).result(60)

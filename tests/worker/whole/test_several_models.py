@@ -19,6 +19,7 @@ from impetus_worker.batches.embedding import EmbeddingBatcher
 from impetus_worker.batches.reading.rows import EmbeddingRequests
 from impetus_worker.batches.results import EmbeddingResults
 from tests.paths import DATA
+from tests.recordings import recorded, recorded_texts
 
 from ..batches.batching import INFO, OneTokenAWord, error, job, take, words
 
@@ -77,13 +78,13 @@ def test_jobs_name_their_model_through_the_queue_and_the_record_lists_them(fleet
     first, more = (str(DATA / "models" / name) for name in names)
     fleet.start("--embedding-backend", "cpu", "--embedding-model", first, "--more-embedding-models", more)
     producer = Producer(connection=fleet.connection)
-    texts = json.loads((DATA / "texts.json").read_text())[:6]
-    recorded = {**np.load(DATA / "reference.npz"), **np.load(DATA / "families.npz")}
+    texts = recorded_texts()[:6]
+    vectors = recorded("reference", "families")
     asked = [(name, producer.embed(texts, model=name)) for name in (*names, *names)]
     prints = set()
     for name, handle in asked:
         result = handle.result(timeout_s=60)
-        assert np.abs(np.asarray(result.vectors) - recorded[f"{name}/plain"][:6]).max() < 1e-5
+        assert np.abs(np.asarray(result.vectors) - vectors[f"{name}/plain"][:6]).max() < 1e-5
         assert (result.model, result.provenance.backend) == (name, "cpu")
         prints.add(result.provenance.fingerprint)
     assert len(prints) == 2

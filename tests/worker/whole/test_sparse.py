@@ -17,6 +17,7 @@ from impetus_worker.batches.reading.rows import EmbeddingRequests
 from impetus_worker.batches.results import EmbeddingResults
 from impetus_worker.leases.outcomes import Finished
 from tests.paths import DATA
+from tests.recordings import recorded, recorded_texts
 
 from ..batches.batching import INFO, OneTokenAWord, error, given, job, run, take, vectors
 
@@ -113,16 +114,15 @@ def test_one_worker_makes_both_kinds_of_vectors_through_the_queue_as_they_were_r
     options = ("--embedding-model", models[0], "--more-embedding-models", models[1])
     fleet.start("--embedding-backend", "cpu", *options, wait=False)
     producer = Producer(connection=fleet.connection)
-    texts = json.loads((DATA / "texts.json").read_text())
-    with np.load(DATA / "sparse.npz") as arrays:
-        recorded = dict(arrays)
+    texts = recorded_texts()
+    weights = recorded("sparse")
     dense = producer.embed(texts)
     lexical = [producer.embed(text, output="sparse") for text in texts]
     splade = list(producer.embed_many(texts, texts_per_job=7, output="sparse", model="bert", input_type="query"))
     refused = producer.embed("fox", model="bert")
     long = producer.embed("ordinary words " * 50, output="sparse")
-    assert np.abs(np.asarray(dense.result(120).vectors) - recorded["bge-m3/dense"]).max() < 1e-4
-    for handles, expected in ((lexical, recorded["bge-m3/plain"]), (splade, recorded["bert/query"])):
+    assert np.abs(np.asarray(dense.result(120).vectors) - weights["bge-m3/dense"]).max() < 1e-4
+    for handles, expected in ((lexical, weights["bge-m3/plain"]), (splade, weights["bert/query"])):
         made = list(_spread((handle.result(60) for handle in handles), expected.shape[1]))
         assert np.abs(np.array(made) - expected).max() < 1e-4
     with pytest.raises(JobFailedError, match="output: bert makes sparse embeddings alone: ask for these"):
