@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.protocol import Embedded, EmbeddingWork
+from tests.backends.copies import changed
 from tests.paths import DATA
 from tests.recordings import recorded, recorded_texts
 
@@ -62,15 +61,6 @@ def loaded(device: str, name: str) -> EmbeddingBackend:
     backend = make_backend(device, read_reranker(folder_of(name)))
     backend.load()
     return backend
-
-
-def changed(name: str, folder: Path, file: str = "config.json", **keys: Any) -> Path:
-    """A copy of a model with other keys in a file; None takes one away."""
-    shutil.copytree(folder_of(name), folder)
-    path = folder / file
-    content = (json.loads(path.read_text()) if path.exists() else {}) | keys
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-    return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,7 +157,7 @@ def test_what_scores_are_is_read_from_whichever_file_says_it(tmp_path: Path) -> 
         "", "sigmoid", "", "",
     ]  # fmt: skip
     own = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
-    folder = changed("bert", tmp_path / "both", "config_sentence_transformers.json", **own)
+    folder = changed(folder_of("bert"), tmp_path / "both", "config_sentence_transformers.json", **own)
     assert read_reranker(folder).scores == "sigmoid"
     assert fingerprint(read_reranker(folder)) != fingerprint(read_reranker(folder_of("bert")))
 
@@ -196,7 +186,7 @@ def test_what_scores_are_is_read_from_whichever_file_says_it(tmp_path: Path) -> 
 def test_a_model_that_would_be_scored_wrongly_is_refused(
     file: str, keys: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    folder = changed("bert", tmp_path / "model", file, **keys)
+    folder = changed(folder_of("bert"), tmp_path / "model", file, **keys)
     with pytest.raises(ModelError, match=sentence):
         make_backend("numpy", read_reranker(folder)).load()
 
@@ -216,7 +206,7 @@ def test_a_model_that_would_be_scored_wrongly_is_refused(
     ],
 )
 def test_a_deberta_of_another_make_is_refused(keys: dict[str, Any], sentence: str, tmp_path: Path) -> None:
-    folder = changed("deberta-v2", tmp_path / "model", **keys)
+    folder = changed(folder_of("deberta-v2"), tmp_path / "model", **keys)
     with pytest.raises(ModelError, match=sentence):
         make_backend("numpy", read_reranker(folder)).load()
 

@@ -22,6 +22,7 @@ from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import BackendUnavailableError, ModelError
 from impetus_backends.protocol import Embedded, EmbeddingWork, Rejected, SparseVector
+from tests.backends.copies import changed
 from tests.paths import DATA
 from tests.recordings import recorded, recorded_texts
 
@@ -59,15 +60,6 @@ def spread(vectors: Sequence[SparseVector], like: np.ndarray) -> np.ndarray:
         assert (vector.values > 0).all()
         row[vector.indices] = vector.values
     return made
-
-
-def changed(name: str, folder: Path, file: str = "config.json", **keys: Any) -> Path:
-    """A copy of a model with other keys in a file; None takes one away."""
-    shutil.copytree(folder_of(name), folder)
-    path = folder / file
-    content = (json.loads(path.read_text()) if path.exists() else {}) | keys
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-    return folder
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -188,7 +180,7 @@ def test_weights_that_are_no_numbers_fail_their_batch_and_not_the_engine() -> No
 def test_a_model_that_would_weigh_wrongly_is_refused(
     name: str, file: str, keys: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    folder = changed(name, tmp_path / "model", file, **keys)
+    folder = changed(folder_of(name), tmp_path / "model", file, **keys)
     with pytest.raises(ModelError, match=sentence):
         make_backend("numpy", read_config(folder)).load()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import ModelError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork
+from tests.backends.copies import changed
 from tests.paths import DATA
 from tests.recordings import recorded, recorded_texts
 
@@ -40,15 +40,6 @@ def loaded(device: str, folder: Path) -> EmbeddingBackend:
     backend = make_backend(device, read_reranker(folder))
     backend.load()
     return backend
-
-
-def changed(folder: Path, file: str = "config.json", **keys: Any) -> Path:
-    """A copy of the model with other keys in a file; None takes one away."""
-    shutil.copytree(FOLDER, folder)
-    path = folder / file
-    content = (json.loads(path.read_text()) if path.exists() else {}) | keys
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-    return folder
 
 
 def as_published(folder: Path) -> Path:
@@ -85,13 +76,13 @@ def test_as_it_is_published_a_model_is_asked_as_its_card_says_and_results_tell_s
 
 
 def test_one_logit_alone_is_a_score_and_weights_of_their_own_are_its_where_nothing_is_tied(tmp_path: Path) -> None:
-    config = read_reranker(changed(tmp_path / "one", "1_LogitScore/config.json", false_token_id=None))
+    config = read_reranker(changed(FOLDER, tmp_path / "one", "1_LogitScore/config.json", false_token_id=None))
     (step,) = config.steps
     assert isinstance(step, Logit)
     weights = Weights.of(config)
     assert weights["logit.weight"].tolist() == weights["embed_tokens.weight"][[step.yes]].tolist()
     with pytest.raises(ModelError, match=r"have no tensor lm_head\.weight"):
-        loaded("numpy", changed(tmp_path / "untied", tie_word_embeddings=False))
+        loaded("numpy", changed(FOLDER, tmp_path / "untied", tie_word_embeddings=False))
 
 
 def test_a_document_is_cut_and_what_follows_it_stays() -> None:
@@ -128,7 +119,7 @@ def test_a_document_is_cut_and_what_follows_it_stays() -> None:
 def test_a_model_that_would_be_scored_wrongly_is_refused(
     file: str, keys: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    folder = changed(tmp_path / "model", file, **keys)
+    folder = changed(FOLDER, tmp_path / "model", file, **keys)
     with pytest.raises(ModelError, match=sentence):
         loaded("numpy", folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +11,7 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.errors import ModelError
 
 from ..conftest import small_model
+from ..copies import changed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,14 +20,6 @@ TRANSFORMER = ("", "sentence_transformers.models.Transformer")
 DENSE, NORMALIZE = "sentence_transformers.models.Dense", "sentence_transformers.models.Normalize"
 MULTI_VECTOR = "sentence_transformers.multi_vector_encoder.modules"
 POOLING = ("1_Pooling", "sentence_transformers.models.Pooling")
-
-
-def changed(name: str, folder: Path, **keys: Any) -> Path:
-    """A copy of a model with other keys in its config.json."""
-    shutil.copytree(small_model(name), folder)
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
-    return folder
 
 
 def refusal(folder: Path) -> str:
@@ -44,7 +36,7 @@ def refusal(folder: Path) -> str:
      "longformer", "mobilebert", "new", "phi3", "rembert", "roformer", "umt5", "xlnet", "xmod"],
 )  # fmt: skip
 def test_a_family_that_is_not_known_is_refused_by_its_name(tmp_path: Path, model_type: str) -> None:
-    said = refusal(changed("bge", tmp_path / "model", model_type=model_type))
+    said = refusal(changed(small_model("bge"), tmp_path / "model", model_type=model_type))
     assert f"model_type '{model_type}' is not supported; supported are bert, " in said
 
 
@@ -71,7 +63,7 @@ def test_a_family_that_is_not_known_is_refused_by_its_name(tmp_path: Path, model
 def test_what_would_be_run_wrongly_is_refused_by_the_key_that_asks_for_it(
     tmp_path: Path, model: str, keys: dict[str, Any], reason: str
 ) -> None:
-    assert reason in refusal(changed(model, tmp_path / "model", **keys))
+    assert reason in refusal(changed(small_model(model), tmp_path / "model", **keys))
 
 
 @pytest.mark.parametrize(
@@ -99,20 +91,20 @@ def test_what_would_be_run_wrongly_is_refused_by_the_key_that_asks_for_it(
 def test_modules_that_are_not_known_are_refused_by_their_names(
     tmp_path: Path, modules: list[tuple[str, str]], named: str
 ) -> None:
-    folder = changed("bge", tmp_path / "model")
+    folder = changed(small_model("bge"), tmp_path / "model")
     listed = [{"idx": at, "name": str(at), "path": path, "type": kind} for at, (path, kind) in enumerate(modules)]
     (folder / "modules.json").write_text(json.dumps(listed))
     assert f"modules.json is {named}; supported is Transformer and Pooling" in refusal(folder)
 
 
 def test_modules_of_another_library_are_never_run(tmp_path: Path) -> None:
-    folder = changed("bge", tmp_path / "model")
+    folder = changed(small_model("bge"), tmp_path / "model")
     listed = [{"idx": 0, "name": "0", "path": "", "type": "pylate.models.Dense.Dense"}]
     (folder / "modules.json").write_text(json.dumps(listed))
     assert "names pylate.models.Dense.Dense, which is code of the model's own" in refusal(folder)
 
 
 def test_late_interaction_without_sentence_transformers_files_is_not_taken_for_a_mean(tmp_path: Path) -> None:
-    folder = changed("bge", tmp_path / "model", architectures=["HF_ColBERT"])
+    folder = changed(small_model("bge"), tmp_path / "model", architectures=["HF_ColBERT"])
     (folder / "modules.json").unlink()
     assert "has no modules.json, so nothing says how its token vectors are pooled" in refusal(folder)

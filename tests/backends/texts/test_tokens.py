@@ -17,6 +17,7 @@ from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.tokenizer import read_tokenizer
 from impetus_backends.embedding.texts.tokens import InputType, TextEncoder
 from impetus_backends.errors import ModelError, RequestError
+from tests.backends.copies import changed
 from tests.recordings import recorded
 
 from ..conftest import FAMILIES, Recorded, small_model
@@ -200,20 +201,12 @@ CONTRADICTIONS = recorded("tokenizers")
 CASES: dict[str, tuple[str, dict[str, Any]]] = json.loads(str(CONTRADICTIONS["cases"]))
 
 
-def changed(model: str, folder: Path, **keys: Any) -> Path:
-    """A copy of a small model whose tokenizer_config.json says more."""
-    copy = shutil.copytree(small_model(model), folder / "model")
-    file = copy / "tokenizer_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
-    return copy
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_what_the_configuration_of_a_tokenizer_says_is_done_as_transformers_does_it(
     case: str, texts: list[str], tmp_path: Path
 ) -> None:
     model, keys = CASES[case]
-    folder = changed(model, tmp_path, **keys)
+    folder = changed(small_model(model), tmp_path / "model", "tokenizer_config.json", **keys)
     # The small DistilBERT's asks for lower case, which is done after all this.
     (folder / "sentence_bert_config.json").unlink()
     config = read_config(folder)
@@ -235,16 +228,25 @@ def test_the_cases_differ_from_the_tokenizer_file_alone(texts: list[str]) -> Non
 def test_a_tokenizer_class_of_another_kind_than_the_file_is_refused(tmp_path: Path) -> None:
     for model, named, made in (("bge", "RobertaTokenizer", "BPE"), ("roberta", "BertTokenizer", "WordPiece")):
         with pytest.raises(ModelError, match=rf"makes a {made} tokenizer of tokenizer\.json|cannot be read"):
-            TextEncoder.load(changed(model, tmp_path / model, tokenizer_class=named))
+            TextEncoder.load(
+                changed(small_model(model), tmp_path / model, "tokenizer_config.json", tokenizer_class=named)
+            )
 
 
 def test_a_tokenizer_of_the_models_own_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="auto_map names code of the model's own"):
-        TextEncoder.load(changed("bge", tmp_path, auto_map={"AutoTokenizer": ["mine.Mine", None]}))
+        TextEncoder.load(
+            changed(
+                small_model("bge"),
+                tmp_path / "model",
+                "tokenizer_config.json",
+                auto_map={"AutoTokenizer": ["mine.Mine", None]},
+            )
+        )
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    folder = changed("bge", tmp_path, tokenizer_class="BertTokenizer")
+    folder = changed(small_model("bge"), tmp_path / "model", "tokenizer_config.json", tokenizer_class="BertTokenizer")
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"holds no tokenizer: none of tokenizer\.json, vocab\.txt"):
         TextEncoder.load(folder)
@@ -252,7 +254,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [5, 200, 239])
 def test_a_tokenizer_of_another_size_than_the_table_is_refused(rows: int, tmp_path: Path) -> None:
-    folder = changed("bge", tmp_path)
+    folder = changed(small_model("bge"), tmp_path / "model", "tokenizer_config.json")
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.get)[:rows]))
@@ -265,7 +267,7 @@ def test_a_tokenizer_of_another_size_than_the_table_is_refused(rows: int, tmp_pa
 
 
 def test_a_tokenizer_that_knows_no_word_is_refused(tmp_path: Path) -> None:
-    folder = changed("bge", tmp_path, tokenizer_class="BertTokenizer")
+    folder = changed(small_model("bge"), tmp_path / "model", "tokenizer_config.json", tokenizer_class="BertTokenizer")
     (folder / "tokenizer.json").unlink()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (folder / "vocab.txt").write_text("\n".join([*special, *(f"[unused{number}]" for number in range(235))]))
@@ -274,7 +276,13 @@ def test_a_tokenizer_that_knows_no_word_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_alone_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
-    folder = changed("bge", tmp_path, tokenizer_class="BertTokenizer", do_lower_case=True)
+    folder = changed(
+        small_model("bge"),
+        tmp_path / "model",
+        "tokenizer_config.json",
+        tokenizer_class="BertTokenizer",
+        do_lower_case=True,
+    )
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     expected = TextEncoder.load(folder).encode(["The quick brown fox"])[0].ids.tolist()
     (folder / "tokenizer.json").unlink()
