@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from impetus_backends.embedding.devices.compiled import Compiled
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import by_places, within
@@ -19,7 +20,7 @@ from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention, Experts
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _UNSEEN = -1e4
 """Added to scores that do not count: its exponential is zero, and float16 holds it."""
 _CACHE_BYTES = 512 * 1024 * 1024
+_ALIKE, _MIXED = [64] * 32, [16, 32, 128, 32] * 16
+"""Lengths of the texts that compiling is tried on: such as lie in rows of their own, and such as share them."""
 
 
 class MLXOps:
@@ -39,6 +42,9 @@ class MLXOps:
         self._mx = mx
         self._dtype = dtype
         self._cache: dict[str, Any] = {}
+        # On a CPU, MLX's compiler calls a C++ compiler, which need not be there.
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        self._gelu = mx.compile(self._plain_gelu, shapeless=True) if on_gpu else self._plain_gelu
 
     def _weight(self, name: str, centre: float = 0.0) -> Any:
         if name not in self._cache:
@@ -100,7 +106,7 @@ class MLXOps:
     def activate(self, x: Any, kind: str) -> Any:
         mx = self._mx
         if kind == "gelu":
-            return x * (1 + mx.erf(x * 0.5**0.5)) * 0.5
+            return self._gelu(x)
         if kind == "gelu_tanh":
             return 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
         if kind == "silu":
@@ -110,6 +116,9 @@ class MLXOps:
         if kind == "log1p":
             return mx.log1p(x)
         return mx.tanh(x) if kind == "tanh" else mx.maximum(x, 0)
+
+    def _plain_gelu(self, x: Any) -> Any:
+        return x * (1 + self._mx.erf(x * 0.5**0.5)) * 0.5
 
     bend = activate
 
@@ -194,6 +203,8 @@ class MLXEmbeddingBackend:
         self._config = config
         self._ops: MLXOps | None = None
         self._mx: Any = None
+        self.compiled: dict[bool, Compiled] = {}
+        """By whether rows are of several texts each."""
 
     def load(self) -> None:
         """Opens the weights; raises `BackendUnavailableError` without MLX."""
@@ -203,13 +214,35 @@ class MLXEmbeddingBackend:
             raise BackendUnavailableError(
                 f"the mlx backend needs MLX ({error}): pip install 'impetus-batch[mlx]'"
             ) from error
-        on_gpu = bool(mx.metal.is_available())
+        # Metal's on a Mac, or CUDA's: MLX's default device says which kind this is, whoever made it.
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
         self.device = f"gpu ({mx.device_info().get('device_name', 'Apple')})" if on_gpu else "cpu"
         self.precision = "fp16" if on_gpu else "fp32"
         # The pool keeps a buffer of every size ever used; without a limit it only grows.
         mx.set_cache_limit(_CACHE_BYTES)
         self._mx = mx
         self._ops = MLXOps(open_weights(self._config), mx, mx.float16 if on_gpu else mx.float32)
+        if on_gpu:
+            self.compile(mx.compile)
+
+    def compile(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Finds out whether the model is faster compiled, with rows of a text each and, where it can, of several."""
+        random, longest = np.random.default_rng(0), self._config.encoder.longest
+        for lengths in (_ALIKE, _MIXED):
+            rows = [
+                random.integers(0, self._config.encoder.vocab_size, min(length, longest), dtype=np.int32)
+                for length in lengths
+            ]
+            batch = lay(self._config, rows_of(self._config, [len(row) for row in rows]), rows)
+            if batch.packed in self.compiled:
+                continue
+            self.compiled[batch.packed] = made = Compiled(self._function(packed=batch.packed), compiler)
+            made.try_on(self._arrays(batch))
+
+    def _function(self, *, packed: bool) -> Callable[..., Any]:
+        ops, config, names = self._ops, self._config, inputs_of(self._config.encoder)
+        assert ops is not None, "load() comes first"
+        return lambda *arrays: embed(ops, config, Inputs(**dict(zip(names, arrays, strict=True)), packed=packed))
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
@@ -224,16 +257,17 @@ class MLXEmbeddingBackend:
         return found
 
     def _run(self, batch: Inputs[np.ndarray]) -> np.ndarray:
-        assert self._ops is not None, "load() comes first"
-        return np.array(embed(self._ops, self._config, self._on_device(batch)), dtype=np.float32)
+        run, arrays = self.compiled.get(batch.packed), self._arrays(batch)
+        made = self._function(packed=batch.packed)(*arrays) if run is None else run(arrays)
+        return np.array(made, dtype=np.float32)
 
     def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
         """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
         assert self._ops is not None, "load() comes first"
         batch = lay(self._config, rows_of(self._config, [len(row) for row in rows], shared=False), rows)
-        made = weigh(self._ops, self._config, self._on_device(batch))
+        arrays = dict(zip(inputs_of(self._config.encoder), self._arrays(batch), strict=True))
+        made = weigh(self._ops, self._config, Inputs(**arrays, packed=batch.packed))
         return vectors(self._config, rows, np.array(made.astype(self._mx.float32)))
 
-    def _on_device(self, batch: Inputs[np.ndarray]) -> Inputs[Any]:
-        arrays = {name: self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        return Inputs(**arrays, packed=batch.packed)
+    def _arrays(self, batch: Inputs[np.ndarray]) -> list[Any]:
+        return [self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)]
