@@ -5,11 +5,12 @@ Knows the encoder and MLX. Operations follow https://ml-explore.github.io/mlx/.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.devices.compiled import Compiled
+from impetus_backends.embedding.devices.compiled import Compiled, run
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import by_places, within
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 _UNSEEN = -1e4
 """Added to scores that do not count: its exponential is zero, and float16 holds it."""
 _CACHE_BYTES = 512 * 1024 * 1024
-_ALIKE, _MIXED = [64] * 32, [16, 32, 128, 32] * 16
-"""Lengths of the texts that compiling is tried on: such as lie in rows of their own, and such as share them."""
 
 
 class MLXOps:
@@ -42,7 +41,6 @@ class MLXOps:
         self._mx = mx
         self._dtype = dtype
         self._cache: dict[str, Any] = {}
-        # On a CPU, MLX's compiler calls a C++ compiler, which need not be there.
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
         self._gelu = mx.compile(self._plain_gelu, shapeless=True) if on_gpu else self._plain_gelu
 
@@ -203,7 +201,7 @@ class MLXEmbeddingBackend:
         self._config = config
         self._ops: MLXOps | None = None
         self._mx: Any = None
-        self.compiled: dict[bool, Compiled] = {}
+        self.run_by: dict[bool, Callable[[Sequence[Any]], np.ndarray]] = {}
         """By whether rows are of several texts each."""
 
     def load(self) -> None:
@@ -222,24 +220,13 @@ class MLXEmbeddingBackend:
         mx.set_cache_limit(_CACHE_BYTES)
         self._mx = mx
         self._ops = MLXOps(open_weights(self._config), mx, mx.float16 if on_gpu else mx.float32)
-        if on_gpu:
-            self.compile(mx.compile)
+        for packed in (False, True):
+            function = self.function(packed=packed)
+            # On a CPU, MLX's compiler calls a C++ compiler, which need not be there.
+            self.run_by[packed] = Compiled(function, mx.compile) if on_gpu else partial(run, function)
 
-    def compile(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Finds out whether the model is faster compiled, with rows of a text each and, where it can, of several."""
-        random, longest = np.random.default_rng(0), self._config.encoder.longest
-        for lengths in (_ALIKE, _MIXED):
-            rows = [
-                random.integers(0, self._config.encoder.vocab_size, min(length, longest), dtype=np.int32)
-                for length in lengths
-            ]
-            batch = lay(self._config, rows_of(self._config, [len(row) for row in rows]), rows)
-            if batch.packed in self.compiled:
-                continue
-            self.compiled[batch.packed] = made = Compiled(self._function(packed=batch.packed), compiler)
-            made.try_on(self._arrays(batch))
-
-    def _function(self, *, packed: bool) -> Callable[..., Any]:
+    def function(self, *, packed: bool) -> Callable[..., Any]:
+        """The model, of the arrays that `inputs_of` names."""
         ops, config, names = self._ops, self._config, inputs_of(self._config.encoder)
         assert ops is not None, "load() comes first"
         return lambda *arrays: embed(ops, config, Inputs(**dict(zip(names, arrays, strict=True)), packed=packed))
@@ -257,9 +244,7 @@ class MLXEmbeddingBackend:
         return found
 
     def _run(self, batch: Inputs[np.ndarray]) -> np.ndarray:
-        run, arrays = self.compiled.get(batch.packed), self._arrays(batch)
-        made = self._function(packed=batch.packed)(*arrays) if run is None else run(arrays)
-        return np.array(made, dtype=np.float32)
+        return self.run_by[batch.packed](self._arrays(batch))
 
     def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
         """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
