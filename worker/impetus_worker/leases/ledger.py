@@ -158,6 +158,12 @@ class Ledger:
         return sum(exchange.wanted.jobs for exchange in self._under_way if exchange.wanted is not None)
 
     @property
+    def is_relaying(self) -> bool:
+        """Whether what jobs said is under way. Nothing goes out behind it: where the server forgot that script, it runs
+        it last, and an ending would overtake the last words."""
+        return any(exchange.relayed for exchange in self._under_way)
+
+    @property
     def many_ended(self) -> bool:
         """Whether enough ended to be worth an exchange of their own."""
         return len(self._ended) >= _MANY_ENDED
@@ -223,7 +229,7 @@ class Ledger:
         self._count_work(now)
         exchange, size = _Exchange(), 0
         # One at a time, so that pieces of a text come in their order also when they are sent again.
-        if self._relay.has_news(now) and not any(other.relayed for other in self._under_way):
+        if self._relay.has_news(now) and not self.is_relaying:
             exchange.relayed = True
             exchange.calls.append(self._relay.relaying(now))
         # What a run said is written only while it lasts, its last words too, which hold what it had made. So an ending
