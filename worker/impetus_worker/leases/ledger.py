@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _MAX_CLAIM_BYTES = 4_000_000
 _MANY_ENDED = 64
 _MAX_ENDINGS = 1024
-_MAX_ENDINGS_BYTES = 1_000_000
+_MAX_ENDINGS_BYTES = 250_000
 """Of one exchange, which takes some 10 ms a megabyte. The server is nobody else's meanwhile, and what ends next waits
 until it is over.
 """
@@ -74,6 +74,10 @@ class _Unsent:
     def __iter__(self) -> Iterator[tuple[Outcome, Ending | None]]:
         yield from self._awaited
         yield from self._others
+
+    @property
+    def any_awaited(self) -> bool:
+        return bool(self._awaited)
 
     def _lane(self, outcome: Outcome) -> deque[tuple[Outcome, Ending | None]]:
         return self._others if outcome.job.queue in BULK_QUEUES else self._awaited
@@ -164,9 +168,9 @@ class Ledger:
         return any(exchange.relayed for exchange in self._under_way)
 
     @property
-    def many_ended(self) -> bool:
-        """Whether enough ended to be worth an exchange of their own."""
-        return len(self._ended) >= _MANY_ENDED
+    def is_pressing(self) -> bool:
+        """Whether enough ended to be worth an exchange of their own, or one for which somebody waits."""
+        return len(self._ended) >= _MANY_ENDED or self._ended.any_awaited
 
     @property
     def rq_waiting(self) -> int:
