@@ -1,0 +1,28 @@
+"""Commands whose modules are imported when one of them is asked for: whoever types one does not wait for the others."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class LateGroup(click.Group):
+    """`later`: of each command its module, which has it under its own name, with `_` for `-`."""
+
+    def __init__(self, *arguments: Any, later: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._later = later
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*self.commands, *self._later})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (module := self._later.get(cmd_name)) is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(module), cmd_name.replace("-", "_"))
+        return command
