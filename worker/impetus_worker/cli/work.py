@@ -11,6 +11,7 @@ from functools import partial
 
 import click
 
+from impetus_producer.cli.late import unswept
 from impetus_producer.errors import ImpetusError
 
 from .. import logs
@@ -31,16 +32,14 @@ def work() -> None:
             return
         line += part
     settings = WorkerSettings.from_json(line.decode())
-    # What is imported stays. To look through it for garbage again and again takes a fifth of the start.
-    gc.disable()
-    from impetus_backends.errors import BackendError
+    with unswept():
+        from impetus_backends.errors import BackendError
 
-    from ..companions.link import client
-    from ..errors import ConfigurationError
-    from ..worker import QueueWorker
+        from ..companions.link import client
+        from ..errors import ConfigurationError
+        from ..worker import QueueWorker
 
-    gc.freeze()
-    gc.enable()
+        gc.freeze()
     try:
         status = QueueWorker(settings, [partial(client, url) for url in settings.redis_urls], lifeline=0).run()
     except (ConfigurationError, BackendError) as error:
