@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -31,6 +32,8 @@ with ValkeyServer(port=int(sys.argv[1]), save="", appendonly="no"):
 
 
 def pytest_configure() -> None:
+    # What collecting imports stays to the end: it is looked through for garbage neither meanwhile nor later.
+    gc.disable()
     # A machine with other things to do is no fault of what is tested.
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("impetus", deadline=None, suppress_health_check=slow)
@@ -43,6 +46,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @dataclass(frozen=True)

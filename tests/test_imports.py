@@ -97,13 +97,34 @@ print(time.process_time() - before, *sys.modules)
     assert min(cpu_s) < limit_s
 
 
-@pytest.mark.parametrize(("module", "most"), [("impetus_producer", 300), ("impetus_producer.cli.main", 400)])
-def test_importing_the_producer_loads_little_and_nothing_heavy(module: str, most: int) -> None:
+@pytest.mark.parametrize(
+    ("module", "most"),
+    [
+        ("impetus_producer", 100),
+        ("impetus_producer.cli.main", 220),
+        ("impetus_worker.cli.run", 220),
+        ("impetus_worker.host.engine_process", 180),
+    ],
+)
+def test_what_a_service_a_supervisor_and_an_engine_start_with_is_little_and_nothing_heavy(
+    module: str, most: int
+) -> None:
     program = f"import sys, {module}; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in answer.stdout.split()}
     assert not (NEVER_AT_TOP | HEAVY_FOR_THE_PRODUCER) & loaded
+    assert "pydantic" not in loaded
     assert len(answer.stdout.split()) < most
+
+
+def test_every_public_name_of_the_producer_is_there() -> None:
+    import impetus_producer
+
+    assert set(impetus_producer.__all__) == {*impetus_producer._HOMES, "__version__"}
+    assert {name for name in impetus_producer.__all__ if getattr(impetus_producer, name, None) is None} == set()
+    assert set(impetus_producer.__all__) <= set(dir(impetus_producer))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = impetus_producer.Nothing
 
 
 def modules() -> dict[str, Path]:

@@ -9,48 +9,36 @@
 from __future__ import annotations
 
 import signal
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ImpetusError
 from ..shown import printable_lines
-from .embed import embed
-from .generate import generate
-from .jobs import cancel, result
-from .rerank import rerank
+from .late import LateGroup
 from .settings.config_file import with_config_file
-from .status import status
-from .top import top
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _INTERRUPTED = 130
-
-
-_LATER = {
-    "batch": ("impetus_producer.cli.batch.group", "batch"),
-    "serve": ("impetus_gateway.cli.serve", "serve"),
-    "serve-key": ("impetus_gateway.cli.listing", "serve_key"),
-    "serve-webhook": ("impetus_gateway.cli.listing", "serve_webhook"),
+_COMMANDS = {
+    "batch": "impetus_producer.cli.batch.group",
+    "cancel": "impetus_producer.cli.jobs",
+    "embed": "impetus_producer.cli.embed",
+    "generate": "impetus_producer.cli.generate",
+    "rerank": "impetus_producer.cli.rerank",
+    "result": "impetus_producer.cli.jobs",
+    "serve": "impetus_gateway.cli.serve",
+    "serve-key": "impetus_gateway.cli.listing",
+    "serve-webhook": "impetus_gateway.cli.listing",
+    "status": "impetus_producer.cli.status",
+    "top": "impetus_producer.cli.top",
 }
-"""Commands whose modules are imported when one of them is asked for: they cost, or are of another package."""
 
 
-class _Group(click.Group):
+class _Group(LateGroup):
     """Turns what goes wrong into one sentence on stderr and an exit status."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *_LATER]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if (place := _LATER.get(cmd_name)) is None:
-            return super().get_command(ctx, cmd_name)
-        module, name = place
-        command: click.Command = getattr(import_module(module), name)
-        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -63,7 +51,9 @@ class _Group(click.Group):
             raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Group, later=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="impetus-batch")
 def cli() -> None:
     """Embeddings, generations and rerankings through a Redis queue, worked by Macs.
@@ -84,8 +74,6 @@ def cli() -> None:
     """
 
 
-for _command in (embed, generate, rerank, status, top, result, cancel):
-    cli.add_command(_command)
 with_config_file("impetus", cli)
 
 

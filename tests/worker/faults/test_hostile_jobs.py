@@ -35,52 +35,63 @@ def call(request: Mapping[str, Any]) -> bytes:
 
 MEGABYTE = 1_000_000
 OPEN = f'["{EMBED}", null, ['.encode()
-FAILS: dict[str, dict[str, bytes]] = {
-    "a bomb of spaces": {"data": deflated(b"[", b" " * MEGABYTE, 200)},
-    "a bomb of spaces that may be tried again": {"data": deflated(b"[", b" " * MEGABYTE, 200), "retries_left": b"1"},
-    "62 MB of empty lists": {"data": deflated(OPEN, b"[]," * 333_333, 62, b"[]], {}]")},
-    "62 MB of empty lists as texts": {"data": deflated(OPEN + b'{"input":[', b"[]," * 333_333, 62, b"[]]}], {}]")},
-    "brackets that are never closed": {"data": deflated(b"", b"[" * MEGABYTE, 60)},
-    "a million unknown keys": {"data": call({"input": "x"} | {f"key {number}": 1 for number in range(1_000_000)})},
-    "many unknown keys": {"data": call({"input": "x"} | {f"key {number}": 1 for number in range(20_000)})},
-    "numbers for texts": {"data": call({"input": list(range(90_000))})},
-    "more texts than a job carries": {"data": call({"input": ["x"] * 99_000})},
-    "one text past the limit": {"data": call({"input": "x" * 10_000_001})},
-    "half a surrogate": {"data": call({"input": "\ud83e"})},
-    "a name with lines and escapes": {"data": call({"input": "x", "a\n2026-01-01 INFO forged \x1b[31m": 1})},
-    "a number of a thousand digits": {"data": call({"input": "x", "dimensions": int("9" * 1000)})},
-    "NaN": {"data": zlib.compress(OPEN + b'{"input": "x", "dimensions": NaN}], {}]')},
-    "a pickle": {"data": zlib.compress(b"\x80\x04\x95")},
-    "no bytes at all": {"data": b""},
-    "two hundred fields": {f"field {number}": b"" for number in range(200)},
-    "a field of 100 MB": {"another": b"x" * 100 * MEGABYTE},
-    "words of a chat": {"data": call({"messages": [{"role": "user", "content": "x"}]})},
-}
-FINISHES: dict[str, dict[str, bytes]] = {
-    "digits past what int() takes": {"impetus_deaths": b"9" * 5000},
-    "a producer marks its job suspect": {"impetus_suspect": b"1"},
-    "time to live in another notation": {"ttl": b"1e3"},
-    "time to live of 30 digits": {"ttl": b"9" * 30},
-    "result_ttl in hex": {"result_ttl": b"0x10"},
-    "timeout that is no number": {"timeout": b"soon"},
-    "long meta that RQ would read": {"meta": b"[" + b"[]," * 3_000_000 + b"[]]", "retries_left": b"1"},
-    "deep meta that RQ would read": {"meta": b"[" * 90_000, "result_ttl": b"60"},
-    "another worker's run": {"worker_name": b"x", "impetus_execution": b"E"},
-    "one word of 10 MB": {"data": call({"input": "x" * 10_000_000})},
-    "six texts of 10 MB": {"data": call({"input": ["words " * 1_666_000] * 6})},
-    "10 MB of spaces": {"data": call({"input": " " * 10_000_000})},
-    "as many texts as a job may carry": {"data": call({"input": ["text"] * 2048})},
-}
+
+
+def those_that_fail() -> dict[str, dict[str, bytes]]:
+    """Fields of jobs by what is wrong with them. Making them takes seconds."""
+    return {
+        "a bomb of spaces": {"data": deflated(b"[", b" " * MEGABYTE, 200)},
+        "a bomb of spaces that may be tried again": {
+            "data": deflated(b"[", b" " * MEGABYTE, 200),
+            "retries_left": b"1",
+        },
+        "62 MB of empty lists": {"data": deflated(OPEN, b"[]," * 333_333, 62, b"[]], {}]")},
+        "62 MB of empty lists as texts": {"data": deflated(OPEN + b'{"input":[', b"[]," * 333_333, 62, b"[]]}], {}]")},
+        "brackets that are never closed": {"data": deflated(b"", b"[" * MEGABYTE, 60)},
+        "a million unknown keys": {"data": call({"input": "x"} | {f"key {number}": 1 for number in range(1_000_000)})},
+        "many unknown keys": {"data": call({"input": "x"} | {f"key {number}": 1 for number in range(20_000)})},
+        "numbers for texts": {"data": call({"input": list(range(90_000))})},
+        "more texts than a job carries": {"data": call({"input": ["x"] * 99_000})},
+        "one text past the limit": {"data": call({"input": "x" * 10_000_001})},
+        "half a surrogate": {"data": call({"input": "\ud83e"})},
+        "a name with lines and escapes": {"data": call({"input": "x", "a\n2026-01-01 INFO forged \x1b[31m": 1})},
+        "a number of a thousand digits": {"data": call({"input": "x", "dimensions": int("9" * 1000)})},
+        "NaN": {"data": zlib.compress(OPEN + b'{"input": "x", "dimensions": NaN}], {}]')},
+        "a pickle": {"data": zlib.compress(b"\x80\x04\x95")},
+        "no bytes at all": {"data": b""},
+        "two hundred fields": {f"field {number}": b"" for number in range(200)},
+        "a field of 100 MB": {"another": b"x" * 100 * MEGABYTE},
+        "words of a chat": {"data": call({"messages": [{"role": "user", "content": "x"}]})},
+    }
+
+
+def those_that_finish() -> dict[str, dict[str, bytes]]:
+    return {
+        "digits past what int() takes": {"impetus_deaths": b"9" * 5000},
+        "a producer marks its job suspect": {"impetus_suspect": b"1"},
+        "time to live in another notation": {"ttl": b"1e3"},
+        "time to live of 30 digits": {"ttl": b"9" * 30},
+        "result_ttl in hex": {"result_ttl": b"0x10"},
+        "timeout that is no number": {"timeout": b"soon"},
+        "long meta that RQ would read": {"meta": b"[" + b"[]," * 3_000_000 + b"[]]", "retries_left": b"1"},
+        "deep meta that RQ would read": {"meta": b"[" * 90_000, "result_ttl": b"60"},
+        "another worker's run": {"worker_name": b"x", "impetus_execution": b"E"},
+        "one word of 10 MB": {"data": call({"input": "x" * 10_000_000})},
+        "six texts of 10 MB": {"data": call({"input": ["words " * 1_666_000] * 6})},
+        "10 MB of spaces": {"data": call({"input": " " * 10_000_000})},
+        "as many texts as a job may carry": {"data": call({"input": ["text"] * 2048})},
+    }
 
 
 def test_hostile_jobs_end_alone(site: Site) -> None:
+    fails, finishes = those_that_fail(), those_that_finish()
     workers = site.start()
     queue = Queue("embedding", connection=site.connection, serializer=JSONSerializer)
     site.connection.hset("rq:worker:x:executions", "a", "b")
     pids = set(workers.worker_pids())
     good: list[str] = []
     ended: dict[str, str] = {}
-    for what, fields in (FAILS | FINISHES).items():
+    for what, fields in (fails | finishes).items():
         good += [queue.enqueue(EMBED, {"input": f"before {what}"}).id for _ in range(3)]
         with site.connection.pipeline() as pipeline:
             job = queue.enqueue(EMBED, {"input": "hostile"}, at_front=False, pipeline=pipeline)
@@ -91,7 +102,7 @@ def test_hostile_jobs_end_alone(site: Site) -> None:
     eventually(lambda: all(site.status(each) in ("finished", "failed") for each in [*good, *ended]), 120)
     assert {site.status(each) for each in good} == {"finished"}
     ends = {what: site.status(job_id) for job_id, what in ended.items()}
-    assert ends == dict.fromkeys(FAILS, "failed") | dict.fromkeys(FINISHES, "finished")
+    assert ends == dict.fromkeys(fails, "failed") | dict.fromkeys(finishes, "finished")
     assert set(workers.worker_pids()) == pids
     log = site.said()
     assert "Traceback" not in log

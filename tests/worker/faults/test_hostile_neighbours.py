@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 AT = "2026-01-01T00:00:00.000000Z"
 LIMITED = {"rate_limit_key": "k", "rate_limit_concurrency": "1"}
-BOMB = deflated(b"", b" " * MEGABYTE, 700)
 DATA = json.dumps([EMBED_FUNCTION, None, [{"input": "x"}], {}])
+
+
+@cache
+def bomb() -> bytes:
+    return deflated(b"", b" " * MEGABYTE, 700)
 
 
 def stored(site: Site, job_id: str, status: str, **fields: Any) -> None:
@@ -53,14 +58,14 @@ def memory_mb(workers: Workers) -> float:
 
 
 def a_dependent_that_inflates_without_end(site: Site) -> str:
-    stored(site, "bomb", "deferred", data=BOMB, **LIMITED)
+    stored(site, "bomb", "deferred", data=bomb(), **LIMITED)
     site.connection.sadd("rq:job:good:dependents", "bomb")
     site.connection.sadd("rq:job::bomb:dependencies", "good")
     return queued(site, "good")
 
 
 def a_scheduled_job_that_inflates_without_end(site: Site) -> str:
-    stored(site, "bomb", "scheduled", data=BOMB, **LIMITED)
+    stored(site, "bomb", "scheduled", data=bomb(), **LIMITED)
     site.connection.zadd("rq:scheduled:embedding", {"bomb": 1})
     return queued(site, "good")
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import click
 
+from impetus_producer.cli.late import LateGroup
 from impetus_producer.cli.settings.config_file import with_config_file
 
-from .convert import convert
-from .doctor import doctor
-from .run import run, work
-from .service import service
-from .verify import verify
+_COMMANDS = {
+    "convert": f"{__package__}.convert",
+    "doctor": f"{__package__}.doctor",
+    "run": f"{__package__}.run",
+    "service": f"{__package__}.service",
+    "verify": f"{__package__}.verify",
+    "work": f"{__package__}.work",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LateGroup, later=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(package_name="impetus-batch")
 def main() -> None:
     """Work the Impetus queues on this machine: embeddings and generations.
@@ -27,6 +33,4 @@ def main() -> None:
     """
 
 
-for _command in (run, work, doctor, service, convert, verify):
-    main.add_command(_command)
 with_config_file("impetus-worker", main)

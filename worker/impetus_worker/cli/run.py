@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impetus_producer.cli.settings.server_option import redis_urls_option
-from impetus_producer.contract import ROLE_QUEUES
 from impetus_producer.errors import ImpetusError
 from impetus_producer.shown import without_password
 
 from .. import logs
 from ..allowed import Allowed
-from ..host.supervisor import EXIT_CONFIGURATION, Supervisor, worker_name
+from ..fleet.recovery import DeathReports
+from ..host.supervisor import Supervisor, worker_name
 from ..observing.server import metrics_server
 from ..settings import (
     DEFAULT_MAX_BATCH_MS,
@@ -36,8 +34,6 @@ from .options import check_installed, with_engine_options, with_fitting_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from ..fleet.recovery import DeathReports
 
 _REPORT_S = 5.0
 """How long a supervisor that ends tries to say which workers died."""
@@ -307,11 +303,7 @@ def _report_all(reports: Sequence[DeathReports], worker: str, begun: Sequence[st
 
 def death_reports(url: str, roles: Sequence[Role]) -> DeathReports:
     """Through which a supervisor of these roles says in Redis which workers it saw end; started."""
-    from ..companions.link import Link, Reachability, client
-    from ..fleet.recovery import DeathReports
-
-    link = Link("death-reports", lambda: client(url, 10.0), Reachability())
-    reports = DeathReports(link, [queue for role in roles for queue in ROLE_QUEUES[role]])
+    reports = DeathReports(url, roles)
     reports.start()
     return reports
 
@@ -363,36 +355,3 @@ def _worker_settings(role: Role, urls: tuple[str, ...], allowed: Allowed, option
 
 def _names(listed: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in listed.split(",") if name.strip())
-
-
-@click.command(hidden=True)
-def work() -> None:
-    """One worker process, as the supervisor starts it: settings are the first line of standard input, whose end is
-    the end of the supervisor."""
-    # It has no terminal, and nor has the engine, which inherits this: only the supervisor decides.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    logs.set_up()
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        if not (part := os.read(0, 1)):
-            return
-        line += part
-    settings = WorkerSettings.from_json(line.decode())
-    from impetus_backends.errors import BackendError
-
-    from ..companions.link import client
-    from ..errors import ConfigurationError
-    from ..worker import QueueWorker
-
-    try:
-        status = QueueWorker(settings, [partial(client, url) for url in settings.redis_urls], lifeline=0).run()
-    except (ConfigurationError, BackendError) as error:
-        logging.getLogger(__name__).error("%s: %s", settings.role, error)
-        status = EXIT_CONFIGURATION
-    except ImpetusError as error:
-        logging.getLogger(__name__).error("%s: %s", settings.role, error)
-        status = 1
-    except Exception:
-        logging.getLogger(__name__).exception("%s: a fault of Impetus's own", settings.role)
-        status = 1
-    sys.exit(status)

@@ -1,28 +1,33 @@
-"""How a supervisor says in Redis that it saw a worker's process end: once, however long the server is away."""
+"""How a supervisor says in Redis that it saw a worker's process end: once, however long the server is away.
+
+What speaks to a server is imported at the first death: most supervisors never see one.
+"""
 
 from __future__ import annotations
 
 import logging
 import queue
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..companions.companion import Companion
-from ..companions.link import PASSING, Link
-from ..leases.claims import bury
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..settings import Role
+
+_TIMEOUT_S = 10.0
 _log = logging.getLogger(__name__)
 
 
 class DeathReports(Companion):
-    """`report()` waits for nothing. `queues` are those of the roles that the supervisor runs."""
+    """`report()` waits for nothing. `roles` are those that the supervisor runs, `url` their server's."""
 
-    def __init__(self, link: Link, queues: Sequence[str]) -> None:
+    def __init__(self, url: str, roles: Sequence[Role]) -> None:
         super().__init__("death-reports", lambda broken: None)
-        self._link = link
-        self._queues = queues
+        self._url = url
+        self._roles = roles
         self._deaths: queue.SimpleQueue[tuple[str, Sequence[str]] | None] = queue.SimpleQueue()
 
     def report(self, worker: str, begun: Sequence[str]) -> None:
@@ -36,13 +41,22 @@ class DeathReports(Companion):
         self.stop()
 
     def run(self) -> None:
-        while (death := self._deaths.get()) is not None:
+        if (first := self._deaths.get()) is None:
+            return
+        from impetus_producer.contract import ROLE_QUEUES
+
+        from ..companions.link import PASSING, Link, Reachability, client
+        from ..leases.claims import bury
+
+        link = Link(self.name, lambda: client(self._url, _TIMEOUT_S), Reachability())
+        queues = [queue for role in self._roles for queue in ROLE_QUEUES[role]]
+        for worker, begun in chain([first], iter(self._deaths.get, None)):
             while not self.stopped.is_set():
                 try:
-                    back = self._link.run(bury(death[0], self._queues, death[1]))
+                    back = link.run(bury(worker, queues, begun))
                 except PASSING as error:
-                    self.stopped.wait(self._link.failed(error))
+                    self.stopped.wait(link.failed(error))
                 else:
                     if back:
-                        _log.warning("%d jobs of %s, which died, are back on their queues", len(back), death[0])
+                        _log.warning("%d jobs of %s, which died, are back on their queues", len(back), worker)
                     break
