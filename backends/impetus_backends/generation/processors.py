@@ -86,7 +86,10 @@ def bias(by_token: Mapping[int, float], vocabulary_size: int) -> Processor:
 
 
 def forbid(forbidden: Iterable[int], until_tokens: float) -> Processor:
-    """Draws none of these while fewer tokens are there than `until_tokens`, the prompt's included."""
+    """Draws none of these while fewer tokens are there than `until_tokens`, the prompt's included.
+
+    Where nothing else may come, as when an answer is all that its JSON schema allows, one of them does.
+    """
     import mlx.core as mx
 
     at = mx.array(sorted(forbidden))
@@ -94,8 +97,9 @@ def forbid(forbidden: Iterable[int], until_tokens: float) -> Processor:
     def without(tokens: mx.array, logits: mx.array) -> mx.array:
         if len(tokens) >= until_tokens:
             return logits
-        logits[:, at] = -math.inf
-        return logits
+        others = mx.array(logits)
+        others[:, at] = -math.inf
+        return mx.where(others.max(axis=-1, keepdims=True) == -math.inf, logits, others)
 
     return without
 
@@ -105,8 +109,7 @@ class Thinking(OwnProcessor):
 
     `start`: the tokens that begin a thought; `end`: those that end one, and `forced_end` those by which that is brought
     about; `begun`: whether the prompt has begun one.
-    `constraint`: what the answer is kept to, once it begins, if anything: the last processor of its row, as which this
-    takes its place.
+    `constraint`: what the answer is kept to, once it begins, if anything: a processor, whose place this takes.
     """
 
     def __init__(

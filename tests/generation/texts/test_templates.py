@@ -120,6 +120,32 @@ def test_several_calls_come_with_ids_of_their_own_or_the_first_of_them_alone(say
 
 
 @pytest.mark.parametrize("name", CALLING)
+def test_a_call_of_no_tool_that_there_is_is_text_and_thoughts_stay_apart_all_the_same(says: Any, name: str) -> None:
+    no_call = called(name).replace("weather", "nobody")
+    more = "" if name == "gpt_oss" else " And more."
+    ended, text, thoughts = ask(says(name, no_call + more))
+    (answer,) = ended.answers
+    assert (answer.calls, answer.reasoning or "", answer.finish_reason) == ((), MODELS[name].thought, "stop")
+    assert "nobody" in answer.text
+    assert answer.text.endswith(more)
+    assert "I had better look" not in answer.text
+    assert answer.text.startswith(text)
+    assert MODELS[name].thought.startswith(thoughts)
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_call_that_has_to_be_made_and_that_a_stop_string_cuts_short_is_text(says: Any, name: str) -> None:
+    forced = '{"name": "weather", "arguments": {"city": "Paris"}}'
+    model = MODELS[name]
+    before = model.called.partition(model.thought)[0] + model.thought + model.answers if model.thought else ""
+    ended, text, _ = ask(says(name, before + forced), tool_choice="required", stop=("Par",))
+    (answer,) = ended.answers
+    assert "".join(answer.text.split()) == '{"name":"weather","arguments":{"city":"'
+    assert (answer.calls, text, answer.finish_reason) == ((), "", "stop")
+    assert (answer.reasoning or "") == model.thought
+
+
+@pytest.mark.parametrize("name", CALLING)
 @pytest.mark.parametrize("choice", ["required", "=weather"])
 def test_a_call_that_has_to_be_made_is_made(says: Any, name: str, choice: str) -> None:
     forced = '{"name": "weather", "arguments": {"city": "Paris"}}'
