@@ -220,6 +220,30 @@ def test_a_template_that_leaves_out_what_was_called_says_so_where_no_form_of_cal
         loaded.tokenizer.chat_template = before
 
 
+@pytest.mark.parametrize(
+    ("name", "roles", "lost"),
+    [
+        ("gpt_oss", ("user", "system"), 2),
+        ("gpt_oss", ("system", "system", "user"), 2),
+        ("gpt_oss", ("user", "assistant", "system", "user"), 3),
+        ("nemotron", ("user", "assistant", "system"), 3),
+        ("nemotron", ("system", "user", "system", "user"), 3),
+        ("mistral_nemo", ("system",), 1),
+        ("gemma3", ("system",), 1),
+        ("gemma4", ("user", "tool"), 2),
+    ],
+)
+def test_a_text_that_a_template_leaves_out_in_its_place_is_refused_though_elsewhere_its_role_is_said(
+    of_template: Any, name: str, roles: tuple[str, ...], lost: int
+) -> None:
+    conversations = Conversations(of_template(name).tokenizer)
+    told = GenerationWork(1, None, turns(*((role, f"{role} no. {at}") for at, role in enumerate(roles))))
+    assert conversations.tokens(GenerationWork(2, None, turns(("user", "Hello"))))
+    for _ in range(2):
+        with pytest.raises(RequestError, match=f"leaves out what message {lost} says, of the role '{roles[lost - 1]}'"):
+            conversations.tokens(told)
+
+
 def test_ids_of_calls_that_others_made_are_shortened_where_a_template_takes_short_ones_alone(of_template: Any) -> None:
     made = "call_3f2504e04f8911d39a0c0305e82c3301"
     call = {"id": made, "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
