@@ -157,6 +157,22 @@ def test_a_call_that_has_to_be_made_is_made(says: Any, name: str, choice: str) -
     assert (answer.reasoning or "") == MODELS[name].thought
 
 
+@pytest.mark.parametrize("said", ["", "I had better look.", "I had better look. " * 9], ids=["none", "short", "long"])
+def test_no_mark_is_cut_in_two_where_thoughts_are_brought_to_an_end(of_template: Any, says: Any, said: str) -> None:
+    model, encode = MODELS["gpt_oss"], of_template("gpt_oss").tokenizer.encode
+    is_long = len(said) > 20
+    opening = f"<|channel|>analysis<|message|>{said}{'' if is_long else model.answers}" if said else model.begins
+    # Of the short one while the mark is written that ends it: whom a mark is forced on says the rest all the same.
+    least = len(encode(said)) if said and not is_long else 0
+    for most_tokens in range(least, least + 24):
+        ended, text, thoughts = ask(
+            says("gpt_oss", f"{opening}Yes, it is."), tools=(), max_reasoning_tokens=most_tokens, max_tokens=150
+        )
+        assert "<|" not in ended.text + (ended.answers[0].reasoning or ""), most_tokens
+        assert ended.text.startswith(text)
+        assert said.startswith(thoughts)
+
+
 @pytest.mark.parametrize("name", CALLING)
 def test_with_no_tool_to_be_called_the_prompt_names_none_and_no_call_is_looked_for(
     of_template: Any, says: Any, name: str

@@ -81,6 +81,7 @@ class Channels:
         if self.harmony:
             self._with_calls = self._without = TextStateMachine(_HARMONY)
             self._as_text = TextStateMachine(_HARMONY_TEXT)
+            self._mark_tokens = len(tokenizer.encode("<|channel|>analysis<|message|>", add_special_tokens=False))
             final = "<|channel|>final<|message|>"
             self.think_end_tokens = tuple(tokenizer.encode(final, add_special_tokens=False))
             self._forced_end = tuple(tokenizer.encode(f"<|end|><|start|>assistant{final}", add_special_tokens=False))
@@ -110,7 +111,9 @@ class Channels:
 
     def thinking(self, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
         """What bounds the thoughts of one answer, and lets what it is kept to begin after them. Harmony's answers
-        always begin with a mark, which is as good as a thought."""
+        always begin with a mark, which is as good as a thought, and of which none is cut in two."""
+        if self.harmony and most_tokens:
+            most_tokens += self._mark_tokens
         return Thinking(
             self.think_start_tokens,
             self.think_end_tokens,
