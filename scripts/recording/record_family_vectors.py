@@ -112,7 +112,8 @@ def families() -> dict[str, Family]:
         ),
         "albert": Family(
             "albert",
-            SIZES | {"embedding_size": 8, "num_hidden_layers": 3, "num_hidden_groups": 2, "hidden_act": "gelu_new"}
+            SIZES
+            | {"embedding_size": 8, "num_hidden_layers": 3, "num_hidden_groups": 2, "hidden_act": "gelu_new"}
             | {"inner_group_num": 2},
             _unigrams("[CLS]", "[SEP]"),
         ),
