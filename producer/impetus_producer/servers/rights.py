@@ -111,7 +111,7 @@ WORKER_RIGHTS: dict[str, str] = {
     "impetus:tokens:*": "HSET HGET HMGET HDEL",
     "impetus:leases:*": "ZADD ZREM ZSCORE ZRANGEBYSCORE",
     "impetus:deaths:*": "HINCRBY HGET HDEL",
-    "impetus:recovery:*": "SET",
+    "impetus:recovery:*": "SET PTTL DEL",
 }
 _QUICKER = {"PUBLISH", "SUBSCRIBE"}
 """What works without these takes longer, and works."""
