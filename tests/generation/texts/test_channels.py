@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 
 from impetus_backends.errors import RequestError
 from impetus_backends.generation.texts.channels import Channels
+from impetus_backends.generation.texts.marks import parse_json
 from impetus_backends.generation.texts.tool_calls import ToolCalls, forced_schema
 from tests.generation.tokenizer_kinds import fast
+from tests.receiver import Receiver
 
 if TYPE_CHECKING:
     from impetus_backends.generation.texts.channels import Said
@@ -151,6 +155,34 @@ def test_a_strict_tool_is_called_by_its_schema_or_the_answer_fails() -> None:
         RequestError, match=r"called look with arguments that are not of its schema: 'at' is a required"
     ):
         calls.of(['{"name": "look", "arguments": {}}'])
+
+
+def test_nothing_is_fetched_that_a_schema_of_a_tool_refers_to() -> None:
+    receiver = Receiver()
+    for schema in ({"$ref": receiver.url("/schema.json")}, {"$schema": receiver.url("/"), "$ref": "other.json"}):
+        function = {"name": "look", "strict": True, "parameters": schema}
+        calls = ToolCalls(parse_json, [{"type": "function", "function": function}])
+        with pytest.raises(RequestError, match="its schema cannot be looked at"):
+            calls.of(['{"name": "look", "arguments": {}}'])
+    receiver.close()
+    assert receiver.heard == []
+
+
+def test_a_pattern_that_takes_for_ever_fails_its_call_and_holds_up_the_engine_no_longer_than_a_template_may() -> None:
+    schema = {"type": "object", "properties": {"at": {"type": "string", "pattern": "^(a+)+$"}}}
+    function = {"name": "look", "strict": True, "parameters": schema}
+    calls = ToolCalls(parse_json, [{"type": "function", "function": function}])
+    before = time.process_time()
+    with pytest.raises(RequestError, match="took more than 2 s of computing"):
+        calls.of([json.dumps({"name": "look", "arguments": {"at": "a" * 60 + "b"}})])
+    assert time.process_time() - before < 20, "it would have been years"
+
+
+def test_a_parser_that_takes_for_ever_has_found_no_call() -> None:
+    def parse(text: str, tools: object) -> None:
+        re.fullmatch("(a+)+", text)
+
+    assert ToolCalls(parse, [LOOK]).of(["a" * 60 + "b"]) is None
 
 
 def test_a_call_that_has_to_be_made_is_of_a_schema_whose_references_still_lead_somewhere() -> None:

@@ -8,20 +8,18 @@ would write are sent through a template before it is used, and looked for in wha
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import re
-import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
 from .marks import call_marks
 from .templates import template_for_tools
+from .time_limit import MOST_S, EndlessError, time_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ...protocol import GenerationWork
 
@@ -44,11 +42,7 @@ _EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high", "none": "low"}
 _MARKS = ("\U000f0000", "\U000f0001")
 # Mistral's templates take no other ids of calls than those of nine characters.
 _SHORT_IDS = re.compile(r"id\s*\|\s*length\s*!=\s*9")
-_TEMPLATE_S = 2
-"""Of computing: common templates take milliseconds for long conversations, and all that decode wait meanwhile."""
-_THREADS_TEMPLATE_S = 10.0
-"""Of the clock, for long conversations, which are read beside what decodes."""
-_ENDLESS = f"the model's chat template did not come to an end within {_TEMPLATE_S} s of computing"
+_ENDLESS = f"the model's chat template did not come to an end within {MOST_S} s of computing"
 
 
 class Conversations:
@@ -106,7 +100,7 @@ class Conversations:
                 tokens = self._tokens_of_text_alone(messages, options)
             else:
                 tokens = list(self._tokenizer.encode(self._written(messages, options), add_special_tokens=False))
-        except _EndlessError:
+        except EndlessError:
             raise RequestError(_ENDLESS) from None
         except RequestError:
             raise
@@ -169,7 +163,7 @@ class Conversations:
 
     def _written(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> str:
         told: dict[str, Any] = {"add_generation_prompt": True, **(options or {})}
-        with _time_limit():
+        with time_limit():
             return str(self._tokenizer.apply_chat_template(self._formed(messages), tokenize=False, **told))
 
     def _tokens_of_text_alone(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[int]:
@@ -185,7 +179,7 @@ class Conversations:
                 "special tokens are kept apart: leave them out"
             )
         told: dict[str, Any] = {"add_generation_prompt": True, **options, "sanitize_control_tokens": True}
-        with _time_limit():
+        with time_limit():
             return list(self._tokenizer.apply_chat_template(self._formed(messages), **told))
 
     def _formed(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -241,7 +235,7 @@ class Conversations:
         """Whether what a user says is to be found in what the template makes of it, in the form that is tried."""
         try:
             return _PROBES[0] in self._written([{"role": "user", "content": _PROBES[0]}])
-        except _EndlessError:
+        except EndlessError:
             self._endless = True
         except Exception:  # noqa: BLE001 - it says why when it refuses the messages themselves
             pass
@@ -259,51 +253,3 @@ def _short_id(made: str) -> str:
     if len(made) == 9 and made.isascii() and made.isalnum():
         return made
     return hashlib.sha256(made.encode()).hexdigest()[:9]
-
-
-class _EndlessError(Exception):
-    """The template has had its time."""
-
-
-@contextlib.contextmanager
-def _time_limit_by_clock() -> Iterator[None]:
-    """For a thread, which no signal reaches: another one raises the error in it."""
-    thread, over = threading.get_ident(), threading.Event()
-
-    def interrupt() -> None:
-        if not over.is_set():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_EndlessError))
-
-    limit = threading.Timer(_THREADS_TEMPLATE_S, interrupt)
-    limit.daemon = True
-    limit.start()
-    try:
-        yield
-    finally:
-        over.set()
-        limit.cancel()
-
-
-@contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
-    """Interrupts what computes for longer, wherever it is."""
-    if threading.current_thread() is not threading.main_thread():
-        with _time_limit_by_clock():
-            yield
-        return
-    over = False
-
-    def interrupt(*_: object) -> None:
-        if not over:
-            raise _EndlessError
-
-    before = signal.signal(signal.SIGPROF, interrupt)
-    signal.setitimer(signal.ITIMER_PROF, _TEMPLATE_S, 0.1)  # and again: what a destructor raises is lost
-    try:
-        try:
-            yield
-        finally:
-            over = True
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
 from ...protocol import Call
+from .time_limit import MOST_S, EndlessError, time_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +42,8 @@ class ToolCalls:
         for text in written:
             try:
                 assert self._parse is not None
-                found = self._parse(text, list(self._tools))
+                with time_limit():
+                    found = self._parse(text, list(self._tools))
                 calls += [self._call(each) for each in (found if isinstance(found, list) else [found])]
             except RequestError:
                 raise
@@ -113,7 +115,7 @@ def _moved(part: Any, name: str) -> Any:
         return part
     moved = {key: _moved(value, name) for key, value in part.items()}
     reference = part.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
         moved["$ref"] = f"#/$defs/{_escaped(name)}{reference[1:]}"
     return moved
 
@@ -123,15 +125,20 @@ def _escaped(name: str) -> str:
 
 
 def _fault(schema: Mapping[str, Any], value: Any) -> str:
-    """Why a value is not of a schema; empty where it is."""
+    """Why a value is not of a schema; empty where it is. What the schema refers to is in it: nothing is fetched."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
+    from referencing.jsonschema import EMPTY_REGISTRY
 
     try:
-        Draft202012Validator.check_schema(dict(schema))
-        error = next(Draft202012Validator(dict(schema)).iter_errors(value), None)
+        with time_limit():
+            Draft202012Validator.check_schema(dict(schema))
+            validator = Draft202012Validator(dict(schema), registry=EMPTY_REGISTRY)
+            error = next(validator.iter_errors(value), None)
     except SchemaError as broken:
         return f"its schema is none ({broken.message:.200})"
+    except EndlessError:
+        return f"to hold them against it took more than {MOST_S} s of computing"
     except Exception as unresolved:  # noqa: BLE001 - references that lead nowhere, patterns that are none
         return f"its schema cannot be looked at ({unresolved!s:.200})"
     return "" if error is None else f"{error.message:.200}"
