@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.folder.facts import sides
 from impetus_backends.embedding.folder.families import read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.sparse import (
@@ -208,8 +209,7 @@ def read_text(
     sentence = _sentence(reader, transformer, task)
     tokenizer_file = transformer / "tokenizer_config.json"
     tokenizer = reader.optional(tokenizer_file)
-    # Padding before a text would move every position that is looked up in a table.
-    for side, allowed in (("truncation_side", ["right"]), ("padding_side", ["right", "left"][: 1 + encoder.turns])):
+    for side, allowed in sides(encoder).items():
         if tokenizer.get(side, "right") not in allowed:
             raise ModelError(f"{tokenizer_file}: {side} {tokenizer[side]!r} is not supported")
     # sentence-transformers' own order; the table of positions bounds it because past its end there is nothing to read,
