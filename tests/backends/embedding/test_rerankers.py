@@ -158,9 +158,24 @@ def test_what_scores_are_is_read_from_whichever_file_says_it(tmp_path: Path) -> 
         "", "sigmoid", "", "",
     ]  # fmt: skip
     own = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
-    folder = changed(folder_of("bert"), tmp_path / "both", "config_sentence_transformers.json", **own)
+    folder = changed(folder_of("roberta"), tmp_path / "both", "config_sentence_transformers.json", **own)
     assert read_reranker(folder).scores == "sigmoid"
-    assert fingerprint(read_reranker(folder)) != fingerprint(read_reranker(folder_of("bert")))
+    assert fingerprint(read_reranker(folder)) != fingerprint(read_reranker(folder_of("roberta")))
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.modules.activation.Sigmoid"}),
+        ("sentence_bert_config.json", {"max_seq_length": 12, "do_lower_case": True}),
+    ],
+)
+def test_without_a_list_of_modules_its_files_are_not_read_as_cross_encoder_reads_none(
+    file: str, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    bare = read_reranker(folder_of("bert"))
+    beside = read_reranker(changed(folder_of("bert"), tmp_path / "model", file, **keys))
+    assert (beside.scores, beside.text) == (bare.scores, bare.text)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +202,9 @@ def test_what_scores_are_is_read_from_whichever_file_says_it(tmp_path: Path) -> 
 def test_a_model_that_would_be_scored_wrongly_is_refused(
     file: str, keys: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    folder = changed(folder_of("bert"), tmp_path / "model", file, **keys)
+    # What sentence-transformers states of the whole is read where there is a modules.json.
+    model = "bert" if file in ("config.json", "adapter_config.json") else "roberta"
+    folder = changed(folder_of(model), tmp_path / "model", file, **keys)
     with pytest.raises(ModelError, match=sentence):
         make_backend("numpy", read_reranker(folder)).load()
 

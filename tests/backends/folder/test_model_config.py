@@ -70,6 +70,9 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
     assert read_config(folder).text.max_tokens == 40
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 8}')
     assert read_config(folder).text.max_tokens == 8
+    (folder / "sentence_bert_config.json").unlink()
+    change(folder / "tokenizer_config.json", model_max_length=..., max_len=12)
+    assert read_config(folder).text.max_tokens == 12, "by the name that transformers had before, and still reads"
     # The two rows before RoBERTa's first position hold no token.
     assert read_config(small_model("roberta")).encoder.longest == 40
 

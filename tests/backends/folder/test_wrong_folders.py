@@ -86,9 +86,23 @@ def lower_cased_in_one_file(folder: Path) -> None:
     change(folder / "tokenizer_config.json", tokenizer_class="RobertaTokenizer")
 
 
+def truncated_at_the_left(folder: Path) -> None:
+    """As transformers takes it where tokenizer_config.json says nothing else."""
+    cut = {"direction": "Left", "max_length": 40, "strategy": "LongestFirst", "stride": 0}
+    change(folder / "tokenizer.json", truncation=cut)
+
+
+def padded_at_the_left(folder: Path) -> None:
+    padding = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None}
+    change(folder / "tokenizer.json", padding=padding | {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"})
+
+
 @pytest.mark.parametrize(
     ("model", "spoil", "message"),
     [
+        ("bge", truncated_at_the_left, "tokenizer in .*: truncation_side 'left' is not supported"),
+        ("qwen3", truncated_at_the_left, "tokenizer in .*: truncation_side 'left' is not supported"),
+        ("bge", padded_at_the_left, "tokenizer in .*: padding_side 'left' is not supported"),
         ("bge", lambda folder: (folder / "modules.json").write_text('["Transformer"]'), "lists 'Transformer', and not"),
         ("bge", lambda folder: change(folder / "1_Pooling/config.json", pooling_mode=None), "pools by None"),
         ("bge", lambda folder: change(folder / "1_Pooling/config.json", pooling_mode={"cls": True}), "pools by .*cls"),

@@ -308,6 +308,17 @@ def test_a_prompt_that_is_not_pooled_is_marked_with_the_token_before_it() -> Non
     assert marked.tolist() == [True] * (len(marked) - len(text)) + [False] * len(text)
 
 
+def test_an_end_that_the_tokenizer_does_not_name_is_counted_with_the_prompt(tmp_path: Path) -> None:
+    """As sentence-transformers counts: of the prompt alone the last token is left out where it is a special one."""
+    unnamed = changed(small_model("bge"), tmp_path / "unnamed", "1_Pooling/config.json", include_prompt=False)
+    named = changed(unnamed, tmp_path / "named", "tokenizer_config.json", sep_token="[SEP]")
+    counts = [
+        int(sum(TextEncoder.load(folder).encode(["fox"], prompt="the ")[0].ids >= PROMPT))
+        for folder in (unnamed, named)
+    ]
+    assert counts[0] == counts[1] + 1
+
+
 @pytest.mark.parametrize(
     ("input_type", "names"),
     [("query", ("query", "search_query")), ("document", ("document", "passage", "search_document"))],

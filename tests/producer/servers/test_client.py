@@ -31,7 +31,7 @@ from ..stock_worker import StockWorker, embedding_of, fail, finish, vector_of
 from ..talks.in_tasks import producer_in_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(params=["in threads", "in tasks"])
@@ -224,6 +224,19 @@ def test_where_texts_end_badly_the_handles_of_all_before_are_yielded_first(
         queue = Queue("embedding-bulk", connection=connection, serializer=JSONSerializer)
         assert queue.job_ids == ids
         queue.empty()
+
+
+def test_half_a_surrogate_pair_is_refused_by_name_wherever_it_is(producer: Producer, connection: Redis) -> None:
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("model", lambda: producer.embed("a", model="\ud800")),
+        ("model", lambda: producer.rerank("a", ["b"], model="\udfff")),
+        ("model", lambda: producer.generate("a", model="\ud800")),
+    ]
+    for field, call in calls:
+        with pytest.raises(InvalidRequestError, match=f"^{field}: .*half a surrogate pair, which is no text") as raised:
+            call()
+        assert raised.value.field == field
+    assert connection.keys() == []
 
 
 def test_what_is_no_list_of_texts_and_numbers_that_no_run_could_have_are_refused_at_once(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.folder.facts import sides
 from impetus_backends.embedding.folder.families import read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.sparse import (
@@ -203,18 +204,20 @@ def read_text(
     encoder: EncoderConfig,
     stated: dict[str, Any],
     task: Task = EMBEDDING,
+    *,
+    whole: bool = True,
 ) -> TextConfig:
-    """What is done to texts, as three files state it."""
-    sentence = _sentence(reader, transformer, task)
+    """What is done to texts, as three files state it. `whole`: whether one of them is sentence-transformers'."""
+    sentence = _sentence(reader, transformer, task) if whole else {}
     tokenizer_file = transformer / "tokenizer_config.json"
     tokenizer = reader.optional(tokenizer_file)
-    # Padding before a text would move every position that is looked up in a table.
-    for side, allowed in (("truncation_side", ["right"]), ("padding_side", ["right", "left"][: 1 + encoder.turns])):
+    for side, allowed in sides(encoder).items():
         if tokenizer.get(side, "right") not in allowed:
             raise ModelError(f"{tokenizer_file}: {side} {tokenizer[side]!r} is not supported")
     # sentence-transformers' own order; the table of positions bounds it because past its end there is nothing to read,
     # and angles go on as long as the model's own file says.
-    longest = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or encoder.longest
+    stated_longest = tokenizer.get("model_max_length", tokenizer.get("max_len"))  # the second is the older name
+    longest = sentence.get("max_seq_length") or stated_longest or encoder.longest
     if not isinstance(longest, int | float) or longest < 1:
         raise ModelError(f"{transformer}: the most tokens are stated as {longest!r}, not as a positive number")
     bound = longest if sentence.get("max_seq_length") and encoder.turns else encoder.longest

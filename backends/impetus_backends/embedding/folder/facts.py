@@ -11,6 +11,8 @@ from impetus_backends.errors import ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from impetus_backends.embedding.folder.shapes import EncoderConfig
+
 BERT_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
 NEAR, FAR = "sliding_attention", "full_attention"
 ACTIVATIONS = {
@@ -89,3 +91,9 @@ def read_theta(file: Path, raw: dict[str, Any], kind: str, key: str, default: fl
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
         raise ModelError(f"{file}: {key} is {theta!r}, not a positive number")
     return float(theta)
+
+
+def sides(encoder: EncoderConfig) -> dict[str, tuple[str, ...]]:
+    """On which sides of a text tokens may be cut off or put, by what tokenizers call it: padding before a text would
+    move every position that is looked up in a table."""
+    return {"truncation_side": ("right",), "padding_side": ("right", "left") if encoder.turns else ("right",)}

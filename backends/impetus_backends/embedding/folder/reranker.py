@@ -81,10 +81,13 @@ def read_reranker(folder: Path) -> RerankerConfig:
     encoder = read_shape(file, raw)
     types = positive(file, raw, "type_vocab_size", _TYPED[encoder.model_type]) if encoder.model_type in _TYPED else 1
     encoder = replace(encoder, types=types if types > 1 else 0)
-    stated = read_stated(reader, folder, "CrossEncoder", also=("activation_fn", "keep_in_fp32_modules"))
+    # CrossEncoder reads its own files where there is a modules.json, and else none of them.
+    whole = (folder / "modules.json").is_file()
+    also = ("activation_fn", "keep_in_fp32_modules")
+    stated = read_stated(reader, folder, "CrossEncoder", also=also) if whole else {}
     if any((stated.get("prompts") or {}).values()):
         raise ModelError(f"{folder / 'config_sentence_transformers.json'}: prompts are not supported for rerankers")
-    text = read_text(reader, folder, transformer, encoder, stated, _TASK)
+    text = read_text(reader, folder, transformer, encoder, stated, _TASK, whole=whole)
     pooling, head, last = _head(file, raw, encoder)
     scores = _scores(file, raw, stated)
     return RerankerConfig(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.folder.facts import sides
 from impetus_backends.embedding.folder.files import read_json
 from impetus_backends.embedding.folder.shapes import STATIC
 from impetus_backends.errors import ModelError
@@ -48,6 +49,10 @@ def read_whole_tokenizer(config: EmbeddingConfig) -> Any:
     if not any(any(folder.glob(name)) for name in _FILES):
         raise ModelError(f"{folder} holds no tokenizer: none of {', '.join(_FILES)}")
     whole = _as_transformers_does(folder)
+    for side, allowed in sides(config.encoder).items():
+        # Where tokenizer_config.json states none, transformers takes that of tokenizer.json.
+        if getattr(whole, side) not in allowed:
+            raise ModelError(f"the tokenizer in {folder}: {side} {getattr(whole, side)!r} is not supported")
     _checked(config, whole.backend_tokenizer)
     return whole
 

@@ -15,11 +15,11 @@ from impetus_backends.embedding.encoder import PROMPT
 from impetus_backends.embedding.folder.config import TextConfig, read_config
 from impetus_backends.embedding.folder.shapes import STATIC
 from impetus_backends.embedding.texts.long_words import shortener
-from impetus_backends.embedding.texts.tokenizer import read_tokenizer
+from impetus_backends.embedding.texts.tokenizer import read_tokenizer, read_whole_tokenizer
 from impetus_backends.errors import ModelError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from impetus_backends.protocol import Spans
@@ -54,14 +54,22 @@ class TextEncoder:
     """The tokenizer of one model. Safe to use from one thread at a time."""
 
     def __init__(
-        self, tokenizer: Any, config: TextConfig, *, include_prompt: bool = True, needs_ends: bool = True
+        self,
+        tokenizer: Any,
+        config: TextConfig,
+        *,
+        include_prompt: bool = True,
+        needs_ends: bool = True,
+        special_ids: Collection[int] = (),
     ) -> None:
-        """`needs_ends`: whether the model must be shown where texts begin or end."""
+        """`needs_ends`: whether the model must be shown where texts begin or end. `special_ids`: of the tokens that the
+        tokenizer's files name as special, where prompts are left out."""
         self._tokenizer = tokenizer
         self._prompts = {"query": "", "document": ""} | dict(config.prompts)  # these sentence-transformers adds
         default = config.default_prompt_name
         self._default_prompt = "" if default is None else self._prompts.get(default, "")
         self._include_prompt = include_prompt
+        self._special_ids = special_ids
         self.max_tokens = config.max_tokens
         """The longest row that `encode` makes, special tokens included."""
         self._shorten = shortener(tokenizer)
@@ -74,9 +82,14 @@ class TextEncoder:
     def load(cls, folder: Path) -> TextEncoder:
         """Reads the tokenizer of the model in a folder; raises `ModelError` where it cannot."""
         config = read_config(folder)
-        needs_ends = config.encoder.model_type != STATIC
+        if config.encoder.model_type == STATIC:
+            return cls(read_tokenizer(config), config.text, needs_ends=False)
+        whole = read_whole_tokenizer(config)
         return cls(
-            read_tokenizer(config), config.text, include_prompt=config.pooling.include_prompt, needs_ends=needs_ends
+            whole.backend_tokenizer,
+            config.text,
+            include_prompt=config.pooling.include_prompt,
+            special_ids=frozenset(whole.all_special_ids),
         )
 
     def prompt(self, input_type: InputType = None, name: str | None = None) -> str:
@@ -151,9 +164,11 @@ class TextEncoder:
     def _without(self, prompt: str, encoded: list[EncodedText]) -> list[EncodedText]:
         """The same rows with the tokens of the prompt marked, which are then read and not pooled.
 
-        As in sentence-transformers they are the first so many as the prompt alone has, its ends but the last included.
+        As in sentence-transformers they are the first so many as the prompt alone has, its ends included, but for the
+        last token where it is named as special.
         """
-        count = len(self._tokenizer.encode(prompt).ids[: self.max_tokens]) - bool(self._tail)
+        (alone,) = self._rows([prompt], [prompt])
+        count = len(alone.ids) - (int(alone.ids[-1]) in self._special_ids)
         for text in encoded:
             text.ids[:count] += PROMPT
         return encoded
