@@ -100,7 +100,7 @@ def test_a_lease_from_before_the_servers_clock_was_set_back_ends_soon_all_the_sa
     enqueue(connection, 2)
     long_gone, sealed = claims.claim(["embedding"], 2).jobs
     assert claims.seal(sealed)
-    connection.zadd("impetus:leases:embedding", {long_gone.id: connection.time()[0] + 2 * 86400})  # type: ignore[index]
+    connection.zadd("impetus:leases:embedding", {long_gone.id: connection.time()[0] + 2 * 86400})
     assert claims.recover() == []
     assert LONGEST_LEASE_S - 5 < claims.lease_left_s(long_gone) <= LONGEST_LEASE_S
     assert SEAL_S - 5 < claims.lease_left_s(sealed) <= SEAL_S
@@ -152,6 +152,19 @@ def test_a_lapse_is_no_death(claims: Hold, connection: Redis) -> None:
         assert 0 < connection.ttl(f"rq:job:{job.id}") <= 1000
         (job,) = claims.claim(["embedding"], 1).jobs
         assert (job.deaths, job.deaths_alone, job.suspect) == (0, 0, False)
+
+
+def test_a_job_that_somebody_saved_as_it_was_before_comes_back_all_the_same(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 3)
+    lapsed, adrift, died = claims.claim(["embedding"], 3).jobs
+    for job in (lapsed, adrift, died):
+        connection.hset(f"rq:job:{job.id}", "status", "queued")
+    claims.let_lapse(lapsed)
+    connection.hdel("impetus:tokens:embedding", adrift.id)
+    assert claims.recover() == [lapsed.id]
+    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [adrift.id])
+    assert bury("w1", ["embedding"], []).run(connection) == [died.id]
+    assert connection.lrange("rq:queue:embedding", 0, -1) == [each.id.encode() for each in (died, adrift, lapsed)]
 
 
 def test_a_cancelled_job_does_not_come_back(claims: Hold, connection: Redis) -> None:

@@ -156,6 +156,20 @@ end
 -- it runs holds its place yet.
 local function executions_keys(id, token) return 'rq:executions:' .. id, 'rq:execution:' .. id .. ':' .. (token or '') end
 
+-- Whether a run whose token stands, or that nobody has a token of, is what the job is at. Its status alone does not say:
+-- whoever saves an old copy of a job writes the status that it had. But a job that has ended, or waits once more as by
+-- RQ's requeue, is another's. Only the ends of a queue are looked at: one that lies between comes to nothing when claimed.
+local OVER = {canceled = true, finished = true, failed = true, stopped = true}
+local REGISTRIES = {scheduled = 'rq:scheduled:', deferred = 'rq:deferred:'}
+local function is_at_it(queue, id)
+  local status = read('HGET', 'rq:job:' .. id, 'status')
+  if status == 'started' then return true end
+  if not status or OVER[status] then return false end
+  if REGISTRIES[status] then return not read('ZSCORE', REGISTRIES[status] .. queue, id) end
+  local list = 'rq:queue:' .. queue
+  return not (read('LPOS', list, id, 'RANK', -1, 'MAXLEN', 1000) or read('LPOS', list, id, 'MAXLEN', 1000))
+end
+
 -- Puts a job that was started at the front of its queue, as if it had never been claimed.
 local function put_back(queue, id, token)
   local key = 'rq:job:' .. id
@@ -178,7 +192,7 @@ local function give_back(queue, ids, held)
     local token, worker = split(held[at])
     end_run(queue, id, token, worker)
     if worker then workers[worker] = true end
-    if read('HGET', 'rq:job:' .. id, 'status') == 'started' then
+    if is_at_it(queue, id) then
       put_back(queue, id, token)
       table.insert(back, 1, id)
     end
