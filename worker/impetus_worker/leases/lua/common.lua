@@ -158,16 +158,17 @@ local function executions_keys(id, token) return 'rq:executions:' .. id, 'rq:exe
 
 -- Whether a run whose token stands, or that nobody has a token of, is what the job is at. Its status alone does not say:
 -- whoever saves an old copy of a job writes the status that it had. But a job that has ended, or waits once more as by
--- RQ's requeue, is another's. Only the ends of a queue are looked at: one that lies between comes to nothing when claimed.
+-- RQ's requeue, is another's. Of a queue the ends are looked at: what lies between, of an ended job, claims pass over.
 local OVER = {canceled = true, finished = true, failed = true, stopped = true}
-local REGISTRIES = {scheduled = 'rq:scheduled:', deferred = 'rq:deferred:'}
+local WAITS_IN = {scheduled = 'rq:scheduled:', deferred = 'rq:deferred:'}
+local LOOK_AT = 10000
 local function is_at_it(queue, id)
   local status = read('HGET', 'rq:job:' .. id, 'status')
-  if status == 'started' then return true end
-  if not status or OVER[status] then return false end
-  if REGISTRIES[status] then return not read('ZSCORE', REGISTRIES[status] .. queue, id) end
+  if status == 'started' or status == 'created' then return true end
+  if WAITS_IN[status] then return not read('ZSCORE', WAITS_IN[status] .. queue, id) end
   local list = 'rq:queue:' .. queue
-  return not (read('LPOS', list, id, 'RANK', -1, 'MAXLEN', 1000) or read('LPOS', list, id, 'MAXLEN', 1000))
+  return status == 'queued' and not (read('LPOS', list, id, 'RANK', -1, 'MAXLEN', LOOK_AT)
+                                     or read('LPOS', list, id, 'MAXLEN', LOOK_AT))
 end
 
 -- Puts a job that was started at the front of its queue, as if it had never been claimed.
