@@ -215,7 +215,7 @@ def test_a_job_whose_lease_and_token_were_evicted_comes_back(claims: Hold, conne
 
 
 def test_recovery_costs_what_lapsed_and_not_what_is_in_flight(claims: Hold, connection: Redis) -> None:
-    lease_end: Any = connection.time()[0] + LEASE_S  # type: ignore[index]
+    lease_end: Any = connection.time()[0] + LEASE_S
     connection.zadd("impetus:leases:embedding", {f"job{number}": lease_end for number in range(32_000)})
     connection.hset("impetus:tokens:embedding", mapping={f"job{number}": "i0 w9" for number in range(32_000)})
     connection.zadd("impetus:leases:embedding", {"job7": 1})
