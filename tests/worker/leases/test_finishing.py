@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rq import Queue
 from rq.job import Dependency, Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.results import Result
@@ -41,6 +42,29 @@ def test_a_finished_job_reads_as_rqs_own_does(claims: Hold, connection: Redis) -
     assert job.id in FinishedJobRegistry("embedding", connection=connection)
     assert 0 < connection.ttl(f"rq:job:{job.id}") <= 100
     assert 0 < connection.ttl(f"rq:results:{job.id}") <= 100
+
+
+@pytest.mark.parametrize("status", ["queued", "deferred", "scheduled", "created"])
+def test_a_job_that_somebody_saved_as_it_was_before_ends_all_the_same(
+    claims: Hold, connection: Redis, status: str
+) -> None:
+    job = claim_one(claims, connection)
+    connection.hset(f"rq:job:{job.id}", "status", status)  # as `Job.save()` of whoever enqueued it does
+    assert claims.seal(job)
+    assert claims.finish([Ending(job, Verb.FINISH, b"1", 100)]) == [Answer.DONE]
+    assert fetch(job, connection).get_status() == JobStatus.FINISHED
+
+
+@pytest.mark.parametrize("at_front", [False, True])
+def test_a_job_that_was_enqueued_again_while_it_ran_runs_again(claims: Hold, connection: Redis, at_front: bool) -> None:
+    job = claim_one(claims, connection)
+    enqueue(connection, 3)
+    Queue("embedding", connection=connection, serializer=JSONSerializer).enqueue_job(
+        fetch(job, connection), at_front=at_front
+    )
+    assert not claims.seal(job)
+    assert claims.finish([Ending(job, Verb.FINISH, b"1", 100)]) == [Answer.NOT_OURS]
+    assert job.id in [each.id for each in claims.claim(["embedding"], 9).jobs]
 
 
 def test_vectors_lie_beside_the_result_where_they_are_given(claims: Hold, connection: Redis) -> None:

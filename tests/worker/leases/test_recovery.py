@@ -100,7 +100,7 @@ def test_a_lease_from_before_the_servers_clock_was_set_back_ends_soon_all_the_sa
     enqueue(connection, 2)
     long_gone, sealed = claims.claim(["embedding"], 2).jobs
     assert claims.seal(sealed)
-    connection.zadd("impetus:leases:embedding", {long_gone.id: connection.time()[0] + 2 * 86400})  # type: ignore[index]
+    connection.zadd("impetus:leases:embedding", {long_gone.id: connection.time()[0] + 2 * 86400})
     assert claims.recover() == []
     assert LONGEST_LEASE_S - 5 < claims.lease_left_s(long_gone) <= LONGEST_LEASE_S
     assert SEAL_S - 5 < claims.lease_left_s(sealed) <= SEAL_S
@@ -154,6 +154,19 @@ def test_a_lapse_is_no_death(claims: Hold, connection: Redis) -> None:
         assert (job.deaths, job.deaths_alone, job.suspect) == (0, 0, False)
 
 
+def test_a_job_that_somebody_saved_as_it_was_before_comes_back_all_the_same(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 3)
+    lapsed, adrift, died = claims.claim(["embedding"], 3).jobs
+    for job in (lapsed, adrift, died):
+        connection.hset(f"rq:job:{job.id}", "status", "queued")
+    claims.let_lapse(lapsed)
+    connection.hdel("impetus:tokens:embedding", adrift.id)
+    assert claims.recover() == [lapsed.id]
+    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [adrift.id])
+    assert bury("w1", ["embedding"], []).run(connection) == [died.id]
+    assert connection.lrange("rq:queue:embedding", 0, -1) == [each.id.encode() for each in (died, adrift, lapsed)]
+
+
 def test_a_cancelled_job_does_not_come_back(claims: Hold, connection: Redis) -> None:
     job = claim_one(claims, connection)
     fetch(job, connection).cancel()
@@ -202,7 +215,7 @@ def test_a_job_whose_lease_and_token_were_evicted_comes_back(claims: Hold, conne
 
 
 def test_recovery_costs_what_lapsed_and_not_what_is_in_flight(claims: Hold, connection: Redis) -> None:
-    lease_end: Any = connection.time()[0] + LEASE_S  # type: ignore[index]
+    lease_end: Any = connection.time()[0] + LEASE_S
     connection.zadd("impetus:leases:embedding", {f"job{number}": lease_end for number in range(32_000)})
     connection.hset("impetus:tokens:embedding", mapping={f"job{number}": "i0 w9" for number in range(32_000)})
     connection.zadd("impetus:leases:embedding", {"job7": 1})

@@ -22,8 +22,6 @@ end
 local now_iso, score = iso(seconds, micros), string.format('%d', seconds + lease + margin)
 local lease_end = string.format('%.6f', seconds + micros / 1000000 + lease)
 
--- Its id was in the queue twice, as after an enqueueing that was sent again: it ran, and RQ's requeue sets 'queued'.
-local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local bytes, looked_at, count = 0, 0, 0
 local executions = executions_of(worker)
 local taken = {}  -- by this claim, which may meet an id again before the tokens say so
@@ -82,8 +80,9 @@ local function take(id, queue, position, held, deaths)
     if name == 'status' then status = value elseif name == 'rate_limit_key' then rate_limited = true end
   end
   if #id > MAX_ID or not string.find(id, '^[%w_%-]+$') then return fail(id, key, queue) end
+  -- Its id was in the queue twice, as after an enqueueing that was sent again: it ran, and RQ's requeue sets 'queued'.
   -- Enqueued twice and running now: the run under way is the one that counts.
-  if ENDED[status] or ((held or taken[id]) and status == 'started') then return end
+  if OVER[status] or ((held or taken[id]) and status == 'started') then return end
   if held then end_run(queue, id, split(held)) send_collected() end  -- enqueued again: that run is over
   count, taken[id] = count + 1, true
   local token = string.format('%s%04x', prefix, count)  -- in the order of the claim

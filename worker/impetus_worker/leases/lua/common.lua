@@ -156,6 +156,21 @@ end
 -- it runs holds its place yet.
 local function executions_keys(id, token) return 'rq:executions:' .. id, 'rq:execution:' .. id .. ':' .. (token or '') end
 
+-- Whether a run whose token stands, or that nobody has a token of, is what the job is at. Its status alone does not say:
+-- whoever saves an old copy of a job writes the status that it had. But a job that has ended, or waits once more as by
+-- RQ's requeue, is another's. Of a queue the ends are looked at: what lies between, of an ended job, claims pass over.
+local OVER = {canceled = true, finished = true, failed = true, stopped = true}
+local WAITS_IN = {scheduled = 'rq:scheduled:', deferred = 'rq:deferred:'}
+local LOOK_AT = 10000
+local function is_at_it(queue, id)
+  local status = read('HGET', 'rq:job:' .. id, 'status')
+  if status == 'started' or status == 'created' then return true end
+  if WAITS_IN[status] then return not read('ZSCORE', WAITS_IN[status] .. queue, id) end
+  local list = 'rq:queue:' .. queue
+  return status == 'queued' and not (read('LPOS', list, id, 'RANK', -1, 'MAXLEN', LOOK_AT)
+                                     or read('LPOS', list, id, 'MAXLEN', LOOK_AT))
+end
+
 -- Puts a job that was started at the front of its queue, as if it had never been claimed.
 local function put_back(queue, id, token)
   local key = 'rq:job:' .. id
@@ -178,7 +193,7 @@ local function give_back(queue, ids, held)
     local token, worker = split(held[at])
     end_run(queue, id, token, worker)
     if worker then workers[worker] = true end
-    if read('HGET', 'rq:job:' .. id, 'status') == 'started' then
+    if is_at_it(queue, id) then
       put_back(queue, id, token)
       table.insert(back, 1, id)
     end

@@ -131,9 +131,8 @@ for at = FIRST, #ARGV, EACH do
   local held_now = tokens.values[tokens.next]
   local stands = held_now == token .. ' ' .. worker
   tokens.next = tokens.next + 1
-  local status = stands and read('HGET', 'rq:job:' .. id, 'status')
   local outcome, ready, left = DONE, {}, false
-  if status ~= 'started' then
+  if not (stands and is_at_it(queue, id)) then
     outcome = LOST  -- another's, or cancelled or deleted while it ran: of this run nothing is kept
   elseif any_dependents and (verb == 'finish' or verb == 'fail') then
     ready, left = dependents_of(id, verb)
