@@ -225,7 +225,7 @@ def test_no_more_endings_go_at_once_than_a_server_should_write_at_once() -> None
     assert len(book.ended()) == 6
     large = [claimed(f"large{number}") for number in range(4)]
     book.ledger.take(large, 0.0)
-    book.ledger.note([Finished(job, b"{}", vectors=bytes(600_000)) for job in large])
+    book.ledger.note([Finished(job, b"{}", vectors=bytes(150_000)) for job in large])
     book.ledger.send(None, 0.0)
     assert len(book.ended()) == 2
 
