@@ -114,9 +114,9 @@ end
 local MANY, LONG = 16, string.rep('-', 100)
 local function send_started(queue)
   local many = count >= MANY
-  if many then call('HSET', TOKENS .. queue, '', LONG) end
+  if many then write('HSET', TOKENS .. queue, '', LONG) end
   send_collected()
-  if many then call('HDEL', TOKENS .. queue, '') end
+  if many then write('HDEL', TOKENS .. queue, '') end
 end
 
 local function claim_from(queue_key, queue, position)
