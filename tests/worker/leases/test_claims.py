@@ -64,6 +64,15 @@ def test_a_claimed_job_does_not_expire(claims: Hold, connection: Redis) -> None:
     assert connection.ttl(f"rq:job:{job.id}") == -1
 
 
+def test_the_tokens_of_many_jobs_are_a_table_and_no_list_that_is_searched_from_its_beginning(
+    claims: Hold, connection: Redis
+) -> None:
+    enqueue(connection, 32)
+    jobs = claims.claim(["embedding"], 32).jobs
+    assert connection.object("encoding", "impetus:tokens:embedding") == b"hashtable"
+    assert set(connection.hkeys("impetus:tokens:embedding")) == {job.id.encode() for job in jobs}
+
+
 def test_only_a_job_under_a_rate_limit_holds_a_place_by_which_rq_counts(claims: Hold, connection: Redis) -> None:
     free, limited = enqueue(connection, 2)
     connection.hset(f"rq:job:{limited.id}", "rate_limit_key", "ours")

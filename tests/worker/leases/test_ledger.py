@@ -225,7 +225,7 @@ def test_no_more_endings_go_at_once_than_a_server_should_write_at_once() -> None
     assert len(book.ended()) == 6
     large = [claimed(f"large{number}") for number in range(4)]
     book.ledger.take(large, 0.0)
-    book.ledger.note([Finished(job, b"{}", vectors=bytes(600_000)) for job in large])
+    book.ledger.note([Finished(job, b"{}", vectors=bytes(150_000)) for job in large])
     book.ledger.send(None, 0.0)
     assert len(book.ended()) == 2
 
@@ -270,3 +270,27 @@ def test_what_goes_back_to_its_queue_goes_the_last_claimed_first_and_after_no_la
     book.ledger.note([Returned(later)])
     book.ledger.send(None, 0.0)
     assert book.ended() == ["later", "job2", "job1", "job0"]
+
+
+def test_an_ending_for_which_somebody_waits_is_worth_an_exchange_of_its_own_and_one_of_bulk_is_not() -> None:
+    book = Book()
+    book.end(claimed("bulk", queue="embedding-bulk"))
+    assert not book.ledger.is_pressing
+    book.end(claimed("awaited"))
+    assert book.ledger.is_pressing
+    book.ledger.send(None, 0.0)
+    assert not book.ledger.is_pressing
+
+
+def test_it_is_known_until_its_answer_that_what_a_job_said_is_under_way() -> None:
+    book, job = Book(), claimed("speaks")
+    book.ledger.take([job], 0.0)
+    book.ledger.send(WANTED, 0.0)
+    assert not book.ledger.is_relaying
+    book.ledger.note([Said(job, StreamEvent.TEXT, "run", 0, "a")])
+    book.ledger.send(None, 1.0)
+    assert book.ledger.is_relaying
+    book.ledger.receive([Claim(False, [])])
+    assert book.ledger.is_relaying
+    book.ledger.receive([[]])
+    assert not book.ledger.is_relaying

@@ -2,7 +2,7 @@
 
 The note is a file that has no name, inherited by its descriptor: it outlives the worker by a `kill -9`, and both sides
 by nothing. Length and checksum come first, so a note that was cut off in the middle reads as empty, and blames nobody.
-Then come the lengths of the ids, in a line, and the ids joined: this is written for each batch.
+Then come the lengths of the ids, as numbers of the machine's, and the ids joined: this is written for each batch.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import os
 import struct
 import tempfile
 import zlib
+from array import array
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_HEADER = struct.Struct("<II")
-"""The text's length in bytes, and its CRC-32."""
+_HEADER = struct.Struct("<III")
+"""Of what follows the length in bytes and the CRC-32, and how many ids it has."""
+_LENGTHS = "I"
 
 
 class BegunNote:
@@ -48,11 +50,10 @@ class BegunNote:
         begun = tuple(job_ids)
         if begun == self._written:
             return
-        lengths = " ".join(map(str, map(len, begun)))
-        text = f"{lengths}\n{''.join(begun)}".encode(errors="surrogatepass")
+        said = array(_LENGTHS, map(len, begun)).tobytes() + "".join(begun).encode(errors="surrogatepass")
         try:
-            written = os.pwrite(self.fd, _HEADER.pack(len(text), zlib.crc32(text)) + text, 0)
-            if written < _HEADER.size + len(text):
+            written = os.pwrite(self.fd, _HEADER.pack(len(said), zlib.crc32(said), len(begun)) + said, 0)
+            if written < _HEADER.size + len(said):
                 raise OSError("the note was not written whole")
             self._written = begun
         except OSError:
@@ -64,12 +65,13 @@ class BegunNote:
     def read(self) -> tuple[str, ...]:
         """What was written last; nothing where that is not whole."""
         try:
-            length, checksum = _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0))
-            text = os.pread(self.fd, length, _HEADER.size)
-            if len(text) != length or zlib.crc32(text) != checksum:
+            length, checksum, count = _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0))
+            said = os.pread(self.fd, length, _HEADER.size)
+            if len(said) != length or zlib.crc32(said) != checksum:
                 return ()
-            lengths, _, joined = text.decode(errors="surrogatepass").partition("\n")
-            ends = list(accumulate(map(int, lengths.split())))
+            lengths = array(_LENGTHS, said[: count * array(_LENGTHS).itemsize])
+            joined = said[count * lengths.itemsize :].decode(errors="surrogatepass")
+            ends = list(accumulate(lengths))
             return tuple(joined[start:end] for start, end in zip([0, *ends], ends, strict=False))
         except (OSError, struct.error):
             return ()

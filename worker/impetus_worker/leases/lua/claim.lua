@@ -108,6 +108,16 @@ local function portion(queue_key, queue, position)
   return math.max(0, math.min(half, math.floor(sooner_here)))
 end
 
+-- A hash of a few hundred short values is searched from its beginning for each of them; one long value makes a table of
+-- it, which it stays until it is empty.
+local MANY, LONG = 16, string.rep('-', 100)
+local function send_started(queue)
+  local many = count >= MANY
+  if many then write('HSET', TOKENS .. queue, '', LONG) end
+  send_collected()
+  if many then write('HDEL', TOKENS .. queue, '') end
+end
+
 local function claim_from(queue_key, queue, position)
   local passed, all_looked_at = 0, false
   local mine = math.min(max_jobs, count + portion(queue_key, queue, position))
@@ -124,7 +134,7 @@ local function claim_from(queue_key, queue, position)
       take(id, queue, position, held[at], deaths[at])
     end
   end
-  send_collected()
+  send_started(queue)
   if passed > 0 then call('LTRIM', queue_key, passed, -1) end
   return count >= mine and mine < max_jobs
 end

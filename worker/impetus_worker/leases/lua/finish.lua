@@ -79,7 +79,8 @@ end
 local NOTHING, kept = {}, {}
 local function kept_for(ttl)
   if not kept[ttl] then
-    kept[ttl] = {ttl = string.format('%d', ttl), score = ttl < 0 and '+inf' or string.format('%d', seconds + ttl)}
+    local ends = string.format('%d', seconds + ttl)
+    kept[ttl] = {score = ttl < 0 and '+inf' or ends, ends_ms = string.format('%s%03d', ends, micros / 1000)}
   end
   return kept[ttl]
 end
@@ -97,8 +98,8 @@ local function end_job(id, queue, token, verb, payload, vectors_field, vectors, 
         'execution_ended_at', now, unpack(vectors_field == '' and NOTHING or {vectors_field, vectors}))
   local keeping = kept_for(ttl)
   if ttl >= 0 then
-    call('EXPIRE', results, keeping.ttl)
-    call('EXPIRE', key, keeping.ttl)
+    call('PEXPIREAT', results, keeping.ends_ms)  -- as the server writes it down: EXPIRE it writes anew
+    call('PEXPIREAT', key, keeping.ends_ms)
   else
     call('PERSIST', results)
   end
