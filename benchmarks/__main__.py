@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import again, embed, generate, latency, padding, queue, tokens
+from . import again, budgets, embed, generate, latency, padding, queue, tokens
 from .fleets import fleet
 from .http import gateway
 from .means import peers
@@ -28,6 +28,7 @@ def main() -> None:
 
 main.add_command(embed.command)
 main.add_command(again.command)
+main.add_command(budgets.command)
 main.add_command(padding.command)
 main.add_command(queue.command)
 main.add_command(tokens.command)

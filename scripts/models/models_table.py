@@ -54,6 +54,8 @@ ROWS = (
     Row("e5", "XLM-RoBERTa", "multilingual-e5-*, bge-m3 (dense), arctic-embed-l-v2.0", "512 to 8,192"),
     Row("camembert", "CamemBERT", "sentence-camembert-base", "512"),
     Row("electra", "ELECTRA", "fine-tuned ELECTRA models", "512"),
+    Row("albert", "ALBERT", "paraphrase-albert-small-v2, fine-tuned ALBERT models", "512"),
+    Row("deberta", "DeBERTa (v2, v3)", "fine-tuned DeBERTa-v3 models", "512", in_packages=False),
     Row("mpnet", "MPNet", "all-mpnet-base-v2, multi-qa-mpnet-base", "512"),
     Row("jina", "Jina BERT*", "jina-embeddings-v2-small-en, v2-base-en", "8,192"),
     Row("t5", "T5 encoder", "sentence-t5-*, gtr-t5-*", "as stated"),
@@ -92,6 +94,7 @@ What follows is refused with a sentence that names the file and what in it, beca
   interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
 - language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3; windows of Qwen's;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
+- DeBERTa with convolutions or absolute positions (as v2-xlarge), and all of it by Core ML and Core AI;
 - Jina v2 by code other than `jina-bert-implementation` (base-es, base-code);
 - static tables that are folded up (model2vec's `mapping` and `weights`); of a static model's text 8,192 tokens count.
 
@@ -115,6 +118,7 @@ RERANKERS = (
     Row("camembert", "CamemBERT", "fine-tuned CamemBERT rerankers", "512"),
     Row("electra", "ELECTRA", "ms-marco-electra-base", "512"),
     Row("mpnet", "MPNet", "fine-tuned MPNet rerankers", "512"),
+    Row("albert", "ALBERT", "fine-tuned ALBERT rerankers", "512"),
     Row("deberta-v2", "DeBERTa (v2, v3)", "mxbai-rerank-xsmall-v1, base-v1, large-v1", "512"),
     Row("modernbert", "ModernBERT", "gte-reranker-modernbert-base", "8,192"),
     Row("gte", "GTE", "gte-multilingual-reranker-base as transformers stores it", "as stated"),
@@ -132,8 +136,8 @@ a note, for nothing tells it from another Qwen3. Control tokens that a document 
 
 Refused by name: a model without a …ForSequenceClassification head that is no Qwen3ForCausalLM, and any family that is
 not in the table; more labels than one; other activations than Sigmoid and Identity; prompts of the former; DeBERTa
-with convolutions or absolute positions (as v2-xlarge) and DeBERTa for embeddings; modules beside the transformer and
-LogitScore; and Core ML, which runs none of them.
+with convolutions or absolute positions (as v2-xlarge); modules beside the transformer and LogitScore; and Core ML,
+which runs none of them.
 """
 
 

@@ -110,6 +110,21 @@ def families() -> dict[str, Family]:
             dense=((24, False, "Identity"), (16, False, "Identity")),
             prompts={"query": "task: search result | query: ", "document": "title: none | text: "},
         ),
+        "albert": Family(
+            "albert",
+            SIZES
+            | {"embedding_size": 8, "num_hidden_layers": 3, "num_hidden_groups": 2, "hidden_act": "gelu_new"}
+            | {"inner_group_num": 2},
+            _unigrams("[CLS]", "[SEP]"),
+        ),
+        # DeBERTa as its third version is made.
+        "deberta": Family(
+            "deberta-v2",
+            SIZES
+            | {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
+            | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 8, "type_vocab_size": 0},
+            _unigrams("[CLS]", "[SEP]"),
+        ),
         "static": Family("static", {}, _word_pieces(), prompts={"query": "a question about foxes: "}),
         "camembert": Family(
             "camembert",

@@ -60,6 +60,7 @@ def rerankers() -> dict[str, Reranker]:
         ),
         "mpnet": Reranker("mpnet", SIZES | {"max_position_embeddings": 42}, _mpnet()),
         "electra": Reranker("electra", SIZES | {"embedding_size": 8}, _word_pieces(), whole=True),
+        "albert": Reranker("albert", SIZES | {"embedding_size": 8, "hidden_act": "gelu_new"}, _word_pieces()),
         # mxbai-rerank-base-v1: DeBERTa as its third version is made.
         "deberta-v2": Reranker(
             "deberta-v2",

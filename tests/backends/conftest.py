@@ -33,6 +33,7 @@ FAMILIES = (
     "gemma",
     "camembert",
     "electra",
+    "albert",
     "jina",
 )
 """Small models of the families beyond BERT's, by the names of their folders."""

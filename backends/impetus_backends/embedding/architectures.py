@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from impetus_backends.embedding.devices.operations import ExpertOps, PlaceOps
+from impetus_backends.embedding.distances import distance_buckets, place_buckets
 from impetus_backends.embedding.folder.shapes import ALIBI, JINA, STATIC, TABLES
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from impetus_backends.embedding.devices.operations import Inputs, Ops
     from impetus_backends.embedding.folder.shapes import EncoderConfig
 
@@ -30,6 +33,8 @@ def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         inputs = replace(inputs, mask=ops.apart(inputs.mask))
     if config.model_type == "distilbert":
         return _distilbert(ops, config, inputs)
+    if config.model_type == "albert":
+        return _albert(ops, config, inputs)
     if config.model_type == JINA:
         return _jina(ops, config, inputs)
     if config.model_type == "mpnet":
@@ -57,13 +62,21 @@ def _bert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     x = _placed(ops, config, inputs, ops.add(words, _types(ops, config, inputs)))
     if config.embedding_size not in (0, config.hidden_size):
         x = ops.linear(x, "embeddings_project", config.hidden_size)
-    return _post_norm(ops, config, x, inputs.mask, "encoder.layer", _BERT)
+    return _post_norm(ops, config, x, inputs.mask, _numbered("encoder.layer", config), _BERT)
 
 
 def _distilbert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     """BERT without token types, under other names (arXiv:1910.01108)."""
     x = _placed(ops, config, inputs, ops.embed(_WORDS, inputs.ids, config.vocab_size))
-    return _post_norm(ops, config, x, inputs.mask, "transformer.layer", _DISTILBERT)
+    return _post_norm(ops, config, x, inputs.mask, _numbered("transformer.layer", config), _DISTILBERT)
+
+
+def _albert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
+    """BERT whose tokens are always made wider, and whose layers share weights (arXiv:1909.11942)."""
+    words = ops.embed(_WORDS, inputs.ids, config.vocab_size)
+    x = _placed(ops, config, inputs, ops.add(words, _types(ops, config, inputs)))
+    x = ops.linear(x, "encoder.embedding_hidden_mapping_in", config.hidden_size)
+    return _post_norm(ops, config, x, inputs.mask, config.layer_names, _ALBERT)
 
 
 def _jina(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
@@ -92,7 +105,7 @@ def _mpnet(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     """RoBERTa without token types, whose scores also know how far apart two tokens are (arXiv:2004.09297)."""
     x = _placed(ops, config, inputs, ops.embed(_WORDS, inputs.ids, config.vocab_size))
     bias = _distances(ops, config, inputs, "encoder.relative_attention_bias.weight")
-    return _post_norm(ops, config, x, inputs.mask, "encoder.layer", _MPNET, bias)
+    return _post_norm(ops, config, x, inputs.mask, _numbered("encoder.layer", config), _MPNET, bias)
 
 
 def _t5(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
@@ -190,6 +203,16 @@ _DISTILBERT = _Names(
     narrow="ffn.lin2",
     narrow_norm="output_layer_norm",
 )
+_ALBERT = _Names(
+    query="attention.query",
+    key="attention.key",
+    value="attention.value",
+    mixed="attention.dense",
+    mixed_norm="attention.LayerNorm",
+    wide="ffn",
+    narrow="ffn_output",
+    narrow_norm="full_layer_layer_norm",
+)
 _MPNET = _Names(
     query="attention.attn.q",
     key="attention.attn.k",
@@ -202,12 +225,15 @@ _MPNET = _Names(
 )
 
 
+def _numbered(prefix: str, config: EncoderConfig) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{index}" for index in range(config.layers))
+
+
 def _post_norm(
-    ops: Ops[T], config: EncoderConfig, x: T, mask: T, prefix: str, names: _Names, bias: T | None = None
+    ops: Ops[T], config: EncoderConfig, x: T, mask: T, layers: Sequence[str], names: _Names, bias: T | None = None
 ) -> T:
-    """The stack of layers of BERT, each norm after what it is of."""
-    for index, attention in enumerate(config.attentions):
-        layer = f"{prefix}.{index}"
+    """The stack of layers of BERT, by their names, each norm after what it is of."""
+    for layer, attention in zip(layers, config.attentions, strict=True):
         q, k, v = (
             ops.linear(x, f"{layer}.{part}", config.hidden_size) for part in (names.query, names.key, names.value)
         )
@@ -367,29 +393,3 @@ def _gated(ops: Ops[T], config: EncoderConfig, x: T, name: str) -> T:
     gate = ops.activate(ops.linear(x, f"{name}.gate_proj", config.intermediate_size, bias=False), config.activation)
     up = ops.linear(x, f"{name}.up_proj", config.intermediate_size, bias=False)
     return ops.linear(ops.multiply(gate, up), f"{name}.down_proj", config.hidden_size, bias=False)
-
-
-def distance_buckets(longest: int, buckets: int = 32, farthest: int = 128) -> np.ndarray:
-    """The bucket of every distance from a query to a key, of -longest to longest: half of them for each direction, the
-    near ones one a distance and the far ones wider and wider (T5's, arXiv:1910.10683)."""
-    distances = np.arange(-longest, longest + 1)
-    half = buckets // 2
-    exact = half // 2
-    ahead = np.where(distances > 0, half, 0)
-    far = np.abs(distances).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        wide = np.log(far / exact) / np.log(farthest / exact) * (half - exact)
-    steps = exact + np.maximum(wide, 0).astype(np.int64)
-    return (ahead + np.where(far < exact, far.astype(np.int64), np.minimum(steps, half - 1))).astype(np.int64)
-
-
-def place_buckets(longest: int, half: int, farthest: int) -> np.ndarray:
-    """The row of every distance from a query to a key, of -longest to longest, among 2 * half: the near ones one a
-    distance, the far ones by their logarithm up to `farthest` (DeBERTa's, arXiv:2006.03654, in float32)."""
-    behind = -np.arange(-longest, longest + 1)
-    exact = half // 2
-    far = np.maximum(np.abs(behind), 1).astype(np.float32) / np.float32(exact)
-    widest = np.log(np.float32((farthest - 1) / exact))
-    logarithmic = np.ceil(np.log(far) / widest * np.float32(exact - 1)) + exact
-    steps = np.where(np.abs(behind) <= exact, behind, logarithmic * np.sign(behind)).astype(np.int64)
-    return (steps + half).clip(0, 2 * half - 1)

@@ -86,7 +86,10 @@ def bias(by_token: Mapping[int, float], vocabulary_size: int) -> Processor:
 
 
 def forbid(forbidden: Iterable[int], until_tokens: float) -> Processor:
-    """Draws none of these while fewer tokens are there than `until_tokens`, the prompt's included."""
+    """Draws none of these while fewer tokens are there than `until_tokens`, the prompt's included.
+
+    Where nothing else may come, as when an answer is all that its JSON schema allows, one of them does.
+    """
     import mlx.core as mx
 
     at = mx.array(sorted(forbidden))
@@ -94,8 +97,9 @@ def forbid(forbidden: Iterable[int], until_tokens: float) -> Processor:
     def without(tokens: mx.array, logits: mx.array) -> mx.array:
         if len(tokens) >= until_tokens:
             return logits
-        logits[:, at] = -math.inf
-        return logits
+        others = mx.array(logits)
+        others[:, at] = -math.inf
+        return mx.where(others.max(axis=-1, keepdims=True) == -math.inf, logits, others)
 
     return without
 
@@ -105,8 +109,7 @@ class Thinking(OwnProcessor):
 
     `start`: the tokens that begin a thought; `end`: those that end one, and `forced_end` those by which that is brought
     about; `begun`: whether the prompt has begun one.
-    `constraint`: what the answer is kept to, once it begins, if anything: the last processor of its row, as which this
-    takes its place.
+    `constraint`: what the answer is kept to, once it begins, if anything: a processor, whose place this takes.
     """
 
     def __init__(
@@ -121,6 +124,8 @@ class Thinking(OwnProcessor):
     ) -> None:
         super().__init__(self._next)
         self._start, self._end, self._forced_end = tuple(start), tuple(end), tuple(forced_end)
+        self._to_come: list[int] = []
+        """What is left of what ends a thought that is being brought to its end."""
         self._most_tokens = most_tokens
         self.constraint = constraint
         self._thinking = begun
@@ -172,12 +177,21 @@ class Thinking(OwnProcessor):
         return made
 
     def _bounded(self, logits: mx.array) -> mx.array:
-        """While it thinks: after enough of it, token by token what ends it."""
+        """While it thinks: after enough of it, token by token what ends it, or what is left of that where it has come
+        to the beginning by itself."""
         assert self._thought is not None
-        over = len(self._thought) - self._most_tokens if self._most_tokens is not None else -1
-        if over < 0:
+        if self._most_tokens is None or len(self._thought) < self._most_tokens:
             return logits
-        return _only(self._forced_end[min(over, len(self._forced_end) - 1)], logits)
+        if not self._to_come:
+            begun, mark = max((self._begun(mark), mark) for mark in (self._end, self._forced_end))
+            self._to_come = list(mark[begun:] if begun else self._forced_end)
+        return _only(self._to_come.pop(0), logits)
+
+    def _begun(self, mark: tuple[int, ...]) -> int:
+        """How many tokens of it, and not all, the thought ends with."""
+        assert self._thought is not None
+        shorter = range(len(mark) - 1, 0, -1)
+        return next((size for size in shorter if tuple(self._thought[-size:]) == mark[:size]), 0)
 
 
 def _only(token: int, logits: mx.array) -> mx.array:

@@ -64,6 +64,8 @@ class Request:
     """Where its answer may hold calls."""
     constraint: Any = None
     """What keeps its answer to the schema, ready for the first run."""
+    keeper: Any = None
+    """What keeps this run's answer to it."""
     row: Row | None = None
     text: TextBuilder = field(init=False, repr=False)
     splitter: Splitter | None = None
@@ -125,9 +127,7 @@ class Request:
 
     def schema_fault(self, text: str) -> str | None:
         """Why its whole answer is not of its JSON schema, though it was kept to it token by token."""
-        if self.schema is None or self.row is None:
-            return None
-        fault: str | None = self.row.processors[-1].fault(text)
+        fault: str | None = self.keeper.fault(text) if self.keeper is not None else None
         return fault
 
     def progress(self) -> Progress | None:
@@ -150,10 +150,12 @@ class Request:
         if self.splitter is not None:
             said = self.splitter.whole(text, complete=reason == "stop")
             calls = self.tool_calls.of(said.calls) if self.tool_calls is not None else ()
-            if calls is not None:
-                text, reasoning = said.text, said.reasoning
+            if calls is None:
+                said = self.splitter.whole(text, complete=True, calls=False)
+            text, reasoning = said.text, said.reasoning
         if self.has_to_call and self.tool_calls is not None and reason == "stop":
-            text, calls = "", self.tool_calls.of_json(text)
+            calls = self.tool_calls.of_json(text)
+            text = "" if calls else text
         if calls and not self.work.parallel_tool_calls:
             calls = calls[:1]
         return Answer(text, "tool_calls" if calls and reason == "stop" else reason, reasoning or None, calls or (),
@@ -256,18 +258,19 @@ class RequestReader:
             yield OwnProcessor(repetition_penalty(penalty))
         if work.frequency_penalty or work.presence_penalty:
             yield OwnProcessor(answer_penalties(work.frequency_penalty, work.presence_penalty, len(request.prompt)))
-        if work.ignore_eos and ends:
-            yield OwnProcessor(forbid(ends, math.inf))
-        if work.min_tokens and (forbidden := {*ends, *work.stop_token_ids}):
-            yield OwnProcessor(forbid(forbidden, len(request.prompt) + work.min_tokens))
         constraint = None
         if request.schema is not None:  # the first was made to check the schema
             constraint, request.constraint = request.constraint or self._grammars.constraint(request.schema), None
         bounded = constraint is not None or work.max_reasoning_tokens is not None
         if work.messages is not None and self._channels.thinks and bounded:
-            yield self._channels.thinking(request.thinking, work.max_reasoning_tokens, constraint)
-        elif constraint is not None:
+            constraint = self._channels.thinking(request.thinking, work.max_reasoning_tokens, constraint)
+        request.keeper = constraint
+        if constraint is not None:
             yield constraint
+        if work.ignore_eos and ends:
+            yield OwnProcessor(forbid(ends, math.inf))
+        if work.min_tokens and (forbidden := {*ends, *work.stop_token_ids}):
+            yield OwnProcessor(forbid(forbidden, len(request.prompt) + work.min_tokens))
 
     def likely(self, request: Request, token: Token) -> Likely:
         """What there is to tell of a token that was drawn, and of those that were likely in its place."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RequestError
 from ..protocol import Rejected, Started
 from .batch.running import ReadingError
+from .batch.sampling import NO_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -143,7 +144,7 @@ class Runs:
 
     def _advance(self, request: Request, token: Token, now: float) -> bool:
         """Takes one token into a request; when that was its last, ends it and returns True."""
-        if token.broken:
+        if token.token == NO_TOKEN:
             # What was read may be what is broken, and it must not be where another prompt begins.
             self._prefixes.forget()
             self._reject(request.work.id, self._not_numbers(request))

@@ -1,8 +1,8 @@
 """What servers' answers mean: what passes by itself, what somebody has to change, and what is about the data.
 
-What servers say of their own state is an open set, and each begins with a word of its own (LOADING, MISCONF): all of it
-is taken to pass, but for what only somebody who changes the configuration can mend: authentication, access rights, and
-cluster mode. What has no such word (ERR), and WRONGTYPE, is about the command and what lies there: it does not pass.
+What servers, and what stands before them, may say is an open set. All of it is taken to pass, but for two kinds that
+are told by their words. Only somebody who changes the configuration can mend authentication, access rights, cluster
+mode, and commands and databases that a server has not. A key of another type, or a value that is no number, stays so.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 # In a script an ACL's refusal and a cluster's come as an ordinary error with these words.
 CLUSTER = re.compile(r"MOVED |ASK |CROSSSLOT|hash to the same slot|non local key|in cluster mode")
 ACCESS = re.compile(r"NOPERM|ACL failure|has no permissions|No permissions to access")
+UNKNOWN_COMMAND = re.compile(r"unknown (?:redis |valkey )?(?:sub)?command(?:\s+'[^']{1,40}')?", re.IGNORECASE)
+DATABASE = re.compile(r"DB index")
 _AUTHENTICATION = re.compile(r"NOAUTH|WRONGPASS|Authentication required|invalid username-password|invalid password")
-# redis-py takes ERR off. Redis before 7 reports what a script ran into within a sentence of its own.
-_STATE = re.compile(
-    r"^[A-Z]{4,}\b|\b(?:OOM|BUSY|LOADING|READONLY|MASTERDOWN|MISCONF|NOREPLICAS|UNBLOCKED|TRYAGAIN|CLUSTERDOWN)\b"
-    r"|max number of clients"
+_CODE = re.compile(r"[A-Z]{4,} ")
+"""What a server says of its own state begins so. redis-py takes ERR off, which means nothing."""
+_ABOUT_DATA = re.compile(
+    "WRONGTYPE|not an integer|not a valid float|not a float|out of range|overflow|NaN or Infinity|last possible ID|"
+    "wrong number of arguments|syntax error|invalid expire time|Invalid stream ID|attempt to "
 )
 # Holds the command's own words, which anybody may have chosen.
 _IN_PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
@@ -65,14 +68,24 @@ def trouble(error: BaseException) -> Trouble:
         return Trouble.CONFIGURATION
     if isinstance(error, exceptions.ResponseError):
         said = server_words(error)
+        # First: what follows may be the command's own words.
         if said.startswith("WRONGTYPE"):
             return Trouble.DATA
-        if any(words.search(said) for words in (CLUSTER, ACCESS, _AUTHENTICATION)):
+        if any(words.search(said) for words in (CLUSTER, ACCESS, _AUTHENTICATION, UNKNOWN_COMMAND, DATABASE)):
             return Trouble.CONFIGURATION
-        # Those that redis-py has a class for are all of the server's state.
-        if type(error) is exceptions.ResponseError and ("WRONGTYPE" in said or not _STATE.search(said)):
+        if not _CODE.match(said) and _ABOUT_DATA.search(said):
             return Trouble.DATA
-    return Trouble.PASSING
+    # What redis-py itself refuses to send.
+    return Trouble.DATA if isinstance(error, exceptions.DataError) else Trouble.PASSING
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether this command is refused and others need not be: by a right that is missing, or as it is not there."""
+    from redis import exceptions
+
+    return isinstance(error, exceptions.NoPermissionError) or (
+        isinstance(error, exceptions.ResponseError) and UNKNOWN_COMMAND.match(server_words(error)) is not None
+    )
 
 
 def known_answers(answers: Sequence[Any]) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import contract
 from ..enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
+from .answers import UNKNOWN_COMMAND, is_denied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +111,7 @@ WORKER_RIGHTS: dict[str, str] = {
     "impetus:tokens:*": "HSET HGET HMGET HDEL",
     "impetus:leases:*": "ZADD ZREM ZSCORE ZRANGEBYSCORE",
     "impetus:deaths:*": "HINCRBY HGET HDEL",
-    "impetus:recovery:*": "SET",
+    "impetus:recovery:*": "SET PTTL DEL",
 }
 _QUICKER = {"PUBLISH", "SUBSCRIBE"}
 """What works without these takes longer, and works."""
@@ -131,11 +132,11 @@ class MissingRight:
 
 
 def missing_rights(connection: Redis, role: Literal["worker", "producer"]) -> list[MissingRight]:
-    """Every command, key and channel that a role needs and our user may not use; each once."""
-    from redis.exceptions import NoPermissionError, RedisError
+    """Every command, key and channel that a role needs and our user may not use, or the server has not; each once."""
+    from redis.exceptions import RedisError
 
     table = WORKER_RIGHTS if role == "worker" else PRODUCER_RIGHTS
-    commands: dict[str, bool] = {}
+    commands: dict[str, Exception] = {}
     keys: dict[str, list[str]] = {}
     # A connection of its own, which is closed: what was begun on it ends there, whatever happens. Nothing is sent a
     # second time either, as on a new connection it would be done.
@@ -144,23 +145,23 @@ def missing_rights(connection: Redis, role: Literal["worker", "producer"]) -> li
         line = client.connection
         try:
             begun = _try(line, "MULTI")
-            if isinstance(begun, NoPermissionError):
-                commands["MULTI"] = True
+            if is_denied(begun):
+                commands["MULTI"] = begun
             for command, pattern, words in _probes(table):
                 answer = _try(line, *words)
-                if not isinstance(answer, NoPermissionError):
+                if not is_denied(answer):
                     continue
                 if _is_of_command(answer):
-                    commands[command] = command not in _QUICKER
+                    commands[command] = answer
                 else:
                     keys.setdefault(pattern, []).append(command)
         finally:
             line.disconnect()
     user = _user(connection) if commands or keys else ""
-    if isinstance(begun, RedisError) and not isinstance(begun, NoPermissionError):
+    if isinstance(begun, RedisError) and not is_denied(begun):
         raise begun
     return [
-        *(MissingRight(needed, _command_sentence(user, name)) for name, needed in commands.items()),
+        *(MissingRight(name not in _QUICKER, _command_sentence(user, name, error)) for name, error in commands.items()),
         *(
             MissingRight(not _QUICKER & set(used), _key_sentence(user, key, used, table[key]))
             for key, used in keys.items()
@@ -194,7 +195,7 @@ def _try(line: Any, *words: Any) -> Any:
 
 
 def _is_of_command(error: Exception) -> bool:
-    return bool(re.search(r"run the '|to run ", str(error)))
+    return bool(re.search(r"run the '|to run ", str(error)) or UNKNOWN_COMMAND.match(str(error)))
 
 
 def _user(connection: Redis) -> str:
@@ -207,8 +208,13 @@ def _user(connection: Redis) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _command_sentence(user: str, command: str) -> str:
+def _command_sentence(user: str, command: str, error: Exception) -> str:
     less = ", and jobs that run are stopped a little later without" if command in _QUICKER else ""
+    if UNKNOWN_COMMAND.match(str(error)):
+        return (
+            f"the server does not know the command {command.replace('|', ' ')}{less}: it is too old, or the command "
+            "was renamed or disabled in its configuration"
+        )
     return (
         f"the server's user {user} may not use {command.replace('|', ' ')}{less}: ACL SETUSER {user} +{command.lower()}"
     )

@@ -15,7 +15,7 @@ from ..errors import (
     ServerFullError,
     ServerNotReadyError,
 )
-from .answers import ACCESS, CLUSTER, Trouble, server_words, trouble
+from .answers import ACCESS, CLUSTER, DATABASE, UNKNOWN_COMMAND, Trouble, is_denied, server_words, trouble
 from .connections import from_url, like
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
 
@@ -115,7 +115,7 @@ def greeting_refused(error: Exception) -> dict[str, str]:
 
     if isinstance(error, exceptions.NoPermissionError):
         return {}
-    if "unknown command" not in str(error):
+    if not is_denied(error):
         raise error
     return {"server": "redis", "version": "older than 6.0", "mode": "standalone"}
 
@@ -149,10 +149,8 @@ def server_errors(connection: Redis | None = None) -> Iterator[None]:
 
     try:
         yield
-    except ImpetusError:
-        raise
     except (exceptions.RedisError, OSError) as error:
-        ours = _sentence(error)
+        ours = in_a_sentence(error)
         if connection is not None and is_of_the_line(ours):
             hang_up(connection, in_use=False)
         raise ours from error
@@ -163,9 +161,12 @@ def is_of_the_line(error: ImpetusError) -> bool:
     return not isinstance(error, ServerConfigurationError | ServerFullError | ServerDataError)
 
 
-def _sentence(error: Exception) -> ImpetusError:
+def in_a_sentence(error: Exception) -> ImpetusError:
+    """What a server's trouble is, and what to do about it."""
     from redis import exceptions
 
+    if isinstance(error, ImpetusError):
+        return error
     said = " ".join(server_words(error).split()) or type(error).__name__
     said = said if len(said) <= _MAX_SAID_CHARACTERS else f"{said[:_MAX_SAID_CHARACTERS]}…"
     if trouble(error) is Trouble.CONFIGURATION:
@@ -183,7 +184,13 @@ def _sentence(error: Exception) -> ImpetusError:
         return ServerNotReadyError(
             f"the Redis server is a replica and takes no jobs ({said}): wait for the failover, or use the primary's URL"
         )
-    if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | exceptions.InvalidResponse | OSError):
+    if isinstance(error, exceptions.InvalidResponse):
+        return NoServerError(f"what answers there is no Redis server ({said}): is the address right?")
+    if "max number of clients" in said:
+        return ServerNotReadyError(
+            f"the Redis server has all the clients that it takes ({said}): raise its maxclients, or end some"
+        )
+    if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
         return NoServerError(f"the Redis server does not answer ({said}): is it running?")
     return ServerNotReadyError(f"the Redis server refuses for now ({said}): see its log, and try again")
 
@@ -198,4 +205,16 @@ def _configuration_sentence(error: Exception, said: str) -> str:
             f"the Redis server denies its user a right ({said}): `impetus status` says what a producer lacks, "
             "`impetus-worker doctor` what a worker, and README.md has the rules of both"
         )
+    if unknown := UNKNOWN_COMMAND.search(said):
+        return (
+            f"the Redis server does not know {_command_in(unknown[0])}: it is too old, or the command was renamed or "
+            "disabled in its configuration"
+        )
+    if DATABASE.search(said):
+        return f"the Redis server has no database of that number ({said}): use another one, or raise its `databases`"
     return f"the Redis server refused the user or password in its URL: {said}"
+
+
+def _command_in(said: str) -> str:
+    name = said.partition("'")[2].rstrip("'")
+    return f"the command {name!r}" if name else "a command of our scripts"

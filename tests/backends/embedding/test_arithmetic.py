@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from impetus_backends.embedding.architectures import distance_buckets
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.reference import erf
+from impetus_backends.embedding.distances import distance_buckets
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.tensors import weight_files

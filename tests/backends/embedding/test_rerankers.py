@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from impetus_backends.dispatcher import open_engine, pair_tokenizer
-from impetus_backends.embedding.architectures import place_buckets
 from impetus_backends.embedding.devices import golden
 from impetus_backends.embedding.devices.backends import make_backend
+from impetus_backends.embedding.distances import place_buckets
 from impetus_backends.embedding.encoder import SECOND
 from impetus_backends.embedding.folder.reranker import read_reranker
 from impetus_backends.embedding.folder.weights import fingerprint
@@ -35,6 +35,7 @@ NAMES = (
     "deberta-v2",
     "distilbert",
     "electra",
+    "albert",
     "gte",
     "modernbert",
     "mpnet",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999}
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2}
-SMALL = ("bge", "e5", "roberta", "distilbert", "nomic-moe", *FAMILIES)
+SMALL = ("bge", "e5", "roberta", "distilbert", "nomic-moe", "deberta", *FAMILIES)
 
 
 def loaded(name: str, model: EmbeddingConfig | Path) -> EmbeddingBackend:

@@ -79,7 +79,9 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
     [
         ("config.json", {"model_type": "deberta"}, "model_type 'deberta' is not supported"),
         ("config.json", {"position_embedding_type": "alibi"}, "position_embedding_type 'alibi' of None"),
-        ("config.json", DEBERTA, "model_type 'deberta-v2' is supported for rerankers alone"),
+        ("config.json", DEBERTA | {"conv_kernel_size": 3}, "conv_kernel_size 3 is not supported"),
+        ("config.json", DEBERTA | {"position_biased_input": True}, "position_biased_input True is not supported"),
+        ("config.json", {"model_type": "albert", "num_hidden_groups": 3}, "2 layers are not of 3 groups"),
         ("config.json", {"hidden_act": "mish"}, "hidden_act 'mish'"),
         ("config.json", {"position_embedding_type": "relative_key"}, "relative_key"),
         ("config.json", {"is_decoder": True}, "is_decoder"),

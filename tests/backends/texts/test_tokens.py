@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.models import ModelFiles
 
-MODELS = ("minilm", "nomic-moe", "bge", "e5", "roberta", "distilbert", *FAMILIES)
+MODELS = ("minilm", "nomic-moe", "deberta", "bge", "e5", "roberta", "distilbert", *FAMILIES)
 
 
 @pytest.fixture(params=MODELS)

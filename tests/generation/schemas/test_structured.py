@@ -176,6 +176,16 @@ def test_wherever_it_is_cut_an_answer_is_the_beginning_of_json(loaded: LoadedMod
         assert whole.startswith(text.rstrip("\ufffd"))
 
 
+@pytest.mark.parametrize("changes", [{"min_tokens": 50}, {"ignore_eos": True}], ids=str)
+@pytest.mark.parametrize("schema", ['{"type": "boolean"}', '{"enum": ["a", "b"]}', '{"type": "object"}'])
+def test_an_answer_that_must_not_end_yet_ends_where_its_schema_allows_nothing_more(
+    make_engine: Any, work: Any, drive: Any, schema: str, changes: dict[str, Any]
+) -> None:
+    ended = drive(make_engine(), work(1, schema=schema, max_tokens=60, **changes))[1]
+    assert ended.finish_reason == "stop"
+    jsonschema.validate(json.loads(ended.text), json.loads(schema))
+
+
 @pytest.mark.parametrize(
     ("schema", "why"),
     [

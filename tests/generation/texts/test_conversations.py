@@ -76,7 +76,7 @@ def test_a_text_that_its_template_leaves_out_is_refused_with_the_role(
     messages = (("system", "Be brief."), ("user", "Hello"))
     ended = drive(engine, work(1, None, messages=messages), work(2, None, messages=messages[1:]))
     assert isinstance(ended[1], Rejected)
-    assert "leaves out what messages of the role 'system' say" in ended[1].message
+    assert "leaves out what message 1 says, of the role 'system'" in ended[1].message
     assert not isinstance(ended[2], Rejected)
     with_nothing_to_say = (("system", ""), ("user", "Hello"))
     assert not isinstance(drive(engine, work(3, None, messages=with_nothing_to_say))[3], Rejected)
@@ -84,7 +84,7 @@ def test_a_text_that_its_template_leaves_out_is_refused_with_the_role(
 
 def test_a_template_that_says_no_text_in_any_form_is_refused(with_template: Any) -> None:
     conversations = Conversations(with_template(NOBODY).tokenizer)
-    with pytest.raises(RequestError, match="leaves out what messages of the role 'user' say: send `prompt`"):
+    with pytest.raises(RequestError, match="leaves out what message 1 says, of the role 'user': send `prompt`"):
         conversations.tokens(conversation(*CONVERSATION))
 
 

@@ -120,6 +120,32 @@ def test_several_calls_come_with_ids_of_their_own_or_the_first_of_them_alone(say
 
 
 @pytest.mark.parametrize("name", CALLING)
+def test_a_call_of_no_tool_that_there_is_is_text_and_thoughts_stay_apart_all_the_same(says: Any, name: str) -> None:
+    no_call = called(name).replace("weather", "nobody")
+    more = "" if name == "gpt_oss" else " And more."
+    ended, text, thoughts = ask(says(name, no_call + more))
+    (answer,) = ended.answers
+    assert (answer.calls, answer.reasoning or "", answer.finish_reason) == ((), MODELS[name].thought, "stop")
+    assert "nobody" in answer.text
+    assert answer.text.endswith(more)
+    assert "I had better look" not in answer.text
+    assert answer.text.startswith(text)
+    assert MODELS[name].thought.startswith(thoughts)
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_call_that_has_to_be_made_and_that_a_stop_string_cuts_short_is_text(says: Any, name: str) -> None:
+    forced = '{"name": "weather", "arguments": {"city": "Paris"}}'
+    model = MODELS[name]
+    before = model.called.partition(model.thought)[0] + model.thought + model.answers if model.thought else ""
+    ended, text, _ = ask(says(name, before + forced), tool_choice="required", stop=("Par",))
+    (answer,) = ended.answers
+    assert "".join(answer.text.split()) == '{"name":"weather","arguments":{"city":"'
+    assert (answer.calls, text, answer.finish_reason) == ((), "", "stop")
+    assert (answer.reasoning or "") == model.thought
+
+
+@pytest.mark.parametrize("name", CALLING)
 @pytest.mark.parametrize("choice", ["required", "=weather"])
 def test_a_call_that_has_to_be_made_is_made(says: Any, name: str, choice: str) -> None:
     forced = '{"name": "weather", "arguments": {"city": "Paris"}}'
@@ -129,6 +155,22 @@ def test_a_call_that_has_to_be_made_is_made(says: Any, name: str, choice: str) -
     (answer,) = ended.answers
     assert (calls(answer), answer.text, text, answer.finish_reason) == ([WEATHER], "", "", "tool_calls")
     assert (answer.reasoning or "") == MODELS[name].thought
+
+
+@pytest.mark.parametrize("said", ["", "I had better look.", "I had better look. " * 9], ids=["none", "short", "long"])
+def test_no_mark_is_cut_in_two_where_thoughts_are_brought_to_an_end(of_template: Any, says: Any, said: str) -> None:
+    model, encode = MODELS["gpt_oss"], of_template("gpt_oss").tokenizer.encode
+    is_long = len(said) > 20
+    opening = f"<|channel|>analysis<|message|>{said}{'' if is_long else model.answers}" if said else model.begins
+    # Of the short one while the mark is written that ends it: whom a mark is forced on says the rest all the same.
+    least = len(encode(said)) if said and not is_long else 0
+    for most_tokens in range(least, least + 24):
+        ended, text, thoughts = ask(
+            says("gpt_oss", f"{opening}Yes, it is."), tools=(), max_reasoning_tokens=most_tokens, max_tokens=150
+        )
+        assert "<|" not in ended.text + (ended.answers[0].reasoning or ""), most_tokens
+        assert ended.text.startswith(text)
+        assert said.startswith(thoughts)
 
 
 @pytest.mark.parametrize("name", CALLING)
@@ -192,6 +234,30 @@ def test_a_template_that_leaves_out_what_was_called_says_so_where_no_form_of_cal
             written(loaded, conversation)
     finally:
         loaded.tokenizer.chat_template = before
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "lost"),
+    [
+        ("gpt_oss", ("user", "system"), 2),
+        ("gpt_oss", ("system", "system", "user"), 2),
+        ("gpt_oss", ("user", "assistant", "system", "user"), 3),
+        ("nemotron", ("user", "assistant", "system"), 3),
+        ("nemotron", ("system", "user", "system", "user"), 3),
+        ("mistral_nemo", ("system",), 1),
+        ("gemma3", ("system",), 1),
+        ("gemma4", ("user", "tool"), 2),
+    ],
+)
+def test_a_text_that_a_template_leaves_out_in_its_place_is_refused_though_elsewhere_its_role_is_said(
+    of_template: Any, name: str, roles: tuple[str, ...], lost: int
+) -> None:
+    conversations = Conversations(of_template(name).tokenizer)
+    told = GenerationWork(1, None, turns(*((role, f"{role} no. {at}") for at, role in enumerate(roles))))
+    assert conversations.tokens(GenerationWork(2, None, turns(("user", "Hello"))))
+    for _ in range(2):
+        with pytest.raises(RequestError, match=f"leaves out what message {lost} says, of the role '{roles[lost - 1]}'"):
+            conversations.tokens(told)
 
 
 def test_ids_of_calls_that_others_made_are_shortened_where_a_template_takes_short_ones_alone(of_template: Any) -> None:

@@ -146,6 +146,19 @@ def test_each_command_that_is_denied_is_named_and_how_to_grant_it(valkey: MakeVa
     assert missing_rights(connect(url), "worker") == []
 
 
+@pytest.mark.parametrize("command", ["BLMOVE", "ZADD", "SUBSCRIBE", "MULTI"])
+def test_a_command_that_was_renamed_is_named_and_refused_where_nothing_works_without(
+    valkey: MakeValkey, command: str
+) -> None:
+    fitness = look(connect(valkey("--rename-command", command, "").url))
+    sentence = f"the server does not know the command {command}"
+    if command == "SUBSCRIBE":
+        assert fitness.refusal is None
+        assert sentence in "".join(fitness.warnings)
+    else:
+        assert sentence in (fitness.refusal or "")
+
+
 def test_a_channel_that_is_denied_only_makes_a_worker_slower_and_is_not_a_producers(valkey: MakeValkey) -> None:
     connection = connect(url_of(valkey(), "~*", "resetchannels", "+@all"))
     (right,) = missing_rights(connection, "worker")

@@ -49,6 +49,9 @@ PASSING = [
     exceptions.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
     exceptions.ResponseError("Error running script (call to f_1): @user_script:1: -MISCONF the disk is full"),
     exceptions.ResponseError("SOMEDAY a word that nobody has heard of"),
+    exceptions.ResponseError("a sentence that nobody has heard of"),
+    exceptions.ResponseError("upstream failure"),  # Envoy's, before a server that is away
+    exceptions.ResponseError("Connection timed out"),  # twemproxy's
     exceptions.BusyLoadingError("Valkey is loading the dataset in memory"),
     exceptions.MasterDownError("Link with MASTER is down"),
     exceptions.ClusterDownError("Hash slot not served"),
@@ -72,6 +75,9 @@ CONFIGURATION = [
     exceptions.MovedError("3999 127.0.0.1:6381"),
     exceptions.ClusterCrossSlotError("Keys in request don't hash to the same slot"),
     exceptions.ResponseError("SELECT is not allowed in cluster mode"),
+    exceptions.ResponseError("unknown command 'FROB', with args beginning with: 'LOADING' 'WRONGTYPE' "),
+    exceptions.ResponseError("Unknown Redis command called from script script: 1, on @user_script:1."),
+    exceptions.ResponseError("DB index is out of range"),
     ServerConfigurationError("it is set up wrongly"),
 ]
 
@@ -93,8 +99,7 @@ DATA = [
     exceptions.ResponseError(f"Error running script (call to f_1): @user_script:1: {WRONG_TYPE}"),
     exceptions.ResponseError("hash value is not an integer"),
     exceptions.ResponseError("user_script:1: attempt to compare nil with number script: 1, on @user_script:1."),
-    exceptions.ResponseError("unknown command 'FROB', with args beginning with: "),
-    exceptions.ResponseError("DB index is out of range"),
+    exceptions.ResponseError("value is not an integer or out of range"),
     ServerDataError("it is of another type"),
 ]
 
@@ -111,6 +116,42 @@ def test_authentication_rights_and_cluster_mode_do_not_pass(error: Exception) ->
     assert trouble(error) is Trouble.CONFIGURATION
     with pytest.raises(ServerConfigurationError), server_errors():
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (exceptions.ResponseError("DB index is out of range"), ServerConfigurationError, "no database of that number"),
+        (
+            exceptions.ResponseError("unknown command 'FROB', with args beginning with: 'a secret' "),
+            ServerConfigurationError,
+            r"does not know the command 'FROB':(?!.*secret)",
+        ),
+        (exceptions.ConnectionError("max number of clients reached"), ServerNotReadyError, "its maxclients"),
+        (exceptions.InvalidResponse('Protocol error, got "H" as reply type byte'), NoServerError, "no Redis server"),
+    ],
+    ids=str,
+)
+def test_the_sentence_says_what_is_so_and_what_to_do(error: Exception, kind: type[ImpetusError], sentence: str) -> None:
+    with pytest.raises(kind, match=sentence), server_errors():
+        raise error
+
+
+def test_a_server_that_is_full_of_clients_is_there_and_waited_for(valkey: MakeValkey) -> None:
+    full = valkey("--maxclients", "1")
+    with Redis.from_url(full.url) as other, other.client():
+        producer = Producer(full.url, patience_s=30)
+        enqueueing = threading.Thread(target=producer.embed, args=("a",))
+        enqueueing.start()
+        eventually(lambda: producer.patience.away)
+    enqueueing.join(30)
+    assert not producer.patience.away
+
+
+def test_a_database_that_the_server_has_not_is_told_at_once(valkey: MakeValkey) -> None:
+    url = valkey("--databases", "1").url.removesuffix("/0")
+    with pytest.raises(ServerConfigurationError, match="no database of that number"):
+        Producer(f"{url}/3")
 
 
 def test_what_is_no_answer_of_a_server_is_left_as_it_is() -> None:

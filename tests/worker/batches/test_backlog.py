@@ -35,7 +35,7 @@ JOBS = st.lists(st.lists(st.integers(1, 80), min_size=1, max_size=12), min_size=
 
 
 @given(JOBS, st.data())
-def test_no_row_is_passed_by_more_than_two_plans_of_later_ones(jobs: list[list[int]], data: st.DataObject) -> None:
+def test_no_row_is_passed_by_more_than_a_plan_of_later_ones(jobs: list[list[int]], data: st.DataObject) -> None:
     backlog, order, waiting = make_backlog(), itertools.count(), dict[Row, int]()
     passed: dict[Row, list[int]] = {}
     for lengths in jobs:
@@ -49,8 +49,8 @@ def test_no_row_is_passed_by_more_than_two_plans_of_later_ones(jobs: list[list[i
         _take(backlog, waiting, passed)
     assert not waiting
     for later in passed.values():
-        assert len(later) <= 2 * PLAN_BATCHES * MAX_ROWS
-        assert sum(later) - max(later) <= 2 * PLAN_BATCHES * MAX_TOKENS, "one that is longer than the budget aside"
+        assert len(later) <= PLAN_BATCHES * MAX_ROWS
+        assert sum(later) - max(later) <= PLAN_BATCHES * MAX_TOKENS, "one that is longer than the budget aside"
 
 
 def _take(backlog: Backlog, waiting: dict[Row, int], passed: dict[Row, list[int]]) -> None:
@@ -75,7 +75,7 @@ def test_a_standing_backlog_of_short_rows_does_not_keep_a_long_one_waiting() -> 
         backlog.add(rows_of([4] * 8))
         backlog.take()
         batches += 1
-    assert batches <= 2 * PLAN_BATCHES
+    assert batches <= PLAN_BATCHES
 
 
 def test_rows_beyond_a_plan_pass_none_in_it() -> None:
@@ -87,7 +87,7 @@ def test_rows_beyond_a_plan_pass_none_in_it() -> None:
     passing = 0
     while row not in (batch := backlog.take()):
         passing += len(batch)
-    assert passing <= 2 * 2 * 8
+    assert passing <= 2 * 8
 
 
 def test_rows_that_were_put_off_come_again_in_their_order() -> None:
@@ -111,6 +111,26 @@ def test_a_row_is_put_off_once_and_no_more() -> None:
     assert long not in backlog.take()
     backlog.add(rows_of([8] * 8))
     assert long in backlog.take(), "the oldest now"
+
+
+def test_rows_that_come_beside_a_plan_are_packed_with_what_is_left_of_it() -> None:
+    backlog = make_backlog()
+    backlog.add(rows_of([8] * 8 + [10, 30, 30]))
+    assert len(backlog.take()) == 8
+    backlog.add(rows_of([10, 30]))
+    batches = []
+    while backlog.rows:
+        batches.append([len(row.ids) for row in backlog.take()])
+    assert batches == [[10, 10], [30, 30], [30]]
+
+
+def test_what_runs_again_is_planned_with_nothing_that_comes() -> None:
+    backlog = make_backlog()
+    backlog.add(rows_of([4, 4]))
+    half = backlog.take()[:1]
+    backlog.put_first(half)
+    backlog.add(rows_of([4] * 20))
+    assert backlog.take() == half
 
 
 def test_rows_of_ended_jobs_are_neither_counted_nor_run() -> None:

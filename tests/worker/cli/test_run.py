@@ -7,7 +7,8 @@ import os
 import signal
 import termios
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -19,9 +20,6 @@ from tests.patience import eventually
 from ...producer.bulk.kept import answers_kept
 from ..faults.test_faults import documents, embed
 from .runs import command_of, runs, tree_below
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.system
 
@@ -123,6 +121,28 @@ def test_a_run_stopped_while_it_starts_exits_0_and_leaves_nothing(start: Any, nu
     eventually(lambda: not any(map(runs, one.tree)))
     assert "Traceback" not in one.log
     assert ServerNote.read(one.state) is None
+
+
+def test_a_run_whose_starter_had_signals_wait_is_stopped_all_the_same(start: Any) -> None:
+    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+    one = start(preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, stops))
+    one.serves()
+    assert one.stop() == 0
+    assert not any(map(runs, one.tree))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_whose_output_goes_nowhere_serves_all_the_same(start: Any, full: bool) -> None:
+    if full and not Path("/dev/full").exists():
+        pytest.skip("this system has no disk that is always full")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full" if full else writer, "wb") as nowhere:
+        if full:
+            os.close(writer)
+        one = start(stdout=nowhere)
+    one.serves()
+    assert one.stop() == 0
 
 
 def test_the_whole_tree_but_the_supervisor_outlives_a_hangup(start: Any) -> None:

@@ -72,6 +72,14 @@ while True:
     signal.pause()
 """
 
+_OBEYS = """
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: sys.exit(0))
+say("serves")
+while True:
+    signal.pause()
+"""
+
 
 class Supervised:
     """A supervisor in a process of its own, over workers that run `source`."""
@@ -150,9 +158,23 @@ def test_a_worker_that_ends_by_an_error_is_reported_and_started_again(supervise:
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (EXIT_CONFIGURATION, EXIT_CONFIGURATION)])
 def test_a_worker_that_ends_in_order_is_no_death(supervise: Any, status: int, expected: int) -> None:
-    one = supervise(f"note.write(['a']); sys.exit({status})")
+    one = supervise(f"note.write(['a']); sys.exit({status})", burst=True)
     assert one.status() == expected
     assert one.deaths() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_others_stopped_by_a_signal_is_followed_by_another(
+    supervise: Any, number: signal.Signals
+) -> None:
+    one = supervise(_OBEYS, after_shutdown_s=0.1)
+    (line,) = one.heard("serves")
+    os.kill(line["pid"], number)
+    second = one.heard("serves", times=2)[1]
+    assert second["worker"] != line["worker"]
+    assert one.deaths() == []
+    one.process.send_signal(signal.SIGTERM)
+    assert one.status() == 0
 
 
 def test_a_worker_that_the_supervisor_killed_blames_no_job(supervise: Any) -> None:
@@ -230,7 +252,7 @@ def test_a_worker_that_obeyed_a_shutdown_command_is_followed_by_another_and_how_
     (line,) = one.heard("serves")
     assert line["worker"] != "first-embedding"
     assert one.deaths() == []
-    assert "first-embedding was told to shut down" in one.log
+    assert "first-embedding was told to shut down by others" in one.log
     assert "to stop for good" in one.log
 
 

@@ -18,6 +18,8 @@ from impetus_worker.inbox import LookedRound
 from ..conftest import LIMIT_S
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis import Redis
 
 pytestmark = pytest.mark.system
@@ -131,6 +133,38 @@ def test_a_sleep_between_two_duties_is_seen_before_others_are_judged(redis_url: 
     finally:
         housekeeping.stop()
         assert housekeeping.join(LIMIT_S)
+
+
+def test_a_server_that_takes_its_time_over_each_answer_is_no_sleep_and_keeps_no_duty_from_being_done(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    time_s = 1000.0
+    done: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def slowly(name: str) -> Callable[[Redis], None]:
+        def do(connection: Redis) -> None:
+            nonlocal time_s
+            time_s += 4.0
+            done.put(name)
+
+        return do
+
+    duties = [
+        Duty("leases", slowly("renew"), 2.0),
+        Duty("record", slowly("record"), 2.0),
+        Duty("recovery", slowly("recover"), 2.0, judges_others=True),
+    ]
+    link = Link("housekeeping", lambda: client(redis_url, 5.0), Reachability())
+    clock = AwakeClock(lambda: time_s)
+    housekeeping = Housekeeping("housekeeping", link, duties, lambda fact: None, 10.0, clock)
+    housekeeping.start()
+    try:
+        assert [done.get(timeout=LIMIT_S) for _ in range(6)] == ["renew", "record"] * 3
+    finally:
+        housekeeping.stop()
+        assert housekeeping.join(LIMIT_S)
+    assert "leases took 4 s" in caplog.text
+    assert "did not run" not in caplog.text
 
 
 def test_scheduled_jobs_that_are_due_are_queued_as_they_asked_and_no_others(connection: Redis) -> None:

@@ -11,7 +11,7 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from impetus_worker.fleet.duties import Recovery
-from impetus_worker.leases.claims import Ending, Renewal, Verb, bury, recover, sweep
+from impetus_worker.leases.claims import LONGEST_LEASE_S, SEAL_S, Ending, Renewal, Verb, bury, recover, sweep
 
 from .hold import LEASE_S, Hold, claim_one, enqueue, fetch
 
@@ -77,6 +77,33 @@ def test_recovery_is_one_workers_affair_at_a_time(claims: Hold, connection: Redi
     claims.let_lapse(job)
     assert recover("embedding", 60.0).run(connection) == []
     assert claims.recover() == [job.id]
+
+
+@pytest.mark.parametrize("kind", ["endless", "from before the clock was set back", "of another type"])
+def test_a_turn_that_lasts_longer_than_any_holds_up_nobody(claims: Hold, connection: Redis, kind: str) -> None:
+    enqueue(connection, 2)
+    lapsed, adrift = claims.claim(["embedding"], 2).jobs
+    claims.let_lapse(lapsed)
+    connection.hdel("impetus:tokens:embedding", adrift.id)
+    for key in ("impetus:recovery:embedding", "impetus:recovery:sweep:embedding"):
+        if kind == "of another type":
+            connection.hset(key, "a", 1)
+        else:
+            connection.set(key, 1, ex=None if kind == "endless" else 200_000)
+    assert recover("embedding", 60.0).run(connection) == [lapsed.id]
+    assert sweep("embedding", "0", 60.0).run(connection) == ("0", [adrift.id])
+
+
+def test_a_lease_from_before_the_servers_clock_was_set_back_ends_soon_all_the_same(
+    claims: Hold, connection: Redis
+) -> None:
+    enqueue(connection, 2)
+    long_gone, sealed = claims.claim(["embedding"], 2).jobs
+    assert claims.seal(sealed)
+    connection.zadd("impetus:leases:embedding", {long_gone.id: connection.time()[0] + 2 * 86400})  # type: ignore[index]
+    assert claims.recover() == []
+    assert LONGEST_LEASE_S - 5 < claims.lease_left_s(long_gone) <= LONGEST_LEASE_S
+    assert SEAL_S - 5 < claims.lease_left_s(sealed) <= SEAL_S
 
 
 def test_what_was_asked_before_the_server_fell_silent_puts_nothing_back_when_it_wakes(
@@ -175,7 +202,8 @@ def test_a_job_whose_lease_and_token_were_evicted_comes_back(claims: Hold, conne
 
 
 def test_recovery_costs_what_lapsed_and_not_what_is_in_flight(claims: Hold, connection: Redis) -> None:
-    connection.zadd("impetus:leases:embedding", {f"job{number}": 4e9 for number in range(32_000)})
+    lease_end: Any = connection.time()[0] + LEASE_S  # type: ignore[index]
+    connection.zadd("impetus:leases:embedding", {f"job{number}": lease_end for number in range(32_000)})
     connection.hset("impetus:tokens:embedding", mapping={f"job{number}": "i0 w9" for number in range(32_000)})
     connection.zadd("impetus:leases:embedding", {"job7": 1})
     connection.hset("rq:job:job7", mapping={"status": "started", "data": "x"})

@@ -47,7 +47,7 @@ def test_a_server_that_is_away_for_many_is_said_once_and_so_is_its_return(caplog
 
 def test_what_no_waiting_mends_ends_the_worker_with_a_sentence() -> None:
     link = link_to("redis://localhost:1/0", Reachability())
-    with pytest.raises(ConfigurationError, match="refuses this worker"):
+    with pytest.raises(ConfigurationError, match="denies its user a right"):
         link.failed(NoPermissionError("NOPERM this user has no permissions"))
 
 
@@ -76,6 +76,9 @@ def test_a_server_that_changed_its_role_is_left_by_every_connection_of_the_worke
         ("OOM command not allowed when used memory > 'maxmemory'.", False),
         ("MISCONF Redis is configured to save RDB snapshots", False),
         ("BUSY Redis is busy running a script", False),
+        ("MISCONF Errors writing to the AOF file: Numerical result out of range", False),
+        ("DB index is out of range", False),
+        ("unknown command 'FROB', with args beginning with: 'WRONGTYPE' ", False),
         ("whatever a later version says", False),
     ],
 )

@@ -14,6 +14,8 @@ class EarlyStop:
 
     def __init__(self) -> None:
         self.heard = False
+        # Whoever started this may have them wait, and then none would ever be heard, here or by what this starts.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOP_SIGNALS, signal.SIGCHLD))
         for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._end)

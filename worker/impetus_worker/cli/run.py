@@ -29,6 +29,7 @@ from ..settings import (
     Role,
     WorkerSettings,
 )
+from .announcing import announce
 from .early_stop import EarlyStop
 from .options import check_installed, with_engine_options, with_fitting_options
 
@@ -260,14 +261,14 @@ def run(
         elif durable or listen:
             click.echo("--durable and --listen are for a server of the worker's own, and one was given", err=True)
         for each in urls:
-            click.echo(f"server: {without_password(each)}" + (" (embedded, stops with this program)" if server else ""))
+            announce(f"server: {without_password(each)}" + (" (embedded, stops with this program)" if server else ""))
         if server is not None and server.listens_at:
             from impetus_producer.servers.discovery import state_dir
 
             from ..host.embedded_server import url_file
 
             shown = without_password(server.listens_at)
-            click.echo(f"  it listens at {shown}; elsewhere: --redis-url-file {url_file(state_dir())}")
+            announce(f"  it listens at {shown}; elsewhere: --redis-url-file {url_file(state_dir())}")
         allowed = Allowed(_names(allow_callbacks), _names(allow_webhooks.lower()))
         workers = [_worker_settings(role, urls, allowed, options) for role in roles]
         lifeline = sys.stdin.fileno() if until_stdin_closes else None

@@ -7,18 +7,17 @@ Whatever a server answers is passing: the worker says so once, waits and tries a
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, DataError, MasterDownError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
 from impetus_producer.errors import ServerError
 from impetus_producer.servers.connections import from_url
-from impetus_producer.servers.troubles import Trouble, hang_up, trouble
+from impetus_producer.servers.troubles import Trouble, hang_up, in_a_sentence, trouble
 
 from ..errors import ConfigurationError
 
@@ -37,20 +36,12 @@ _CALM_S = 3.0
 """For so long nothing may fail before the trouble is over."""
 PASSING = (RedisError, OSError, ServerError)
 """What a call to the server may raise that is the server's or the network's affair."""
-_ABOUT_DATA = re.compile(
-    "WRONGTYPE|not an integer|not a valid float|not a float|out of range|overflow|NaN or Infinity|last possible ID|"
-    "wrong number of arguments|syntax error|invalid expire time|Invalid stream ID"
-)
 _log = logging.getLogger(__name__)
 
 
 def is_about_data(error: BaseException) -> bool:
-    """Whether the server would say the same however long one waits: a key of another type, or a value that is no
-    number. That is the fault of what lies there, and no trouble of the server's.
-    """
-    return isinstance(error, DataError) or (
-        isinstance(error, ResponseError) and _ABOUT_DATA.search(str(error)) is not None
-    )
+    """Whether the server would say the same however long one waits, and another question would be answered."""
+    return trouble(error) is Trouble.DATA
 
 
 class Reachability:
@@ -137,7 +128,7 @@ class Link:
     def failed(self, error: Exception) -> float:
         """How long to wait before it is tried again. Raises `ConfigurationError` for what waiting does not mend."""
         if trouble(error) is Trouble.CONFIGURATION:
-            raise ConfigurationError(f"the Redis server refuses this worker: {error}") from error
+            raise ConfigurationError(str(in_a_sentence(error))) from error
         # A server that answers READONLY keeps the connection: behind the same address may be another one by now.
         if _changed_its_role(error):
             self._reachability.hang_up_all()

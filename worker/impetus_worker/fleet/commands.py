@@ -11,9 +11,10 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoPermissionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.command import parse_payload
+
+from impetus_producer.servers.answers import is_denied
 
 from ..companions.companion import Companion
 from ..companions.link import PASSING, Link
@@ -44,11 +45,14 @@ class Commands(Companion):
         while not self.stopped.is_set():
             try:
                 self._listen(self._link.connection)
-            except NoPermissionError as error:
-                _log.warning("Redis: %s; stop-job and its likes are not heard, cancelling works all the same", error)
-                self.stopped.wait(_REFUSED_WAIT_S)
             except PASSING as error:
-                self.stopped.wait(self._link.failed(error))
+                if is_denied(error):
+                    _log.warning(
+                        "Redis: %s; stop-job and its likes are not heard, cancelling works all the same", error
+                    )
+                    self.stopped.wait(_REFUSED_WAIT_S)
+                else:
+                    self.stopped.wait(self._link.failed(error))
 
     def _listen(self, connection: Redis) -> None:
         with connection.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]

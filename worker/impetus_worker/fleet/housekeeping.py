@@ -109,6 +109,16 @@ class Housekeeping(Companion):
         self._begin_anew()
         return True
 
+    def _took_long(self, duty: Duty) -> bool:
+        """Then the server was silent, or this process asleep meanwhile: what is its own is due again. The other duties
+        have their turn first, as each of them may take as long.
+        """
+        if (took_s := self._clock.slept_s()) <= 0:
+            return False
+        _log.warning("%s took %.0f s: others are not judged before leases are renewed", duty.name, took_s)
+        self._begin_anew()
+        return True
+
     def _tick(self) -> bool:
         """Runs what is due; whether any of it has more to do."""
         busy = False
@@ -124,5 +134,5 @@ class Housekeeping(Companion):
             if not more:
                 self._did(duty)
             duty.due_at = now if more else now + duty.interval_s
-            busy = busy or bool(more)
+            busy = self._took_long(duty) or busy or bool(more)
         return busy

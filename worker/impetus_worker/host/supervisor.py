@@ -35,7 +35,9 @@ EXIT_CONFIGURATION = 3
 """A worker that cannot start as told ends with this, and is not started again."""
 EXIT_SHUTDOWN = 4
 """A worker that obeyed RQ's shutdown command ends with this, and another takes its place."""
-_IN_ORDER = (0, EXIT_CONFIGURATION, EXIT_SHUTDOWN)
+_TOLD_TO_STOP = (0, EXIT_SHUTDOWN)
+"""By whomever: the command comes through Redis, and a signal from any user of this machine's."""
+_IN_ORDER = (*_TOLD_TO_STOP, EXIT_CONFIGURATION)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 """What a worker is sent at the first, the second and the third stop: warm, cold, and no more asking. The first two are
@@ -200,17 +202,17 @@ class Supervisor:
         if self._bury(child, status):
             child.exit_status = 0
             child.lives.end()
-        elif status in (0, EXIT_CONFIGURATION) or self._stops or (status == EXIT_SHUTDOWN and child.settings.burst):
+        elif status == EXIT_CONFIGURATION or self._stops or (status in _TOLD_TO_STOP and child.settings.burst):
             child.exit_status = status if status == EXIT_CONFIGURATION else int(status not in _IN_ORDER)
             child.lives.end()
             if status == EXIT_CONFIGURATION:
                 _log.error("the %s worker cannot run as it was told; it is not started again", role)
-        elif status == EXIT_SHUTDOWN:
+        elif status in _TOLD_TO_STOP:
             child.settings = replace(child.settings, name=worker_name(role))
             child.lives.start_at = now + self._patience.after_shutdown_s
             _log.warning(
-                "worker %s was told to shut down, and another takes its place; to stop for good, stop this program "
-                "(Ctrl-C or SIGTERM), or the service that runs it: impetus-worker service uninstall", name
+                "worker %s was told to shut down by others, and another takes its place; to stop for good, stop this "
+                "program (Ctrl-C or SIGTERM), or the service that runs it: impetus-worker service uninstall", name
             )  # fmt: skip
         else:
             child.settings = replace(child.settings, name=worker_name(role))

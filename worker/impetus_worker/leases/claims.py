@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SEAL_S = 180
 """Longer than RQ's ending of a job takes, callbacks of 60 s among it."""
+LONGEST_LEASE_S = 600
+"""One that ends later is from before the server's clock was set back."""
 SUSPECT_FROM_DEATHS = 2
 """A job that was running when a worker died runs beside others once more; from the second death on it runs alone."""
 TOKEN_MARK = "i"
@@ -241,7 +243,8 @@ def recover(queue: str, interval_s: float, until: float | None = None) -> Call[l
     `until`: the server's time, in seconds, after which it does nothing. A server that was silent for a while finds all
     leases run out, and must not act on what was asked of it before they could be renewed.
     """
-    return Call(Script.named("recover"), [queue, int(interval_s * 1000), "" if until is None else until], ids)
+    arguments = [queue, int(interval_s * 1000), "" if until is None else until, LONGEST_LEASE_S]
+    return Call(Script.named("recover"), arguments, ids)
 
 
 def sweep(queue: str, cursor: str, interval_s: float) -> Call[tuple[str, list[str]]]:

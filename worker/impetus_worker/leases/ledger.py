@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _MAX_CLAIM_BYTES = 4_000_000
 _MANY_ENDED = 64
 _MAX_ENDINGS = 1024
-_MAX_ENDINGS_BYTES = 1_000_000
+_MAX_ENDINGS_BYTES = 250_000
 """Of one exchange, which takes some 10 ms a megabyte. The server is nobody else's meanwhile, and what ends next waits
 until it is over.
 """
@@ -74,6 +74,10 @@ class _Unsent:
     def __iter__(self) -> Iterator[tuple[Outcome, Ending | None]]:
         yield from self._awaited
         yield from self._others
+
+    @property
+    def any_awaited(self) -> bool:
+        return bool(self._awaited)
 
     def _lane(self, outcome: Outcome) -> deque[tuple[Outcome, Ending | None]]:
         return self._others if outcome.job.queue in BULK_QUEUES else self._awaited
@@ -158,9 +162,15 @@ class Ledger:
         return sum(exchange.wanted.jobs for exchange in self._under_way if exchange.wanted is not None)
 
     @property
-    def many_ended(self) -> bool:
-        """Whether enough ended to be worth an exchange of their own."""
-        return len(self._ended) >= _MANY_ENDED
+    def is_relaying(self) -> bool:
+        """Whether what jobs said is under way. Nothing goes out behind it: where the server forgot that script, it runs
+        it last, and an ending would overtake the last words."""
+        return any(exchange.relayed for exchange in self._under_way)
+
+    @property
+    def is_pressing(self) -> bool:
+        """Whether enough ended to be worth an exchange of their own, or one for which somebody waits."""
+        return len(self._ended) >= _MANY_ENDED or self._ended.any_awaited
 
     @property
     def rq_waiting(self) -> int:
@@ -223,7 +233,7 @@ class Ledger:
         self._count_work(now)
         exchange, size = _Exchange(), 0
         # One at a time, so that pieces of a text come in their order also when they are sent again.
-        if self._relay.has_news(now) and not any(other.relayed for other in self._under_way):
+        if self._relay.has_news(now) and not self.is_relaying:
             exchange.relayed = True
             exchange.calls.append(self._relay.relaying(now))
         # What a run said is written only while it lasts, its last words too, which hold what it had made. So an ending

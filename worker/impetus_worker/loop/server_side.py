@@ -250,8 +250,8 @@ class ServerSide:
         match self._ledger.under_way:
             case 0:
                 return self._ledger.has_news(now) or self._wanted(room, now) is not None
-            case 1:
-                if self._ledger.many_ended:
+            case 1 if not self._ledger.is_relaying:
+                if self._ledger.is_pressing:
                     return True
                 return self._intake.has_backlog and self._wanted(room, now) is not None
             case _:

@@ -5,10 +5,12 @@ Knows the encoder and MLX. Operations follow https://ml-explore.github.io/mlx/.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from impetus_backends.embedding.devices.compiled import Compiled, run
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import by_places, within
@@ -19,7 +21,7 @@ from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention, Experts
@@ -39,6 +41,8 @@ class MLXOps:
         self._mx = mx
         self._dtype = dtype
         self._cache: dict[str, Any] = {}
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        self._gelu = mx.compile(self._plain_gelu, shapeless=True) if on_gpu else self._plain_gelu
 
     def _weight(self, name: str, centre: float = 0.0) -> Any:
         if name not in self._cache:
@@ -100,7 +104,7 @@ class MLXOps:
     def activate(self, x: Any, kind: str) -> Any:
         mx = self._mx
         if kind == "gelu":
-            return x * (1 + mx.erf(x * 0.5**0.5)) * 0.5
+            return self._gelu(x)
         if kind == "gelu_tanh":
             return 0.5 * x * (1 + mx.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
         if kind == "silu":
@@ -110,6 +114,9 @@ class MLXOps:
         if kind == "log1p":
             return mx.log1p(x)
         return mx.tanh(x) if kind == "tanh" else mx.maximum(x, 0)
+
+    def _plain_gelu(self, x: Any) -> Any:
+        return x * (1 + self._mx.erf(x * 0.5**0.5)) * 0.5
 
     bend = activate
 
@@ -194,6 +201,8 @@ class MLXEmbeddingBackend:
         self._config = config
         self._ops: MLXOps | None = None
         self._mx: Any = None
+        self.run_by: dict[bool, Callable[[Sequence[Any]], np.ndarray]] = {}
+        """By whether rows are of several texts each."""
 
     def load(self) -> None:
         """Opens the weights; raises `BackendUnavailableError` without MLX."""
@@ -203,13 +212,24 @@ class MLXEmbeddingBackend:
             raise BackendUnavailableError(
                 f"the mlx backend needs MLX ({error}): pip install 'impetus-batch[mlx]'"
             ) from error
-        on_gpu = bool(mx.metal.is_available())
+        # Metal's on a Mac, or CUDA's: MLX's default device says which kind this is, whoever made it.
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
         self.device = f"gpu ({mx.device_info().get('device_name', 'Apple')})" if on_gpu else "cpu"
         self.precision = "fp16" if on_gpu else "fp32"
         # The pool keeps a buffer of every size ever used; without a limit it only grows.
         mx.set_cache_limit(_CACHE_BYTES)
         self._mx = mx
         self._ops = MLXOps(open_weights(self._config), mx, mx.float16 if on_gpu else mx.float32)
+        for packed in (False, True):
+            function = self.function(packed=packed)
+            # On a CPU, MLX's compiler calls a C++ compiler, which need not be there.
+            self.run_by[packed] = Compiled(function, mx.compile) if on_gpu else partial(run, function)
+
+    def function(self, *, packed: bool) -> Callable[..., Any]:
+        """The model, of the arrays that `inputs_of` names."""
+        ops, config, names = self._ops, self._config, inputs_of(self._config.encoder)
+        assert ops is not None, "load() comes first"
+        return lambda *arrays: embed(ops, config, Inputs(**dict(zip(names, arrays, strict=True)), packed=packed))
 
     def embed(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
@@ -224,16 +244,15 @@ class MLXEmbeddingBackend:
         return found
 
     def _run(self, batch: Inputs[np.ndarray]) -> np.ndarray:
-        assert self._ops is not None, "load() comes first"
-        return np.array(embed(self._ops, self._config, self._on_device(batch)), dtype=np.float32)
+        return self.run_by[batch.packed](self._arrays(batch))
 
     def weigh(self, rows: Sequence[np.ndarray]) -> list[SparseVector]:
         """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
         assert self._ops is not None, "load() comes first"
         batch = lay(self._config, rows_of(self._config, [len(row) for row in rows], shared=False), rows)
-        made = weigh(self._ops, self._config, self._on_device(batch))
+        arrays = dict(zip(inputs_of(self._config.encoder), self._arrays(batch), strict=True))
+        made = weigh(self._ops, self._config, Inputs(**arrays, packed=batch.packed))
         return vectors(self._config, rows, np.array(made.astype(self._mx.float32)))
 
-    def _on_device(self, batch: Inputs[np.ndarray]) -> Inputs[Any]:
-        arrays = {name: self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
-        return Inputs(**arrays, packed=batch.packed)
+    def _arrays(self, batch: Inputs[np.ndarray]) -> list[Any]:
+        return [self._mx.array(getattr(batch, name)) for name in inputs_of(self._config.encoder)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.folder.families import RERANKERS_ALONE, read_shape
+from impetus_backends.embedding.folder.families import read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.sparse import (
     NO_HEAD,
@@ -143,8 +143,6 @@ def read_config(folder: Path) -> EmbeddingConfig:
     else:
         file = modules.transformer / "config.json"
         encoder = read_shape(file, reader.object(file))
-        if encoder.model_type in RERANKERS_ALONE:
-            raise ModelError(f"{file}: model_type {encoder.model_type!r} is supported for rerankers alone")
         pooling = read_pooling(reader, modules.pooling, encoder.hidden_size)
     steps = read_steps(reader, modules, folder, len(pooling.modes) * encoder.hidden_size)
     stated = read_stated(reader, folder, "SentenceTransformer", also=("similarity_fn_name", "truncate_dim"))

@@ -88,6 +88,28 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     )
 
 
+def _albert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
+    """BERT whose layers share their weights, all of them or in groups, and whose tokens are narrower than they."""
+    refuse_unless(file, raw, position_embedding_type=(None, "absolute"))
+    sizes = read_sizes(file, raw)
+    groups, inner = (positive(file, raw, key, 1) for key in ("num_hidden_groups", "inner_group_num"))
+    if groups > sizes["layers"]:
+        raise ModelError(f"{file}: {sizes['layers']} layers are not of {groups} groups")
+    names = tuple(
+        # As transformers divides them, in floating point.
+        f"encoder.albert_layer_groups.{int(layer / (sizes['layers'] / groups))}.albert_layers.{index}"
+        for layer in range(sizes["layers"])
+        for index in range(inner)
+    )
+    return EncoderConfig(
+        **{**sizes, "layers": len(names)},
+        norm_eps=read_eps(file, raw, "layer_norm_eps"),
+        embedding_size=positive(file, raw, "embedding_size", 128),
+        attentions=(even_heads(file, sizes),) * len(names),
+        layer_names=names,
+    )
+
+
 def _jina(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     """Jina's BERT: distances that lower scores instead of positions, and gated layers. It says that it is a `bert`, and
     by whose code it is run, of which there are several."""
@@ -318,8 +340,6 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 
 
 _PLAIN = ("qwen2", "mistral", "llama")
-RERANKERS_ALONE = ("deberta-v2",)
-"""Families of which no model for embeddings was tried."""
 FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "bert": _bert,
     "distilbert": _bert,
@@ -327,6 +347,7 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "xlm-roberta": _bert,
     "camembert": _bert,
     "electra": _bert,
+    "albert": _albert,
     "mpnet": _mpnet,
     "deberta-v2": _deberta,
     "modernbert": _modernbert,

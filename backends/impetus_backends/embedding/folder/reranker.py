@@ -28,7 +28,7 @@ _TASK = Task("sequence-classification", "scores", "logits")
 _ASKED_MODEL = "qwen3"
 _ASKED = Task("text-generation", "causal_logits", "logits", messages=True)
 _SCORES = {"Identity": "", "Sigmoid": "sigmoid"}
-_TYPED = {"bert": 2, "electra": 2, "gte": 1, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
+_TYPED = {"bert": 2, "electra": 2, "albert": 2, "gte": 1, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
 """Families with a table of token types, and how many rows it has where the file does not say."""
 FAMILIES = (
     "bert",
@@ -37,6 +37,7 @@ FAMILIES = (
     "xlm-roberta",
     "camembert",
     "electra",
+    "albert",
     "mpnet",
     "deberta-v2",
     "modernbert",
@@ -165,6 +166,8 @@ def _head(file: Path, raw: dict[str, Any], encoder: EncoderConfig) -> tuple[str,
     match encoder.model_type:
         case "bert" | "gte":
             return "cls", [Linear("pooler.dense", width, True, "tanh")], "classifier"
+        case "albert":
+            return "cls", [Linear("pooler", width, True, "tanh")], "classifier"
         case "distilbert":
             return "cls", [Linear("pre_classifier", width, True, "relu")], "classifier"
         case "deberta-v2":

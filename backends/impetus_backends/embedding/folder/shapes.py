@@ -76,6 +76,8 @@ class EncoderConfig:
     types: int = field(default=0, repr=False)
     """Rows of the table of token types, where tokens say which of two texts they are of; 0 where all are of the first.
     Fingerprints are made of all the others."""
+    layer_names: tuple[str, ...] = field(default=(), repr=False)
+    """What its layers' weights go by, one a layer, in families where several layers have the same."""
     experts: Experts | None = field(default=None, repr=False)
     """Where there are such; other wide layers are then not gated."""
 

@@ -28,6 +28,7 @@ _PREFIXES = (
     "distilbert.",
     "roberta.",
     "electra.",
+    "albert.",
     "mpnet.",
     "deberta.",
     "nomic_bert.",

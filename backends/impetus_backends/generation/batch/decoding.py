@@ -31,8 +31,6 @@ class DecodingRows:
         self._solo = solo
         self._lookahead = lookahead
         self._rows: dict[int, Row] = {}
-        self._broken: dict[int, tuple[Any, int]] = {}
-        """Where it stands whether the token that a row gets next is drawn from numbers: an array, and a place in it."""
         self._started: list[Any] = []
         """Those that have not joined yet: a `GenerationBatch` for each group that was read together."""
         self._all_told = False
@@ -51,7 +49,6 @@ class DecodingRows:
         """`read`: mlx-lm's `PromptProcessingBatch` of these rows, which has read all but their prompts' last tokens."""
         self.sampler.use([row.draws for row in rows])
         self._started.append(read.generate([row.prompt[-1:].tolist() for row in rows]))
-        self._broken |= self._drawn([row.id for row in rows])
         self._rows |= {row.id: row for row in rows}
 
     def resume(self, rows: int, longest: int) -> None:
@@ -91,22 +88,19 @@ class DecodingRows:
         """Runs the model on the tokens that were drawn last, and returns these."""
         import mlx.core as mx
 
-        rows = list(self._batch.uids)
-        self.sampler.use([self._rows[row_id].draws for row_id in rows])
+        self.sampler.use([self._rows[row_id].draws for row_id in self._batch.uids])
         # Rows that came or went left these as part of the next step's graph, and so not there before its end.
         start: Any = mx.async_eval
-        start(self._batch._next_tokens, self._batch._next_logprobs, [each for each, _ in self._broken.values()])
+        start(self._batch._next_tokens, self._batch._next_logprobs)
         drawn, logprobs = self._batch._step()
-        tokens = [] if self._all_told else self._tokens(self._batch, drawn, logprobs)
-        self._broken = self._drawn(rows)
-        return tokens
+        return [] if self._all_told else self._tokens(self._batch, drawn, logprobs)
 
     def remove(self, ids: Collection[int]) -> None:
         gone = self._rows.keys() & set(ids)
         if not gone:
             return
         for row_id in gone:
-            del self._rows[row_id], self._broken[row_id]
+            del self._rows[row_id]
             if self._lookahead is not None:
                 self._lookahead.forget(row_id)
         for batch in (*self._started, self._batch):
@@ -117,31 +111,22 @@ class DecodingRows:
 
     def _tokens(self, batch: Any, drawn: Sequence[int], logprobs: Sequence[Any]) -> list[Token]:
         """What was drawn for a batch's rows, and is counted here."""
-        where = [self._broken[row_id] for row_id in batch.uids]
-        arrays = {id(array): array for array, _ in where}
-        broken = {key: array.tolist() for key, array in arrays.items()}
         return [
-            Token(row_id, drawn[at], logprobs[at], _count(batch, at, drawn[at]), broken[id(array)][place])
-            for at, (row_id, (array, place)) in enumerate(zip(batch.uids, where, strict=True))
+            Token(row_id, drawn[at], logprobs[at], _count(batch, at, drawn[at])) for at, row_id in enumerate(batch.uids)
         ]
-
-    def _drawn(self, rows: list[int]) -> dict[int, tuple[Any, int]]:
-        """What the sampler says of the tokens that it has just drawn for these."""
-        return {row_id: (self.sampler.broken, at) for at, row_id in enumerate(rows)}
 
     def _step_ahead(self) -> list[Token]:
         """Several tokens of the only row; none where this step is to be as any other."""
         ((row_id, row),) = self._rows.items()
         if self._lookahead is None or not row.draws.sampling.greedy or row.processors:
             return []  # only what is certain to be drawn can be checked
-        made = self._lookahead.step(self._batch, self._broken[row_id])
-        if made is None:
+        drawn = self._lookahead.step(self._batch)
+        if drawn is None:
             return []
-        self._broken[row_id] = made.broken_next
         tokens: list[Token] = []
-        for token, logprobs, broken in made.drawn:
+        for token, logprobs in drawn:
             self._batch.tokens[0].append(token)
-            tokens.append(Token(row_id, token, logprobs, _count(self._batch, 0, token), bool(broken.item())))
+            tokens.append(Token(row_id, token, logprobs, _count(self._batch, 0, token)))
             if tokens[-1].finish_reason is not None:
                 break
         return tokens

@@ -8,10 +8,10 @@ https://github.com/apoorvumang/prompt-lookup-decoding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .places import PlacedKVCache
+from .sampling import likeliest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,16 +71,6 @@ class PromptLookup:
             self._misses += 1
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """What a step made."""
-
-    drawn: Sequence[tuple[int, Any, Any]]
-    """Each token, the distribution that it was drawn from, and whether that is broken."""
-    broken_next: tuple[Any, int]
-    """Where it stands whether the token that comes next is drawn from numbers: an array, and a place in it."""
-
-
 class Lookahead:
     """Steps of a batch of one row, a greedy one that nothing steers, in which several tokens may be made."""
 
@@ -93,10 +83,11 @@ class Lookahead:
     def forget(self, row_id: int) -> None:
         self._lookups.pop(row_id, None)
 
-    def step(self, decoding: Any, broken: tuple[Any, int]) -> Ahead | None:
-        """`decoding`: mlx-lm's `GenerationBatch`, which is left as its own steps would, but that nobody has counted
-        what was drawn; None where there is nothing to draft, and it was not touched. `broken`: as `Ahead.broken_next`,
-        of the token that is due.
+    def step(self, decoding: Any) -> list[tuple[int, Any]] | None:
+        """Each token that was made, and the distribution that it was drawn from.
+
+        `decoding`: mlx-lm's `GenerationBatch`, which is left as its own steps would, but that nobody has counted what
+        was drawn; None where there is nothing to draft, and it was not touched.
         """
         from mlx_lm.models.cache import KVCache
 
@@ -107,23 +98,22 @@ class Lookahead:
             return None
         (due,) = decoding._next_tokens.tolist()
         draft = lookup.draft(decoding.tokens[0], due, room=decoding.max_tokens[0] - decoding._num_tokens[0] - 1)
-        return self._check(decoding, broken, due, draft, lookup) if draft else None
+        return self._check(decoding, due, draft, lookup) if draft else None
 
-    def _check(self, decoding: Any, broken: tuple[Any, int], due: int, draft: list[int], lookup: PromptLookup) -> Ahead:
+    def _check(self, decoding: Any, due: int, draft: list[int], lookup: PromptLookup) -> list[tuple[int, Any]]:
         """Runs the model on the token that is due and the draft, and takes as much of that as it says itself."""
         import mlx.core as mx
 
         logits = self._model(mx.array([[due, *draft]]), cache=decoding.prompt_cache)[0]
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        follows, are_broken = mx.argmax(logprobs, axis=-1), mx.isnan(logprobs.sum(axis=-1))
-        mx.eval(logprobs, follows, are_broken)
+        follows = likeliest(logprobs)
+        mx.eval(logprobs, follows)
         says: Any = follows.tolist()
         right = next((at for at, token in enumerate(draft) if token != says[at]), len(draft))
         lookup.learn(len(draft), right)
         for layer in decoding.prompt_cache:
             layer.trim(len(draft) - right)
-        array, place = broken
-        drawn = [(due, decoding._next_logprobs[0], array[place])]
-        drawn += [(token, logprobs[at], are_broken[at]) for at, token in enumerate(draft[:right])]
+        drawn = [(due, decoding._next_logprobs[0])]
+        drawn += [(token, logprobs[at]) for at, token in enumerate(draft[:right])]
         decoding._next_tokens, decoding._next_logprobs = follows[right : right + 1], [logprobs[right]]
-        return Ahead(drawn, (are_broken, right))
+        return drawn

@@ -41,9 +41,8 @@ class Token:
 
     id: int
     token: int
+    """`NO_TOKEN` where none could be drawn."""
     logprobs: Any
     """The distribution it was drawn from, (vocabulary,)."""
     finish_reason: str | None
     """`stop` (this is an end-of-text token), `length`, or None: the row goes on."""
-    broken: bool = False
-    """Whether that distribution is not one of numbers: the model has computed NaN, or infinity."""

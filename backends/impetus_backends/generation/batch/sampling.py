@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
+NO_TOKEN = -1
+"""Stands for one that cannot be drawn, because the model has computed NaN, or infinity."""
 GREEDY_BELOW = 1e-5
 """Temperatures under this count as 0: the likeliest token wins anyway, and dividing by them overflows."""
 _SEEDS = 2**64
@@ -61,7 +63,8 @@ class Draws:
 
 
 class BatchSampler:
-    """Takes log-probabilities, (rows, vocabulary), and returns token ids, (rows,): a sampler as mlx-lm calls it.
+    """Takes log-probabilities, (rows, vocabulary), and returns token ids, int32 (rows,): a sampler as mlx-lm calls it.
+    `NO_TOKEN` is where they were not numbers.
 
     Drawing is by the Gumbel-max trick: the largest of logprob / temperature + noise is a sample of the distribution
     (https://arxiv.org/abs/1611.01144). A greedy row's noise is 0. The cuts of `top_p`, `top_k` and `min_p` are each
@@ -71,8 +74,6 @@ class BatchSampler:
     def __init__(self) -> None:
         self._rows: list[Draws] = []
         self._parameters: _Parameters | None = None
-        self.broken: mx.array | None = None
-        """Of the last call, (rows,): where log-probabilities were not numbers, so that what was drawn means nothing."""
 
     def use(self, rows: Sequence[Draws]) -> None:
         """Whose rows the next calls are about, in their order."""
@@ -84,18 +85,15 @@ class BatchSampler:
 
         if len(self._rows) != logprobs.shape[0]:
             raise ValueError(f"the sampler was told of {len(self._rows)} rows, and is given {logprobs.shape[0]}")
-        # One NaN makes the sum NaN. Minus infinity is a forbidden token; plus infinity has become NaN by now, as has a
-        # row in which everything is forbidden: from all logits their logsumexp has been taken.
-        self.broken = mx.isnan(logprobs.sum(axis=-1))
         if all(row.sampling.greedy for row in self._rows):
-            return mx.argmax(logprobs, axis=-1)
+            return likeliest(logprobs)
         if self._parameters is None:
             self._parameters = _Parameters([row.sampling for row in self._rows])
         logits = logprobs.astype(mx.float32)
         if self._parameters.cut:
             logits = mx.where(logits < self._parameters.thresholds(logits), -math.inf, logits)
         noise = mx.where(self._parameters.greedy, 0.0, self._noise(logits.shape))
-        return mx.argmax(logits * self._parameters.inverse_temperatures + noise, axis=-1)
+        return _numbers_alone(mx.argmax(logits * self._parameters.inverse_temperatures + noise, axis=-1), logprobs)
 
     def _noise(self, shape: tuple[int, ...]) -> mx.array:
         import mlx.core as mx
@@ -110,6 +108,25 @@ class BatchSampler:
             else:
                 drawn.append(mx.zeros((1, shape[1])) if unseeded is None else unseeded[at : at + 1])
         return mx.concatenate(drawn)
+
+
+def likeliest(logprobs: mx.array) -> mx.array:
+    """The likeliest token of each row, as `BatchSampler` returns them."""
+    import mlx.core as mx
+
+    return _numbers_alone(mx.argmax(logprobs, axis=-1), logprobs)
+
+
+def _numbers_alone(drawn: mx.array, logprobs: mx.array) -> mx.array:
+    """What was drawn by log-probabilities that are numbers.
+
+    Their logits' logsumexp has been taken from all of them. So one NaN has made all NaN, as has a row in which
+    everything is forbidden; and plus infinity has become NaN, and all beside it minus infinity.
+    """
+    import mlx.core as mx
+
+    by = mx.take_along_axis(logprobs, drawn[:, None], axis=-1)[:, 0]
+    return mx.where(mx.isfinite(by), drawn.astype(mx.int32), NO_TOKEN)
 
 
 class _Parameters:

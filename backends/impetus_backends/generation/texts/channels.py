@@ -36,6 +36,10 @@ _HARMONY: dict[str, list[tuple[str, str]]] = {
     "reasoning": [("<|end|>", "normal"), ("<|start|>assistant", "normal")],
     "tool": [("<|call|>", "normal"), ("<|end|>", "normal"), ("<|return|>", "normal")],
 }
+_HARMONY_TEXT = {
+    state: [(mark, "said" if of == "tool" else of) for mark, of in marks] for state, marks in _HARMONY.items()
+}
+"""Of an answer in which what looks like a call is none."""
 _BARE_CALL = ("<|python_tag|>", "tool")
 """Beside answers that begin as an object of JSON does."""
 
@@ -76,6 +80,8 @@ class Channels:
         self._forced_end = self.think_end_tokens
         if self.harmony:
             self._with_calls = self._without = TextStateMachine(_HARMONY)
+            self._as_text = TextStateMachine(_HARMONY_TEXT)
+            self._mark_tokens = len(tokenizer.encode("<|channel|>analysis<|message|>", add_special_tokens=False))
             final = "<|channel|>final<|message|>"
             self.think_end_tokens = tuple(tokenizer.encode(final, add_special_tokens=False))
             self._forced_end = tuple(tokenizer.encode(f"<|end|><|start|>assistant{final}", add_special_tokens=False))
@@ -86,7 +92,7 @@ class Channels:
         if self.marks_answers:
             states["normal"] += [(start, "said") for start, _ in ANSWERS]
             states["said"] = [(end, "normal") for _, end in ANSWERS]
-        self._without = TextStateMachine(states)
+        self._without = self._as_text = TextStateMachine(states)
         if self._bare:
             self._with_calls = TextStateMachine(states | {"normal": [*states["normal"], _BARE_CALL], "tool": []})
         elif marks is not None:
@@ -105,7 +111,9 @@ class Channels:
 
     def thinking(self, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
         """What bounds the thoughts of one answer, and lets what it is kept to begin after them. Harmony's answers
-        always begin with a mark, which is as good as a thought."""
+        always begin with a mark, which is as good as a thought, and of which none is cut in two."""
+        if self.harmony and most_tokens:
+            most_tokens += self._mark_tokens
         return Thinking(
             self.think_start_tokens,
             self.think_end_tokens,
@@ -121,7 +129,8 @@ class Channels:
         if not (self.thinks or self.marks_answers or (calls and self.parse_calls is not None)):
             return None
         machine = self._with_calls if calls else self._without
-        return Splitter(machine, "reasoning" if thinking else "normal", bare_calls=calls and self._bare)
+        state = "reasoning" if thinking else "normal"
+        return Splitter(machine, self._as_text, state, bare_calls=calls and self._bare)
 
 
 def _writes_bare_calls(tokenizer: Any) -> bool:
@@ -133,13 +142,17 @@ def _writes_bare_calls(tokenizer: Any) -> bool:
 class Splitter:
     """One answer, in pieces. What it says of pieces, taken together, is what it says of the whole.
 
-    Line breaks around thoughts and calls belong to their form, and not to what is said.
+    Line breaks around thoughts and calls belong to their form, and not to what is said. What comes after a call that
+    was fed is told by the whole alone: that may turn out to be no call, and then stands before it.
     """
 
-    def __init__(self, machine: Any, state: str, *, bare_calls: bool = False) -> None:
-        """`bare_calls`: an answer that begins with a brace is taken for a call from there on."""
+    def __init__(self, machine: Any, as_text: Any, state: str, *, bare_calls: bool = False) -> None:
+        """`as_text`: the machine for an answer whose calls are none; `bare_calls`: an answer that begins with a brace
+        is taken for a call from there on."""
         self._machine = machine
+        self._as_text = as_text
         self._bare_calls = bare_calls
+        self._is_whole = False
         self._first_state = state
         self._state = machine.make_state(state)
         self._held = {"normal": "", "reasoning": ""}
@@ -154,9 +167,12 @@ class Splitter:
     def thinking(self) -> bool:
         return bool(self._state[0] == "reasoning")
 
-    def whole(self, text: str, *, complete: bool) -> Said:
-        """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole."""
-        fresh = Splitter(self._machine, self._first_state, bare_calls=self._bare_calls)
+    def whole(self, text: str, *, complete: bool, calls: bool = True) -> Said:
+        """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole; `calls`: what
+        looks like a call is one, and no text."""
+        machine = self._machine if calls else self._as_text
+        fresh = Splitter(machine, self._as_text, self._first_state, bare_calls=calls and self._bare_calls)
+        fresh._is_whole = True
         said = fresh.feed(text)
         rest = fresh._state[3]
         fresh._state = (*fresh._state[:3], "")
@@ -200,6 +216,8 @@ class Splitter:
             self._call = self._call or ""
         if state == "tool" or (state == "normal" and self._call is not None):
             self._call = (self._call or "") + text
+            return
+        if self._called and not self._is_whole:
             return
         if not self._begun[state]:
             text = text.lstrip("\n") if state == "reasoning" else text.lstrip()

@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 
     from ...protocol import GenerationWork
 
-_PROBES = ("Zkqv-17 quuxly", "Vbnm-29 fnordly", "Wxyj-83 plughly")
-# A conversation around the role that is tried. Templates insist on turns that alternate, and on a user at the end.
-_AROUND: dict[str, tuple[str, ...]] = {
-    "user": ("user",),
-    "assistant": ("user", "assistant", "user"),
-    "tool": ("user", "assistant", "tool"),
-}
+_PROBES = ("Zkqv-17 quuxly", "Vbnm-29 fnordly")
+_PROBE = re.compile(r"Zkqv-(\d+) quuxly")
+_MOST_SHAPES = 256
+"""Of conversations that are remembered."""
 _CALL: dict[str, Any] = {
     "id": "zkqvfxnrd", "type": "function", "function": {"name": "wobblim", "arguments": {"at": "gribble"}},
 }  # fmt: skip
@@ -74,15 +71,15 @@ class Conversations:
         self._loses_calls = False
         """Whether it writes nothing of a call."""
         self._marks = call_marks(tokenizer)
-        self._said: dict[str, bool] = {}
-        """By role: whether the template says what such a message holds."""
+        self._unsaid: dict[tuple[Any, ...], int | None] = {}
+        """By the shape of a conversation: the first of its messages that the template leaves out."""
         self._has_tools: bool | None = None
         """Whether the template says what tools there are; not known before a request has some."""
         self._endless = False
         """Whether the template did not come to an end with the shortest of conversations."""
-        if tokenizer.has_chat_template and not self._says("user"):
+        if tokenizer.has_chat_template and not self._says_texts():
             self._parts = True
-            if not self._says("user"):
+            if not self._says_texts():
                 self._parts = False
 
     def tokens(self, work: GenerationWork, *, special_tokens_as_text: bool = False) -> list[int]:
@@ -115,14 +112,11 @@ class Conversations:
             raise
         except Exception as error:  # templates are programs, and refuse by raising what they like
             raise RequestError(f"the model's chat template refused the messages: {error}") from error
-        for role in dict.fromkeys(each["role"] for each in messages if each["content"]):
-            if role not in self._said:
-                self._said[role] = self._says(role)
-            if not self._said[role]:
-                raise RequestError(
-                    f"this model's chat template leaves out what messages of the role {role!r:.40} say: send `prompt` "
-                    "instead, or give their text another role"
-                )
+        if (at := self._left_out(messages, options)) is not None:
+            raise RequestError(
+                f"this model's chat template leaves out what message {at + 1} says, of the role "
+                f"{messages[at]['role']!r:.40}: send `prompt` instead, or give its text another role or place"
+            )
         return tokens
 
     def _options(self, work: GenerationWork) -> dict[str, Any]:
@@ -220,28 +214,38 @@ class Conversations:
             named[self._thoughts_name] = thoughts
         return named
 
-    def _says(self, role: str) -> bool:
-        """Whether a message of this role is to be found in what the template makes of it.
+    def _left_out(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> int | None:
+        """The first message of which nothing is in what the template makes: tried with texts that nobody else writes in
+        the place of each. An assistant's words beside a call do not count, which many templates leave out.
 
-        A template that refuses the trial says why when it refuses the messages themselves; if it takes those, it is
-        the trial that it did not like.
+        A template that refuses the trial has taken the messages themselves, so that it is the trial that it does not
+        like.
         """
-        around = _AROUND.get(role, (role, "user"))
-        trial: list[dict[str, Any]] = [
-            {"role": each, "content": probe} for each, probe in zip(around, _PROBES, strict=False)
-        ]
-        probe = next(each["content"] for each in trial if each["role"] == role)
-        if role == "tool":  # some leave out what no call asked for
-            trial[1] |= {"content": "", "tool_calls": [_CALL]}
-            trial[2] |= {"tool_call_id": _CALL["id"]}
+        shape = tuple((each["role"], bool(each["content"]), bool(each.get("tool_calls"))) for each in messages)
+        key = (shape, "tools" in options)
+        if key not in self._unsaid:
+            if len(self._unsaid) == _MOST_SHAPES:
+                self._unsaid.clear()
+            self._unsaid[key] = None
+            trial = [
+                each | {"content": f"Zkqv-{at} quuxly"} if each["content"] else each
+                for at, each in enumerate(map(dict, messages))
+            ]
+            with contextlib.suppress(Exception):  # templates raise what they like
+                said = {int(each) for each in _PROBE.findall(self._written(trial, options))}
+                wanted = (at for at, (_, has_text, calls) in enumerate(shape) if has_text and not calls)
+                self._unsaid[key] = next((at for at in wanted if at not in said), None)
+        return self._unsaid[key]
+
+    def _says_texts(self) -> bool:
+        """Whether what a user says is to be found in what the template makes of it, in the form that is tried."""
         try:
-            made = self._written(trial)
+            return _PROBES[0] in self._written([{"role": "user", "content": _PROBES[0]}])
         except _EndlessError:
             self._endless = True
-            return True
-        except Exception:  # noqa: BLE001 - templates raise what they like
-            return True
-        return probe in made
+        except Exception:  # noqa: BLE001 - it says why when it refuses the messages themselves
+            pass
+        return True
 
 
 def _with_written_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

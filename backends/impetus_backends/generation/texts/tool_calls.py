@@ -50,8 +50,11 @@ class ToolCalls:
         return tuple(calls)
 
     def of_json(self, text: str) -> tuple[Call, ...]:
-        """The call that an answer is which was kept to `forced_schema`."""
-        said = json.loads(text)
+        """The call that an answer is which was kept to `forced_schema`; none where a stop string has cut it short."""
+        try:
+            said = json.loads(text)
+        except ValueError:
+            return ()
         return (self._call(said),)
 
     def _call(self, said: Mapping[str, Any]) -> Call:

@@ -1,19 +1,19 @@
 """The token rows of one lane that wait for the device: sorted by length for it, and none passed by too many others.
 
 The oldest rows, up to some batches' worth of them, are planned together: for each model they are packed by length, so
-that little is padding (Infinity, `inference/queue.py`), and the batches that hold the oldest rows go first. What comes
-later waits for the next plan. The longest rows of a plan seldom fill their last batch: once, and only once, they are
-put into the next plan, where more of their length may be.
+that little is padding (Infinity, `inference/queue.py`), and the batches that hold the oldest rows go first. When
+enough have come beside what is left of the plan, all are planned anew. The longest rows of a plan seldom fill their
+last batch: once, and only once, they are put into the next plan, where more of their length may be.
 
-So a row waits for those that came before it, and is passed only by later ones of its own plan and, if it was put off,
-of the next: by no more than twice `plan_batches` full batches' worth of rows, however many come.
+A plan reaches from the oldest row that waits to those that came at most `plan_batches` full batches' worth after it.
+So a row is passed by no more than that of later ones, however many come, and however often they are planned.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from itertools import accumulate, count
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 from .packing import fill, pack
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ..reading.rows import EncodedText
 
 PLAN_BATCHES = 128
+_WORTH_A_PLAN = 0.25
+"""When so many times the rows that are left of a plan have come, there is a new one: each row is sorted some five times
+at most."""
 
 
 @dataclass(eq=False, slots=True)
@@ -88,7 +91,9 @@ class Row(Witness):
     chunks: Spans = ()
     """Those of which there is to be a vector each."""
     order: int = 0
-    """Rows that came to the backlog earlier have less."""
+    """How many rows came to the backlog before it."""
+    place: int = 0
+    """How many tokens they have."""
 
 
 def rows_of(owner: OpenEmbedding, texts: Sequence[EncodedText]) -> list[Row]:
@@ -108,10 +113,15 @@ class Backlog:
         self._max_rows = max_rows
         self._max_tokens = max_tokens
         self._plan_batches = plan_batches
-        self._unplanned: deque[Row] = deque()
-        """Oldest first."""
+        self._again: deque[list[Row]] = deque()
+        """Batches that go before all others, as they are."""
         self._planned: deque[list[Row]] = deque()
-        self._orders = count()
+        self._put_off: list[Row] = []
+        self._unplanned: deque[Row] = deque()
+        """Oldest first, and all of them later than those of any plan."""
+        self._came_rows = self._came_tokens = 0
+        self._took_all = True
+        """Whether no row was left out of the last plan."""
         self._seen = 0
         """Rows of a lesser order have been in a plan."""
         self._unwanted = 0
@@ -133,23 +143,25 @@ class Backlog:
     def add(self, rows: Iterable[Row]) -> None:
         """Takes rows in, behind all others."""
         for row in rows:
-            row.order = next(self._orders)
+            row.order, row.place = self._came_rows, self._came_tokens
+            self._came_rows += 1
+            self._came_tokens += len(row.ids)
             self._unplanned.append(row)
             self._count(row, 1)
 
     def put_first(self, rows: Iterable[Row]) -> None:
         """As the next batch: rows that run again. Those of ended jobs are left out."""
         if batch := [row for row in rows if not row.owner.ended]:
-            self._planned.appendleft(batch)
+            self._again.appendleft(batch)
             for row in batch:
                 self._count(row, 1)
 
     def take(self) -> list[Row]:
         """The next batch; there must be rows."""
         while True:
-            if not self._planned:
+            if not self._again and self._plan_is_due:
                 self._plan()
-            batch = self._wanted(self._planned.popleft())
+            batch = self._wanted((self._again or self._planned).popleft())
             if batch:
                 for row in batch:
                     self._count(row, -1)
@@ -163,12 +175,20 @@ class Backlog:
         owner.waiting_rows = owner.waiting_tokens = 0
         if self._unwanted > self.rows:  # seldom enough that each row pays for one look at another
             self._unplanned = deque(row for row in self._unplanned if not row.owner.ended)
-            batches = ([row for row in batch if not row.owner.ended] for batch in self._planned)
-            self._planned = deque(batch for batch in batches if batch)
+            self._put_off = [row for row in self._put_off if not row.owner.ended]
+            self._again, self._planned = _without_ended(self._again), _without_ended(self._planned)
             self._unwanted = 0
 
+    @property
+    def _plan_is_due(self) -> bool:
+        """Whether nothing is planned, or enough rows have come beside a plan of all there were."""
+        if not self._planned:
+            return True
+        return self._took_all and len(self._unplanned) >= _WORTH_A_PLAN * sum(map(len, self._planned))
+
     def _plan(self) -> None:
-        rows, put_off = list(self._next_rows()), list[Row]()
+        rows, self._put_off = list(self._next_rows()), []
+        self._planned.clear()
         of_one: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
             of_one.setdefault((row.owner.model.model, row.owner.output), []).append(row)
@@ -179,31 +199,40 @@ class Backlog:
             batches = pack(alike, _length, max_tokens=self._max_tokens, max_rows=self._max_rows)
             last = batches[-1]
             if len(batches) > 1 and not self._fills(last) and all(row.order >= self._seen for row in last):
-                put_off += batches.pop()
+                self._put_off += batches.pop()
             self._planned.extend(sorted(batches, key=lambda batch: min(map(_order, batch))))
-        self._unplanned.extendleft(sorted(put_off, key=_order, reverse=True))
         self._seen = rows[-1].order + 1
 
     def _next_rows(self) -> Iterator[Row]:
-        """The oldest, up to a plan's worth; at least one."""
-        rows = tokens = 0
-        while self._unplanned and (row := self._unplanned[0]):
-            if not row.owner.ended:
-                rows, tokens = rows + 1, tokens + len(row.ids)
-                if rows > 1 and self.batches_of(rows, tokens) > self._plan_batches:
-                    return
+        """Those that a plan had already, and later ones up to a plan's worth; at least one. Oldest first."""
+        oldest: Row | None = None
+        for row in sorted(chain(self._put_off, *self._planned), key=_order):
+            if self._is_wanted(row):
+                oldest = oldest or row
                 yield row
-            else:
-                self._unwanted -= 1
-            self._unplanned.popleft()
+        while self._unplanned:
+            row = self._unplanned[0]
+            if oldest is not None and not self._is_near(row, oldest):
+                break
+            if self._is_wanted(self._unplanned.popleft()):
+                oldest = oldest or row
+                yield row
+        self._took_all = not self._unplanned
+
+    def _is_near(self, row: Row, oldest: Row) -> bool:
+        """Whether it may pass that one."""
+        rows, tokens = row.order - oldest.order + 1, row.place + len(row.ids) - oldest.place
+        return self.batches_of(rows, tokens) <= self._plan_batches
+
+    def _is_wanted(self, row: Row) -> bool:
+        self._unwanted -= row.owner.ended
+        return not row.owner.ended
 
     def _fills(self, batch: list[Row]) -> bool:
         return len(batch) == self._max_rows or len(batch[-1].ids) * (len(batch) + 1) > self._max_tokens
 
     def _wanted(self, batch: list[Row]) -> list[Row]:
-        wanted = [row for row in batch if not row.owner.ended]
-        self._unwanted -= len(batch) - len(wanted)
-        return wanted
+        return [row for row in batch if self._is_wanted(row)]
 
     def _count(self, row: Row, sign: int) -> None:
         tokens = sign * len(row.ids)
@@ -211,6 +240,11 @@ class Backlog:
         self.tokens += tokens
         row.owner.waiting_rows += sign
         row.owner.waiting_tokens += tokens
+
+
+def _without_ended(batches: Iterable[list[Row]]) -> deque[list[Row]]:
+    wanted = ([row for row in batch if not row.owner.ended] for batch in batches)
+    return deque(batch for batch in wanted if batch)
 
 
 def _length(row: Row) -> int:

@@ -32,6 +32,14 @@ local function whole(text, most)
   return #text <= 15 and math.min(tonumber(text), most) or most
 end
 
+-- Whether it is this caller's turn, which the others then leave alone for so long (ms). A turn that lasts for ever, or
+-- longer than any, as after the server's clock was set back, is nobody's.
+local function takes_turn(key, ms)
+  local left = call('PTTL', key)
+  if left == -1 or left > tonumber(ms) then call('DEL', key) end
+  return call('SET', key, 1, 'NX', 'PX', ms)
+end
+
 -- What a read gives, or nil where the key is of another type.
 local function read(command, key, ...)
   local answer = pcall(command, key, ...)

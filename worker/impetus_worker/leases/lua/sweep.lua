@@ -4,7 +4,7 @@
 -- ARGV: queue, cursor (0 to begin), what our tokens begin with, how long the others leave it alone then (ms)
 -- Returns {the next cursor, 0 at the end, the ids put back}.
 local queue, registry, mark = ARGV[1], 'rq:wip:' .. ARGV[1], ARGV[3]
-if not call('SET', 'impetus:recovery:sweep:' .. queue, 1, 'NX', 'PX', ARGV[4]) then return {ARGV[2], {}} end
+if not takes_turn('impetus:recovery:sweep:' .. queue, ARGV[4]) then return {ARGV[2], {}} end
 local scanned = read('ZSCAN', registry, ARGV[2], 'COUNT', 200)
 if not scanned then return {'0', {}} end
 local ids, tokens, runs = {}, {}, {}
