@@ -95,11 +95,16 @@ def test_bad_jobs_fail_with_a_sentence_and_their_neighbours_finish(fleet: Fleet,
 
 def test_rq_info_counts_right_while_working_and_after(fleet: Fleet) -> None:
     fleet.start("--simulated-a-ms", "2500", roles="embedding,generation")
+    engines = [fleet.engine_pid(role) for role in ("embedding", "generation")]
     producer = Producer(connection=fleet.connection)
     embedding, generation = producer.embed("a"), producer.generate("b", max_tokens=1)
     fleet.await_status(embedding.job_id, "started")
     fleet.await_status(generation.job_id, "started")
+    for engine in engines:
+        os.kill(engine, signal.SIGSTOP)  # however long it takes to ask
     during = rq_info(fleet.url)
+    for engine in engines:
+        os.kill(engine, signal.SIGCONT)
     assert "queue embedding 0, 1 executing, 0 finished, 0 failed" in during
     assert " busy embedding, embedding-bulk. jobs: 0 finished, 0 failed" in during
     embedding.result(timeout_s=30)
