@@ -58,7 +58,7 @@ def status(as_json: bool, patience_s: float, redis_urls: tuple[str, ...]) -> Non
         impetus status --json | jq '.queues[] | select(.waiting > 0)'
         impetus status --redis-url redis://one:6379/0 --redis-url redis://two:6379/0
     """
-    producers = patient_producers(redis_urls, patience_s, from_the_start=False).servers
+    producers = patient_producers(redis_urls, patience_s).servers
     servers = see_all(producers, find_redis_urls(redis_urls))
     runs = [run for server in servers for run in server.runs]
     if not as_json:

@@ -39,10 +39,7 @@ def top(every_s: float, patience_s: float, redis_urls: tuple[str, ...]) -> None:
     """
     if not sys.stdout.isatty():
         raise click.UsageError("this is for a terminal; `impetus status --json` is for programs")
-    producers, urls = (
-        patient_producers(redis_urls, patience_s, from_the_start=False).servers,
-        find_redis_urls(redis_urls),
-    )
+    producers, urls = patient_producers(redis_urls, patience_s).servers, find_redis_urls(redis_urls)
     before, seen_at = None, 0.0
     while True:
         servers, now = see_all(producers, urls), time.monotonic()

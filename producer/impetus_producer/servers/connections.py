@@ -96,11 +96,9 @@ def like(client: Any, *, asyncio: bool = False) -> Redis:
     _refuse_what_is_none(client, pool, is_for_asyncio, asyncio)
     if hasattr(pool, "sentinel_manager"):
         return _like_sentinel(pool)
-    if (
-        not is_for_asyncio
-        and type(pool).__module__.startswith("redis.")
-        and _FIXED.items() <= pool.connection_kwargs.items()
-    ):
+    # A pipeline or a subscription has a pool too, and keeps to itself what it is asked.
+    is_plain = (type(client).__module__, type(client).__name__) == ("redis.client", "Redis")
+    if is_plain and type(pool).__module__.startswith("redis.") and _FIXED.items() <= pool.connection_kwargs.items():
         return client  # type: ignore[no-any-return]
     kind, settings = _taken(pool)
     own = _client(kind, settings)

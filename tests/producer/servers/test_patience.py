@@ -24,7 +24,6 @@ from impetus_producer import (
 )
 from impetus_producer.bulk.run import EmbeddedDocument
 from impetus_producer.cli.main import cli
-from impetus_producer.cli.settings import server
 from impetus_producer.documents import Document, FailedDocument
 from impetus_producer.servers import connections
 from impetus_producer.servers.patience import Patience
@@ -196,34 +195,6 @@ def test_the_command_that_waits_for_an_answer_gives_up_with_patience(durable: Va
         durable.kill()
     assert ended[0].exit_code == 1
     assert ended[0].stderr.endswith("is it running?\n")
-
-
-def test_a_command_waits_for_a_server_that_is_away_when_it_begins(
-    durable: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said, waits = list[str](), threading.Event()
-
-    def say(sentence: str) -> None:
-        said.append(sentence)
-        waits.set()
-
-    monkeypatch.setattr(server, "_say", say)
-    durable.kill()
-    command = ["result", "no-such-job", "--redis-url", durable.url, "--patience", "60"]
-    with in_a_thread(lambda: CliRunner().invoke(cli, command)) as ended:
-        assert waits.wait(60)
-        durable.start()
-    assert said[0].startswith("Waiting up to 60 s for the server")
-    assert said[1] == "The server answers again."
-    assert "no-such-job" in ended[0].stderr
-
-
-def test_a_look_at_the_server_says_at_once_that_it_is_away(durable: Valkey) -> None:
-    durable.kill()
-    for command in (["status"], ["generate", "x", "--patience", "0"]):
-        ended = CliRunner().invoke(cli, [*command, "--redis-url", durable.url])
-        assert ended.exit_code == 1
-        assert ended.stderr.endswith("is it running?\n")
 
 
 def test_patience_is_taken_from_the_environment(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from ...contract import role_of_queue
 from ...errors import ServerError
 from ...servers.discovery import find_redis_urls
 from ...servers.local import LocalServer
-from ...servers.patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE, Patience, Tries
+from ...servers.patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
 from ...shown import name_shown, without_password
 from ...spread import SpreadProducer, open_producer
 from ...watching.fleet import read_fleet
@@ -42,35 +42,16 @@ def patience_option(command: CommandT) -> CommandT:
         envvar=PATIENCE_VARIABLE,
         show_envvar=True,
         metavar="SECONDS",
-        help="How long to wait, each time, for a server that is away.",
+        help="How long to wait, each time, for a server that goes away; at the start, one that is away is an error.",
     )(command)
 
 
-def patient_producers(
-    redis_urls: Sequence[str], patience_s: float, *, from_the_start: bool = True
-) -> Producer | SpreadProducer:
-    """A producer for these servers, or those that are found, that says on stderr when it waits for one.
-
-    `from_the_start`: one that is away already is waited for as one that goes later is.
-    """
-    found = find_redis_urls(redis_urls)
-    patience = Patience(patience_s if found and from_the_start else 0, _say)
-    tries = Tries(patience)
-    while True:
-        try:
-            producer = open_producer(found, patience_s=patience_s)
-        except ServerError as error:
-            time.sleep(tries.pause_after(error))
-        else:
-            patience.came_back()
-            break
+def patient_producers(redis_urls: Sequence[str], patience_s: float) -> Producer | SpreadProducer:
+    """A producer for these servers, or those that are found, that says on stderr when it waits for one."""
+    producer = open_producer(redis_urls, patience_s=patience_s)
     for each in producer.servers:
-        each.patience.say = _say
+        each.patience.say = lambda sentence: click.echo(sentence, err=True)
     return producer
-
-
-def _say(sentence: str) -> None:
-    click.echo(sentence, err=True)
 
 
 @dataclass(frozen=True, slots=True)
