@@ -294,7 +294,7 @@ def test_our_own_client_is_used_as_it_is(redis_url: str) -> None:
 
 
 def test_what_only_collects_or_listens_is_taken_for_its_server_alone(redis_url: str) -> None:
-    own = connect(redis_url)
+    own: Any = connect(redis_url)
     for of_own in (own.pipeline(), own.pubsub()):
         assert type(adopt(of_own)) is Redis
         assert adopt(of_own).ping() is True
