@@ -108,11 +108,12 @@ class Chaos:
     def _judge(self) -> Account:
         scene, drained_from = self._scene, time.monotonic()
         connection = Redis.from_url(scene.networks[OBSERVER].url)
-        quiet = awaited(lambda: self._is_quiet(connection), _DRAIN_LIMIT_S)
-        self._drain_s = time.monotonic() - drained_from
+        # Whoever waits for the server with a job in hand enqueues it now: after that nothing is to move.
         for probe in self._probes:
             probe.end()
         self._streams.end()
+        quiet = awaited(lambda: self._is_quiet(connection), _DRAIN_LIMIT_S)
+        self._drain_s = time.monotonic() - drained_from
         history = self._history
         account = take_account(
             connection,
