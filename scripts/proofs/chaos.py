@@ -108,12 +108,13 @@ class Chaos:
     def _judge(self) -> Account:
         scene, drained_from = self._scene, time.monotonic()
         connection = Redis.from_url(scene.networks[OBSERVER].url)
-        # Whoever waits for the server with a job in hand enqueues it now: after that nothing is to move.
+        quiet = awaited(lambda: self._is_quiet(connection), _DRAIN_LIMIT_S)
+        self._drain_s = time.monotonic() - drained_from
         for probe in self._probes:
             probe.end()
         self._streams.end()
-        quiet = awaited(lambda: self._is_quiet(connection), _DRAIN_LIMIT_S)
-        self._drain_s = time.monotonic() - drained_from
+        # One of these may have waited for the server with a job in hand, and enqueued it just now.
+        quiet = quiet and awaited(lambda: self._is_quiet(connection), _DRAIN_LIMIT_S)
         history = self._history
         account = take_account(
             connection,
