@@ -147,6 +147,13 @@ class Server:
             self._line.close()
 
 
+def under_way(courier: Courier, server: Server, *texts: str) -> None:
+    """Sends an exchange for each text, all of which the server then has, and has not answered."""
+    for text in texts:
+        courier.send([say(text)])
+        server.hears(text.encode())
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
@@ -169,10 +176,7 @@ def test_the_next_exchange_goes_out_before_the_last_is_answered(
     server: Server, told: tuple[Courier, queue.SimpleQueue[Any]]
 ) -> None:
     courier, facts = told
-    courier.send([say("first")])
-    server.hears(b"first")
-    courier.send([say("second")])
-    server.hears(b"second")
+    under_way(courier, server, "first", "second")
     server.says(b"$1\r\n1\r\n$1\r\n2\r\n")
     assert [facts.get(timeout=LIMIT_S) for _ in range(2)] == [Answered(["1"]), Answered(["2"])]
 
@@ -181,13 +185,10 @@ def test_of_all_that_was_on_its_way_when_the_connection_was_lost_it_is_said(
     server: Server, told: tuple[Courier, queue.SimpleQueue[Any]]
 ) -> None:
     courier, facts = told
-    for text in ("first", "second"):
-        courier.send([say(text)])
-        server.hears(text.encode())
+    under_way(courier, server, "first", "second")
     server.says(b"$1\r\n1\r\n")
     assert facts.get(timeout=LIMIT_S) == Answered(["1"])
-    courier.send([say("third")])
-    server.hears(b"third")
+    under_way(courier, server, "third")
     server.close()
     assert [type(facts.get(timeout=LIMIT_S)) for _ in range(2)] == [Unanswered, Unanswered]
 
@@ -196,9 +197,7 @@ def test_what_is_behind_a_refusal_is_heard_before_the_connection_is_given_up(
     server: Server, told: tuple[Courier, queue.SimpleQueue[Any]]
 ) -> None:
     courier, facts = told
-    for text in ("first", "second"):
-        courier.send([say(text)])
-        server.hears(text.encode())
+    under_way(courier, server, "first", "second")
     server.says(b"-OOM there is no room\r\n$1\r\n2\r\n")
     (refusal,) = facts.get(timeout=LIMIT_S).answers
     assert isinstance(refusal, ResponseError)
