@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from impetus_backends.generation.batch.sampling import NO_TOKEN, likeliest
 from impetus_backends.protocol import Generated, Progress, Rejected
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ HARMS: dict[str, Callable[[Any], Any]] = {
     "minus infinity": lambda logits: logits * 0 - math.inf,
     "one infinity": one_infinite,
 }
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_no_token_is_the_likeliest_of_a_row_without_numbers(bad: float) -> None:
+    import mlx.core as mx
+
+    # After plus infinity all others are minus infinity, and which of the two is drawn is the device's affair.
+    assert likeliest(mx.array([[0.0, -1.0], [bad, bad]])).tolist() == [0, NO_TOKEN]
 
 
 @pytest.fixture(params=HARMS, scope="module")

@@ -260,6 +260,17 @@ def test_a_text_that_a_template_leaves_out_in_its_place_is_refused_though_elsewh
             conversations.tokens(told)
 
 
+@pytest.mark.parametrize("name", CALLING)
+def test_what_an_assistant_says_beside_a_call_may_be_left_out(of_template: Any, name: str) -> None:
+    call = {"id": "c0ffee001", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+    conversation = turns(
+        ("user", "Weather?"),
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call]},
+        {"role": "tool", "content": "18 degrees", "tool_call_id": "c0ffee001"},
+    )
+    assert "18 degrees" in written(of_template(name), conversation)
+
+
 def test_ids_of_calls_that_others_made_are_shortened_where_a_template_takes_short_ones_alone(of_template: Any) -> None:
     made = "call_3f2504e04f8911d39a0c0305e82c3301"
     call = {"id": made, "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}

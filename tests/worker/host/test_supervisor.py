@@ -245,10 +245,11 @@ def test_a_supervisor_under_nohup_does_not_mind_that_its_terminal_closes(tmp_pat
         assert process.wait(LIMIT_S) == 0
 
 
-def test_a_worker_that_obeyed_a_shutdown_command_is_followed_by_another_and_how_to_stop_is_said(
-    supervise: Any,
+@pytest.mark.parametrize("status", [EXIT_SHUTDOWN, 0], ids=["command", "signal"])
+def test_a_worker_that_obeyed_others_is_followed_by_another_and_how_to_stop_is_said(
+    supervise: Any, status: int
 ) -> None:
-    one = supervise(f"if first: sys.exit({EXIT_SHUTDOWN})\n" + _SERVES, after_shutdown_s=0.1)
+    one = supervise(f"if first: sys.exit({status})\n" + _SERVES, after_shutdown_s=0.1)
     (line,) = one.heard("serves")
     assert line["worker"] != "first-embedding"
     assert one.deaths() == []
@@ -262,8 +263,9 @@ def test_in_burst_mode_a_shutdown_command_is_simply_the_end(supervise: Any) -> N
     assert len(one.said("starts")) == 1
 
 
-def test_shutdown_commands_are_never_counted_as_failures(supervise: Any) -> None:
-    one = supervise(f"say('starts'); sys.exit({EXIT_SHUTDOWN})", after_shutdown_s=0.0, most_in_a_row=2)
+@pytest.mark.parametrize("status", [EXIT_SHUTDOWN, 0], ids=["command", "signal"])
+def test_stops_by_others_are_never_counted_as_failures(supervise: Any, status: int) -> None:
+    one = supervise(f"say('starts'); sys.exit({status})", after_shutdown_s=0.0, most_in_a_row=2)
     one.heard("starts", times=4)
     assert one.process.poll() is None
 
