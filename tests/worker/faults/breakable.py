@@ -275,7 +275,9 @@ def signal_to(pid: int, number: int) -> bool:
 
 
 def is_ours(pid: int) -> bool:
-    seen = subprocess.run(["ps", "-o", "stat=,command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    seen = subprocess.run(
+        ["ps", "-ww", "-o", "stat=,command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return "impetus_worker" in seen.stdout and not seen.stdout.startswith("Z")
 
 

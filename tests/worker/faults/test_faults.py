@@ -381,7 +381,9 @@ def _tree(pid: int) -> dict[int, str]:
 
 
 def _command(pid: int) -> str:
-    return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return subprocess.run(
+        ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
 
 
 def _runs(pid: int) -> bool:
