@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ItemT = TypeVar("ItemT")
+_MOST_PADDING = 1 / 16
+"""Of a batch's tokens: about what another batch costs a device beside its tokens, so that more would cost more."""
 
 
 def fill(
@@ -36,19 +38,24 @@ def fill(
 def pack(
     items: Sequence[ItemT], length: Callable[[ItemT], int], *, max_tokens: int, max_rows: int
 ) -> list[list[ItemT]]:
-    """Splits items into batches with `max(length) * count <= max_tokens` and `count <= max_rows`, shortest first.
+    """Splits items into batches with `max(length) * count <= max_tokens` and `count <= max_rows`, shortest first, none
+    of which pads more than a sixteenth of that.
 
     Every item is in exactly one batch. One that is longer than the budget is a batch of its own, and keeps no other
     back. Items of equal length stay in order.
     """
     batches: list[list[ItemT]] = []
     batch: list[ItemT] = []
+    tokens = 0
     for item in sorted(items, key=length):
         # Sorted, so the newest item is the longest: it alone decides the batch's padded size.
-        if batch and (len(batch) == max_rows or length(item) * (len(batch) + 1) > max_tokens):
+        longest, count = length(item), len(batch)
+        full = count == max_rows or longest * (count + 1) > max_tokens
+        if batch and (full or longest * count - tokens > max_tokens * _MOST_PADDING):
             batches.append(batch)
-            batch = []
+            batch, tokens = [], 0
         batch.append(item)
+        tokens += longest
     if batch:
         batches.append(batch)
     return batches
