@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from impetus_backends.embedding.devices.operations import Ops
+    from impetus_backends.embedding.devices.operations import Ops, SparseOps
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import EncoderConfig
     from impetus_backends.protocol import Spans
@@ -51,7 +51,7 @@ def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     return vectors if config.truncate is None else ops.first(vectors, config.dimensions)
 
 
-def weigh(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
+def weigh(ops: SparseOps[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     """The model with its sparse head: (b, vocabulary) weights, or (b, l, 1) where only the text's own tokens have any.
 
     `sparse.vectors` makes sparse vectors of either.
@@ -63,15 +63,19 @@ def weigh(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     assert head is not None, "only a model with such a head weighs"
     x = ops.activate(ops.linear(x, head.dense, config.encoder.hidden_size, bias=head.dense_bias), head.activation)
     x = ops.layer_norm(x, head.norm, config.encoder.norm_eps, bias=head.norm_bias)
-    x = ops.linear(x, head.decoder, config.encoder.vocab_size, bias=head.decoder_bias)
     kinds = ["relu", *["log1p"] * head.logarithms]
-    if head.summed:
+
+    def pooled(part: T, shares: T) -> T:
+        logits = ops.linear(part, head.decoder, config.encoder.vocab_size, bias=head.decoder_bias)
+        if not head.summed:
+            return ops.largest(logits, shares, 0)
         for kind in kinds:
-            x = ops.activate(x, kind)
-        return ops.pool(x, inputs.shares, 0)
+            logits = ops.activate(logits, kind)
+        return ops.pool(logits, shares, 0)
+
+    x = ops.by_parts(x, inputs.shares, config.encoder.vocab_size, pooled, summed=head.summed)
     # All of these rise: of the largest logit they are the largest.
-    x = ops.largest(x, inputs.shares, 0)
-    for kind in kinds:
+    for kind in () if head.summed else kinds:
         x = ops.bend(x, kind)
     return x
 

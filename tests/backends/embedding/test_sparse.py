@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -14,9 +17,13 @@ from impetus_backends.dispatcher import embedding_tokenizer, open_engine
 from impetus_backends.embedding.devices import golden
 from impetus_backends.embedding.devices.backend import SparseBackend
 from impetus_backends.embedding.devices.backends import make_backend
-from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
+from impetus_backends.embedding.devices.cpu import CPUEmbeddingBackend
+from impetus_backends.embedding.devices.mlx import MLXOps
+from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend, NumpyOps
 from impetus_backends.embedding.engine import EmbeddingEngine
 from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.engine_config import EngineConfig
@@ -27,8 +34,11 @@ from tests.paths import DATA
 from tests.recordings import recorded, recorded_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from impetus_backends.embedding.folder.config import EmbeddingConfig
+    from impetus_backends.embedding.folder.weights import Weights
 
 NAMES = ("bert", "bge-m3", "distilbert", "modernbert", "roberta")
 DEVICES = ("cpu", "mlx", "numpy")
@@ -70,6 +80,87 @@ def test_weights_are_the_recorded_ones_with_strangers_padded_and_alone(name: str
     for index in range(0, len(rows), 6):
         alone = spread(backend.weigh([rows[index]]), expected[index : index + 1])
         assert np.abs(alone - expected[index]).max() < TOLERANCE[backend.precision]
+
+
+def by_parts(device: str, config: EmbeddingConfig) -> SparseBackend:
+    """A loaded backend that holds the logits of few tokens at a time."""
+    backend: Any = CPUEmbeddingBackend(config, scores_bytes=1) if device == "cpu" else make_backend(device, config)
+    backend.load()
+    if device != "cpu":
+        backend._ops = BOUNDED[device](open_weights(config))
+    assert isinstance(backend, SparseBackend)
+    return backend
+
+
+BOUNDED: dict[str, Callable[[Weights], Any]] = {
+    "mlx": lambda weights: MLXOps(weights, mx, mx.float32, scores_bytes=20_000),
+    "numpy": lambda weights: NumpyOps(weights, scores_bytes=20_000),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("summed", [False, True])
+def test_logits_of_some_tokens_at_a_time_come_to_the_weights_of_all_of_them(device: str, *, summed: bool) -> None:
+    config = read_config(folder_of("bert"))
+    assert isinstance(config.sparse, Splade)
+    config = replace(config, sparse=replace(config.sparse, summed=summed))
+    whole, random = make_backend("numpy", config), np.random.default_rng(1)
+    assert isinstance(whole, NumpyEmbeddingBackend)
+    whole.load()
+    rows = [random.integers(5, 240, length, dtype=np.int32) for length in (31, 40, 7, 1)]
+    like = np.zeros((4, config.encoder.vocab_size), np.float32)
+    made, expected = (spread(each.weigh(rows), like) for each in (by_parts(device, config), whole))
+    assert np.abs(made - expected).max() < (1e-6 if device == "numpy" else 1e-5) * max(1, expected.max())
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_cpu_makes_of_parts_of_a_text_what_it_makes_of_the_whole(*, summed: bool) -> None:
+    config = read_config(folder_of("modernbert"))
+    assert isinstance(config.sparse, Splade)
+    config = replace(config, sparse=replace(config.sparse, summed=summed))
+    whole, parts = CPUEmbeddingBackend(config, threads=1), CPUEmbeddingBackend(config, threads=1, scores_bytes=1)
+    for backend in (whole, parts):
+        backend.load()
+    rows = [np.random.default_rng(length).integers(5, 240, length, dtype=np.int32) for length in (40, 3, 39)]
+    like = np.zeros((3, config.encoder.vocab_size), np.float32)
+    one, other = (spread(backend.weigh(rows), like) for backend in (whole, parts))
+    assert np.abs(one - other).max() < 1e-6 * max(1, one.max())
+
+
+def test_parts_of_a_long_text_take_no_more_than_their_bound() -> None:
+    """All logits of this one are 67 MB."""
+    x, wide = np.ones((1, 4096, 8), np.float32), np.ones((8, 4096), np.float32)
+    shares, bound = np.ones((1, 1, 1, 4096), np.float32), 4_000_000
+    nothing: Any = None
+    ops = NumpyOps(nothing, scores_bytes=bound)
+    tracemalloc.start()
+    try:
+        found = ops.by_parts(x, shares, 4096, lambda part, own: ops.largest(part @ wide, own, 0), summed=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found == 8).all()
+    assert peak < 3 * bound
+    on_mlx, weight = MLXOps(nothing, mx, mx.float32, scores_bytes=bound), mx.array(wide)
+    mx.eval(weight)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    made = on_mlx.by_parts(
+        mx.array(x), mx.array(shares), 4096, lambda part, own: on_mlx.largest(part @ weight, own, 0), summed=False
+    )
+    assert (np.array(made) == 8).all()
+    assert mx.get_peak_memory() - before < 3 * bound
+
+
+@pytest.mark.parametrize(("tokens", "block"), [(2_000, 0), (2_300, 1_150), (8_192, 2_048)])
+def test_a_cpu_makes_logits_by_blocks_where_all_of_them_would_take_more_than_scores_may(
+    tokens: int, block: int
+) -> None:
+    config = read_config(folder_of("bert"))
+    encoder = replace(config.encoder, vocab_size=30_522, position_rows=8_192)
+    backend = CPUEmbeddingBackend(replace(config, encoder=encoder))
+    assert backend._tokens_a_block("sparse", 1, tokens) == block
 
 
 def test_recorded_weights_tell_one_text_from_another() -> None:

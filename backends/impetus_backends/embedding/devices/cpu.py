@@ -15,15 +15,16 @@ from impetus_backends.embedding.devices.onnx_attention import BLOCK, OnnxAttenti
 from impetus_backends.embedding.devices.onnx_graph import OnnxGraph
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
-from impetus_backends.embedding.devices.reference import SCORES_BYTES, frequencies, queries_a_block
+from impetus_backends.embedding.devices.reference import SCORES_BYTES, frequencies, queries_a_block, tokens_a_block
 from impetus_backends.embedding.devices.sharing import rows_of
 from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
+from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
     from impetus_backends.embedding.folder.shapes import Attention, Experts
@@ -43,6 +44,7 @@ class OnnxOps(OnnxGraph):
     ) -> None:
         """`kept`: weights that a session has already, by name. `by_blocks`: attention is, see `onnx_attention`."""
         super().__init__(weights, onnx, kept)
+        self._by_blocks = by_blocks
         self._attention = OnnxAttention(self, by_blocks=by_blocks)
 
     def embed(self, table: str, ids: str, rows: int) -> str:
@@ -170,6 +172,17 @@ class OnnxOps(OnnxGraph):
         kept = self.node("Where", seen, x, self.constant(-1e30, np.float32))
         return self.node("ReduceMax", kept, self.constant([1], np.int64), keepdims=0)
 
+    def by_parts(self, x: str, shares: str, width: int, make: Callable[[str, str], str], *, summed: bool) -> str:
+        if not self._by_blocks:
+            return make(x, shares)
+
+        def of_block(places: str, fresh: str) -> str:
+            own = self.node("Mul", self.node("Gather", shares, places, axis=3), fresh)
+            return make(self.node("Gather", x, places, axis=1), own)
+
+        parts = self._attention.in_blocks(x, of_block, axes=2)
+        return self.node("ReduceSum" if summed else "ReduceMax", parts, self.constant([0], np.int64), keepdims=0)
+
     def join(self, parts: Sequence[str]) -> str:
         return self.node("Concat", *parts, axis=-1)
 
@@ -292,9 +305,17 @@ class CPUEmbeddingBackend:
     def _run(self, output: str, batch: Inputs[np.ndarray]) -> np.ndarray:
         feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
         count, length = batch.ids.shape
-        block = queries_a_block(self._config.encoder.most_heads, count, length, self._scores_bytes)
+        block = self._tokens_a_block(output, count, length)
         if block:
             feeds[BLOCK] = np.array(block, np.int64)
         session = self._session(output, packed=batch.packed, by_blocks=block > 0)
         made: np.ndarray = session.run(None, feeds)[0]
         return made
+
+    def _tokens_a_block(self, output: str, count: int, length: int) -> int:
+        """As many as neither their scores nor their logits take too much; 0 where all of them do not."""
+        encoder, bound = self._config.encoder, self._scores_bytes
+        blocks = [queries_a_block(encoder.most_heads, count, length, bound)]
+        if output == "sparse" and isinstance(self._config.sparse, Splade):
+            blocks.append(tokens_a_block(encoder.vocab_size, count, length, bound))
+        return min(filter(None, blocks), default=0)

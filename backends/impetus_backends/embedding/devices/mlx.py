@@ -13,7 +13,7 @@ import numpy as np
 from impetus_backends.embedding.devices.compiled import Compiled, run
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
-from impetus_backends.embedding.devices.reference import by_places, within
+from impetus_backends.embedding.devices.reference import SCORES_BYTES, by_places, parts_of, within
 from impetus_backends.embedding.devices.sharing import rows_of
 from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
@@ -36,8 +36,10 @@ _CACHE_BYTES = 512 * 1024 * 1024
 class MLXOps:
     """`Ops` on MLX arrays, in the one precision of the device."""
 
-    def __init__(self, weights: Weights, mx: Any, dtype: Any) -> None:
+    def __init__(self, weights: Weights, mx: Any, dtype: Any, *, scores_bytes: int = SCORES_BYTES) -> None:
+        """`scores_bytes`: as much as logits of a vocabulary may take at a time, in float32."""
         self._weights = weights
+        self._scores_bytes = scores_bytes
         self._mx = mx
         self._dtype = dtype
         self._cache: dict[str, Any] = {}
@@ -179,6 +181,14 @@ class MLXOps:
     def largest(self, x: Any, shares: Any, mode: int) -> Any:
         seen = shares[:, mode, 0][:, :, None] > 0
         return self._mx.where(seen, x.astype(self._mx.float32), -1e30).max(axis=1)
+
+    def by_parts(self, x: Any, shares: Any, width: int, make: Callable[[Any, Any], Any], *, summed: bool) -> Any:
+        made = None
+        for part in parts_of(x, shares, width, self._scores_bytes):
+            found = make(*part)
+            made = found if made is None else made + found if summed else self._mx.maximum(made, found)
+            self._mx.eval(made)  # or the logits of several parts would be held at a time
+        return made
 
     def join(self, parts: Sequence[Any]) -> Any:
         return self._mx.concatenate(list(parts), axis=-1)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from impetus_backends.embedding.devices.onnx_graph import OnnxGraph
     from impetus_backends.embedding.folder.shapes import Attention
 
 BLOCK = "block"
-"""The graph's input that says how many queries are in a block, a scalar int64."""
+"""The graph's input that says how many tokens are in a block, a scalar int64."""
 _BOOL, _FLOAT, _INT64 = 9, 1, 7  # onnx.TensorProto
 _UNSEEN = -1e30
 
@@ -84,27 +86,33 @@ class OnnxAttention:
         if not self._by_blocks:
             mixed = self._mixed(_Queries(q, places, mask), k, v, mask, how, bias)
             return node("Reshape", node("Transpose", mixed, perm=[0, 2, 1, 3]), self._int([0, 0, -1]))
-        blocks = self._in_blocks(_Queries(q, places, mask), k, v, mask, how, bias)
-        whole = node("Transpose", blocks, perm=[1, 0, 3, 2, 4])
+
+        def of_block(places: str, fresh: str) -> str:
+            numbers = node("Gather", mask, places, axis=1) if self._numbered else ""
+            return self._mixed(_Queries(node("Gather", q, places, axis=2), places, numbers), k, v, mask, how, bias)
+
+        whole = node("Transpose", self.in_blocks(mask, of_block, axes=4), perm=[1, 0, 3, 2, 4])
         flat = node("Reshape", whole, self._int([0, -1, how.heads * how.head_size]))
         return node("Slice", flat, self._int([0]), self._column(self._length(mask), 0), self._int([1]))
 
-    def _in_blocks(self, whole: _Queries, k: str, v: str, mask: str, how: Attention, bias: str | None) -> str:
-        """(blocks, b, heads, n, size). The last block repeats the last query until it is full."""
+    def in_blocks(self, tokens: str, make: Callable[[str, str], str], *, axes: int) -> str:
+        """(blocks, …): what `make` comes to, which has so many axes, of the places of each block of `tokens` (b, l, …).
+
+        The last block repeats the last place until it is full: `make` is also told which are new, (n) float.
+        """
         node, helper = self._graph.node, self._graph.helper
-        length, one = self._length(mask), self._int(1)
+        length, one = self._length(tokens), self._int(1)
         turns = node("Div", node("Add", length, node("Sub", BLOCK, one)), BLOCK)
         turn, going, goes_on = (self._graph.named(name) for name in ("turn", "going", "goes_on"))
         with self._graph.inside() as nodes:
             begin = node("Mul", turn, BLOCK)
-            places = node("Min", node("Range", begin, node("Add", begin, BLOCK), one), node("Sub", length, one))
-            numbers = node("Gather", mask, places, axis=1) if self._numbered else ""
-            part = _Queries(node("Gather", whole.vectors, places, axis=2), places, numbers)
-            mixed = self._mixed(part, k, v, mask, how, bias)
+            counted = node("Range", begin, node("Add", begin, BLOCK), one)
+            fresh = node("Cast", node("Less", counted, length), to=_FLOAT)
+            made = make(node("Min", counted, node("Sub", length, one)), fresh)
             nodes.append(helper.make_node("Identity", [going], [goes_on]))
         value = helper.make_tensor_value_info
         inputs = [value(turn, _INT64, []), value(going, _BOOL, [])]
-        outputs = [value(goes_on, _BOOL, []), value(mixed, _FLOAT, [None] * 4)]
+        outputs = [value(goes_on, _BOOL, []), value(made, _FLOAT, [None] * axes)]
         return node("Loop", turns, "", body=helper.make_graph(nodes, "block", inputs, outputs))
 
     def _mixed(self, queries: _Queries, k: str, v: str, mask: str, how: Attention, bias: str | None) -> str:

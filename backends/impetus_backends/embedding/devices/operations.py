@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -137,6 +137,16 @@ class ExpertOps(Ops[T], Protocol[T]):
         R is `name.router.layer.weight` (count, h), and A and B are an expert's rows of `name.experts.mlp.w1` and `w2`
         (count * width, h).
         """
+        ...
+
+
+@runtime_checkable
+class SparseOps(Ops[T], Protocol[T]):
+    """What some devices supply besides, for heads that weigh every token of a vocabulary."""
+
+    def by_parts(self, x: T, shares: T, width: int, make: Callable[[T, T], T], *, summed: bool) -> T:
+        """`make` of (b, l, h) and its `shares`, (b, width): some of the tokens at a time where `width` numbers for each
+        of them would take too much, and of what these come to the sum, or the largest."""
         ...
 
 

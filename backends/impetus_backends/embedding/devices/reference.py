@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.sparse import vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -212,6 +213,12 @@ class NumpyOps:
         result: Floats = np.where(shares[:, mode, 0, :, None] > 0, x, np.float32(-1e30)).max(axis=1)
         return result
 
+    def by_parts(
+        self, x: Floats, shares: Floats, width: int, make: Callable[[Floats, Floats], Floats], *, summed: bool
+    ) -> Floats:
+        combine = np.add if summed else np.maximum
+        return reduce(combine, (make(*part) for part in parts_of(x, shares, width, self._scores_bytes)))
+
     def join(self, parts: Sequence[Floats]) -> Floats:
         return np.concatenate(parts, axis=-1)
 
@@ -240,11 +247,24 @@ def scores_bytes(heads: int, most_tokens: int) -> int:
 def queries_a_block(heads: int, batch: int, length: int, most_bytes: int) -> int:
     """Of how many queries the scores are made at a time, so that they take about `most_bytes` in float32 at most; 0
     where all of them do not take more."""
-    one = 4 * heads * batch * length
+    return tokens_a_block(heads * length, batch, length, most_bytes)
+
+
+def tokens_a_block(width: int, batch: int, length: int, most_bytes: int) -> int:
+    """The same where each token of a text has so many numbers."""
+    one = 4 * width * batch
     if one * length <= most_bytes:
         return 0
     blocks = -(-length // max(1, most_bytes // one))
     return -(-length // blocks)
+
+
+def parts_of(x: Any, shares: Any, width: int, most_bytes: int) -> Iterator[tuple[Any, Any]]:
+    """Some tokens of `x` (b, l, h) at a time, and their shares."""
+    batch, length, _ = x.shape
+    step = tokens_a_block(width, batch, length, most_bytes) or length
+    for begin in range(0, length, step):
+        yield x[:, begin : begin + step], shares[..., begin : begin + step]
 
 
 def distances(length: int, queries: slice = slice(None)) -> np.ndarray:

@@ -11,7 +11,7 @@ from impetus_backends.embedding.modules import Dense
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -125,6 +125,9 @@ class _Widths:
         return x
 
     largest = pool
+
+    def by_parts(self, x: int, shares: int, width: int, make: Callable[[int, int], int], *, summed: bool) -> int:
+        return make(x, shares)
 
     def join(self, parts: Sequence[int]) -> int:
         return sum(parts)
