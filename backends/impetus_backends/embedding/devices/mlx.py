@@ -233,7 +233,9 @@ class MLXEmbeddingBackend:
         for packed in (False, True):
             function = self.function(packed=packed)
             # On a CPU, MLX's compiler calls a C++ compiler, which need not be there.
-            self.run_by[packed] = Compiled(function, mx.compile) if on_gpu else partial(run, function)
+            self.run_by[packed] = (
+                Compiled(function, mx.compile, mx.get_active_memory) if on_gpu else partial(run, function)
+            )
 
     def function(self, *, packed: bool) -> Callable[..., Any]:
         """The model, of the arrays that `inputs_of` names."""
