@@ -135,7 +135,7 @@ def test_what_runs_again_is_planned_with_nothing_that_comes() -> None:
 
 def test_rows_of_ended_jobs_are_neither_counted_nor_run() -> None:
     backlog = make_backlog()
-    doomed, kept = rows_of([7] * 12), rows_of([8] * 8)
+    doomed, kept = rows_of([4] * 20), rows_of([8] * 8)
     backlog.add([*doomed, *kept])
     backlog.take()
     doomed[0].owner.ended = True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def test_texts_of_several_jobs_share_a_batch_and_each_job_gets_its_own_vectors() -> None:
-    batcher = make_batcher(max_tokens=100)
+    batcher = make_batcher()
     jobs = [job(words(2, 5), words(3, 6)), job(words(2, 8))]
     assert take(batcher, jobs, 0.0) == []
     works, outcomes = drain(batcher)

@@ -31,21 +31,21 @@ def test_every_text_is_in_exactly_one_batch_and_no_batch_of_two_exceeds_the_budg
 
 
 @given(LENGTHS, st.integers(1, 2048))
-def test_a_batch_is_closed_only_because_the_next_text_would_not_fit_or_pad_it_by_more_than_a_sixteenth(
+def test_a_batch_is_closed_only_because_the_next_text_would_not_fit_or_would_pad_it_too_much(
     lengths: list[int], max_tokens: int
 ) -> None:
     batches = pack(lengths, lambda length: length, max_tokens=max_tokens, max_rows=10**6)
     for batch, following in itertools.pairwise(batches):
         padding = following[0] * len(batch) - sum(batch)
-        assert padded_tokens([*batch, following[0]]) > max_tokens or padding > max_tokens / 16
+        assert padded_tokens([*batch, following[0]]) > max_tokens or padding > max(max_tokens / 16, 32)
 
 
 @given(LENGTHS, st.integers(1, 2048), st.integers(1, 64))
-def test_no_batch_is_padded_by_more_than_a_sixteenth_of_the_budget(
+def test_no_batch_is_padded_by_more_than_a_sixteenth_of_the_budget_or_what_is_worth_no_other(
     lengths: list[int], max_tokens: int, max_rows: int
 ) -> None:
     for batch in pack(lengths, lambda length: length, max_tokens=max_tokens, max_rows=max_rows):
-        assert padded_tokens(batch) - sum(batch) <= max_tokens / 16
+        assert padded_tokens(batch) - sum(batch) <= max(max_tokens / 16, 32)
 
 
 def test_an_oversize_text_is_alone_and_keeps_no_other_back() -> None:

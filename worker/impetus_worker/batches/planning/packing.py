@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ItemT = TypeVar("ItemT")
-_MOST_PADDING = 1 / 16
-"""Of a batch's tokens: about what another batch costs a device beside its tokens, so that more would cost more."""
+_ANOTHER, _ANOTHER_AT_LEAST = 1 / 16, 32
+"""About what another batch costs a device beside its tokens, of a full one's tokens and in tokens: to pad more would
+cost more."""
 
 
 def fill(
@@ -39,19 +40,19 @@ def pack(
     items: Sequence[ItemT], length: Callable[[ItemT], int], *, max_tokens: int, max_rows: int
 ) -> list[list[ItemT]]:
     """Splits items into batches with `max(length) * count <= max_tokens` and `count <= max_rows`, shortest first, none
-    of which pads more than a sixteenth of that.
+    of which pads by more than a sixteenth of that, or 32 tokens.
 
     Every item is in exactly one batch. One that is longer than the budget is a batch of its own, and keeps no other
     back. Items of equal length stay in order.
     """
     batches: list[list[ItemT]] = []
     batch: list[ItemT] = []
-    tokens = 0
+    tokens, most_padding = 0, max(_ANOTHER * max_tokens, _ANOTHER_AT_LEAST)
     for item in sorted(items, key=length):
         # Sorted, so the newest item is the longest: it alone decides the batch's padded size.
         longest, count = length(item), len(batch)
         full = count == max_rows or longest * (count + 1) > max_tokens
-        if batch and (full or longest * count - tokens > max_tokens * _MOST_PADDING):
+        if batch and (full or longest * count - tokens > most_padding):
             batches.append(batch)
             batch, tokens = [], 0
         batch.append(item)
