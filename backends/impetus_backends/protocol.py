@@ -9,6 +9,7 @@ pipe between processes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -92,6 +93,19 @@ class EmbeddingWork:
     chunks: Sequence[Spans] | None = None
     """For each row which of its tokens each of its vectors is the mean of; empty where it has one vector of the whole.
     None: all are such. Only for engines that do not refuse it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Through the pipe as one array: to pickle hundreds of small ones takes longer than some devices do.
+        import numpy as np
+
+        joined = np.concatenate(self.rows) if self.rows else None
+        lengths = [len(row) for row in self.rows]
+        return _unjoined, (joined, lengths, self.id, self.urgent, self.model, self.output, self.chunks)
+
+
+def _unjoined(joined: np.ndarray, lengths: Sequence[int], number: int, *others: Any) -> EmbeddingWork:
+    rows = [joined[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
+    return EmbeddingWork(number, rows, *others)
 
 
 @dataclass(frozen=True, slots=True)

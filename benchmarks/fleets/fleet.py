@@ -2,8 +2,11 @@
 
 Every Mac is started as the supervisor starts a worker (`impetus_worker work`, settings on standard input); only the
 device is simulated: a batch takes a + b * padded tokens. The same backlog for each size, per Mac: docstrings of the
-standard library in random order, 64 texts a job (K). Sizes grow by adding Macs to those that run. Counted are texts of
-finished jobs, from a tenth to nine tenths of the backlog, so that neither the start nor the unequal ends count.
+standard library in random order, 64 texts a job (K). Each size has a server of its own. Counted are the tokens that
+the engines are given, from a tenth to nine tenths of the backlog, so that neither the start nor the unequal ends count;
+texts a second are as many as have so many tokens on average. Jobs that end are no measure: thousands of texts are
+sorted into one plan of batches, by length, and most of its jobs end towards its end. With `--against` each size is also
+measured with the workers of another checkout, right after those of this one.
 
 All of this shares one machine. The device's cost is therefore chosen so slow by default that the largest fleet fits the
 cores of a small machine; "of linear" is against the smallest size times the number of Macs. What is left of the
@@ -20,7 +23,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +33,7 @@ from scripts.corpus import docstrings
 from impetus_producer import Producer
 from impetus_worker.settings import WorkerSettings
 
+from ..means.peers import ROOT
 from ..means.report import Report, json_option, progress
 from ..means.servers import (
     START_LIMIT_S,
@@ -44,12 +48,15 @@ from ..means.servers import (
 )
 from . import mixed as mixed_fleets
 from . import one_mac
+from .made import tokens_given, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TEXTS_A_JOB = 64
 _FROM, _TO = 0.1, 0.9
+_POLL_S = 0.1
+_THIS = "this"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -64,66 +71,75 @@ class Mac:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
+    build: str
     macs: int
     rate: Rate
+    """Of tokens."""
+    texts_a_token: float
     redis_us: float
     """CPU of the server for each text, of which the enqueueing is no part."""
     worker_us: float | None
     engine_us: float | None
+    worker_mb: float | None
+    engine_mb: float | None
+
+    @property
+    def texts_per_s(self) -> float:
+        return self.rate.per_s * self.texts_a_token
 
 
-class Macs:
-    """Grows to as many as asked; ends them all together."""
+def _counts(on: Server) -> Path:
+    """Where the workers count what they do."""
+    return on.folder / "counts"
 
-    def __init__(self, on: Server, mac: Mac) -> None:
-        self._on, self._mac = on, mac
-        self.processes: list[subprocess.Popen[bytes]] = []
 
-    def grow(self, count: int) -> None:
-        while len(self.processes) < count:
-            self._start(len(self.processes))
-        last, log = self.processes[-1], self._log(len(self.processes) - 1)
-        await_true(lambda: int(self._on.connection.scard("rq:workers")) >= count, last, log, START_LIMIT_S + 2 * count)
+def _log(on: Server, number: int) -> Path:
+    return on.folder / f"mac-{number}.log"
 
-    def _log(self, number: int) -> Path:
-        return self._on.folder / f"mac-{number}.log"
 
-    def _start(self, number: int) -> None:
-        settings = WorkerSettings(
-            redis_urls=(self._on.url,),
-            role="embedding",
-            name=f"mac-{number}",
-            backend="simulated",
-            max_batch_tokens=self._mac.batch_tokens,
-            simulated_a_ms=self._mac.a_ms,
-            simulated_b_us=self._mac.b_us,
+def _start(on: Server, mac: Mac, checkout: Path, number: int) -> subprocess.Popen[bytes]:
+    settings = WorkerSettings(
+        redis_urls=(on.url,),
+        role="embedding",
+        name=f"mac-{number}",
+        backend="simulated",
+        max_batch_tokens=mac.batch_tokens,
+        simulated_a_ms=mac.a_ms,
+        simulated_b_us=mac.b_us,
+    )
+    packages = os.pathsep.join(str(checkout / part) for part in ("worker", "producer", "backends"))
+    with open(_log(on, number), "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "impetus_worker", "work"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": packages, "PROMETHEUS_MULTIPROC_DIR": str(_counts(on))},
         )
-        with open(self._log(number), "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "impetus_worker", "work"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.processes.append(process)
-        assert process.stdin is not None
-        process.stdin.write(settings.to_json().encode() + b"\n")
-        process.stdin.flush()
+    assert process.stdin is not None
+    process.stdin.write(settings.to_json().encode() + b"\n")
+    process.stdin.flush()
+    return process
 
 
 @contextlib.contextmanager
-def fleet(on: Server, mac: Mac) -> Iterator[Macs]:
-    macs = Macs(on, mac)
+def fleet(on: Server, mac: Mac, checkout: Path, count: int) -> Iterator[None]:
+    """So many Macs with the workers of a checkout, from when all of them serve."""
+    _counts(on).mkdir()
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        yield macs
+        for number in range(count):
+            processes.append(_start(on, mac, checkout, number))
+        last, log, limit_s = processes[-1], _log(on, count - 1), START_LIMIT_S + 2 * count
+        await_true(lambda: int(on.connection.scard("rq:workers")) >= count, last, log, limit_s)
+        yield
     finally:
-        end(macs.processes)
+        end(processes)
 
 
-def measure(on: Server, count: int, texts: int, limit_s: float) -> Measured:
+def measure(on: Server, build: str, count: int, texts: int, limit_s: float) -> Measured:
     connection = on.connection
-    registry, bulk = "rq:finished:embedding-bulk", "rq:queue:embedding-bulk"
     jobs = max(1, texts // _TEXTS_A_JOB)
     workers, engines = worker_processes(on)
     # Nobody claims before all is enqueued.
@@ -131,38 +147,30 @@ def measure(on: Server, count: int, texts: int, limit_s: float) -> Measured:
     time.sleep(1.5)
     shuffled = [docstring.text for docstring in docstrings()]
     random.Random(count).shuffle(shuffled)
-    corpus = islice(cycle(shuffled), jobs * _TEXTS_A_JOB)
+    corpus = list(islice(cycle(shuffled), jobs * _TEXTS_A_JOB))
     for _ in Producer(connection=connection).embed_many(corpus, texts_per_job=_TEXTS_A_JOB, max_backlog_jobs=jobs + 64):
         pass
-    before, cpu = int(connection.zcard(registry)), _cpu(on, workers, engines)
+    cpu, begun = _cpu(on, workers, engines), time.monotonic()
+    tokens, counts = tokens_of(corpus), _counts(on)
     connection.delete("rq:suspended")
     rate = steady_rate(
-        lambda: int(connection.zcard(registry)) - before,
-        jobs,
-        from_share=_FROM,
-        to_share=_TO,
-        limit_s=limit_s,
-        poll_s=0.05,
+        lambda: tokens_given(counts), tokens, from_share=_FROM, to_share=_TO, limit_s=limit_s, poll_s=_POLL_S
     )
+    # What is spent on a job is known when it has ended.
+    ended = 0
+    while (ended := int(connection.zcard("rq:finished:embedding-bulk"))) < jobs and time.monotonic() - begun < limit_s:
+        time.sleep(_POLL_S)
     spent = [
         None if then is None or now is None else now - then
         for then, now in zip(cpu, _cpu(on, workers, engines), strict=True)
     ]
-    done = max(1, (int(connection.zcard(registry)) - before) * _TEXTS_A_JOB)
-    # What is left goes, and what the workers hold of it is waited for; the results are no longer needed either.
-    connection.delete(bulk)
-    await_idle(on, limit_s)
-    for key in connection.scan_iter("rq:results:*", count=1000):
-        connection.unlink(key)
-    in_texts = Rate(rate.per_s * _TEXTS_A_JOB, rate.counted * _TEXTS_A_JOB, rate.seconds, rate.complete)
-    redis_us, worker_us, engine_us = (None if each is None else 1e6 * each / done for each in spent)
-    return Measured(count, in_texts, redis_us or 0.0, worker_us, engine_us)
-
-
-def await_idle(on: Server, limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while int(on.connection.zcard("rq:wip:embedding-bulk")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    redis_us, worker_us, engine_us = (
+        None if each is None else 1e6 * each / max(1, ended * _TEXTS_A_JOB) for each in spent
+    )
+    return Measured(
+        build, count, rate, len(corpus) / tokens, redis_us or 0.0, worker_us, engine_us,
+        resident_mb(workers), resident_mb(engines),
+    )  # fmt: skip
 
 
 def _cpu(on: Server, workers: list[int], engines: list[int]) -> tuple[float | None, float | None, float | None]:
@@ -188,10 +196,12 @@ def resident_mb(pids: list[int]) -> float | None:
 @click.option("--batch-tokens", default=1024, show_default=True, help="Its budget of padded tokens a batch.")
 @click.option("--mixed", is_flag=True, help="Unequal Macs by a virtual clock instead: how long one backlog of about "
               "--seconds takes them, beside the best static assignment and the rule by rank.")  # fmt: skip
+@click.option("--against", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="CHECKOUT",
+              help="Another checkout, such as a worktree of an earlier build, that is measured too.")  # fmt: skip
 @json_option("fleet")
 def command(
     sizes: str, texts: int, most_texts: int, seconds: float, a_ms: float, b_us: float, batch_tokens: int, mixed: bool,
-    json_path: Path,
+    against: Path | None, json_path: Path,
 ) -> None:  # fmt: skip
     """Texts/s of 1, 4, 16, 64 simulated Macs on one Redis, and Redis' CPU for each text."""
     counts = sorted({int(size) for size in sizes.split(",")})
@@ -202,47 +212,62 @@ def command(
         one_mac.tell(report, one_mac.measure())
         report.write(json_path)
         return
-    report = Report("fleet", sizes=sizes, texts=texts, a_ms=a_ms, b_us=b_us, batch_tokens=batch_tokens)
+    report = Report(
+        "fleet",
+        sizes=sizes,
+        texts=texts,
+        a_ms=a_ms,
+        b_us=b_us,
+        batch_tokens=batch_tokens,
+        against=against and against.name,
+    )
+    builds = {_THIS: ROOT} | ({against.name: against.resolve()} if against is not None else {})
     measured: list[Measured] = []
-    held: tuple[float | None, float | None] = (None, None)
-    with server() as on, fleet(on, Mac(a_ms, b_us, batch_tokens)) as macs:
-        for count in counts:
-            progress(f"starting {count - len(macs.processes)} more Macs")
-            macs.grow(count)
-            measured.append(measure(on, count, min(most_texts, count * texts), seconds))
-            held = tuple(map(resident_mb, worker_processes(on)))  # type: ignore[assignment]  # two in, two out
-            progress(f"{count} Macs: {measured[-1].rate.per_s:,.0f} texts/s")
-    tell(report, measured, held)
+    for count, (build, checkout) in product(counts, builds.items()):
+        progress(f"{count} Macs, {build} build: starting")
+        with server() as on, fleet(on, Mac(a_ms, b_us, batch_tokens), checkout, count):
+            measured.append(measure(on, build, count, min(most_texts, count * texts), seconds))
+        progress(f"{count} Macs, {build} build: {measured[-1].texts_per_s:,.0f} texts/s")
+    tell(report, measured)
     report.write(json_path)
 
 
-def tell(report: Report, measured: list[Measured], held: tuple[float | None, float | None]) -> None:
-    first = measured[0]
+def tell(report: Report, measured: list[Measured]) -> None:
+    firsts = {each.build: each for each in reversed(measured)}
     rows = []
     for each in measured:
+        first = firsts[each.build]
         of_linear = each.rate.per_s / first.rate.per_s * first.macs / each.macs
         cpu_us = [us for us in (each.redis_us, each.worker_us, each.engine_us) if us is not None]
         rows.append(
             {
                 "Macs": each.macs,
-                "texts/s": each.rate.per_s,
+                "build": each.build,
+                "texts/s": each.texts_per_s,
                 "of linear": f"{of_linear:.0%}",
                 "seconds counted": each.rate.seconds,
                 "Redis us/text": each.redis_us,
                 "worker us/text": each.worker_us,
                 "engine us/text": each.engine_us,
-                "cores in use": sum(cpu_us) * each.rate.per_s / 1e6,
+                "cores in use": sum(cpu_us) * each.texts_per_s / 1e6,
             }
         )
-    linear = [each for each, row in zip(measured, rows, strict=True) if float(str(row["of linear"])[:-1]) >= 90]
-    last = measured[-1]
+    ours = [(each, row) for each, row in zip(measured, rows, strict=True) if each.build == _THIS]
+    linear = [each for each, row in ours if float(str(row["of linear"])[:-1]) >= 90]
+    first, (last, _) = firsts[_THIS], ours[-1]
     notes = [
-        f"linear (at least 90 %) up to {linear[-1].macs} Macs, {linear[-1].rate.per_s:,.0f} texts/s",
+        f"linear (at least 90 %) up to {linear[-1].macs} Macs, {linear[-1].texts_per_s:,.0f} texts/s",
         f"Redis' one core would be full at {1e6 / last.redis_us:,.0f} texts/s, by its {last.redis_us:.0f} us a text: "
-        f"that is {1e6 / last.redis_us / first.rate.per_s * first.macs:,.0f} Macs such as these",
+        f"that is {1e6 / last.redis_us / first.texts_per_s * first.macs:,.0f} Macs such as these",
         f"this machine has {os.cpu_count()} cores, for Redis, workers, engines and the bench alike",
         "the engine's CPU is what drawing random vectors costs",
     ]
-    if held[0] is not None and held[1] is not None:
-        notes.append(f"a worker process holds {held[0]:.0f} MB, its engine process {held[1]:.0f} MB")
+    if last.worker_mb is not None and last.engine_mb is not None:
+        notes.append(f"a worker process holds {last.worker_mb:.0f} MB, its engine process {last.engine_mb:.0f} MB")
+    rates = {(each.macs, each.build): each.rate.per_s for each in measured}
+    notes += [
+        f"{macs} Macs: this build makes {rates[macs, _THIS] / rate:.3f} of what {build} does"
+        for (macs, build), rate in rates.items()
+        if build != _THIS
+    ]
     report.table("fleet", f"Texts a second of simulated Macs on one Redis, {_TEXTS_A_JOB} texts a job", rows, notes)

@@ -19,7 +19,7 @@ PROGRAMS = ROOT / "benchmarks" / "peer_programs"
 
 _TORCH = "torch==2.13.0"
 PINS = {
-    # arq and redis-py: arq 0.28 asks for redis[hiredis] < 6, so every queue here has the C parser, which ours has not.
+    # arq and redis-py: arq 0.28 asks for redis[hiredis] < 6, so every queue here has the C parser, as our workers have.
     "peers": (
         "sentence-transformers==6.2.0", "transformers==5.23.0", "rq==3.0.0", "huey==3.5.4", "dramatiq[redis]==2.2.1",
         "arq==0.28.0", "celery[redis]==5.6.3", "celery-batches==0.11", "redis==5.3.1", "hiredis==3.5.0",

@@ -100,6 +100,8 @@ class EmbeddingRequest(Wire):
 
     @model_validator(mode="after")
     def _has_one_prompt(self) -> EmbeddingRequest:
+        if self.model_fields_set.isdisjoint(PROMPTINGS):
+            return self
         given = [name for name in PROMPTINGS if getattr(self, name) is not None]
         if len(given) > 1:
             raise invalid(f"says what to put before texts, and so does '{given[0]}': give one of them", field=given[1])

@@ -23,7 +23,8 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
     """The request in `payload`, or an `InvalidRequestError` of one sentence that names the field."""
     if not isinstance(payload, dict):
         raise InvalidRequestError(f"the request must be a JSON object, not {json_type(payload)}")
-    if unknown := payload.keys() - kind.model_fields.keys():  # before pydantic writes a complaint about each
+    if not payload.keys() <= kind.model_fields.keys():  # before pydantic writes a complaint about each
+        unknown = payload.keys() - kind.model_fields.keys()
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         field = _shown(min(unknown))
         raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 
 INFO = EngineInfo("embedding", "fake", "nowhere", "fake", ("fake",), "f", "fp32", dimensions=2, max_tokens=8)
 ROWS = [np.array([1, 2], dtype=np.int32), np.array([3], dtype=np.int32)]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], []])
+def test_work_comes_out_of_the_pipe_as_it_went_in(rows: list[np.ndarray]) -> None:
+    work = EmbeddingWork(7, rows, urgent=True, model="m", output="sparse", chunks=[[(0, 1)], []])
+    out = pickle.loads(pickle.dumps(work))
+    assert [(row.dtype, row.tolist()) for row in out.rows] == [(row.dtype, row.tolist()) for row in rows]
+    assert replace(out, rows=rows) == work
 
 
 class FakeBackend:

@@ -62,7 +62,7 @@ class OneTokenAWord:
 def make_batcher(
     max_wait_s: float = 1.0, max_tokens: int = 20, max_rows: int = 8, clock: Callable[[], float] = lambda: 0.0
 ) -> EmbeddingBatcher:
-    """By its own clock, which stands still unless another is given, it reads everything at once."""
+    """By its own clock, which stands still unless another is given, reading is never cut short."""
     return batcher_of(
         OneTokenAWord(), max_batch_texts=max_rows, max_batch_tokens=max_tokens, max_wait_s=max_wait_s, clock=clock
     )

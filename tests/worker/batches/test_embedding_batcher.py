@@ -346,6 +346,21 @@ def test_what_is_not_yet_read_is_at_risk_while_it_is_read() -> None:
     assert batcher.unread() == set()
 
 
+def test_a_read_looks_at_no_job_that_was_not_said_to_be_at_risk() -> None:
+    batcher = make_batcher()  # by whose clock no time passes
+    jobs = [job("1", queue=BULK if at % 3 else "embedding") for at in range(300)]
+    batcher.add([*jobs, replace(job(), fields={b"data": b"no JSON"})])
+    read: set[str] = set()
+    slices = 0
+    while at_risk := batcher.unread():
+        read |= {outcome.job.id for outcome in batcher.read(0.0)}
+        assert batcher._jobs.keys() - read <= at_risk
+        read |= batcher._jobs.keys()
+        slices += 1
+    assert len(read) == 301
+    assert slices > 2
+
+
 def test_bulk_is_taken_in_for_twelve_seconds_of_the_device_so_that_little_of_its_batches_is_padding() -> None:
     batcher = make_batcher(max_tokens=20, max_rows=8)
     for _ in range(60):  # batches of a quarter of a second, as the device says

@@ -158,14 +158,19 @@ class EmbeddingBatcher:
     def _open(self, read: ReadJob, now: float) -> None:
         lane, size, model = self._lane(read.urgent), len(read.texts), self._requests.model_of(read.request)
         sparse = self._requests.sparse(read.request)
-        count_of_vectors = sum(len(text.chunks) or 1 for text in read.texts)
+        tokens = truncated = lost = count_of_vectors = 0
+        for text in read.texts:
+            tokens += len(text.ids)
+            truncated += text.lost > 0
+            lost += text.lost
+            count_of_vectors += len(text.chunks) or 1
         owner = self._jobs[read.job.id] = OpenEmbedding(
             read.job,
             read.request,
             model,
-            tokens=sum(len(text.ids) for text in read.texts),
-            truncated=sum(text.lost > 0 for text in read.texts),
-            lost=sum(text.lost for text in read.texts),
+            tokens=tokens,
+            truncated=truncated,
+            lost=lost,
             vectors=[None] * size if sparse else np.empty((count_of_vectors, model.dimensions), dtype=np.float32),
             rows_left=size,
             urgent=read.urgent,

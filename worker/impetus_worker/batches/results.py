@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -67,7 +66,9 @@ class EmbeddingResults:
     """Results of one worker's embedding engine."""
 
     def __init__(self, worker: str) -> None:
-        self._same_for_all = cache(partial(_same_for_all, worker=worker))
+        self._worker = worker
+        self._same: tuple[EngineInfo, str] | None = None
+        """What the last result said of its model."""
 
     def of(self, owner: OpenEmbedding) -> Finished:
         """The result of a job all of whose vectors are there."""
@@ -91,6 +92,11 @@ class EmbeddingResults:
             f'"encoding":"{encoding}","data":{data}}}{counts}'
         )
         return Finished(owner.job, self._around(owner, block), raw if encoding == "raw" else None)
+
+    def _same_for_all(self, info: EngineInfo) -> str:
+        if self._same is None or self._same[0] is not info:  # to hash all that is known of a model takes longer
+            self._same = info, _same_for_all(info, self._worker)
+        return self._same[1]
 
     def _around(self, owner: OpenEmbedding, block: str) -> bytes:
         result = (

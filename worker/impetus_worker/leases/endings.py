@@ -67,7 +67,7 @@ def sentence(error: Exception) -> str:
 
 
 def _asks(job: ClaimedJob, names: tuple[bytes, ...]) -> bool:
-    return any(job.fields.get(name) for name in names)
+    return not job.fields.keys().isdisjoint(names) and any(map(job.fields.get, names))
 
 
 def _failure_ttl_s(job: ClaimedJob) -> int:

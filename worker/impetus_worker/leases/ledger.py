@@ -98,8 +98,8 @@ class Ledger:
     answer to the last.
 
     `on_claim` is called with what was wanted and what came of it, `on_abandoned` with the ids of jobs for which nobody
-    waits any more, both while an answer is received; `on_end` with each outcome that is noted. Times are the loop's, in
-    seconds.
+    waits any more, both while an answer is received; `on_end` with the outcomes that are noted together. Times are the
+    loop's, in seconds.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Ledger:
         send: Callable[[Sequence[Call[Any]]], None],
         on_claim: Callable[[Wanted, Claim], None],
         on_abandoned: Callable[[Sequence[str]], None],
-        on_end: Callable[[Outcome], None] = lambda outcome: None,
+        on_end: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
     ) -> None:
         self.held: dict[str, ClaimedJob] = {}
         """By id: all that this worker has to end."""
@@ -188,6 +188,7 @@ class Ledger:
         """Takes note of what there is to tell of jobs. One that ended is over but for the writing of it; until then its
         lease is kept.
         """
+        outcomes: list[Outcome] = []
         for each in news:
             if isinstance(each, Said):
                 self._relay.say(each)
@@ -197,7 +198,7 @@ class Ledger:
             else:
                 if isinstance(each, Failed):
                     _log.warning("job %s failed: %s", each.job.id, sentence(each.error))
-                self._on_end(each)
+                outcomes.append(each)
                 ending = ending_of(each)  # written out now, while the server is busy
                 if isinstance(each, Returned) and ending is not None:
                     self._returned.append((each, ending))
@@ -205,6 +206,8 @@ class Ledger:
                     self._ended.append(each, ending)
                 if self.open.get(each.job.id) is each.job:
                     del self.open[each.job.id]
+        if outcomes:
+            self._on_end(outcomes)
 
     def forget(self, job: ClaimedJob) -> None:
         """This run is over; another one of the same job may be held."""

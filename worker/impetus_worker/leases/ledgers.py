@@ -27,6 +27,11 @@ class Ledgers:
         """By id, the runs of which it is not known yet how they end."""
         return ChainMap(*(ledger.open for ledger in self._each))
 
+    @property
+    def open_jobs(self) -> int:
+        """How many these are."""
+        return sum(len(ledger.open) for ledger in self._each)
+
     def note(self, news: Iterable[News]) -> None:
         """Takes note of what there is to tell of jobs, each where it was claimed."""
         told = list(news)
@@ -36,4 +41,6 @@ class Ledgers:
 
     def is_held_elsewhere(self, job: ClaimedJob) -> bool:
         """Whether a job of another server has the same id."""
-        return any(job.id in ledger.held for server, ledger in enumerate(self._each) if server != job.server)
+        return len(self._each) > 1 and any(
+            job.id in ledger.held for server, ledger in enumerate(self._each) if server != job.server
+        )

@@ -85,7 +85,7 @@ class EngineSide:
     @property
     def open_jobs(self) -> int:
         """Of how many jobs it is not known yet how they end."""
-        return len(self._jobs.open)
+        return self._jobs.open_jobs
 
     @property
     def deaths(self) -> int:

@@ -26,7 +26,7 @@ from ..roles import worker_record
 from .stopping import FAREWELL_S, Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from redis import Redis
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..leases.claims import Claim, ClaimedJob
     from ..leases.intake import Wanted
     from ..leases.ledgers import Ledgers
+    from ..leases.outcomes import Outcome
     from ..observing.observer import Observer
     from ..settings import WorkerSettings
     from .engine_side import EngineSide
@@ -85,7 +86,7 @@ class ServerSide:
             self._crew.courier.send,
             on_claim=self._take_in,
             on_abandoned=engine.abandon,
-            on_end=lambda outcome: observer.ended(outcome, now()),
+            on_end=self._show_ended,
         )
         jobs.add(self._ledger)
         self._intake = Intake({queue: bell.listen for queue, bell in self._crew.bells.items()})
@@ -296,6 +297,11 @@ class ServerSide:
             else:
                 fit.append(job)
         self._engine.batcher.add(fit)
+
+    def _show_ended(self, outcomes: Sequence[Outcome]) -> None:
+        now = self._now()
+        for outcome in outcomes:
+            self._observer.ended(outcome, now)
 
     def _show(self, state: str) -> None:
         if self._routing is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from .packing import fill, pack
@@ -98,11 +98,11 @@ class Row(Witness):
 
 def rows_of(owner: OpenEmbedding, texts: Sequence[EncodedText]) -> list[Row]:
     """A row for each text, whose vectors follow those of the one before."""
-    firsts = accumulate((len(text.chunks) or 1 for text in texts), initial=0)
-    return [
-        Row(owner, index, text.ids, first, text.chunks)
-        for index, (text, first) in enumerate(zip(texts, firsts, strict=False))
-    ]
+    rows, first = list[Row](), 0
+    for index, text in enumerate(texts):
+        rows.append(Row(owner, index, text.ids, first, text.chunks))
+        first += len(text.chunks) or 1
+    return rows
 
 
 class Backlog:

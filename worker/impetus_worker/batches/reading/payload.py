@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from impetus_producer.contract import MAX_PAYLOAD_BYTES
@@ -50,13 +51,13 @@ def _inflate(fields: Mapping[bytes, bytes], most_bytes: int) -> bytes:
         raise InvalidRequestError("data: the job's hash is longer than a worker reads, or has more fields than any job")
     if not data:
         raise InvalidRequestError("data: the job carries none")
-    inflater = zlib.decompressobj()
-    try:
-        # RQ, too, takes what does not inflate as it stands; and nothing that inflates begins with a bracket.
-        inflated = data if data.startswith(b"[") else inflater.decompress(data, most_bytes)
-    except zlib.error:
-        inflated, inflater = data, zlib.decompressobj()
-    if inflater.unconsumed_tail or len(inflated) > most_bytes:
+    inflated, is_cut = data, False
+    if not data.startswith(b"["):  # which nothing that inflates begins with
+        inflater = zlib.decompressobj()
+        with suppress(zlib.error):  # RQ, too, takes what does not inflate as it stands
+            inflated = inflater.decompress(data, most_bytes)
+            is_cut = bool(inflater.unconsumed_tail)
+    if is_cut or len(inflated) > most_bytes:
         if most_bytes < MAX_PAYLOAD_BYTES:
             raise LongPayloadError
         raise InvalidRequestError(f"data: the payload is larger than {MAX_PAYLOAD_BYTES:,} bytes")
@@ -64,8 +65,8 @@ def _inflate(fields: Mapping[bytes, bytes], most_bytes: int) -> bytes:
 
 
 def _call(data: bytes) -> list[Any]:
-    # Most payloads are few characters of structure and much text, and need no closer look.
-    if _structure(data) > _MAX_VALUES and _structure(_STRING.sub(b"", data)) > _MAX_VALUES:
+    # Each value has a character of structure. Most payloads are few of these and much text, and need no closer look.
+    if len(data) > _MAX_VALUES and min(_structure(data), _structure(_STRING.sub(b"", data))) > _MAX_VALUES:
         raise InvalidRequestError(f"data: this JSON holds more than the {_MAX_VALUES:,} values that a job may carry")
     try:
         call = json.loads(data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ImpetusError, InvalidRequestError
@@ -17,13 +17,14 @@ from .payload import LongPayloadError
 from .rows import TEXTS_AT_ONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from ...leases.claims import ClaimedJob
     from .long_jobs import Elsewhere
     from .rows import EncodedRequest, EncodedText, RowRequests
 
-_MORE_THAN_A_SLICE = 512
+_MOST_A_SLICE = 128
+"""So many jobs are looked at in one."""
 
 
 @dataclass(eq=False, slots=True)
@@ -53,10 +54,6 @@ class _Unread:
 
     def __len__(self) -> int:
         return len(self.claimed) + len(self.parsed)
-
-    def jobs(self) -> Iterator[ClaimedJob]:
-        yield from (read.job for read in self.parsed)
-        yield from self.claimed
 
     def add(self, job: ClaimedJob) -> None:
         self.claimed.append(job)
@@ -101,9 +98,10 @@ class JobReader:
         return bool(self._urgent or self._patient)
 
     def unread(self) -> set[str]:
-        """The ids of the jobs that are read next, more than a slice of time can hold."""
-        jobs = (job for lane in (self._urgent, self._patient) for job in lane.jobs())
-        return {job.id for job in islice(jobs, _MORE_THAN_A_SLICE)}
+        """The ids of the jobs that a `read` may look at."""
+        claimed = islice(chain(self._urgent.claimed, self._patient.claimed), _MOST_A_SLICE)
+        begun = chain(self._urgent.parsed, self._patient.parsed)
+        return {job.id for job in chain(claimed, (read.job for read in begun))}
 
     def add(self, job: ClaimedJob) -> None:
         """Takes a job in, and does not look at it yet."""
@@ -127,10 +125,12 @@ class JobReader:
     def read(self, seconds: float) -> list[ReadJob | Failed]:
         """Parses and tokenises for about so long; returns the jobs that it read to their end, and those that end so."""
         done: list[ReadJob | Failed] = []
-        stop_at = self._clock() + seconds
+        stop_at, left = self._clock() + seconds, _MOST_A_SLICE
         for lane in (self._urgent, self._patient):
-            while lane and self._clock() < stop_at:
-                done += self._parse_some(lane, stop_at)
+            while lane and left > 0 and self._clock() < stop_at:
+                waiting = len(lane.claimed)
+                done += self._parse_some(lane, left, stop_at)
+                left -= waiting - len(lane.claimed)
                 if lane.parsed:
                     done += self._tokenise_some(lane.parsed)
         return done
@@ -138,11 +138,15 @@ class JobReader:
     def _lane(self, urgent: bool) -> _Unread:
         return self._urgent if urgent else self._patient
 
-    def _parse_some(self, lane: _Unread, stop_at: float) -> list[Failed]:
-        """Looks at jobs until there are texts enough to tokenise, at one at least; returns those that are refused."""
+    def _parse_some(self, lane: _Unread, most: int, stop_at: float) -> list[Failed]:
+        """Looks at jobs until there are texts enough to tokenise, at one at least and at no more than `most`; returns
+        those that are refused.
+        """
         refused: list[Failed] = []
         texts = sum(len(self._requests.texts(read.request)) - len(read.texts) for read in lane.parsed)
-        while lane.claimed and texts < TEXTS_AT_ONCE:
+        for _ in range(min(most, len(lane.claimed))):
+            if texts >= TEXTS_AT_ONCE:
+                break
             job = lane.next_claimed()
             try:
                 request = self._requests.parse(job.fields, self._long.most_bytes)

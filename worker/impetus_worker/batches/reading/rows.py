@@ -207,6 +207,8 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
         return request.input if request.chunks is None else list(zip(request.input, request.chunks, strict=True))
 
     def alike(self, one: EmbeddingRequest, other: EmbeddingRequest) -> bool:
+        if _reads_as(one) == _reads_as(other):
+            return True
         if (one.chunks is None) != (other.chunks is None) or self.model_of(one) is not self.model_of(other):
             return False
         return self._prompt(one) == self._prompt(other)
@@ -238,6 +240,11 @@ class EmbeddingRequests(RowRequests[EmbeddingRequest, TextEncoder]):
         if request.prompt is not None:
             return request.prompt
         return self._encoder(request).prompt(request.input_type, request.prompt_name)
+
+
+def _reads_as(request: EmbeddingRequest) -> tuple[object, ...]:
+    """What it says of how its texts are tokenised."""
+    return request.model, request.input_type, request.prompt_name, request.prompt, request.chunks is None
 
 
 class RerankRequests(RowRequests[RerankRequest, PairEncoder]):
