@@ -84,7 +84,7 @@ class DecodingRows:
         return tokens
 
     def _run(self) -> list[Token]:
-        """Runs the model, for those as well who have just been read, and returns what was drawn last and is not told."""
+        """Runs the model, for those who have just been read as well; returns what was drawn last and is not told."""
         import mlx.core as mx
 
         self._join()
