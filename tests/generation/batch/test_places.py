@@ -119,6 +119,16 @@ def test_what_was_not_a_number_in_a_place_is_gone_when_another_row_is_there() ->
     assert attended(cache, [7], [8]) == [[[4, 7]], [[5, 6, 8]]]
 
 
+def test_a_row_that_has_read_nothing_yet_finds_its_place_empty() -> None:
+    from mlx_lm.models.cache import BatchKVCache
+
+    cache = placed([1, 2, float("nan")], [4])
+    cache.filter(closed_ranks([1]))
+    cache.extend(BatchKVCache([0, 0]))  # one where somebody was, and one for which there is no place yet
+    assert np.isfinite(np.array(cache.keys)).all()
+    assert attended(cache, [7], [8], [9]) == [[[4, 7]], [[8]], [[9]]]
+
+
 def test_places_are_given_back_when_memory_is_counted_for_fewer() -> None:
     cache = placed(*([1.0] * 600 for _ in range(4)), [2.0])
     held = cache.nbytes
@@ -139,7 +149,7 @@ def test_when_rows_leave_those_that_stay_keep_their_places_but_for_the_last_ones
             assert all(place == row or row >= len(keep) for place, row in enumerate(order))
 
 
-def test_a_prompt_that_is_read_through_is_answered_before_the_others_run_again(
+def test_a_prompt_that_is_read_through_is_answered_in_that_step_and_has_no_run_of_its_own(
     loaded: LoadedModel, record: Any
 ) -> None:
     model, recorded = record(loaded)
@@ -155,7 +165,8 @@ def test_a_prompt_that_is_read_through_is_answered_before_the_others_run_again(
     batch.add(row(9, 40))
     recorded.since_last_time()
     tokens = batch.step()
-    assert [token.id for token in tokens] == [0, 1, 2, 9]
-    assert [call.length for call in recorded.since_last_time()] == [39, 1], "its prompt, its first token, and no more"
+    assert [token.id for token in tokens] == [0, 1, 2, 0, 1, 2, 9]
+    runs = [(call.rows, call.length) for call in recorded.since_last_time()]
+    assert runs == [(1, 39), (4, 1)], "its prompt, and one run of all"
     assert sorted(token.id for token in batch.step()) == [0, 1, 2, 9]
     batch.close()

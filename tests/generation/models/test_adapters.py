@@ -24,7 +24,7 @@ pytestmark = pytest.mark.system
 PROMPTS = ("Hello world", "The river was quiet", "x = 1")
 
 
-def write_adapter(folder: Path, model: Path, seed: int, *, rank: int = 4) -> Path:
+def write_adapter(folder: Path, model: Path, seed: int, *, rank: int = 4, dora: bool = False) -> Path:
     """An adapter of the model as `mlx_lm.lora` writes one, with random weights."""
     import mlx.core as mx
     import mlx_lm
@@ -34,14 +34,14 @@ def write_adapter(folder: Path, model: Path, seed: int, *, rank: int = 4) -> Pat
     parts: Any = mlx_lm.load(str(model))
     parameters = {"rank": rank, "scale": 20.0, "dropout": 0.0}
     parts[0].freeze()
-    linear_to_lora_layers(parts[0], 2, parameters)
+    linear_to_lora_layers(parts[0], 2, parameters, use_dora=dora)
     mx.random.seed(seed)
     trained: Any = tree_flatten(parts[0].trainable_parameters())
     folder.mkdir()
     mx.save_safetensors(
         str(folder / "adapters.safetensors"), {name: mx.random.normal(each.shape) * 0.1 for name, each in trained}
     )
-    stated = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    stated = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
     (folder / "adapter_config.json").write_text(json.dumps(stated))
     return folder
 
@@ -49,7 +49,10 @@ def write_adapter(folder: Path, model: Path, seed: int, *, rank: int = 4) -> Pat
 @pytest.fixture(scope="module")
 def adapters(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("adapters")
-    return {name: write_adapter(root / name, tiny_folder, seed) for seed, name in enumerate(("pirate", "poet"))}
+    return {
+        name: write_adapter(root / name, tiny_folder, seed, dora=name == "poet")
+        for seed, name in enumerate(("pirate", "poet"))
+    }
 
 
 @pytest.fixture
@@ -115,6 +118,23 @@ def test_what_is_no_adapter_is_refused_by_name_before_anything_is_loaded(tiny_fo
             open_engine(EngineConfig("generation", str(tiny_folder), adapters=(("x", folder),)))
     with pytest.raises(ModelError, match="--adapter tiny: a model is called so already"):
         open_engine(EngineConfig("generation", str(tiny_folder), adapters=(("tiny", str(full)),)))
+
+
+def test_an_adapter_of_which_a_part_is_missing_is_not_served_as_the_rest_of_it(
+    tiny_folder: Path, tmp_path: Path, work: Any, drive: Any
+) -> None:
+    import mlx.core as mx
+
+    part = write_adapter(tmp_path / "part", tiny_folder, 0)
+    whole: Any = mx.load(str(part / "adapters.safetensors"))
+    lost = min(whole)
+    mx.save_safetensors(str(part / "adapters.safetensors"), {name: whole[name] for name in whole if name != lost})
+    engine = open_engine(EngineConfig("generation", str(tiny_folder), adapters=(("part", str(part)),)))
+    ended = drive(engine, work(1, "Hello", max_tokens=3, model="part"), work(2, "Hello", max_tokens=3))
+    assert isinstance(ended[1], Rejected)
+    assert f"it lacks {lost}" in ended[1].message
+    assert isinstance(ended[2], Generated)
+    engine.close()
 
 
 def test_an_adapter_of_another_model_fails_those_who_ask_for_it_alone(

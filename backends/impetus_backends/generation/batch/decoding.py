@@ -1,9 +1,11 @@
 """The rows whose prompts are read: all get a token in a step.
 
 mlx-lm's `GenerationBatch` runs the model and draws; who joins it, who leaves it, and where their keys and values lie is
-decided here (`places`). A step runs the model before it tells what the run before has made, so that the device has
-something to do meanwhile. Where rows have just been read it does not: it tells what is there, their first tokens as
-well, which they owe to a run of their own. They join the others in the next step, and nobody's first word waits for it.
+decided here (`places`). Rows whose prompts are read but for the last token join at once and are run on that together
+with all others: where weights are what a step waits for, a run of their own would cost as much as one of all. A step
+runs the model before it tells what the run before has made, so that the device has something to do meanwhile. Where
+newcomers join it does not: it tells both what is there and what their first run makes, so that nobody's first word
+waits for another run.
 """
 
 from __future__ import annotations
@@ -47,53 +49,58 @@ class DecodingRows:
 
     def start(self, rows: Sequence[Row], read: Any) -> None:
         """`read`: mlx-lm's `PromptProcessingBatch` of these rows, which has read all but their prompts' last tokens."""
-        self.sampler.use([row.draws for row in rows])
-        self._started.append(read.generate([row.prompt[-1:].tolist() for row in rows]))
+        self._started.append(_to_be_run(self._batch, read, [int(row.prompt[-1]) for row in rows]))
         self._rows |= {row.id: row for row in rows}
 
     def resume(self, rows: int, longest: int) -> None:
-        """Begins a step: those who were started in the last one join, and the model runs if there is nothing to tell.
-        `rows`: how many there are, with those whose prompts are being read; `longest`: the most tokens that one of them
-        may come to."""
+        """Begins a step: the model runs if there is nothing to tell. `rows`: how many there are, with those whose
+        prompts are being read; `longest`: the most tokens that one of them may come to."""
         if rows < self._bounds[0] or longest < self._bounds[1]:
             bound_places(self._batch.prompt_cache, rows, longest)
         self._bounds = rows, longest
-        for batch in self._started:
-            if not self._solo and not self._batch.uids:
-                batch.prompt_cache = in_places(batch.prompt_cache)
-            self._batch.extend(batch)
-        self._started.clear()
         if self._all_told and self._rows:
             self._run()
         self._all_told = False
 
     def step(self, *, alone: bool) -> list[Token]:
-        """Ends it: a token for every row; perhaps several, for one that is alone."""
+        """Ends it: a token for every row, two where others join; perhaps several, for one that is alone."""
         if not self._rows:
             return []
         if self._started:
-            tokens = [
-                token
-                for batch in (self._batch, *self._started)
-                if batch.uids
-                for token in self._tokens(batch, batch._next_tokens.tolist(), batch._next_logprobs)
-            ]
-            self._all_told = True
-        elif not (alone and (tokens := self._step_ahead())):
-            tokens = self._run()
+            tokens = self._told()
+            self._run()
+            return tokens + self._told()
+        return self._ended((self._step_ahead() if alone else []) or self._run())
+
+    def _told(self) -> list[Token]:
+        """What was drawn last, without another run."""
+        drawn = self._batch._next_tokens.tolist() if self._batch.uids else []
+        self._all_told = True
+        return self._ended(self._tokens(drawn, self._batch._next_logprobs))
+
+    def _ended(self, tokens: list[Token]) -> list[Token]:
+        """The same; rows of which they are the last are gone."""
         self.remove([token.id for token in tokens if token.finish_reason is not None])
         return tokens
 
     def _run(self) -> list[Token]:
-        """Runs the model on the tokens that were drawn last, and returns these."""
+        """Runs the model, for those who have just been read as well; returns what was drawn last and is not told."""
         import mlx.core as mx
 
+        self._join()
         self.sampler.use([self._rows[row_id].draws for row_id in self._batch.uids])
         # Rows that came or went left these as part of the next step's graph, and so not there before its end.
         start: Any = mx.async_eval
         start(self._batch._next_tokens, self._batch._next_logprobs)
         drawn, logprobs = self._batch._step()
-        return [] if self._all_told else self._tokens(self._batch, drawn, logprobs)
+        return [] if self._all_told else self._tokens(drawn, logprobs)
+
+    def _join(self) -> None:
+        for batch in self._started:
+            if not self._solo and not self._batch.uids:
+                batch.prompt_cache = in_places(batch.prompt_cache)
+            self._batch.extend(batch)
+        self._started.clear()
 
     def remove(self, ids: Collection[int]) -> None:
         gone = self._rows.keys() & set(ids)
@@ -109,10 +116,11 @@ class DecodingRows:
                 batch.filter(closed_ranks(keep))
         self._started = [batch for batch in self._started if batch.uids]
 
-    def _tokens(self, batch: Any, drawn: Sequence[int], logprobs: Sequence[Any]) -> list[Token]:
-        """What was drawn for a batch's rows, and is counted here."""
+    def _tokens(self, drawn: Sequence[int], logprobs: Sequence[Any]) -> list[Token]:
+        """What was drawn for the batch's rows, and is counted here."""
         return [
-            Token(row_id, drawn[at], logprobs[at], _count(batch, at, drawn[at])) for at, row_id in enumerate(batch.uids)
+            Token(self._batch.uids[at], token, logprobs[at], _count(self._batch, at, token))
+            for at, token in enumerate(drawn)
         ]
 
     def _step_ahead(self) -> list[Token]:
@@ -130,6 +138,24 @@ class DecodingRows:
             if tokens[-1].finish_reason is not None:
                 break
         return tokens
+
+
+def _to_be_run(like: Any, read: Any, last: list[int]) -> Any:
+    """A `GenerationBatch` of what was read, to extend another by, whose rows are to be run on their prompts' `last`
+    tokens. mlx-lm makes none that has not run."""
+    import mlx.core as mx
+    from mlx_lm.generate import GenerationBatch
+    from mlx_lm.models.cache import TokenBuffer
+
+    batch = GenerationBatch.empty(like.model, like.fallback_sampler)
+    for name in ("uids", "prompt_cache", "tokens", "samplers", "logits_processors", "max_tokens", "stop_sequences"):
+        setattr(batch, name, getattr(read, name))
+    batch._next_tokens = mx.array(last)
+    batch._next_logprobs = [mx.array(0.0)] * len(last)
+    batch._token_context = [TokenBuffer(tokens) for tokens in batch.tokens]
+    batch._num_tokens = [0] * len(last)
+    batch._matchers = [stops.matcher() for stops in batch.stop_sequences]
+    return batch
 
 
 def _count(batch: Any, at: int, token: int) -> str | None:

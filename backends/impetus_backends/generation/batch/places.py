@@ -118,6 +118,9 @@ class PlacedKVCache:
 
             written(self.keys, other.keys)
             written(self.values, other.values)
+        elif self.keys is not None:
+            self._reserve(rows, max(self._lengths), self.keys, self.values)
+            self.keys[first:rows] = self.values[first:rows] = 0
         self._lengths += lengths
         self.offset = mx.concatenate([self.offset, other.offset])
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .loader import LoadedModel
 
 _WEIGHTS = "adapters.safetensors"
+_CHANGES = ("lora_a", "lora_b", "m")
+"""What mlx-lm calls the weights that an adapter brings."""
 
 
 def check_adapter(name: str, folder: Path) -> int:
@@ -65,13 +67,21 @@ class SharedWeights:
 
 
 def _adapted(loaded: LoadedModel, folder: Path) -> LoadedModel:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import load_adapters
 
     model: Any = loaded.model
     try:
         load_adapters(model, str(folder))
+        brought: Any = mx.load(str(folder / _WEIGHTS))
     except Exception as error:  # mlx-lm raises whatever its parsers raise; all of it means this folder
         raise ModelError(f"the adapter in {folder} is not one of this model: {one_line(error)}") from error
+    # What is not there mlx-lm leaves as it is before training: the model as if it had fewer layers adapted, or none.
+    changed = [name for name, _ in tree_flatten(model.parameters()) if name.rpartition(".")[2] in _CHANGES]
+    if lacking := [name for name in changed if name not in brought]:
+        more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+        raise ModelError(f"the adapter in {folder} is not whole: it lacks {min(lacking)}{more}")
     model.eval()
     digest = hashlib.sha256(loaded.fingerprint.encode())
     for name in ("adapter_config.json", _WEIGHTS):
