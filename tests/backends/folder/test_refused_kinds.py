@@ -45,6 +45,9 @@ def test_a_family_that_is_not_known_is_refused_by_its_name(tmp_path: Path, model
     [
         ("bge", {"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
         ("bge", {"position_embedding_type": "relative_key_query"}, "position_embedding_type 'relative_key_query'"),
+        ("t5", {"num_hidden_layers": 1}, "num_hidden_layers 1 contradicts num_layers 2"),
+        ("mt5", {"head_dim": 8}, "head_dim 8 contradicts d_kv 4"),
+        ("distilbert", {"num_attention_heads": 2}, "num_attention_heads 2 contradicts n_heads 4"),
         ("bge", {"auto_map": {"AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel"}}, "auto_map"),
         # gte-Qwen2, with its own code and without.
         ("qwen2", {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}, "is_causal": False}, "auto_map"),

@@ -16,8 +16,10 @@ from impetus_backends.embedding.folder.facts import (
     even_heads,
     read_eps,
     read_kinds,
+    read_padding,
     read_sizes,
     read_theta,
+    refuse_twice,
     refuse_unless,
 )
 from impetus_backends.embedding.folder.files import flag, positive
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _DISTILBERT_KEYS = ("dim", "n_layers", "n_heads", "hidden_dim", "activation")
 _MODERN_KEYS = (*BERT_KEYS[:4], "hidden_activation")
 _JINA_CODE = "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"
+_T5_KEYS = ("d_model", "num_layers", "num_heads")
 _T5_LONGEST = 8192
 """Its distances end nowhere: so many tokens are enough."""
 _NOMIC_KEYS = {
@@ -72,6 +75,8 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     """BERT, and what differs from it in names and positions alone."""
     refuse_unless(file, raw, position_embedding_type=(None, "absolute"))
     distilled = raw["model_type"] == "distilbert"
+    if distilled:
+        refuse_twice(file, raw, dict(zip(BERT_KEYS[:3], _DISTILBERT_KEYS[:3], strict=True)))
     sizes = read_sizes(file, raw, _DISTILBERT_KEYS if distilled else BERT_KEYS)
     uncounted_id = None
     if raw["model_type"] in _POSITIONS_COUNTED:
@@ -316,7 +321,8 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         raise ModelError(f"{file}: feed_forward_proj {form!r} is not supported")
     # transformers follows these where a file has them, and writes them to agree.
     refuse_unless(file, raw, is_gated_act=(None, bool(gated)), dense_act_fn=(None, activation))
-    hidden, layers, heads = (positive(file, raw, key) for key in ("d_model", "num_layers", "num_heads"))
+    refuse_twice(file, raw, {**dict(zip(BERT_KEYS[:3], _T5_KEYS, strict=True)), "head_dim": "d_kv"})
+    hidden, layers, heads = (positive(file, raw, key) for key in _T5_KEYS)
     size = positive(file, raw, "d_kv")
     return EncoderConfig(
         model_type=raw["model_type"],
@@ -327,7 +333,7 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         intermediate_size=positive(file, raw, "d_ff"),
         norm_eps=read_eps(file, raw, "layer_norm_epsilon"),
         position_rows=_T5_LONGEST,
-        padding_id=raw.get("pad_token_id") or 0,
+        padding_id=read_padding(file, raw),
         activation=ACTIVATIONS[activation],
         gated=bool(gated),
         distances=(
