@@ -62,8 +62,8 @@ def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         raw,
         is_decoder=(None, False),
         add_cross_attention=(None, False),
-        # NomicBERT's own code is what transformers has taken over, and its files still name it; Jina's is looked at.
-        auto_map=(None, {}, *([raw.get("auto_map")] if model_type == "nomic_bert" or is_jinas else [])),
+        # Some families' own code is what transformers has taken over, and files still name it; Jina's is looked at.
+        auto_map=(None, {}, *([raw.get("auto_map")] if model_type in _TAKEN_OVER or is_jinas else [])),
     )
     read_packings(file, raw)
     if read not in (_causal, _gemma3):
@@ -90,6 +90,7 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         uncounted_id=uncounted_id,
         embedding_size=positive(file, raw, "embedding_size", 128) if raw["model_type"] == "electra" else 0,
         attentions=(even_heads(file, sizes),) * sizes["layers"],
+        tasks=raw["model_type"] == "ernie" and flag(file, raw, "use_task_id", False),
     )
 
 
@@ -253,8 +254,10 @@ def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 
 
 def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
-    """Language models whose tokens see what came before them: Qwen 2 and 3, Mistral, Llama."""
-    refuse_unless(file, raw, use_sliding_window=(None, False), is_causal=(None, True), mlp_bias=(None, False))
+    """Language models whose tokens see what came before them: Qwen 2 and 3, Mistral, Llama; and EuroBERT, which is a
+    Llama whose tokens see all."""
+    causal = raw["model_type"] != "eurobert"
+    refuse_unless(file, raw, use_sliding_window=(None, False), is_causal=(None, causal), mlp_bias=(None, False))
     refuse_unless(file, raw, use_bidirectional_attention=(None, False), partial_rotary_factor=(None, 1.0))
     sizes = read_sizes(file, raw)
     # Mistral alone has all its layers look nearby, where its file says how far.
@@ -264,7 +267,7 @@ def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         raise ModelError(f"{file}: layer_types {raw['layer_types']} are not supported")
     base = replace(
         _grouped(file, raw, sizes),
-        causal=True,
+        causal=causal,
         theta=read_theta(file, raw, FAR, "rope_theta"),
         window=0 if window is None else positive(file, raw, "sliding_window") - 1,
     )
@@ -345,7 +348,8 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     )
 
 
-_PLAIN = ("qwen2", "mistral", "llama")
+_PLAIN = ("qwen2", "mistral", "llama", "eurobert")
+_TAKEN_OVER = ("nomic_bert", "eurobert")
 FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "bert": _bert,
     "distilbert": _bert,
@@ -353,6 +357,7 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "xlm-roberta": _bert,
     "camembert": _bert,
     "electra": _bert,
+    "ernie": _bert,
     "albert": _albert,
     "mpnet": _mpnet,
     "deberta-v2": _deberta,
@@ -363,6 +368,7 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "qwen2": _causal,
     "mistral": _causal,
     "llama": _causal,
+    "eurobert": _causal,
     "gemma3_text": _gemma3,
     "t5": _t5,
     "mt5": _t5,
