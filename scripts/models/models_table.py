@@ -54,6 +54,7 @@ ROWS = (
     Row("e5", "XLM-RoBERTa", "multilingual-e5-*, bge-m3 (dense), arctic-embed-l-v2.0", "512 to 8,192"),
     Row("camembert", "CamemBERT", "sentence-camembert-base", "512"),
     Row("electra", "ELECTRA", "fine-tuned ELECTRA models", "512"),
+    Row("ernie", "ERNIE", "text2vec-base-chinese-paraphrase", "512 to 2,048"),
     Row("albert", "ALBERT", "paraphrase-albert-small-v2, fine-tuned ALBERT models", "512"),
     Row("deberta", "DeBERTa (v2, v3)", "fine-tuned DeBERTa-v3 models", "512", in_packages=False),
     Row("mpnet", "MPNet", "all-mpnet-base-v2, multi-qa-mpnet-base", "512"),
@@ -73,6 +74,7 @@ ROWS = (
         "as stated",
     ),
     Row("llama", "Llama", "fine-tuned Llama models", "as stated"),
+    Row("eurobert", "EuroBERT", "EuroBERT-210m and larger, fine-tuned", "8,192"),
     Row("gemma", "Gemma 3", "EmbeddingGemma-300m", "2,048"),
     Row("static", "static (no transformer)", "potion-*, static-retrieval-mrl-en-v1, static-similarity-*", "8,192"),
 )
@@ -92,7 +94,8 @@ What follows is refused with a sentence that names the file and what in it, beca
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
 - PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize (late
   interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
-- language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3; windows of Qwen's;
+- language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3 and EuroBERT;
+  windows of Qwen's;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
 - DeBERTa with convolutions or absolute positions (as v2-xlarge), and all of it by Core ML and Core AI;
 - Jina v2 by code other than `jina-bert-implementation` (base-es, base-code);

@@ -101,6 +101,8 @@ def families() -> dict[str, Family]:
             prompts={"query": INSTRUCTION},
         ),
         "llama": Family("llama", DECODER | GROUPED, _byte_pairs("<s>", "</s>")),
+        "eurobert": Family("eurobert", DECODER | GROUPED, _byte_pairs("<s>", "</s>")),
+        "ernie": Family("ernie", SIZES | {"use_task_id": True, "hidden_act": "relu"}, _word_pieces()),
         "gemma": Family(
             "gemma3_text",
             DECODER

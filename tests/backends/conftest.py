@@ -30,6 +30,8 @@ FAMILIES = (
     "qwen2",
     "mistral",
     "llama",
+    "eurobert",
+    "ernie",
     "gemma",
     "camembert",
     "electra",

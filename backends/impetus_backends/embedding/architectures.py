@@ -50,16 +50,18 @@ def encode(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
         return _modernbert(ops, config, inputs)
     if config.model_type in ("t5", "mt5"):
         return _t5(ops, config, inputs)
-    if config.model_type in ("qwen3", "qwen2", "mistral", "llama", "gemma3_text"):
+    if config.model_type in ("qwen3", "qwen2", "mistral", "llama", "eurobert", "gemma3_text"):
         return _decoder(ops, config, inputs)
     return _bert(ops, config, inputs)
 
 
 def _bert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
-    """BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA, which differ in their positions and in the width of their
-    tokens alone (arXiv:1810.04805, arXiv:1907.11692, arXiv:2003.10555)."""
-    words = ops.embed(_WORDS, inputs.ids, config.vocab_size)
-    x = _placed(ops, config, inputs, ops.add(words, _types(ops, config, inputs)))
+    """BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA and ERNIE, which differ in their positions, the width of their
+    tokens and ERNIE's tasks alone (arXiv:1810.04805, arXiv:1907.11692, arXiv:2003.10555, arXiv:2107.02137)."""
+    x = ops.add(ops.embed(_WORDS, inputs.ids, config.vocab_size), _types(ops, config, inputs))
+    if config.tasks:
+        x = ops.add(x, ops.row("embeddings.task_type_embeddings.weight", 0))
+    x = _placed(ops, config, inputs, x)
     if config.embedding_size not in (0, config.hidden_size):
         x = ops.linear(x, "embeddings_project", config.hidden_size)
     return _post_norm(ops, config, x, inputs.mask, _numbered("encoder.layer", config), _BERT)
@@ -357,8 +359,8 @@ def _modernbert(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
 
 
 def _decoder(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
-    """Llama, Mistral and Qwen2; Qwen3, whose queries and keys have norms; and Gemma 3, which has norms on both sides of
-    everything and its tokens scaled (arXiv:2302.13971, arXiv:2505.09388, arXiv:2503.19786)."""
+    """Llama, EuroBERT, Mistral and Qwen2; Qwen3, whose queries and keys have norms; and Gemma 3, which has norms on
+    both sides of everything and its tokens scaled (arXiv:2302.13971, arXiv:2505.09388, arXiv:2503.19786)."""
     gemma, with_norms = config.model_type == "gemma3_text", config.model_type in ("qwen3", "gemma3_text")
     centre = 1.0 if gemma else 0.0
     biased = "attention" in config.biases

@@ -197,10 +197,12 @@ def _shares(mode: str, pooled: npt.NDArray[np.float32]) -> npt.NDArray[np.float3
     if mode == "mean_sqrt_len_tokens":
         return _divided(pooled, np.sqrt(pooled.sum(axis=1, keepdims=True)))
     places = np.arange(1, pooled.shape[1] + 1, dtype=np.float32)
-    if mode in ("cls", "lasttoken"):
+    if mode == "cls":  # the first of all where none is to be pooled, as in sentence-transformers
+        first: npt.NDArray[np.float32] = (places == pooled.argmax(axis=1)[:, None] + 1).astype(np.float32)
+        return first
+    if mode == "lasttoken":
         found = pooled * places
-        chosen = np.cumsum(pooled, axis=1) == 1 if mode == "cls" else found == found.max(axis=1, keepdims=True)
-        return np.where(chosen, pooled, np.float32(0))
+        return np.where(found == found.max(axis=1, keepdims=True), pooled, np.float32(0))
     weights = pooled * places if mode == "weightedmean" else pooled
     return _divided(weights, weights.sum(axis=1, keepdims=True))
 

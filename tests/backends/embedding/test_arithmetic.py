@@ -18,10 +18,12 @@ from safetensors.numpy import load_file, save_file
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.reference import erf
 from impetus_backends.embedding.distances import distance_buckets
+from impetus_backends.embedding.encoder import PROMPT, pad
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.tensors import weight_files
 from impetus_backends.embedding.folder.weights import Weights, fingerprint
+from impetus_backends.embedding.modules import PoolingConfig
 from impetus_backends.errors import ModelError
 
 from ..conftest import FAMILIES, small_model
@@ -35,6 +37,14 @@ def test_the_error_function_is_exact_to_float32_everywhere() -> None:
     x = np.concatenate([np.linspace(-6, 6, 40_001), [-1e30, -1e-30, 0, 1e-30, 1e30]]).astype(np.float32)
     exact = np.array([math.erf(value) for value in x.tolist()])
     assert np.abs(erf(x) - exact).max() < 5e-7
+
+
+def test_where_a_prompt_is_all_there_is_to_a_text_its_first_token_is_the_vector_of_cls_and_nothing_the_mean() -> None:
+    config = read_config(small_model("bge"))
+    rows = [np.array([2, 7, 3], np.int32) + PROMPT, np.array([2 + PROMPT, 7, 3], np.int32)]
+    shares = {mode: pad(replace(config, pooling=PoolingConfig((mode,))), rows).shares for mode in ("cls", "mean")}
+    assert shares["cls"][:, 0, 0].tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert shares["mean"][:, 0, 0].tolist() == [[0, 0, 0], [0, 0.5, 0.5]]
 
 
 def write_safetensors(file: Path, dtype: str, data: bytes, shape: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from impetus_backends.embedding.devices import golden
 from impetus_backends.embedding.devices.backends import make_backend
@@ -16,6 +18,7 @@ from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
 from impetus_backends.embedding.engine import EmbeddingEngine, open_engine
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.texts.prompts import missing_prompts
+from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendUnavailableError, RequestError
 from impetus_backends.models import resolve
 from impetus_backends.protocol import Embedded, EmbeddingWork, EngineInfo, GenerationWork, Rejected
@@ -218,6 +221,24 @@ def test_the_golden_check_finds_the_faults_that_embedding_servers_have() -> None
     assert "lengths" not in spoilt(lambda reference, rows: reference.embed(rows[:1])).split("shape")[0]
     assert "not finite" in spoilt(lambda reference, rows: reference.embed(rows) * np.float32(np.nan))
     assert "length is off by 1.0000" in spoilt(lambda reference, rows: reference.embed(rows) * np.float32(0))
+
+
+def test_the_golden_check_takes_a_vector_of_zeros_where_the_reference_has_one(tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("bge"), tmp_path / "model")
+    names = {"": "Transformer", "1_Pooling": "Pooling", "3_Dense": "Dense", "2_Normalize": "Normalize"}
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": path} for path, name in names.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "3_Dense").mkdir()
+    stated = {"in_features": 16, "out_features": 1, "bias": False}
+    relu = stated | {"activation_function": "torch.nn.modules.activation.ReLU"}
+    (folder / "3_Dense" / "config.json").write_text(json.dumps(relu))
+    weights = np.random.default_rng(10).standard_normal((1, 16)).astype(np.float32)
+    save_file({"linear.weight": weights}, folder / "3_Dense" / "model.safetensors")
+    backend = make_backend("cpu", folder)
+    opened = open_engine(backend, resolve(str(folder)))
+    rows = [text.ids for text in TextEncoder.load(folder).encode(golden.GOLDEN_TEXTS)]
+    assert set(backend.embed(rows)[:, 0].round(4)) == {0, 1}
+    assert opened.info.dimensions == 1
 
 
 def test_the_golden_check_finds_the_wrong_pooling() -> None:

@@ -183,6 +183,8 @@ def test_without_a_list_of_modules_its_files_are_not_read_as_cross_encoder_reads
     [
         ("config.json", {"architectures": ["BertModel"]}, "is of BertModel, and a reranker is a"),
         ("config.json", {"architectures": None}, "is of nothing that it names"),
+        ("config.json", {"architectures": {"0": "BertForSequenceClassification"}}, "is no list of names"),
+        ("config.json", {"hidden_act": ["gelu"]}, "states a value of a kind that is not read there"),
         ("config.json", {"model_type": "t5"}, "rerankers of model_type 't5' are not supported"),
         ("config.json", {"id2label": {"0": "no", "1": "yes"}}, "has 2 labels"),
         ("config.json", {"id2label": None}, "has 2 labels"),

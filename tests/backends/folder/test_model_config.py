@@ -86,6 +86,8 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
         ("config.json", DEBERTA | {"position_biased_input": True}, "position_biased_input True is not supported"),
         ("config.json", {"model_type": "albert", "num_hidden_groups": 3}, "2 layers are not of 3 groups"),
         ("config.json", {"hidden_act": "mish"}, "hidden_act 'mish'"),
+        ("config.json", {"hidden_act": ["gelu"]}, "config.json states a value of a kind that is not read there"),
+        ("2_Normalize/config.json", {"module_input_name": []}, "config.json states a value of a kind that is not read"),
         ("config.json", {"position_embedding_type": "relative_key"}, "relative_key"),
         ("config.json", {"is_decoder": True}, "is_decoder"),
         ("config.json", {"auto_map": {"AutoModel": "modeling.Mine"}}, "auto_map"),
@@ -148,6 +150,12 @@ def test_unsupported_modules_are_named(folder: Path, modules: list[tuple[str, st
     (folder / "modules.json").write_text(json.dumps([{"type": kind, "path": path} for kind, path in modules]))
     with pytest.raises(ModelError, match=message):
         read_config(folder)
+
+
+def test_a_token_for_padding_that_no_table_holds_is_not_put_there(folder: Path) -> None:
+    for stated in (-1, 10**9, "0", None):
+        change(folder / "config.json", pad_token_id=stated)
+        assert read_config(folder).encoder.padding_id == 0
 
 
 def test_a_folder_without_modules_is_refused_for_its_unknown_pooling(folder: Path) -> None:

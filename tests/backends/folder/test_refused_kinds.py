@@ -32,7 +32,7 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "model_type",
-    ["bart", "big_bird", "data2vec-text", "ernie", "eurobert", "fnet", "gemma2", "gpt2", "gpt_neox",
+    ["bart", "big_bird", "data2vec-text", "fnet", "gemma2", "gpt2", "gpt_neox",
      "longformer", "mobilebert", "new", "phi3", "rembert", "roformer", "umt5", "xlnet", "xmod"],
 )  # fmt: skip
 def test_a_family_that_is_not_known_is_refused_by_its_name(tmp_path: Path, model_type: str) -> None:
@@ -45,6 +45,9 @@ def test_a_family_that_is_not_known_is_refused_by_its_name(tmp_path: Path, model
     [
         ("bge", {"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
         ("bge", {"position_embedding_type": "relative_key_query"}, "position_embedding_type 'relative_key_query'"),
+        ("t5", {"num_hidden_layers": 1}, "num_hidden_layers 1 contradicts num_layers 2"),
+        ("mt5", {"head_dim": 8}, "head_dim 8 contradicts d_kv 4"),
+        ("distilbert", {"num_attention_heads": 2}, "num_attention_heads 2 contradicts n_heads 4"),
         ("bge", {"auto_map": {"AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel"}}, "auto_map"),
         # gte-Qwen2, with its own code and without.
         ("qwen2", {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}, "is_causal": False}, "auto_map"),
@@ -53,6 +56,7 @@ def test_a_family_that_is_not_known_is_refused_by_its_name(tmp_path: Path, model
         ("llama", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window True"),
         ("mistral", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
+        ("eurobert", {"is_causal": True}, "is_causal True"),
         ("llama", {"mlp_bias": True}, "mlp_bias True"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, "angles scaled by"),

@@ -76,6 +76,9 @@ def test_what_the_tokenizers_file_cuts_off_is_cut_off(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation": cut}))
     (text,) = TextEncoder.load(folder).encode(["the quick brown fox jumps over the lazy dog"])
     assert (len(text.ids), text.truncated) == (6, True)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation": cut | {"direction": "Left"}}))
+    with pytest.raises(ModelError, match=r"tokenizer\.json: direction 'Left' is not supported"):
+        read_config(folder)
 
 
 def test_an_engine_serves_a_table_through_its_golden_check() -> None:

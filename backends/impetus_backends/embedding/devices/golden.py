@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impetus_backends.embedding.devices.reference import NumpyEmbeddingBackend
-from impetus_backends.embedding.encoder import PROMPT
 from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError
@@ -69,6 +68,9 @@ def check(
         raise ModelError(f"the weights in {config.transformer} make the same vector of every text")
     alone = np.concatenate([_embed(backend, config, [row]) for row in rows])
     together = _embed(backend, config, rows)
+    off = max(_lengths_apart(expected, made) for made in (alone, together))
+    if config.normalised and off > 1e-3:
+        raise _returned(backend, f"vectors whose length is off by {off:.4f}")
     cosines = np.concatenate([_cosines(expected, alone), _cosines(expected, together)])
     report = GoldenReport(len(rows), float(cosines.min()), float(np.abs(alone - together).max()))
     least = _LEAST_COSINE[backend.precision]
@@ -141,17 +143,18 @@ def _embed(backend: EmbeddingBackend, config: EmbeddingConfig, rows: Sequence[np
         fault = f"shape {vectors.shape} for {len(rows)} texts of {config.dimensions} dimensions"
     elif not np.isfinite(vectors).all():
         fault = "vectors that are not finite"
-    elif config.normalised and (off := _off_one(vectors, rows)) > 1e-3:
-        fault = f"vectors whose length is off by {off:.4f}"
     if fault:
-        raise BackendUnavailableError(f"{backend.name} on {backend.device} returned {fault} in its golden check")
+        raise _returned(backend, fault)
     return vectors
 
 
-def _off_one(vectors: np.ndarray, rows: Sequence[np.ndarray]) -> float:
-    """How far the length of any vector is off 1, or off 0 of a row with nothing to pool."""
-    wanted = np.array([(row < PROMPT).any() for row in rows])
-    return float(np.abs(np.linalg.norm(vectors, axis=1) - wanted).max())
+def _returned(backend: EmbeddingBackend, fault: str) -> BackendUnavailableError:
+    return BackendUnavailableError(f"{backend.name} on {backend.device} returned {fault} in its golden check")
+
+
+def _lengths_apart(a: np.ndarray, b: np.ndarray) -> float:
+    """At most. Not all are 1 where vectors are scaled to it: of nothing, or by a ReLU, there are vectors of zeros."""
+    return float(np.abs(np.linalg.norm(a, axis=1) - np.linalg.norm(b, axis=1)).max())
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -135,6 +135,11 @@ class EmbeddingConfig:
 def read_config(folder: Path) -> EmbeddingConfig:
     """Reads a model's files; raises `ModelError` where they are missing, contradictory, or ask for the unsupported."""
     reader = Reader()
+    with reader.of_known_kinds():
+        return _read(reader, folder)
+
+
+def _read(reader: Reader, folder: Path) -> EmbeddingConfig:
     modules = read_modules(reader, folder)
     refuse_adapters(folder, modules.transformer)
     if modules.splade and modules.pooling is not None:

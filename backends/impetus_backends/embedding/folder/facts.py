@@ -36,13 +36,27 @@ def refuse_unless(file: Path, raw: dict[str, Any], **allowed: tuple[Any, ...]) -
             raise ModelError(f"{file}: {key} {raw[key]!r} is not supported")
 
 
+def refuse_twice(file: Path, raw: dict[str, Any], names: dict[str, str]) -> None:
+    """Raises `ModelError` where a file states one thing under two names, and not alike: transformers reads both."""
+    for other, own in names.items():
+        if raw.get(other) not in (None, raw.get(own)):
+            raise ModelError(f"{file}: {other} {raw[other]!r} contradicts {own} {raw.get(own)!r}")
+
+
+def read_architecture(file: Path, raw: dict[str, Any]) -> str:
+    """The class that a model was saved as, by its name in transformers."""
+    named = raw.get("architectures") or ["nothing that it names"]
+    if not isinstance(named, list):
+        raise ModelError(f"{file}: architectures {named!r:.200} is no list of names")
+    return str(named[0])
+
+
 def read_sizes(file: Path, raw: dict[str, Any], keys: tuple[str, ...] = BERT_KEYS) -> dict[str, Any]:
     """What every family states, by the names of `EncoderConfig`."""
     hidden_size, layers, heads, intermediate_size = (positive(file, raw, key) for key in keys[:4])
     activation = raw.get(keys[4])
     if activation not in ACTIVATIONS:
         raise ModelError(f"{file}: {keys[4]} {activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
-    padding_id = raw.get("pad_token_id")
     return {
         "model_type": raw["model_type"],
         "vocab_size": positive(file, raw, "vocab_size"),
@@ -51,9 +65,15 @@ def read_sizes(file: Path, raw: dict[str, Any], keys: tuple[str, ...] = BERT_KEY
         "heads": heads,
         "intermediate_size": intermediate_size,
         "position_rows": positive(file, raw, "max_position_embeddings"),
-        "padding_id": padding_id if isinstance(padding_id, int) else 0,
+        "padding_id": read_padding(file, raw),
         "activation": ACTIVATIONS[activation],
     }
+
+
+def read_padding(file: Path, raw: dict[str, Any]) -> int:
+    """The token that rows are filled up with, which nobody looks at: any will do where none of the table is stated."""
+    stated = raw.get("pad_token_id")
+    return stated if isinstance(stated, int) and 0 <= stated < positive(file, raw, "vocab_size") else 0
 
 
 def read_eps(file: Path, raw: dict[str, Any], key: str) -> float:

@@ -16,8 +16,10 @@ from impetus_backends.embedding.folder.facts import (
     even_heads,
     read_eps,
     read_kinds,
+    read_padding,
     read_sizes,
     read_theta,
+    refuse_twice,
     refuse_unless,
 )
 from impetus_backends.embedding.folder.files import flag, positive
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _DISTILBERT_KEYS = ("dim", "n_layers", "n_heads", "hidden_dim", "activation")
 _MODERN_KEYS = (*BERT_KEYS[:4], "hidden_activation")
 _JINA_CODE = "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"
+_T5_KEYS = ("d_model", "num_layers", "num_heads")
 _T5_LONGEST = 8192
 """Its distances end nowhere: so many tokens are enough."""
 _NOMIC_KEYS = {
@@ -59,8 +62,8 @@ def read_shape(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         raw,
         is_decoder=(None, False),
         add_cross_attention=(None, False),
-        # NomicBERT's own code is what transformers has taken over, and its files still name it; Jina's is looked at.
-        auto_map=(None, {}, *([raw.get("auto_map")] if model_type == "nomic_bert" or is_jinas else [])),
+        # Some families' own code is what transformers has taken over, and files still name it; Jina's is looked at.
+        auto_map=(None, {}, *([raw.get("auto_map")] if model_type in _TAKEN_OVER or is_jinas else [])),
     )
     read_packings(file, raw)
     if read not in (_causal, _gemma3):
@@ -72,6 +75,8 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     """BERT, and what differs from it in names and positions alone."""
     refuse_unless(file, raw, position_embedding_type=(None, "absolute"))
     distilled = raw["model_type"] == "distilbert"
+    if distilled:
+        refuse_twice(file, raw, dict(zip(BERT_KEYS[:3], _DISTILBERT_KEYS[:3], strict=True)))
     sizes = read_sizes(file, raw, _DISTILBERT_KEYS if distilled else BERT_KEYS)
     uncounted_id = None
     if raw["model_type"] in _POSITIONS_COUNTED:
@@ -85,6 +90,7 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         uncounted_id=uncounted_id,
         embedding_size=positive(file, raw, "embedding_size", 128) if raw["model_type"] == "electra" else 0,
         attentions=(even_heads(file, sizes),) * sizes["layers"],
+        tasks=raw["model_type"] == "ernie" and flag(file, raw, "use_task_id", False),
     )
 
 
@@ -248,8 +254,10 @@ def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 
 
 def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
-    """Language models whose tokens see what came before them: Qwen 2 and 3, Mistral, Llama."""
-    refuse_unless(file, raw, use_sliding_window=(None, False), is_causal=(None, True), mlp_bias=(None, False))
+    """Language models whose tokens see what came before them: Qwen 2 and 3, Mistral, Llama; and EuroBERT, which is a
+    Llama whose tokens see all."""
+    causal = raw["model_type"] != "eurobert"
+    refuse_unless(file, raw, use_sliding_window=(None, False), is_causal=(None, causal), mlp_bias=(None, False))
     refuse_unless(file, raw, use_bidirectional_attention=(None, False), partial_rotary_factor=(None, 1.0))
     sizes = read_sizes(file, raw)
     # Mistral alone has all its layers look nearby, where its file says how far.
@@ -259,7 +267,7 @@ def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         raise ModelError(f"{file}: layer_types {raw['layer_types']} are not supported")
     base = replace(
         _grouped(file, raw, sizes),
-        causal=True,
+        causal=causal,
         theta=read_theta(file, raw, FAR, "rope_theta"),
         window=0 if window is None else positive(file, raw, "sliding_window") - 1,
     )
@@ -316,7 +324,8 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         raise ModelError(f"{file}: feed_forward_proj {form!r} is not supported")
     # transformers follows these where a file has them, and writes them to agree.
     refuse_unless(file, raw, is_gated_act=(None, bool(gated)), dense_act_fn=(None, activation))
-    hidden, layers, heads = (positive(file, raw, key) for key in ("d_model", "num_layers", "num_heads"))
+    refuse_twice(file, raw, {**dict(zip(BERT_KEYS[:3], _T5_KEYS, strict=True)), "head_dim": "d_kv"})
+    hidden, layers, heads = (positive(file, raw, key) for key in _T5_KEYS)
     size = positive(file, raw, "d_kv")
     return EncoderConfig(
         model_type=raw["model_type"],
@@ -327,7 +336,7 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         intermediate_size=positive(file, raw, "d_ff"),
         norm_eps=read_eps(file, raw, "layer_norm_epsilon"),
         position_rows=_T5_LONGEST,
-        padding_id=raw.get("pad_token_id") or 0,
+        padding_id=read_padding(file, raw),
         activation=ACTIVATIONS[activation],
         gated=bool(gated),
         distances=(
@@ -339,7 +348,8 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     )
 
 
-_PLAIN = ("qwen2", "mistral", "llama")
+_PLAIN = ("qwen2", "mistral", "llama", "eurobert")
+_TAKEN_OVER = ("nomic_bert", "eurobert")
 FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "bert": _bert,
     "distilbert": _bert,
@@ -347,6 +357,7 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "xlm-roberta": _bert,
     "camembert": _bert,
     "electra": _bert,
+    "ernie": _bert,
     "albert": _albert,
     "mpnet": _mpnet,
     "deberta-v2": _deberta,
@@ -357,6 +368,7 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "qwen2": _causal,
     "mistral": _causal,
     "llama": _causal,
+    "eurobert": _causal,
     "gemma3_text": _gemma3,
     "t5": _t5,
     "mt5": _t5,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 
@@ -35,6 +36,17 @@ class Reader:
         content: list[Any] = read_json(file, list)
         self.files.append(file)
         return content
+
+    @contextmanager
+    def of_known_kinds(self) -> Iterator[None]:
+        """While files are read: a value of a kind that nobody looks for, as a list for a name, is an error that names
+        the file read last."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            file = self.files[-1] if self.files else "modules.json"
+            said = f"{type(error).__name__}: {error}"
+            raise ModelError(f"{file} states a value of a kind that is not read there ({said:.200})") from error
 
 
 def read_json(file: Path, kind: type[Any]) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.config import EmbeddingConfig, Task, read_stated, read_text, refuse_adapters
-from impetus_backends.embedding.folder.facts import ACTIVATIONS
+from impetus_backends.embedding.folder.facts import ACTIVATIONS, read_architecture
 from impetus_backends.embedding.folder.families import read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.yes_no import CAUSAL, LONGEST, Question, read_logit, read_question
@@ -69,11 +69,16 @@ class RerankerConfig(EmbeddingConfig):
 def read_reranker(folder: Path) -> RerankerConfig:
     """Reads a model's files; raises `ModelError` where they are missing, contradictory, or ask for the unsupported."""
     reader = Reader()
+    with reader.of_known_kinds():
+        return _read(reader, folder)
+
+
+def _read(reader: Reader, folder: Path) -> RerankerConfig:
     transformer, score = _modules(reader, folder)
     refuse_adapters(folder, transformer)
     file = transformer / "config.json"
     raw = reader.object(file)
-    if (raw.get("architectures") or [None])[0] == CAUSAL:
+    if read_architecture(file, raw) == CAUSAL:
         return _read_asked(reader, folder, transformer, raw, score)
     if score is not None:
         raise ModelError(f"{folder / 'modules.json'}: LogitScore is for a {CAUSAL}, and {file} is of another")
@@ -146,8 +151,8 @@ def _modules(reader: Reader, folder: Path) -> tuple[Path, Path | None]:
 
 
 def _check_kind(file: Path, raw: dict[str, Any]) -> None:
-    made = (raw.get("architectures") or ["nothing that it names"])[0]
-    if not str(made).endswith("ForSequenceClassification"):
+    made = read_architecture(file, raw)
+    if not made.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{file} is of {made}, and a reranker is a …ForSequenceClassification, which has a head that makes a "
             f"score, or a {CAUSAL}"

@@ -76,6 +76,8 @@ class EncoderConfig:
     types: int = field(default=0, repr=False)
     """Rows of the table of token types, where tokens say which of two texts they are of; 0 where all are of the first.
     Fingerprints are made of all the others."""
+    tasks: bool = field(default=False, repr=False)
+    """Whether there is a table of tasks, of which the first is added to every token."""
     layer_names: tuple[str, ...] = field(default=(), repr=False)
     """What its layers' weights go by, one a layer, in families where several layers have the same."""
     experts: Experts | None = field(default=None, repr=False)

@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.folder.facts import ACTIVATIONS
+from impetus_backends.embedding.folder.facts import ACTIVATIONS, read_architecture
 from impetus_backends.embedding.folder.files import flag, positive, read_json
 from impetus_backends.errors import ModelError
 
@@ -63,8 +63,8 @@ def read_splade(
     reader: Reader, pooling: Path, raw: dict[str, Any], file: Path, encoder: EncoderConfig, most: int | None
 ) -> Splade:
     """The head of a masked language model whose `config.json` is `raw`, and its pooling's folder."""
-    made = (raw.get("architectures") or ["nothing that it names"])[0]
-    if not str(made).endswith("ForMaskedLM"):
+    made = read_architecture(file, raw)
+    if not made.endswith("ForMaskedLM"):
         raise ModelError(f"{file} is of {made}, and SPLADE's head is that of a …ForMaskedLM")
     stated = reader.object(
         pooling / "config.json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from impetus_backends.embedding.folder.facts import refuse_unless
 from impetus_backends.embedding.folder.shapes import STATIC, TABLES, EncoderConfig
 from impetus_backends.embedding.folder.tensors import read_tensors, weight_files
 from impetus_backends.errors import ModelError
@@ -29,7 +30,9 @@ def read_table(reader: Reader, folder: Path) -> EncoderConfig:
     shape = next((shapes[name] for name in TABLES if name in shapes), ())
     if len(shape) != 2:
         raise ModelError(f"the weights in {folder} have no table: neither of {' and '.join(TABLES)} is one")
-    cut = reader.object(folder / "tokenizer.json").get("truncation") or {}
+    file = folder / "tokenizer.json"
+    cut = reader.object(file).get("truncation") or {}
+    refuse_unless(file, cut, direction=(None, "Right"))
     return EncoderConfig(
         STATIC,
         vocab_size=shape[0],

@@ -28,6 +28,7 @@ _PREFIXES = (
     "distilbert.",
     "roberta.",
     "electra.",
+    "ernie.",
     "albert.",
     "mpnet.",
     "deberta.",

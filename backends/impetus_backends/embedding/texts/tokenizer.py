@@ -151,11 +151,12 @@ def _own(tokenizer: Any, stored: dict[str, Any], made: dict[str, Any]) -> Any:
         for step in _steps(stored.get(part)):
             like = as_made.get(step["type"], {})
             step |= {key: like[key] for key in _CONFIGURED.get(step["type"], ()) if key in like}
-    if stored["model"] != made["model"]:
-        return Tokenizer.from_str(json.dumps(stored))
+    whole = stored | {"truncation": None, "padding": None}
+    if whole["model"] != made["model"]:
+        return Tokenizer.from_str(json.dumps(whole))
     # A large vocabulary takes a second to be read again, and is shared instead.
     empty = json.loads(Tokenizer(WordLevel({}, unk_token="")).to_str())["model"]
-    steps = Tokenizer.from_str(json.dumps(stored | {"model": empty, "added_tokens": [], "post_processor": None}))
+    steps = Tokenizer.from_str(json.dumps(whole | {"model": empty, "added_tokens": [], "post_processor": None}))
     own = Tokenizer(tokenizer.model)
     for part in ("normalizer", "pre_tokenizer"):
         if (step := getattr(steps, part)) is not None:
