@@ -93,18 +93,21 @@ class World:
             fields = held.get(f"rq:job:{job_id}")
             if not isinstance(fields, dict):
                 continue
-            places = {b"queued": queued, b"started": started, b"scheduled": scheduled}
-            place = places.get(status := fields.get(b"status"))
+            status = fields.get(b"status")
+            places: dict[Any, set[bytes]] = {b"queued": queued, b"started": started, b"scheduled": scheduled}
+            place = places.get(status)
             if place is not None and job_id.encode() not in place:
                 lost.append(f"{job_id} {status!r}")
         return lost
 
     def _asked(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
         """What the server answers, to all at once."""
+        pipeline: Any
         with self.connection.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
-            return pipeline.execute()
+            answers: list[Any] = pipeline.execute()
+            return answers
 
 
 PLACES = [f"rq:queue:{QUEUE}", f"rq:scheduled:{QUEUE}", f"impetus:tokens:{QUEUE}", f"rq:wip:{QUEUE}"]
