@@ -15,6 +15,7 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
 from impetus_producer.cli.main import cli
+from tests.patience import eventually
 
 from ..stock_worker import StockWorker, generation_of, working
 from ..talks.streaming import Reading, Writer
@@ -53,8 +54,8 @@ class Program:
 
 def popped(connection: Redis) -> Writer:
     """The next job of the queue, in the hands of a worker that streams."""
-    taken: Any = connection.blpop(["rq:queue:generation"], timeout=20)
-    return Writer(connection, taken[1].decode()).start()
+    taken: Any = eventually(lambda: connection.lpop("rq:queue:generation"))
+    return Writer(connection, taken.decode()).start()
 
 
 def test_text_is_printed_as_it_comes(redis_url: str, connection: Redis) -> None:

@@ -17,7 +17,7 @@ from impetus_worker.leases.outcomes import Said
 from impetus_worker.leases.relay import Relay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from redis import Redis
 
@@ -36,8 +36,8 @@ class World:
 
     @classmethod
     def new(cls, connection: Redis) -> World:
-        connection.flushall()
         with connection.pipeline(transaction=False) as pipeline:
+            pipeline.flushall()
             for job_id in IDS:
                 fields: Any = {"status": "queued", "data": "x", "origin": QUEUE, "ttl": "100", "created_at": "then"}
                 pipeline.hset(f"rq:job:{job_id}", mapping=fields)
@@ -54,10 +54,12 @@ class World:
 
     def defer(self) -> None:
         """A job that waits for the first and another."""
-        self.connection.hset("rq:job:waiter", mapping={"status": "deferred", "origin": QUEUE, "ttl": "100"})
-        self.connection.sadd("rq:job:one:dependents", "waiter")
-        self.connection.sadd("rq:job::waiter:dependencies", "one", "gone")
-        self.connection.zadd(f"rq:deferred:{QUEUE}", {"waiter": 1})
+        with self.connection.pipeline(transaction=False) as pipeline:
+            pipeline.hset("rq:job:waiter", mapping={"status": "deferred", "origin": QUEUE, "ttl": "100"})
+            pipeline.sadd("rq:job:one:dependents", "waiter")
+            pipeline.sadd("rq:job::waiter:dependencies", "one", "gone")
+            pipeline.zadd(f"rq:deferred:{QUEUE}", {"waiter": 1})
+            pipeline.execute()
 
     def schedule(self) -> None:
         self.connection.delete(f"rq:queue:{QUEUE}")
@@ -79,34 +81,43 @@ class World:
 
     def lost(self) -> list[str]:
         """Jobs that are nowhere: neither on a queue, nor started with a token, nor found by the sweep, nor over."""
-        queued = _members(self.connection, f"rq:queue:{QUEUE}")
-        scheduled = _members(self.connection, f"rq:scheduled:{QUEUE}")
-        started = _members(self.connection, f"impetus:tokens:{QUEUE}")
-        swept = {run.rpartition(b":")[0] for run in _members(self.connection, f"rq:wip:{QUEUE}")}
+        keys = [*PLACES, *(f"rq:job:{job_id}" for job_id in IDS)]
+        kinds = self._asked(("TYPE", key) for key in keys)
+        read = {key: READ[kind] for key, kind in zip(keys, kinds, strict=True) if kind in READ}
+        answers = self._asked((command, key, *rest) for key, (command, *rest) in read.items())
+        held = dict(zip(read, answers, strict=True))
+        queued, scheduled, started, swept = (set(held.get(key, ())) for key in PLACES)
+        started |= {run.rpartition(b":")[0] for run in swept}
         lost = []
         for job_id in IDS:
-            key = f"rq:job:{job_id}"
-            if self.connection.type(key) != b"hash":
+            fields = held.get(f"rq:job:{job_id}")
+            if not isinstance(fields, dict):
                 continue
-            status = self.connection.hget(key, "status")
-            places: dict[Any, set[bytes]] = {b"queued": queued, b"started": started | swept, b"scheduled": scheduled}
+            status = fields.get(b"status")
+            places: dict[Any, set[bytes]] = {b"queued": queued, b"started": started, b"scheduled": scheduled}
             place = places.get(status)
             if place is not None and job_id.encode() not in place:
                 lost.append(f"{job_id} {status!r}")
         return lost
 
+    def _asked(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """What the server answers, to all at once."""
+        pipeline: Any
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = pipeline.execute()
+            return answers
 
-def _members(connection: Any, key: str) -> set[bytes]:
-    match connection.type(key):
-        case b"list":
-            return set(connection.lrange(key, 0, -1))
-        case b"set":
-            return set(connection.smembers(key))
-        case b"zset":
-            return set(connection.zrange(key, 0, -1))
-        case b"hash":
-            return set(connection.hkeys(key))
-    return set()
+
+PLACES = [f"rq:queue:{QUEUE}", f"rq:scheduled:{QUEUE}", f"impetus:tokens:{QUEUE}", f"rq:wip:{QUEUE}"]
+READ: dict[bytes, tuple[Any, ...]] = {
+    b"list": ("LRANGE", 0, -1),
+    b"set": ("SMEMBERS",),
+    b"zset": ("ZRANGE", 0, -1),
+    b"hash": ("HGETALL",),
+}
+"""By the type of a key, what reads all that it holds."""
 
 
 def _routing() -> Routing:

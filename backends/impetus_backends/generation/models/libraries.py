@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendUnavailableError
+from ...tokenizing import import_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,10 +18,13 @@ _WIRES = "maybe_set_recommended_wired_limit"
 
 
 def import_libraries() -> tuple[Any, Any]:
-    """The modules `mlx.core` and `mlx_lm`. Raises `BackendUnavailableError` where one is not installed."""
+    """The modules `mlx.core` and `mlx_lm`. Raises `BackendUnavailableError` where one is not installed, and
+    `ModelError` where transformers is too old."""
     try:
         with _file_limit_kept():
             import mlx.core as mx
+
+            import_transformers()  # first, as mlx-lm imports much of it
             import mlx_lm
     except ImportError as error:
         raise BackendUnavailableError(

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ModelError
-from ...tokenizing import import_transformers
 from ..quantization.quantize import QuantizationError, described, evaluate, quantization_of, quantize
 from ..texts.templates import template_for_tools
 from .context import ASSUMED_CONTEXT_TOKENS, context_tokens
@@ -77,7 +76,6 @@ def load(folder: Path, *, quantization: Recipe | None = None, limits: MemoryLimi
     if quantization is not None and (already := quantization_of(config, folder)) is not None:
         raise QuantizationError(f"the model in {folder} is quantised already: {already}")
     mx, mlx_lm = import_libraries()
-    import_transformers()
     limits = limits or MemoryLimits()
     limits.apply(mx)
     if not limits.wired_bytes:
