@@ -96,6 +96,14 @@ def test_thoughts_answers_and_calls_are_told_apart(case: str) -> None:
     assert told(splitter.whole(text, complete=True)) == wanted
 
 
+def test_of_an_answer_that_max_tokens_cuts_in_a_header_nothing_of_the_header_is_text() -> None:
+    splitter = Channels(GPT_OSS).splitter(thinking=False, calls=True)
+    assert splitter is not None
+    for cut in ("<|channel|>", "<|channel|>analysis", "<|channel|>final", "<|channel|>commentary to=func"):
+        assert told(splitter.whole(cut, complete=False)) == ("", "", [])
+    assert told(splitter.whole("<|channel|>final<|message|>a < b <", complete=False))[0] == "a < b <"
+
+
 @given(data=st.data(), case=st.sampled_from(sorted(CASES)))
 def test_what_is_said_in_pieces_is_a_beginning_of_what_is_said(data: st.DataObject, case: str) -> None:
     model, thinking, text, (answer, thought, calls) = CASES[case]
