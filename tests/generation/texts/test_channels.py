@@ -96,6 +96,26 @@ def test_thoughts_answers_and_calls_are_told_apart(case: str) -> None:
     assert told(splitter.whole(text, complete=True)) == wanted
 
 
+def test_of_an_answer_that_max_tokens_cuts_in_a_header_nothing_of_the_header_is_text() -> None:
+    splitter = Channels(GPT_OSS).splitter(thinking=False, calls=True)
+    assert splitter is not None
+    for cut in ("<|channel|>", "<|channel|>analysis", "<|channel|>final", "<|channel|>commentary to=func"):
+        assert told(splitter.whole(cut, complete=False)) == ("", "", [])
+    assert told(splitter.whole("<|channel|>final<|message|>a < b <", complete=False))[0] == "a < b <"
+
+
+def test_calls_as_apriel_writes_them_are_read_though_its_template_speaks_of_other_marks_too() -> None:
+    model = tokenizer()
+    model.chat_template = "in <tool_call></tool_call> tags: <tool_calls>[{...}]</tool_calls>{{ tools }}"
+    channels = Channels(model)
+    splitter = channels.splitter(thinking=False, calls=True)
+    assert splitter is not None
+    said = splitter.whole('Well.\n<tool_calls>[{"name": "look", "arguments": {"at": "x"}}]</tool_calls>', complete=True)
+    (call,) = ToolCalls(channels.parse_calls, [LOOK]).of(said.calls) or [None]
+    assert call is not None
+    assert (said.text, call.name, call.arguments) == ("Well.", "look", '{"at": "x"}')
+
+
 @given(data=st.data(), case=st.sampled_from(sorted(CASES)))
 def test_what_is_said_in_pieces_is_a_beginning_of_what_is_said(data: st.DataObject, case: str) -> None:
     model, thinking, text, (answer, thought, calls) = CASES[case]

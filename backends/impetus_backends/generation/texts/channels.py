@@ -168,15 +168,16 @@ class Splitter:
         return bool(self._state[0] == "reasoning")
 
     def whole(self, text: str, *, complete: bool, calls: bool = True) -> Said:
-        """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole; `calls`: what
-        looks like a call is one, and no text."""
+        """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole, and half a mark
+        is text; `calls`: what looks like a call is one, and no text."""
         machine = self._machine if calls else self._as_text
         fresh = Splitter(machine, self._as_text, self._first_state, bare_calls=calls and self._bare_calls)
         fresh._is_whole = True
         said = fresh.feed(text)
         rest = fresh._state[3]
         fresh._state = (*fresh._state[:3], "")
-        fresh._take(said, fresh._state[0], rest)
+        if complete or not rest.startswith("<|"):
+            fresh._take(said, fresh._state[0], rest)
         if fresh._call is not None and complete:
             said.calls.append(fresh._call)
         elif fresh._call is not None and self._bare_calls:

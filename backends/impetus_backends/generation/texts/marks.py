@@ -81,6 +81,7 @@ def parse_deepseek(text: str, tools: object) -> list[dict[str, Any]]:
 _CALLS = (
     CallMarks("<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>", parse_deepseek),
     CallMarks("<TOOLCALL>", "</TOOLCALL>", parse_json),  # Nemotron
+    CallMarks("<tool_calls>[", "</tool_calls>", lambda text, tools: parse_json(f"[{text}", tools)),  # Apriel
     CallMarks("<|START_ACTION|>", "<|END_ACTION|>", parse_json),  # Command R7B, Command A
     CallMarks("<|tool_call|>", "<|/tool_call|>", parse_json),  # Phi-4, and Granite 3, which closes none
     CallMarks(
