@@ -6,6 +6,6 @@ Order of floors: `files`, `shapes`, `static`, `modules` and `config` read what a
 around them; `fitting` holds weights against it; `reference`, `cpu` and `mlx` are devices side by side; `golden` judges
 a device, `budget` times it, `engine` serves it. `tokenizer` and `tokens` are the only part a worker needs.
 
-A new family is a function in `shapes`, one in `architectures`, and a small model that
+A new family is a function in `folder/families`, one in `architectures`, and a small model that
 scripts/recording/record_family_vectors.py makes.
 """

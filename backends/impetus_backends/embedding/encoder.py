@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from impetus_backends.embedding import architectures
+from impetus_backends.embedding.architectures.encode import encode
 from impetus_backends.embedding.devices.operations import Inputs
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical
 from impetus_backends.embedding.modules import Dense, Linear, Logit, Norm
@@ -34,7 +34,7 @@ SECOND = 1 << 29
 
 def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     """The whole model: (b, l) tokens to (b, dimensions), pooled and finished as the model's files say."""
-    x = architectures.encode(ops, config.encoder, inputs)
+    x = encode(ops, config.encoder, inputs)
     pooled = [
         (ops.largest if mode == "max" else ops.pool)(x, inputs.shares, index)
         for index, mode in enumerate(config.pooling.modes)
@@ -57,7 +57,7 @@ def weigh(ops: SparseOps[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
     `sparse.vectors` makes sparse vectors of either.
     """
     head = config.sparse
-    x = architectures.encode(ops, config.encoder, inputs)
+    x = encode(ops, config.encoder, inputs)
     if isinstance(head, Lexical):
         return ops.activate(ops.linear(x, LEXICAL, 1), "relu")
     assert head is not None, "only a model with such a head weighs"

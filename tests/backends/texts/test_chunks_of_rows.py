@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from impetus_backends.embedding import architectures
+from impetus_backends.embedding.architectures.encode import encode
 from impetus_backends.embedding.devices.backend import ChunkBackend, EmbeddingBackend
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.devices.reference import NumpyOps
@@ -38,7 +38,7 @@ def by_hand(folder: Path, text: str, chunks: list[tuple[int, int]]) -> list[np.n
     tokenizer.no_padding()
     encoding = tokenizer.encode(text)
     inputs = pad(config, [np.array(encoding.ids, dtype=np.int32)])
-    (states,) = architectures.encode(NumpyOps(open_weights(config)), config.encoder, inputs)
+    (states,) = encode(NumpyOps(open_weights(config)), config.encoder, inputs)
     found = []
     for begin, end in chunks:
         own = [

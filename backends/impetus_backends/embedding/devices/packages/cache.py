@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.cache import cache_folder, write_whole
-from impetus_backends.embedding import architectures, encoder
+from impetus_backends.embedding import encoder
+from impetus_backends.embedding.architectures import encode, parts, post_norm, pre_norm, turned
 from impetus_backends.embedding.devices import reference
 from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.devices.packages.served import Served
@@ -36,7 +37,7 @@ _WRITING = ".writing"
 """Of a folder that is being written: locked by who does."""
 _ABANDONED_S = 24 * 3600
 _LARGEST = 2**20
-_WRITERS = (architectures, encoder, reference)
+_WRITERS = (encode, parts, post_norm, pre_norm, turned, encoder, reference)
 """Of ours, of every form; a form has more."""
 
 
