@@ -136,7 +136,7 @@ STEPS: dict[str, Any] = {
     "claim": lambda world, jobs: world.claim(),
     **{verb.value: _ending(verb) for verb in Verb},
     "renew": lambda world, jobs: world.claims.renew(jobs).run(world.connection),
-    "seal": lambda world, jobs: world.claims.seal(jobs[0]).run(world.connection),
+    "holds": lambda world, jobs: world.claims.holds(jobs[0]).run(world.connection),
     "forget": lambda world, jobs: world.claims.forget(jobs[0]).run(world.connection),
     "recover": lambda world, jobs: recover(QUEUE, 1.0).run(world.connection),
     "sweep": lambda world, jobs: sweep(QUEUE, "0", 0.001).run(world.connection),

@@ -1,4 +1,4 @@
-"""What a worker does to jobs in Redis, one script each: claim, finish, renew, seal, forget, recover, sweep, bury.
+"""What a worker does to jobs in Redis, one script each: claim, finish, renew, holds, forget, recover, sweep, bury.
 
 A claim gives each job a *token*, which names this run of it; whoever ends the job shows the token, and nothing is
 written where another stands by now. The *lease* says only until when a worker need not be missed. Tokens and leases lie
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from .portions import Portion
 
-SEAL_S = 180
-"""Longer than RQ's ending of a job takes, callbacks of 60 s among it."""
 LONGEST_LEASE_S = 600
 """One that ends later is from before the server's clock was set back."""
 SUSPECT_FROM_DEATHS = 2
@@ -228,9 +226,9 @@ class Claims:
             arguments += (job.id, job.token, job.queue)
         return Call(Script.named("renew"), arguments, lambda answer: Renewal(ids(answer[0]), ids(answer[1])))
 
-    def seal(self, job: ClaimedJob) -> Call[bool]:
-        """Whether the run is this worker's; if so its lease now lasts `SEAL_S`, for an ending of many round trips."""
-        return Call(Script.named("seal"), [self._worker, job.id, job.token, job.queue, SEAL_S], bool)
+    def holds(self, job: ClaimedJob) -> Call[bool]:
+        """Whether a run that is to be ended by RQ's means is this worker's."""
+        return Call(Script.named("holds"), [self._worker, job.id, job.token, job.queue], bool)
 
     def forget(self, job: ClaimedJob) -> Call[bool]:
         """Closes the books on a run that was ended by RQ's means; False where it was not, and is started yet."""

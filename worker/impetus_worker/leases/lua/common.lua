@@ -156,19 +156,32 @@ end
 -- it runs holds its place yet.
 local function executions_keys(id, token) return 'rq:executions:' .. id, 'rq:execution:' .. id .. ':' .. (token or '') end
 
--- Whether a run whose token stands, or that nobody has a token of, is what the job is at. Its status alone does not say:
--- whoever saves an old copy of a job writes the status that it had. But a job that has ended, or waits once more as by
--- RQ's requeue, is another's. Of a queue the ends are looked at: what lies between, of an ended job, claims pass over.
+-- Whether a job is where its status says. Whoever saves an old copy of a job writes the status that it had, so where a job
+-- is found tells what it is at, and its status does not. Of a queue the ends are looked at: what lies between, of an ended
+-- job, claims pass over.
 local OVER = {canceled = true, finished = true, failed = true, stopped = true}
-local WAITS_IN = {scheduled = 'rq:scheduled:', deferred = 'rq:deferred:'}
+local REGISTRY = {finished = 'rq:finished:', failed = 'rq:failed:', stopped = 'rq:failed:', scheduled = 'rq:scheduled:',
+                  deferred = 'rq:deferred:', ready_to_enqueue = 'rq:ready:'}
 local LOOK_AT = 10000
+local function is_where_it_says(queue, id, status)
+  if status == 'canceled' then return true end
+  if status == 'started' then
+    return read('HEXISTS', TOKENS .. queue, id) == 1 or read('EXISTS', 'rq:executions:' .. id) == 1
+  elseif status == 'queued' then
+    local list = 'rq:queue:' .. queue
+    return read('LPOS', list, id, 'RANK', -1, 'MAXLEN', LOOK_AT) or read('LPOS', list, id, 'MAXLEN', LOOK_AT)
+  elseif status == 'rate_limited' then
+    local limit = read('HGET', 'rq:job:' .. id, 'rate_limit_key')
+    return limit and read('ZSCORE', 'rq:rl:' .. limit .. ':rate_limited', id)
+  end
+  return REGISTRY[status] and read('ZSCORE', REGISTRY[status] .. queue, id)
+end
+
+-- Whether a run whose token stands, or that nobody has a token of, is what the job is at. One that has ended, or waits
+-- once more as by RQ's requeue, is another's.
 local function is_at_it(queue, id)
   local status = read('HGET', 'rq:job:' .. id, 'status')
-  if status == 'started' or status == 'created' then return true end
-  if WAITS_IN[status] then return not read('ZSCORE', WAITS_IN[status] .. queue, id) end
-  local list = 'rq:queue:' .. queue
-  return status == 'queued' and not (read('LPOS', list, id, 'RANK', -1, 'MAXLEN', LOOK_AT)
-                                     or read('LPOS', list, id, 'MAXLEN', LOOK_AT))
+  return status and (status == 'started' or not is_where_it_says(queue, id, status))
 end
 
 -- Puts a job that was started at the front of its queue, as if it had never been claimed.
