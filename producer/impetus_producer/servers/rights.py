@@ -45,6 +45,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "PUBLISH": (_NAME,),
     "RPUSH": ("e",),
     "SADD": ("m",),
+    "SCAN": (0,),
     "SCRIPT|LOAD": ("return 1",),
     "SET": (1, "EX", 1),
     "SISMEMBER": ("m",),
@@ -87,7 +88,7 @@ PRODUCER_RIGHTS: dict[str, str] = {
     f"{contract.WORKER_RECORD_KEY}*": "GETRANGE PTTL",
 }
 WORKER_RIGHTS: dict[str, str] = {
-    "": "EVALSHA SCRIPT|LOAD TIME",
+    "": "EVALSHA SCRIPT|LOAD TIME SCAN",
     "rq:queues": "SADD SREM SMEMBERS",
     "rq:queue:*": "BLMOVE LPUSH RPUSH LRANGE LINDEX LPOS LTRIM LREM LLEN",
     "rq:job:*": "HGETALL HGET HMGET HEXISTS HLEN HSTRLEN HSET HSETNX HDEL HINCRBY EXPIRE PEXPIREAT PERSIST DEL "
@@ -99,6 +100,7 @@ WORKER_RIGHTS: dict[str, str] = {
     "rq:scheduled:*": "ZADD ZREM ZRANGEBYSCORE ZSCAN ZSCORE",
     "rq:deferred:*": "ZADD ZREM ZRANGEBYSCORE ZSCORE",
     "rq:ready:*": "ZSCORE",
+    "rq:canceled:*": "ZSCORE",
     "rq:executions:*": "EXISTS",
     "rq:rl:*": "ZSCORE",
     "rq:scheduler-lock:*": "SET EXISTS DEL",
@@ -115,7 +117,8 @@ WORKER_RIGHTS: dict[str, str] = {
     "impetus:tokens:*": "HSET HGET HMGET HEXISTS HDEL",
     "impetus:leases:*": "ZADD ZREM ZSCORE ZRANGEBYSCORE",
     "impetus:deaths:*": "HINCRBY HGET HDEL",
-    "impetus:recovery:*": "SET PTTL DEL",
+    "impetus:recovery:*": "SET GET PTTL DEL",
+    "impetus:strays:*": "ZADD ZREM ZRANGEBYSCORE",
 }
 _QUICKER = {"PUBLISH", "SUBSCRIBE"}
 """What works without these takes longer, and works."""

@@ -1,4 +1,5 @@
-"""What a worker does to jobs in Redis, one script each: claim, finish, renew, holds, forget, recover, sweep, bury.
+"""What a worker does to jobs in Redis, one script each: claim, finish, renew, holds, forget, recover, sweep, strays,
+bury.
 
 A claim gives each job a *token*, which names this run of it; whoever ends the job shows the token, and nothing is
 written where another stands by now. The *lease* says only until when a worker need not be missed. Tokens and leases lie
@@ -245,12 +246,18 @@ def recover(queue: str, interval_s: float, until: float | None = None) -> Call[l
     return Call(Script.named("recover"), arguments, ids)
 
 
-def sweep(queue: str, cursor: str, interval_s: float) -> Call[tuple[str, list[str]]]:
-    """Looks through a part of the started jobs for some that nobody has a lease on, at most once in `interval_s`:
-    (next cursor, ids put back).
+def sweep(queue: str, interval_s: float) -> Call[list[str]]:
+    """Looks through a part of the started jobs for some that nobody has a lease on, at most once in `interval_s`; the
+    ids put back.
     """
-    arguments = [queue, cursor, TOKEN_MARK, int(interval_s * 1000)]
-    return Call(Script.named("sweep"), arguments, lambda answer: (answer[0].decode(), ids(answer[1])))
+    return Call(Script.named("sweep"), [queue, TOKEN_MARK, int(interval_s * 1000)], ids)
+
+
+def strays(queues: Sequence[str], interval_s: float, patience_s: float) -> Call[list[str]]:
+    """Looks through a part of all keys for jobs of these queues that wait or run, and lie nowhere, at most once in
+    `interval_s`; puts back those that it first saw `patience_s` ago. The ids put back.
+    """
+    return Call(Script.named("strays"), [int(interval_s * 1000), int(patience_s), *queues], ids)
 
 
 def bury(worker: str, queues: Sequence[str], begun: Collection[str]) -> Call[list[str]]:

@@ -2,7 +2,7 @@
 -- workers' own; everything else others can write, so it is read with care, and a key of the wrong type is replaced.
 local call, pcall = redis.call, redis.pcall
 local TOKENS, LEASES, DEATHS = 'impetus:tokens:', 'impetus:leases:', 'impetus:deaths:'
-local RECORD, CANCEL, ROSTER = 'impetus:worker:', 'impetus:cancel:', 'impetus:workers'
+local RECORD, CANCEL, ROSTER, STRAYS = 'impetus:worker:', 'impetus:cancel:', 'impetus:workers', 'impetus:strays:'
 local MAX_WORKERS = 1000
 local MAX_TTL_S = 1000000000
 
@@ -45,6 +45,16 @@ local function read(command, key, ...)
   local answer = pcall(command, key, ...)
   if type(answer) == 'table' and answer.err then return nil end
   return answer
+end
+
+-- The next part of what is scanned, whoever of the workers scanned the last.
+local function scan_on(turn, command, key, ...)
+  local words = {command, unpack(key)}
+  words[#words + 1] = read('GET', turn .. ':at') or '0'
+  for _, word in ipairs({...}) do words[#words + 1] = word end
+  local scanned = read(unpack(words)) or {'0', {}}
+  call('SET', turn .. ':at', scanned[1], 'EX', 86400)
+  return scanned[2]
 end
 
 -- A write to a key that others can write too. One of another type, or a stream whose ids are used up, is in nobody's
