@@ -21,6 +21,11 @@ CLUSTER = re.compile(r"MOVED |ASK |CROSSSLOT|hash to the same slot|non local key
 ACCESS = re.compile(r"NOPERM|ACL failure|has no permissions|No permissions to access")
 UNKNOWN_COMMAND = re.compile(r"unknown (?:redis |valkey )?(?:sub)?command(?:\s+'[^']{1,40}')?", re.IGNORECASE)
 DATABASE = re.compile(r"DB index")
+CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED")
+TLS = re.compile(r"\[SSL|_ssl\.c|in violation of protocol|WRONG_VERSION_NUMBER")
+TLS_FILES = re.compile(r"Error (?:2|13|21) connecting to [^/ ]|\[X509|PEM lib|No cipher can be selected")
+"""What redis-py says where the files that a URL names for TLS are not there, are no certificates, or do not belong
+together. A TCP connection is never refused by these numbers, a unix socket is."""
 _AUTHENTICATION = re.compile(r"NOAUTH|WRONGPASS|Authentication required|invalid username-password|invalid password")
 _CODE = re.compile(r"[A-Z]{4,} ")
 """What a server says of its own state begins so. redis-py takes ERR off, which means nothing."""
@@ -75,6 +80,8 @@ def trouble(error: BaseException) -> Trouble:
             return Trouble.CONFIGURATION
         if not _CODE.match(said) and _ABOUT_DATA.search(said):
             return Trouble.DATA
+    if isinstance(error, exceptions.ConnectionError) and TLS_FILES.search(str(error)):
+        return Trouble.CONFIGURATION
     # What redis-py itself refuses to send.
     return Trouble.DATA if isinstance(error, exceptions.DataError) else Trouble.PASSING
 

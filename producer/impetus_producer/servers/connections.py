@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import socket
+import ssl
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ def from_url(url: str) -> Redis:
 
         parse_url: Any = connection.parse_url
         settings = _known(parse_url(url if kind is None else f"redis{kind['tls']}://{rest}"))
+        _check_tls(settings)
     except ValueError:
         raise NoServerError(f"{without_password(url)!r} is no Redis URL such as redis://localhost:6379/0") from None
     return _client(settings.pop("connection_class", None), settings)
@@ -83,6 +85,23 @@ def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not _TAKEN.fullmatch(name) and not _OWN.fullmatch(name):
             raise ValueError(name)
     return {"db": 0} | {name: value for name, value in settings.items() if _TAKEN.fullmatch(name)}
+
+
+def _check_tls(settings: Mapping[str, Any]) -> None:
+    """`ValueError` for options of TLS that mean nothing, which redis-py finds out when it connects. Reads no file."""
+    from redis.connection import SSLConnection
+    from redis.exceptions import RedisError
+
+    if settings.get("connection_class") is not SSLConnection:
+        return
+    if settings.get("ssl_keyfile") and not settings.get("ssl_certfile"):
+        raise ValueError("ssl_keyfile")
+    if "ssl_min_version" in settings:
+        ssl.TLSVersion(int(settings["ssl_min_version"]))
+    try:
+        SSLConnection(**{name: value for name, value in settings.items() if name != "connection_class"})
+    except RedisError as error:
+        raise ValueError from error
 
 
 def like(client: Any, *, asyncio: bool = False) -> Redis:

@@ -45,6 +45,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "PUBLISH": (_NAME,),
     "RPUSH": ("e",),
     "SADD": ("m",),
+    "SCAN": (0,),
     "SCRIPT|LOAD": ("return 1",),
     "SET": (1, "EX", 1),
     "SISMEMBER": ("m",),
@@ -87,17 +88,21 @@ PRODUCER_RIGHTS: dict[str, str] = {
     f"{contract.WORKER_RECORD_KEY}*": "GETRANGE PTTL",
 }
 WORKER_RIGHTS: dict[str, str] = {
-    "": "EVALSHA SCRIPT|LOAD TIME",
+    "": "EVALSHA SCRIPT|LOAD TIME SCAN",
     "rq:queues": "SADD SREM SMEMBERS",
     "rq:queue:*": "BLMOVE LPUSH RPUSH LRANGE LINDEX LPOS LTRIM LREM LLEN",
     "rq:job:*": "HGETALL HGET HMGET HEXISTS HLEN HSTRLEN HSET HSETNX HDEL HINCRBY EXPIRE PEXPIREAT PERSIST DEL "
     "SCARD SMEMBERS SREM",
     "rq:results:*": "XADD EXPIRE PEXPIREAT DEL",
     "rq:wip:*": "ZADD ZREM ZSCORE ZCARD ZRANGEBYSCORE",
-    "rq:finished:*": "ZADD ZREM ZRANGE ZRANGEBYSCORE",
-    "rq:failed:*": "ZADD ZREM ZRANGEBYSCORE",
+    "rq:finished:*": "ZADD ZREM ZRANGE ZRANGEBYSCORE ZSCORE",
+    "rq:failed:*": "ZADD ZREM ZRANGEBYSCORE ZSCORE",
     "rq:scheduled:*": "ZADD ZREM ZRANGEBYSCORE ZSCAN ZSCORE",
     "rq:deferred:*": "ZADD ZREM ZRANGEBYSCORE ZSCORE",
+    "rq:ready:*": "ZSCORE",
+    "rq:canceled:*": "ZSCORE",
+    "rq:executions:*": "EXISTS",
+    "rq:rl:*": "ZSCORE",
     "rq:scheduler-lock:*": "SET EXISTS DEL",
     "rq:suspended": "EXISTS",
     "rq:workers": "SADD SREM SISMEMBER",
@@ -109,10 +114,11 @@ WORKER_RIGHTS: dict[str, str] = {
     f"{contract.STREAM_KEY}*": "XADD EXPIRE",
     f"{contract.WORKER_RECORD_KEY}*": "SET GET MGET PTTL DEL",
     "impetus:workers": "SADD SREM SCARD SMEMBERS SRANDMEMBER",
-    "impetus:tokens:*": "HSET HGET HMGET HDEL",
+    "impetus:tokens:*": "HSET HGET HMGET HEXISTS HDEL",
     "impetus:leases:*": "ZADD ZREM ZSCORE ZRANGEBYSCORE",
     "impetus:deaths:*": "HINCRBY HGET HDEL",
-    "impetus:recovery:*": "SET PTTL DEL",
+    "impetus:recovery:*": "SET GET PTTL DEL",
+    "impetus:strays:*": "ZADD ZREM ZRANGEBYSCORE",
 }
 _QUICKER = {"PUBLISH", "SUBSCRIBE"}
 """What works without these takes longer, and works."""

@@ -15,7 +15,19 @@ from ..errors import (
     ServerFullError,
     ServerNotReadyError,
 )
-from .answers import ACCESS, CLUSTER, DATABASE, UNKNOWN_COMMAND, Trouble, is_denied, server_words, trouble
+from .answers import (
+    ACCESS,
+    CERTIFICATE,
+    CLUSTER,
+    DATABASE,
+    TLS,
+    TLS_FILES,
+    UNKNOWN_COMMAND,
+    Trouble,
+    is_denied,
+    server_words,
+    trouble,
+)
 from .connections import from_url, like
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
 
@@ -191,6 +203,16 @@ def in_a_sentence(error: Exception) -> ImpetusError:
             f"the Redis server has all the clients that it takes ({said}): raise its maxclients, or end some"
         )
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
+        if CERTIFICATE.search(said):
+            return NoServerError(
+                f"the Redis server shows a certificate that is not to be trusted ({said}): name its authority in the "
+                "URL (?ssl_ca_certs=FILE), or have it renewed"
+            )
+        if TLS.search(said):
+            return NoServerError(
+                f"no TLS with the Redis server ({said}): does it speak it at this port, and want a certificate of ours "
+                "(?ssl_certfile=FILE&ssl_keyfile=FILE)?"
+            )
         return NoServerError(f"the Redis server does not answer ({said}): is it running?")
     return ServerNotReadyError(f"the Redis server refuses for now ({said}): see its log, and try again")
 
@@ -210,6 +232,8 @@ def _configuration_sentence(error: Exception, said: str) -> str:
             f"the Redis server does not know {_command_in(unknown[0])}: it is too old, or the command was renamed or "
             "disabled in its configuration"
         )
+    if isinstance(error, exceptions.ConnectionError) and TLS_FILES.search(said):
+        return f"the URL of the Redis server names files for TLS that cannot be used: {said}"
     if DATABASE.search(said):
         return f"the Redis server has no database of that number ({said}): use another one, or raise its `databases`"
     return f"the Redis server refused the user or password in its URL: {said}"

@@ -62,7 +62,8 @@ def test_an_s_in_the_scheme_is_tls(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://h", "h:6379", "redis://h?datbase=1", "redis+sentinel://h", "redis+sentinel:///service", "valkeyss://h"],
+    ["http://h", "h:6379", "redis://h?datbase=1", "redis+sentinel://h", "redis+sentinel:///service", "valkeyss://h"]
+    + [f"rediss://h?{tls}" for tls in ("ssl_cert_reqs=maybe", "ssl_min_version=9", "ssl_keyfile=key.pem")],
 )
 def test_what_is_no_url_is_one_sentence(url: str) -> None:
     with pytest.raises(NoServerError, match="no Redis URL"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from http.client import HTTPException
 from typing import TYPE_CHECKING
@@ -84,15 +83,7 @@ def test_a_header_that_is_more_than_one_is_not_sent(receiver: Receiver, header: 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made by openssl, which is not here")
 def test_tls_is_checked(receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, certificate = tmp_path / "key", tmp_path / "certificate"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, key)
-    receiver.wrap = lambda line: server.wrap_socket(line, server_side=True)
+    certificate = receiver.speak_tls(tmp_path)
     url = receiver.url(host="localhost").replace("http:", "https:")
     with pytest.raises(ssl.SSLCertVerificationError):
         send("POST", url, b"{}", {}, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from ..stock_worker import vector_of, working
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.receiver import Receiver
 
     from .valkey import Proxy, Valkey
 
@@ -51,6 +54,8 @@ PASSING = [
     exceptions.ExecAbortError("Transaction discarded because of previous errors."),
     exceptions.InvalidResponse("Protocol Error: half an answer"),
     exceptions.ConnectionError("Connection closed by server."),
+    exceptions.ConnectionError("Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificate has expired."),
+    exceptions.ConnectionError("Error 2 connecting to /tmp/server.sock. No such file or directory."),
     exceptions.TimeoutError("Timeout reading from socket"),
     ConnectionResetError(104, "Connection reset by peer"),
     NoServerError("no server"),
@@ -67,6 +72,9 @@ CONFIGURATION = [
     exceptions.ResponseError("unknown command 'FROB', with args beginning with: 'LOADING' 'WRONGTYPE' "),
     exceptions.ResponseError("Unknown Redis command called from script script: 1, on @user_script:1."),
     exceptions.ResponseError("DB index is out of range"),
+    exceptions.ConnectionError("Error 2 connecting to h:1. No such file or directory."),
+    exceptions.ConnectionError("Error 116 connecting to h:1. [X509: KEY_VALUES_MISMATCH] key values mismatch."),
+    exceptions.ConnectionError("Error 524297 connecting to h:1. [SSL] PEM lib (_ssl.c:3905)."),
     ServerConfigurationError("it is set up wrongly"),
 ]
 
@@ -141,6 +149,23 @@ def test_a_database_that_the_server_has_not_is_told_at_once(valkey: MakeValkey) 
     url = valkey("--databases", "1").url.removesuffix("/0")
     with pytest.raises(ServerConfigurationError, match="no database of that number"):
         Producer(f"{url}/3")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made by openssl, which is not here")
+@pytest.mark.parametrize(
+    ("options", "kind", "sentence"),
+    [
+        ("", NoServerError, "a certificate that is not to be trusted"),
+        ("ssl_ca_certs={folder}/nothing", ServerConfigurationError, "files for TLS that cannot be used"),
+        ("ssl_ca_certs={folder}/key", ServerConfigurationError, "files for TLS that cannot be used"),
+    ],
+)
+def test_what_keeps_tls_from_a_server_is_said(
+    receiver: Receiver, tmp_path: Path, options: str, kind: type[ImpetusError], sentence: str
+) -> None:
+    receiver.speak_tls(tmp_path)
+    with pytest.raises(kind, match=sentence):
+        Producer(f"rediss://localhost:{receiver.port}/0?{options.format(folder=tmp_path)}")
 
 
 def test_what_is_no_answer_of_a_server_is_left_as_it_is() -> None:

@@ -40,8 +40,8 @@ class Hold:
     def renew(self, jobs: Sequence[ClaimedJob]) -> Renewal:
         return self.calls.renew(jobs).run(self.connection)
 
-    def seal(self, job: ClaimedJob) -> bool:
-        return self.calls.seal(job).run(self.connection)
+    def holds(self, job: ClaimedJob) -> bool:
+        return self.calls.holds(job).run(self.connection)
 
     def lease_left_s(self, job: ClaimedJob) -> float:
         score = self.connection.zscore(f"impetus:leases:{job.queue}", job.id)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.exceptions import ResponseError
+from rq.job import JobStatus
 
 from impetus_worker.awake import AwakeClock
 from impetus_worker.companions.link import Link, Reachability, client
@@ -178,6 +179,7 @@ def test_scheduled_jobs_that_are_due_are_queued_as_they_asked_and_no_others(conn
     for job_id, fields in jobs.items():
         connection.hset(f"rq:job:{job_id}", mapping=fields)
     connection.zadd("rq:scheduled:embedding", {**dict.fromkeys(jobs, 1), "gone": 1, "later": 4e9})
+    connection.zadd("rq:finished:embedding", {"over": 4e9})
     connection.set("rq:scheduler-lock:embedding", "a stock scheduler", ex=60)
     assert not Schedule(["embedding"])(connection)
     assert connection.zcard("rq:scheduled:embedding") == 6
@@ -188,6 +190,17 @@ def test_scheduled_jobs_that_are_due_are_queued_as_they_asked_and_no_others(conn
     assert connection.hget("rq:job:front", "status") == b"queued"
     assert 0 < connection.ttl("rq:job:front") <= 100
     assert connection.hget("rq:job:stopped", "status") == b"canceled"
+
+
+@pytest.mark.parametrize("status", [status for status in JobStatus if status is not JobStatus.CANCELED])
+def test_a_scheduled_job_that_somebody_saved_as_it_was_before_is_queued_all_the_same(
+    status: JobStatus, connection: Redis
+) -> None:
+    connection.hset("rq:job:x", mapping={"status": status, "data": "x"})
+    connection.zadd("rq:scheduled:embedding", {"x": 1})
+    Schedule(["embedding"])(connection)
+    assert connection.hget("rq:job:x", "status") == b"queued"
+    assert connection.lrange("rq:queue:embedding", 0, -1) == [b"x"]
 
 
 def test_many_that_are_due_at_once_are_queued_a_part_at_a_time(connection: Redis) -> None:

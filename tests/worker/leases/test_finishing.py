@@ -44,13 +44,15 @@ def test_a_finished_job_reads_as_rqs_own_does(claims: Hold, connection: Redis) -
     assert 0 < connection.ttl(f"rq:results:{job.id}") <= 100
 
 
-@pytest.mark.parametrize("status", ["queued", "deferred", "scheduled", "created"])
-def test_a_job_that_somebody_saved_as_it_was_before_ends_all_the_same(
-    claims: Hold, connection: Redis, status: str
+@pytest.mark.parametrize("status", [status for status in JobStatus if status is not JobStatus.CANCELED])
+def test_a_job_that_somebody_saved_as_it_was_before_is_claimed_and_ends_all_the_same(
+    claims: Hold, connection: Redis, status: JobStatus
 ) -> None:
-    job = claim_one(claims, connection)
-    connection.hset(f"rq:job:{job.id}", "status", status)  # as `Job.save()` of whoever enqueued it does
-    assert claims.seal(job)
+    (queued,) = enqueue(connection)
+    connection.hset(f"rq:job:{queued.id}", "status", status)  # as `Job.save()` of whoever enqueued it does
+    (job,) = claims.claim(["embedding"], 1).jobs
+    connection.hset(f"rq:job:{job.id}", "status", status)
+    assert claims.holds(job)
     assert claims.finish([Ending(job, Verb.FINISH, b"1", 100)]) == [Answer.DONE]
     assert fetch(job, connection).get_status() == JobStatus.FINISHED
 
@@ -62,9 +64,22 @@ def test_a_job_that_was_enqueued_again_while_it_ran_runs_again(claims: Hold, con
     Queue("embedding", connection=connection, serializer=JSONSerializer).enqueue_job(
         fetch(job, connection), at_front=at_front
     )
-    assert not claims.seal(job)
+    assert not claims.holds(job)
     assert claims.finish([Ending(job, Verb.FINISH, b"1", 100)]) == [Answer.NOT_OURS]
     assert job.id in [each.id for each in claims.claim(["embedding"], 9).jobs]
+
+
+@pytest.mark.parametrize("verb", [Verb.FINISH, Verb.FAIL])
+def test_a_job_that_runs_again_is_not_at_its_earlier_ending(claims: Hold, connection: Redis, verb: Verb) -> None:
+    job = claim_one(claims, connection)
+    claims.finish([Ending(job, verb, b"1", 100)])
+    ended = fetch(job, connection)
+    Queue("embedding", connection=connection, serializer=JSONSerializer).enqueue_job(fetch(job, connection))
+    (again,) = claims.claim(["embedding"], 1).jobs
+    ended.save()
+    assert claims.finish([Ending(again, Verb.FINISH, b"2", 100)]) == [Answer.DONE]
+    assert fetch(job, connection).return_value() == 2
+    assert job.id not in FailedJobRegistry("embedding", connection=connection)
 
 
 def test_vectors_lie_beside_the_result_where_they_are_given(claims: Hold, connection: Redis) -> None:
@@ -128,7 +143,7 @@ def test_a_run_whose_job_was_put_back_writes_nothing(claims: Hold, connection: R
     assert claims.recover() == [job.id]
     for verb in Verb:
         assert claims.finish([Ending(job, verb, b"1", 100)]) == [Answer.NOT_OURS]
-    assert not claims.seal(job)
+    assert not claims.holds(job)
     assert fetch(job, connection).get_status() == JobStatus.QUEUED
     assert connection.lrange("rq:queue:embedding", 0, -1) == [job.id.encode()]
     again = claims.claim(["embedding"], 1).jobs[0]
@@ -227,7 +242,7 @@ def test_dependents_that_only_rq_can_see_to_are_left_to_it_unless_the_job_must_e
     connection.hset(f"rq:job:{limited.id}", "rate_limit_key", "some limit")
     job = claims.claim(["embedding"], 1).jobs[0]
     assert claims.finish([Ending(job, Verb.FINISH, b"1", 100)]) == [Answer.FOR_RQ]
-    assert claims.seal(job)
+    assert claims.holds(job)
     assert claims.finish([Ending(job, Verb.ABORT, b"x", 100)]) == [Answer.DONE]
 
 

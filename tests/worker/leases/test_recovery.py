@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rq import SimpleWorker
+from rq import Queue, SimpleWorker
 from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from impetus_worker.fleet.duties import Recovery
-from impetus_worker.leases.claims import LONGEST_LEASE_S, SEAL_S, Ending, Renewal, Verb, bury, recover, sweep
+from impetus_worker.leases.claims import LONGEST_LEASE_S, Ending, Renewal, Verb, bury, recover, strays, sweep
 
 from .hold import LEASE_S, Hold, claim_one, enqueue, fetch
 
@@ -37,14 +38,6 @@ def test_renewing_keeps_leases_and_tells_which_runs_are_over(claims: Hold, conne
     assert connection.smembers("rq:worker:w1:executions") == {f"{kept.id}:{kept.token}".encode()}
 
 
-def test_renewing_does_not_shorten_a_hold_for_a_long_ending(claims: Hold, connection: Redis) -> None:
-    job = claim_one(claims, connection)
-    assert claims.seal(job)
-    assert claims.lease_left_s(job) > 170
-    claims.renew([job])
-    assert claims.lease_left_s(job) > 170
-
-
 def test_a_wish_to_cancel_is_told_at_renewal_and_goes_with_the_ending(claims: Hold, connection: Redis) -> None:
     enqueue(connection, 2)
     wanted, other = claims.claim(["embedding"], 2).jobs
@@ -66,7 +59,7 @@ def test_recovery_leaves_living_jobs_and_other_peoples_alone(claims: Hold, conne
     connection.delete(execution.key)  # nobody extends a SimpleWorker's lease while it runs
     connection.delete("rq:queue:embedding")
     assert claims.recover() == []
-    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [])
+    assert sweep("embedding", 0.001).run(connection) == []
     assert claims.stands(living)
     assert len(connection.zrange("rq:wip:embedding", 0, -1)) == 2
 
@@ -91,19 +84,20 @@ def test_a_turn_that_lasts_longer_than_any_holds_up_nobody(claims: Hold, connect
         else:
             connection.set(key, 1, ex=None if kind == "endless" else 200_000)
     assert recover("embedding", 60.0).run(connection) == [lapsed.id]
-    assert sweep("embedding", "0", 60.0).run(connection) == ("0", [adrift.id])
+    assert sweep("embedding", 60.0).run(connection) == [adrift.id]
 
 
 def test_a_lease_from_before_the_servers_clock_was_set_back_ends_soon_all_the_same(
     claims: Hold, connection: Redis
 ) -> None:
     enqueue(connection, 2)
-    long_gone, sealed = claims.claim(["embedding"], 2).jobs
-    assert claims.seal(sealed)
+    long_gone, living = claims.claim(["embedding"], 2).jobs
     connection.zadd("impetus:leases:embedding", {long_gone.id: connection.time()[0] + 2 * 86400})
     assert claims.recover() == []
     assert LONGEST_LEASE_S - 5 < claims.lease_left_s(long_gone) <= LONGEST_LEASE_S
-    assert SEAL_S - 5 < claims.lease_left_s(sealed) <= SEAL_S
+    assert claims.lease_left_s(living) < LEASE_S + 1
+    claims.renew([long_gone])
+    assert claims.lease_left_s(long_gone) < LEASE_S + 1
 
 
 def test_what_was_asked_before_the_server_fell_silent_puts_nothing_back_when_it_wakes(
@@ -162,7 +156,7 @@ def test_a_job_that_somebody_saved_as_it_was_before_comes_back_all_the_same(clai
     claims.let_lapse(lapsed)
     connection.hdel("impetus:tokens:embedding", adrift.id)
     assert claims.recover() == [lapsed.id]
-    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [adrift.id])
+    assert sweep("embedding", 0.001).run(connection) == [adrift.id]
     assert bury("w1", ["embedding"], []).run(connection) == [died.id]
     assert connection.lrange("rq:queue:embedding", 0, -1) == [each.id.encode() for each in (died, adrift, lapsed)]
 
@@ -209,9 +203,88 @@ def test_a_job_whose_lease_and_token_were_evicted_comes_back(claims: Hold, conne
     no_token, no_lease = claims.claim(["embedding"], 2).jobs
     connection.hdel("impetus:tokens:embedding", no_token.id)
     connection.zrem("impetus:leases:embedding", no_lease.id)
-    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [no_token.id])
+    assert sweep("embedding", 0.001).run(connection) == [no_token.id]
     assert claims.recover() == [no_lease.id]
     assert connection.zcard("rq:wip:embedding") == 0
+
+
+def look_for_strays(connection: Redis, patience_s: float = 0.0) -> list[str]:
+    """A whole pass, of however many workers."""
+    back: list[str] = []
+    for _ in range(2):
+        while True:
+            connection.delete("impetus:recovery:strays:embedding")
+            back += strays(["embedding", "embedding-bulk"], 1.0, patience_s).run(connection)
+            if connection.get("impetus:recovery:strays:embedding:at") == b"0":
+                break
+    return back
+
+
+def test_jobs_whose_queue_was_evicted_are_put_back_once_they_lay_nowhere_for_a_while(
+    claims: Hold, connection: Redis
+) -> None:
+    jobs = {job.id for job in (*enqueue(connection, 900), *enqueue(connection, 2, "embedding-bulk"))}
+    running = claims.claim(["embedding"], 1).jobs[0]
+    connection.delete("rq:queue:embedding", "rq:queue:embedding-bulk")
+    assert look_for_strays(connection, 60) == []
+    back = look_for_strays(connection)
+    assert sorted(back) == sorted(jobs - {running.id})
+    assert look_for_strays(connection) == []
+    assert connection.llen("rq:queue:embedding-bulk") == 2
+    assert claims.stands(running)
+    assert connection.keys("impetus:strays:*") == []
+
+
+def test_a_started_job_of_which_everything_was_evicted_but_itself_is_put_back(claims: Hold, connection: Redis) -> None:
+    job = claim_one(claims, connection)
+    connection.delete("impetus:tokens:embedding", "impetus:leases:embedding", "rq:wip:embedding")
+    connection.hset("rq:worker:w1", "birth", "now")
+    assert look_for_strays(connection) == []  # of a stock worker's, for all that is known
+    connection.sadd("impetus:workers", "w1")
+    assert look_for_strays(connection) == [job.id]
+    assert connection.lrange("rq:queue:embedding", 0, -1) == [job.id.encode()]
+
+
+def test_jobs_that_lie_somewhere_are_no_strays(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 2)
+    target = Queue("embedding", connection=connection, serializer=JSONSerializer)
+    parent = enqueue(connection)[0]
+    enqueue(connection, depends_on=parent)
+    target.enqueue_in(timedelta(seconds=90), "f")
+    enqueue(connection)[0].cancel()
+    for verb in (Verb.FINISH, Verb.FAIL, Verb.STOP):
+        claims.finish([Ending(claims.claim(["embedding"], 1).jobs[0], verb, b"1", 100)])
+    stock = SimpleWorker(["embedding"], name="w2", connection=connection, serializer=JSONSerializer)
+    theirs = enqueue(connection)[0]
+    stock.prepare_execution(theirs)
+    stock.prepare_job_execution(theirs)
+    connection.lpop("rq:queue:embedding")
+    taken = enqueue(connection)[0]
+    connection.lmove("rq:queue:embedding", "rq:queue:embedding:intermediate", "RIGHT", "LEFT")
+    for key in connection.scan_iter("rq:job:*"):  # whatever somebody saved
+        if connection.type(key) == b"hash" and taken.id not in str(key) and theirs.id not in str(key):
+            connection.hset(key, "status", "queued")
+    assert look_for_strays(connection) == []
+
+
+def test_a_queue_too_long_to_look_through_is_left_until_it_is_shorter(connection: Redis) -> None:
+    (job,) = enqueue(connection)
+    connection.rpush("rq:queue:embedding", *(f"other{number}" for number in range(1001)))
+    connection.lrem("rq:queue:embedding", 1, job.id)
+    assert look_for_strays(connection) == []
+    connection.delete("rq:queue:embedding")
+    assert look_for_strays(connection) == [job.id]
+
+
+def test_workers_look_through_the_started_jobs_together(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 1000)
+    jobs = claims.claim(["embedding"], 1000).jobs
+    connection.delete("impetus:tokens:embedding")
+    back: list[str] = []
+    for _ in range(12):
+        connection.delete("impetus:recovery:sweep:embedding")
+        back += sweep("embedding", 1.0).run(connection)
+    assert sorted(back) == sorted(job.id for job in jobs)
 
 
 def test_recovery_costs_what_lapsed_and_not_what_is_in_flight(claims: Hold, connection: Redis) -> None:
@@ -239,23 +312,23 @@ def test_rqs_own_cleanup_does_not_fail_a_job_before_it_is_recovered(claims: Hold
     assert claims.recover() == [job.id]
 
 
-def test_a_hold_for_a_long_ending_forgets_the_deaths_and_is_refused_to_a_job_that_was_cancelled(
+def test_an_ending_by_rqs_means_forgets_the_deaths_and_is_refused_to_a_job_that_was_cancelled(
     claims: Hold, connection: Redis
 ) -> None:
     enqueue(connection, 2)
     ended, cancelled = claims.claim(["embedding"], 2).jobs
     connection.hset("impetus:deaths:embedding", mapping={ended.id: 1, f"{ended.id}:alone": 1, "another": 1})
-    assert claims.seal(ended)
+    assert claims.holds(ended)
     assert connection.hkeys("impetus:deaths:embedding") == [b"another"]
     fetch(cancelled, connection).cancel()
-    assert not claims.seal(cancelled)
+    assert not claims.holds(cancelled)
 
 
 def test_the_trace_of_an_older_run_is_swept_and_the_run_that_counts_goes_on(claims: Hold, connection: Redis) -> None:
     job = claim_one(claims, connection)
     old = job.token[:-1] + ("0" if job.token[-1] != "0" else "1")
     connection.zadd("rq:wip:embedding", {f"{job.id}:{old}": 4e9})
-    assert sweep("embedding", "0", 0.001).run(connection) == ("0", [])
+    assert sweep("embedding", 0.001).run(connection) == []
     assert claims.stands(job)
     assert connection.zrange("rq:wip:embedding", 0, -1) == [f"{job.id}:{job.token}".encode()]
     assert connection.llen("rq:queue:embedding") == 0

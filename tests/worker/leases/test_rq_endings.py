@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +15,10 @@ from rq.serializers import JSONSerializer
 
 from impetus_worker.allowed import Allowed
 from impetus_worker.companions.link import Link, Reachability, client
+from impetus_worker.errors import InvalidRequestError
 from impetus_worker.inbox import EndedByRq
-from impetus_worker.leases.claims import ClaimedJob, Claims
+from impetus_worker.leases import rq_endings
+from impetus_worker.leases.claims import ClaimedJob, Claims, recover
 from impetus_worker.leases.outcomes import Failed, Finished
 from impetus_worker.leases.rq_endings import RqEndings
 
@@ -109,3 +112,44 @@ def test_an_ending_that_fails_again_and_again_though_the_server_answers_is_given
     ender.end(Finished(job, b"{}"))
     assert ender.status(job) is JobStatus.FAILED
     assert len(tries) == 10
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_that_another_claims_while_rq_is_about_to_write_its_ending_is_the_others(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    job = ender.claim(retry=Retry(max=1))
+    asked = count(1)
+
+    def holds_and_is_lost_then(fence: rq_endings._Fence) -> None:
+        assert fence.holds()
+        if next(asked) == 2:  # the first time is before RQ asks what it must write
+            ender.connection.zadd("impetus:leases:embedding", {job.id: 1})
+            assert recover("embedding", 1.0).run(ender.connection) == [job.id]
+            assert len(Claims("w2", 20).claim(["embedding"], 1, 10**9).run(ender.connection).jobs) == 1
+
+    monkeypatch.setattr(rq_endings._Fence, "assert_held", holds_and_is_lost_then)
+    ender.end(Failed(job, ValueError("bad")) if fails else Finished(job, b"{}"))
+    assert next(asked) >= 3
+    assert ender.status(job) is JobStatus.STARTED
+    assert ender.connection.xlen(f"rq:results:{job.id}") == 0
+    assert str(ender.connection.hget("impetus:tokens:embedding", job.id)).endswith(" w2'")
+
+
+def test_a_job_that_only_its_enqueuer_touches_while_rq_writes_its_ending_is_ended(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [ender.claim(retry=Retry(max=1)), ender.claim(retry=Retry(max=1))]
+    asked = count(1)
+
+    def holds_and_is_saved_then(fence: rq_endings._Fence) -> None:
+        assert fence.holds()
+        if next(asked) == 2:
+            ender.connection.hset(fence.key, mapping={"meta": "{}", "status": "queued"})
+
+    monkeypatch.setattr(rq_endings._Fence, "assert_held", holds_and_is_saved_then)
+    ender.end(Finished(jobs[0], b"{}"))
+    asked = count(1)
+    ender.end(Failed(jobs[1], InvalidRequestError("bad")))
+    assert [ender.status(job) for job in jobs] == [JobStatus.FINISHED, JobStatus.FAILED]
+    assert ender.connection.hlen("impetus:tokens:embedding") == 0

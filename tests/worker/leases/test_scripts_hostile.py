@@ -12,7 +12,7 @@ from redis.exceptions import OutOfMemoryError
 from impetus_producer.contract import STREAM_KEY, StreamEvent, WorkerRecord
 from impetus_worker.fleet.chores import Schedule
 from impetus_worker.fleet.routing import Routing
-from impetus_worker.leases.claims import ClaimedJob, Claims, Ending, Verb, bury, recover, sweep
+from impetus_worker.leases.claims import ClaimedJob, Claims, Ending, Verb, bury, recover, strays, sweep
 from impetus_worker.leases.outcomes import Said
 from impetus_worker.leases.relay import Relay
 
@@ -147,10 +147,11 @@ STEPS: dict[str, Any] = {
     "claim": lambda world, jobs: world.claim(),
     **{verb.value: _ending(verb) for verb in Verb},
     "renew": lambda world, jobs: world.claims.renew(jobs).run(world.connection),
-    "seal": lambda world, jobs: world.claims.seal(jobs[0]).run(world.connection),
+    "holds": lambda world, jobs: world.claims.holds(jobs[0]).run(world.connection),
     "forget": lambda world, jobs: world.claims.forget(jobs[0]).run(world.connection),
     "recover": lambda world, jobs: recover(QUEUE, 1.0).run(world.connection),
-    "sweep": lambda world, jobs: sweep(QUEUE, "0", 0.001).run(world.connection),
+    "sweep": lambda world, jobs: sweep(QUEUE, 0.001).run(world.connection),
+    "strays": lambda world, jobs: strays([QUEUE], 0.001, 0).run(world.connection),
     "bury": lambda world, jobs: bury("w1", [QUEUE], ["one", "two"]).run(world.connection),
     "announce": lambda world, jobs: _routing().look(world.connection),
     "withdraw": lambda world, jobs: _routing().leave(world.connection),
@@ -209,6 +210,8 @@ KEYS = [
     "impetus:cancel:one",
     f"{STREAM_KEY}one",
     f"impetus:recovery:{QUEUE}",
+    f"impetus:recovery:sweep:{QUEUE}:at",
+    f"impetus:strays:{QUEUE}",
     "impetus:awaited:one",
 ]
 

@@ -54,15 +54,19 @@ _FOR_EVER_S = 10_000_000
 
 
 class Near:
-    """Seconds that equal any others within 5 of them."""
+    """Seconds until something ends that began within the last `since_s`: they equal any others within 5 of them, and
+    what may have gone by since.
+    """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, since_s: float = 0.0) -> None:
         self.seconds = seconds
+        self.since_s = since_s
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Near):
-            other = other.seconds
-        return isinstance(other, (int, float)) and abs(self.seconds - other) <= 5
+        theirs = other if isinstance(other, Near) else Near(other) if isinstance(other, (int, float)) else None
+        if theirs is None:
+            return False
+        return abs(self.seconds - theirs.seconds) <= 5 + max(self.since_s, theirs.since_s)
 
     def __hash__(self) -> int:
         raise TypeError("equality within a tolerance allows no hash")
@@ -78,6 +82,7 @@ class Side:
         self.url = url
         self.connection: Redis = Redis.from_url(url)
         self.prefix = ""
+        self.began = time.monotonic()
 
     # -- what a client does ------------------------------------------------------------------------------------------
 
@@ -158,7 +163,7 @@ class Side:
                 for member, score in entries:
                     if member.decode().partition(":")[0] == self.id(label):
                         left = math.inf if score < 0 else score - now
-                        found[f"{registry}:{queue}"] = "for ever" if left > _FOR_EVER_S else Near(left)
+                        found[f"{registry}:{queue}"] = self._ends_in(left)
         return found
 
     def keys(self, label: str) -> dict[str, Any]:
@@ -169,8 +174,11 @@ class Side:
                 ttl = int(self.connection.ttl(key))
                 # RQ keeps the reason of a failed job for ever where the job says nothing, ours as long as the job.
                 name = re.sub(r":[0-9a-f]{20,}\b", ":<execution>", key.decode().replace(self.prefix, ""))
-                found[name] = "for ever" if ttl < 0 or ttl > _FOR_EVER_S else Near(ttl)
+                found[name] = self._ends_in(math.inf if ttl < 0 else ttl)
         return found
+
+    def _ends_in(self, seconds: float) -> str | Near:
+        return "for ever" if seconds > _FOR_EVER_S else Near(seconds, time.monotonic() - self.began)
 
     def calls(self, label: str) -> list[str]:
         """The callbacks that ran, with the types of their arguments."""
@@ -305,7 +313,9 @@ class Both:
 
     def agree(self, scenario: Callable[[Side], T]) -> T:
         """What the scenario comes to on both sides."""
+        self.stock.began = time.monotonic()
         theirs = scenario(self.stock)
+        self.ours.began = time.monotonic()
         ours = scenario(self.ours)
         different = "\n".join(differences(ours, theirs))
         assert not different, different

@@ -9,7 +9,7 @@ from impetus_producer.contract import ROLE_QUEUES
 
 from ..fleet.chores import REGISTRIES_INTERVAL_S, Registries, Schedule
 from ..fleet.commands import Commands
-from ..fleet.duties import FITNESS_INTERVAL_S, SWEEP_INTERVAL_S, Recovery, Renewal, ServerFitness, Sweep
+from ..fleet.duties import FITNESS_INTERVAL_S, SWEEP_INTERVAL_S, Recovery, Renewal, ServerFitness, Strays, Sweep
 from ..fleet.housekeeping import Duty, Housekeeping
 from ..leases import doorbell
 from ..leases.courier import Courier
@@ -78,6 +78,7 @@ class Crew:
             Duty("fitness", ServerFitness(), FITNESS_INTERVAL_S),
             Duty("schedule", Schedule(self._queues), 1.0),
             Duty("sweep", Sweep(self._queues), SWEEP_INTERVAL_S, judges_others=True),
+            Duty("strays", Strays(self._queues), SWEEP_INTERVAL_S, judges_others=True),
             Duty("registries", Registries(self._queues), REGISTRIES_INTERVAL_S),
         ]
         self._housekeeping = (

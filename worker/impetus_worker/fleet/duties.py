@@ -9,7 +9,7 @@ from impetus_producer.servers.fitness import look
 
 from ..errors import ConfigurationError
 from ..inbox import Renewed
-from ..leases.claims import recover, sweep
+from ..leases.claims import recover, strays, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FITNESS_INTERVAL_S = 600.0
 SWEEP_INTERVAL_S = 1.0
+STRAY_AFTER_S = 60.0
+"""So long a job lies nowhere before it is put back: an RQ worker takes one off its queue before it says so."""
 _RECOVERY_GOOD_FOR_S = 2.0
 """A server that gets to it later was silent meanwhile, and all leases on it ran out."""
 _log = logging.getLogger(__name__)
@@ -90,10 +92,21 @@ class Sweep:
     """Looks, a part at a time, for started jobs that have no lease at all."""
 
     def __init__(self, queues: Sequence[str]) -> None:
-        self._cursors = dict.fromkeys(queues, "0")
+        self._queues = queues
 
     def __call__(self, connection: Redis) -> None:
-        for queue, cursor in self._cursors.items():
-            self._cursors[queue], back = sweep(queue, cursor, SWEEP_INTERVAL_S).run(connection)
-            if back:
+        for queue in self._queues:
+            if back := sweep(queue, SWEEP_INTERVAL_S).run(connection):
                 _log.warning("%d started jobs without a lease are back at the front of %s", len(back), queue)
+
+
+class Strays:
+    """Looks, a part at a time, for jobs that wait or run, and lie nowhere."""
+
+    def __init__(self, queues: Sequence[str]) -> None:
+        self._queues = queues
+
+    def __call__(self, connection: Redis) -> None:
+        if back := strays(self._queues, SWEEP_INTERVAL_S, STRAY_AFTER_S).run(connection):
+            where = ", ".join(self._queues)
+            _log.error("%d jobs lay on no queue, as after the server evicted it, and are back on %s", len(back), where)

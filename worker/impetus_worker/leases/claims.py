@@ -1,4 +1,5 @@
-"""What a worker does to jobs in Redis, one script each: claim, finish, renew, seal, forget, recover, sweep, bury.
+"""What a worker does to jobs in Redis, one script each: claim, finish, renew, holds, forget, recover, sweep, strays,
+bury.
 
 A claim gives each job a *token*, which names this run of it; whoever ends the job shows the token, and nothing is
 written where another stands by now. The *lease* says only until when a worker need not be missed. Tokens and leases lie
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from .portions import Portion
 
-SEAL_S = 180
-"""Longer than RQ's ending of a job takes, callbacks of 60 s among it."""
 LONGEST_LEASE_S = 600
 """One that ends later is from before the server's clock was set back."""
 SUSPECT_FROM_DEATHS = 2
@@ -228,9 +227,9 @@ class Claims:
             arguments += (job.id, job.token, job.queue)
         return Call(Script.named("renew"), arguments, lambda answer: Renewal(ids(answer[0]), ids(answer[1])))
 
-    def seal(self, job: ClaimedJob) -> Call[bool]:
-        """Whether the run is this worker's; if so its lease now lasts `SEAL_S`, for an ending of many round trips."""
-        return Call(Script.named("seal"), [self._worker, job.id, job.token, job.queue, SEAL_S], bool)
+    def holds(self, job: ClaimedJob) -> Call[bool]:
+        """Whether a run that is to be ended by RQ's means is this worker's."""
+        return Call(Script.named("holds"), [self._worker, job.id, job.token, job.queue], bool)
 
     def forget(self, job: ClaimedJob) -> Call[bool]:
         """Closes the books on a run that was ended by RQ's means; False where it was not, and is started yet."""
@@ -247,12 +246,18 @@ def recover(queue: str, interval_s: float, until: float | None = None) -> Call[l
     return Call(Script.named("recover"), arguments, ids)
 
 
-def sweep(queue: str, cursor: str, interval_s: float) -> Call[tuple[str, list[str]]]:
-    """Looks through a part of the started jobs for some that nobody has a lease on, at most once in `interval_s`:
-    (next cursor, ids put back).
+def sweep(queue: str, interval_s: float) -> Call[list[str]]:
+    """Looks through a part of the started jobs for some that nobody has a lease on, at most once in `interval_s`; the
+    ids put back.
     """
-    arguments = [queue, cursor, TOKEN_MARK, int(interval_s * 1000)]
-    return Call(Script.named("sweep"), arguments, lambda answer: (answer[0].decode(), ids(answer[1])))
+    return Call(Script.named("sweep"), [queue, TOKEN_MARK, int(interval_s * 1000)], ids)
+
+
+def strays(queues: Sequence[str], interval_s: float, patience_s: float) -> Call[list[str]]:
+    """Looks through a part of all keys for jobs of these queues that wait or run, and lie nowhere, at most once in
+    `interval_s`; puts back those that it first saw `patience_s` ago. The ids put back.
+    """
+    return Call(Script.named("strays"), [int(interval_s * 1000), int(patience_s), *queues], ids)
 
 
 def bury(worker: str, queues: Sequence[str], begun: Collection[str]) -> Call[list[str]]:

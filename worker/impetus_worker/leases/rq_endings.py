@@ -1,8 +1,8 @@
 """Ends runs as RQ itself would: callbacks, retries, webhooks, rate limits, repeats. In a thread of its own.
 
 Callbacks may take minutes and each ending takes several round trips, so nobody waits for it; the job's lease is kept
-meanwhile. In the order in which it is told, so in order for each job. RQ fences nothing itself: here an ending is
-written only while the run is this worker's.
+meanwhile. In the order in which it is told, so in order for each job. RQ fences nothing itself: here its transaction is
+run only where the run is this worker's, and nobody has touched the job since it was.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import logging
 import queue
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import WatchError
 from rq.callbacks import execute_stopped_callback
 from rq.executions import Execution
 from rq.job import JobStatus
@@ -74,8 +77,8 @@ class RqEndings(Companion):
         self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self.waiting = 0
-        self._sealed = False
-        """Whether the server held the run for the ending that is being tried."""
+        self._was_held = False
+        """Whether the server said, for the ending that is being tried, that the run is this worker's."""
 
     def put(self, outcome: Outcome) -> None:
         with self._lock:
@@ -94,21 +97,21 @@ class RqEndings(Companion):
         while (outcome := self._outcomes.get()) is not None and not self.stopped.is_set():
             failures: list[Exception] = []
             while not self.stopped.is_set():
-                self._sealed = False
+                self._was_held = False
                 try:
                     self._end(outcome, failures)
                     break
                 except PASSING as error:
                     # How far it came is not known: it is ended again, and the fence says whether it must be.
                     self.stopped.wait(self._wait_s(error, len(failures)))
-                    if self._sealed or not failures:
+                    if self._was_held or not failures:
                         failures.append(error)
             with self._lock:
                 self.waiting -= 1
             self.tell(EndedByRq(outcome.job))
 
     def _wait_s(self, error: Exception, failures: int) -> float:
-        """Longer each time, though sealing the run reaches the server meanwhile."""
+        """Longer each time, though asking whose the run is reaches the server meanwhile."""
         if is_about_data(error):
             return FIRST_WAIT_S
         return max(self._link.failed(error), min(MAX_WAIT_S, FIRST_WAIT_S * 2.0**failures))
@@ -116,13 +119,12 @@ class RqEndings(Companion):
     def _end(self, outcome: Outcome, failures: Sequence[Exception]) -> None:
         """`failures`: of the times that it was tried before."""
         claimed = outcome.job
-        # RQ takes several round trips, so the fence is a lease that outlasts them all.
-        if not self._link.run(self._claims.seal(claimed)):
+        if not self._link.run(self._claims.holds(claimed)):
             if not failures:
                 _log.warning(_NOT_OURS, claimed.id)
             self._leave(claimed)
             return
-        self._sealed = True
+        self._was_held = True
         if failures and (is_about_data(failures[-1]) or len(failures) >= _MAX_FAILURES):
             _log.error("job %s: RQ cannot end it: %s", claimed.id, failures[-1])
             # What lies beside a job, such as its dependents, anybody may have put there: the job itself is done.
@@ -156,7 +158,8 @@ class RqEndings(Companion):
 
     def _end_by_rq(self, outcome: Outcome, job: GuardedJob) -> None:
         claimed, rq = outcome.job, self._rq_worker()
-        rq.holds = lambda: self._link.run(self._claims.seal(claimed))
+        rq.fence.key = job.key
+        rq.fence.holds = lambda: self._link.run(self._claims.holds(claimed))
         queue = rq.queue_class(
             claimed.queue, connection=self._link.connection, serializer=JSONSerializer, job_class=StoredJob
         )
@@ -187,7 +190,7 @@ class RqEndings(Companion):
             self._rq = _FencedWorker(
                 ["embedding"],
                 name=self._worker,
-                connection=self._link.connection,
+                connection=_Fenced(connection_pool=self._link.connection.connection_pool),
                 serializer=JSONSerializer,
                 job_class=StoredJob,
             )
@@ -212,21 +215,68 @@ class RqEndings(Companion):
             _log.warning("job %s: its place under a rate limit cannot be given back: %s", claimed.id, error)
 
 
-class _FencedWorker(BaseWorker):
-    """RQ's worker, of which only the endings are used. Both raise `LeaseLostError` where `holds` says no.
+class _Fence:
+    """Of the run that is being ended: its job's key, and how to ask whether it is this worker's."""
 
-    RQ calls them after a job's callback, which may have outlasted any lease, and before its own transaction.
+    key: str
+    holds: Callable[[], bool]
+
+    def assert_held(self) -> None:
+        if not self.holds():
+            raise LeaseLostError(f"{self.key}: it is another's by now")
+
+
+class _FencedPipeline(Pipeline):
+    """Whoever puts a job back, claims or cancels it writes its hash, so that a transaction which watched it before it
+    asked whose the run is does nothing then. Where somebody else wrote it, RQ tries again what it watches itself; what
+    it does not watch is tried again here.
     """
+
+    fence: _Fence
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        at_once: Callable[..., object] = self.immediate_execute_command
+        commands, is_watched_by_rq = self.command_stack, self.watching
+        while True:
+            self.command_stack = commands
+            at_once("WATCH", self.fence.key)
+            self.watching = True
+            self.fence.assert_held()
+            try:
+                return super().execute(raise_on_error)
+            except WatchError:
+                if is_watched_by_rq:
+                    raise
+
+
+class _Fenced(Redis):
+    """The client of the worker whose endings are used: it makes transactions, and those are fenced."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.fence = _Fence()
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        pipeline = _FencedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipeline.fence = self.fence
+        return pipeline
+
+
+class _FencedWorker(BaseWorker):
+    """RQ's worker, of which only the endings are used. Both raise `LeaseLostError` where the run is another's."""
 
     log_result_lifespan = False
     # The other one works by signals, and so in the main thread alone.
     death_penalty_class = TimerDeathPenalty
-    holds: Callable[[], bool]
+
+    @property
+    def fence(self) -> _Fence:
+        return cast("_Fenced", self.connection).fence
 
     def handle_job_success(
         self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
     ) -> None:
-        self._assert_held(job)
+        self.fence.assert_held()
         super().handle_job_success(job, queue, started_job_registry, execution)
 
     def handle_job_failure(
@@ -237,12 +287,8 @@ class _FencedWorker(BaseWorker):
         exc_string: str = "",
         execution: Execution | None = None,
     ) -> None:
-        self._assert_held(job)
+        self.fence.assert_held()
         super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
 
     def increment_total_working_time(self, job_execution_time: object, pipeline: object) -> None:
         """Counted by the ledger: many jobs share the time in which they ran."""
-
-    def _assert_held(self, job: Job) -> None:
-        if not self.holds():
-            raise LeaseLostError(f"job {job.id}: it is another's by now")

@@ -33,7 +33,7 @@ local function fail(id, key, queue)
   if #id <= MAX_ID and not string.find(id, '[\128-\255]') then write('ZADD', 'rq:failed:' .. queue, score, id) end
 end
 
-local function start(id, key, queue, token, rate_limited)
+local function start(id, key, queue, token, rate_limited, ran_before)
   local run = id .. ':' .. token
   call('HSET', key, 'status', 'started', 'started_at', now_iso, 'last_heartbeat', now_iso, 'worker_name', worker)
   call('PERSIST', key)  -- it may have a time to live from an earlier ending, or from while it waited
@@ -41,6 +41,9 @@ local function start(id, key, queue, token, rate_limited)
   collect('ZADD', LEASES .. queue, lease_end, id)
   collect('ZADD', 'rq:wip:' .. queue, score, run)
   collect('SADD', executions, run)
+  if ran_before then  -- else its earlier ending would be taken for that of this run
+    for _, registry in ipairs({'finished', 'failed'}) do collect('ZREM', REGISTRY[registry] .. queue, id) end
+  end
   if rate_limited then
     local runs, run_key = executions_keys(id, token)
     write('HSET', run_key, 'id', token, 'job_id', id, 'created_at', seconds, 'last_heartbeat', seconds, 'worker_name', worker)
@@ -73,20 +76,23 @@ local function take(id, queue, position, held, deaths)
   local key = 'rq:job:' .. id
   local length = read('HLEN', key)
   if not length or length == 0 then return end
-  local fields, status, rate_limited = fields_of(key, length), nil, false
+  local fields, status, rate_limited, ran_before = fields_of(key, length), nil, false, false
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
     bytes = bytes + #value
-    if name == 'status' then status = value elseif name == 'rate_limit_key' then rate_limited = true end
+    if name == 'status' then status = value
+    elseif name == 'rate_limit_key' then rate_limited = true
+    elseif name == 'ended_at' then ran_before = value ~= '' end
   end
   if #id > MAX_ID or not string.find(id, '^[%w_%-]+$') then return fail(id, key, queue) end
-  -- Its id was in the queue twice, as after an enqueueing that was sent again: it ran, and RQ's requeue sets 'queued'.
-  -- Enqueued twice and running now: the run under way is the one that counts.
-  if OVER[status] or ((held or taken[id]) and status == 'started') then return end
+  -- Its id was in the queue twice, as after an enqueueing that was sent again: it ran, and RQ's requeue takes it from
+  -- where it lies. Enqueued twice and running now: the run under way is the one that counts.
+  if OVER[status] and is_where_it_says(queue, id, status) then return end
+  if (held or taken[id]) and status == 'started' then return end
   if held then end_run(queue, id, split(held)) send_collected() end  -- enqueued again: that run is over
   count, taken[id] = count + 1, true
   local token = string.format('%s%04x', prefix, count)  -- in the order of the claim
-  start(id, key, queue, token, rate_limited)
+  start(id, key, queue, token, rate_limited, ran_before)
   local alone = deaths and read('HGET', DEATHS .. queue, id .. ':alone')
   reply[#reply + 1] = {id, token, position, fields, deaths or '', alone or '', 0}
 end

@@ -2,7 +2,7 @@
 -- workers' own; everything else others can write, so it is read with care, and a key of the wrong type is replaced.
 local call, pcall = redis.call, redis.pcall
 local TOKENS, LEASES, DEATHS = 'impetus:tokens:', 'impetus:leases:', 'impetus:deaths:'
-local RECORD, CANCEL, ROSTER = 'impetus:worker:', 'impetus:cancel:', 'impetus:workers'
+local RECORD, CANCEL, ROSTER, STRAYS = 'impetus:worker:', 'impetus:cancel:', 'impetus:workers', 'impetus:strays:'
 local MAX_WORKERS = 1000
 local MAX_TTL_S = 1000000000
 
@@ -45,6 +45,16 @@ local function read(command, key, ...)
   local answer = pcall(command, key, ...)
   if type(answer) == 'table' and answer.err then return nil end
   return answer
+end
+
+-- The next part of what is scanned, whoever of the workers scanned the last.
+local function scan_on(turn, command, key, ...)
+  local words = {command, unpack(key)}
+  words[#words + 1] = read('GET', turn .. ':at') or '0'
+  for _, word in ipairs({...}) do words[#words + 1] = word end
+  local scanned = read(unpack(words)) or {'0', {}}
+  call('SET', turn .. ':at', scanned[1], 'EX', 86400)
+  return scanned[2]
 end
 
 -- A write to a key that others can write too. One of another type, or a stream whose ids are used up, is in nobody's
@@ -156,19 +166,32 @@ end
 -- it runs holds its place yet.
 local function executions_keys(id, token) return 'rq:executions:' .. id, 'rq:execution:' .. id .. ':' .. (token or '') end
 
--- Whether a run whose token stands, or that nobody has a token of, is what the job is at. Its status alone does not say:
--- whoever saves an old copy of a job writes the status that it had. But a job that has ended, or waits once more as by
--- RQ's requeue, is another's. Of a queue the ends are looked at: what lies between, of an ended job, claims pass over.
+-- Whether a job is where its status says. Whoever saves an old copy of a job writes the status that it had, so where a job
+-- is found tells what it is at, and its status does not. Of a queue the ends are looked at: what lies between, of an ended
+-- job, claims pass over.
 local OVER = {canceled = true, finished = true, failed = true, stopped = true}
-local WAITS_IN = {scheduled = 'rq:scheduled:', deferred = 'rq:deferred:'}
+local REGISTRY = {finished = 'rq:finished:', failed = 'rq:failed:', stopped = 'rq:failed:', scheduled = 'rq:scheduled:',
+                  deferred = 'rq:deferred:', ready_to_enqueue = 'rq:ready:'}
 local LOOK_AT = 10000
+local function is_where_it_says(queue, id, status)
+  if status == 'canceled' then return true end
+  if status == 'started' then
+    return read('HEXISTS', TOKENS .. queue, id) == 1 or read('EXISTS', 'rq:executions:' .. id) == 1
+  elseif status == 'queued' then
+    local list = 'rq:queue:' .. queue
+    return read('LPOS', list, id, 'RANK', -1, 'MAXLEN', LOOK_AT) or read('LPOS', list, id, 'MAXLEN', LOOK_AT)
+  elseif status == 'rate_limited' then
+    local limit = read('HGET', 'rq:job:' .. id, 'rate_limit_key')
+    return limit and read('ZSCORE', 'rq:rl:' .. limit .. ':rate_limited', id)
+  end
+  return REGISTRY[status] and read('ZSCORE', REGISTRY[status] .. queue, id)
+end
+
+-- Whether a run whose token stands, or that nobody has a token of, is what the job is at. One that has ended, or waits
+-- once more as by RQ's requeue, is another's.
 local function is_at_it(queue, id)
   local status = read('HGET', 'rq:job:' .. id, 'status')
-  if status == 'started' or status == 'created' then return true end
-  if WAITS_IN[status] then return not read('ZSCORE', WAITS_IN[status] .. queue, id) end
-  local list = 'rq:queue:' .. queue
-  return status == 'queued' and not (read('LPOS', list, id, 'RANK', -1, 'MAXLEN', LOOK_AT)
-                                     or read('LPOS', list, id, 'MAXLEN', LOOK_AT))
+  return status and (status == 'started' or not is_where_it_says(queue, id, status))
 end
 
 -- Puts a job that was started at the front of its queue, as if it had never been claimed.

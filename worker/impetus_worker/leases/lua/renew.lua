@@ -28,8 +28,7 @@ for queue, runs in pairs(by_queue) do
       collect('SREM', executions_of(worker), id .. ':' .. runs.tokens[at])
     end
   end
-  -- GT: a lease that was extended for a long ending keeps its length.
-  in_parts(ends, 1000, function(...) write('ZADD', LEASES .. queue, 'GT', ...) end)
+  in_parts(ends, 1000, function(...) write('ZADD', LEASES .. queue, ...) end)
 end
 send_collected()
 local at = 1

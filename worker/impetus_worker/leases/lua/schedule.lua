@@ -8,13 +8,12 @@ local queue, registry = ARGV[1], 'rq:scheduled:' .. ARGV[1]
 if call('PTTL', 'rq:scheduler-lock:' .. queue) > 0 then return {0, {}} end
 local seconds, micros = server_time()
 local now_iso, now = iso(seconds, micros), string.format('%d.%06d', seconds, micros)
--- On a queue already, or over: what is left of it in the registry goes.
-local BEYOND = {queued = true, started = true, finished = true, failed = true, stopped = true, canceled = true}
 local ids, for_rq = read('ZRANGEBYSCORE', registry, '-inf', now, 'LIMIT', 0, ARGV[2]) or {}, {}
 for _, id in ipairs(ids) do
   local key = 'rq:job:' .. id
   local job = read('HMGET', key, 'status', 'enqueue_at_front', 'ttl', 'rate_limit_key')
-  local waits = job and job[1] and not BEYOND[job[1]]
+  -- On a queue already, or over: what is left of it in the registry goes.
+  local waits = job and job[1] and (job[1] == 'scheduled' or not is_where_it_says(queue, id, job[1]))
   if waits then
     if job[4] then
       for_rq[#for_rq + 1] = id  -- it stays in the registry until RQ has enqueued it

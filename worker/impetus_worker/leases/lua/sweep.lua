@@ -1,15 +1,15 @@
 -- Finds started jobs that no lease is kept for any more, because the server dropped it (eviction) or somebody deleted
 -- it, and puts them back: a part of RQ's started registry a call. Runs that stock workers started are not ours.
 --
--- ARGV: queue, cursor (0 to begin), what our tokens begin with, how long the others leave it alone then (ms)
--- Returns {the next cursor, 0 at the end, the ids put back}.
-local queue, registry, mark = ARGV[1], 'rq:wip:' .. ARGV[1], ARGV[3]
-if not takes_turn('impetus:recovery:sweep:' .. queue, ARGV[4]) then return {ARGV[2], {}} end
-local scanned = read('ZSCAN', registry, ARGV[2], 'COUNT', 200)
-if not scanned then return {'0', {}} end
+-- ARGV: queue, what our tokens begin with, how long the others leave it alone then (ms)
+-- Returns the ids put back.
+local queue, registry, mark = ARGV[1], 'rq:wip:' .. ARGV[1], ARGV[2]
+local turn = 'impetus:recovery:sweep:' .. queue
+if not takes_turn(turn, ARGV[3]) then return {} end
+local scanned = scan_on(turn, 'ZSCAN', {registry}, 'COUNT', 200)
 local ids, tokens, runs = {}, {}, {}
-for at = 1, #scanned[2], 2 do
-  local run = scanned[2][at]
+for at = 1, #scanned, 2 do
+  local run = scanned[at]
   local id, token = string.match(run, '^(.+):([^:]+)$')
   if id and string.sub(token, 1, #mark) == mark then
     ids[#ids + 1], tokens[#tokens + 1], runs[#runs + 1] = id, token, run
@@ -29,4 +29,4 @@ end
 send_collected()
 local nothing = {}
 for at = 1, #adrift do nothing[at] = false end
-return {scanned[1], give_back(queue, adrift, nothing)}
+return give_back(queue, adrift, nothing)
