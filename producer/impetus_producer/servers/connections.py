@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import re
 import socket
-import ssl
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -89,6 +88,8 @@ def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_tls(settings: Mapping[str, Any]) -> None:
     """`ValueError` for options of TLS that mean nothing, which redis-py finds out when it connects. Reads no file."""
+    from ssl import TLSVersion
+
     from redis.connection import SSLConnection
     from redis.exceptions import RedisError
 
@@ -97,7 +98,7 @@ def _check_tls(settings: Mapping[str, Any]) -> None:
     if settings.get("ssl_keyfile") and not settings.get("ssl_certfile"):
         raise ValueError("ssl_keyfile")
     if "ssl_min_version" in settings:
-        ssl.TLSVersion(int(settings["ssl_min_version"]))
+        TLSVersion(int(settings["ssl_min_version"]))
     try:
         SSLConnection(**{name: value for name, value in settings.items() if name != "connection_class"})
     except RedisError as error:
