@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import re
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from redis import Redis
 
+from impetus_backends.embedding.docstrings import docstrings
 from impetus_producer.cli.main import cli as impetus
 from impetus_producer.servers.discovery import ServerNote
 from impetus_worker.cli.main import main as impetus_worker
@@ -48,6 +50,8 @@ MADE_BY = {
     "webhooks.toml": ("serve-webhook", "https://app.example/batches", "--webhooks"),
 }
 """Files that one command writes for another."""
+READ_ONCE = functools.cache(docstrings)
+"""Reading the library takes seconds, and several commands measure with it."""
 
 
 def commands() -> dict[str, bool]:
@@ -106,6 +110,7 @@ def here(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("IMPETUS_REDIS_URL", raising=False)
     monkeypatch.chdir(stage.folder)
+    monkeypatch.setattr("impetus_backends.embedding.docstrings.docstrings", READ_ONCE)
     manage = service_manager
     system = System(lambda told: Answer(0, "ActiveState=active\nMainPID=12") if " show " in told else None)
     monkeypatch.setattr(

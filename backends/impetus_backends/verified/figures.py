@@ -130,25 +130,28 @@ def of_losses(
 ) -> Iterator[Check]:
     """What smaller packages lose, over token rows that are always the same; kept in no cache."""
     where = "" if on_mac else ", emulated"
-    for mode, key in (("int8", "loss-int8"), ("w8a8", "loss-w8a8")):
-        if device is None:
-            yield not_applicable(key, "no package can be made here: see above")
-            continue
-        longest = min(TEXT_TOKENS, config.text.max_tokens)
-        sizes = np.linspace(longest, min(4, longest), _LOSS_TEXTS + NEIGHBOURS).astype(int).tolist()
-        rows = rows_of(sizes, config.encoder.vocab_size)
-        calibration = rows if mode == "w8a8" else []
-        order = Order("", config, mode, (Bucket(1, longest),), rows, calibration, limit=1.0, accept_loss=True)
-        with tempfile.TemporaryDirectory() as folder:
+    modes = (("int8", "loss-int8"), ("w8a8", "loss-w8a8"))
+    if device is None:
+        yield from (not_applicable(key, "no package can be made here: see above") for _, key in modes)
+        return
+    longest = min(TEXT_TOKENS, config.text.max_tokens)
+    sizes = np.linspace(longest, min(4, longest), _LOSS_TEXTS + NEIGHBOURS).astype(int).tolist()
+    rows = rows_of(sizes, config.encoder.vocab_size)
+    # Of one cache, so that the package that both are compared with is made once.
+    with tempfile.TemporaryDirectory() as folder:
+        cache = PackageCache(form, Path(folder))
+        for mode, key in modes:
+            calibration = rows if mode == "w8a8" else []
+            order = Order("", config, mode, (Bucket(1, longest),), rows, calibration, limit=1.0, accept_loss=True)
             try:
-                _, report = convert(order, device, reference, PackageCache(form, Path(folder)))
+                _, report = convert(order, device, reference, cache)
             except BackendError as error:
                 yield failed(key, str(error))
                 continue
-        cosine = report.b.agreement.mean_cosine
-        yield found(
-            key, 100 * report.loss, f"{report.loss:.2%} over {len(rows)} texts, mean cosine {cosine:.5f}{where}"
-        )
+            cosine = report.b.agreement.mean_cosine
+            yield found(
+                key, 100 * report.loss, f"{report.loss:.2%} over {len(rows)} texts, mean cosine {cosine:.5f}{where}"
+            )
 
 
 def of_prefill(standard_s: float, m5_s: float, detail: str, hardware: Hardware, tokens: int = PROMPT_TOKENS) -> Check:
