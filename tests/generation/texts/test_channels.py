@@ -76,6 +76,8 @@ CASES: dict[str, tuple[Any, bool, str, tuple[str, str, list[str]]]] = {
     "harmony, a call in the header": (GPT_OSS, False, "<|channel|>commentary<|message|>Let me see.<|end|><|start|>"
                                       "assistant to=functions.look<|channel|>commentary json<|message|>{}<|call|>",
                                       ("Let me see.", "", ["look<|channel|>commentary json<|message|>{}"])),
+    "harmony, a channel that nobody knows": (GPT_OSS, False, "<|start|>assistant<|channel|>other<|message|>Yes.<|end|>",
+                                             ("Yes.", "", [])),
     "harmony, words like a mark": (GPT_OSS, False, "<|channel|>final<|message|>Send it to=functions.look now.",
                                    ("Send it to=functions.look now.", "", [])),
     "harmony, a call": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>"
@@ -94,6 +96,21 @@ def test_thoughts_answers_and_calls_are_told_apart(case: str) -> None:
     splitter = Channels(model).splitter(thinking=thinking, calls=True)
     assert splitter is not None
     assert told(splitter.whole(text, complete=True)) == wanted
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "<|" in CASES[case][2]] + ["gemma"])
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_mark_that_is_cut_short_is_no_text(case: str, calls: bool) -> None:
+    gemma = tokenizer("<|channel>", "<channel|>"), False, "<|channel>thought\nHm.\n<channel|>Yes.", ()
+    model, thinking, text, _ = gemma if case == "gemma" else CASES[case]
+    splitter = Channels(model).splitter(thinking=thinking, calls=calls)
+    assert splitter is not None
+    tokens = model.encode(text, add_special_tokens=False)
+    for count in range(len(tokens)):
+        said = splitter.whole(model.decode(tokens[:count]), complete=False)
+        answers = ("Yes.", "Let me see.", "Send it to=functions.look now.", '{"a": 1}')
+        assert any(answer.startswith(said.text) for answer in answers)
+        assert "Hm.".startswith(said.reasoning)
 
 
 @given(data=st.data(), case=st.sampled_from(sorted(CASES)))

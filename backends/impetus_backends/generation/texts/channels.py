@@ -21,20 +21,22 @@ if TYPE_CHECKING:
     from .text import GrowingText
     from .tool_calls import Parse
 
+_HEADER = [
+    ("<|channel|>analysis<|message|>", "reasoning"),
+    ("<|channel|>final<|message|>", "said"),
+    ("<|channel|>final <|constrain|>json<|message|>", "said"),
+    ("<|channel|>commentary<|message|>", "said"),
+    ("<|channel|>commentary to=functions.", "tool"),
+    ("to=functions.", "tool"),
+    ("<|start|>assistant", "header"),
+    ("<|end|>", "normal"),
+    ("<|return|>", "normal"),
+]
 _HARMONY: dict[str, list[tuple[str, str]]] = {
-    "normal": [
-        ("<|channel|>analysis<|message|>", "reasoning"),
-        ("<|channel|>final<|message|>", "said"),
-        ("<|channel|>final <|constrain|>json<|message|>", "said"),
-        ("<|channel|>commentary<|message|>", "said"),
-        ("<|channel|>commentary to=functions.", "tool"),
-        ("to=functions.", "tool"),
-        ("<|start|>assistant", "normal"),
-        ("<|end|>", "normal"),
-        ("<|return|>", "normal"),
-    ],
-    "said": [("<|end|>", "normal"), ("<|return|>", "normal"), ("<|start|>assistant", "normal")],
-    "reasoning": [("<|end|>", "normal"), ("<|start|>assistant", "normal")],
+    "normal": _HEADER,
+    "header": [*_HEADER, ("<|message|>", "said")],
+    "said": [("<|end|>", "normal"), ("<|return|>", "normal"), ("<|start|>assistant", "header")],
+    "reasoning": [("<|end|>", "normal"), ("<|start|>assistant", "header")],
     "tool": [("<|call|>", "normal"), ("<|end|>", "normal"), ("<|return|>", "normal")],
 }
 _HARMONY_TEXT = {
@@ -63,6 +65,7 @@ class Channels:
         from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
         vocabulary = tokenizer.get_vocab()
+        self._added = tuple(each.content for each in tokenizer.added_tokens_decoder.values() if each.content.strip())
         self.harmony = "<|channel|>" in vocabulary and "<|message|>" in vocabulary
         self.marks_answers = any(start in vocabulary for start, _ in ANSWERS)
         known = tokenizer.has_tool_calling or self.harmony
@@ -135,7 +138,7 @@ class Channels:
             return None
         machine = self._with_calls if calls else self._without
         state = "reasoning" if thinking else "normal"
-        return Splitter(machine, self._as_text, state, bare_calls=calls and self._bare)
+        return Splitter(machine, self._as_text, state, self._added, bare_calls=calls and self._bare)
 
 
 class _Knowing:
@@ -163,11 +166,14 @@ class Splitter:
     was fed is told by the whole alone: that may turn out to be no call, and then stands before it.
     """
 
-    def __init__(self, machine: Any, as_text: Any, state: str, *, bare_calls: bool = False) -> None:
-        """`as_text`: the machine for an answer whose calls are none; `bare_calls`: an answer that begins with a brace
-        is taken for a call from there on."""
+    def __init__(
+        self, machine: Any, as_text: Any, state: str, tokens_of_marks: tuple[str, ...], *, bare_calls: bool = False
+    ) -> None:
+        """`as_text`: the machine for an answer whose calls are none; `tokens_of_marks`: what is no text where a mark
+        begins with it; `bare_calls`: an answer that begins with a brace is taken for a call from there on."""
         self._machine = machine
         self._as_text = as_text
+        self._tokens_of_marks = tokens_of_marks
         self._bare_calls = bare_calls
         self._is_whole = False
         self._first_state = state
@@ -188,12 +194,14 @@ class Splitter:
         """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole; `calls`: what
         looks like a call is one, and no text."""
         machine = self._machine if calls else self._as_text
-        fresh = Splitter(machine, self._as_text, self._first_state, bare_calls=calls and self._bare_calls)
+        bare_calls = calls and self._bare_calls
+        fresh = Splitter(machine, self._as_text, self._first_state, self._tokens_of_marks, bare_calls=bare_calls)
         fresh._is_whole = True
         said = fresh.feed(text)
         rest = fresh._state[3]
         fresh._state = (*fresh._state[:3], "")
-        fresh._take(said, fresh._state[0], rest)
+        if not rest.startswith(self._tokens_of_marks):  # else it is a mark that was cut short
+            fresh._take(said, fresh._state[0], rest)
         if fresh._call is not None and complete:
             said.calls.append(fresh._call)
         elif fresh._call is not None and self._bare_calls:
@@ -228,6 +236,8 @@ class Splitter:
                 self._held[state] = ""
 
     def _take(self, said: Said, state: str, text: str) -> None:
+        if state == "header":
+            return
         state = _kind(state)
         if self._bare_calls and state == "normal" and not self._spoken and text.lstrip().startswith("{"):
             self._call = self._call or ""
@@ -250,4 +260,4 @@ class Splitter:
 
 
 def _kind(state: str) -> str:
-    return "normal" if state == "said" else state
+    return "normal" if state in ("said", "header") else state
