@@ -6,14 +6,18 @@ Each is called with all tokens of its row so far, the prompt's first, and with t
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from .texts.detokenize import REPLACEMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     import mlx.core as mx
+
+    from .texts.text import GrowingText
 
     Processor = Callable[[mx.array, mx.array], mx.array]
 
@@ -104,35 +108,54 @@ def forbid(forbidden: Iterable[int], until_tokens: float) -> Processor:
     return without
 
 
+@dataclass(frozen=True, slots=True)
+class ThoughtMarks:
+    """What begins and ends a model's thoughts: single tokens, or texts that it spells as it likes."""
+
+    start: str
+    ends: tuple[str, ...]
+    start_tokens: tuple[int, ...]
+    """As the tokenizer spells the start."""
+    end_tokens: tuple[int, ...]
+    """And the first of the ends."""
+    forced_end: tuple[int, ...]
+    """What a thought is brought to its end by."""
+    last_piece: str
+    """The text of the last of `end_tokens`."""
+
+
 class Thinking(OwnProcessor):
     """A model's thoughts, ahead of its answer: ended after `most_tokens`, and free of what the answer is kept to.
 
-    `start`: the tokens that begin a thought; `end`: those that end one, and `forced_end` those by which that is brought
-    about; `begun`: whether the prompt has begun one.
+    `text`: that of the answer, as yet empty; `begun`: whether the prompt has begun a thought.
     `constraint`: what the answer is kept to, once it begins, if anything: a processor, whose place this takes.
     """
 
     def __init__(
         self,
-        start: Sequence[int],
-        end: Sequence[int],
-        forced_end: Sequence[int],
+        marks: ThoughtMarks,
+        text: GrowingText,
         *,
         begun: bool,
         most_tokens: int | None = None,
         constraint: Any = None,
     ) -> None:
         super().__init__(self._next)
-        self._start, self._end, self._forced_end = tuple(start), tuple(end), tuple(forced_end)
+        self._marks = marks
+        self._text = text
         self._to_come: list[int] = []
         """What is left of what ends a thought that is being brought to its end."""
         self._most_tokens = most_tokens
         self.constraint = constraint
         self._thinking = begun
-        self._may_begin = not begun and bool(self._start)
-        self._opened = 0
-        """How many of the tokens that begin a thought have come."""
-        self._thought: list[int] | None = [] if begun else None
+        self._may_begin = not begun and bool(marks.start)
+        self._start = list(marks.start_tokens)
+        """What is left of it, where all that was drawn is its beginning."""
+        self._is_start = False
+        """Whether it can be nothing else, as the answer may not begin so."""
+        self._from, self._settled = 0, 0
+        """Where in the text the thought begins, and so much of it has been looked at."""
+        self._thought: list[int] = []
         self._first = True
 
     def fault(self, text: str) -> str | None:
@@ -140,33 +163,52 @@ class Thinking(OwnProcessor):
         return fault
 
     def _next(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        import mlx.core as mx
-
-        drawn: Any = None if self._first else tokens[-1].item()
-        first, self._first = self._first, False
-        if self._may_begin and not first:
-            if drawn == self._start[self._opened]:
-                self._opened += 1
-                if self._opened < len(self._start):
-                    return _only(self._start[self._opened], logits)
-                self._thinking, self._thought = True, []
-                drawn = None
-                if self.constraint is not None:
-                    self.constraint.begin_anew()
-            self._may_begin = False
-        if self._thinking:
-            assert self._thought is not None
-            if drawn is not None:
+        if not self._first and (self._may_begin or self._thinking):
+            drawn: Any = tokens[-1].item()
+            self._text.add(drawn)
+            if self._may_begin:
+                self._look_for_start(drawn)
+            else:
                 self._thought.append(drawn)
-            if tuple(self._thought[-len(self._end) :]) != self._end:
-                return self._bounded(logits)
-            self._thinking = False
+                self._look_for_end()
+        self._first = False
+        if self._thinking:
+            return self._bounded(logits)
         if self.constraint is None:
             return logits
-        if not self._may_begin:
-            return self._constrained(tokens, logits)
+        return self._beginning(tokens, logits) if self._may_begin else self._constrained(tokens, logits)
+
+    def _look_for_start(self, drawn: int) -> None:
+        is_start = self._start[:1] == [drawn]
+        del self._start[:1]
+        text = self._text.text
+        so_far, mark = text.lstrip().rstrip(REPLACEMENT), self._marks.start
+        if so_far.startswith(mark):
+            self._thinking, self._may_begin = True, False
+            self._from = self._settled = text.index(mark) + len(mark)
+            if self.constraint is not None:
+                self.constraint.begin_anew()
+        elif not (is_start and self._start if self.constraint is not None else mark.startswith(so_far)):
+            self._may_begin = False
+
+    def _look_for_end(self) -> None:
+        text = self._text.text
+        for mark in self._marks.ends:
+            if (at := text.find(mark, max(self._from, self._settled - len(mark)))) >= 0:
+                self._thinking = False
+                if self.constraint is not None and (rest := text[at + len(mark) :].strip()):
+                    raise RequestError(f"the model ends its thought and begins its answer with one token ({rest!r})")
+        self._settled = self._text.settled
+
+    def _beginning(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """Either the answer begins, or a thought."""
+        import mlx.core as mx
+
+        if self._is_start:
+            return _only(self._start[0], logits)
         own = logits[:, self._start[0]]
         constrained = self._constrained(tokens, mx.array(logits))
+        self._is_start = constrained[0, self._start[0]].item() == -math.inf
         constrained[:, self._start[0]] = own
         return constrained
 
@@ -179,17 +221,24 @@ class Thinking(OwnProcessor):
     def _bounded(self, logits: mx.array) -> mx.array:
         """While it thinks: after enough of it, token by token what ends it, or what is left of that where it has come
         to the beginning by itself."""
-        assert self._thought is not None
+        if self._to_come:
+            return _only(self._to_come.pop(0), logits)
+        if self.constraint is not None and self._ends_with_next:  # by nothing in which the answer begins as well
+            return _only(self._marks.end_tokens[-1], logits)
         if self._most_tokens is None or len(self._thought) < self._most_tokens:
             return logits
-        if not self._to_come:
-            begun, mark = max((self._begun(mark), mark) for mark in (self._end, self._forced_end))
-            self._to_come = list(mark[begun:] if begun else self._forced_end)
+        marks = (self._marks.end_tokens, self._marks.forced_end)
+        begun, mark = max((self._begun(mark), mark) for mark in marks)
+        self._to_come = list(mark[begun:] if begun else self._marks.forced_end)
         return _only(self._to_come.pop(0), logits)
+
+    @property
+    def _ends_with_next(self) -> bool:
+        mark, last = self._marks.ends[0], self._marks.last_piece
+        return mark.endswith(last) and mark != last and self._text.text.endswith(mark.removesuffix(last))
 
     def _begun(self, mark: tuple[int, ...]) -> int:
         """How many tokens of it, and not all, the thought ends with."""
-        assert self._thought is not None
         shorter = range(len(mark) - 1, 0, -1)
         return next((size for size in shorter if tuple(self._thought[-size:]) == mark[:size]), 0)
 

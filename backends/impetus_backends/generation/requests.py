@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MOST_FAULTS = 8
 _SEEDS_APART = 2**40
 _END_OF_PROMPT = 16
-"""So many tokens of a prompt are looked at for whether they begin a thought."""
+"""So many tokens of a prompt, beside those of the mark, are looked at for whether they begin a thought."""
 
 _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What holds where neither a request nor the model's own files say anything."""
@@ -222,7 +222,7 @@ class RequestReader:
                     "tool's name, it is kept to one"
                 )
         if work.messages is not None:
-            end = self._decoding.decode(tokens[-_END_OF_PROMPT:])
+            end = self._decoding.decode(tokens[-_END_OF_PROMPT - len(self._channels.marks.start_tokens) :])
             request.thinking = self._channels.opens_with_thought(end)
             if work.continue_final_message:
                 request.thinking = self._channels.is_in_thought(work.messages[-1]["content"])
@@ -263,7 +263,8 @@ class RequestReader:
             constraint, request.constraint = request.constraint or self._grammars.constraint(request.schema), None
         bounded = constraint is not None or work.max_reasoning_tokens is not None
         if work.messages is not None and self._channels.thinks and bounded:
-            constraint = self._channels.thinking(request.thinking, work.max_reasoning_tokens, constraint)
+            text = Detokenizer(self._decoding)
+            constraint = self._channels.thinking(text, request.thinking, work.max_reasoning_tokens, constraint)
         request.keeper = constraint
         if constraint is not None:
             yield constraint

@@ -12,6 +12,8 @@ from ..errors import InvalidRequestError
 from ..shown import printable
 
 Request: TypeAlias = EmbeddingRequest | GenerationRequest | RerankRequest
+MOST_LEVELS = 190
+"""Of lists and objects in a field: workers read 200, those of the job around it included."""
 _MAX_NAME_CHARACTERS = 100
 _MAX_COMPLAINTS = 1000
 _NO_FIELDS = ("function-", "choice-")
@@ -28,6 +30,9 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         field = _shown(min(unknown))
         raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)
+    for name, value in payload.items():
+        if _is_deeper(value, MOST_LEVELS):
+            raise InvalidRequestError(f"{name}: is nested more than {MOST_LEVELS} levels deep", field=name)
     try:
         return kind.model_validate(payload)
     except ValidationError as error:
@@ -56,6 +61,13 @@ def first_complaint(error: ValidationError) -> tuple[str, str]:
         first["type"], first["msg"]
     )
     return field, f"{problem} (and {count - 1} more)" if count > 1 else problem
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    within = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in within if isinstance(each, dict | list))
 
 
 def _shown(name: str) -> str:

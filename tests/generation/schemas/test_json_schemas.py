@@ -240,6 +240,17 @@ def test_a_thousand_optional_properties_are_refused_at_the_door(grammars: Gramma
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [{"const": "a\0b"}, {"enum": [1, {"a": ["\x1f"]}]}, {"enum": [{"\x01": 1}]}, {"properties": {"\0": True}},
+     {"type": "object", "required": ["\x0b"]}, {"$defs": {"a": {"const": "\0"}}, "$ref": "#/$defs/a"}],
+)  # fmt: skip
+def test_a_constant_that_no_answer_spells_is_refused(schema: Any) -> None:
+    with pytest.raises(RequestError, match="holds a control character"):
+        keepable(schema)
+    assert keepable({"const": "\b\f\n\r\t\x7f"}) == {"const": "\b\f\n\r\t\x7f"}
+
+
 def test_a_grammar_that_fails_on_the_way_is_found_out_by_its_trial() -> None:
     from llguidance import LLMatcher
 

@@ -76,6 +76,8 @@ CASES: dict[str, tuple[Any, bool, str, tuple[str, str, list[str]]]] = {
     "harmony, a call in the header": (GPT_OSS, False, "<|channel|>commentary<|message|>Let me see.<|end|><|start|>"
                                       "assistant to=functions.look<|channel|>commentary json<|message|>{}<|call|>",
                                       ("Let me see.", "", ["look<|channel|>commentary json<|message|>{}"])),
+    "harmony, a channel that nobody knows": (GPT_OSS, False, "<|start|>assistant<|channel|>other<|message|>Yes.<|end|>",
+                                             ("Yes.", "", [])),
     "harmony, words like a mark": (GPT_OSS, False, "<|channel|>final<|message|>Send it to=functions.look now.",
                                    ("Send it to=functions.look now.", "", [])),
     "harmony, a call": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>"
@@ -114,6 +116,21 @@ def test_calls_as_apriel_writes_them_are_read_though_its_template_speaks_of_othe
     (call,) = ToolCalls(channels.parse_calls, [LOOK]).of(said.calls) or [None]
     assert call is not None
     assert (said.text, call.name, call.arguments) == ("Well.", "look", '{"at": "x"}')
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "<|" in CASES[case][2]] + ["gemma"])
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_mark_that_is_cut_short_is_no_text(case: str, calls: bool) -> None:
+    gemma = tokenizer("<|channel>", "<channel|>"), False, "<|channel>thought\nHm.\n<channel|>Yes.", ()
+    model, thinking, text, _ = gemma if case == "gemma" else CASES[case]
+    splitter = Channels(model).splitter(thinking=thinking, calls=calls)
+    assert splitter is not None
+    tokens = model.encode(text, add_special_tokens=False)
+    for count in range(len(tokens)):
+        said = splitter.whole(model.decode(tokens[:count]), complete=False)
+        answers = ("Yes.", "Let me see.", "Send it to=functions.look now.", '{"a": 1}')
+        assert any(answer.startswith(said.text) for answer in answers)
+        assert "Hm.".startswith(said.reasoning)
 
 
 @given(data=st.data(), case=st.sampled_from(sorted(CASES)))

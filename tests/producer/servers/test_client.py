@@ -239,6 +239,30 @@ def test_half_a_surrogate_pair_is_refused_by_name_wherever_it_is(producer: Produ
     assert connection.keys() == []
 
 
+def nested(levels: int) -> dict[str, Any]:
+    return {"a": nested(levels - 1)} if levels else {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("chat_template_kwargs", {"a": float("inf")}, "is no JSON: Out of range float values"),
+        ("chat_template_kwargs", {"a": {1}}, "is no JSON: Object of type set"),
+        ("chat_template_kwargs", {"a": 10**5000}, "is no JSON: Exceeds the limit"),
+        ("chat_template_kwargs", nested(190), "is nested more than 190 levels deep"),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(900)}}, "is nested"),
+        ("tools", [{"type": "function", "function": {"name": "x", "parameters": nested(900)}}], "is nested more than"),
+    ],
+)
+def test_what_no_worker_reads_is_refused_by_name(
+    producer: Producer, connection: Redis, field: str, value: Any, problem: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field}: {problem}") as raised:
+        producer.generate(messages=[{"role": "user", "content": "x"}], **{field: value})
+    assert raised.value.field == field
+    assert connection.keys() == []
+
+
 def test_what_is_no_list_of_texts_and_numbers_that_no_run_could_have_are_refused_at_once(
     producer: Producer, connection: Redis
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
@@ -43,6 +44,8 @@ _MOST_INTEGER = 2**63 - 1024
 _MOST_NUMBER = 1e18
 _MOST_UNROLLED = 4
 _MOST_ADDED = 50_000
+_UNWRITABLE = re.compile("[\\x00-\\x07\\x0b\\x0e-\\x1f]")
+"""Characters that JSON spells by their number alone, as no answer does: llguidance would leave them out."""
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
@@ -79,6 +82,7 @@ def keepable(schema: dict[str, Any]) -> dict[str, Any]:
             part["pattern"] = without_look_ahead(pattern)
         part.pop("uniqueItems", None)
         _refuse_endless(part)
+        _refuse_unwritable(part)
     return made
 
 
@@ -279,3 +283,20 @@ def _refuse_endless(part: dict[str, Any]) -> None:
             f"the JSON schema cannot be kept to: an object of it has {optional:,} optional properties, and at most "
             f"{MOST_OPTIONAL_PROPERTIES} are supported beside those in 'required'"
         )
+
+
+def _refuse_unwritable(part: dict[str, Any]) -> None:
+    said = [part.get(key) for key in ("const", "enum", "required")]
+    said.append(list(part["properties"]) if isinstance(part.get("properties"), dict) else None)
+    if any(_UNWRITABLE.search(text) for text in _texts(said)):
+        raise RequestError(
+            "the JSON schema cannot be kept to: a constant or a property's name of it holds a control character"
+        )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(each)

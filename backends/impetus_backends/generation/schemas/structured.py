@@ -72,7 +72,8 @@ class JsonConstraint:
         return logits
 
     def begin_anew(self) -> None:
-        """What was drawn last is no part of the answer, though it was allowed: that begins with the next."""
+        """What was drawn is no part of the answer, though it was allowed: that begins with the next."""
+        self._matcher.reset()
         self._begun = False
 
     def fault(self, text: str) -> str | None:

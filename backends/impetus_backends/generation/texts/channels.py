@@ -12,34 +12,38 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..processors import Thinking
+from ..processors import Thinking, ThoughtMarks
 from .marks import ANSWERS, call_marks, thought_marks
 from .templates import template_for_tools
 from .tool_calls import parse_bare, parse_harmony
 
 if TYPE_CHECKING:
+    from .text import GrowingText
     from .tool_calls import Parse
 
+_HEADER = [
+    ("<|channel|>analysis<|message|>", "reasoning"),
+    ("<|channel|>final<|message|>", "said"),
+    ("<|channel|>final <|constrain|>json<|message|>", "said"),
+    ("<|channel|>commentary<|message|>", "said"),
+    ("<|channel|>commentary to=functions.", "tool"),
+    ("to=functions.", "tool"),
+    ("<|start|>assistant", "header"),
+    ("<|end|>", "normal"),
+    ("<|return|>", "normal"),
+]
 _HARMONY: dict[str, list[tuple[str, str]]] = {
-    "normal": [
-        ("<|channel|>analysis<|message|>", "reasoning"),
-        ("<|channel|>final<|message|>", "said"),
-        ("<|channel|>final <|constrain|>json<|message|>", "said"),
-        ("<|channel|>commentary<|message|>", "said"),
-        ("<|channel|>commentary to=functions.", "tool"),
-        ("to=functions.", "tool"),
-        ("<|start|>assistant", "normal"),
-        ("<|end|>", "normal"),
-        ("<|return|>", "normal"),
-    ],
-    "said": [("<|end|>", "normal"), ("<|return|>", "normal"), ("<|start|>assistant", "normal")],
-    "reasoning": [("<|end|>", "normal"), ("<|start|>assistant", "normal")],
+    "normal": _HEADER,
+    "header": [*_HEADER, ("<|message|>", "said")],
+    "said": [("<|end|>", "normal"), ("<|return|>", "normal"), ("<|start|>assistant", "header")],
+    "reasoning": [("<|end|>", "normal"), ("<|start|>assistant", "header")],
     "tool": [("<|call|>", "normal"), ("<|end|>", "normal"), ("<|return|>", "normal")],
 }
 _HARMONY_TEXT = {
     state: [(mark, "said" if of == "tool" else of) for mark, of in marks] for state, marks in _HARMONY.items()
 }
 """Of an answer in which what looks like a call is none."""
+_HARMONY_ENDS = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")
 _BARE_CALL = ("<|python_tag|>", "tool")
 """Beside answers that begin as an object of JSON does."""
 
@@ -61,6 +65,7 @@ class Channels:
         from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
         vocabulary = tokenizer.get_vocab()
+        self._added = tuple(each.content for each in tokenizer.added_tokens_decoder.values() if each.content.strip())
         self.harmony = "<|channel|>" in vocabulary and "<|message|>" in vocabulary
         self.marks_answers = any(start in vocabulary for start, _ in ANSWERS)
         known = tokenizer.has_tool_calling or self.harmony
@@ -70,21 +75,25 @@ class Channels:
         """Of what stands between the marks of a call; none: how this model writes calls is not known."""
         if self.harmony or self._bare:
             self.parse_calls = parse_harmony if self.harmony else parse_bare
-        thought = (tokenizer.think_start, tokenizer.think_end) if tokenizer.has_thinking else thought_marks(tokenizer)
+        thought = None if self.harmony else thought_marks(tokenizer)
         self.thinks: bool = thought is not None or self.harmony
-        self.think_start: str = thought[0] if thought is not None else ""
-        self.think_end: str = thought[1] if thought is not None else ""
-        self.think_start_tokens, self.think_end_tokens = (
-            tuple(tokenizer.encode(mark, add_special_tokens=False)) for mark in (self.think_start, self.think_end)
+
+        def encode(text: str) -> tuple[int, ...]:
+            return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+        start, *ends = ("", *_HARMONY_ENDS) if self.harmony else thought or ("", "")
+        self.marks = ThoughtMarks(
+            start,
+            tuple(ends),
+            encode(start),
+            end_tokens := encode(ends[0]),
+            encode(f"<|end|><|start|>assistant{ends[0]}") if self.harmony else end_tokens,
+            tokenizer.decode(end_tokens[-1:]),
         )
-        self._forced_end = self.think_end_tokens
         if self.harmony:
             self._with_calls = self._without = TextStateMachine(_HARMONY)
             self._as_text = TextStateMachine(_HARMONY_TEXT)
-            self._mark_tokens = len(tokenizer.encode("<|channel|>analysis<|message|>", add_special_tokens=False))
-            final = "<|channel|>final<|message|>"
-            self.think_end_tokens = tuple(tokenizer.encode(final, add_special_tokens=False))
-            self._forced_end = tuple(tokenizer.encode(f"<|end|><|start|>assistant{final}", add_special_tokens=False))
+            self._mark_tokens = len(encode("<|channel|>analysis<|message|>"))
             return
         states: dict[str, list[tuple[str, str]]] = {"normal": []}
         if thought is not None:
@@ -99,25 +108,24 @@ class Channels:
             calls = {"normal": [*states["normal"], (marks.start, "tool")], "tool": [(marks.end, "normal")]}
             self._with_calls = TextStateMachine(states | calls)
         else:
-            self._with_calls = make_text_state_machine(tokenizer)
+            self._with_calls = make_text_state_machine(_Knowing(tokenizer, thought))
 
     def opens_with_thought(self, prompt: str) -> bool:
         """Whether the template has begun the thinking already. `prompt`: as the template wrote it."""
-        return bool(self.think_start) and prompt.rstrip().endswith(self.think_start)
+        return bool(self.marks.start) and prompt.rstrip().endswith(self.marks.start)
 
     def is_in_thought(self, said: str) -> bool:
         """Whether an answer that has begun so has not ended its thought. `said`: as the model wrote it."""
-        return bool(self.think_start) and said.rfind(self.think_start) > said.rfind(self.think_end)
+        return bool(self.marks.start) and said.rfind(self.marks.start) > said.rfind(self.marks.ends[0])
 
-    def thinking(self, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
+    def thinking(self, text: GrowingText, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
         """What bounds the thoughts of one answer, and lets what it is kept to begin after them. Harmony's answers
         always begin with a mark, which is as good as a thought, and of which none is cut in two."""
         if self.harmony and most_tokens:
             most_tokens += self._mark_tokens
         return Thinking(
-            self.think_start_tokens,
-            self.think_end_tokens,
-            self._forced_end,
+            self.marks,
+            text,
             begun=begun or self.harmony,
             most_tokens=most_tokens,
             constraint=constraint,
@@ -130,7 +138,19 @@ class Channels:
             return None
         machine = self._with_calls if calls else self._without
         state = "reasoning" if thinking else "normal"
-        return Splitter(machine, self._as_text, state, bare_calls=calls and self._bare)
+        return Splitter(machine, self._as_text, state, self._added, bare_calls=calls and self._bare)
+
+
+class _Knowing:
+    """A tokenizer of mlx-lm's that knows the marks of thoughts."""
+
+    def __init__(self, tokenizer: Any, thought: tuple[str, str] | None) -> None:
+        self._tokenizer = tokenizer
+        self.has_thinking = thought is not None
+        self.think_start, self.think_end = thought or ("", "")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 def _writes_bare_calls(tokenizer: Any) -> bool:
@@ -146,11 +166,14 @@ class Splitter:
     was fed is told by the whole alone: that may turn out to be no call, and then stands before it.
     """
 
-    def __init__(self, machine: Any, as_text: Any, state: str, *, bare_calls: bool = False) -> None:
-        """`as_text`: the machine for an answer whose calls are none; `bare_calls`: an answer that begins with a brace
-        is taken for a call from there on."""
+    def __init__(
+        self, machine: Any, as_text: Any, state: str, tokens_of_marks: tuple[str, ...], *, bare_calls: bool = False
+    ) -> None:
+        """`as_text`: the machine for an answer whose calls are none; `tokens_of_marks`: what is no text where a mark
+        begins with it; `bare_calls`: an answer that begins with a brace is taken for a call from there on."""
         self._machine = machine
         self._as_text = as_text
+        self._tokens_of_marks = tokens_of_marks
         self._bare_calls = bare_calls
         self._is_whole = False
         self._first_state = state
@@ -171,12 +194,13 @@ class Splitter:
         """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole, and half a mark
         is text; `calls`: what looks like a call is one, and no text."""
         machine = self._machine if calls else self._as_text
-        fresh = Splitter(machine, self._as_text, self._first_state, bare_calls=calls and self._bare_calls)
+        bare_calls = calls and self._bare_calls
+        fresh = Splitter(machine, self._as_text, self._first_state, self._tokens_of_marks, bare_calls=bare_calls)
         fresh._is_whole = True
         said = fresh.feed(text)
         rest = fresh._state[3]
         fresh._state = (*fresh._state[:3], "")
-        if complete or not rest.startswith("<|"):
+        if complete or not rest.startswith(self._tokens_of_marks):  # else it is a mark that was cut short
             fresh._take(said, fresh._state[0], rest)
         if fresh._call is not None and complete:
             said.calls.append(fresh._call)
@@ -212,6 +236,8 @@ class Splitter:
                 self._held[state] = ""
 
     def _take(self, said: Said, state: str, text: str) -> None:
+        if state == "header":
+            return
         state = _kind(state)
         if self._bare_calls and state == "normal" and not self._spoken and text.lstrip().startswith("{"):
             self._call = self._call or ""
@@ -234,4 +260,4 @@ class Splitter:
 
 
 def _kind(state: str) -> str:
-    return "normal" if state == "said" else state
+    return "normal" if state in ("said", "header") else state

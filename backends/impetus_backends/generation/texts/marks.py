@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
     from .tool_calls import Parse
 
-# Beside `<think>` and others of mlx-lm's: Magistral's, Cohere's, Seed's.
+# mlx-lm knows the first where they are tokens of the vocabulary; then Magistral's, Cohere's, Seed's, Kimi-VL's.
 _THOUGHTS = (
+    ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<seed:think>", "</seed:think>"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
 )
 ANSWERS = (
     ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
@@ -97,6 +99,10 @@ def call_marks(tokenizer: Any) -> CallMarks | None:
 
 
 def thought_marks(tokenizer: Any) -> tuple[str, str] | None:
-    """Those that are tokens of the vocabulary."""
-    vocabulary = tokenizer.get_vocab()
-    return next((marks for marks in _THOUGHTS if all(mark in vocabulary for mark in marks)), None)
+    """mlx-lm's, or those that are tokens of the vocabulary, or that the template writes or looks for."""
+    if tokenizer.has_thinking:
+        return tokenizer.think_start, tokenizer.think_end
+    vocabulary, template = tokenizer.get_vocab(), template_for_tools(tokenizer)
+    known = (marks for marks in _THOUGHTS if all(mark in vocabulary for mark in marks))
+    spelt = (marks for marks in _THOUGHTS if any(mark in template for mark in marks))
+    return next(known, None) or next(spelt, None)
