@@ -57,6 +57,12 @@ def _text_alone(value: Any) -> Any:
     return value
 
 
+def _no_functions(value: Any) -> Any:
+    if value not in ([], "none", "auto"):
+        raise invalid("is the former form of tools: say 'tools' and 'tool_choice'")
+    return value
+
+
 def _bias_by_token(value: Any) -> Any:
     """JSON has token ids as strings."""
     if not isinstance(value, dict):
@@ -176,8 +182,8 @@ class GenerationRequest(Wire):
     audio: None = None
     prediction: None = None
     web_search_options: None = None
-    functions: None = None
-    function_call: None = None
+    functions: Annotated[list[Any], BeforeValidator(_no_functions)] | None = None
+    function_call: Annotated[Literal["none", "auto"], BeforeValidator(_no_functions)] | None = None
 
     _nulls = model_validator(mode="before")(without_nulls)
 

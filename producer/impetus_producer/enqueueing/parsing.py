@@ -16,6 +16,12 @@ MOST_LEVELS = 190
 """Of lists and objects in a field: workers read 200, those of the job around it included."""
 _MAX_NAME_CHARACTERS = 100
 _MAX_COMPLAINTS = 1000
+_PROBLEMS = {
+    "missing": "this field is required",
+    "extra_forbidden": "there is no such field",
+    "none_required": "is not supported: leave it out",
+}
+"""By pydantic's names of them, where it says less itself."""
 _NO_FIELDS = ("function-", "choice-")
 """What stands among the names of fields and is none: pydantic's validators, and which of several forms a value has."""
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -57,9 +63,7 @@ def first_complaint(error: ValidationError) -> tuple[str, str]:
     inner = str(first.get("ctx", {}).get("field", "")).split(".")
     parts = [str(part) for part in first["loc"] if not str(part).startswith(_NO_FIELDS)]
     field = ".".join(_shown(part) for part in (*parts, *filter(None, inner)))
-    problem = {"missing": "this field is required", "extra_forbidden": "there is no such field"}.get(
-        first["type"], first["msg"]
-    )
+    problem = _PROBLEMS.get(first["type"], first["msg"])
     return field, f"{problem} (and {count - 1} more)" if count > 1 else problem
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impetus_producer.cli.settings.server_option import redis_url_option, without_urls
-from impetus_producer.contract import EmbeddingRequest
+from impetus_producer.contract import EmbeddingRequest, GenerationRequest
 from impetus_producer.enqueueing.parsing import parse_request
 from impetus_producer.errors import InvalidRequestError
 from impetus_producer.shown import name_shown, printable, printable_lines, shortened, without_password
@@ -161,3 +161,17 @@ def test_a_password_does_not_stay_on_the_command_line(tmp_path: Path, as_one: bo
     assert "secret" not in command_line
     assert "se:c" not in command_line
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"prediction": {"type": "content", "content": "a"}}, "prediction: is not supported: leave it out"),
+        ({"functions": [{"name": "f"}]}, "functions: is the former form of tools: say 'tools' and 'tool_choice'"),
+        ({"function_call": {"name": "f"}}, "function_call: is the former form of tools: say 'tools' and 'tool_choice'"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_with_what_to_do(said: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        parse_request(GenerationRequest, {"messages": [{"role": "user", "content": "a"}], **said})
+    assert str(refused.value) == sentence
