@@ -98,6 +98,7 @@ class QueueWorker:
             self._engine.start()
             while not self._engine.is_open and not self._stopping:
                 self._absorb(self._inbox.wait(IDLE_WAIT_S))
+                self._engine.look_after_loading()
             if not self._stopping:
                 self._open_for_work()
                 self._serve()

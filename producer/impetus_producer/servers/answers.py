@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # In a script an ACL's refusal and a cluster's come as an ordinary error with these words.
 CLUSTER = re.compile(r"MOVED |ASK |CROSSSLOT|hash to the same slot|non local key|in cluster mode")
-ACCESS = re.compile(r"NOPERM|ACL failure|has no permissions|No permissions to access")
+ACCESS = re.compile(r"NOPERM|ACL failure|has no permissions|No permissions to access|user executing the script")
 UNKNOWN_COMMAND = re.compile(r"unknown (?:redis |valkey )?(?:sub)?command(?:\s+'[^']{1,40}')?", re.IGNORECASE)
 DATABASE = re.compile(r"DB index")
 CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED")
@@ -27,7 +27,7 @@ TLS_FILES = re.compile(r"Error (?:2|13|21) connecting to [^/ ]|\[X509|PEM lib|No
 """What redis-py says where the files that a URL names for TLS are not there, are no certificates, or do not belong
 together. A TCP connection is never refused by these numbers, a unix socket is."""
 _AUTHENTICATION = re.compile(r"NOAUTH|WRONGPASS|Authentication required|invalid username-password|invalid password")
-_CODE = re.compile(r"[A-Z]{4,} ")
+_CODE = re.compile(r"([A-Z]{3,}) ")
 """What a server says of its own state begins so. redis-py takes ERR off, which means nothing."""
 _ABOUT_DATA = re.compile(
     "WRONGTYPE|not an integer|not a valid float|not a float|out of range|overflow|NaN or Infinity|last possible ID|"
@@ -35,6 +35,8 @@ _ABOUT_DATA = re.compile(
 )
 # Holds the command's own words, which anybody may have chosen.
 _IN_PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
+_IN_SCRIPT = re.compile(r"^Error running script \(call to \w+\): (?:@\w+: ?\d+: )+-?(?:ERR )?")
+"""Of Redis before 7, where scripts hide the code of what ended them."""
 
 
 class Trouble(StrEnum):
@@ -47,8 +49,25 @@ class Trouble(StrEnum):
 
 
 def server_words(error: BaseException) -> str:
-    """What the server said, without what redis-py says of the command."""
-    return _IN_PIPELINE.sub("", str(error))
+    """What the server said, without what redis-py says of the command, and where in a script it was."""
+    return _IN_SCRIPT.sub("", _IN_PIPELINE.sub("", str(error)))
+
+
+def code(error: BaseException) -> str:
+    """The code of what a server answered, also where redis-py has made a class of it; empty for none."""
+    from redis import exceptions
+
+    classes = {
+        "OOM": exceptions.OutOfMemoryError,
+        "LOADING": exceptions.BusyLoadingError,
+        "READONLY": exceptions.ReadOnlyError,
+        "MASTERDOWN": exceptions.MasterDownError,
+    }
+    for name, kind in classes.items():
+        if isinstance(error, kind):
+            return name
+    said = _CODE.match(server_words(error)) if isinstance(error, exceptions.ResponseError) else None
+    return said[1] if said else ""
 
 
 def trouble(error: BaseException) -> Trouble:

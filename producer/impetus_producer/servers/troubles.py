@@ -24,6 +24,7 @@ from .answers import (
     TLS_FILES,
     UNKNOWN_COMMAND,
     Trouble,
+    code,
     is_denied,
     server_words,
     trouble,
@@ -185,14 +186,14 @@ def in_a_sentence(error: Exception) -> ImpetusError:
         return ServerConfigurationError(_configuration_sentence(error, said))
     if trouble(error) is Trouble.DATA:
         return ServerDataError(f"the Redis server cannot do this with what lies there ({said}): waiting does not help")
-    if isinstance(error, exceptions.OutOfMemoryError) or said.startswith("OOM "):
+    if code(error) == "OOM":
         return ServerFullError(
             "the Redis server is out of memory and takes no more jobs: raise its maxmemory, or wait until results "
             "are fetched or expire"
         )
-    if isinstance(error, exceptions.BusyLoadingError):
+    if code(error) == "LOADING":
         return ServerNotReadyError(f"the Redis server is not ready ({said}): wait until it has loaded its data")
-    if isinstance(error, exceptions.ReadOnlyError | exceptions.MasterDownError):
+    if code(error) in ("READONLY", "MASTERDOWN"):
         return ServerNotReadyError(
             f"the Redis server is a replica and takes no jobs ({said}): wait for the failover, or use the primary's URL"
         )

@@ -88,6 +88,8 @@ def test_whatever_a_server_answers_passes_and_is_an_error_of_one_sentence(error:
     assert "\n" not in str(caught.value)
 
 
+OLD_SCRIPT = "Error running script (call to f_1): @user_script:1: @user_script: 1: "
+"""So Redis before 7 begins what ends a script."""
 WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 DATA = [
     exceptions.ResponseError(WRONG_TYPE),
@@ -126,6 +128,34 @@ def test_authentication_rights_and_cluster_mode_do_not_pass(error: Exception) ->
         ),
         (exceptions.ConnectionError("max number of clients reached"), ServerNotReadyError, "its maxclients"),
         (exceptions.InvalidResponse('Protocol error, got "H" as reply type byte'), NoServerError, "no Redis server"),
+        (exceptions.ResponseError(f"{OLD_SCRIPT}-OOM command not allowed"), ServerFullError, "raise its maxmemory"),
+        (exceptions.ResponseError(f"{OLD_SCRIPT}-READONLY You can't write"), ServerNotReadyError, "is a replica"),
+        (exceptions.ResponseError(f"{OLD_SCRIPT}-MASTERDOWN Link with MASTER"), ServerNotReadyError, "is a replica"),
+        (
+            exceptions.ResponseError(f"{OLD_SCRIPT}-LOADING Redis is loading"),
+            ServerNotReadyError,
+            "has loaded its data",
+        ),
+        (
+            exceptions.ResponseError(f"{OLD_SCRIPT}-MISCONF a full disk"),
+            ServerNotReadyError,
+            r"now \(MISCONF a full disk\)",
+        ),
+        (
+            exceptions.ResponseError(f"{OLD_SCRIPT}-NOPERM this user"),
+            ServerConfigurationError,
+            "denies its user a right",
+        ),
+        (
+            exceptions.ResponseError(f"{OLD_SCRIPT}The user executing the script can't run this command or subcommand"),
+            ServerConfigurationError,
+            "denies its user a right",
+        ),
+        (
+            exceptions.ResponseError(f"{OLD_SCRIPT}-ERR value is not an integer"),
+            ServerDataError,
+            "waiting does not help",
+        ),
     ],
     ids=str,
 )

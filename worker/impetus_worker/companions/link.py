@@ -12,10 +12,11 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from impetus_producer.errors import ServerError
+from impetus_producer.servers.answers import code
 from impetus_producer.servers.connections import from_url
 from impetus_producer.servers.troubles import Trouble, hang_up, in_a_sentence, trouble
 
@@ -90,7 +91,7 @@ class Reachability:
 
 
 def _changed_its_role(error: Exception) -> bool:
-    return isinstance(error, ReadOnlyError | MasterDownError | BusyLoadingError) or str(error).startswith("UNBLOCKED")
+    return code(error) in ("READONLY", "MASTERDOWN", "LOADING", "UNBLOCKED")
 
 
 def client(url: str, answer_s: float) -> Redis:

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 MOST_IN_A_ROW = 30
 MOST_WHILE_LOADING = 2
-"""A backend that ended its process so often while it was being loaded is passed over from then on."""
+"""A backend that ended its process so often while it was being loaded, or hung, is passed over from then on."""
+LOADING_PATIENCE_S = 1800.0
+"""How long a backend may load. Fetching a model does not count, and weights may lie on a slow disk far away."""
+SLOW_LOADING_S = 60.0
+"""Of a backend that loads for so long it is said, and jobs do not wait for it here."""
 _log = logging.getLogger(__name__)
 
 
@@ -32,13 +36,14 @@ class EngineLives:
         self.deaths = 0
         self._in_a_row = 0
         """Deaths between which the engine did nothing."""
-        self._tried = ""
+        self.tried = ""
+        """The backend that is being loaded; empty for none."""
         self._while_loading: Counter[str] = Counter()
         self._fingerprint: str | None = None
 
     def tries(self, backend: str) -> None:
         """It is about to load this backend; an empty name: it loads nothing any more."""
-        self._tried = backend
+        self.tried = backend
 
     def loaded(self, info: EngineInfo) -> bool:
         """Whether it came back as the one that it was: what another makes cannot be mixed with what it made."""
@@ -54,11 +59,11 @@ class EngineLives:
         """Raises `EngineDiedError` when that was once too often."""
         self.deaths += 1
         self._in_a_row += 1
-        if self._tried:
-            self._while_loading[self._tried] += 1
-            if self._while_loading[self._tried] >= MOST_WHILE_LOADING:
-                self._exclude(self._tried, f"{how} while it was loading, {MOST_WHILE_LOADING} times")
-            self._tried = ""
+        if self.tried:
+            self._while_loading[self.tried] += 1
+            if self._while_loading[self.tried] >= MOST_WHILE_LOADING:
+                self._exclude(self.tried, f"{how} while it was loading, {MOST_WHILE_LOADING} times")
+            self.tried = ""
         if self._in_a_row > MOST_IN_A_ROW:
             raise EngineDiedError(how)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import inbox
 from ..errors import ConfigurationError, EngineDiedError
 from ..host.begun import BegunNote
-from ..host.engine_lives import EngineLives
+from ..host.engine_lives import LOADING_PATIENCE_S, SLOW_LOADING_S, EngineLives
 from ..host.engine_process import EngineProcess
 from ..host.reading_process import ReadingProcess
 from ..leases.outcomes import Returned
@@ -64,6 +64,7 @@ class EngineSide:
         self.memory: Use | None = None
         """What the engine's process has, as it said last."""
         self._told_spare = False
+        self._told_slow = False
 
     # -- its life ------------------------------------------------------------------------------------------------------
 
@@ -141,6 +142,8 @@ class EngineSide:
                 self._loaded(info)
             case inbox.EngineTries(_, backend):
                 self._lives.tries(backend)
+                self._process.heard()
+                self._told_slow = False
             case inbox.EngineRefused(_, message):
                 # One that has served can be served again: that it cannot now may pass.
                 raise EngineDiedError(message) if self.is_open else ConfigurationError(message)
@@ -212,6 +215,21 @@ class EngineSide:
 
     # -- what ends before its time -------------------------------------------------------------------------------------
 
+    def look_after_loading(self) -> None:
+        """Says of a backend that loads for long, ends one that hangs, and gives back what waits for it."""
+        silent_s = self._process.silent_s()
+        if self.info is not None or not self._lives.tried or silent_s <= SLOW_LOADING_S:
+            return
+        if not self._told_slow:
+            self._told_slow = True
+            _log.warning("the backend %s has been loading for %.0f s", self._lives.tried, silent_s)
+        self.hand_over()
+        if silent_s > LOADING_PATIENCE_S:
+            how = f"the engine process {self._process.pid} was silent for {silent_s:.0f} s"
+            _log.error("%s while it loaded %s: it is ended", how, self._lives.tried)
+            self._lives.died(how)
+            self.restart(suspect=False)
+
     def look_after(self, now: float, slept_s: float) -> None:
         """Ends what is out of time, and an engine that hangs. `slept_s`: for how long nobody ran just now."""
         if slept_s > 0:
@@ -221,6 +239,7 @@ class EngineSide:
             self._give_back(self.batcher.out_of_line(now))
         if self.info is not None and self._interruptions.engine_is_hung(now):
             self.restart(suspect=True)
+        self.look_after_loading()
 
     def spare(self, allowed: bool) -> None:
         """Whether the engine may do what nobody waits for."""
