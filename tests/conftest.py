@@ -10,7 +10,6 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -47,15 +46,6 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of all folders take turns, so that those which wait for processes run beside those which compute."""
-    files: dict[str, list[Path]] = {}
-    for path in dict.fromkeys(item.path for item in items):
-        files.setdefault(path.relative_to(Path(__file__).parent).parts[0], []).append(path)
-    turns = {path: (at + 0.5) / len(each) for each in files.values() for at, path in enumerate(each)}
-    items.sort(key=lambda item: turns[item.path])
 
 
 def pytest_collection_finish() -> None:
