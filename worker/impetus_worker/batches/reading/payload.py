@@ -66,7 +66,7 @@ def _inflate(fields: Mapping[bytes, bytes], most_bytes: int) -> bytes:
 
 def _call(data: bytes) -> list[Any]:
     # Each value has a character of structure. Most payloads are few of these and much text, and need no closer look.
-    if len(data) > _MAX_VALUES and min(_structure(data), _structure(_STRING.sub(b"", data))) > _MAX_VALUES:
+    if len(data) > _MAX_VALUES and _structure(data) > _MAX_VALUES and _structure(_STRING.sub(b"", data)) > _MAX_VALUES:
         raise InvalidRequestError(f"data: this JSON holds more than the {_MAX_VALUES:,} values that a job may carry")
     try:
         call = json.loads(data)
