@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from impetus_worker import jobs
-from tests.worker.promises.sides import (
-    Both,
-    Ours,
-    Stock,
-    our_worker,
-)
+from tests.worker.promises.comparing import Both
+from tests.worker.promises.sides import Ours, Stock, our_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,18 +13,12 @@ import pytest
 from rq import Callback
 from rq.webhook import Webhook
 
-from tests.worker.promises.sides import (
-    ERROR,
-    ON_FAILURE,
-    ON_SUCCESS,
-    RAISES,
-    WEBHOOK_PORT,
-    Both,
-    Side,
-)
+from tests.worker.promises.sides import ERROR, ON_FAILURE, ON_SUCCESS, RAISES, WEBHOOK_PORT, Side
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.worker.promises.comparing import Both
 
 
 # RQ's own time limit of a job takes the signal that pytest-timeout would use.

@@ -11,16 +11,8 @@ from rq import Retry
 from rq.suspension import resume
 
 from tests.patience import eventually
-from tests.worker.promises.sides import (
-    EMBED,
-    ERROR,
-    HANG,
-    ON_FAILURE,
-    SUSPENDS,
-    Both,
-    Near,
-    Side,
-)
+from tests.worker.promises.comparing import Both, Near
+from tests.worker.promises.sides import EMBED, ERROR, HANG, ON_FAILURE, SUSPENDS, Side
 
 # RQ's own time limit of a job takes the signal that pytest-timeout would use.
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180, method="thread")]

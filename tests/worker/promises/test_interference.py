@@ -19,7 +19,6 @@ from tests.worker.promises.sides import (
     ON_STOPPED,
     ON_SUCCESS,
     RAISES,
-    Both,
     Ours,
     Side,
     burst,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import RedisServer
+    from tests.worker.promises.comparing import Both
 
 # RQ's own time limit of a job takes the signal that pytest-timeout would use.
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180, method="thread")]

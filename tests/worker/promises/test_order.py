@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rq import Queue, Repeat, Retry
@@ -13,14 +13,10 @@ from rq.group import Group
 from rq.job import Dependency
 from rq.rate_limit import RateLimit, RateLimitRegistry
 
-from tests.worker.promises.sides import (
-    EMBED,
-    ERROR,
-    ON_FAILURE,
-    ON_SUCCESS,
-    Both,
-    Side,
-)
+from tests.worker.promises.sides import EMBED, ERROR, ON_FAILURE, ON_SUCCESS, Side
+
+if TYPE_CHECKING:
+    from tests.worker.promises.comparing import Both
 
 # RQ's own time limit of a job takes the signal that pytest-timeout would use.
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180, method="thread")]

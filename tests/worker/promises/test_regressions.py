@@ -15,16 +15,15 @@ from rq.rate_limit import RateLimit
 from rq.serializers import JSONSerializer
 
 from tests.patience import eventually
+from tests.worker.promises.comparing import Both, differences
 from tests.worker.promises.sides import (
     EMBED,
     ERROR,
     HANG,
     ON_FAILURE,
     ON_SUCCESS,
-    Both,
     Side,
     burst,
-    differences,
     our_worker,
     stock_process,
     while_running,
