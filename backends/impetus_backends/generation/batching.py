@@ -183,7 +183,7 @@ def _decode(
             while coming and (not joins or joins[coming[0]] <= step):
                 at = coming.pop(0)
                 tokens = np.asarray(prompts[at], dtype=np.int64)
-                batch.add(Row(at, tokens, answers[at], Draws(Sampling(temperature=0))))
+                batch.add(Row(at, tokens, answers[at], Draws(Sampling(temperature=0)), streamed=at % 2 == 1))
             for token in batch.step():
                 made[token.id].append((token.token, token.logprobs))
             step += 1

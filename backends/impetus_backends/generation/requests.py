@@ -247,7 +247,9 @@ class RequestReader:
         request.logprobs.clear()
         processors = tuple(self._processors(request))
         draws = Draws(request.sampling)
-        return Row(work.id, request.prompt, request.max_tokens, draws, processors, work.stop_token_ids, alone)
+        return Row(
+            work.id, request.prompt, request.max_tokens, draws, processors, work.stop_token_ids, alone, work.stream
+        )
 
     def _processors(self, request: Request) -> Iterator[Any]:
         """Fresh for every run, because they go along with the answer."""

@@ -149,24 +149,56 @@ def test_when_rows_leave_those_that_stay_keep_their_places_but_for_the_last_ones
             assert all(place == row or row >= len(keep) for place, row in enumerate(order))
 
 
-def test_a_prompt_that_is_read_through_is_answered_in_that_step_and_has_no_run_of_its_own(
-    loaded: LoadedModel, record: Any
+@pytest.mark.parametrize(
+    ("streamed", "told", "runs"),
+    [
+        (False, [0, 1, 2, 0, 1, 2, 9], [(1, 39), (4, 1)]),  # its prompt, and one run of all
+        (True, [0, 1, 2, 9], [(1, 39), (1, 1)]),  # its prompt, its first token, and no more
+    ],
+)
+def test_a_prompt_that_is_read_through_is_answered_in_that_step_and_who_reads_along_waits_for_no_other(
+    loaded: LoadedModel, record: Any, streamed: bool, told: list[int], runs: list[tuple[int, int]]
 ) -> None:
     model, recorded = record(loaded)
     batch = RunningBatch(model.model, (), prefill_tokens=64, prefixes=PrefixCache(0))
 
-    def row(number: int, tokens: int) -> Row:
-        return Row(number, np.arange(5, 5 + tokens), 20, Draws(Sampling(temperature=0)))
+    def row(number: int, tokens: int, streamed: bool = False) -> Row:
+        return Row(number, np.arange(5, 5 + tokens), 20, Draws(Sampling(temperature=0)), streamed=streamed)
 
     for number in range(3):
         batch.add(row(number, 10))
     for _ in range(3):
         batch.step()
-    batch.add(row(9, 40))
+    batch.add(row(9, 40, streamed))
     recorded.since_last_time()
-    tokens = batch.step()
-    assert [token.id for token in tokens] == [0, 1, 2, 0, 1, 2, 9]
-    runs = [(call.rows, call.length) for call in recorded.since_last_time()]
-    assert runs == [(1, 39), (4, 1)], "its prompt, and one run of all"
+    assert [token.id for token in batch.step()] == told
+    assert [(call.rows, call.length) for call in recorded.since_last_time()] == runs
     assert sorted(token.id for token in batch.step()) == [0, 1, 2, 9]
     batch.close()
+
+
+def test_newcomers_of_both_kinds_join_in_one_step_and_say_what_they_say_alone(loaded: LoadedModel) -> None:
+    def row(number: int) -> Row:
+        return Row(
+            number,
+            np.arange(5, 9 + 7 * number),
+            12,
+            Draws(Sampling(temperature=0)),
+            alone=True,
+            streamed=number % 2 == 1,
+        )
+
+    def said(*numbers: int) -> dict[int, list[int]]:
+        batch = RunningBatch(loaded.model, (), prefill_tokens=64, prefixes=PrefixCache(0), read_apart=True)
+        tokens: dict[int, list[int]] = {number: [] for number in numbers}
+        for number in numbers:
+            batch.add(row(number))
+        while len(batch):
+            for token in batch.step():
+                tokens[token.id].append(token.token)
+        batch.close()
+        return tokens
+
+    alone = {number: said(number)[number] for number in range(4)}
+    assert said(0, 1, 2, 3) == alone
+    assert said(1, 3, 0, 2) == alone

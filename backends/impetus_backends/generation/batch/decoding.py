@@ -1,15 +1,16 @@
 """The rows whose prompts are read: all get a token in a step.
 
 mlx-lm's `GenerationBatch` runs the model and draws; who joins it, who leaves it, and where their keys and values lie is
-decided here (`places`). Rows whose prompts are read but for the last token join at once and are run on that together
-with all others: where weights are what a step waits for, a run of their own would cost as much as one of all. A step
-runs the model before it tells what the run before has made, so that the device has something to do meanwhile. Where
-newcomers join it does not: it tells both what is there and what their first run makes, so that nobody's first word
-waits for another run.
+decided here (`places`). A step runs the model before it tells what the run before has made, so that the device has
+something to do meanwhile. Where newcomers join, whose prompts are read but for the last token, it does not. They are
+run on that together with all others, and the step tells both what was there and what this run makes: where weights are
+what a step waits for, a run of their own would cost as much as one of all. Those whose text is read while it is made
+have one all the same: their first word does not wait for the others, who make room for all that they have read.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from .places import bound_places, closed_ranks, in_places
@@ -34,7 +35,9 @@ class DecodingRows:
         self._lookahead = lookahead
         self._rows: dict[int, Row] = {}
         self._started: list[Any] = []
-        """Those that have not joined yet: a `GenerationBatch` for each group that was read together."""
+        """Those that have not joined yet and not run: a `GenerationBatch` for each group that was read together."""
+        self._ahead: list[Any] = []
+        """Those that have not joined yet, and had a run of their own."""
         self._all_told = False
         """Whether the tokens that were drawn last are told, so that the model has to run before there are others."""
         self._bounds = 0, 0
@@ -49,8 +52,13 @@ class DecodingRows:
 
     def start(self, rows: Sequence[Row], read: Any) -> None:
         """`read`: mlx-lm's `PromptProcessingBatch` of these rows, which has read all but their prompts' last tokens."""
-        self._started.append(_to_be_run(self._batch, read, [int(row.prompt[-1]) for row in rows]))
         self._rows |= {row.id: row for row in rows}
+        last = [int(row.prompt[-1]) for row in rows]
+        if any(row.streamed for row in rows):
+            self.sampler.use([row.draws for row in rows])
+            self._ahead.append(read.generate([[token] for token in last]))
+        else:
+            self._started.append(_to_be_run(self._batch, read, last))
 
     def resume(self, rows: int, longest: int) -> None:
         """Begins a step: the model runs if there is nothing to tell. `rows`: how many there are, with those whose
@@ -66,17 +74,20 @@ class DecodingRows:
         """Ends it: a token for every row, two where others join; perhaps several, for one that is alone."""
         if not self._rows:
             return []
-        if self._started:
+        if self._started or self._ahead:
             tokens = self._told()
-            self._run()
-            return tokens + self._told()
+            if self._started:
+                self._run()
+                tokens += self._told()
+            return tokens
         return self._ended((self._step_ahead() if alone else []) or self._run())
 
     def _told(self) -> list[Token]:
         """What was drawn last, without another run."""
-        drawn = self._batch._next_tokens.tolist() if self._batch.uids else []
         self._all_told = True
-        return self._ended(self._tokens(drawn, self._batch._next_logprobs))
+        batches = [batch for batch in (self._batch, *self._ahead) if batch.uids]
+        tokens = [self._tokens(batch, batch._next_tokens.tolist(), batch._next_logprobs) for batch in batches]
+        return self._ended(list(chain.from_iterable(tokens)))
 
     def _ended(self, tokens: list[Token]) -> list[Token]:
         """The same; rows of which they are the last are gone."""
@@ -93,13 +104,14 @@ class DecodingRows:
         start: Any = mx.async_eval
         start(self._batch._next_tokens, self._batch._next_logprobs)
         drawn, logprobs = self._batch._step()
-        return [] if self._all_told else self._tokens(drawn, logprobs)
+        return [] if self._all_told else self._tokens(self._batch, drawn, logprobs)
 
     def _join(self) -> None:
-        for batch in self._started:
+        for batch in (*self._ahead, *self._started):
             if not self._solo and not self._batch.uids:
                 batch.prompt_cache = in_places(batch.prompt_cache)
             self._batch.extend(batch)
+        self._ahead.clear()
         self._started.clear()
 
     def remove(self, ids: Collection[int]) -> None:
@@ -110,18 +122,16 @@ class DecodingRows:
             del self._rows[row_id]
             if self._lookahead is not None:
                 self._lookahead.forget(row_id)
-        for batch in (*self._started, self._batch):
+        for batch in (*self._ahead, *self._started, self._batch):
             keep = [at for at, row_id in enumerate(batch.uids) if row_id not in gone]
             if len(keep) < len(batch.uids):
                 batch.filter(closed_ranks(keep))
+        self._ahead = [batch for batch in self._ahead if batch.uids]
         self._started = [batch for batch in self._started if batch.uids]
 
-    def _tokens(self, drawn: Sequence[int], logprobs: Sequence[Any]) -> list[Token]:
-        """What was drawn for the batch's rows, and is counted here."""
-        return [
-            Token(self._batch.uids[at], token, logprobs[at], _count(self._batch, at, token))
-            for at, token in enumerate(drawn)
-        ]
+    def _tokens(self, batch: Any, drawn: Sequence[int], logprobs: Sequence[Any]) -> list[Token]:
+        """What was drawn for a batch's rows, and is counted here."""
+        return [Token(batch.uids[at], token, logprobs[at], _count(batch, at, token)) for at, token in enumerate(drawn)]
 
     def _step_ahead(self) -> list[Token]:
         """Several tokens of the only row; none where this step is to be as any other."""

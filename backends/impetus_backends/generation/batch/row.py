@@ -26,6 +26,8 @@ class Row:
     """Those that end it besides the model's own."""
     alone: bool = False
     """Whether its prompt is read with no other."""
+    streamed: bool = False
+    """Whether its text is read while it is made, so that its first token is waited for."""
     cached_tokens: int = 0
     """How many tokens of its prompt it was spared, once it is read."""
 
