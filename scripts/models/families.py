@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -122,7 +122,8 @@ def _together(engine: GenerationEngine) -> list[Generated | Rejected]:
     while len(ended) < len(VISITS):
         for at, visit in enumerate(VISITS):
             if visit.comes == step:
-                engine.admit(GenerationWork(at, visit.prompt, None, visit.max_tokens, temperature=0.0, logprobs=True))
+                work = GenerationWork(at, visit.prompt, None, visit.max_tokens, temperature=0.0, logprobs=True)
+                engine.admit(replace(work, stream=at % 2 == 1))  # those join in another way
             if visit.cancelled == step:
                 engine.cancel(at)
         ended |= {event.id: event for event in engine.step() if isinstance(event, Generated | Rejected)}
