@@ -239,6 +239,18 @@ def test_bulk_goes_out_only_when_no_interactive_text_waits_for_the_device() -> N
     assert [work.urgent for work in drain(batcher)[0]] == [True] * 4 + [False] * 4
 
 
+def test_what_waits_while_the_engine_has_an_interactive_batch_goes_before_bulk() -> None:
+    batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
+    take(batcher, [job("1")])
+    first = given(batcher)
+    take(batcher, [job("2"), job("3", queue=BULK)])  # of one claim, of which a busy machine read the first alone
+    second = given(batcher)
+    assert batcher.next_work(1000.0) is None
+    batcher.absorb(run(first), 1000.0)
+    works = [first, second, given(batcher)]
+    assert [(work.urgent, [int(row[0]) for row in work.rows]) for work in works] == [(True, [1]), (True, [2]), (False, [3])]
+
+
 def test_a_last_batch_that_is_not_full_is_packed_again_with_what_came_since() -> None:
     batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
     take(batcher, [job(*[words(5)] * 4, *[words(10)])])

@@ -221,9 +221,12 @@ class EmbeddingBatcher:
         return None
 
     def _is_ready(self, lane: Lane, now: float) -> bool:
-        if not lane.backlog.rows or lane.in_engine >= 2 or (len(self._in_engine) >= 2 and not lane.urgent):
+        has_place = len(self._in_engine) < 2
+        if not lane.backlog.rows or lane.in_engine >= 2 or not (has_place or lane.urgent):
             return False
-        return lane.backlog.is_full or (lane.in_engine == 0 and now >= lane.closes_at)
+        # It would be filled up while the engine has another; but bulk would take the place.
+        is_pressed = lane.in_engine == 0 or (lane.urgent and has_place and self._bulk.backlog.rows)
+        return lane.backlog.is_full or (bool(is_pressed) and now >= lane.closes_at)
 
     def _send(self, rows: list[Row], lane: Lane, now: float, suspect: bool = False) -> EmbeddingWork:
         first = rows[0].owner
