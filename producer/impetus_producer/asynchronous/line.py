@@ -7,10 +7,17 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import ResultTimeoutError, ServerError
+from ..errors import NoServerError, ResultTimeoutError, ServerError
 from ..servers.connections import ANSWER_TIMEOUT_S
 from ..servers.patience import Tries
-from ..servers.troubles import check_greeting, greeting_refused, is_of_the_line, read_greeting, server_errors
+from ..servers.troubles import (
+    better_told,
+    check_greeting,
+    greeting_refused,
+    is_of_the_line,
+    read_greeting,
+    server_errors,
+)
 from ..talks.steps import End, Listen, Pause, Piece, Question, advanced
 from .listener import Listener
 
@@ -49,12 +56,15 @@ class AsyncLine:
         from redis.exceptions import ResponseError
 
         ask: Any = self._client.execute_command
-        with server_errors():
-            try:
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    said = read_greeting(await ask("HELLO"))
-            except ResponseError as error:
-                said = greeting_refused(error)
+        try:
+            with server_errors():
+                try:
+                    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                        said = read_greeting(await ask("HELLO"))
+                except ResponseError as error:
+                    said = greeting_refused(error)
+        except NoServerError as error:
+            raise await asyncio.to_thread(better_told, error, self._client) from error
         check_greeting(said)
         self._checked = True
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from .. import contract
 from ..bulk.generating import GenerationWork
 from ..contract import GenerationRequest
 from ..enqueueing.parsing import parse_request
-from ..errors import InvalidRequestError, ResultTimeoutError, ServerError
+from ..errors import InvalidRequestError
+from ..handles import GenerationHandle
 from ..reading.options import ReadingOptions
 from ..writing.output import open_answers
 from ..writing.rows import Layout
-from .jobs import check_stream, print_result, print_stream, wait
+from .jobs import check_stream, enqueued, print_result, print_stream, wait
 from .runs.bulk import Steps, open_checked, run
 from .runs.options import RunOptions, reading_options, run_options
 from .runs.templating import Templated, template_option
@@ -186,18 +187,12 @@ def generate(
     # Told before a server is started for it.
     parse_request(GenerationRequest, request)
     session_of = open_session(options.redis_urls, options.patience_s, contract.GENERATION_QUEUE, worker_options)
-    with session_of as session:
-        handle = session.producer.generate(**request)
-        try:
-            if stream:
-                print_stream(handle, timeout_s, session.check)
-                return
-            answer = wait(handle, timeout_s, session.check)
-        except KeyboardInterrupt:
-            # Told is enough, and whoever pressed Ctrl-C does not wait for a server either.
-            with suppress(ResultTimeoutError, ServerError):
-                handle.cancel(timeout_s=0)
-            raise
+    handle_of = partial(GenerationHandle, awaited=False)
+    with session_of as session, enqueued(session, "generation", request, handle_of) as handle:
+        if stream:
+            print_stream(handle, timeout_s, session.check)
+            return
+        answer = wait(handle, timeout_s, session.check)
     print_result(answer, options.as_json)
 
 

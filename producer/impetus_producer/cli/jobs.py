@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
-from ..contract import EmbeddingResult, GenerationResult, RerankResult, SparseBlock
-from ..errors import ImpetusError, ResultTimeoutError, StreamRestartedError
-from ..handles import GenerationHandle
+from ..contract import ROLE_FUNCTIONS, ROLE_QUEUES, EmbeddingResult, GenerationResult, RerankResult, SparseBlock
+from ..errors import ImpetusError, JobNotFoundError, ResultTimeoutError, StreamRestartedError
+from ..handles import GenerationHandle, RerankHandle
 from ..shown import for_terminal, name_shown
+from .ending import noting
 from .settings.server import patience_option, patient_producers, redis_urls_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from ..handles import EmbeddingHandle, RerankHandle
+    from redis import Redis
 
+    from ..handles import EmbeddingHandle
+    from ..servers.patience import Patience
+    from .settings.server import Session
+
+Handle: TypeAlias = GenerationHandle | RerankHandle
+HandleT = TypeVar("HandleT", GenerationHandle, RerankHandle)
 _CHECK_EVERY_S = 1.0
 
 
@@ -51,13 +59,14 @@ def result(
         impetus result 5f2c9b0e --stream
     """
     check_stream(stream, as_json)
-    handle = patient_producers(redis_urls, patience_s).handle(job_id)
-    if stream:
-        if not isinstance(handle, GenerationHandle):
-            raise click.UsageError(f"Job {job_id} makes no text: there is none to stream.")
-        print_stream(handle, timeout_s, check=None)
-        return
-    print_result(wait(handle, timeout_s, check=None), as_json)
+    with noting(lambda: f"The job is left alone; ask again: impetus result {job_id}"):
+        handle = patient_producers(redis_urls, patience_s).handle(job_id)
+        if stream:
+            if not isinstance(handle, GenerationHandle):
+                raise click.UsageError(f"Job {job_id} makes no text: there is none to stream.")
+            print_stream(handle, timeout_s, check=None)
+            return
+        print_result(wait(handle, timeout_s, check=None), as_json)
 
 
 def check_stream(stream: bool, as_json: bool) -> None:
@@ -87,14 +96,52 @@ def cancel(job_id: str, timeout_s: float, patience_s: float, redis_urls: tuple[s
     Example:
         impetus cancel 5f2c9b0e
     """
-    handle = patient_producers(redis_urls, patience_s).handle(job_id)
-    if not handle.cancel(timeout_s):
+    with noting(lambda: f"It is not known to be cancelled; make sure: impetus cancel {job_id}"):
+        handle = patient_producers(redis_urls, patience_s).handle(job_id)
+        cancelled = handle.cancel(timeout_s)
+    if not cancelled:
         raise ImpetusError(f"job {job_id} had ended before: it is {name_shown(handle.status())}")
     click.echo(f"cancelled {job_id}")
 
 
+@contextmanager
+def enqueued(
+    session: Session, role: str, payload: dict[str, Any], handle_of: Callable[[str, Redis, Patience], HandleT]
+) -> Iterator[HandleT]:
+    """Enqueues a payload that was checked. Its job is withdrawn if the command ends before the block does."""
+    producer = session.producer.somewhere()
+    # Known before it is enqueued: whoever presses Ctrl-C may do so before that is answered.
+    handle = handle_of(producer.new_id(), producer.connection, producer.patience)
+    with noting(lambda: _withdrawn(handle)):
+        producer.enqueue(ROLE_QUEUES[role][0], ROLE_FUNCTIONS[role], {handle.job_id: payload})
+        yield handle
+
+
+def _withdrawn(handle: Handle) -> str:
+    """Cancels a job, and says what becomes of it. Told is enough: whoever pressed Ctrl-C does not wait."""
+    try:
+        if handle.cancel(timeout_s=0):
+            return f"Job {handle.job_id} was withdrawn"
+        return f"Job {handle.job_id} had ended: impetus result {handle.job_id}"
+    except JobNotFoundError:
+        return "No job was enqueued"
+    except ResultTimeoutError as error:
+        if error.__cause__ is None:
+            return f"Job {handle.job_id} was told to stop"
+        return _not_withdrawn(handle, error)
+    except ImpetusError as error:
+        return _not_withdrawn(handle, error)
+    except KeyboardInterrupt as again:
+        again.add_note(_not_withdrawn(handle, "there was no time for it"))
+        raise
+
+
+def _not_withdrawn(handle: Handle, error: object) -> str:
+    return f"Job {handle.job_id} could not be withdrawn ({error}); do so later: impetus cancel {handle.job_id}"
+
+
 def wait(
-    handle: EmbeddingHandle | GenerationHandle | RerankHandle,
+    handle: EmbeddingHandle | Handle,
     timeout_s: float | None,
     check: Callable[[], None] | None,
 ) -> EmbeddingResult | GenerationResult | RerankResult:

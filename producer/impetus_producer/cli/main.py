@@ -3,25 +3,23 @@
 0    done
 1    a document or job failed, or something Impetus says in one sentence on stderr
 2    the command line was not understood
-130  interrupted
+130  interrupted; 143 and 129 ended by SIGTERM and SIGHUP; 141 nobody reads any more what is printed
 """
 
 from __future__ import annotations
 
-import signal
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import Any
 
 import click
 
+from ..bulk.kept.databases import NO_ROOM, NO_ROOM_ERRORS
 from ..errors import ImpetusError
 from ..shown import printable_lines
+from .ending import Signals, drop_output, sentence_of, status_of
 from .late import LateGroup
 from .settings.config_file import with_config_file
 
-if TYPE_CHECKING:
-    from types import FrameType
-
-_INTERRUPTED = 130
 _COMMANDS = {
     "batch": "impetus_producer.cli.batch.group",
     "cancel": "impetus_producer.cli.jobs",
@@ -45,10 +43,19 @@ class _Group(LateGroup):
             return super().invoke(ctx)
         except ImpetusError as error:
             raise click.ClickException(printable_lines(str(error))) from None
-        except KeyboardInterrupt:
-            # Click would say "Aborted!" and exit with 1, like any failure.
-            click.echo("Interrupted.", err=True)
-            raise click.exceptions.Exit(_INTERRUPTED) from None
+        except KeyboardInterrupt as ended:
+            # Click would say "Aborted!" and exit with 1, like any failure. On a terminal ^C stands before it.
+            line_open = "\n" if sys.stderr.isatty() else ""
+            click.echo(f"{line_open}{printable_lines(sentence_of(ended))}", err=True)
+            raise click.exceptions.Exit(status_of(ended)) from None
+        except BrokenPipeError as ended:
+            drop_output()
+            raise click.exceptions.Exit(status_of(ended)) from None
+        except OSError as error:
+            if error.filename is not None or error.errno not in NO_ROOM_ERRORS:
+                raise
+            drop_output()
+            raise click.ClickException(f"what is printed cannot be written: {NO_ROOM}") from None
 
 
 @click.group(
@@ -79,12 +86,8 @@ with_config_file("impetus", cli)
 
 def main() -> None:
     """The entry point of the program."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # By default these end the process on the spot, and leave drafts and children behind. nohup's wish stands.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _end_in_order)
-    cli(prog_name="impetus")
-
-
-def _end_in_order(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    signals = Signals()
+    try:
+        cli(prog_name="impetus", obj=signals)
+    finally:
+        signals.forget()

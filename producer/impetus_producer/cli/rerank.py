@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +10,9 @@ import click
 from .. import contract
 from ..contract import RerankRequest
 from ..enqueueing.parsing import parse_request
-from ..errors import InvalidRequestError, ResultTimeoutError, ServerError
-from .jobs import print_result, wait
+from ..errors import InvalidRequestError
+from ..handles import RerankHandle
+from .jobs import enqueued, print_result, wait
 from .settings.server import open_session, patience_option, redis_urls_option
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def rerank(
         impetus rerank "how are leases renewed?" notes.txt --top-n 3
         grep -h lease *.md | impetus rerank "how are leases renewed?" - --json
     """
-    request: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "query": query,
         "documents": _documents(file),
         "top_n": top_n,
@@ -68,18 +68,16 @@ def rerank(
         "max_tokens_per_doc": max_tokens_per_doc,
         "truncate": not no_truncate,
     }
+    request = {name: value for name, value in fields.items() if value is not None}
     # Told before a server is started for it.
     parse_request(RerankRequest, request)
     worker_options = ["--roles", "rerank", *(["--rerank-model", model] if model else [])]
-    with open_session(redis_urls, patience_s, contract.RERANK_QUEUE, worker_options) as session:
-        handle = session.producer.rerank(**request)
-        try:
-            print_result(wait(handle, timeout_s, session.check), as_json)
-        except KeyboardInterrupt:
-            # Told is enough, and whoever pressed Ctrl-C does not wait for a server either.
-            with suppress(ResultTimeoutError, ServerError):
-                handle.cancel(timeout_s=0)
-            raise
+    with (
+        open_session(redis_urls, patience_s, contract.RERANK_QUEUE, worker_options) as session,
+        enqueued(session, "rerank", request, RerankHandle) as handle,
+    ):
+        answer = wait(handle, timeout_s, session.check)
+    print_result(answer, as_json)
 
 
 def _documents(file: BinaryIO) -> list[Any]:

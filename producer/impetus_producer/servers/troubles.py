@@ -12,6 +12,7 @@ from ..errors import (
     NoServerError,
     ServerConfigurationError,
     ServerDataError,
+    ServerError,
     ServerFullError,
     ServerNotReadyError,
 )
@@ -31,11 +32,13 @@ from .answers import (
 )
 from .connections import from_url, like
 from .discovery import REDIS_URL_VARIABLE, find_redis_url
+from .tls import advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
 __all__ = ["Trouble", "adopt", "connect", "hang_up", "server_errors", "trouble"]
 
@@ -87,13 +90,22 @@ def check_server(connection: Redis) -> dict[str, str]:
     from redis.exceptions import ResponseError
 
     ask: Any = connection.execute_command
-    with server_errors():
-        try:
-            said = read_greeting(ask("HELLO"))
-        except ResponseError as error:
-            said = greeting_refused(error)
+    try:
+        with server_errors():
+            try:
+                said = read_greeting(ask("HELLO"))
+            except ResponseError as error:
+                said = greeting_refused(error)
+    except NoServerError as error:
+        raise better_told(error, connection) from error
     check_greeting(said)
     return said
+
+
+def better_told(error: NoServerError, connection: Redis | AsyncRedis) -> ServerError:
+    """The error of a server that gave no answer, or what its port says when it is asked with TLS, or without."""
+    said = None if CERTIFICATE.search(str(error)) else advice(connection)
+    return error if said is None else ServerConfigurationError(said)
 
 
 def check_greeting(said: Mapping[str, str]) -> None:

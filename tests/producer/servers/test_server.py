@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pytest
 from redis import Redis, exceptions
 
 from impetus_producer import (
+    AsyncProducer,
     ImpetusError,
     NoServerError,
     Producer,
@@ -18,6 +20,8 @@ from impetus_producer import (
     ServerFullError,
     ServerNotReadyError,
 )
+from impetus_producer.servers.connections import from_url
+from impetus_producer.servers.fitness import look
 from impetus_producer.servers.troubles import Trouble, connect, hang_up, server_errors, trouble
 from tests.patience import eventually
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.conftest import RedisServer
     from tests.receiver import Receiver
 
     from .valkey import Proxy, Valkey
@@ -196,6 +201,30 @@ def test_what_keeps_tls_from_a_server_is_said(
     receiver.speak_tls(tmp_path)
     with pytest.raises(kind, match=sentence):
         Producer(f"rediss://localhost:{receiver.port}/0?{options.format(folder=tmp_path)}")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made by openssl, which is not here")
+def test_a_port_that_speaks_tls_where_the_url_does_not_or_the_other_way_round_is_told_at_once(
+    receiver: Receiver, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    receiver.speak_tls(tmp_path)
+
+    async def ask(url: str) -> None:
+        async with AsyncProducer(url) as producer:
+            await producer.embed("a")
+
+    for url, sentence in (
+        (f"redis://127.0.0.1:{receiver.port}/0", "begin its URL with rediss://"),
+        (f"rediss://127.0.0.1:{redis_server.port}/0", "begin its URL with redis://"),
+    ):
+        with pytest.raises(ServerConfigurationError, match=sentence):
+            Producer(url)
+        with pytest.raises(ServerConfigurationError, match=sentence):
+            asyncio.run(ask(url))
+        with from_url(url) as client:
+            refusal = look(client, "worker").refusal
+        assert refusal is not None
+        assert sentence in refusal
 
 
 def test_what_is_no_answer_of_a_server_is_left_as_it_is() -> None:

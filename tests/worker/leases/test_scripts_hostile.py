@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import Redis as Client
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ResponseError
 
 from impetus_producer.contract import STREAM_KEY, StreamEvent, WorkerRecord
+from impetus_producer.servers.answers import code
 from impetus_worker.fleet.chores import Schedule
 from impetus_worker.fleet.routing import Routing
 from impetus_worker.leases.claims import ClaimedJob, Claims, Ending, Verb, bury, recover, strays, sweep
@@ -282,7 +283,8 @@ def test_without_memory_a_script_does_all_or_nothing(step: str, connection: Redi
     connection.config_set("maxmemory", 1)
     try:
         STEPS[step](world, jobs)
-    except OutOfMemoryError:
+    except ResponseError as error:
+        assert code(error) == "OOM"
         refused = True
     else:
         refused = False

@@ -16,6 +16,7 @@ from ...batches.journal import Journal
 from ...batches.lines import read_lines, survey
 from ...errors import ImpetusError, InvalidRequestError
 from ...shown import printable
+from ..ending import noting, run_tasks
 from ..runs.progress import ProgressKind, progress
 from ..settings.server import open_session, patience_option, redis_urls_option
 
@@ -89,7 +90,10 @@ def run(
         if len(journal.done) < found.lines:
             options = ["--roles", ",".join(sorted(found.roles)), *worker_options]
             queue = next(each.queue for each in ENDPOINTS.values() if each.role in found.roles)
-            with open_session(redis_urls, patience_s, queue, options) as session:
+            with (
+                noting(lambda: f"{output} is not whole yet: run the same command again to go on"),
+                open_session(redis_urls, patience_s, queue, options) as session,
+            ):
                 _run(run_id, source, journal, place.note, session, window_jobs, found.lines, kind)
         where = f", listed in {journal.errors}" if journal.failed else ""
         click.echo(printable(f"{journal.completed:,} answered in {output}, {journal.failed:,} failed{where}"), err=True)
@@ -178,14 +182,14 @@ def _run(
             try:
                 with source.open("rb") as file:
                     await runner.run(read_lines(file))
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, BrokenPipeError):
                 await runner.withdraw()
                 raise
             finally:
                 await lease.give_up()
 
     with _shown(kind, journal, total) as answered:
-        asyncio.run(main())
+        run_tasks(main())
 
 
 @contextmanager

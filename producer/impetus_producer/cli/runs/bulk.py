@@ -21,6 +21,7 @@ from ...reading.duplicates import Ids
 from ...reading.source import open_source
 from ...shown import printable
 from ...watching.runs import Announcement
+from ..ending import noting
 from ..settings.server import open_session
 from .progress import progress
 from .summary import Summary
@@ -84,7 +85,7 @@ def run(
         _say(note)
     ids = Ids(options.on_duplicate, as_text=out.holds_text_ids_only)
     try:
-        with closing(ids), out:
+        with noting(lambda: _unfinished(out)), closing(ids), out:
             if not options.resume:
                 out.folder.clear()
             with (
@@ -97,11 +98,8 @@ def run(
                 started = time.monotonic()
                 _work(source, work, out, ids, journal, session, options, documents_per_job, steps or Steps())
                 elapsed_s = time.monotonic() - started
-    except KeyboardInterrupt:
-        click.echo(f"\n{_unfinished(out)}", err=True)
-        raise
     except OSError as error:
-        if isinstance(error, ImpetusError) or error.filename is not None:
+        if isinstance(error, ImpetusError | BrokenPipeError) or error.filename is not None:
             raise
         full = error.errno in NO_ROOM_ERRORS
         reason = f"{out.name!r} cannot be written: {NO_ROOM}" if full else error.strerror or error

@@ -18,6 +18,7 @@ from ...servers.patience import DEFAULT_PATIENCE_S, PATIENCE_VARIABLE
 from ...shown import name_shown, without_password
 from ...spread import SpreadProducer, open_producer
 from ...watching.fleet import read_fleet
+from ..ending import check_signals
 from . import server_option
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def open_session(
 
     `queue`: said on stderr where nobody listens to it.
     """
+    check_signals()
     urls = find_redis_urls(redis_urls)
     if not urls:
         with _own_session(queue, worker_options) as session:
@@ -86,6 +88,7 @@ def _noticing(producer: Producer | SpreadProducer, queue: str | None, urls: Sequ
     notices = [_Notice(each, queue, url) for each, url in zip(producer.servers, urls, strict=True)]
 
     def look() -> None:
+        check_signals()
         for notice in notices:
             notice()
 
@@ -104,6 +107,7 @@ def _own_session(queue: str | None, worker_options: Sequence[str]) -> Iterator[S
             notice = _Notice(producer, queue, None)
 
             def check() -> None:
+                check_signals()
                 server.check()
                 notice()
 
