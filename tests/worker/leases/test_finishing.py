@@ -201,6 +201,14 @@ def test_dependents_are_enqueued_with_their_jobs_ending_each_on_its_own_queue(cl
     assert not connection.exists(f"rq:job:{parent.id}:dependents")
 
 
+def test_a_dependent_goes_on_though_its_registry_was_evicted(claims: Hold, connection: Redis) -> None:
+    parent = enqueue(connection)[0]
+    (dependent,) = dependents_of(parent, connection, 1)
+    connection.delete("rq:deferred:embedding")
+    claims.finish([Ending(claims.claim(["embedding"], 1).jobs[0], Verb.FINISH, b"1", 100)])
+    assert connection.lrange("rq:queue:embedding", 0, -1) == [dependent.id.encode()]
+
+
 def test_a_dependent_of_two_waits_for_both_also_when_both_end_together(claims: Hold, connection: Redis) -> None:
     first, second, third = enqueue(connection, 3)
     (both,) = enqueue(connection, 1, depends_on=[first, second])
