@@ -247,8 +247,19 @@ def test_what_waits_while_the_engine_has_an_interactive_batch_goes_before_bulk()
     second = given(batcher)
     assert batcher.next_work(1000.0) is None
     batcher.absorb(run(first), 1000.0)
-    works = [first, second, given(batcher)]
-    assert [(work.urgent, [int(row[0]) for row in work.rows]) for work in works] == [(True, [1]), (True, [2]), (False, [3])]
+    assert [list(map(int, work.rows[0])) for work in (first, second, given(batcher))] == [[1], [2], [3]]
+
+
+def test_bulk_is_not_passed_twice_in_a_row_by_batches_that_are_not_full() -> None:
+    batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
+    take(batcher, [job(*[words(10)] * 40, queue=BULK), job("1")])
+    works = [given(batcher)]
+    for running in range(12):  # some come with each batch that the device ends
+        take(batcher, [job("1"), job("1")])
+        while (work := batcher.next_work(1000.0)) is not None:
+            works.append(work)
+        batcher.absorb(run(works[running]), 1000.0)
+    assert [work.urgent for work in works[:12]] == [True, True, False] * 4
 
 
 def test_a_last_batch_that_is_not_full_is_packed_again_with_what_came_since() -> None:
