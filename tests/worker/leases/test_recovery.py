@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rq import Queue, SimpleWorker
 from rq.job import JobStatus
+from rq.rate_limit import RateLimit
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
@@ -259,11 +260,28 @@ def test_jobs_that_lie_somewhere_are_no_strays(claims: Hold, connection: Redis) 
     stock.prepare_execution(theirs)
     stock.prepare_job_execution(theirs)
     connection.lpop("rq:queue:embedding")
-    taken = enqueue(connection)[0]
+    for _ in range(2):
+        target.enqueue("f", rate_limit=RateLimit("one at a time", 1))
+    enqueue(connection)
     connection.lmove("rq:queue:embedding", "rq:queue:embedding:intermediate", "RIGHT", "LEFT")
     for key in connection.scan_iter("rq:job:*"):  # whatever somebody saved
-        if connection.type(key) == b"hash" and taken.id not in str(key) and theirs.id not in str(key):
+        if connection.type(key) == b"hash":
             connection.hset(key, "status", "queued")
+    assert look_for_strays(connection) == []
+
+
+@pytest.mark.parametrize("length", [0, 1500, 30_000])
+def test_jobs_that_were_moved_to_another_queue_of_the_role_are_no_strays(
+    claims: Hold, connection: Redis, length: int
+) -> None:
+    enqueue(connection, 3)
+    connection.lmove("rq:queue:embedding", "rq:queue:embedding-bulk", "LEFT", "LEFT")
+    claims.claim(["embedding-bulk"], 1)
+    connection.sadd("impetus:workers", "w1")
+    if length:
+        connection.rpush("rq:queue:embedding-bulk", *range(length))
+    for end in ("LEFT", "RIGHT"):
+        connection.lmove("rq:queue:embedding", "rq:queue:embedding-bulk", "LEFT", end)
     assert look_for_strays(connection) == []
 
 
