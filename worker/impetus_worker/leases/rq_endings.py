@@ -53,6 +53,7 @@ _MAX_FAILURES = 10
 """An ending that failed so often, though the server held the run for it each time, fails by what is in the job or in
 its callback, and not for want of a server: it holds up the others no longer.
 """
+_ENDED = (b"finished", b"failed", b"stopped")
 _log = logging.getLogger(__name__)
 
 
@@ -145,24 +146,24 @@ class RqEndings(Companion):
         except PASSING:
             raise
         except LeaseLostError:
-            _log.warning(_NOT_OURS, claimed.id)
+            pass
         except Exception as failure:  # noqa: BLE001 - RQ gave up half-way, and the job must end all the same
             _log.error(
                 *("job %s: RQ could not end it: %s: %s", claimed.id, type(failure).__name__, failure),
                 exc_info=_log.isEnabledFor(logging.DEBUG),  # what lies in the hash is not worth a page
             )
             self._link.run(self._claims.finish([failing(claimed, failure, Verb.ABORT)]))
-        if not self._link.run(self._claims.forget(claimed)):
+        if self._rq_worker().fence.is_lost:  # also where RQ logs that, and goes on
+            if not self._leave(claimed):
+                _log.warning(_NOT_OURS, claimed.id)
+        elif not self._link.run(self._claims.forget(claimed)):
             # RQ logs what keeps it from writing a failure, and goes on.
             raise RedisConnectionError(f"RQ's ending of job {claimed.id} was not written")
 
     def _end_by_rq(self, outcome: Outcome, job: GuardedJob) -> None:
         claimed, rq = outcome.job, self._rq_worker()
-        rq.fence.key = job.key
-        rq.fence.holds = lambda: self._link.run(self._claims.holds(claimed))
-        queue = rq.queue_class(
-            claimed.queue, connection=self._link.connection, serializer=JSONSerializer, job_class=StoredJob
-        )
+        rq.fence.begin(job.key, lambda: self._link.run(self._claims.holds(claimed)))
+        queue = self._queue(claimed)
         execution = Execution(claimed.token, claimed.id, self._link.connection, worker_name=self._worker)
         match outcome:
             case Finished():
@@ -196,23 +197,34 @@ class RqEndings(Companion):
             )
         return self._rq
 
-    def _leave(self, claimed: ClaimedJob) -> None:
-        """Takes a run that is no longer this worker's out of its books, and gives back the slot it may have held."""
-        self._link.run(self._claims.forget(claimed))
-        if claimed.fields.get(b"rate_limit_key"):
-            status = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
-            if status not in (b"queued", b"started"):
-                self._release_slot(claimed)
+    def _leave(self, claimed: ClaimedJob) -> bool:
+        """Takes a run that is not this worker's to end out of its books; whether its job has ended.
 
-    def _release_slot(self, claimed: ClaimedJob) -> None:
+        This worker may have ended it by a transaction whose answer was lost, and RQ not have come to what follows one:
+        that is done here, perhaps once more. One that was cancelled may hold a slot.
+        """
+        self._link.run(self._claims.forget(claimed))
+        ended, queue = False, self._queue(claimed)
         try:
-            job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
-            job._status = JobStatus.FINISHED  # RQ asks what the job is now, and it holds no slot any more
-            release_slot(job)
+            said: Any = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
+            ended = said in _ENDED
+            if ended or said == b"canceled":
+                job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
+                job._status = JobStatus(said.decode())
+                release_slot(job)
+                if ended:
+                    queue.enqueue_dependents(job)
+                    queue.ready_job_registry.cleanup()
         except Exception as error:
             if isinstance(error, PASSING) and not is_about_data(error):
                 raise
-            _log.warning("job %s: its place under a rate limit cannot be given back: %s", claimed.id, error)
+            _log.warning("job %s: what waits for its end waits for RQ's chores: %s", claimed.id, error)
+        return ended
+
+    def _queue(self, claimed: ClaimedJob) -> Queue:
+        return _FencedWorker.queue_class(
+            claimed.queue, connection=self._link.connection, serializer=JSONSerializer, job_class=StoredJob
+        )
 
 
 class _Fence:
@@ -220,9 +232,15 @@ class _Fence:
 
     key: str
     holds: Callable[[], bool]
+    is_lost: bool
+    """Whether it was not, once that it was asked."""
+
+    def begin(self, key: str, holds: Callable[[], bool]) -> None:
+        self.key, self.holds, self.is_lost = key, holds, False
 
     def assert_held(self) -> None:
-        if not self.holds():
+        self.is_lost = not self.holds()
+        if self.is_lost:
             raise LeaseLostError(f"{self.key}: it is another's by now")
 
 
