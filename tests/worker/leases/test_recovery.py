@@ -246,6 +246,29 @@ def test_a_started_job_of_which_everything_was_evicted_but_itself_is_put_back(cl
     assert connection.lrange("rq:queue:embedding", 0, -1) == [job.id.encode()]
 
 
+def test_a_started_job_without_anything_whose_worker_is_gone_is_put_back(claims: Hold, connection: Redis) -> None:
+    job = claim_one(claims, connection)
+    connection.delete("impetus:tokens:embedding", "impetus:leases:embedding", "rq:wip:embedding", "rq:worker:w1")
+    assert look_for_strays(connection) == [job.id]
+
+
+def test_a_stray_is_put_back_so_long_after_it_was_first_seen_however_often_it_is_seen(connection: Redis) -> None:
+    (job,) = enqueue(connection)
+    connection.delete("rq:queue:embedding")
+    assert look_for_strays(connection, 60) == []
+    connection.zincrby("impetus:strays:embedding", -61, job.id)
+    assert look_for_strays(connection, 60) == [job.id]
+
+
+def test_what_waits_or_runs_where_it_should_is_not_even_noted(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 2)
+    assert len(claims.claim(["embedding"], 1).jobs) == 1
+    connection.sadd("impetus:workers", "w1")
+    connection.hset("rq:job:no:id", mapping={"status": "queued", "origin": "embedding"})
+    assert look_for_strays(connection, 60) == []
+    assert connection.keys("impetus:strays:*") == []
+
+
 def test_jobs_that_lie_somewhere_are_no_strays(claims: Hold, connection: Redis) -> None:
     enqueue(connection, 2)
     target = Queue("embedding", connection=connection, serializer=JSONSerializer)
@@ -260,6 +283,9 @@ def test_jobs_that_lie_somewhere_are_no_strays(claims: Hold, connection: Redis) 
     stock.prepare_execution(theirs)
     stock.prepare_job_execution(theirs)
     connection.lpop("rq:queue:embedding")
+    old_rqs = enqueue(connection)[0]
+    connection.lpop("rq:queue:embedding")
+    connection.zadd("rq:wip:embedding", {old_rqs.id: 4e9})
     for _ in range(2):
         target.enqueue("f", rate_limit=RateLimit("one at a time", 1))
     enqueue(connection)
