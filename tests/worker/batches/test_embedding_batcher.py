@@ -250,6 +250,14 @@ def test_what_waits_while_the_engine_has_an_interactive_batch_goes_before_bulk()
     assert [list(map(int, work.rows[0])) for work in (first, second, given(batcher))] == [[1], [2], [3]]
 
 
+def test_bulk_does_not_wait_for_texts_that_wait_for_more() -> None:
+    batcher = make_batcher(max_tokens=20, max_wait_s=1.0)
+    take(batcher, [job("1")], now=0.0)
+    given(batcher, 1.0)
+    take(batcher, [job("2"), job(*[words(10)] * 2, queue=BULK)], now=1.0)
+    assert not given(batcher, 1.5).urgent
+
+
 def test_bulk_is_not_passed_twice_in_a_row_by_batches_that_are_not_full() -> None:
     batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
     take(batcher, [job(*[words(10)] * 40, queue=BULK), job("1")])
@@ -367,6 +375,15 @@ def test_what_is_not_yet_read_is_at_risk_while_it_is_read() -> None:
     assert batcher.unread() == {waiting.id}
     batcher.read(0.0)
     assert batcher.unread() == set()
+
+
+def test_a_job_of_which_a_part_is_read_is_at_risk_yet() -> None:
+    ticks = itertools.count()
+    batcher = make_batcher(clock=lambda: 0.0015 * next(ticks))
+    long = job(*["1"] * 500)
+    take(batcher, [long])
+    assert batcher.wakes_at() == 0.0
+    assert batcher.unread() == {long.id}
 
 
 def test_a_read_looks_at_no_job_that_was_not_said_to_be_at_risk() -> None:

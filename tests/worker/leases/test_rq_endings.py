@@ -198,3 +198,35 @@ def test_a_job_that_is_cancelled_while_its_callback_runs_gives_its_slot_back(
     ender.end(Finished(job, b"{}"))
     assert ender.status(job) is JobStatus.CANCELED
     assert waiting.get_status() is JobStatus.QUEUED
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_that_somebody_writes_all_the_time_ends_all_the_same(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    job = ender.claim(retry=Retry(max=1))
+    is_held = rq_endings._Fence.assert_held
+
+    def is_held_and_written_then(fence: rq_endings._Fence) -> None:
+        is_held(fence)
+        ender.connection.hset(fence.key, "meta", "{}")
+
+    monkeypatch.setattr(rq_endings._Fence, "assert_held", is_held_and_written_then)
+    ender.end(Failed(job, InvalidRequestError("bad")) if fails else Finished(job, b"{}"))
+    assert ender.status(job) is (JobStatus.FAILED if fails else JobStatus.FINISHED)
+    assert ender.connection.hlen("impetus:tokens:embedding") == 0
+
+
+def test_a_dependent_that_comes_while_rq_writes_the_ending_runs(ender: Ender, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ender.claim(retry=Retry(max=1))
+    queue = Queue("embedding", connection=ender.connection, serializer=JSONSerializer)
+    is_held, dependents = rq_endings._Fence.assert_held, list[Job]()
+
+    def is_held_and_another_depends_on_it_then(fence: rq_endings._Fence) -> None:
+        is_held(fence)
+        if fence._asked == 2:  # the first time is before RQ asks what it must write
+            dependents.append(queue.enqueue(EMBED, {}, depends_on=job.id))
+
+    monkeypatch.setattr(rq_endings._Fence, "assert_held", is_held_and_another_depends_on_it_then)
+    ender.end(Finished(job, b"{}"))
+    assert [each.get_status() for each in dependents] == [JobStatus.QUEUED]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import WatchError
+from redis.exceptions import DataError, WatchError
 from rq.callbacks import execute_stopped_callback
 from rq.executions import Execution
 from rq.job import JobStatus
@@ -53,6 +53,8 @@ _MAX_FAILURES = 10
 """An ending that failed so often, though the server held the run for it each time, fails by what is in the job or in
 its callback, and not for want of a server: it holds up the others no longer.
 """
+_MOST_ASKED = 100
+"""Times that an ending is tried against somebody who writes the job meanwhile, each time."""
 _ENDED = (b"finished", b"failed", b"stopped")
 _log = logging.getLogger(__name__)
 
@@ -153,12 +155,12 @@ class RqEndings(Companion):
                 exc_info=_log.isEnabledFor(logging.DEBUG),  # what lies in the hash is not worth a page
             )
             self._link.run(self._claims.finish([failing(claimed, failure, Verb.ABORT)]))
-        if self._rq_worker().fence.is_lost:  # also where RQ logs that, and goes on
+        kept_from_it = self._rq_worker().fence.raised  # RQ logs what keeps it from writing a failure, and goes on
+        if isinstance(kept_from_it, LeaseLostError):
             if not self._leave(claimed):
                 _log.warning(_NOT_OURS, claimed.id)
         elif not self._link.run(self._claims.forget(claimed)):
-            # RQ logs what keeps it from writing a failure, and goes on.
-            raise RedisConnectionError(f"RQ's ending of job {claimed.id} was not written")
+            raise kept_from_it or RedisConnectionError(f"RQ's ending of job {claimed.id} was not written")
 
     def _end_by_rq(self, outcome: Outcome, job: GuardedJob) -> None:
         claimed, rq = outcome.job, self._rq_worker()
@@ -232,16 +234,22 @@ class _Fence:
 
     key: str
     holds: Callable[[], bool]
-    is_lost: bool
-    """Whether it was not, once that it was asked."""
+    raised: Exception | None
+    """What `assert_held` raised."""
+    _asked: int
 
     def begin(self, key: str, holds: Callable[[], bool]) -> None:
-        self.key, self.holds, self.is_lost = key, holds, False
+        self.key, self.holds, self.raised, self._asked = key, holds, None, 0
 
     def assert_held(self) -> None:
-        self.is_lost = not self.holds()
-        if self.is_lost:
-            raise LeaseLostError(f"{self.key}: it is another's by now")
+        """Raises `LeaseLostError` where it is another's, `DataError` where it was asked too often."""
+        self._asked += 1
+        if self._asked > _MOST_ASKED:
+            self.raised = DataError(f"{self.key} is written again and again")
+        elif not self.holds():
+            self.raised = LeaseLostError(f"{self.key}: it is another's by now")
+        if self.raised is not None:
+            raise self.raised
 
 
 class _FencedPipeline(Pipeline):
