@@ -68,15 +68,17 @@ def lease_end(site: Site, job_id: str) -> float:
 
 
 def test_a_worker_frozen_past_its_lease_writes_nothing_when_another_has_finished_its_job(site: Site) -> None:
-    frozen = site.start(a_ms=500)
-    (pid,), (name,) = frozen.worker_pids(), site.names()
+    frozen = site.start()
+    (pid,), (engine,), (name,) = frozen.worker_pids(), frozen.engine_pids(), site.names()
+    os.kill(engine, signal.SIGSTOP)  # so that the job is not over before the worker is frozen too
     job = site.producer.embed(["a", "b"])
     eventually(lambda: site.status(job.job_id) == "started")
     os.kill(pid, signal.SIGSTOP)
     site.start()
-    result = job.result(timeout_s=20)
+    result = job.result(timeout_s=60)
     assert result.provenance.worker != name.removeprefix("rq:worker:")
-    os.kill(pid, signal.SIGCONT)
+    for each in (engine, pid):
+        os.kill(each, signal.SIGCONT)
     eventually(lambda: f"job {job.job_id}" in site.said(0))
     site.check([job.job_id])
     assert frozen.worker_pids() == [pid]

@@ -187,16 +187,17 @@ def test_what_waits_for_a_job_runs_though_the_answer_that_its_ending_is_written_
     assert "not written" not in caplog.text
 
 
-def test_a_job_that_is_cancelled_while_its_callback_runs_gives_its_slot_back(
-    ender: Ender, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+def test_a_job_that_is_cancelled_or_deleted_while_its_callback_runs_gives_its_slot_back(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     job = ender.claim(rate_limit=RateLimit("one at a time", 1), on_success=Callback(MISSING))
     queue = Queue("embedding", connection=ender.connection, serializer=JSONSerializer)
     waiting = queue.enqueue(EMBED, {}, rate_limit=RateLimit("one at a time", 1))
     callback = "tests.worker.whole.callbacks.raise_that_a_file_is_missing"
-    monkeypatch.setattr(callback, lambda job, connection, result: job.cancel())
+    monkeypatch.setattr(callback, lambda job, connection, result: getattr(job, end)())
     ender.end(Finished(job, b"{}"))
-    assert ender.status(job) is JobStatus.CANCELED
+    assert ender.connection.hget(f"rq:job:{job.id}", "status") == (b"canceled" if end == "cancel" else None)
     assert waiting.get_status() is JobStatus.QUEUED
 
 

@@ -203,16 +203,16 @@ class RqEndings(Companion):
         """Takes a run that is not this worker's to end out of its books; whether its job has ended.
 
         This worker may have ended it by a transaction whose answer was lost, and RQ not have come to what follows one:
-        that is done here, perhaps once more. One that was cancelled may hold a slot.
+        that is done here, perhaps once more. One that was cancelled or deleted may hold a slot.
         """
         self._link.run(self._claims.forget(claimed))
         ended, queue = False, self._queue(claimed)
         try:
             said: Any = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
             ended = said in _ENDED
-            if ended or said == b"canceled":
+            if said not in (b"queued", b"started"):
                 job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
-                job._status = JobStatus(said.decode())
+                job._status = JobStatus(said.decode()) if ended else JobStatus.CANCELED
                 release_slot(job)
                 if ended:
                     queue.enqueue_dependents(job)
@@ -234,9 +234,9 @@ class _Fence:
 
     key: str
     holds: Callable[[], bool]
-    raised: Exception | None
+    raised: Exception | None = None
     """What `assert_held` raised."""
-    _asked: int
+    _asked = 0
 
     def begin(self, key: str, holds: Callable[[], bool]) -> None:
         self.key, self.holds, self.raised, self._asked = key, holds, None, 0
