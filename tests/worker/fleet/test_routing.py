@@ -267,13 +267,17 @@ def test_who_arrives_changes_or_leaves_rings_at_the_others_and_nobody_else_does(
 
 # -- real workers, whose hardware is that of a file ------------------------------------------------------------------
 
-QUICK = ("--record-ttl-s", "1", "--record-renew-s", "0.25", "--prefer", "energy")
-QUICK_LIMIT_S = 1 + 0.25 + IDLE_WAIT_S + 1.5
-"""Record, look, loop, and what a busy machine takes."""
+LOOKS_OFTEN = ("--record-ttl-s", "600", "--record-renew-s", "0.25", "--prefer", "energy")
+"""But no record runs out by itself, however busy the machine is."""
 
 
 def start(fleet: Fleet, machine: str, *options: str, wait: bool = True) -> RunningWorker:
-    return fleet.start("--hardware", str(machine_file(machine)), *QUICK, *options, wait=wait)
+    return fleet.start("--hardware", str(machine_file(machine)), *LOOKS_OFTEN, *options, wait=wait)
+
+
+def let_its_record_run_out(fleet: Fleet, chip: str) -> None:
+    (name,) = [worker.name for worker in read_fleet(fleet.connection).workers if worker.machine == chip]
+    fleet.connection.pexpire(f"{WORKER_RECORD_KEY}{name}", 1)
 
 
 def serving(fleet: Fleet) -> dict[str, tuple[str, ...]]:
@@ -326,13 +330,13 @@ def test_a_gpu_gives_way_to_a_neural_engine_and_takes_over_however_that_ends_and
 
     # One appears: rung at, the other gives way at once.
     ane = start(fleet, "m4")
-    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH}, limit_s=5)
+    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH})
     assert embed_on() == "simulated ane"
     assert listed(rq_info(fleet), fleet) == {"Apple M1": STANDBY_QUEUE, "Apple M4": "embedding, embedding-bulk"}
 
     # It leaves politely: the other takes over at once, without waiting for anything to run out.
     assert ane.stop() == 0
-    eventually(lambda: serving(fleet) == {"Apple M1": BOTH}, limit_s=2)
+    eventually(lambda: serving(fleet) == {"Apple M1": BOTH})
     assert embed_on() == "simulated gpu"
     info = rq_info(fleet)
     assert listed(info, fleet) == {"Apple M1": "embedding, embedding-bulk"}
@@ -340,22 +344,23 @@ def test_a_gpu_gives_way_to_a_neural_engine_and_takes_over_however_that_ends_and
 
     # It freezes, and comes back: a worker that says nothing serves nothing.
     ane = start(fleet, "m4")
-    eventually(lambda: serving(fleet)["Apple M1"] == STANDBY, limit_s=5)
+    eventually(lambda: serving(fleet)["Apple M1"] == STANDBY)
     (pid,) = pids_of(fleet, "Apple M4")
     os.kill(pid, signal.SIGSTOP)
+    let_its_record_run_out(fleet, "Apple M4")
     try:
-        eventually(lambda: serving(fleet) == {"Apple M1": BOTH}, limit_s=QUICK_LIMIT_S)
+        eventually(lambda: serving(fleet) == {"Apple M1": BOTH})
     finally:
         os.kill(pid, signal.SIGCONT)
-    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH}, limit_s=5)
+    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH})
     assert embed_on() == "simulated ane"
 
     # It dies: the other misses it when its record has run out.
     eventually(lambda: fleet.connection.zcard("rq:finished:embedding-bulk") == len(backlog))  # or leases must run out
-    died_at = time.monotonic()
     kill_all(ane, pid)
-    eventually(lambda: serving(fleet) == {"Apple M1": BOTH}, limit_s=QUICK_LIMIT_S)
-    assert time.monotonic() - died_at > 0.4, "nobody can have known so soon"
+    assert serving(fleet)["Apple M1"] == STANDBY, "nobody can have known so soon"
+    let_its_record_run_out(fleet, "Apple M4")
+    eventually(lambda: serving(fleet) == {"Apple M1": BOTH})
     assert embed_on() == "simulated gpu"
 
     for handle in backlog:
@@ -368,7 +373,7 @@ def test_a_gpu_gives_way_to_a_neural_engine_and_takes_over_however_that_ends_and
 def test_who_stands_by_does_its_chores_answers_commands_and_knows_its_place_from_the_start(fleet: Fleet) -> None:
     start(fleet, "m1")  # the first has the scheduler's locks
     start(fleet, "m4")
-    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH}, limit_s=5)
+    eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH})
     job = fleet.queue().enqueue_in(timedelta(0), EMBED_FUNCTION, {"input": "later"})
     assert fleet.await_status(job, "finished") == "finished"
     result: Any = fleet.job(job.id).return_value()
@@ -394,4 +399,4 @@ def test_who_stands_by_does_its_chores_answers_commands_and_knows_its_place_from
     eventually(lambda: pids_of(fleet, "Apple M4") not in ([], [first]))
     eventually(lambda: serving(fleet) == {"Apple M1": STANDBY, "Apple M4": BOTH})
     # The supervisor's report of the death takes it away, long before its time is over.
-    eventually(lambda: len(list(fleet.connection.scan_iter(f"{WORKER_RECORD_KEY}*"))) == 2, limit_s=5)
+    eventually(lambda: len(list(fleet.connection.scan_iter(f"{WORKER_RECORD_KEY}*"))) == 2)
