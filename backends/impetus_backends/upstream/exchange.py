@@ -145,16 +145,7 @@ class Exchange:
         try:
             own = connection.sock
             own.settimeout(self._patience.first_s)
-            headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Connection": "close"}
-            body = json.dumps(self._body).encode()
-            try:
-                connection.request("POST", self._path, body, headers | bearer(self._key))
-                answer = connection.getresponse()
-            except http.client.RemoteDisconnected:
-                raise
-            except (ConnectionResetError, BrokenPipeError) as error:
-                raise _ResetError(*error.args) from None
-            with answer as response:
+            with self._asked(connection) as response:
                 if not 200 <= response.status < 300:
                     raise self._refused(response)
                 if packed := _packed(response):
@@ -167,6 +158,20 @@ class Exchange:
             with self._lock:
                 self._socket = None
             connection.close()
+
+    def _asked(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Connection": "close"}
+        body, broken = json.dumps(self._body).encode(), False
+        try:
+            connection.request("POST", self._path, body, headers | bearer(self._key))
+        except (ConnectionResetError, BrokenPipeError):
+            broken = True  # it may have answered before it had heard all, such as 413
+        try:
+            return connection.getresponse()
+        except (ConnectionResetError, BrokenPipeError) as error:
+            if isinstance(error, http.client.RemoteDisconnected) and not broken:
+                raise
+            raise _ResetError(*error.args) from None
 
     def _connect(self) -> http.client.HTTPConnection | None:
         """None where nobody wants it any more."""

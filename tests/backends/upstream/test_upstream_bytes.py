@@ -117,6 +117,19 @@ def test_a_packed_answer_that_nobody_asked_for_is_said_to_be_one(
     assert server.next_asked().headers["Accept-Encoding"] == "identity"
 
 
+def test_an_answer_that_comes_before_the_server_has_heard_all_is_read(
+    server: ScriptedServer, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(asked: Asked) -> None:
+        asked.server.asked.put(asked)
+        asked.answer(413, {"error": "too large"})
+
+    monkeypatch.setattr(server.RequestHandlerClass, "do_POST", refuse)
+    said = refused(run(make_engine(), work(messages=({"role": "user", "content": "x" * 20_000_000},))))
+    assert (said.message, said.permanent) == ("the upstream answers 413: too large", True)
+    assert server.asked.qsize() == 1
+
+
 def test_a_redirect_is_not_followed_and_says_where_it_points(server: ScriptedServer, make_engine: Any) -> None:
     def script(asked: Asked) -> None:
         asked.send_response(307)
