@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..chat_completions import finish_reason, usage
-from ..contract import GenerationRequest, GenerationUsage, StreamOptions
 from ..contract.conversation import Asked, ResponseFormat, invalid
 from ..contract.elsewhere import CHANGE_NOTHING
+from ..contract.generation import GenerationRequest, GenerationUsage, StreamOptions, TopK, TopP
 from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError
 
@@ -41,7 +41,10 @@ def _texts(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-_CHANGE_NOTHING = MappingProxyType({name: each for name, each in CHANGE_NOTHING.items() if name not in _OWN})
+_CHANGE_NOTHING = MappingProxyType(
+    {name: each for name, each in CHANGE_NOTHING.items() if name not in _OWN}
+    | {"priority": (0,), "store": (False,), "suffix": ("",)}
+)
 
 
 class CompletionsBody(Asked):
@@ -59,8 +62,8 @@ class CompletionsBody(Asked):
     best_of: Annotated[int, Field(gt=0)] | None = None
     """As many as `n`: nothing is made to be thrown away."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0

@@ -45,6 +45,8 @@ def _limit(value: Any) -> Any:
     return None if type(value) is int and value == -1 else value
 
 
+TopP: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda count: max(count, 0))]
 _Limit: TypeAlias = Annotated[Annotated[int, Field(gt=0, le=1_000_000)] | None, BeforeValidator(_limit)]
 
 
@@ -118,9 +120,9 @@ class GenerationRequest(Asked):
     """So many answers, made one after another in one place; the seed of each is one more than that before."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0 always takes the likeliest token."""
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_p: TopP | None = None
     """Draw from the likeliest tokens that together make up this probability; from one at least."""
-    top_k: Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda count: max(count, 0))] | None = None
+    top_k: TopK | None = None
     """Draw from so many of the likeliest tokens; 0, and vLLM's -1, from all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Draw from tokens at least so probable, as a share of the likeliest one's probability."""

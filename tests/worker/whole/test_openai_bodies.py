@@ -10,8 +10,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from impetus_producer import InvalidRequestError, JobFailedError, Producer
 from impetus_producer.bodies.chats import chat_payload
+from impetus_producer.bodies.completions import CompletionsBody, completion_payloads
 from impetus_producer.chat_completions import chat_completion, chat_completion_chunks
 from impetus_producer.contract import GenerationRequest
+from impetus_producer.enqueueing.parsing import parse_request
 from tests.paths import DATA
 from tests.worker.conftest import RunningWorker
 
@@ -43,6 +45,18 @@ def test_what_python_takes_is_taken_over_http_and_asks_workers_for_nothing_that_
             request, payload = chat_payload(case["body"])
             assert payload.keys() <= GenerationRequest.model_fields.keys(), case["why"]
             assert GenerationRequest.model_validate(payload) == request, case["why"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"top_k": -1, "top_p": 0}, {"best_of": 1, "echo": False, "suffix": "", "logprobs": None, "max_tokens": None},
+     {"skip_special_tokens": True, "guided_json": None, "cache_prompt": True, "priority": 0, "store": False}],
+)  # fmt: skip
+def test_a_text_that_goes_on_is_asked_for_as_chats_are(fields: dict[str, Any]) -> None:
+    body = {"prompt": "Where", **fields}
+    (payload,) = completion_payloads(parse_request(CompletionsBody, body), body)
+    request = GenerationRequest.model_validate(payload)
+    assert (request.prompt, request.max_tokens, request.top_k or 0) == ("Where", 16, 0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["why"][:60] for case in CASES])
