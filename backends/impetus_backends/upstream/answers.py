@@ -261,6 +261,8 @@ class Answers:
 
     def _check(self, answer: Answer) -> None:
         """Some servers pass over what they do not know. Nobody is to take their answer for what was promised."""
+        if answer.text and answer.logprobs == ():
+            raise UpstreamError("logprobs: the upstream sends none with its answers", permanent=True)
         if answer.finish_reason == "length":
             return
         strict = [tool["function"]["name"] for tool in self._work.tools if tool["function"].get("strict")]

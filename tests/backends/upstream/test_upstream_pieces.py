@@ -168,6 +168,14 @@ def test_an_error_is_one_in_the_forms_of_several_makes(chunk: dict[str, Any], wo
     assert caught.value.permanent is permanent
 
 
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_an_answer_without_the_probabilities_that_were_asked_for_is_none(reason: str) -> None:
+    with pytest.raises(UpstreamError, match=r"^logprobs: the upstream sends none") as caught:
+        told({"content": "a"}, reason=reason, logprobs=True)
+    assert caught.value.permanent
+    assert told({"content": ""}, logprobs=True)[1].logprobs == ()  # there is none of no token
+
+
 def test_numbers_that_nobody_could_go_on_with_are_none() -> None:
     tokens = [{"token": "a", "logprob": each} for each in (-BIG, BIG, -1, -0.5, float("nan"))]
     answers = Answers(work(logprobs=True))
