@@ -183,6 +183,11 @@ class Answers:
     def is_whole(self) -> bool:
         return len(self._choices) >= self._work.n and all(each.reason is not None for each in self._choices)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the request that runs was answered, whatever else the server may say to it."""
+        return len(self._choices) > self._before and all(each.reason is not None for each in self._choices)
+
     def __len__(self) -> int:
         return len(self._choices)
 
@@ -231,7 +236,7 @@ class Answers:
 
     def end_of_request(self) -> None:
         """The request that runs was answered. Raises `UpstreamError` where that was no whole answer."""
-        if not self._choices[self._before :] or any(each.reason is None for each in self._choices):
+        if not self.has_ended:
             raise UpstreamError("the upstream ended its answer before it was whole")
         self._count_usage()
         self._before = len(self._choices)

@@ -168,10 +168,11 @@ class UpstreamEngine:
                 self._fail(running, error)
 
     def _take(self, exchange: Exchange, running: _Running, told: Told) -> None:
-        if isinstance(told, UpstreamError):
-            raise told
         answers = running.answers
-        if told is not None:
+        if isinstance(told, UpstreamError):
+            if not answers.has_ended:
+                raise told
+        elif told is not None:
             pieces = answers.take(told)
             if running.first_token_at is None and answers.has_begun:
                 running.first_token_at = self._clock()

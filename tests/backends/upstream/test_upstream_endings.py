@@ -212,6 +212,37 @@ def test_half_an_answer_and_garbage_are_failures_worth_another_try_and_the_next_
     assert ended(run(engine, work(2))).text == "x"
 
 
+def _whole(asked: Asked) -> None:
+    asked.head()
+    asked.delta(content="whole")
+    asked.delta(finish_reason="stop")
+
+
+def _whole_and_silence(asked: Asked) -> None:
+    _whole(asked)
+    asked.until_closed()
+
+
+def _whole_and_reset(asked: Asked) -> None:
+    _whole(asked)
+    asked.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    asked.connection.close()
+
+
+def _whole_and_garbage(asked: Asked) -> None:
+    _whole(asked)
+    asked.event("{not JSON")
+
+
+@pytest.mark.parametrize("script", [_whole, _whole_and_silence, _whole_and_reset, _whole_and_garbage])
+def test_an_answer_that_is_whole_is_one_however_the_connection_ends(
+    server: ScriptedServer, make_engine: Any, script: Callable[[Asked], None]
+) -> None:
+    server.script = script
+    events = run(make_engine(IMPATIENT), work(n=1, stream=True))
+    assert (ended(events).text, ended(events).finish_reason) == ("whole", "stop")
+
+
 _anything = st.sampled_from(
     [
         None,
