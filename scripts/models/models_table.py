@@ -92,8 +92,10 @@ What follows is refused with a sentence that names the file and what in it, beca
 - a tokenizer that is missing, knows no word, is of another kind than its class, does not fit the model's table,
   or is read by transformers otherwise than its tokenizer.json says;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
-- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize (late
-  interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
+- PEFT adapters beside the weights, modules other than Pooling, Dense and Normalize (late interaction as ColBERT's, CNN,
+  LSTM, WordEmbeddings, WeightedLayerPooling, Router);
+- angles (RoPE) scaled otherwise than `linear`, `dynamic`, `yarn` and `llama3` (as `longrope`), or by keys that are not
+  those of the type; `dynamic` with a `max_seq_length` beyond `max_position_embeddings`, where the text's length decides;
 - language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3 and EuroBERT;
   windows of Qwen's;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);

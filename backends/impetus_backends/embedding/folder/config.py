@@ -225,6 +225,11 @@ def read_text(
     longest = sentence.get("max_seq_length") or stated_longest or encoder.longest
     if not isinstance(longest, int | float) or longest < 1:
         raise ModelError(f"{transformer}: the most tokens are stated as {longest!r}, not as a positive number")
+    if encoder.dynamic and longest > encoder.longest and sentence.get("max_seq_length"):
+        raise ModelError(
+            f"{transformer}: max_seq_length {longest} is more than the {encoder.longest} tokens up to which angles of "
+            f"type dynamic are the same whatever the text: state {encoder.longest} or less"
+        )
     bound = longest if sentence.get("max_seq_length") and encoder.turns else encoder.longest
     file = folder / "config_sentence_transformers.json"
     default, named = stated.get("default_prompt_name"), stated.get("prompts") or {}
