@@ -101,7 +101,7 @@ What follows is refused with a sentence that names the file and what in it, beca
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
 - DeBERTa with convolutions or absolute positions (as v2-xlarge), and all of it by Core ML and Core AI;
 - Jina v2 by code other than `jina-bert-implementation` (base-es, base-code);
-- static tables that are folded up (model2vec's `mapping` and `weights`); of a static model's text 8,192 tokens count.
+- static tables that do not fit model2vec's `mapping` and `weights`; of a static model's text 8,192 tokens count.
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
 `include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
