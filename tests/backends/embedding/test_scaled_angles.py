@@ -88,6 +88,12 @@ def test_angles_that_depend_on_a_texts_length_bound_it(tmp_path: Path) -> None:
         # And here there is one kind alone.
         ("llama", {"rope_parameters": {"full_attention": YARN}}, "know no full_attention"),
         ("qwen3", {"head_dim": 7}, "heads of 7 units"),
+        (
+            "llama",
+            {"rope_parameters": YARN | {"rope_theta": 1.0}},
+            r"config\.json states a value .* \(ZeroDivisionError",
+        ),
+        ("llama", {"rope_parameters": {"rope_theta": 10**400}}, r"config\.json states a value .* \(OverflowError"),
     ],
 )
 def test_angles_that_would_be_other_ones_are_refused_by_the_key(
