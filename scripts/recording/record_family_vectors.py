@@ -1,10 +1,10 @@
 """Makes a small random model of every family beyond BERT's, and records what sentence-transformers makes of it.
 
-The models lie in tests/data/models/ in the true file layout, what is recorded beside: their vectors in families.npz,
-those with prompts that no file states in prompts.npz, those with scaled angles in angles.npz, and the rows that
-transformers makes of contradicting tokenizer files in tokenizers.npz. They show that the arithmetic and the reading of
-the files are right, which needs no trained weights. Run it only to add a family, in an environment of its own, because
-torch is no dependency of this project:
+The models lie in tests/data/models/ in the true file layout, their vectors in tests/data/families.npz, and the rows
+that transformers makes of contradicting tokenizer files in tests/data/tokenizers.npz, and vectors with prompts that no
+file states in tests/data/prompts.npz. They show that the arithmetic and
+the reading of the files are right, which needs no trained weights. Run it only to add a family, in an environment of
+its own, because torch is no dependency of this project:
 
     pip install torch sentence-transformers
     python scripts/recording/record_family_vectors.py [NAME ...]
@@ -159,7 +159,6 @@ def main() -> None:
         _record(recorded, name, folder, tuple(family.prompts or ()))
     np.savez_compressed(DATA / "families.npz", **recorded)
     np.savez_compressed(DATA / "prompts.npz", **_prompted())  # type: ignore[arg-type]  # as below
-    np.savez_compressed(DATA / "angles.npz", **_scaled())  # type: ignore[arg-type]  # as below
     np.savez_compressed(DATA / "tokenizers.npz", **_contradictions())  # type: ignore[arg-type]  # numpy's stub takes a bool first
     print(f"wrote {len(recorded)} arrays to {DATA}", file=sys.stderr)
 
@@ -240,54 +239,6 @@ def _prompted() -> dict[str, np.ndarray]:
     for name, prompt in PROMPTS.items():
         model = SentenceTransformer(str(DATA / "models" / name), device="cpu")
         found[name] = model.encode(list(TEXTS), prompt=prompt, batch_size=5)
-    return found
-
-
-_YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
-_LLAMA3: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-_SHORT: dict[str, Any] = {"original_max_position_embeddings": 10}
-#: How a config.json may scale its angles: by the small model, and each case's keys, of which None takes one away.
-ANGLES: dict[str, tuple[str, dict[str, Any]]] = {
-    "yarn": ("qwen3", {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": _YARN | _SHORT}),
-    "yarn in full": (
-        "mistral",
-        {
-            "rope_parameters": _YARN
-            | _SHORT
-            | {"attention_factor": 0.7, "beta_fast": 2, "beta_slow": 0.5, "truncate": False}
-        },
-    ),
-    "yarn of mscale": ("eurobert", {"rope_parameters": _YARN | {"mscale": 2.0, "mscale_all_dim": 0.5}}),
-    "yarn stated outside": ("nomic", {"rope_parameters": _YARN | {"original_max_position_embeddings": 30}, **_SHORT}),
-    "llama3": ("llama", {"rope_parameters": _LLAMA3 | {"rope_theta": 1e4, "original_max_position_embeddings": 64}}),
-    "linear": ("gte", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
-    "linear, some layers": ("gemma", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
-    "linear, all layers": (
-        "modernbert",
-        {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-    ),
-    "yarn by layers": (
-        "modernbert",
-        {"rope_parameters": {"full_attention": _YARN | _SHORT, "sliding_attention": _LLAMA3}},
-    ),
-    "dynamic": (
-        "qwen2",
-        {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
-    ),
-}
-
-
-def _scaled() -> dict[str, np.ndarray]:
-    from sentence_transformers import SentenceTransformer
-
-    found: dict[str, np.ndarray] = {"cases": np.array(json.dumps(ANGLES))}
-    for name, (model, keys) in ANGLES.items():
-        with tempfile.TemporaryDirectory() as copied:
-            folder = shutil.copytree(DATA / "models" / model, Path(copied) / "model")
-            file = folder / "config.json"
-            content = json.loads(file.read_text()) | keys
-            file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-            found[name] = SentenceTransformer(str(folder), device="cpu").encode(list(TEXTS), batch_size=5)
     return found
 
 

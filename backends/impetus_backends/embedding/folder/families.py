@@ -168,12 +168,15 @@ def _deberta(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     farthest = raw.get("max_relative_positions", -1)
     if not isinstance(farthest, int) or farthest < 1:
         farthest = sizes["position_rows"]
+    buckets = positive(file, raw, "position_buckets")
+    if buckets % 2 or farthest <= buckets // 2 + 1:
+        raise ModelError(f"{file}: {buckets} position_buckets do not hold distances of up to {farthest} tokens")
     even = even_heads(file, sizes)
     return EncoderConfig(
         **sizes,
         norm_eps=read_eps(file, raw, "layer_norm_eps"),
         token_types=False,
-        distances=(2 * positive(file, raw, "position_buckets"), farthest),
+        distances=(2 * buckets, farthest),
         # Scores are sums of three products.
         attentions=(replace(even, scale=(3 * even.head_size) ** -0.5),) * sizes["layers"],
     )

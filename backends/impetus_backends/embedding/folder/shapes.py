@@ -103,6 +103,12 @@ class EncoderConfig:
         return any(each.theta for each in self.attentions)
 
     @property
+    def endless(self) -> bool:
+        """Whether texts may be longer than it was made for: positions are in no table, but told by angles, or by
+        distances that are all alike from some on."""
+        return self.turns or self.model_type in ("t5", "mt5", "deberta-v2")
+
+    @property
     def dynamic(self) -> bool:
         """Whether texts longer than `longest` would have other angles, each length its own."""
         return any(each.dynamic for each in self.attentions)

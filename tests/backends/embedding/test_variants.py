@@ -1,4 +1,4 @@
-"""Angles that a configuration scales are those of transformers on every device, or refused with the reason."""
+"""What a model's files may say otherwise, of its angles above all, is done as transformers does it, or refused."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from .test_vectors import LEAST_COSINE, TOLERANCE, cosines, loaded
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECORDED = recordings("angles")
-CASES: dict[str, tuple[str, dict[str, Any]]] = json.loads(str(RECORDED["cases"]))
+RECORDED = recordings("variants")
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = json.loads(str(RECORDED["cases"]))
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
 
 
 def model_of(case: str, folder: Path) -> Path:
-    name, keys = CASES[case]
-    return changed(small_model(name), folder / "model", **keys)
+    name, file, keys = CASES[case]
+    return changed(small_model(name), folder / "model", file, **keys)
 
 
 @pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
 @pytest.mark.parametrize("case", CASES)
-def test_scaled_angles_make_the_vectors_of_torch(case: str, device: str, texts: list[str], tmp_path: Path) -> None:
+def test_variants_make_the_vectors_of_torch(case: str, device: str, texts: list[str], tmp_path: Path) -> None:
     folder, expected = model_of(case, tmp_path), RECORDED[case]
     rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
     backend = loaded(device, folder)
     assert cosines(backend.embed(rows), expected).min() >= LEAST_COSINE[backend.precision]
     alone = np.concatenate([backend.embed([row]) for row in rows])
     assert np.abs(alone - expected).max() < TOLERANCE[backend.precision]
-    plain = loaded(device, small_model(CASES[case][0])).embed(rows)
+    model = small_model(CASES[case][0])
+    plain = loaded(device, model).embed([text.ids for text in TextEncoder.load(model).encode(texts)])
     assert (cosines(plain, expected).min() < 0.99) == (case != "dynamic"), "the case shows nothing"
 
 
