@@ -99,20 +99,6 @@ def read_kinds(file: Path, raw: dict[str, Any], usual: list[str]) -> list[str]:
     return list(kinds)
 
 
-def read_theta(file: Path, raw: dict[str, Any], kind: str, key: str, default: float | None = None) -> float:
-    """The base of the angles of one kind of layer, in the form of transformers 5 or in the older one."""
-    stated = raw.get("rope_parameters") or {}
-    own = stated.get(kind, {} if NEAR in stated or FAR in stated else stated) or {}
-    for scaling in (own, raw.get("rope_scaling") or {}):
-        unknown = {name: value for name, value in scaling.items() if name != "rope_theta"}
-        if unknown.pop("rope_type", unknown.pop("type", "default")) != "default" or unknown:
-            raise ModelError(f"{file}: angles scaled by {scaling} are not supported")
-    theta = own.get("rope_theta", raw.get(key, default))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
-        raise ModelError(f"{file}: {key} is {theta!r}, not a positive number")
-    return float(theta)
-
-
 def sides(encoder: EncoderConfig) -> dict[str, tuple[str, ...]]:
     """On which sides of a text tokens may be cut off or put, by what tokenizers call it: padding before a text would
     move every position that is looked up in a table."""

@@ -43,7 +43,7 @@ class Reader:
         the file read last."""
         try:
             yield
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             file = self.files[-1] if self.files else "modules.json"
             said = f"{type(error).__name__}: {error}"
             raise ModelError(f"{file} states a value of a kind that is not read there ({said:.200})") from error
