@@ -119,6 +119,21 @@ def test_what_was_not_a_number_in_a_place_is_gone_when_another_row_is_there() ->
     assert attended(cache, [7], [8]) == [[[4, 7]], [[5, 6, 8]]]
 
 
+def test_what_is_no_number_in_a_newcomer_s_padding_stays_behind() -> None:
+    """Where nothing may be attended to, as in padding, what a model computes may be none."""
+    import mlx.core as mx
+
+    newcomers = read([1, 2, 3], [4])
+    padding = mx.array([[0, 0, 0], [1, 1, 0]], dtype=mx.bool_)[:, None, :, None]
+    newcomers.keys, newcomers.values = (
+        mx.where(padding, mx.nan, each[..., :3, :]) for each in (newcomers.keys, newcomers.values)
+    )
+    (cache,) = in_places([newcomers])
+    assert np.isfinite(np.array(cache.keys)).all()
+    assert np.isfinite(np.array(cache.values)).all()
+    assert attended(cache, [7], [8]) == [[[1, 2, 3, 7]], [[4, 8]]]
+
+
 def test_a_row_that_has_read_nothing_yet_finds_its_place_empty() -> None:
     from mlx_lm.models.cache import BatchKVCache
 
@@ -139,6 +154,16 @@ def test_places_are_given_back_when_memory_is_counted_for_fewer() -> None:
     bound_places([cache], rows=1, tokens=10)
     assert cache.nbytes * 15 == held  # of 5 places of 768 columns one of 256
     assert attended(cache, [3]) == [[[2, 3]]]
+
+
+def test_columns_are_given_back_though_all_places_are_wanted() -> None:
+    cache = placed([1.0] * 600, [2.0])
+    held = cache.nbytes
+    cache.filter(closed_ranks([1]))
+    cache.extend(read([3.0]))
+    bound_places([cache], rows=2, tokens=10)
+    assert cache.nbytes * 3 == held  # of 768 columns 256
+    assert attended(cache, [4], [5]) == [[[2, 4]], [[3, 5]]]
 
 
 def test_when_rows_leave_those_that_stay_keep_their_places_but_for_the_last_ones() -> None:
@@ -202,3 +227,46 @@ def test_newcomers_of_both_kinds_join_in_one_step_and_say_what_they_say_alone(lo
     alone = {number: said(number)[number] for number in range(4)}
     assert said(0, 1, 2, 3) == alone
     assert said(1, 3, 0, 2) == alone
+
+
+@pytest.mark.parametrize("taken_out", [False, True])
+def test_who_reads_along_may_end_or_be_taken_out_before_others_are_joined(loaded: LoadedModel, taken_out: bool) -> None:
+    def said(*numbers: int) -> list[int]:
+        batch = RunningBatch(loaded.model, (), prefill_tokens=64, prefixes=PrefixCache(0))
+        tokens = []
+        for number in numbers:
+            most = 12 if number == 0 or taken_out else 1
+            batch.add(Row(number, np.arange(5, 15 + number), most, Draws(Sampling(temperature=0)), streamed=number > 0))
+            tokens += batch.step()
+            batch.remove([number] if number and taken_out else [])
+            assert len(batch) == 1
+        while len(batch):
+            tokens += batch.step()
+        batch.close()
+        assert [token.id for token in tokens if token.id] == [*numbers[1:]]
+        return [token.token for token in tokens if token.id == 0]
+
+    assert said(0, 1, 2) == said(0)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_of_rows_that_join_together_each_ends_at_its_own_tokens(loaded: LoadedModel, streamed: bool) -> None:
+    def said(*stops: tuple[int, ...]) -> list[list[int]]:
+        batch = RunningBatch(loaded.model, (), prefill_tokens=64, prefixes=PrefixCache(0))
+        for number, stop in enumerate(stops):
+            draws = Draws(Sampling(temperature=0))
+            batch.add(Row(number, np.arange(5, 15 + number), 12, draws, stop_tokens=stop, streamed=streamed))
+        tokens: list[list[int]] = [[] for _ in stops]
+        while len(batch):
+            for token in batch.step():
+                tokens[token.id].append(token.token)
+        batch.close()
+        return tokens
+
+    whole = said((), ())
+    stops = [(row[4],) for row in whole]
+    ends = [row.index(stop) + 1 for row, (stop,) in zip(whole, stops, strict=True)]
+    assert not set(stops[0]) & set(whole[1])
+    assert said(*stops) == [row[:end] for row, end in zip(whole, ends, strict=True)]
+    assert said(stops[0], ()) == [whole[0][: ends[0]], whole[1]]
+    assert said((), stops[1]) == [whole[0], whole[1][: ends[1]]]
