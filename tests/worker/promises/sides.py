@@ -304,14 +304,17 @@ def burst(redis_server: RedisServer, log: Path) -> Iterator[Ours]:
     side = Ours.__new__(Ours)
     Side.__init__(side, url)
     side.connection.flushdb()
-    yield side
-    options = ("--roles", "embedding", "--embedding-backend", "simulated", "--burst")
-    allowed = ("--allow-callbacks", ",".join(CALLBACKS + name for name in ALLOWED))
-    side.running = RunningWorker(url, log, *options, *allowed)
     try:
-        assert side.running.process.wait(timeout=90) == 0, side.running.log
+        yield side
+        options = ("--roles", "embedding", "--embedding-backend", "simulated", "--burst")
+        allowed = ("--allow-callbacks", ",".join(CALLBACKS + name for name in ALLOWED))
+        side.running = RunningWorker(url, log, *options, *allowed)
+        try:
+            assert side.running.process.wait(timeout=90) == 0, side.running.log
+        finally:
+            side.running.stop()
     finally:
-        side.running.stop()
+        side.connection.close()
 
 
 @contextmanager
