@@ -44,6 +44,22 @@ def test_a_prompt_that_is_read_through_is_answered_in_that_step_and_who_reads_al
     batch.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_asks_for_a_stream_reads_along(
+    loaded: LoadedModel, record: Any, make_engine: Any, work: Any, stream: bool
+) -> None:
+    model, recorded = record(loaded)
+    engine = make_engine(loaded=model)
+    engine.admit(work(0, "Hello"))
+    for _ in range(3):
+        engine.step()
+    engine.admit(work(1, "Hello world", stream=stream))
+    recorded.since_last_time()
+    engine.step()
+    *_, last = recorded.since_last_time()
+    assert (last.rows, last.length) == ((1, 1) if stream else (2, 1))
+
+
 def test_who_is_read_with_one_who_reads_along_joins_as_that_one_does(loaded: LoadedModel, record: Any) -> None:
     model, recorded = record(loaded)
     batch = RunningBatch(model.model, (), prefill_tokens=64, prefixes=PrefixCache(0))
