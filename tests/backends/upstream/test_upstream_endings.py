@@ -198,7 +198,7 @@ def test_half_an_answer_and_garbage_are_failures_worth_another_try_and_the_next_
     server: ScriptedServer, make_engine: Any, script: Callable[[Asked], None], words: str
 ) -> None:
     server.script = script
-    engine = make_engine(IMPATIENT)
+    engine = make_engine(IMPATIENT if words == "fell silent" else None)
     said = refused(run(engine, work(stream=True)))
     assert words in said.message
     assert not said.permanent
@@ -209,6 +209,7 @@ def test_half_an_answer_and_garbage_are_failures_worth_another_try_and_the_next_
         asked.delta(content="x", finish_reason="stop")
 
     server.script = good
+    engine._patience = Patience()
     assert ended(run(engine, work(2))).text == "x"
 
 
@@ -359,7 +360,7 @@ def test_a_server_that_stays_away_is_a_failure_worth_another_try_and_waiting_can
         info = open_upstream(EngineConfig("generation", backend="openai", upstream=server.url)).info
     finally:
         server.end()
-    engine = UpstreamEngine(read_address(url), info, {"m": "m"}, patience=IMPATIENT)
+    engine = UpstreamEngine(read_address(url), info, {"m": "m"}, patience=Patience(away_s=0.0))
     said = refused(run(engine, work()))
     assert (said.permanent, said.message) == (False, f"the upstream at {url} takes no connection (Connection refused)")
     patient = UpstreamEngine(read_address(url), info, {"m": "m"})

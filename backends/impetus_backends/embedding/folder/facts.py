@@ -72,8 +72,13 @@ def read_sizes(file: Path, raw: dict[str, Any], keys: tuple[str, ...] = BERT_KEY
 
 def read_padding(file: Path, raw: dict[str, Any]) -> int:
     """The token that rows are filled up with, which nobody looks at: any will do where none of the table is stated."""
+    return stated_padding(file, raw) or 0
+
+
+def stated_padding(file: Path, raw: dict[str, Any]) -> int | None:
+    """None where a file states none, or one that is not in the table."""
     stated = raw.get("pad_token_id")
-    return stated if isinstance(stated, int) and 0 <= stated < positive(file, raw, "vocab_size") else 0
+    return stated if isinstance(stated, int) and 0 <= stated < positive(file, raw, "vocab_size") else None
 
 
 def read_eps(file: Path, raw: dict[str, Any], key: str) -> float:

@@ -21,6 +21,7 @@ from impetus_backends.embedding.folder.facts import (
     read_sizes,
     refuse_twice,
     refuse_unless,
+    stated_padding,
 )
 from impetus_backends.embedding.folder.files import flag, positive
 from impetus_backends.embedding.folder.packed import read_packings
@@ -80,9 +81,11 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     sizes = read_sizes(file, raw, _DISTILBERT_KEYS if distilled else BERT_KEYS)
     uncounted_id = None
     if raw["model_type"] in _POSITIONS_COUNTED:
-        uncounted_id = raw.get("pad_token_id")
-        if not isinstance(uncounted_id, int):
-            raise ModelError(f"{file} has no pad_token_id, on which {raw['model_type']} positions rest")
+        uncounted_id = stated_padding(file, raw)
+        if uncounted_id is None:
+            raise ModelError(
+                f"{file} has no pad_token_id of its vocabulary, on which {raw['model_type']} positions rest"
+            )
     return EncoderConfig(
         **sizes,
         # transformers' modeling_distilbert.py writes 1e-12 into the code.
