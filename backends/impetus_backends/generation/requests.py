@@ -150,6 +150,8 @@ class Request:
         if self.splitter is not None:
             said = self.splitter.whole(text, complete=reason == "stop")
             calls = self.tool_calls.of(said.calls) if self.tool_calls is not None else ()
+            if self.text.stopped and len(self.splitter.whole(text, complete=False).calls) < len(said.calls):
+                calls = None  # a stop string has cut one short, however much a parser makes of that
             if calls is None:
                 said = self.splitter.whole(text, complete=True, calls=False)
             text, reasoning = said.text, said.reasoning

@@ -106,18 +106,6 @@ def test_of_an_answer_that_max_tokens_cuts_in_a_header_nothing_of_the_header_is_
     assert told(splitter.whole("<|channel|>final<|message|>a < b <", complete=False))[0] == "a < b <"
 
 
-def test_calls_as_apriel_writes_them_are_read_though_its_template_speaks_of_other_marks_too() -> None:
-    model = tokenizer()
-    model.chat_template = "in <tool_call></tool_call> tags: <tool_calls>[{...}]</tool_calls>{{ tools }}"
-    channels = Channels(model)
-    splitter = channels.splitter(thinking=False, calls=True)
-    assert splitter is not None
-    said = splitter.whole('Well.\n<tool_calls>[{"name": "look", "arguments": {"at": "x"}}]</tool_calls>', complete=True)
-    (call,) = ToolCalls(channels.parse_calls, [LOOK]).of(said.calls) or [None]
-    assert call is not None
-    assert (said.text, call.name, call.arguments) == ("Well.", "look", '{"at": "x"}')
-
-
 @pytest.mark.parametrize("case", [case for case in CASES if "<|" in CASES[case][2]] + ["gemma"])
 @pytest.mark.parametrize("calls", [True, False])
 def test_a_mark_that_is_cut_short_is_no_text(case: str, calls: bool) -> None:
@@ -179,7 +167,14 @@ def test_a_call_of_harmony_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["{", '{"name": "other", "arguments": {}}', '{"name": "look", "arguments": 1}', "[]"]
+    "written",
+    [
+        "{",
+        '{"name": "look", "arguments": {"at": NaN}}',
+        '{"name": "other", "arguments": {}}',
+        '{"name": "look", "arguments": 1}',
+        "[]",
+    ],
 )
 def test_what_is_no_call_stays_text(written: str) -> None:
     assert ToolCalls(HERMES.tool_parser, [LOOK]).of([written]) in (None, ())

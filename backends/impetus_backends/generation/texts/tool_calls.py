@@ -52,12 +52,12 @@ class ToolCalls:
         return tuple(calls)
 
     def of_json(self, text: str) -> tuple[Call, ...]:
-        """The call that an answer is which was kept to `forced_schema`; none where a stop string has cut it short."""
+        """The call that an answer is which was kept to `forced_schema`; none where a stop string has cut it short,
+        or a number is none that JSON has."""
         try:
-            said = json.loads(text)
+            return (self._call(json.loads(text)),)
         except ValueError:
             return ()
-        return (self._call(said),)
 
     def _call(self, said: Mapping[str, Any]) -> Call:
         name, arguments = said["name"], said.get("arguments", said.get("parameters", {}))
@@ -68,9 +68,8 @@ class ToolCalls:
         function = self._by_name[name]
         if function.get("strict") and (fault := _fault(function.get("parameters") or _NO_ARGUMENTS, arguments)):
             raise RequestError(f"the model called {name} with arguments that are not of its schema: {fault}")
-        return Call(
-            name, json.dumps(arguments, ensure_ascii=False), str(said.get("id") or uuid.uuid4().hex[:_ID_CHARACTERS])
-        )
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        return Call(name, written, str(said.get("id") or uuid.uuid4().hex[:_ID_CHARACTERS]))
 
 
 def parse_harmony(text: str, tools: object) -> dict[str, Any]:
