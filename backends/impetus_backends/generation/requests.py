@@ -240,12 +240,13 @@ class RequestReader:
     def begin(self, request: Request, *, alone: bool) -> Row:
         """A fresh run of its next answer. Raises `RequestError`, and what a library makes of what it was given."""
         work = request.work
-        request.text = TextBuilder(Detokenizer(self._decoding), work.stop)
         request.splitter = None
+        marks: tuple[str, ...] = ()
         if work.messages is not None:
-            request.splitter = self._channels.splitter(
-                thinking=request.thinking, calls=request.tool_calls is not None and not request.has_to_call
-            )
+            calls = request.tool_calls is not None and not request.has_to_call
+            request.splitter = self._channels.splitter(thinking=request.thinking, calls=calls)
+            marks = self._channels.marks_of(calls=calls)
+        request.text = TextBuilder(Detokenizer(self._decoding), work.stop, marks)
         request.logprobs.clear()
         processors = tuple(self._processors(request))
         draws = Draws(request.sampling)

@@ -68,6 +68,12 @@ CASES: dict[str, tuple[Any, bool, str, tuple[str, str, list[str]]]] = {
     "two calls after a thought": (HERMES, False, "<think>x</think><tool_call>1</tool_call>\n<tool_call>2</tool_call>\n",
                                   ("", "x", ["1", "2"])),
     "a call that is not closed": (HERMES, False, "<tool_call>1", ("", "", ["1"])),
+    "a mark among words": (HERMES, False, "Write <think> a\n</think> b.", ("Write <think> a\n</think> b.", "", [])),
+    "a mark among words after a thought": (HERMES, False, "<think>Hm.</think>Write <think> a",
+                                           ("Write <think> a", "Hm.", [])),
+    "a call among words with a mark": (HERMES, False, "Write <think>.<tool_call>1</tool_call>",
+                                       ("Write <think>.", "", ["1"])),
+    "two thoughts": (HERMES, False, "<think>a</think>\n<think>b</think>Yes.", ("Yes.", "ab", [])),
     "half a mark": (HERMES, False, "a <thin", ("a <thin", "", [])),
     "harmony": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
                 "Yes.<|return|>", ("Yes.", "Hm.", [])),

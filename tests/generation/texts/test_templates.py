@@ -202,6 +202,21 @@ def test_an_answer_in_words_is_the_same_streamed_and_whole(says: Any, name: str)
     assert ended.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("name", CALLING)
+def test_a_stop_string_ends_no_answer_within_the_marks_around_it(says: Any, name: str) -> None:
+    stop = ("\n\n", "think", "THINK", "assistant", "final", "hannel", "TOOL", "ACTION", "tool_call", "tool\u2581call")
+    model = MODELS[name]
+    opening = model.called.partition(model.thought)[0] + model.thought + model.answers if model.thought else ""
+    ended, text, thoughts = ask(
+        says(name, opening + model.begins * (not opening) + "It is warm.\n\nIt is dry."), stop=stop
+    )
+    assert (ended.text, ended.answers[0].reasoning or "") == ("It is warm.", model.thought)
+    assert "It is warm.".startswith(text)
+    assert model.thought.startswith(thoughts)
+    (answer,) = ask(says(name, called(name)), stop=stop[:-2])[0].answers
+    assert calls(answer) == [WEATHER], "though within a call they end it"
+
+
 def test_json_that_is_no_call_is_text_though_a_call_is_nothing_but_json_too(says: Any) -> None:
     for said in ('{"a": 1}', '{"name": "nobody", "parameters": {}}', '{"name"', "{in} words"):
         ended, text, _ = ask(says("llama3_1", said))

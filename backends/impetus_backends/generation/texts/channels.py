@@ -68,7 +68,7 @@ class Channels:
         self._added = tuple(each.content for each in tokenizer.added_tokens_decoder.values() if each.content.strip())
         self.harmony = "<|channel|>" in vocabulary and "<|message|>" in vocabulary
         self.marks_answers = any(start in vocabulary for start, _ in ANSWERS)
-        thought = None if self.harmony else thought_marks(tokenizer)
+        self._thought = thought = None if self.harmony else thought_marks(tokenizer)
         self.thinks: bool = thought is not None or self.harmony
 
         def encode(text: str) -> tuple[int, ...]:
@@ -107,12 +107,13 @@ class Channels:
             return TextStateMachine(states | {"normal": [*states["normal"], *begin], "tool": end})
 
         def read(calls: CallMarks, text: str) -> Any:
-            splitter = Splitter(machine(calls), self._as_text, "normal", self._added, bare=calls.bare)
+            splitter = Splitter(machine(calls), self._as_text, "normal", self._added, thought=thought, bare=calls.bare)
             return ToolCalls(calls.parse, probe_tools()).of(splitter.whole(text, complete=True).calls)
 
         calls = calls_of(tokenizer, read, thought or ())
         self.parse_calls = calls.parse if calls is not None else None
         self._bare = calls.bare if calls is not None else ""
+        self._call_marks = (calls.start, calls.end) if calls is not None else ()
         self._with_calls = machine(calls) if calls is not None else self._without
 
     def opens_with_thought(self, prompt: str) -> bool:
@@ -121,7 +122,8 @@ class Channels:
 
     def is_in_thought(self, said: str) -> bool:
         """Whether an answer that has begun so has not ended its thought. `said`: as the model wrote it."""
-        return bool(self.marks.start) and said.rfind(self.marks.start) > said.rfind(self.marks.ends[0])
+        start, ends = self.marks.start, self.marks.ends
+        return bool(start) and said.lstrip().startswith(start) and not any(end in said for end in ends)
 
     def thinking(self, text: GrowingText, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
         """What bounds the thoughts of one answer, and lets what it is kept to begin after them. Harmony's answers
@@ -136,6 +138,14 @@ class Channels:
             constraint=constraint,
         )
 
+    def marks_of(self, *, calls: bool) -> tuple[str, ...]:
+        """What an answer may hold that is none of its text. `calls`: whether these are looked for."""
+        if self.harmony:
+            return tuple({mark for marks in _HARMONY.values() for mark, _ in marks})
+        thought = (self.marks.start, *self.marks.ends)
+        answers = (mark for marks in ANSWERS for mark in marks) if self.marks_answers else ()
+        return tuple(filter(None, (*thought, *answers, *(self._call_marks if calls else ()))))
+
     def splitter(self, *, thinking: bool, calls: bool) -> Splitter | None:
         """For one answer; None where there is nothing to tell apart. `thinking`: it begins with a thought; `calls`:
         whether calls are looked for."""
@@ -143,7 +153,8 @@ class Channels:
             return None
         machine = self._with_calls if calls else self._without
         state = "reasoning" if thinking else "normal"
-        return Splitter(machine, self._as_text, state, self._added, bare=self._bare if calls else "")
+        bare = self._bare if calls else ""
+        return Splitter(machine, self._as_text, state, self._added, thought=self._thought, bare=bare)
 
 
 class _Knowing:
@@ -161,18 +172,30 @@ class _Knowing:
 class Splitter:
     """One answer, in pieces. What it says of pieces, taken together, is what it says of the whole.
 
-    Line breaks around thoughts and calls belong to their form, and not to what is said. What comes after a call that
-    was fed is told by the whole alone: that may turn out to be no call, and then stands before it.
+    A thought comes before all words. Line breaks around thoughts and calls belong to their form, and not to what is
+    said. What comes after a call that was fed is told by the whole alone: that may turn out to be no call, and then
+    stands before it.
     """
 
     def __init__(
-        self, machine: Any, as_text: Any, state: str, tokens_of_marks: tuple[str, ...], *, bare: str = ""
+        self,
+        machine: Any,
+        as_text: Any,
+        state: str,
+        tokens_of_marks: tuple[str, ...],
+        *,
+        thought: tuple[str, str] | None,
+        bare: str = "",
     ) -> None:
         """`as_text`: the machine for an answer whose calls are none; `tokens_of_marks`: what is no text where a mark
-        begins with it; `bare`: an answer that begins so is taken for a call from there on."""
+        begins with it; `thought`: the marks that are words of an answer which has begun; `bare`: an answer that begins
+        so is taken for a call from there on."""
         self._machine = machine
         self._as_text = as_text
         self._tokens_of_marks = tokens_of_marks
+        self._thought = thought
+        self._mark_is_words = False
+        """Whether what seems to be a thought is none."""
         self._bare = bare
         self._is_whole = False
         self._first_state = state
@@ -187,14 +210,16 @@ class Splitter:
 
     @property
     def thinking(self) -> bool:
-        return bool(self._state[0] == "reasoning")
+        return self._kind(self._state[0]) == "reasoning"
 
     def whole(self, text: str, *, complete: bool, calls: bool = True) -> Said:
         """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole, and half a mark
         is text; `calls`: what looks like a call is one, and no text."""
         machine = self._machine if calls else self._as_text
         bare = self._bare if calls else ""
-        fresh = Splitter(machine, self._as_text, self._first_state, self._tokens_of_marks, bare=bare)
+        fresh = Splitter(
+            machine, self._as_text, self._first_state, self._tokens_of_marks, thought=self._thought, bare=bare
+        )
         fresh._is_whole = True
         said = fresh.feed(text)
         rest = fresh._state[3]
@@ -226,10 +251,15 @@ class Splitter:
         if before == "tool" and self._call is not None:
             said.calls.append(self._call)
             self._call, self._called = None, True
-        state = _kind(state)
+        if self._thought is not None and "reasoning" in (before, state) and (self._mark_is_words or self._spoken):
+            self._mark_is_words = state == "reasoning"
+            if state != "tool":
+                self._take(said, "normal", self._thought[not self._mark_is_words])
+                return
+        state = self._kind(state)
         if state == "tool":
             self._call = ""
-        elif state in self._begun and state != _kind(before):
+        elif state in self._begun and state != self._kind(before):
             self._begun[state] = False
             if state == "normal" and not self._spoken:
                 self._held[state] = ""
@@ -237,7 +267,7 @@ class Splitter:
     def _take(self, said: Said, state: str, text: str) -> None:
         if state == "header":
             return
-        state = _kind(state)
+        state = self._kind(state)
         if self._bare and state == "normal" and not self._spoken and text.lstrip().startswith(self._bare):
             self._call = self._call or ""
         if state == "tool" or (state == "normal" and self._call is not None):
@@ -257,6 +287,6 @@ class Splitter:
             said.text += kept
             self._spoken = self._spoken or bool(kept)
 
-
-def _kind(state: str) -> str:
-    return "normal" if state in ("said", "header") else state
+    def _kind(self, state: str) -> str:
+        is_words = state in ("said", "header") or (state == "reasoning" and self._mark_is_words)
+        return "normal" if is_words else state
