@@ -102,8 +102,15 @@ FORMS = {
     ),
     "xLAM": form('{"name": "{{ f.name }}", "arguments": ' + JSON + "}", opens="[", closes="]", sep=", "),
     "Llama 4, of JSON": form('{"name": "{{ f.name }}", "parameters": ' + JSON + "}"),
+    "Llama 4, pythonic": form(
+        "{{ f.name }}({% for key, value in f.arguments.items() %}{{ key }}={{ value | tojson }}"
+        "{{ ', ' if not loop.last }}{% endfor %})",
+        opens="[",
+        closes="]",
+        sep=", ",
+    ),
 }
-BARE = {"xLAM", "Llama 4, of JSON"}
+BARE = {"xLAM", "Llama 4, of JSON", "Llama 4, pythonic"}
 KINDS = {
     "text": "string", "code": "string", "null": "string", "digits": "string", "truth": "string", "count": "integer",
     "ratio": "number", "on": "boolean", "list": "array", "deep": "object",
@@ -112,7 +119,7 @@ PROPERTIES = {key: {"type": kind, "description": "Some."} for key, kind in KINDS
 SCHEMA = {"type": "object", "properties": PROPERTIES}
 TOOLS = [
     {"type": "function", "function": {"name": name, "description": "Looks.", "parameters": SCHEMA}}
-    for name in ("look", "look_up", "go-to")
+    for name in ("look", "look_up", "go-to", "go")
 ]
 ARGUMENTS: list[dict[str, Any]] = [
     {"text": "Paris"},
@@ -181,6 +188,8 @@ def test_calls_come_back_as_they_were_from_what_the_template_makes_of_them(name:
     model = of_form(name)
     for arguments in ARGUMENTS:
         for wanted in ([("look", arguments)], [("look_up", arguments), ("go-to", {"text": "x", "count": 2})]):
+            if "pythonic" in name:  # where names are those of functions
+                wanted = [("go" if tool == "go-to" else tool, given) for tool, given in wanted]
             said, calls, told = read(model, written(model, *wanted))
             assert (plain(calls), said.text, told) == (wanted, "", "")
 

@@ -8,7 +8,7 @@ from . import call_forms
 from .conversations import Conversations
 from .marks import CallMarks, call_marks
 from .templates import template_for_tools
-from .tool_calls import parse_bare
+from .tool_calls import parse_bare, parse_pythonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,9 +39,12 @@ def calls_of(tokenizer: Any, read: Callable[[CallMarks, str], Any], thought: Ite
     except Exception:  # noqa: BLE001 - templates raise what they like
         return known
     learnt = call_forms.learn(write, around)
-    if reads(learnt, hard=True) or (reads(learnt, hard=False) and not reads(known, hard=False)):
-        return _either(learnt, known)
-    return known if not shown or reads(known, hard=False) else None
+    for marks in (learnt, CallMarks("", "", parse_pythonic, bare="[")):
+        if reads(marks, hard=True):
+            return _either(marks, known)
+    if not shown or reads(known, hard=False):
+        return known
+    return _either(learnt, known) if reads(learnt, hard=False) else None
 
 
 def _ends(tokenizer: Any) -> list[str]:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
@@ -108,6 +109,13 @@ class Conversations:
         except RequestError:
             raise
         except Exception as error:  # templates are programs, and refuse by raising what they like
+            if (named := _with_names_of_tools(messages)) != messages:
+                return self.tokens(replace(work, messages=named), special_tokens_as_text=special_tokens_as_text)
+            if (at := next((at for at, each in enumerate(messages) if _calls_with_text(each)), None)) is not None:
+                raise RequestError(
+                    f"message {at + 1}: a tool is called with arguments that are no JSON object, and this model's chat "
+                    f"template refuses that: {error}"
+                ) from error
             raise RequestError(f"the model's chat template refused the messages: {error}") from error
         if (at := self._left_out(messages, options)) is not None:
             raise RequestError(
@@ -275,6 +283,21 @@ class Conversations:
         except Exception:  # noqa: BLE001 - it says why when it refuses the messages themselves
             pass
         return True
+
+
+def _with_names_of_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Results of tools with the names of those, which OpenAI's messages leave to the calls that they answer."""
+    called = {call.get("id"): call["function"]["name"] for each in messages for call in each.get("tool_calls") or ()}
+    return tuple(
+        {"name": called[each["tool_call_id"]], **each}
+        if each["role"] == "tool" and each.get("tool_call_id") in called
+        else each
+        for each in messages
+    )
+
+
+def _calls_with_text(message: Mapping[str, Any]) -> bool:
+    return any(not isinstance(call["function"]["arguments"], dict) for call in message.get("tool_calls") or ())
 
 
 def _with_written_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

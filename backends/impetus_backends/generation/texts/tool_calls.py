@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import uuid
@@ -87,6 +88,14 @@ def parse_bare(text: str, tools: object) -> list[dict[str, Any]]:
         calls.append(call)
         text = text[end:]
     return calls
+
+
+def parse_pythonic(text: str, tools: object) -> Any:
+    """Calls as Llama 4 writes them, a list of Python's: mlx-lm's parser, which makes a call of other text as well."""
+    from mlx_lm.tool_parsers import pythonic
+
+    ast.parse(text.strip(), mode="eval")
+    return pythonic.parse_tool_call(text)
 
 
 def forced_schema(tools: Sequence[Mapping[str, Any]], choice: str) -> str:
