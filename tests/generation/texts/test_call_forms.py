@@ -53,6 +53,20 @@ FORMS = {
         + "</tool_call>",
         sep="\n",
     ),
+    "LongCat": form(
+        "<longcat_tool_call>{{ f.name }}\n"
+        + parameters(
+            "<longcat_arg_key>{{ key }}</longcat_arg_key>\n<longcat_arg_value>" + VALUE + "</longcat_arg_value>\n"
+        )
+        + "</longcat_tool_call>",
+        sep="\n",
+    ),
+    "FunctionGemma": "{%- macro pairs(of) %}{% for key in of %}{{ key }}:{{ one(of[key]) }}{{ ',' if not loop.last }}"
+    "{% endfor %}{% endmacro %}{% macro one(value) %}{% if value is string %}<escape>{{ value }}<escape>"
+    "{% elif value is mapping %}{{ '{' }}{{ pairs(value) }}{{ '}' }}{% elif value is iterable %}["
+    "{% for each in value %}"
+    "{{ one(each) }}{{ ',' if not loop.last }}{% endfor %}]{% else %}{{ value | tojson }}{% endif %}{% endmacro %}"
+    + form("<start_function_call>call:{{ f.name }}{{ '{' }}{{ pairs(f.arguments) }}{{ '}' }}<end_function_call>"),
     "MiniMax-M2": form(
         '<invoke name="{{ f.name }}">\n'
         + parameters('<parameter name="{{ key }}">' + VALUE + "</parameter>\n")
