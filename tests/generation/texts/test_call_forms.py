@@ -114,6 +114,7 @@ FORMS = {
         closes="]</calls>",
         sep=", ",
     ),
+    "nothing between calls": form('{"name": "{{ f.name }}", "arguments": ' + JSON + "}", opens="<calls>[", closes="]"),
     "xLAM": form('{"name": "{{ f.name }}", "arguments": ' + JSON + "}", opens="[", closes="]", sep=", "),
     "Llama 4, of JSON": form('{"name": "{{ f.name }}", "parameters": ' + JSON + "}"),
     "Llama 4, pythonic": form(

@@ -248,11 +248,7 @@ def test_what_waits_while_the_engine_has_an_interactive_batch_goes_before_bulk()
     assert batcher.next_work(1000.0) is None
     batcher.absorb(run(first), 1000.0)
     works = [first, second, given(batcher)]
-    assert [(work.urgent, [int(row[0]) for row in work.rows]) for work in works] == [
-        (True, [1]),
-        (True, [2]),
-        (False, [3]),
-    ]
+    assert [(work.urgent, [int(row[0]) for row in work.rows]) for work in works] == [(True, [1]), (True, [2]), (False, [3])]
 
 
 def test_a_last_batch_that_is_not_full_is_packed_again_with_what_came_since() -> None:

@@ -105,13 +105,11 @@ class _Form:
         while True:
             call, at = self.calls.read(text, at, tools)
             found.append(call)
-            between = self.between.match(text, at) if self.between is not None else None
-            if between is None or between.end() == len(text):
-                break
+            if self.closing.startswith(_squeezed(text[at:])):
+                return found
+            if self.between is None or (between := self.between.match(text, at)) is None:
+                raise ValueError("something follows the calls")
             at = between.end()
-        if not self.closing.startswith(_squeezed(text[at:])):
-            raise ValueError("something follows the calls")
-        return found
 
 
 def shows_calls(write: Write) -> bool:
@@ -281,7 +279,7 @@ def _parameters(one: str, write: Write) -> _Parameters | None:
     call_end = _MARK.match(last[len(value_end) :].lstrip())
     follows = "|".join(re.escape(each) for each in (key_begin.strip(), call_end[0] if call_end else "") if each)
     pattern = (
-        rf"\s*{_core(key_begin)}(?P<key>[^\n]+?)(?P<before>{befores})"
+        rf"\s*{_core(key_begin)}(?P<key>[^\n]{{1,256}}?)(?P<before>{befores})"
         rf"(?P<value>.*?){_core(value_end)}(?=\s*(?:{follows}|$))"
     )
     return _Parameters(
