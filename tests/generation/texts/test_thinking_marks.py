@@ -132,6 +132,7 @@ def test_thoughts_are_told_apart_beside_calls_that_mlx_lm_knows(loaded: LoadedMo
     from mlx_lm.tool_parsers import mistral
 
     own = copy.deepcopy(loaded.tokenizer._tokenizer)
+    own.chat_template = None
     own.add_tokens(["[THINK]", "[/THINK]", "[TOOL_CALLS]"])
     tokenizer = TokenizerWrapper(
         own,
