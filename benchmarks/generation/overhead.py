@@ -9,11 +9,10 @@ turns go on until that is less than is asked, or there were enough of them. The 
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..means.report import Report, median, progress, quantile, spread
+from ..means.report import Report, median, median_within, progress, quantile, spread
 from ..means.servers import server
 from .program import program
 from .queueing import generating
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 TURNS_A_ROUND = 8
 """At most; of the first round at least."""
-_CERTAIN = 0.98
-"""Half the 1.96 standard deviations of a normal distribution's 95 %: a binomial's are half the root of its count."""
 _ASKED, _SPREAD_ASKED = 0.95, 0.05
 
 
@@ -63,13 +60,6 @@ def tell(report: Report, subject: Subject, *, turns: int, seconds: float) -> lis
 def _ratios(bare: Sequence[Run], redis: Sequence[Run]) -> list[float]:
     around = [(before.per_s + after.per_s) / 2 for before, after in pairwise(bare)]
     return [run.per_s / mean for run, mean in zip(redis, around, strict=True)]
-
-
-def median_within(values: Sequence[float]) -> tuple[float, float]:
-    """Between which of the values the median of all that could be drawn lies, with 95 % certainty; of few with less."""
-    ordered = sorted(values)
-    at = max(0, math.floor(len(ordered) / 2 - _CERTAIN * math.sqrt(len(ordered))))
-    return ordered[at], ordered[-1 - at]
 
 
 def _told(report: Report, subject: Subject, bare: Sequence[Run], redis: Sequence[Run], note: str) -> list[Verdict]:

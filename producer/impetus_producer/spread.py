@@ -6,7 +6,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .client import Producer
+from .client import Closing, Producer
 from .enqueueing.spreading import Spread, portions
 from .errors import JobNotFoundError, NoServerError
 from .handles import EmbeddingHandle, GenerationHandle, RerankHandle
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .reading.until_error import UntilError
 
 
-class SpreadProducer(Spread[Producer, EmbeddingHandle, "Iterator[EmbeddingHandle]", GenerationHandle, RerankHandle]):
+class SpreadProducer(
+    Closing, Spread[Producer, EmbeddingHandle, "Iterator[EmbeddingHandle]", GenerationHandle, RerankHandle]
+):
     """A `Producer` for several servers, which get jobs by turns; `options` are a `Producer`'s.
 
     A server that is away is passed over, until it is back. What was on its way there when it went is waited for, as it
@@ -34,6 +36,10 @@ class SpreadProducer(Spread[Producer, EmbeddingHandle, "Iterator[EmbeddingHandle
         there = [each.is_there() for each in self.servers]
         if not any(there) and isinstance(error := self.servers[0].presence.error, NoServerError):
             raise error
+
+    def close(self) -> None:
+        for each in self.servers:
+            each.close()
 
     def somewhere(self) -> Producer:
         """The one whose turn it is, of those that are there; where none is, the first."""

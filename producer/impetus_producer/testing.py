@@ -97,7 +97,7 @@ class FakeWorker:
     def __exit__(self, *error: object) -> None:
         self._ending.set()
         self._thread.join()
-        self.producer.connection.close()
+        self.producer.close()
         self.connection.close()
 
     @property

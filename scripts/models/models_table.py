@@ -92,14 +92,16 @@ What follows is refused with a sentence that names the file and what in it, beca
 - a tokenizer that is missing, knows no word, is of another kind than its class, does not fit the model's table,
   or is read by transformers otherwise than its tokenizer.json says;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
-- PEFT adapters beside the weights, scaled angles (as YaRN's), modules other than Pooling, Dense and Normalize (late
-  interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
+- PEFT adapters beside the weights, modules other than Pooling, Dense and Normalize (late interaction as ColBERT's, CNN,
+  LSTM, WordEmbeddings, WeightedLayerPooling, Router);
+- angles (RoPE) scaled otherwise than `linear`, `dynamic`, `yarn` and `llama3` (as `longrope`), or by keys that are not
+  those of the type; `dynamic` with a `max_seq_length` beyond `max_position_embeddings`, where lengths decide;
 - language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3 and EuroBERT;
   windows of Qwen's;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
 - DeBERTa with convolutions or absolute positions (as v2-xlarge), and all of it by Core ML and Core AI;
 - Jina v2 by code other than `jina-bert-implementation` (base-es, base-code);
-- static tables that are folded up (model2vec's `mapping` and `weights`); of a static model's text 8,192 tokens count.
+- static tables that do not fit model2vec's `mapping` and `weights`; of a static model's text 8,192 tokens count.
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
 `include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.

@@ -34,8 +34,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def producer(connection: Redis) -> Producer:
-    return Producer(connection=connection)
+def producer(connection: Redis) -> Iterator[Producer]:
+    with Producer(connection=connection) as made:
+        yield made
 
 
 @pytest.fixture

@@ -150,6 +150,8 @@ class Request:
         if self.splitter is not None:
             said = self.splitter.whole(text, complete=reason == "stop")
             calls = self.tool_calls.of(said.calls) if self.tool_calls is not None else ()
+            if self.text.stopped and len(self.splitter.whole(text, complete=False).calls) < len(said.calls):
+                calls = None  # a stop string has cut one short, however much a parser makes of that
             if calls is None:
                 said = self.splitter.whole(text, complete=True, calls=False)
             text, reasoning = said.text, said.reasoning
@@ -238,12 +240,13 @@ class RequestReader:
     def begin(self, request: Request, *, alone: bool) -> Row:
         """A fresh run of its next answer. Raises `RequestError`, and what a library makes of what it was given."""
         work = request.work
-        request.text = TextBuilder(Detokenizer(self._decoding), work.stop)
         request.splitter = None
+        marks: tuple[str, ...] = ()
         if work.messages is not None:
-            request.splitter = self._channels.splitter(
-                thinking=request.thinking, calls=request.tool_calls is not None and not request.has_to_call
-            )
+            calls = request.tool_calls is not None and not request.has_to_call
+            request.splitter = self._channels.splitter(thinking=request.thinking, calls=calls)
+            marks = self._channels.marks_of(calls=calls)
+        request.text = TextBuilder(Detokenizer(self._decoding), work.stop, marks)
         request.logprobs.clear()
         processors = tuple(self._processors(request))
         draws = Draws(request.sampling)

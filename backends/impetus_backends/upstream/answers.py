@@ -7,7 +7,7 @@ what the queue's contract can hold.
 from __future__ import annotations
 
 import json
-import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 _LEAST_LOGPROB = -9999.0
 _MAX_NAME, _MAX_ID, _MAX_CALLS = 128, 256, 128
 _SAID_CHARACTERS = 300
+_MAX_CHARACTERS = 64 * 2**20
+"""Of all that is kept of an answer."""
+_MAX_COUNT = 2**53
+_STATUS = re.compile(r"[45]\d\d", re.ASCII)
+_REASONS = {
+    "length": ("length", "max_tokens", "max_length", "max_output_tokens", "model_length", "token_limit",
+               "model_context_window_exceeded"),
+    "tool_calls": ("tool_calls", "tool_call", "tool_use", "function_call"),
+    "kept back": ("content_filter", "safety", "sensitive", "recitation", "prohibited_content", "blocklist", "spii"),
+    "given up": ("abort", "aborted", "cancelled", "canceled", "error", "interrupted", "network_error", "timeout",
+                 "insufficient_system_resource", "unavailable", "malformed_function_call"),
+}  # fmt: skip
+"""What servers of several makes call how an answer ended; all else is that it ended by itself."""
+_MEANS = {word: meaning for meaning, words in _REASONS.items() for word in words}
 
 
 class UpstreamError(BackendError):
@@ -53,11 +67,15 @@ def said_by(body: str) -> str:
 
 def error_in(chunk: Mapping[str, Any]) -> UpstreamError | None:
     """A server that has begun to answer has no status left to say that it failed; it says so in a chunk."""
-    error = chunk.get("error")
-    if not error:
-        return None
-    code = error.get("code") if isinstance(error, dict) else None
-    permanent = isinstance(code, int) and 400 <= code < 600 and is_permanent(code)
+    says_why = isinstance(chunk.get("message"), str) or "detail" in chunk  # as vLLM did once, and as FastAPI does
+    return error_of(chunk) if chunk.get("error") or (says_why and "choices" not in chunk) else None
+
+
+def error_of(said: Any) -> UpstreamError:
+    """What a server that says this has failed of. `said`: JSON, or text."""
+    error = (said.get("error") or said) if isinstance(said, dict) else said
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    permanent = _STATUS.fullmatch(code) is not None and is_permanent(int(code))
     return UpstreamError(f"the upstream failed while it answered: {said_by(json.dumps(error))}", permanent=permanent)
 
 
@@ -66,6 +84,12 @@ class _CallInParts:
     id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+
+    def is_other(self, name: str, call_id: str, written: str, *, numbered: bool) -> bool:
+        """Whether a part that names a tool is of another call. There are servers that number all calls alike."""
+        if call_id:
+            return self.id not in ("", call_id[:_MAX_ID])
+        return (not numbered and name != self.name) or (bool(written) and _is_object("".join(self.arguments)))
 
 
 @dataclass(slots=True)
@@ -77,21 +101,33 @@ class _Choice:
     logprobs: list[Likely] = field(default_factory=list)
     reason: str | None = None
 
-    def take_call(self, delta: Any) -> None:
-        """A call, or the next part of one. There are servers that number all calls alike, and some that do not."""
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.text or self.reasoning or self.calls)
+
+    def take_call(self, delta: Any) -> int:
+        """Takes a call, or the next part of one; how many characters of arguments it has."""
         if not isinstance(delta, dict) or not isinstance(function := delta.get("function") or {}, dict):
             raise UpstreamError("the upstream wrote a call of a tool that is no object")
         call_id, name, index = _text(delta.get("id")), _text(function.get("name")), delta.get("index")
-        call = self.calls_by_index.get(index) if isinstance(index, int) else None
-        if call is None or (name and call_id and call.id not in ("", call_id)):
+        written = _arguments(function.get("arguments"))
+        call = self._begun(index, call_id)
+        if call is None or (name and call.is_other(name, call_id, written, numbered=isinstance(index, int))):
             if len(self.calls) == _MAX_CALLS:
                 raise UpstreamError(f"the upstream called more than {_MAX_CALLS} tools")
             call = _CallInParts()
             self.calls.append(call)
             self.calls_by_index[index if isinstance(index, int) else -len(self.calls)] = call
         call.id, call.name = call.id or call_id[:_MAX_ID], call.name or name
-        arguments = function.get("arguments")
-        call.arguments.append(json.dumps(arguments) if isinstance(arguments, dict) else _text(arguments))
+        call.arguments.append(written)
+        return len(written)
+
+    def _begun(self, index: Any, call_id: str) -> _CallInParts | None:
+        """The call that a part belongs to, if it is not the first of another. Some servers number none."""
+        if isinstance(index, int):
+            return self.calls_by_index.get(index)
+        begun = [each for each in self.calls if call_id and each.id == call_id[:_MAX_ID]] or self.calls
+        return begun[-1] if begun else None
 
     def answer(self, work: GenerationWork, number: int, *, cancelled: bool) -> Answer:
         reason = self.reason or "cancelled"
@@ -130,6 +166,9 @@ class Answers:
         self._pieces = 0
         """Chunks of the one that runs that held something, which are about as many tokens."""
         self._usage: Mapping[str, Any] = {}
+        self._characters = 0
+        self.model: str | None = None
+        """What the server says that answers."""
 
     @property
     def completion_tokens(self) -> int:
@@ -144,6 +183,11 @@ class Answers:
     def is_whole(self) -> bool:
         return len(self._choices) >= self._work.n and all(each.reason is not None for each in self._choices)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the request that runs was answered, whatever else the server may say to it."""
+        return len(self._choices) > self._before and all(each.reason is not None for each in self._choices)
+
     def __len__(self) -> int:
         return len(self._choices)
 
@@ -153,9 +197,9 @@ class Answers:
             raise error
         if isinstance(usage := chunk.get("usage"), dict):
             self._usage = usage
-        choices = chunk.get("choices") or []
-        if not isinstance(choices, list):
-            raise UpstreamError("the upstream sent choices that are no list")
+        if isinstance(model := chunk.get("model"), str):
+            self.model = model
+        choices = _list(chunk.get("choices"))
         return [progress for each in choices if (progress := self._take_choice(each)) is not None]
 
     def _take_choice(self, part: Any) -> Progress | None:
@@ -167,20 +211,21 @@ class Answers:
         while len(self._choices) <= number:
             self._choices.append(_Choice())
         choice = self._choices[number]
-        # A server that does not know streams sends a message; a continued prompt has its text beside these.
-        delta = part.get("delta") or part.get("message") or {}
+        # A server that does not know streams sends a message, and some that do send at the end all of it once more.
+        delta = part.get("delta") or (not choice.has_begun and part.get("message")) or {}
         if not isinstance(delta, dict):
             raise UpstreamError("the upstream sent a piece of an answer that is no object")
-        text = _text(delta.get("content")) or _text(part.get("text"))
-        reasoning = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
-        calls = delta.get("tool_calls") or []
-        if not isinstance(calls, list):
-            raise UpstreamError("the upstream sent calls of tools that are no list")
-        for call in calls:
-            choice.take_call(call)
+        text, thoughts = _content(delta.get("content"))
+        text = text or _text(part.get("text")) or _text(delta.get("refusal"))  # a continued prompt's is not in a delta
+        reasoning = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning")) or thoughts
+        former = delta.get("function_call")
+        calls = _list(delta.get("tool_calls")) or ([{"index": 0, "function": former}] if former else [])
+        self._characters += len(text) + len(reasoning) + sum(map(choice.take_call, calls))
+        if self._characters > _MAX_CHARACTERS:
+            raise UpstreamError(f"the upstream's answer is longer than {_MAX_CHARACTERS:,} characters")
         if self._work.logprobs and part.get("logprobs"):
             choice.logprobs += _likely(part["logprobs"])
-        if (reason := part.get("finish_reason")) is not None:
+        if reason := part.get("finish_reason"):  # some servers say "" until it has ended
             choice.reason = _reason(reason)
         self._pieces += bool(text or reasoning or calls)
         if not (text or reasoning):
@@ -191,7 +236,7 @@ class Answers:
 
     def end_of_request(self) -> None:
         """The request that runs was answered. Raises `UpstreamError` where that was no whole answer."""
-        if not self._choices[self._before :] or any(each.reason is None for each in self._choices):
+        if not self.has_ended:
             raise UpstreamError("the upstream ended its answer before it was whole")
         self._count_usage()
         self._before = len(self._choices)
@@ -212,16 +257,23 @@ class Answers:
         return answers
 
     def so_far(self) -> tuple[Answer, ...]:
-        """What there is of a work that ends now; the last of them says that it was cancelled."""
+        """What there is of a work that ends now; one of them at least says that it was cancelled."""
         self._count_usage()
-        ended = [each for each in self._choices if each.reason is not None]
-        begun = [each for each in self._choices if each.reason is None] or [_Choice()]
-        return tuple(each.answer(self._work, at, cancelled=True) for at, each in enumerate((*ended, *begun)))
+        choices = self._choices
+        if all(each.reason is not None for each in choices):
+            choices = [*choices, _Choice()]
+        return tuple(each.answer(self._work, at, cancelled=True) for at, each in enumerate(choices))
 
     def _check(self, answer: Answer) -> None:
         """Some servers pass over what they do not know. Nobody is to take their answer for what was promised."""
+        if answer.text and answer.logprobs == ():
+            raise UpstreamError("logprobs: the upstream sends none with its answers", permanent=True)
         if answer.finish_reason == "length":
             return
+        strict = [tool["function"]["name"] for tool in self._work.tools if tool["function"].get("strict")]
+        for call in answer.calls:
+            if call.name in strict and not _is_object(call.arguments):
+                raise UpstreamError(f"tools: the upstream called {call.name} with arguments that are no JSON object")
         wanted = self._work.tool_choice
         if self._work.tools and wanted not in ("auto", "none"):
             if not answer.calls:
@@ -246,6 +298,41 @@ def _text(value: Any) -> str:
     return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _content(value: Any) -> tuple[str, str]:
+    """Text, and thoughts. Some servers send a list of parts."""
+    if not isinstance(value, list):
+        return _text(value), ""
+    texts, thoughts = [], []
+    for part in value:
+        match part:
+            case {"type": "thinking", "thinking": list(thought)}:
+                thoughts.append(_content(thought)[0])
+            case {"type": "thinking", "thinking": thought}:
+                thoughts.append(_text(thought))
+            case {"type": "text" | "output_text", "text": text} | {"type": "refusal", "refusal": text}:
+                texts.append(_text(text))
+            case _:
+                raise UpstreamError("the upstream answered with a part that is no text")
+    return "".join(texts), "".join(thoughts)
+
+
+def _arguments(value: Any) -> str:
+    """Of a call, as JSON, of which some servers make text and some do not."""
+    if not isinstance(value, dict):
+        return _text(value)
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise UpstreamError("the upstream called a tool with numbers that JSON does not have") from None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _list(value: Any) -> list[Any]:
     if value is not None and not isinstance(value, list):
         raise UpstreamError("the upstream sent something else where a list belongs")
@@ -254,20 +341,16 @@ def _list(value: Any) -> list[Any]:
 
 def _count(usage: Any, name: str) -> int:
     value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value < _MAX_COUNT else 0
 
 
 def _reason(given: Any) -> str:
-    match given:
-        case "length":
-            return "length"
-        case "tool_calls" | "function_call":
-            return "tool_calls"
-        case "content_filter":
-            raise UpstreamError("the upstream keeps its answer back (content_filter)", permanent=True)
-        case "abort" | "error":
-            raise UpstreamError(f"the upstream gave its answer up ({given})")
-    return "stop"
+    meaning = _MEANS.get(_text(given).lower(), "stop")
+    if meaning == "kept back":
+        raise UpstreamError(f"the upstream keeps its answer back ({given})", permanent=True)
+    if meaning == "given up":
+        raise UpstreamError(f"the upstream gave its answer up ({given})")
+    return meaning
 
 
 def _likely(logprobs: Any) -> Iterator[Likely]:
@@ -292,6 +375,6 @@ def _likely(logprobs: Any) -> Iterator[Likely]:
 
 def _logprob(value: Any) -> float:
     """Neither JSON nor the contract has an infinity."""
-    if not isinstance(value, int | float) or math.isnan(value):
+    if not isinstance(value, int | float) or value != value:  # NaN; and not every int is a float
         return _LEAST_LOGPROB
-    return max(float(value), _LEAST_LOGPROB) if value < 0 else 0.0
+    return float(min(max(value, _LEAST_LOGPROB), 0.0))

@@ -17,7 +17,7 @@ from ..errors import BackendUnavailableError
 from ..protocol import EngineInfo, Event, Generated, GenerationWork, Rejected, Started, Work
 from .address import Address, read_address
 from .answers import Answers, UpstreamError, said_by
-from .exchange import Exchange, Patience, Told, bearer, without_key
+from .exchange import Exchange, Patience, Told, bearer, unreadable, without_key
 from .requests import refusal, request_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _STEP_S = 0.02
 _NEWS_A_STEP = 1000
 _CLOSING_S = 1.0
 _LONGEST_LIST = 4 * 2**20
+_LONGEST_NAME = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -103,8 +104,14 @@ class UpstreamEngine:
     def _end_cancelled(self, running: _Running) -> None:
         try:
             self._end(running, running.answers.so_far())
-        except UpstreamError as error:  # half an answer may be as wrong as a whole one
-            self._events.append(Rejected(running.work.id, str(error), error.permanent))
+        except Exception as error:  # noqa: BLE001 - half an answer may be as wrong as a whole one
+            self._fail(running, error)
+
+    def _fail(self, running: _Running, error: Exception) -> None:
+        """What is wrong with an answer, if it is only that we stumble over it, is that request's alone."""
+        if not isinstance(error, UpstreamError):
+            error = unreadable(error)
+        self._events.append(Rejected(running.work.id, without_key(str(error), self._key), error.permanent))
 
     def pending(self) -> int:
         return len(self._waiting) + len(self._running) + len(self._events)
@@ -155,16 +162,17 @@ class UpstreamEngine:
                 continue  # it was cancelled
             try:
                 self._take(exchange, running, told)
-            except UpstreamError as error:
+            except Exception as error:  # noqa: BLE001 - see there
                 exchange.cancel()
                 self._running.pop(exchange, None)
-                self._events.append(Rejected(running.work.id, str(error), error.permanent))
+                self._fail(running, error)
 
     def _take(self, exchange: Exchange, running: _Running, told: Told) -> None:
-        if isinstance(told, UpstreamError):
-            raise told
         answers = running.answers
-        if told is not None:
+        if isinstance(told, UpstreamError):
+            if not answers.has_ended:
+                raise told
+        elif told is not None:
             pieces = answers.take(told)
             if running.first_token_at is None and answers.has_begun:
                 running.first_token_at = self._clock()
@@ -192,7 +200,7 @@ class UpstreamEngine:
                 total_s=now - running.admitted_at,
                 model=_shown(model),
                 fingerprint=_fingerprint(self._address, model),
-                note=self._info.note,
+                note=_note(model, answers.model),
                 cached_tokens=answers.cached_tokens,
                 reasoning_tokens=answers.reasoning_tokens,
                 sampling={name: value for name in drawn if (value := getattr(work, name)) is not None},
@@ -267,7 +275,8 @@ def _listed(address: Address, key: str | None, patience: Patience, *, asked: boo
         raise BackendUnavailableError(f"openai: {address}/models answers {status}{f' ({said})' if said else ''}{hint}")
     with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
         names = [each["id"] for each in json.loads(body)["data"]]
-        return [name for name in dict.fromkeys(names) if isinstance(name, str) and name]
+        known = [name for name in names if isinstance(name, str) and name.isprintable()]
+        return [name for name in dict.fromkeys(known) if 0 < len(name) <= _LONGEST_NAME]
     if asked:
         return []
     raise BackendUnavailableError(
@@ -286,6 +295,18 @@ def _called(name: str, listed: Sequence[str]) -> str:
 def _shown(name: str) -> str:
     """The name results carry: of a folder, which says where things lie on that machine, only what it is called."""
     return name.rstrip("/").rpartition("/")[2] or name if name.startswith(("/", "~")) else name
+
+
+def _note(asked: str, said: str | None) -> str | None:
+    """Some servers answer with what they have loaded, whatever they are asked for."""
+    if said is None or _last(said) == _last(asked):
+        return None
+    return f"the upstream says that {said_by(_shown(said))} answered"
+
+
+def _last(name: str) -> str:
+    """Of a model's name, without the place where it lies."""
+    return name.rstrip("/").rpartition("/")[2].removesuffix(":latest").lower()
 
 
 def _fingerprint(address: Address, model: str) -> str:

@@ -10,22 +10,22 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .answers import UpstreamError, is_permanent, said_by
+from .events import chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .address import Address
 
-_LONGEST_LINE = 16 * 2**20
-_LONGEST_BODY = 64 * 2**20
 _LONGEST_ERROR = 64 * 2**10
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.25, 2.0
 """Between two tries to connect."""
-_RESETS = 3
-_DONE = "[DONE]"
+_MORE_TRIES = 3
+_BUSY = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,14 @@ class Patience:
 
 class _ResetError(ConnectionResetError):
     """The connection was reset before any answer came."""
+
+
+class _BusyError(UpstreamError):
+    """The server has begun nothing. `after_s`: when it wants to be asked again, if it says so."""
+
+    def __init__(self, message: str, *, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = after_s
 
 
 Told: TypeAlias = "dict[str, Any] | UpstreamError | None"
@@ -110,18 +118,20 @@ class Exchange:
         except (OSError, http.client.HTTPException, ValueError) as error:
             ended = UpstreamError(f"the connection to the upstream at {self._address} broke ({_named(error)})")
         except Exception as error:  # noqa: BLE001 - a fault of ours ends this request, and is no silence
-            ended = UpstreamError(f"the upstream's answer could not be read ({_named(error)})")
+            ended = unreadable(error)
         self._tell(self, ended)
 
     def _chunks(self) -> Iterator[dict[str, Any]]:
-        """Those of one answer. A server whose queue of connections is full resets some of them: these are tried again,
-        a few times only, for it may also be the request that it dies of."""
+        """Those of one answer. None has come where a server is busy, and where it resets the connection, as one does
+        whose queue of them is full: then it is asked again, a few times only, for it may be the request that it dies
+        of."""
         until, wait_s = time.monotonic() + self._patience.away_s, _FIRST_WAIT_S
-        for _ in range(_RESETS):
+        for _ in range(_MORE_TRIES):
             try:
                 yield from self._chunks_of_one_try()
-            except _ResetError:
-                if time.monotonic() >= until or self._cancelled.wait(wait_s):
+            except (_ResetError, _BusyError) as error:
+                pause_s = max(wait_s, error.after_s if isinstance(error, _BusyError) else 0.0)
+                if time.monotonic() + pause_s > until or self._cancelled.wait(pause_s):
                     raise
                 wait_s = min(2 * wait_s, _MAX_WAIT_S)
             else:
@@ -135,26 +145,33 @@ class Exchange:
         try:
             own = connection.sock
             own.settimeout(self._patience.first_s)
-            headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Connection": "close"}
-            body = json.dumps(self._body).encode()
-            try:
-                connection.request("POST", self._path, body, headers | bearer(self._key))
-                answer = connection.getresponse()
-            except http.client.RemoteDisconnected:
-                raise
-            except (ConnectionResetError, BrokenPipeError) as error:
-                raise _ResetError(*error.args) from None
-            with answer as response:
-                if response.status != 200:
+            with self._asked(connection) as response:
+                if not 200 <= response.status < 300:
                     raise self._refused(response)
-                if response.headers.get_content_type() == "text/event-stream":
-                    yield from self._events(response, own)
-                else:
-                    yield _chunk(response.read(_LONGEST_BODY).decode("utf-8", "replace"))
+                if packed := _packed(response):
+                    raise UpstreamError(f"the upstream packs its answer ({packed}), which it was not asked to do")
+                for chunk in chunks_of(response):
+                    yield chunk
+                    if not response.isclosed():
+                        own.settimeout(self._patience.between_s)
         finally:
             with self._lock:
                 self._socket = None
             connection.close()
+
+    def _asked(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Connection": "close"}
+        body, broken = json.dumps(self._body).encode(), False
+        try:
+            connection.request("POST", self._path, body, headers | bearer(self._key))
+        except (ConnectionResetError, BrokenPipeError):
+            broken = True  # it may have answered before it had heard all, such as 413
+        try:
+            return connection.getresponse()
+        except (ConnectionResetError, BrokenPipeError) as error:
+            if isinstance(error, http.client.RemoteDisconnected) and not broken:
+                raise
+            raise _ResetError(*error.args) from None
 
     def _connect(self) -> http.client.HTTPConnection | None:
         """None where nobody wants it any more."""
@@ -180,44 +197,37 @@ class Exchange:
         return None
 
     def _refused(self, response: http.client.HTTPResponse) -> UpstreamError:
-        said = ""
+        said = said_by(response.headers.get("Location", "").partition("?")[0])
         with contextlib.suppress(OSError, http.client.HTTPException):
-            said = without_key(said_by(response.read(_LONGEST_ERROR).decode("utf-8", "replace")), self._key)
+            if not said and not _packed(response):
+                said = said_by(response.read(_LONGEST_ERROR).decode("utf-8", "replace"))
         sentence = f"the upstream answers {response.status}" + (f": {said}" if said else "")
+        if response.status in _BUSY:
+            return _BusyError(sentence, after_s=_retry_after_s(response.headers.get("Retry-After")))
         return UpstreamError(sentence, permanent=is_permanent(response.status))
 
-    def _events(self, response: http.client.HTTPResponse, own: socket.socket) -> Iterator[dict[str, Any]]:
-        """Server-sent events, until the last one or the end of the connection."""
-        data: list[str] = []
-        while raw := response.readline(_LONGEST_LINE):
-            if len(raw) == _LONGEST_LINE:
-                raise UpstreamError(f"the upstream sent a line of more than {_LONGEST_LINE:,} bytes")
-            line = raw.decode("utf-8", "replace").rstrip("\r\n")
-            field, _, value = line.partition(":")
-            if field == "data":
-                data.append(value.removeprefix(" "))
-            elif field == "error":  # so does llama.cpp, in the middle of a stream
-                raise UpstreamError(f"the upstream failed while it answered: {said_by(value)}")
-            elif not line and data:
-                event, data = "\n".join(data), []
-                if event.strip() == _DONE:
-                    return
-                yield _chunk(event)
-                own.settimeout(self._patience.between_s)
-        if data and (event := "\n".join(data).strip()) != _DONE:
-            yield _chunk(event)
 
-
-def _chunk(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise UpstreamError(f"the upstream sent what is no JSON object: {said_by(text)[:100]!r}")
-    return value
+def unreadable(error: Exception) -> UpstreamError:
+    return UpstreamError(f"the upstream's answer could not be read ({_named(error)})")
 
 
 def _named(error: Exception) -> str:
     """On one line; of what the operating system says the words alone."""
     return said_by(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
+def _packed(response: http.client.HTTPResponse) -> str:
+    """How a body is packed that we have not asked to have packed; mostly empty."""
+    encoding = str(response.headers.get("Content-Encoding") or "").strip().lower()
+    return "" if encoding == "identity" else said_by(encoding)[:20]
+
+
+def _retry_after_s(given: str | None) -> float:
+    """Seconds, or a date as of HTTP; 0 for neither."""
+    if given is None:
+        return 0.0
+    with contextlib.suppress(ValueError):
+        return float(given)
+    with contextlib.suppress(ValueError, TypeError):
+        return parsedate_to_datetime(given).timestamp() - time.time()
+    return 0.0

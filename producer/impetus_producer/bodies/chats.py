@@ -21,8 +21,8 @@ _OURS = ("prompt", "cancel_if_abandoned")
 
 def chat_payload(fields: Mapping[str, Any]) -> tuple[GenerationRequest, dict[str, Any]]:
     """What a body asks for, and what is sent for it. Raises `InvalidRequestError`."""
+    said = GenerationRequest.what_says_something(fields)
     for name in _OURS:
-        if name in fields:
+        if name in said:
             raise InvalidRequestError(f"{name}: there is no such field", field=name)
-    request = parse_request(GenerationRequest, fields)
-    return request, {name: value for name, value in fields.items() if value is not None}
+    return parse_request(GenerationRequest, said), said

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..chat_completions import finish_reason, usage
-from ..contract import GenerationRequest, GenerationUsage, StreamOptions
-from ..contract.conversation import ResponseFormat, Wire, invalid, without_nulls
+from ..contract.conversation import Asked, ResponseFormat, invalid
+from ..contract.elsewhere import CHANGE_NOTHING
+from ..contract.generation import GenerationRequest, GenerationUsage, StreamOptions, TopK, TopP
 from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError
 
@@ -39,8 +41,16 @@ def _texts(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class CompletionsBody(Wire):
+_CHANGE_NOTHING = MappingProxyType(
+    {name: each for name, each in CHANGE_NOTHING.items() if name not in _OWN}
+    | {"priority": (0,), "store": (False,), "suffix": ("",)}
+)
+
+
+class CompletionsBody(Asked):
     """Texts to go on with, as in OpenAI's older API."""
+
+    changes_nothing = _CHANGE_NOTHING
 
     prompt: Annotated[_Texts, BeforeValidator(_texts, json_schema_input_type=str | _Texts)]
     """A text, or a list of at most 128, which are answered together: choices of the first, then of the next. Token ids
@@ -52,8 +62,8 @@ class CompletionsBody(Wire):
     best_of: Annotated[int, Field(gt=0)] | None = None
     """As many as `n`: nothing is made to be thrown away."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
@@ -74,8 +84,6 @@ class CompletionsBody(Wire):
     user: str | None = None
     """Taken for OpenAI's sake."""
 
-    _nulls = model_validator(mode="before")(without_nulls)
-
     @model_validator(mode="after")
     def _nothing_thrown_away(self) -> CompletionsBody:
         if self.best_of not in (None, self.n):
@@ -92,7 +100,8 @@ def completion_payload(body: CompletionsBody, fields: Mapping[str, Any]) -> dict
 
 def completion_payloads(body: CompletionsBody, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """As `completion_payload`, one for each prompt."""
-    payload = {name: value for name, value in fields.items() if value is not None and name not in _OWN}
+    said = CompletionsBody.what_says_something(fields)
+    payload = {name: value for name, value in said.items() if name not in _OWN}
     payload |= {"prompt": body.prompt[0], "max_tokens": body.max_tokens}
     if body.logprobs is not None:
         payload |= {"logprobs": True, "top_logprobs": body.logprobs}

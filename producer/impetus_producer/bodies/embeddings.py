@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import to_json
 
 from ..contract import MAX_TEXTS_PER_JOB, PROMPTINGS, EmbeddingRequest, SparseBlock
-from ..contract.conversation import Wire, invalid
+from ..contract.conversation import Asked, invalid
 from ..enqueueing.parsing import parse_request
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _text_alone(value: Any) -> Any:
     return value
 
 
-class EmbeddingsBody(Wire):
+class EmbeddingsBody(Asked):
     """Texts to embed, as in OpenAI's API."""
 
     input: Annotated[Any, BeforeValidator(_text_alone, json_schema_input_type=str | _Texts)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from ..contract import MAX_DOCUMENTS_PER_JOB, RerankRequest
-from ..contract.conversation import Wire
+from ..contract.conversation import Asked
 from ..enqueueing.parsing import parse_request
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-class RerankBody(Wire):
+class RerankBody(Asked):
     """Documents to order by how relevant they are to a query."""
 
     query: Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=str)]

@@ -7,7 +7,9 @@ and shapes: https://platform.openai.com/docs/api-reference/chat/create
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -35,6 +37,29 @@ class Wire(BaseModel):
 
     # defer_build: services that only enqueue pay for the models they use.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True)
+
+
+class Asked(Wire):
+    """What services ask for: null says the same as nothing."""
+
+    not_read: ClassVar[frozenset[str]] = frozenset()
+    """Names of what others write there for themselves."""
+    changes_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
+    """By names of fields that there are elsewhere, the values that ask for what is done here anyway."""
+
+    @classmethod
+    def what_says_something(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that ask for something here, or that there are not."""
+        return {
+            name: each
+            for name, each in fields.items()
+            if each is not None and name not in cls.not_read and each not in cls.changes_nothing.get(name, ())
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_far_as_it_says_something(cls, value: Any) -> Any:
+        return cls.what_says_something(value) if isinstance(value, dict) else value
 
 
 class Told(Wire):
@@ -72,17 +97,8 @@ def checked_text(value: Any, what: str = "the text") -> str:
     return value
 
 
-def without_nulls(value: Any) -> Any:
-    """An object without its fields that are null, which stand for what holds where nothing is said."""
-    if isinstance(value, dict):
-        return {name: each for name, each in value.items() if each is not None}
-    return value
-
-
-_MARKS = ("cache_control", "prompt_cache_breakpoint")
-"""What some clients write on a part for servers that bill what they remember, and is not read."""
-_PARSED = "parsed_arguments"
-"""What OpenAI's package adds to a call that it has parsed, and sends back with it."""
+_NOT_READ_ON_PARTS = ("annotations", "cache_control", "prompt_cache_breakpoint")
+"""The marks are for servers that bill what they remember."""
 
 
 class ContentPart(Wire):
@@ -103,7 +119,8 @@ class ContentPart(Wire):
         if kind not in ("text", "refusal"):
             return {"type": kind, "other": value}
         text = value.get(kind, value.get("text"))
-        if more := sorted(value.keys() - {"type", "text", kind, *_MARKS}):
+        given = {name for name, each in value.items() if each is not None and name not in _NOT_READ_ON_PARTS}
+        if more := sorted(given - {"type", "text", kind}):
             raise invalid("there is no such field", field=str(more[0]))
         return {"type": "text", "text": checked_text(text, f"a part's {kind}")}
 
@@ -121,19 +138,18 @@ def _as_parts(value: Any) -> Any:
     return [{"type": "text", "text": checked_text(value)}] if isinstance(value, str) else value
 
 
-class CalledFunction(Wire):
+class CalledFunction(Asked):
+    not_read = frozenset({"parsed_arguments", "provider_specific_fields"})
+
     name: Annotated[str, Field(min_length=1, max_length=128)]
     arguments: Annotated[str, BeforeValidator(checked_text)] = "{}"
     """JSON, as the model wrote it."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _as_written(cls, value: Any) -> Any:
-        return {name: each for name, each in value.items() if name != _PARSED} if isinstance(value, dict) else value
 
-
-class ToolCall(Wire):
+class ToolCall(Asked):
     """What a model wants done: one call of one of the request's tools."""
+
+    not_read = frozenset({"provider_specific_fields", "extra_content"})
 
     id: Annotated[str, Field(min_length=1, max_length=256)]
     type: Literal["function"] = "function"
@@ -141,11 +157,12 @@ class ToolCall(Wire):
     index: int | None = None
     """Its place among the calls of an answer, which streams state."""
 
-    _nulls = model_validator(mode="before")(without_nulls)
 
-
-class Message(Wire):
+class Message(Asked):
     """One turn of a conversation. `developer` speaks as `system` does."""
+
+    not_read = frozenset({"annotations", "cache_control", "parsed", "provider_specific_fields"})
+    """What OpenAI's package and LiteLLM add to answers that are sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
@@ -165,19 +182,13 @@ class Message(Wire):
     """The same, by the name that some servers answer with."""
     refusal: Annotated[str, BeforeValidator(checked_text)] | None = None
     """Taken as text where there is no other."""
-    annotations: list[Any] = Field(default_factory=list)
-    """Taken for OpenAI's sake, and not read."""
-    provider_specific_fields: dict[str, Any] | None = None
-    """Taken for LiteLLM's sake, which adds it to answers that are sent back."""
-    cache_control: dict[str, Any] | None = None
-    """Taken for LiteLLM's sake, as on parts."""
-    parsed: Any = None
-    """Taken for the sake of OpenAI's package, which sends back with an answer what it has read in it."""
-    thinking_blocks: None = None
+    reasoning_details: list[Any] = Field(default_factory=list)
+    """What it thought once more, as OpenRouter has it, which is not read."""
+    thinking_blocks: list[Any] = Field(default_factory=list)
+    """The same, as LiteLLM has it."""
+    prefix: Literal[False] = False
     audio: None = None
     function_call: None = None
-
-    _nulls = model_validator(mode="before")(without_nulls)
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
@@ -185,7 +196,10 @@ class Message(Wire):
             raise invalid("tool_calls and reasoning_content are an assistant's")
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise invalid("tool_call_id goes with the role tool, and with no other")
-        if "content" not in self.model_fields_set and not self.tool_calls and self.refusal is None:
+        for name in ("reasoning_details", "thinking_blocks"):
+            if getattr(self, name) and self.thoughts is None:
+                raise invalid("is read where reasoning_content says the same", field=name)
+        if "content" not in self.model_fields_set and not self.tool_calls and self.refusal is self.thoughts is None:
             raise invalid("this field is required", field="content")
         return self
 
@@ -200,7 +214,7 @@ class Message(Wire):
         return self.content[0].text if len(self.content) == 1 else "".join(part.text for part in self.content)
 
 
-class Function(Wire):
+class Function(Asked):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     description: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -208,35 +222,33 @@ class Function(Wire):
     strict: bool | None = None
     """Whether arguments that do not keep to the schema fail the answer."""
 
-    _nulls = model_validator(mode="before")(without_nulls)
 
-
-class Tool(Wire):
+class Tool(Asked):
     """A function that the model may ask to be called."""
+
+    not_read = frozenset({"cache_control"})
 
     type: Literal["function"]
     function: Function
-    cache_control: dict[str, Any] | None = None
-    """Taken for LiteLLM's sake, as on parts."""
 
 
-class _NamedFunction(Wire):
+class _NamedFunction(Asked):
     name: str
 
 
-class NamedTool(Wire):
+class NamedTool(Asked):
     """The one tool that the model has to call."""
 
     type: Literal["function"]
     function: _NamedFunction
 
 
-class _Allowed(Wire):
+class _Allowed(Asked):
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
-class AllowedTools(Wire):
+class AllowedTools(Asked):
     """Those of the tools that may be called now, as the model likes or one for certain; it reads of no other."""
 
     type: Literal["allowed_tools"]
@@ -278,7 +290,7 @@ def check_turns(messages: list[Message]) -> list[Message]:
     return messages
 
 
-class JsonSchema(Wire):
+class JsonSchema(Asked):
     """A named JSON schema, as in OpenAI's structured outputs."""
 
     json_schema: Annotated[dict[str, Any], Field(alias="schema")]
@@ -286,8 +298,6 @@ class JsonSchema(Wire):
     description: str = ""
     strict: bool | None = None
     """Taken for OpenAI's sake: an answer keeps to the schema in any case."""
-
-    _nulls = model_validator(mode="before")(without_nulls)
 
     @field_validator("json_schema")
     @classmethod
@@ -297,7 +307,7 @@ class JsonSchema(Wire):
         return value
 
 
-class ResponseFormat(Wire):
+class ResponseFormat(Asked):
     """What an answer has to be: any text, some JSON object, or JSON that keeps to a schema."""
 
     type: Literal["text", "json_object", "json_schema"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from .conversation import Told, Wire, checked_text, invalid, json_type
+from .conversation import Asked, Told, checked_text, invalid, json_type
 from .provenance import Provenance
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _checked_prompt(value: Any) -> str:
     return prompt
 
 
-class EmbeddingRequest(Wire):
+class EmbeddingRequest(Asked):
     """Texts to embed. Vectors come back in the order of `input`, one each, or one for each of their `chunks`."""
 
     input: Annotated[list[str], BeforeValidator(_checked_input)]

@@ -6,6 +6,7 @@ Names and meanings are those of OpenAI's chat completions, where those have them
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from .conversation import (
     MAX_TOOLS,
     AllowedTools,
+    Asked,
     Message,
     NamedTool,
     ResponseFormat,
@@ -20,30 +22,47 @@ from .conversation import (
     Tool,
     ToolCall,
     ToolChoice,
-    Wire,
     check_tools,
     check_turns,
     checked_text,
     invalid,
-    without_nulls,
 )
+from .elsewhere import CHANGE_NOTHING
 from .provenance import Provenance
+
+_Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class Reasoning(Asked):
+    """OpenRouter's form of `reasoning_effort`."""
+
+    effort: _Effort | None = None
+    exclude: Literal[False] = False
+
+
+def _limit(value: Any) -> Any:
+    """LM Studio and llama.cpp have -1 where there is none."""
+    return None if type(value) is int and value == -1 else value
+
+
+TopP: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda count: max(count, 0))]
+_Limit: TypeAlias = Annotated[Annotated[int, Field(gt=0, le=1_000_000)] | None, BeforeValidator(_limit)]
 
 
 def _checked_stop(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class StreamOptions(Wire):
+class StreamOptions(Asked):
+    changes_nothing = MappingProxyType({"continuous_usage_stats": (False,)})
     include_usage: bool = False
     """Taken for OpenAI's sake: a result always has its usage."""
     include_obfuscation: bool = False
     """Taken for OpenAI's sake."""
 
-    _nulls = model_validator(mode="before")(without_nulls)
 
-
-class PromptCacheOptions(Wire):
+class PromptCacheOptions(Asked):
     """Taken for OpenAI's sake: what prompts begin with is remembered while there is room."""
 
     mode: Literal["implicit", "explicit"] = "implicit"
@@ -77,7 +96,7 @@ def _bias_by_token(value: Any) -> Any:
     return made
 
 
-class GenerationRequest(Wire):
+class GenerationRequest(Asked):
     """A text to continue (`prompt`) or a conversation to answer (`messages`), one of the two.
 
     Names and meanings are those of OpenAI's chat completions, as far as they have any here; null says the same as
@@ -85,13 +104,15 @@ class GenerationRequest(Wire):
     that is silent too, all tokens may be drawn with their own probabilities. The result says what held.
     """
 
+    changes_nothing = CHANGE_NOTHING
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096), AfterValidator(check_turns)] | None = None
     prompt: str | None = None
     model: str | None = None
     """One of those the worker serves; none means its default."""
-    max_tokens: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
-    """None: what is left of the model's context, up to what the worker allows (`--max-answer-tokens`)."""
-    max_completion_tokens: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    max_tokens: _Limit = None
+    """None, or -1: what is left of the model's context, up to what the worker allows (`--max-answer-tokens`)."""
+    max_completion_tokens: _Limit = None
     """The same, by its newer name."""
     min_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """So many come before the text may end by itself."""
@@ -99,9 +120,9 @@ class GenerationRequest(Wire):
     """So many answers, made one after another in one place; the seed of each is one more than that before."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0 always takes the likeliest token."""
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_p: TopP | None = None
     """Draw from the likeliest tokens that together make up this probability; from one at least."""
-    top_k: Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda count: max(count, 0))] | None = None
+    top_k: TopK | None = None
     """Draw from so many of the likeliest tokens; 0, and vLLM's -1, from all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Draw from tokens at least so probable, as a share of the likeliest one's probability."""
@@ -145,8 +166,10 @@ class GenerationRequest(Wire):
     """The answer goes on from the last message, an assistant's, and holds only what is new."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further variables of the model's chat template; one that it does not know has no effect."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: _Effort | None = None
     """For templates that know it; `none` turns thinking off where it can be turned off."""
+    reasoning: Reasoning | None = None
+    """The same, in an object."""
     max_reasoning_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Of a model that thinks: after so many tokens its thoughts are brought to an end."""
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(check_tools)] = Field(default_factory=list)
@@ -185,8 +208,6 @@ class GenerationRequest(Wire):
     functions: Annotated[list[Any], BeforeValidator(_no_functions)] | None = None
     function_call: Annotated[Literal["none", "auto"], BeforeValidator(_no_functions)] | None = None
 
-    _nulls = model_validator(mode="before")(without_nulls)
-
     @field_validator("prompt", mode="before")
     @classmethod
     def _prompt_size(cls, value: Any) -> Any:
@@ -198,6 +219,8 @@ class GenerationRequest(Wire):
             raise invalid("send either 'prompt' or 'messages', and not both")
         if self.max_completion_tokens is not None and self.max_tokens not in (None, self.max_completion_tokens):
             raise invalid("is not max_tokens, which means the same", field="max_completion_tokens")
+        if self.reasoning_effort not in (None, self.effort):
+            raise invalid("is not reasoning_effort, which means the same", field="reasoning.effort")
         if self.top_logprobs and not self.logprobs:
             raise invalid("goes with 'logprobs': true", field="top_logprobs")
         if self.prompt is not None:
@@ -223,7 +246,7 @@ class GenerationRequest(Wire):
             ("special_tokens", self.special_tokens == "text"),
             ("continue_final_message", self.continue_final_message),
             ("chat_template_kwargs", bool(self.chat_template_kwargs)),
-            ("reasoning_effort", self.reasoning_effort is not None),
+            ("reasoning_effort", self.effort is not None),
             ("max_reasoning_tokens", self.max_reasoning_tokens is not None),
             ("tools", bool(self.tools)),
         )
@@ -235,6 +258,11 @@ class GenerationRequest(Wire):
     def most_tokens(self) -> int | None:
         """Of an answer; None where the request does not say."""
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    @property
+    def effort(self) -> str | None:
+        """To think with, by whichever name it is asked for."""
+        return self.reasoning.effort if self.reasoning is not None and self.reasoning.effort else self.reasoning_effort
 
     @property
     def keeps_to_a_form(self) -> bool:

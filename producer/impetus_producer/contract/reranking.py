@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .conversation import Told, Wire, checked_text, invalid, json_type, without_nulls
+from .conversation import Asked, Told, checked_text, invalid, json_type
 from .provenance import Provenance
 
 MAX_DOCUMENTS_PER_JOB = 2048
@@ -40,7 +40,7 @@ def _checked_document(value: Any, what: str) -> str:
     return checked_text(value["text"], f"the text of {what}")
 
 
-class RerankRequest(Wire):
+class RerankRequest(Asked):
     """Documents to order by how relevant they are to a query. Null says the same as nothing."""
 
     query: Annotated[str, BeforeValidator(_checked_query)]
@@ -59,8 +59,6 @@ class RerankRequest(Wire):
     """Read no more than so many tokens of a document; none means as many as the model has room for."""
     truncate: bool = True
     """Cut off what the model has no room for, of the longer of the two first. False: fail the job instead."""
-
-    _nulls = model_validator(mode="before")(without_nulls)
 
     @model_validator(mode="after")
     def _goes_together(self) -> RerankRequest:

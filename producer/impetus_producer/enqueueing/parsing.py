@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..contract import EmbeddingRequest, GenerationRequest, RerankRequest
-from ..contract.conversation import json_type
+from ..contract.conversation import Asked, json_type
 from ..errors import InvalidRequestError
 from ..shown import printable
 
@@ -31,6 +31,8 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
     """The request in `payload`, or an `InvalidRequestError` of one sentence that names the field."""
     if not isinstance(payload, dict):
         raise InvalidRequestError(f"the request must be a JSON object, not {json_type(payload)}")
+    if issubclass(kind, Asked):
+        payload = kind.what_says_something(payload)
     if not payload.keys() <= kind.model_fields.keys():  # before pydantic writes a complaint about each
         unknown = payload.keys() - kind.model_fields.keys()
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""

@@ -229,7 +229,7 @@ class Requests(Generic[EmbeddingT, EmbeddingsT, GenerationT, RerankingT]):
             "cancel_if_abandoned": cancel_if_abandoned or None,
             **more,
         }
-        payload = {name: value for name, value in fields.items() if value is not None}
+        payload = GenerationRequest.what_says_something(fields)
         parse_request(GenerationRequest, payload)
         return self._generation(payload, bulk)
 

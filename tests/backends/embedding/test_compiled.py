@@ -207,6 +207,16 @@ def test_what_compiled_shapes_keep_is_bounded_and_the_one_that_was_last_used_lon
     assert (runs(compiled, device, 2, 1), runs(compiled, device, 1, 1)) == ("p", "c")
 
 
+def test_of_very_many_shapes_those_that_came_last_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_module, "_MOST_SHAPES", 2)
+    device = Device(plain_s=2.0, compiled_s=1.0, kept_bytes=40)
+    compiled = device.run()
+    for rows in (1, 2, 3):
+        assert runs(compiled, device, rows, 8).endswith("cc")
+    assert device.memory_bytes() == 80
+    assert (runs(compiled, device, 2, 1), runs(compiled, device, 3, 1), runs(compiled, device, 1, 1)) == ("c", "c", "p")
+
+
 def test_a_shape_that_keeps_more_than_all_may_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_module, "_MOST_BYTES", 100)
     device = Device(plain_s=2.0, compiled_s=1.0, kept_bytes=101)

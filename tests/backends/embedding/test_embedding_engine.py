@@ -190,14 +190,14 @@ def test_minilm_on_the_cpu_passes_its_golden_check() -> None:
     assert report.largest_difference < 1e-5
 
 
-def spoilt(spoil: Callable[[NumpyEmbeddingBackend, Sequence[np.ndarray]], np.ndarray]) -> str:
+def spoilt(spoil: Callable[[NumpyEmbeddingBackend, Sequence[np.ndarray]], np.ndarray], model: str = "e5") -> str:
     """What the golden check says of a reference whose answers are spoilt."""
-    config = read_config(small_model("e5"))
+    config = read_config(small_model(model))
     reference = NumpyEmbeddingBackend(config)
     reference.load()
     backend = FakeBackend(lambda rows: spoil(reference, rows))
     with pytest.raises(BackendUnavailableError) as caught:
-        golden.check(backend, config, small_model("e5"))
+        golden.check(backend, config, small_model(model))
     return str(caught.value)
 
 
@@ -221,6 +221,8 @@ def test_the_golden_check_finds_the_faults_that_embedding_servers_have() -> None
     assert "lengths" not in spoilt(lambda reference, rows: reference.embed(rows[:1])).split("shape")[0]
     assert "not finite" in spoilt(lambda reference, rows: reference.embed(rows) * np.float32(np.nan))
     assert "length is off by 1.0000" in spoilt(lambda reference, rows: reference.embed(rows) * np.float32(0))
+    assert not read_config(small_model("electra")).normalised
+    assert "cosine 0.0" in spoilt(lambda reference, rows: reference.embed(rows) * np.float32(0), "electra")
 
 
 def test_the_golden_check_takes_a_vector_of_zeros_where_the_reference_has_one(tmp_path: Path) -> None:

@@ -59,7 +59,6 @@ def test_a_family_that_is_not_known_is_refused_by_its_name(tmp_path: Path, model
         ("eurobert", {"is_causal": True}, "is_causal True"),
         ("llama", {"mlp_bias": True}, "mlp_bias True"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, "angles scaled by"),
         ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
         ("llama", {"num_key_value_heads": 3}, "4 heads do not share 3"),
     ],

@@ -58,15 +58,62 @@ def test_rows_are_those_of_sentence_transformers_without_special_tokens(
             assert text.ids.tolist() == row[:8192].tolist()
 
 
-def test_a_table_under_model2vecs_name_is_the_same_and_one_that_is_folded_up_is_refused(folder: Path) -> None:
-    table = load_file(STATIC / "model.safetensors")["embedding.weight"]
-    save_file({"embeddings": table}, folder / "model.safetensors")
-    rows, engine = [np.array([7, 9], np.int32)], make_backend("numpy", folder)
-    engine.load()
-    expected = table[[7, 9]].mean(axis=0)
-    assert np.abs(engine.embed(rows)[0] - expected / np.linalg.norm(expected)).max() < 1e-6
-    save_file({"embeddings": table, "weights": table[:, 0].copy()}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match="have weights, and tables that are folded up so are not read"):
+def folded(rows: int, *, kind: type[np.generic] = np.float32, mapped: bool, weighed: bool) -> dict[str, np.ndarray]:
+    """A table as model2vec stores one, of as many tokens as the small model has, on so many rows."""
+    table, random = load_file(STATIC / "model.safetensors")["embedding.weight"], np.random.default_rng(1)
+    stored = {"embeddings": (table[:rows] * 30).astype(kind)}
+    if mapped:
+        stored["mapping"] = random.integers(0, rows, len(table))
+    if weighed:
+        stored["weights"] = random.random(len(table)).astype(np.float32)
+    return stored
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu", "mlx"])
+@pytest.mark.parametrize(
+    ("rows", "kind", "mapped", "weighed"),
+    [
+        (240, np.float32, False, False),
+        (240, np.float32, False, True),
+        (30, np.float32, True, False),
+        (30, np.float16, True, True),
+        (30, np.int8, True, True),
+    ],
+)
+def test_a_table_of_model2vec_has_a_row_for_each_token(
+    folder: Path, device: str, rows: int, kind: type[np.generic], mapped: bool, weighed: bool
+) -> None:
+    stored = folded(rows, kind=kind, mapped=mapped, weighed=weighed)
+    save_file(stored, folder / "model.safetensors")
+    backend = make_backend(device, folder)
+    backend.load()
+    tokens = np.array([7, 9, 239], np.int32)
+    places = stored["mapping"][tokens] if mapped else tokens
+    shares = stored["weights"][tokens] if weighed else np.ones(3)
+    expected = (stored["embeddings"][places].astype(np.float64) * shares[:, None]).mean(axis=0)
+    assert np.abs(backend.embed([tokens])[0] - expected / np.linalg.norm(expected)).max() < 1e-6
+    assert open_engine(backend, resolve(str(folder))).info.dimensions == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("weights", np.ones(1, np.float32), r"weights are \(1,\), of 240 tokens"),
+        ("weights", np.ones((240, 1), np.float32), r"weights are \(240, 1\), of 240 tokens"),
+        ("mapping", np.full(240, 30), "a mapping that does not name one of 30 rows"),
+        ("mapping", np.full(240, -1), "a mapping that does not name one of 30 rows"),
+        ("mapping", np.ones(240, np.float32), "a mapping that does not name one of 30 rows"),
+        ("embedding.weight", np.ones((240, 16), np.float32), "mapping beside embedding.weight"),
+    ],
+)
+def test_a_table_of_model2vec_that_does_not_fit_together_is_refused(
+    folder: Path, name: str, values: np.ndarray, reason: str
+) -> None:
+    stored = folded(30, mapped=True, weighed=False) | {name: values}
+    if name == "embedding.weight":
+        del stored["embeddings"]
+    save_file(stored, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=reason):
         read_config(folder)
 
 

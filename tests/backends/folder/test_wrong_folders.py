@@ -159,3 +159,15 @@ def test_a_transformer_in_a_folder_of_its_own_is_read_as_one_beside_the_others(t
     beside.load()
     apart.load()
     np.testing.assert_array_equal(apart.embed(rows), beside.embed(rows))
+
+
+def test_that_a_tokenizer_json_cuts_and_pads_rows_is_no_reason_to_refuse_it(tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("roberta"), tmp_path / "model")
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    model["merges"] = [" ".join(pair) for pair in model["merges"]]  # as older files have them
+    truncation = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
+    change(folder / "tokenizer.json", model=model, truncation=truncation, padding=padding)
+    texts = ["a text of a few words, and more of them than eight", ""]
+    found, expected = (TextEncoder.load(each).encode(texts) for each in (folder, small_model("roberta")))
+    assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected]

@@ -80,7 +80,7 @@ def test_cancelling_closes_the_connection_and_gives_what_came(server: ScriptedSe
     assert engine.pending() == 0
 
 
-def test_a_cancelled_request_for_several_answers_says_so_in_the_last_of_them(
+def test_a_cancelled_request_for_several_answers_says_so_in_each_that_was_not_whole(
     server: ScriptedServer, make_engine: Any
 ) -> None:
     def script(asked: Asked) -> None:
@@ -96,7 +96,7 @@ def test_a_cancelled_request_for_several_answers_says_so_in_the_last_of_them(
     engine.cancel(1)
     (said,) = engine.step()
     assert isinstance(said, Generated)
-    assert [(each.text, each.finish_reason) for each in said.answers] == [("whole", "stop"), ("half", "cancelled")]
+    assert [(each.text, each.finish_reason) for each in said.answers] == [("half", "cancelled"), ("whole", "stop")]
 
 
 def test_closing_the_engine_closes_its_connections(server: ScriptedServer, make_engine: Any) -> None:
@@ -198,7 +198,7 @@ def test_half_an_answer_and_garbage_are_failures_worth_another_try_and_the_next_
     server: ScriptedServer, make_engine: Any, script: Callable[[Asked], None], words: str
 ) -> None:
     server.script = script
-    engine = make_engine(IMPATIENT)
+    engine = make_engine(IMPATIENT if words == "fell silent" else None)
     said = refused(run(engine, work(stream=True)))
     assert words in said.message
     assert not said.permanent
@@ -209,11 +209,64 @@ def test_half_an_answer_and_garbage_are_failures_worth_another_try_and_the_next_
         asked.delta(content="x", finish_reason="stop")
 
     server.script = good
+    engine._patience = Patience()
     assert ended(run(engine, work(2))).text == "x"
 
 
+def _whole(asked: Asked) -> None:
+    asked.head()
+    asked.delta(content="whole")
+    asked.delta(finish_reason="stop")
+
+
+def _whole_and_silence(asked: Asked) -> None:
+    _whole(asked)
+    asked.until_closed()
+
+
+def _whole_and_reset(asked: Asked) -> None:
+    _whole(asked)
+    asked.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    asked.connection.close()
+
+
+def _whole_and_garbage(asked: Asked) -> None:
+    _whole(asked)
+    asked.event("{not JSON")
+
+
+@pytest.mark.parametrize("script", [_whole, _whole_and_silence, _whole_and_reset, _whole_and_garbage])
+def test_an_answer_that_is_whole_is_one_however_the_connection_ends(
+    server: ScriptedServer, make_engine: Any, script: Callable[[Asked], None]
+) -> None:
+    server.script = script
+    events = run(make_engine(IMPATIENT), work(n=1, stream=True))
+    assert (ended(events).text, ended(events).finish_reason) == ("whole", "stop")
+
+
 _anything = st.sampled_from(
-    [None, True, 0, 1, -1, 5, 1.5, float("nan"), "", "x", "\ud800", "stop", "abort", [], {}, [1], [None], {"a": 1}]
+    [
+        None,
+        True,
+        0,
+        1,
+        -1,
+        5,
+        1.5,
+        10**400,
+        -(10**400),
+        float("nan"),
+        "",
+        "x",
+        "\ud800",
+        "stop",
+        "abort",
+        [],
+        {},
+        [1],
+        [None],
+        {"a": 1},
+    ]
 )
 
 
@@ -307,7 +360,7 @@ def test_a_server_that_stays_away_is_a_failure_worth_another_try_and_waiting_can
         info = open_upstream(EngineConfig("generation", backend="openai", upstream=server.url)).info
     finally:
         server.end()
-    engine = UpstreamEngine(read_address(url), info, {"m": "m"}, patience=IMPATIENT)
+    engine = UpstreamEngine(read_address(url), info, {"m": "m"}, patience=Patience(away_s=0.0))
     said = refused(run(engine, work()))
     assert (said.permanent, said.message) == (False, f"the upstream at {url} takes no connection (Connection refused)")
     patient = UpstreamEngine(read_address(url), info, {"m": "m"})

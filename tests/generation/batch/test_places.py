@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 
 from impetus_backends.generation.batch.places import PlacedKVCache, bound_places, closed_ranks, in_places
-from impetus_backends.generation.batch.row import Row
-from impetus_backends.generation.batch.running import RunningBatch
-from impetus_backends.generation.batch.sampling import Draws, Sampling
-from impetus_backends.generation.prefixes import PrefixCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from impetus_backends.generation.models.loader import LoadedModel
 
 HEADS, NUMBERS = 2, 4
 
@@ -119,6 +113,21 @@ def test_what_was_not_a_number_in_a_place_is_gone_when_another_row_is_there() ->
     assert attended(cache, [7], [8]) == [[[4, 7]], [[5, 6, 8]]]
 
 
+def test_what_is_no_number_in_a_newcomer_s_padding_stays_behind() -> None:
+    """Where nothing may be attended to, as in padding, what a model computes may be none."""
+    import mlx.core as mx
+
+    newcomers = read([1, 2, 3], [4])
+    padding = mx.array([[0, 0, 0], [1, 1, 0]], dtype=mx.bool_)[:, None, :, None]
+    newcomers.keys, newcomers.values = (
+        mx.where(padding, mx.nan, each[..., :3, :]) for each in (newcomers.keys, newcomers.values)
+    )
+    (cache,) = in_places([newcomers])
+    assert np.isfinite(np.array(cache.keys)).all()
+    assert np.isfinite(np.array(cache.values)).all()
+    assert attended(cache, [7], [8]) == [[[1, 2, 3, 7]], [[4, 8]]]
+
+
 def test_a_row_that_has_read_nothing_yet_finds_its_place_empty() -> None:
     from mlx_lm.models.cache import BatchKVCache
 
@@ -141,64 +150,19 @@ def test_places_are_given_back_when_memory_is_counted_for_fewer() -> None:
     assert attended(cache, [3]) == [[[2, 3]]]
 
 
+def test_columns_are_given_back_though_all_places_are_wanted() -> None:
+    cache = placed([1.0] * 600, [2.0])
+    held = cache.nbytes
+    cache.filter(closed_ranks([1]))
+    cache.extend(read([3.0]))
+    bound_places([cache], rows=2, tokens=10)
+    assert cache.nbytes * 3 == held  # of 768 columns 256
+    assert attended(cache, [4], [5]) == [[[2, 4]], [[3, 5]]]
+
+
 def test_when_rows_leave_those_that_stay_keep_their_places_but_for_the_last_ones() -> None:
     for count in range(1, 7):
         for keep in itertools.chain.from_iterable(itertools.combinations(range(count), n) for n in range(count + 1)):
             order = closed_ranks(keep)
             assert sorted(order) == list(keep)
             assert all(place == row or row >= len(keep) for place, row in enumerate(order))
-
-
-@pytest.mark.parametrize(
-    ("streamed", "told", "runs"),
-    [
-        (False, [0, 1, 2, 0, 1, 2, 9], [(1, 39), (4, 1)]),  # its prompt, and one run of all
-        (True, [0, 1, 2, 9], [(1, 39), (1, 1)]),  # its prompt, its first token, and no more
-    ],
-)
-def test_a_prompt_that_is_read_through_is_answered_in_that_step_and_who_reads_along_waits_for_no_other(
-    loaded: LoadedModel, record: Any, streamed: bool, told: list[int], runs: list[tuple[int, int]]
-) -> None:
-    model, recorded = record(loaded)
-    batch = RunningBatch(model.model, (), prefill_tokens=64, prefixes=PrefixCache(0))
-
-    def row(number: int, tokens: int, streamed: bool = False) -> Row:
-        return Row(number, np.arange(5, 5 + tokens), 20, Draws(Sampling(temperature=0)), streamed=streamed)
-
-    for number in range(3):
-        batch.add(row(number, 10))
-    for _ in range(3):
-        batch.step()
-    batch.add(row(9, 40, streamed))
-    recorded.since_last_time()
-    assert [token.id for token in batch.step()] == told
-    assert [(call.rows, call.length) for call in recorded.since_last_time()] == runs
-    assert sorted(token.id for token in batch.step()) == [0, 1, 2, 9]
-    batch.close()
-
-
-def test_newcomers_of_both_kinds_join_in_one_step_and_say_what_they_say_alone(loaded: LoadedModel) -> None:
-    def row(number: int) -> Row:
-        return Row(
-            number,
-            np.arange(5, 9 + 7 * number),
-            12,
-            Draws(Sampling(temperature=0)),
-            alone=True,
-            streamed=number % 2 == 1,
-        )
-
-    def said(*numbers: int) -> dict[int, list[int]]:
-        batch = RunningBatch(loaded.model, (), prefill_tokens=64, prefixes=PrefixCache(0), read_apart=True)
-        tokens: dict[int, list[int]] = {number: [] for number in numbers}
-        for number in numbers:
-            batch.add(row(number))
-        while len(batch):
-            for token in batch.step():
-                tokens[token.id].append(token.token)
-        batch.close()
-        return tokens
-
-    alone = {number: said(number)[number] for number in range(4)}
-    assert said(0, 1, 2, 3) == alone
-    assert said(1, 3, 0, 2) == alone

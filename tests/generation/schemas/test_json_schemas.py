@@ -243,12 +243,48 @@ def test_a_thousand_optional_properties_are_refused_at_the_door(grammars: Gramma
 @pytest.mark.parametrize(
     "schema",
     [{"const": "a\0b"}, {"enum": [1, {"a": ["\x1f"]}]}, {"enum": [{"\x01": 1}]}, {"properties": {"\0": True}},
-     {"type": "object", "required": ["\x0b"]}, {"$defs": {"a": {"const": "\0"}}, "$ref": "#/$defs/a"}],
+     {"type": "object", "required": ["\x0b"]}, {"$defs": {"a": {"const": "\0"}}, "$ref": "#/$defs/a"},
+     {"const": "a\x7fb"}],
 )  # fmt: skip
 def test_a_constant_that_no_answer_spells_is_refused(schema: Any) -> None:
     with pytest.raises(RequestError, match="holds a control character"):
         keepable(schema)
-    assert keepable({"const": "\b\f\n\r\t\x7f"}) == {"const": "\b\f\n\r\t\x7f"}
+    assert keepable({"const": "\b\f\n\r\t\x80"}) == {"const": "\b\f\n\r\t\x80"}
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        "\x01",
+        "\x7f",
+        r"\x01",
+        r"\x{1}",
+        r"\u001F",
+        r"\u{1f}",
+        r"\U00000001",
+        r"\v",
+        r"\a",
+        r"[\x0b]",
+        "[\x01]",
+        r"[\v]",
+    ],
+)
+def test_a_character_of_a_pattern_that_no_answer_spells_is_not_left_out(
+    loaded: LoadedModel, grammars: Grammars, character: str
+) -> None:
+    with pytest.raises(RequestError, match="no JSON that satisfies it"):
+        grammars.constraint(json.dumps({"type": "string", "pattern": f"^a{character}b$"}))
+    for pattern in (f"^(a{character}b|cd)$", f"^c{character}?d$", f"^c[d{character.strip('[]')}]$"):
+        assert {*answers(loaded, grammars, {"type": "string", "pattern": pattern})} == {'"cd"'}
+    named = {"patternProperties": {f"^a{character}b$": True, "^cd$": {"const": 1}}, "additionalProperties": False}
+    assert not any('"ab"' in text for text in answers(loaded, grammars, {"type": "object", **named}))
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^[^\x00-\x1f\x7f]+$", r"^[\x01a]\\x01\t\n[]\v]\[\u0041[\x20-\x7e]$", "^.\x08\xa0$"]
+)
+def test_a_pattern_without_such_a_character_stays_as_it_is(pattern: str) -> None:
+    assert keepable({"pattern": pattern}) == {"pattern": pattern}
 
 
 def test_a_grammar_that_fails_on_the_way_is_found_out_by_its_trial() -> None:

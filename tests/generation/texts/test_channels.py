@@ -68,6 +68,12 @@ CASES: dict[str, tuple[Any, bool, str, tuple[str, str, list[str]]]] = {
     "two calls after a thought": (HERMES, False, "<think>x</think><tool_call>1</tool_call>\n<tool_call>2</tool_call>\n",
                                   ("", "x", ["1", "2"])),
     "a call that is not closed": (HERMES, False, "<tool_call>1", ("", "", ["1"])),
+    "a mark among words": (HERMES, False, "Write <think> a\n</think> b.", ("Write <think> a\n</think> b.", "", [])),
+    "a mark among words after a thought": (HERMES, False, "<think>Hm.</think>Write <think> a",
+                                           ("Write <think> a", "Hm.", [])),
+    "a call among words with a mark": (HERMES, False, "Write <think>.<tool_call>1</tool_call>",
+                                       ("Write <think>.", "", ["1"])),
+    "two thoughts": (HERMES, False, "<think>a</think>\n<think>b</think>Yes.", ("Yes.", "ab", [])),
     "half a mark": (HERMES, False, "a <thin", ("a <thin", "", [])),
     "harmony": (GPT_OSS, False, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
                 "Yes.<|return|>", ("Yes.", "Hm.", [])),
@@ -104,18 +110,6 @@ def test_of_an_answer_that_max_tokens_cuts_in_a_header_nothing_of_the_header_is_
     for cut in ("<|channel|>", "<|channel|>analysis", "<|channel|>final", "<|channel|>commentary to=func"):
         assert told(splitter.whole(cut, complete=False)) == ("", "", [])
     assert told(splitter.whole("<|channel|>final<|message|>a < b <", complete=False))[0] == "a < b <"
-
-
-def test_calls_as_apriel_writes_them_are_read_though_its_template_speaks_of_other_marks_too() -> None:
-    model = tokenizer()
-    model.chat_template = "in <tool_call></tool_call> tags: <tool_calls>[{...}]</tool_calls>{{ tools }}"
-    channels = Channels(model)
-    splitter = channels.splitter(thinking=False, calls=True)
-    assert splitter is not None
-    said = splitter.whole('Well.\n<tool_calls>[{"name": "look", "arguments": {"at": "x"}}]</tool_calls>', complete=True)
-    (call,) = ToolCalls(channels.parse_calls, [LOOK]).of(said.calls) or [None]
-    assert call is not None
-    assert (said.text, call.name, call.arguments) == ("Well.", "look", '{"at": "x"}')
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "<|" in CASES[case][2]] + ["gemma"])
@@ -179,7 +173,14 @@ def test_a_call_of_harmony_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["{", '{"name": "other", "arguments": {}}', '{"name": "look", "arguments": 1}', "[]"]
+    "written",
+    [
+        "{",
+        '{"name": "look", "arguments": {"at": NaN}}',
+        '{"name": "other", "arguments": {}}',
+        '{"name": "look", "arguments": 1}',
+        "[]",
+    ],
 )
 def test_what_is_no_call_stays_text(written: str) -> None:
     assert ToolCalls(HERMES.tool_parser, [LOOK]).of([written]) in (None, ())

@@ -44,6 +44,12 @@ ENDLESS_FOR_ZEBRAS = (
     "{% if 'zebra' in messages[-1].content %}" + ENDLESS + "{% endif %}"
     "{% for message in messages %}{{ message.content }}{% endfor %}"
 )
+OF_A_NAME = (
+    "{% for m in messages %}{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}"
+    "{% for key, value in call.function.arguments.items() %}({{ key }}={{ value }}){% endfor %}{% endfor %}"
+    "{% if m.role == 'tool' and not m.name %}{{ raise_exception('whose result is it?') }}{% endif %}"
+    "{{ m.name }}{% endfor %}"
+)
 NOBODY = "Hello. {% for message in messages %}{{ message.role }}{% endfor %}"
 
 
@@ -189,3 +195,30 @@ def test_a_template_that_never_ends_holds_up_the_loading_once_and_no_request(
         "the model's chat template did not come to an end within 2 s of computing"
     }
     assert not isinstance(ended[30], Rejected)
+
+
+def called(arguments: Any, **named: str) -> tuple[dict[str, Any], ...]:
+    call = {"id": "c1", "type": "function", "function": {"name": "wander", "arguments": arguments}}
+    return (
+        {"role": "user", "content": "Go."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "Gone.", "tool_call_id": "c1", **named},
+    )
+
+
+def test_a_template_that_asks_for_the_name_of_a_tool_with_its_result_finds_it_by_the_call(
+    with_template: Any, work: Any
+) -> None:
+    loaded = with_template(OF_A_NAME)
+    conversations = Conversations(loaded.tokenizer)
+    for named, wanted in (({}, "wander"), ({"name": "wanderer"}, "wanderer")):
+        tokens = conversations.tokens(work(1, None, messages=called({"at": "x"}, **named)))
+        assert loaded.tokenizer.decode(tokens) == f"Go.wander(at=x)Gone.{wanted}"
+
+
+def test_a_call_with_arguments_that_are_no_object_is_named_where_a_template_refuses_it(
+    with_template: Any, work: Any
+) -> None:
+    conversations = Conversations(with_template(OF_A_NAME).tokenizer)
+    with pytest.raises(RequestError, match=r"^message 2: a tool is called with arguments that are no JSON object"):
+        conversations.tokens(work(1, None, messages=called('{"at": ')))

@@ -146,6 +146,13 @@ def test_a_call_that_has_to_be_made_and_that_a_stop_string_cuts_short_is_text(sa
 
 
 @pytest.mark.parametrize("name", CALLING)
+def test_a_call_that_a_stop_string_cuts_short_is_text_and_none_of_what_is_left_of_it(says: Any, name: str) -> None:
+    (answer,) = ask(says(name, called(name)), stop=("aris",))[0].answers
+    assert (answer.calls, answer.finish_reason, answer.reasoning or "") == ((), "stop", MODELS[name].thought)
+    assert answer.text.endswith("P") or name == "gpt_oss"
+
+
+@pytest.mark.parametrize("name", CALLING)
 @pytest.mark.parametrize("choice", ["required", "=weather"])
 def test_a_call_that_has_to_be_made_is_made(says: Any, name: str, choice: str) -> None:
     forced = '{"name": "weather", "arguments": {"city": "Paris"}}'
@@ -193,6 +200,21 @@ def test_an_answer_in_words_is_the_same_streamed_and_whole(says: Any, name: str)
     assert ended.text.startswith(text)
     assert text
     assert ended.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_a_stop_string_ends_no_answer_within_the_marks_around_it(says: Any, name: str) -> None:
+    stop = ("\n\n", "think", "THINK", "assistant", "final", "hannel", "TOOL", "ACTION", "tool_call", "tool\u2581call")
+    model = MODELS[name]
+    opening = model.called.partition(model.thought)[0] + model.thought + model.answers if model.thought else ""
+    ended, text, thoughts = ask(
+        says(name, opening + model.begins * (not opening) + "It is warm.\n\nIt is dry."), stop=stop
+    )
+    assert (ended.text, ended.answers[0].reasoning or "") == ("It is warm.", model.thought)
+    assert "It is warm.".startswith(text)
+    assert model.thought.startswith(thoughts)
+    (answer,) = ask(says(name, called(name)), stop=stop[:-2])[0].answers
+    assert calls(answer) == [WEATHER], "though within a call they end it"
 
 
 def test_json_that_is_no_call_is_text_though_a_call_is_nothing_but_json_too(says: Any) -> None:
@@ -307,6 +329,15 @@ def test_of_several_templates_that_for_tools_says_how_calls_are_written(
     (answer,) = ask(engine)[0].answers
     assert calls(answer) == [WEATHER]
     assert "Knows the weather." in written(loaded, turns(("user", "Weather?")))
+
+
+@pytest.mark.parametrize("name", CALLING)
+@pytest.mark.parametrize("left_out", [("description",), ("parameters",), ("description", "parameters")])
+def test_what_a_tool_may_leave_out_no_template_refuses(of_template: Any, name: str, left_out: tuple[str, ...]) -> None:
+    whole: dict[str, Any] = {"name": "weather", "description": "Knows the weather.", "parameters": PLACE}
+    tool = {"type": "function", "function": {key: whole[key] for key in whole if key not in left_out}}
+    work = GenerationWork(1, None, turns(("user", "Weather?")), tools=(tool,))
+    assert "weather" in of_template(name).tokenizer.decode(Conversations(of_template(name).tokenizer).tokens(work))
 
 
 def test_a_template_without_tools_says_so(says: Any) -> None:

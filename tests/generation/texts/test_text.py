@@ -34,9 +34,9 @@ class Pieces:
         return self.text
 
 
-def built(text: str, size: int, stop: tuple[str, ...]) -> tuple[str, bool]:
+def built(text: str, size: int, stop: tuple[str, ...], marks: tuple[str, ...] = ()) -> tuple[str, bool]:
     detokenizer = Pieces(text, size)
-    builder = TextBuilder(detokenizer, stop)
+    builder = TextBuilder(detokenizer, stop, marks)
     for token in range(len(detokenizer)):
         builder.add(token)
     return builder.finish(), builder.stopped
@@ -217,3 +217,43 @@ def test_words_that_are_revised_are_streamed_once_they_are_settled(
 def test_lines_of_a_revising_tokenizer_are_streamed_when_they_end(revising: Any) -> None:
     so_far, _ = streamed(TextBuilder(Detokenizer(revising)), [REVISED.index(piece) for piece in ("a", "do", "\n", "b")])
     assert so_far == ["", "", "ado\n", "ado\n"]
+
+
+MARKS = ("<think>", "</think>", "<tool_call>")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 50])
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("<think>a</think>Think twice", ("think",), None),
+        ("<think>a</think>I think", ("think",), "<think>a</think>I "),
+        ("<think>\n</think>\n\nYes.\n\nNo.", ("\n\n",), "<think>\n</think>\n\nYes."),
+        ("a <thin line", ("<",), "a "),
+        ("a <thi", ("<",), "a "),
+        ("a <tool_call>b <c", ("<",), "a <tool_call>b "),
+        ("<think>b</think>baba", ("ba",), "<think>b</think>"),
+        ("Call</think><tool_call>x", ("ll>",), None),
+        ("<tool_call>aba", ("a",), "<tool_call>"),
+        ("<tool_call>", ("<tool_call>",), None),
+    ],
+)
+def test_within_a_mark_a_stop_string_ends_nothing(
+    text: str, stop: tuple[str, ...], expected: str | None, size: int
+) -> None:
+    assert built(text, size, stop, MARKS) == (text if expected is None else expected, expected is not None)
+
+
+@given(
+    text=st.text("<tool>\n a", max_size=30), stop=st.text("<tol>\n a", min_size=1, max_size=4), size=st.integers(1, 6)
+)
+def test_where_an_answer_with_marks_ends_does_not_depend_on_its_tokens(text: str, stop: str, size: int) -> None:
+    marks = ("<tool>", "<to")
+    assert built(text, size, (stop,), marks) == built(text, 1, (stop,), marks)
+    growing = Pieces(text, size)
+    builder = TextBuilder(growing, (stop,), marks)
+    told = ""
+    for token in range(len(growing)):
+        builder.add(token)
+        told += builder.take()
+    assert builder.finish().startswith(told)

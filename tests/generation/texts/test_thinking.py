@@ -128,8 +128,14 @@ def test_a_model_that_does_not_think_after_all_is_kept_to_the_schema_from_the_fi
 
 
 @pytest.mark.parametrize("most", [0, 1, 5])
-def test_thoughts_are_brought_to_an_end(says: Any, work: Any, most: int) -> None:
-    ended, _ = asked(says("thinking on and on and on", OPENED), work, max_reasoning_tokens=most, min_tokens=1)
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [(OPENED, ""), (CLOSED, "<think>"), (CLOSED, "\n<think>\n")],
+    ids=["opened by the template", "opened by the model", "after a line break"],
+)
+def test_thoughts_are_brought_to_an_end(says: Any, work: Any, template: str, opening: str, most: int) -> None:
+    engine = says(opening + "thinking on and on and on", template)
+    ended, _ = asked(engine, work, max_reasoning_tokens=most, min_tokens=1)
     assert ended.reasoning_tokens == most + 1, "and the mark that ends them"
     assert ended.finish_reason == "stop"
     assert "on" in ended.text

@@ -106,6 +106,13 @@ def test_thoughts_are_brought_to_an_end_by_a_mark_that_is_spelt(
     assert marks[1] not in ended.text
 
 
+@pytest.mark.parametrize("most", range(8))
+def test_a_mark_that_a_model_has_begun_by_itself_is_not_begun_again(says: Any, work: Any, most: int) -> None:
+    ended, _ = asked(says("STARTHm.ENDYes.", MARKS[0]), work, max_reasoning_tokens=most)
+    assert "Hm.".startswith(ended.answers[0].reasoning or "")
+    assert "</" not in ended.text.removesuffix(MARKS[0][1] + "Yes.")
+
+
 @pytest.mark.parametrize("most", [0, 3])
 def test_an_answer_that_begins_as_a_mark_does_is_left_alone_by_a_budget(says: Any, work: Any, most: int) -> None:
     ended, _ = asked(says("<th>Yes.</th>", MARKS[0]), work, max_reasoning_tokens=most)
@@ -125,6 +132,7 @@ def test_thoughts_are_told_apart_beside_calls_that_mlx_lm_knows(loaded: LoadedMo
     from mlx_lm.tool_parsers import mistral
 
     own = copy.deepcopy(loaded.tokenizer._tokenizer)
+    own.chat_template = None
     own.add_tokens(["[THINK]", "[/THINK]", "[TOOL_CALLS]"])
     tokenizer = TokenizerWrapper(
         own,

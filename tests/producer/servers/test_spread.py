@@ -57,8 +57,9 @@ def urls(redis_url: str, other: Valkey) -> tuple[str, str]:
 
 
 @pytest.fixture
-def spread(urls: tuple[str, str]) -> SpreadProducer:
-    return SpreadProducer(urls, patience_s=10)
+def spread(urls: tuple[str, str]) -> Iterator[SpreadProducer]:
+    with SpreadProducer(urls, patience_s=10) as made:
+        yield made
 
 
 @pytest.fixture

@@ -97,19 +97,6 @@ def test_one_batch_waits_behind_the_one_that_runs_and_no_more(queue: str) -> Non
     assert batcher.next_work(1.0) is None
 
 
-def test_an_interactive_text_passes_a_bulk_backlog() -> None:
-    batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
-    take(batcher, [job(*[words(10)] * 100, queue=BULK)], 0.0)
-    first, second = batcher.next_work(1.0), batcher.next_work(1.0)
-    take(batcher, [job("3", queue="embedding")], 1.0)
-    urgent = batcher.next_work(1.0)
-    assert first is not None
-    assert second is not None
-    assert urgent is not None
-    assert (first.urgent, second.urgent, urgent.urgent) == (False, False, True)
-    assert [row.tolist() for row in urgent.rows] == [[3]]
-
-
 def test_a_bad_request_fails_alone_and_is_told_which_field() -> None:
     batcher = make_batcher()
     bad = [
@@ -203,13 +190,6 @@ def test_each_lane_takes_in_only_so_many_texts_however_many_a_job_has() -> None:
     assert batcher.room().bulk == 0, "the device has enough to do"
 
 
-def test_bulk_has_no_room_where_the_other_lane_has_none_for_both_are_claimed_together() -> None:
-    batcher = make_batcher(max_tokens=1000, max_rows=8)
-    while batcher.room().interactive:
-        batcher.add([job("1") for _ in range(128)])
-    assert batcher.room().bulk == 0
-
-
 def test_a_lane_takes_in_no_more_while_it_holds_much_that_it_has_not_read() -> None:
     batcher = make_batcher()
     large = job(queue=BULK)
@@ -231,24 +211,6 @@ def test_reading_is_cut_into_slices_and_bad_requests_are_no_exception() -> None:
     while batcher.wakes_at() is not None:
         refused += batcher.read(0.0)
     assert [outcome.job for outcome in refused] == bad
-
-
-def test_bulk_goes_out_only_when_no_interactive_text_waits_for_the_device() -> None:
-    batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
-    take(batcher, [job(*[words(10)] * 8, queue=BULK), job(*[words(5)] * 16)])
-    assert [work.urgent for work in drain(batcher)[0]] == [True] * 4 + [False] * 4
-
-
-def test_what_waits_while_the_engine_has_an_interactive_batch_goes_before_bulk() -> None:
-    batcher = make_batcher(max_tokens=20, max_wait_s=0.0)
-    take(batcher, [job("1")])
-    first = given(batcher)
-    take(batcher, [job("2"), job("3", queue=BULK)])  # of one claim, of which a busy machine read the first alone
-    second = given(batcher)
-    assert batcher.next_work(1000.0) is None
-    batcher.absorb(run(first), 1000.0)
-    works = [first, second, given(batcher)]
-    assert [(work.urgent, [int(row[0]) for row in work.rows]) for work in works] == [(True, [1]), (True, [2]), (False, [3])]
 
 
 def test_a_last_batch_that_is_not_full_is_packed_again_with_what_came_since() -> None:
@@ -358,6 +320,15 @@ def test_what_is_not_yet_read_is_at_risk_while_it_is_read() -> None:
     assert batcher.unread() == set()
 
 
+def test_a_job_of_which_a_part_is_read_is_at_risk_yet() -> None:
+    ticks = itertools.count()
+    batcher = make_batcher(clock=lambda: 0.0015 * next(ticks))
+    long = job(*["1"] * 500)
+    take(batcher, [long])
+    assert batcher.wakes_at() == 0.0
+    assert batcher.unread() == {long.id}
+
+
 def test_a_read_looks_at_no_job_that_was_not_said_to_be_at_risk() -> None:
     batcher = make_batcher()  # by whose clock no time passes
     jobs = [job("1", queue=BULK if at % 3 else "embedding") for at in range(300)]
@@ -371,18 +342,6 @@ def test_a_read_looks_at_no_job_that_was_not_said_to_be_at_risk() -> None:
         slices += 1
     assert len(read) == 301
     assert slices > 2
-
-
-def test_bulk_is_taken_in_for_twelve_seconds_of_the_device_so_that_little_of_its_batches_is_padding() -> None:
-    batcher = make_batcher(max_tokens=20, max_rows=8)
-    for _ in range(60):  # batches of a quarter of a second, as the device says
-        take(batcher, [job(words(20))])
-        batcher.absorb(run(given(batcher), device_s=0.25), 1000.0)
-    held = 0
-    while room := batcher.room().bulk:
-        take(batcher, [job(words(20), queue=BULK) for _ in range(room)])
-        held += room
-    assert 0.75 * 48 <= held <= 50
 
 
 def test_a_result_says_what_its_texts_used_each_by_its_tokens_and_nothing_where_a_batch_was_not_measured() -> None:

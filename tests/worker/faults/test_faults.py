@@ -68,30 +68,34 @@ def lease_end(site: Site, job_id: str) -> float:
 
 
 def test_a_worker_frozen_past_its_lease_writes_nothing_when_another_has_finished_its_job(site: Site) -> None:
-    frozen = site.start(a_ms=500)
-    (pid,), (name,) = frozen.worker_pids(), site.names()
+    frozen = site.start()
+    (pid,), (engine,), (name,) = frozen.worker_pids(), frozen.engine_pids(), site.names()
+    os.kill(engine, signal.SIGSTOP)  # so that the job is not over before the worker is frozen too
     job = site.producer.embed(["a", "b"])
     eventually(lambda: site.status(job.job_id) == "started")
     os.kill(pid, signal.SIGSTOP)
     site.start()
-    result = job.result(timeout_s=20)
+    result = job.result(timeout_s=60)
     assert result.provenance.worker != name.removeprefix("rq:worker:")
-    os.kill(pid, signal.SIGCONT)
+    for each in (engine, pid):
+        os.kill(each, signal.SIGCONT)
     eventually(lambda: f"job {job.job_id}" in site.said(0))
     site.check([job.job_id])
     assert frozen.worker_pids() == [pid]
 
 
 def test_a_lone_worker_that_wakes_past_its_leases_goes_on_with_the_runs_it_has(site: Site) -> None:
-    workers = site.start(a_ms=150, max_batch_texts=2)
-    (pid,) = workers.worker_pids()
+    workers = site.start(max_batch_texts=2)
+    (pid,), (engine,) = workers.worker_pids(), workers.engine_pids()
+    os.kill(engine, signal.SIGSTOP)  # so that not all is over before the worker is frozen too
     handles = list(site.producer.embed_many(map(str, range(40)), texts_per_job=2))
-    eventually(lambda: site.connection.zcard("rq:finished:embedding-bulk"))
+    eventually(lambda: site.connection.zcard("rq:wip:embedding-bulk"))
     os.kill(pid, signal.SIGSTOP)
     eventually(lambda: lapsed(site))
     held = tokens(site)
     assert held
-    os.kill(pid, signal.SIGCONT)
+    for each in (engine, pid):
+        os.kill(each, signal.SIGCONT)
     site.check(handle.job_id for handle in handles)
     assert {job_id: ended_by(site, job_id) for job_id in held} == held
     assert workers.worker_pids() == [pid]

@@ -155,7 +155,7 @@ def test_a_job_that_rq_cannot_read_and_that_is_taken_away_while_it_runs_ends_nob
     eventually(lambda: site.status("worse") == "started")
     site.connection.hset("rq:job:worse", "status", "canceled")
     site.producer.embed(["x"]).result(timeout_s=60)
-    eventually(lambda: "cannot be given back" in site.said(), 30)
+    eventually(lambda: "what waits for its end" in site.said(), 30)
     assert set(workers.worker_pids()) == pids
 
 

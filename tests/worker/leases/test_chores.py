@@ -203,6 +203,14 @@ def test_a_scheduled_job_that_somebody_saved_as_it_was_before_is_queued_all_the_
     assert connection.lrange("rq:queue:embedding", 0, -1) == [b"x"]
 
 
+def test_a_scheduled_job_that_a_stock_worker_runs_by_now_is_not_queued(connection: Redis) -> None:
+    connection.hset("rq:job:x", mapping={"status": "started", "data": "x"})
+    connection.zadd("rq:executions:x", {"a run": 4e9})
+    connection.zadd("rq:scheduled:embedding", {"x": 1})
+    Schedule(["embedding"])(connection)
+    assert connection.llen("rq:queue:embedding") == connection.zcard("rq:scheduled:embedding") == 0
+
+
 def test_many_that_are_due_at_once_are_queued_a_part_at_a_time(connection: Redis) -> None:
     with connection.pipeline() as pipeline:
         for number in range(501):

@@ -69,6 +69,27 @@ def test_a_job_that_was_enqueued_again_while_it_ran_runs_again(claims: Hold, con
     assert job.id in [each.id for each in claims.claim(["embedding"], 9).jobs]
 
 
+@pytest.mark.parametrize("at_front", [False, True])
+def test_a_job_that_was_enqueued_again_is_found_at_either_end_of_a_long_queue(
+    claims: Hold, connection: Redis, at_front: bool
+) -> None:
+    job = claim_one(claims, connection)
+    connection.rpush("rq:queue:embedding", *range(10_000))
+    queue = Queue("embedding", connection=connection, serializer=JSONSerializer)
+    queue.enqueue_job(fetch(job, connection), at_front=at_front)
+    assert not claims.holds(job)
+
+
+@pytest.mark.parametrize("verb", [Verb.FINISH, Verb.FAIL, Verb.STOP])
+def test_a_job_that_has_ended_and_is_on_its_queue_once_more_is_passed_over(
+    claims: Hold, connection: Redis, verb: Verb
+) -> None:
+    job = claim_one(claims, connection)
+    claims.finish([Ending(job, verb, b"1", 100)])
+    connection.rpush("rq:queue:embedding", job.id)
+    assert claims.claim(["embedding"], 1).jobs == []
+
+
 @pytest.mark.parametrize("verb", [Verb.FINISH, Verb.FAIL])
 def test_a_job_that_runs_again_is_not_at_its_earlier_ending(claims: Hold, connection: Redis, verb: Verb) -> None:
     job = claim_one(claims, connection)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rq import Queue, SimpleWorker
+from rq import SimpleWorker
 from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -85,6 +84,23 @@ def test_a_turn_that_lasts_longer_than_any_holds_up_nobody(claims: Hold, connect
             connection.set(key, 1, ex=None if kind == "endless" else 200_000)
     assert recover("embedding", 60.0).run(connection) == [lapsed.id]
     assert sweep("embedding", 60.0).run(connection) == [adrift.id]
+
+
+def test_who_sweeps_or_looks_for_strays_leaves_it_to_the_others_no_sooner_than_it_said(
+    claims: Hold, connection: Redis
+) -> None:
+    def looks() -> list[str]:
+        found = [sweep("embedding", 60.0), strays(["embedding"], 60.0, 0.0)]
+        return [job_id for each in found for job_id in each.run(connection)]
+
+    assert looks() == []
+    enqueue(connection, 2)
+    (adrift,) = claims.claim(["embedding"], 1).jobs
+    connection.hdel("impetus:tokens:embedding", adrift.id)
+    stray: Any = connection.lpop("rq:queue:embedding")
+    assert looks() == []
+    connection.delete("impetus:recovery:sweep:embedding", "impetus:recovery:strays:embedding")
+    assert looks() == [adrift.id, stray.decode()]
 
 
 def test_a_lease_from_before_the_servers_clock_was_set_back_ends_soon_all_the_same(
@@ -206,74 +222,6 @@ def test_a_job_whose_lease_and_token_were_evicted_comes_back(claims: Hold, conne
     assert sweep("embedding", 0.001).run(connection) == [no_token.id]
     assert claims.recover() == [no_lease.id]
     assert connection.zcard("rq:wip:embedding") == 0
-
-
-def look_for_strays(connection: Redis, patience_s: float = 0.0) -> list[str]:
-    """A whole pass, of however many workers."""
-    back: list[str] = []
-    for _ in range(2):
-        while True:
-            connection.delete("impetus:recovery:strays:embedding")
-            back += strays(["embedding", "embedding-bulk"], 1.0, patience_s).run(connection)
-            if connection.get("impetus:recovery:strays:embedding:at") == b"0":
-                break
-    return back
-
-
-def test_jobs_whose_queue_was_evicted_are_put_back_once_they_lay_nowhere_for_a_while(
-    claims: Hold, connection: Redis
-) -> None:
-    jobs = {job.id for job in (*enqueue(connection, 900), *enqueue(connection, 2, "embedding-bulk"))}
-    running = claims.claim(["embedding"], 1).jobs[0]
-    connection.delete("rq:queue:embedding", "rq:queue:embedding-bulk")
-    assert look_for_strays(connection, 60) == []
-    back = look_for_strays(connection)
-    assert sorted(back) == sorted(jobs - {running.id})
-    assert look_for_strays(connection) == []
-    assert connection.llen("rq:queue:embedding-bulk") == 2
-    assert claims.stands(running)
-    assert connection.keys("impetus:strays:*") == []
-
-
-def test_a_started_job_of_which_everything_was_evicted_but_itself_is_put_back(claims: Hold, connection: Redis) -> None:
-    job = claim_one(claims, connection)
-    connection.delete("impetus:tokens:embedding", "impetus:leases:embedding", "rq:wip:embedding")
-    connection.hset("rq:worker:w1", "birth", "now")
-    assert look_for_strays(connection) == []  # of a stock worker's, for all that is known
-    connection.sadd("impetus:workers", "w1")
-    assert look_for_strays(connection) == [job.id]
-    assert connection.lrange("rq:queue:embedding", 0, -1) == [job.id.encode()]
-
-
-def test_jobs_that_lie_somewhere_are_no_strays(claims: Hold, connection: Redis) -> None:
-    enqueue(connection, 2)
-    target = Queue("embedding", connection=connection, serializer=JSONSerializer)
-    parent = enqueue(connection)[0]
-    enqueue(connection, depends_on=parent)
-    target.enqueue_in(timedelta(seconds=90), "f")
-    enqueue(connection)[0].cancel()
-    for verb in (Verb.FINISH, Verb.FAIL, Verb.STOP):
-        claims.finish([Ending(claims.claim(["embedding"], 1).jobs[0], verb, b"1", 100)])
-    stock = SimpleWorker(["embedding"], name="w2", connection=connection, serializer=JSONSerializer)
-    theirs = enqueue(connection)[0]
-    stock.prepare_execution(theirs)
-    stock.prepare_job_execution(theirs)
-    connection.lpop("rq:queue:embedding")
-    taken = enqueue(connection)[0]
-    connection.lmove("rq:queue:embedding", "rq:queue:embedding:intermediate", "RIGHT", "LEFT")
-    for key in connection.scan_iter("rq:job:*"):  # whatever somebody saved
-        if connection.type(key) == b"hash" and taken.id not in str(key) and theirs.id not in str(key):
-            connection.hset(key, "status", "queued")
-    assert look_for_strays(connection) == []
-
-
-def test_a_queue_too_long_to_look_through_is_left_until_it_is_shorter(connection: Redis) -> None:
-    (job,) = enqueue(connection)
-    connection.rpush("rq:queue:embedding", *(f"other{number}" for number in range(1001)))
-    connection.lrem("rq:queue:embedding", 1, job.id)
-    assert look_for_strays(connection) == []
-    connection.delete("rq:queue:embedding")
-    assert look_for_strays(connection) == [job.id]
 
 
 def test_workers_look_through_the_started_jobs_together(claims: Hold, connection: Redis) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import queue
+from contextlib import closing
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Callback, Queue, Retry
-from rq.job import Job, JobStatus
+from rq.job import Dependency, Job, JobStatus
+from rq.rate_limit import RateLimit
 from rq.serializers import JSONSerializer
 
 from impetus_worker.allowed import Allowed
@@ -23,6 +25,7 @@ from impetus_worker.leases.outcomes import Failed, Finished
 from impetus_worker.leases.rq_endings import RqEndings
 
 from ..conftest import LIMIT_S
+from .lossy import lossy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,3 +156,78 @@ def test_a_job_that_only_its_enqueuer_touches_while_rq_writes_its_ending_is_ende
     ender.end(Failed(jobs[1], InvalidRequestError("bad")))
     assert [ender.status(job) for job in jobs] == [JobStatus.FINISHED, JobStatus.FAILED]
     assert ender.connection.hlen("impetus:tokens:embedding") == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_waits_for_a_job_runs_though_the_answer_that_its_ending_is_written_was_lost(
+    ender: Ender, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
+    monkeypatch.setattr("impetus_worker.companions.link.FIRST_WAIT_S", 0.001)
+    job = ender.claim(rate_limit=RateLimit("one at a time", 1))
+    queue = Queue("embedding", connection=ender.connection, serializer=JSONSerializer)
+    waiting = [
+        queue.enqueue(EMBED, {}, depends_on=Dependency([job.id], allow_failure=True)),
+        queue.enqueue(EMBED, {}, rate_limit=RateLimit("one at a time", 1)),
+    ]
+    ender.endings._link.connection, lose = lossy(redis_url, retries=0)
+    is_held, asked = rq_endings._Fence.assert_held, count(1)
+
+    def is_held_and_the_answer_is_lost_then(fence: rq_endings._Fence) -> None:
+        is_held(fence)
+        if next(asked) == 2:
+            lose.append("EXEC")
+
+    monkeypatch.setattr(rq_endings._Fence, "assert_held", is_held_and_the_answer_is_lost_then)
+    with closing(ender.endings._link):
+        ender.end(Failed(job, InvalidRequestError("bad")) if fails else Finished(job, b"{}"))
+    assert lose == []
+    assert ender.status(job) is (JobStatus.FAILED if fails else JobStatus.FINISHED)
+    assert ender.connection.xlen(f"rq:results:{job.id}") == 1
+    assert [each.get_status() for each in waiting] == [JobStatus.QUEUED] * 2
+    assert "not written" not in caplog.text
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+def test_a_job_that_is_cancelled_or_deleted_while_its_callback_runs_gives_its_slot_back(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    job = ender.claim(rate_limit=RateLimit("one at a time", 1), on_success=Callback(MISSING))
+    queue = Queue("embedding", connection=ender.connection, serializer=JSONSerializer)
+    waiting = queue.enqueue(EMBED, {}, rate_limit=RateLimit("one at a time", 1))
+    callback = "tests.worker.whole.callbacks.raise_that_a_file_is_missing"
+    monkeypatch.setattr(callback, lambda job, connection, result: getattr(job, end)())
+    ender.end(Finished(job, b"{}"))
+    assert ender.connection.hget(f"rq:job:{job.id}", "status") == (b"canceled" if end == "cancel" else None)
+    assert waiting.get_status() is JobStatus.QUEUED
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_that_somebody_writes_all_the_time_ends_all_the_same(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    job = ender.claim(retry=Retry(max=1))
+    is_held = rq_endings._Fence.assert_held
+
+    def is_held_and_written_then(fence: rq_endings._Fence) -> None:
+        is_held(fence)
+        ender.connection.hset(fence.key, "meta", "{}")
+
+    monkeypatch.setattr(rq_endings._Fence, "assert_held", is_held_and_written_then)
+    ender.end(Failed(job, InvalidRequestError("bad")) if fails else Finished(job, b"{}"))
+    assert ender.status(job) is (JobStatus.FAILED if fails else JobStatus.FINISHED)
+    assert ender.connection.hlen("impetus:tokens:embedding") == 0
+
+
+def test_a_dependent_that_comes_while_rq_writes_the_ending_runs(ender: Ender, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ender.claim(retry=Retry(max=1))
+    queue = Queue("embedding", connection=ender.connection, serializer=JSONSerializer)
+    is_held, dependents = rq_endings._Fence.assert_held, list[Job]()
+
+    def is_held_and_another_depends_on_it_then(fence: rq_endings._Fence) -> None:
+        is_held(fence)
+        if fence._asked == 2:  # the first time is before RQ asks what it must write
+            dependents.append(queue.enqueue(EMBED, {}, depends_on=job.id))
+
+    monkeypatch.setattr(rq_endings._Fence, "assert_held", is_held_and_another_depends_on_it_then)
+    ender.end(Finished(job, b"{}"))
+    assert [each.get_status() for each in dependents] == [JobStatus.QUEUED]

@@ -94,8 +94,7 @@ def test_each_backend_has_the_whole_time_to_load(monkeypatch: pytest.MonkeyPatch
     side = Side(monkeypatch)
     for backend in ("coreml", "mlx", "cpu"):
         side.loads(backend)
-        side.silent_for(LOADING_PATIENCE_S - 1)
-        side.process.silence_s += 1
+        side.silent_for(side.process.silence_s + LOADING_PATIENCE_S - 1)
     assert len(side.process.started) == 1
 
 
@@ -107,14 +106,24 @@ def test_fetching_a_model_takes_what_it_takes(monkeypatch: pytest.MonkeyPatch) -
     assert len(side.process.started) == 1
 
 
-def test_of_one_that_loads_for_long_it_is_said_once(
+def test_one_that_serves_is_not_taken_for_one_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = Side(monkeypatch)
+    side.loads("coreml")
+    side.process.info = object()
+    side.silent_for(100 * LOADING_PATIENCE_S)
+    assert len(side.process.started) == 1
+
+
+def test_of_each_that_loads_for_long_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     side = Side(monkeypatch)
-    side.loads("coreml")
-    for after in (1, 2, 3):
-        side.silent_for(SLOW_LOADING_S + after)
-    assert caplog.text.count("coreml has been loading for 61 s") == 1
+    for backend in ("coreml", "mlx"):
+        side.loads(backend)
+        for after in (1, 2, 3):
+            side.silent_for(SLOW_LOADING_S + after)
+    said = [f"the backend {backend} has been loading for 61 s" for backend in ("coreml", "mlx")]
+    assert [each for each in caplog.messages if "has been loading" in each] == said
 
 
 def test_jobs_do_not_wait_here_for_one_that_loads_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -36,31 +35,11 @@ def our_side(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
         yield ours
 
 
-@pytest.fixture(scope="package")
-def slow_side(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ours]:
-    """A worker of ours whose batches take so long that a test can meddle with a running job."""
-    options = ("--simulated-a-ms", "1000", "--max-batch-texts", "1")
-    with our_worker(redis_server, 6, tmp_path_factory.mktemp("slow") / "log", *options) as ours:
-        yield ours
-
-
-@contextmanager
-def a_test_of(ours: Ours, stock_url: str) -> Iterator[Both]:
-    both = Both(ours, Stock(stock_url))
+@pytest.fixture
+def both(our_side: Ours, stock_url: str) -> Iterator[Both]:
+    both = Both(our_side, Stock(stock_url))
     prefix = f"test{next(_test_numbers)}-"
     both.ours.start_test(prefix)
     both.stock.start_test(prefix)
     yield both
     both.stock.connection.close()
-
-
-@pytest.fixture
-def both(our_side: Ours, stock_url: str) -> Iterator[Both]:
-    with a_test_of(our_side, stock_url) as both:
-        yield both
-
-
-@pytest.fixture
-def slow(slow_side: Ours, stock_url: str) -> Iterator[Both]:
-    with a_test_of(slow_side, stock_url) as slow:
-        yield slow

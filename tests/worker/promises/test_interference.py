@@ -58,27 +58,27 @@ def delete(side: Side) -> None:
     side.job("job").delete()
 
 
-def test_a_job_cancelled_while_it_runs_stays_cancelled(slow: Both) -> None:
+def test_a_job_cancelled_while_it_runs_stays_cancelled(both: Both) -> None:
     """Stock RQ finishes it all the same and leaves it in two registries. A job of ours has one ending."""
-    for side in (slow.stock, slow.ours):
+    for side in (both.stock, both.ours):
         while_running(side, "job", partial(cancel, side))
-    assert slow.stock.status("job") == "finished"
-    assert slow.stock.registries("job").keys() == {"canceled:embedding", "finished:embedding"}
-    assert slow.ours.status("job") == "canceled"
-    assert slow.ours.registries("job").keys() == {"canceled:embedding"}
-    assert slow.ours.results("job") == []
+    assert both.stock.status("job") == "finished"
+    assert both.stock.registries("job").keys() == {"canceled:embedding", "finished:embedding"}
+    assert both.ours.status("job") == "canceled"
+    assert both.ours.registries("job").keys() == {"canceled:embedding"}
+    assert both.ours.results("job") == []
 
 
-def test_a_job_deleted_while_it_runs_stays_deleted(slow: Both) -> None:
+def test_a_job_deleted_while_it_runs_stays_deleted(both: Both) -> None:
     """Stock RQ writes it anew, with its result. Whoever deletes a job does not want it back."""
-    for side in (slow.stock, slow.ours):
+    for side in (both.stock, both.ours):
         while_running(side, "job", partial(delete, side))
-    assert slow.stock.status("job") == "finished"
-    assert slow.ours.status("job") is None
-    assert slow.ours.registries("job") == {}
+    assert both.stock.status("job") == "finished"
+    assert both.ours.status("job") is None
+    assert both.ours.registries("job") == {}
 
 
-def test_meta_that_others_save_while_a_job_runs_is_kept(slow: Both) -> None:
+def test_meta_that_others_save_while_a_job_runs_is_kept(both: Both) -> None:
     def scenario(side: Side) -> Any:
         def save_meta() -> None:
             job = side.job(label)
@@ -91,19 +91,20 @@ def test_meta_that_others_save_while_a_job_runs_is_kept(slow: Both) -> None:
             metas.append(side.job(label).get_meta())
         return metas
 
-    assert slow.agree(scenario) == [{"who": "me", "progress": 50}] * 2
+    assert both.agree(scenario) == [{"who": "me", "progress": 50}] * 2
 
 
-def test_a_stopped_job_is_stopped_and_its_callback_called(slow: Both) -> None:
+def test_a_stopped_job_is_stopped_and_its_callback_called(both: Both) -> None:
     """Compared with RQ's forking worker: a `SimpleWorker` cannot stop a job."""
 
     def scenario(side: Side) -> Any:
         text = "a" if isinstance(side, Ours) else HANG
-        parent = side.enqueue("job", text, retry=Retry(max=2), on_stopped=ON_STOPPED, on_failure=ON_FAILURE)
-        side.enqueue("child", depends_on=parent)
-        eventually(lambda: side.status("job") == "started")
-        send_stop_job_command(side.connection, parent.id, serializer=JSONSerializer)
-        eventually(lambda: side.status("job") == "stopped")
+        with side.engine_held():
+            parent = side.enqueue("job", text, retry=Retry(max=2), on_stopped=ON_STOPPED, on_failure=ON_FAILURE)
+            side.enqueue("child", depends_on=parent)
+            eventually(lambda: side.status("job") == "started")
+            send_stop_job_command(side.connection, parent.id, serializer=JSONSerializer)
+            eventually(lambda: side.status("job") == "stopped")
         side.enqueue("next")
         eventually(lambda: side.status("next") == "finished")
         seen = side.seen("job")
@@ -112,20 +113,21 @@ def test_a_stopped_job_is_stopped_and_its_callback_called(slow: Both) -> None:
             del seen["fields"][name]
         return {**seen, "results": [result[0] for result in seen["results"]]}, list(side.registries("child"))
 
-    with stock_process(slow.stock.url, "rq.Worker"):
-        seen, child = slow.agree(scenario)
+    with stock_process(both.stock.url, "rq.Worker"):
+        seen, child = both.agree(scenario)
     assert seen["calls"] == ["stopped"]
     assert list(seen["registries"]) == ["failed:embedding"]
     assert child == ["deferred:embedding"]
 
 
-def test_a_stopped_callback_that_raises_changes_nothing(slow: Both) -> None:
+def test_a_stopped_callback_that_raises_changes_nothing(both: Both) -> None:
     """As RQ's forking worker has it: the error is logged and the job is stopped."""
-    side = slow.ours
-    side.enqueue("job", on_stopped=RAISES)
-    eventually(lambda: side.status("job") == "started")
-    send_stop_job_command(side.connection, side.id("job"), serializer=JSONSerializer)
-    side.until_status("job", "stopped")
+    side = both.ours
+    with side.engine_held():
+        side.enqueue("job", on_stopped=RAISES)
+        eventually(lambda: side.status("job") == "started")
+        send_stop_job_command(side.connection, side.id("job"), serializer=JSONSerializer)
+        side.until_status("job", "stopped")
     assert side.calls("job") == ["raised"]
     assert list(side.registries("job")) == ["failed:embedding"]
 

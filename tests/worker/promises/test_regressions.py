@@ -55,8 +55,8 @@ def test_a_stopped_job_that_hangs_the_engine_holds_up_no_other(redis_server: Red
 
 
 @pytest.mark.parametrize("end", ["cancel", "delete"])
-def test_a_job_with_callbacks_that_ends_while_it_runs_leaves_the_workers_books(slow: Both, end: str) -> None:
-    side = slow.ours
+def test_a_job_with_callbacks_that_ends_while_it_runs_leaves_the_workers_books(both: Both, end: str) -> None:
+    side = both.ours
     while_running(side, "job", lambda: getattr(side.job("job"), end)(), on_success=ON_SUCCESS)
     assert side.calls("job") == []
     executions: Any = side.connection.smembers(f"{side.worker_key()}:executions")
@@ -64,7 +64,7 @@ def test_a_job_with_callbacks_that_ends_while_it_runs_leaves_the_workers_books(s
     assert [name for name in side.keys("job") if "execution" in name] == []
 
 
-def test_a_rate_limited_job_that_is_cancelled_while_it_runs_lets_the_next_in(slow: Both) -> None:
+def test_a_rate_limited_job_that_is_cancelled_while_it_runs_lets_the_next_in(both: Both) -> None:
     def scenario(side: Side) -> Any:
         limit = RateLimit(side.id("limit"), 1)
 
@@ -76,7 +76,7 @@ def test_a_rate_limited_job_that_is_cancelled_while_it_runs_lets_the_next_in(slo
         side.until_status("waiting", "finished")
         return side.seen("waiting")
 
-    slow.agree(scenario)
+    both.agree(scenario)
 
 
 def test_a_dependent_without_callbacks_leaves_what_rqs_own_leaves(both: Both) -> None:

@@ -122,6 +122,8 @@ def test_known_answers_stream_through_another_server_and_the_result_is_the_contr
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
     with pytest.raises(JobFailedError, match="response_format: the upstream's answer is no JSON"):
         ask(producer, response_format=form).result(60)
+    with pytest.raises(JobFailedError, match="logprobs: the upstream sends none"):
+        ask(producer, logprobs=True).result(60)
     with pytest.raises(JobFailedError, match="the upstream answers 400: "):
         producer.generate("x", logprobs=True, top_logprobs=20).result(60)
     with pytest.raises(JobFailedError, match="serves tiny-says and not 'tiny-clever'"):

@@ -91,6 +91,8 @@ class EmbeddingBatcher:
         self._in_engine = EngineQueue()
         self._asked_at = -math.inf
         """When there last was no work to give."""
+        self._passed = False
+        """Whether a batch that was not full took the place of bulk, the last time that bulk was ready."""
         self._turns: deque[tuple[Lane, bool]] = deque([(self._urgent, False), (self._urgent, True), (self._bulk, True)])
         """While there are suspects: whose turn is next, of which lane, and whether it is its suspects'."""
         self._ids = count(1)
@@ -203,10 +205,14 @@ class EmbeddingBatcher:
         return waits or any(batch.suspect for batch in self._in_engine)
 
     def _next_beside_others(self, now: float) -> EmbeddingWork | None:
-        for lane in self._lanes:
-            if self._is_ready(lane, now):
-                return self._send(lane.backlog.take(), lane, now)
-        return None
+        lane = next((lane for lane in self._lanes if self._is_ready(lane, now)), None)
+        if lane is self._bulk:
+            # Texts whose callers wait are filled up while the engine has others of them, but not where bulk would take
+            # the place. It lets them pass once; then it is its turn.
+            waits = self._urgent.backlog.rows > 0 and now >= self._urgent.closes_at
+            self._passed = waits and not self._passed
+            lane = self._urgent if self._passed else self._bulk
+        return None if lane is None else self._send(lane.backlog.take(), lane, now)
 
     def _next_alone(self, now: float) -> EmbeddingWork | None:
         if self._in_engine:
@@ -221,12 +227,9 @@ class EmbeddingBatcher:
         return None
 
     def _is_ready(self, lane: Lane, now: float) -> bool:
-        has_place = len(self._in_engine) < 2
-        if not lane.backlog.rows or lane.in_engine >= 2 or not (has_place or lane.urgent):
+        if not lane.backlog.rows or lane.in_engine >= 2 or (len(self._in_engine) >= 2 and not lane.urgent):
             return False
-        # It would be filled up while the engine has another; but bulk would take the place.
-        is_pressed = lane.in_engine == 0 or (lane.urgent and has_place and self._bulk.backlog.rows)
-        return lane.backlog.is_full or (bool(is_pressed) and now >= lane.closes_at)
+        return lane.backlog.is_full or (lane.in_engine == 0 and now >= lane.closes_at)
 
     def _send(self, rows: list[Row], lane: Lane, now: float, suspect: bool = False) -> EmbeddingWork:
         first = rows[0].owner

@@ -252,7 +252,7 @@ class GenerationBatcher:
                     channel = channel_name(choice, reasoning=reasoning)
                     if rest := text[owner.streamed.get(channel, 0) :]:
                         news.append(self._text(owner, channel, rest))
-        if event.answers[-1].finish_reason == "cancelled":
+        if any(answer.finish_reason == "cancelled" for answer in event.answers):
             outcome = owner.ending or Stopped(owner.job)
             return [*news, *self._end(owner, outcome, self._results.of(event))]
         return [*news, *self._end(owner, Finished(owner.job, self._results.of(event)))]

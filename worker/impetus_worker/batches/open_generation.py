@@ -101,11 +101,9 @@ class OpenGeneration(Witness):
             special_tokens=request.special_tokens,
             continue_final_message=request.continue_final_message,
             template_variables=request.chat_template_kwargs,
-            reasoning_effort=request.reasoning_effort,
+            reasoning_effort=request.effort,
             max_reasoning_tokens=request.max_reasoning_tokens,
-            tools=tuple(
-                tool.model_dump(exclude_unset=True, exclude={"cache_control"}) for tool in request.offered_tools
-            ),
+            tools=tuple(tool.model_dump(exclude_unset=True) for tool in request.offered_tools),
             tool_choice=request.which_tool,
             parallel_tool_calls=request.parallel_tool_calls,
             model=request.model,

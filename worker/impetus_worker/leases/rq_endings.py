@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import WatchError
+from redis.exceptions import DataError, WatchError
 from rq.callbacks import execute_stopped_callback
 from rq.executions import Execution
 from rq.job import JobStatus
@@ -53,6 +53,9 @@ _MAX_FAILURES = 10
 """An ending that failed so often, though the server held the run for it each time, fails by what is in the job or in
 its callback, and not for want of a server: it holds up the others no longer.
 """
+_MOST_ASKED = 100
+"""Times that an ending is tried against somebody who writes the job meanwhile, each time."""
+_ENDED = (b"finished", b"failed", b"stopped")
 _log = logging.getLogger(__name__)
 
 
@@ -145,24 +148,24 @@ class RqEndings(Companion):
         except PASSING:
             raise
         except LeaseLostError:
-            _log.warning(_NOT_OURS, claimed.id)
+            pass
         except Exception as failure:  # noqa: BLE001 - RQ gave up half-way, and the job must end all the same
             _log.error(
                 *("job %s: RQ could not end it: %s: %s", claimed.id, type(failure).__name__, failure),
                 exc_info=_log.isEnabledFor(logging.DEBUG),  # what lies in the hash is not worth a page
             )
             self._link.run(self._claims.finish([failing(claimed, failure, Verb.ABORT)]))
-        if not self._link.run(self._claims.forget(claimed)):
-            # RQ logs what keeps it from writing a failure, and goes on.
-            raise RedisConnectionError(f"RQ's ending of job {claimed.id} was not written")
+        kept_from_it = self._rq_worker().fence.raised  # RQ logs what keeps it from writing a failure, and goes on
+        if isinstance(kept_from_it, LeaseLostError):
+            if not self._leave(claimed):
+                _log.warning(_NOT_OURS, claimed.id)
+        elif not self._link.run(self._claims.forget(claimed)):
+            raise kept_from_it or RedisConnectionError(f"RQ's ending of job {claimed.id} was not written")
 
     def _end_by_rq(self, outcome: Outcome, job: GuardedJob) -> None:
         claimed, rq = outcome.job, self._rq_worker()
-        rq.fence.key = job.key
-        rq.fence.holds = lambda: self._link.run(self._claims.holds(claimed))
-        queue = rq.queue_class(
-            claimed.queue, connection=self._link.connection, serializer=JSONSerializer, job_class=StoredJob
-        )
+        rq.fence.begin(job.key, lambda: self._link.run(self._claims.holds(claimed)))
+        queue = self._queue(claimed)
         execution = Execution(claimed.token, claimed.id, self._link.connection, worker_name=self._worker)
         match outcome:
             case Finished():
@@ -196,23 +199,34 @@ class RqEndings(Companion):
             )
         return self._rq
 
-    def _leave(self, claimed: ClaimedJob) -> None:
-        """Takes a run that is no longer this worker's out of its books, and gives back the slot it may have held."""
-        self._link.run(self._claims.forget(claimed))
-        if claimed.fields.get(b"rate_limit_key"):
-            status = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
-            if status not in (b"queued", b"started"):
-                self._release_slot(claimed)
+    def _leave(self, claimed: ClaimedJob) -> bool:
+        """Takes a run that is not this worker's to end out of its books; whether its job has ended.
 
-    def _release_slot(self, claimed: ClaimedJob) -> None:
+        This worker may have ended it by a transaction whose answer was lost, and RQ not have come to what follows one:
+        that is done here, perhaps once more. One that was cancelled or deleted may hold a slot.
+        """
+        self._link.run(self._claims.forget(claimed))
+        ended, queue = False, self._queue(claimed)
         try:
-            job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
-            job._status = JobStatus.FINISHED  # RQ asks what the job is now, and it holds no slot any more
-            release_slot(job)
+            said: Any = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
+            ended = said in _ENDED
+            if said not in (b"queued", b"started"):
+                job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
+                job._status = JobStatus(said.decode()) if ended else JobStatus.CANCELED
+                release_slot(job)
+                if ended:
+                    queue.enqueue_dependents(job)
+                    queue.ready_job_registry.cleanup()
         except Exception as error:
             if isinstance(error, PASSING) and not is_about_data(error):
                 raise
-            _log.warning("job %s: its place under a rate limit cannot be given back: %s", claimed.id, error)
+            _log.warning("job %s: what waits for its end waits for RQ's chores: %s", claimed.id, error)
+        return ended
+
+    def _queue(self, claimed: ClaimedJob) -> Queue:
+        return _FencedWorker.queue_class(
+            claimed.queue, connection=self._link.connection, serializer=JSONSerializer, job_class=StoredJob
+        )
 
 
 class _Fence:
@@ -220,10 +234,22 @@ class _Fence:
 
     key: str
     holds: Callable[[], bool]
+    raised: Exception | None = None
+    """What `assert_held` raised."""
+    _asked = 0
+
+    def begin(self, key: str, holds: Callable[[], bool]) -> None:
+        self.key, self.holds, self.raised, self._asked = key, holds, None, 0
 
     def assert_held(self) -> None:
-        if not self.holds():
-            raise LeaseLostError(f"{self.key}: it is another's by now")
+        """Raises `LeaseLostError` where it is another's, `DataError` where it was asked too often."""
+        self._asked += 1
+        if self._asked > _MOST_ASKED:
+            self.raised = DataError(f"{self.key} is written again and again")
+        elif not self.holds():
+            self.raised = LeaseLostError(f"{self.key}: it is another's by now")
+        if self.raised is not None:
+            raise self.raised
 
 
 class _FencedPipeline(Pipeline):

@@ -80,7 +80,8 @@ def deberta(ops: PlaceOps[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     and a key (arXiv:2006.03654, arXiv:2111.09543)."""
     x = ops.layer_norm(ops.embed(WORDS, inputs.ids, config.vocab_size), "embeddings.LayerNorm", config.norm_eps)
     rows, farthest = config.distances
-    buckets = place_buckets(config.longest, rows // 2, farthest)
+    # Beyond `farthest` all distances are in the last bucket of their side, in texts of any length.
+    buckets = place_buckets(max(config.longest, farthest), rows // 2, farthest)
     table = ops.layer_norm(ops.table("encoder.rel_embeddings.weight", rows), "encoder.LayerNorm", config.norm_eps)
     for index, attention in enumerate(config.attentions):
         layer = f"encoder.layer.{index}"

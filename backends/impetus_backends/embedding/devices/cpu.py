@@ -15,7 +15,7 @@ from impetus_backends.embedding.devices.onnx_attention import BLOCK, OnnxAttenti
 from impetus_backends.embedding.devices.onnx_graph import OnnxGraph
 from impetus_backends.embedding.devices.operations import Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
-from impetus_backends.embedding.devices.reference import SCORES_BYTES, frequencies, queries_a_block, tokens_a_block
+from impetus_backends.embedding.devices.reference import SCORES_BYTES, queries_a_block, tokens_a_block
 from impetus_backends.embedding.devices.sharing import rows_of
 from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
@@ -109,16 +109,15 @@ class OnnxOps(OnnxGraph):
         return self._joined(turned)
 
     def _angles(self, positions: str, how: Attention) -> tuple[str, str]:
-        """The cosine and sine of every position's angles, (b, l, 1, half a head); made once a base."""
+        """The cosine and sine of every position's angles, (b, l, 1, half a head); made once for all layers alike."""
 
         def make(kind: str) -> str:
             places = self.node("Cast", positions, to=_FLOAT)
             column = self.node("Unsqueeze", places, self.constant([2, 3], np.int64))
-            return self.node(kind, self.node("Mul", column, self.constant(frequencies(how), np.float32)))
+            return self.node(kind, self.node("Mul", column, self.constant(how.frequencies, np.float32)))
 
-        return self.once(f"cosine {how.theta}", lambda: make("Cos")), self.once(
-            f"sine {how.theta}", lambda: make("Sin")
-        )
+        cosine = self.once(f"cosine {how.frequencies}", lambda: make("Cos"))
+        return cosine, self.once(f"sine {how.frequencies}", lambda: make("Sin"))
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: str) -> str:
         return self._attention.relative_bias(table, buckets)

@@ -125,8 +125,12 @@ class MLXOps:
     def turn(self, x: Any, positions: Any, how: Attention) -> Any:
         batch, length, width = x.shape
         each = x.reshape(batch, length, -1, how.head_size).transpose(0, 2, 1, 3)
+        # What the kernel calls frequencies is in how many positions a pair is turned by one.
+        periods = self._mx.array(1 / np.array(how.frequencies, np.float32))
         # Every row begins at position 0, which is what the kernel takes positions to be.
-        turned = self._mx.fast.rope(each, how.head_size, traditional=False, base=how.theta, scale=1.0, offset=0)
+        turned = self._mx.fast.rope(
+            each, how.head_size, traditional=False, base=None, scale=1.0, offset=0, freqs=periods
+        )
         return turned.transpose(0, 2, 1, 3).reshape(batch, length, width)
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: Any) -> Any:

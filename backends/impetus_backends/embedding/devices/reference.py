@@ -132,7 +132,7 @@ class NumpyOps:
     def turn(self, x: Floats, positions: np.ndarray, how: Attention) -> Floats:
         each = x.reshape(*x.shape[:-1], -1, how.head_size)
         half = how.head_size // 2
-        angles = (positions[..., None].astype(np.float32) * frequencies(how))[..., None, :]
+        angles = (positions[..., None].astype(np.float32) * np.array(how.frequencies, np.float32))[..., None, :]
         cosine, sine = np.cos(angles), np.sin(angles)
         left, right = each[..., :half], each[..., half:]
         turned = np.concatenate([left * cosine - right * sine, right * cosine + left * sine], axis=-1)
@@ -278,15 +278,6 @@ def by_places(buckets: np.ndarray, length: int, queries: slice = slice(None)) ->
     apart is of two texts that share a row, and does not count."""
     farthest = len(buckets) // 2
     return distances(length, queries).clip(-farthest, farthest) + farthest
-
-
-def frequencies(how: Attention) -> Floats:
-    """By how much each pair of a head's units is turned from one position to the next."""
-    half = how.head_size // 2
-    found: Floats = (1 / np.float32(how.theta) ** (np.arange(half, dtype=np.float32) / np.float32(half))).astype(
-        np.float32
-    )
-    return found
 
 
 def within(how: Attention, length: int, queries: slice = slice(None)) -> np.ndarray:

@@ -219,13 +219,18 @@ def read_text(
     for side, allowed in sides(encoder).items():
         if tokenizer.get(side, "right") not in allowed:
             raise ModelError(f"{tokenizer_file}: {side} {tokenizer[side]!r} is not supported")
-    # sentence-transformers' own order; the table of positions bounds it because past its end there is nothing to read,
-    # and angles go on as long as the model's own file says.
+    # sentence-transformers' own order; a table of positions bounds it because past its end there is nothing to read.
+    # What has none goes on as long as the model's own file says.
     stated_longest = tokenizer.get("model_max_length", tokenizer.get("max_len"))  # the second is the older name
     longest = sentence.get("max_seq_length") or stated_longest or encoder.longest
     if not isinstance(longest, int | float) or longest < 1:
         raise ModelError(f"{transformer}: the most tokens are stated as {longest!r}, not as a positive number")
-    bound = longest if sentence.get("max_seq_length") and encoder.turns else encoder.longest
+    if encoder.dynamic and longest > encoder.longest and sentence.get("max_seq_length"):
+        raise ModelError(
+            f"{transformer}: max_seq_length {longest} is more than the {encoder.longest} tokens up to which angles of "
+            f"type dynamic are the same whatever the text: state {encoder.longest} or less"
+        )
+    bound = longest if sentence.get("max_seq_length") and encoder.endless else encoder.longest
     file = folder / "config_sentence_transformers.json"
     default, named = stated.get("default_prompt_name"), stated.get("prompts") or {}
     if not isinstance(named, dict) or not all(isinstance(prompt, str | None) for prompt in named.values()):

@@ -72,8 +72,13 @@ def read_sizes(file: Path, raw: dict[str, Any], keys: tuple[str, ...] = BERT_KEY
 
 def read_padding(file: Path, raw: dict[str, Any]) -> int:
     """The token that rows are filled up with, which nobody looks at: any will do where none of the table is stated."""
+    return stated_padding(file, raw) or 0
+
+
+def stated_padding(file: Path, raw: dict[str, Any]) -> int | None:
+    """None where a file states none, or one that is not in the table."""
     stated = raw.get("pad_token_id")
-    return stated if isinstance(stated, int) and 0 <= stated < positive(file, raw, "vocab_size") else 0
+    return stated if isinstance(stated, int) and 0 <= stated < positive(file, raw, "vocab_size") else None
 
 
 def read_eps(file: Path, raw: dict[str, Any], key: str) -> float:
@@ -97,20 +102,6 @@ def read_kinds(file: Path, raw: dict[str, Any], usual: list[str]) -> list[str]:
     if len(kinds) != len(usual) or set(kinds) - {NEAR, FAR}:
         raise ModelError(f"{file}: layer_types {kinds} are not {len(usual)} of {NEAR} or {FAR}")
     return list(kinds)
-
-
-def read_theta(file: Path, raw: dict[str, Any], kind: str, key: str, default: float | None = None) -> float:
-    """The base of the angles of one kind of layer, in the form of transformers 5 or in the older one."""
-    stated = raw.get("rope_parameters") or {}
-    own = stated.get(kind, {} if NEAR in stated or FAR in stated else stated) or {}
-    for scaling in (own, raw.get("rope_scaling") or {}):
-        unknown = {name: value for name, value in scaling.items() if name != "rope_theta"}
-        if unknown.pop("rope_type", unknown.pop("type", "default")) != "default" or unknown:
-            raise ModelError(f"{file}: angles scaled by {scaling} are not supported")
-    theta = own.get("rope_theta", raw.get(key, default))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
-        raise ModelError(f"{file}: {key} is {theta!r}, not a positive number")
-    return float(theta)
 
 
 def sides(encoder: EncoderConfig) -> dict[str, tuple[str, ...]]:

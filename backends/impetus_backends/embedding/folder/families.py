@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from impetus_backends.embedding.folder.angles import read_angles
 from impetus_backends.embedding.folder.facts import (
     ACTIVATIONS,
     BERT_KEYS,
@@ -18,9 +19,9 @@ from impetus_backends.embedding.folder.facts import (
     read_kinds,
     read_padding,
     read_sizes,
-    read_theta,
     refuse_twice,
     refuse_unless,
+    stated_padding,
 )
 from impetus_backends.embedding.folder.files import flag, positive
 from impetus_backends.embedding.folder.packed import read_packings
@@ -80,9 +81,11 @@ def _bert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     sizes = read_sizes(file, raw, _DISTILBERT_KEYS if distilled else BERT_KEYS)
     uncounted_id = None
     if raw["model_type"] in _POSITIONS_COUNTED:
-        uncounted_id = raw.get("pad_token_id")
-        if not isinstance(uncounted_id, int):
-            raise ModelError(f"{file} has no pad_token_id, on which {raw['model_type']} positions rest")
+        uncounted_id = stated_padding(file, raw)
+        if uncounted_id is None:
+            raise ModelError(
+                f"{file} has no pad_token_id of its vocabulary, on which {raw['model_type']} positions rest"
+            )
     return EncoderConfig(
         **sizes,
         # transformers' modeling_distilbert.py writes 1e-12 into the code.
@@ -168,12 +171,15 @@ def _deberta(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     farthest = raw.get("max_relative_positions", -1)
     if not isinstance(farthest, int) or farthest < 1:
         farthest = sizes["position_rows"]
+    buckets = positive(file, raw, "position_buckets")
+    if buckets % 2 or farthest <= buckets // 2 + 1:
+        raise ModelError(f"{file}: {buckets} position_buckets do not hold distances of up to {farthest} tokens")
     even = even_heads(file, sizes)
     return EncoderConfig(
         **sizes,
         norm_eps=read_eps(file, raw, "layer_norm_eps"),
         token_types=False,
-        distances=(2 * positive(file, raw, "position_buckets"), farthest),
+        distances=(2 * buckets, farthest),
         # Scores are sums of three products.
         attentions=(replace(even, scale=(3 * even.head_size) ** -0.5),) * sizes["layers"],
     )
@@ -184,14 +190,14 @@ def _turned(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     nomic = raw["model_type"] == "nomic_bert"
     raw = _renamed(file, raw) if nomic and "n_embd" in raw else raw
     sizes = read_sizes(file, raw)
-    theta = read_theta(file, raw, FAR, "rope_theta", 1000.0 if nomic else 160_000.0)
+    attention = read_angles(file, raw, even_heads(file, sizes), "rope_theta", 1000.0 if nomic else 160_000.0)
     experts = _experts(file, raw) if nomic else None
     return EncoderConfig(
         **sizes,
         experts=experts,
         norm_eps=read_eps(file, raw, "layer_norm_eps"),
         token_types=raw.get("type_vocab_size", 2 if nomic else 1) != 0,
-        attentions=(replace(even_heads(file, sizes), theta=theta),) * sizes["layers"],
+        attentions=(attention,) * sizes["layers"],
         biases=() if nomic and not experts else ("attention", "mlp"),
     )
 
@@ -238,12 +244,9 @@ def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     sizes = read_sizes(file, raw, _MODERN_KEYS)
     every = positive(file, raw, "global_attn_every_n_layers", 3)
     base = even_heads(file, sizes)
-    near = replace(
-        base,
-        window=positive(file, raw, "local_attention", 128) // 2,
-        theta=read_theta(file, raw, NEAR, "local_rope_theta", 10_000.0),
-    )
-    far = replace(base, theta=read_theta(file, raw, FAR, "global_rope_theta", 160_000.0))
+    near = replace(base, window=positive(file, raw, "local_attention", 128) // 2)
+    near = read_angles(file, raw, near, "local_rope_theta", 10_000.0, kind=NEAR)
+    far = read_angles(file, raw, base, "global_rope_theta", 160_000.0, kind=FAR)
     kinds = read_kinds(file, raw, [NEAR if index % every else FAR for index in range(sizes["layers"])])
     return EncoderConfig(
         **sizes,
@@ -258,7 +261,7 @@ def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     Llama whose tokens see all."""
     causal = raw["model_type"] != "eurobert"
     refuse_unless(file, raw, use_sliding_window=(None, False), is_causal=(None, causal), mlp_bias=(None, False))
-    refuse_unless(file, raw, use_bidirectional_attention=(None, False), partial_rotary_factor=(None, 1.0))
+    refuse_unless(file, raw, use_bidirectional_attention=(None, False))
     sizes = read_sizes(file, raw)
     # Mistral alone has all its layers look nearby, where its file says how far.
     window = raw.get("sliding_window") if raw["model_type"] == "mistral" else None
@@ -268,10 +271,9 @@ def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     base = replace(
         _grouped(file, raw, sizes),
         causal=causal,
-        theta=read_theta(file, raw, FAR, "rope_theta"),
         window=0 if window is None else positive(file, raw, "sliding_window") - 1,
     )
-    found = _decoder(file, raw, sizes, [base] * sizes["layers"])
+    found = _decoder(file, raw, sizes, [read_angles(file, raw, base, "rope_theta")] * sizes["layers"])
     return replace(found, biases=("qkv",)) if raw["model_type"] == "qwen2" else found
 
 
@@ -283,12 +285,9 @@ def _gemma3(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     window = positive(file, raw, "sliding_window", 4096)
     scale = positive(file, raw, "query_pre_attn_scalar", 256) ** -0.5
     base = replace(_grouped(file, raw, sizes), causal=causal, scale=scale)
-    far = replace(base, theta=read_theta(file, raw, FAR, "rope_theta", 1_000_000.0))
-    near = replace(
-        base,
-        window=window - 1 if causal else window // 2,
-        theta=read_theta(file, raw, NEAR, "rope_local_base_freq", 10_000.0),
-    )
+    far = read_angles(file, raw, base, "rope_theta", 1_000_000.0, kind=FAR)
+    near = replace(base, window=window - 1 if causal else window // 2)
+    near = read_angles(file, raw, near, "rope_local_base_freq", 10_000.0, kind=NEAR, scaled=False)
     kinds = read_kinds(file, raw, [NEAR if (index + 1) % every else FAR for index in range(sizes["layers"])])
     return _decoder(file, raw, sizes, [far if kind == FAR else near for kind in kinds])
 

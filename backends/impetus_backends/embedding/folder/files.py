@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
+_MOST = 2**22
+"""Of anything that a file counts, such as layers: what is made for each must not take all memory, or never end."""
+
 
 class Reader:
     """Reads files and keeps their paths in `files`, in order: a fingerprint covers what was read, whatever it was."""
@@ -43,7 +46,7 @@ class Reader:
         the file read last."""
         try:
             yield
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             file = self.files[-1] if self.files else "modules.json"
             said = f"{type(error).__name__}: {error}"
             raise ModelError(f"{file} states a value of a kind that is not read there ({said:.200})") from error
@@ -55,7 +58,7 @@ def read_json(file: Path, kind: type[Any]) -> Any:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{file} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, kind):
         raise ModelError(f"{file} does not hold a JSON {'object' if kind is dict else 'array'}")
@@ -66,7 +69,9 @@ def positive(file: Path, raw: dict[str, Any], key: str, default: int | None = No
     """A count that a file states."""
     value = raw.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"{file}: {key} is {value!r}, not a positive number")
+        raise ModelError(f"{file}: {key} is {value!r:.200}, not a positive number")
+    if value > _MOST:
+        raise ModelError(f"{file}: {key} is more than {_MOST:,}, which nothing here is")
     return value
 
 

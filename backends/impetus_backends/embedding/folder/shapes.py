@@ -31,6 +31,10 @@ class Attention:
     """How many tokens to either side are seen; 0 for all."""
     theta: float = 0.0
     """The base of the angles by which queries and keys are turned; 0 where positions are told otherwise."""
+    frequencies: tuple[float, ...] = field(default=(), repr=False)
+    """By how much each pair of a head's units is turned from one position to the next."""
+    dynamic: bool = field(default=False, repr=False)
+    """Whether in texts longer than the model was made for that depends on their length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,17 @@ class EncoderConfig:
     def turns(self) -> bool:
         """Whether positions are told by angles, so that padding before a text changes nothing."""
         return any(each.theta for each in self.attentions)
+
+    @property
+    def endless(self) -> bool:
+        """Whether texts may be longer than it was made for: positions are in no table, but told by angles, or by
+        distances that are all alike from some on."""
+        return self.turns or self.model_type in ("t5", "mt5", "deberta-v2")
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether texts longer than `longest` would have other angles, each length its own."""
+        return any(each.dynamic for each in self.attentions)
 
     @property
     def most_heads(self) -> int:

@@ -22,6 +22,9 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """What is read, by the format's names."""
 WORDS = "U32"
 """What quantised numbers are packed in."""
+WHOLE = {"I64": "<i8", "I32": "<i4", "I8": "<i1"}
+"""What only tables of model2vec are stored in."""
+_FORMS = DTYPES | WHOLE | {WORDS: "<u4"}
 _OTHER_FORMS = ("*.gguf", "*.onnx", "onnx/*.onnx", "tf_model.h5", "*.msgpack", "*.safetensors", "*.bin")
 
 
@@ -72,7 +75,7 @@ def read_tensors(file: Path) -> list[tuple[str, np.ndarray, str]]:
                 continue
             begin, end = entry["data_offsets"]
             data = raw[start + begin : start + end]
-            form = "<u4" if entry["dtype"] == WORDS else DTYPES.get(entry["dtype"])
+            form = _FORMS.get(entry["dtype"])
             if form is not None:
                 data = data.view(form).reshape(entry["shape"])
             # What is in another form is kept to be named: most such tensors are buffers that nobody asks for.

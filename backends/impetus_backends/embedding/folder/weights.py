@@ -11,8 +11,9 @@ import numpy as np
 
 from impetus_backends.embedding.folder.files import read_json
 from impetus_backends.embedding.folder.packed import Packed, packed, read_packings
-from impetus_backends.embedding.folder.shapes import ALIBI, JINA, TABLES, alibi
+from impetus_backends.embedding.folder.shapes import ALIBI, JINA, STATIC, TABLES, alibi
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical, Splade
+from impetus_backends.embedding.folder.static import MAPPING, SHARES
 from impetus_backends.embedding.folder.tensors import DTYPES, WORDS, read_tensors, weight_files
 from impetus_backends.embedding.modules import Dense, Logit
 from impetus_backends.errors import ModelError
@@ -87,6 +88,8 @@ class Weights:
                 weights._add((config.root or config.transformer) / step.folder, f"{step.folder}/")
             elif isinstance(step, Logit):
                 weights._tensors[step.name + ".weight"] = _Plain(weights._difference(step), "F32")
+        if config.encoder.model_type == STATIC and (weights.has(MAPPING) or weights.has(SHARES)):
+            weights._tensors[TABLES[0]] = _Plain(weights._unfolded(), "F32")
         if config.encoder.model_type == JINA:
             weights._tensors[ALIBI] = _Plain(alibi(config.encoder.heads, config.encoder.distances[0]), "F32")
         if isinstance(config.sparse, Lexical):
@@ -159,6 +162,14 @@ class Weights:
         """The weights of the one number that `step` makes, (1, hidden)."""
         rows = [self._row(step.table, each) for each in (step.yes, step.no) if each is not None]
         return rows[0] if len(rows) == 1 else rows[0] - rows[1]
+
+    def _unfolded(self) -> np.ndarray:
+        """A table of model2vec with a row for each token (vocabulary, hidden)."""
+        table = self._find(TABLES[0]).values()
+        mapping, shares = self._tensors.get(MAPPING), self._tensors.get(SHARES)
+        if isinstance(mapping, _Plain):
+            table = table[mapping.tensor]
+        return table if shares is None else table * shares.values()[:, None]
 
     def _row(self, table: str, index: int) -> np.ndarray:
         shape = self.shape(table)

@@ -44,8 +44,13 @@ _MOST_INTEGER = 2**63 - 1024
 _MOST_NUMBER = 1e18
 _MOST_UNROLLED = 4
 _MOST_ADDED = 50_000
-_UNWRITABLE = re.compile("[\\x00-\\x07\\x0b\\x0e-\\x1f]")
+_UNWRITABLE = re.compile("[\\x00-\\x07\\x0b\\x0e-\\x1f\\x7f]")
 """Characters that JSON spells by their number alone, as no answer does: llguidance would leave them out."""
+_PIECE = re.compile(
+    r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\[xuU]\{([0-9A-Fa-f]+)\}|\\x([0-9A-Fa-f]{2})|\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8})|\\.|.",
+    re.DOTALL,
+)
+"""Of a pattern: a class, or a character, by its number or not."""
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
 _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
@@ -79,7 +84,9 @@ def keepable(schema: dict[str, Any]) -> dict[str, Any]:
         _draw_in_bounds(part)
         _settle_format(part)
         if isinstance(pattern := part.get("pattern"), str):
-            part["pattern"] = without_look_ahead(pattern)
+            part["pattern"] = without_unwritable(without_look_ahead(pattern))
+        if isinstance(named := part.get("patternProperties"), dict):
+            part["patternProperties"] = {without_unwritable(name): each for name, each in named.items()}
         part.pop("uniqueItems", None)
         _refuse_endless(part)
         _refuse_unwritable(part)
@@ -271,6 +278,22 @@ def _settle_format(part: dict[str, Any]) -> None:
         part["pattern"] = _PATTERNS[name]
     elif name in _LIKE:
         part["format"] = _LIKE[name]
+
+
+def without_unwritable(pattern: str) -> str:
+    """The same pattern, with a class of two such characters for one that no answer spells: that matches nothing, while
+    one by itself llguidance would leave out."""
+
+    def spelt(found: re.Match[str]) -> str:
+        piece = found[0]
+        only = _PIECE.fullmatch(piece[1:-1]) if len(piece) > 2 and piece.startswith("[") else found
+        if only is None:
+            return piece  # of several characters the others are left
+        number = next(filter(None, only.groups()), None)
+        character = chr(int(number, 16)) if number else {r"\a": "\a", r"\v": "\v"}.get(only[0], only[0])
+        return r"[\x00\x01]" if _UNWRITABLE.fullmatch(character) else piece
+
+    return _PIECE.sub(spelt, pattern)
 
 
 def _refuse_endless(part: dict[str, Any]) -> None:

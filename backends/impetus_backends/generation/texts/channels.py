@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..processors import Thinking, ThoughtMarks
-from .marks import ANSWERS, call_marks, thought_marks
-from .templates import template_for_tools
-from .tool_calls import parse_bare, parse_harmony
+from .call_forms import probe_tools
+from .call_marks import calls_of
+from .marks import ANSWERS, thought_marks
+from .tool_calls import ToolCalls, parse_harmony
 
 if TYPE_CHECKING:
+    from .marks import CallMarks
     from .text import GrowingText
     from .tool_calls import Parse
 
@@ -44,8 +46,6 @@ _HARMONY_TEXT = {
 }
 """Of an answer in which what looks like a call is none."""
 _HARMONY_ENDS = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")
-_BARE_CALL = ("<|python_tag|>", "tool")
-"""Beside answers that begin as an object of JSON does."""
 
 
 @dataclass(slots=True)
@@ -68,14 +68,7 @@ class Channels:
         self._added = tuple(each.content for each in tokenizer.added_tokens_decoder.values() if each.content.strip())
         self.harmony = "<|channel|>" in vocabulary and "<|message|>" in vocabulary
         self.marks_answers = any(start in vocabulary for start, _ in ANSWERS)
-        known = tokenizer.has_tool_calling or self.harmony
-        self._bare = not known and _writes_bare_calls(tokenizer)
-        marks = None if known or self._bare else call_marks(tokenizer)
-        self.parse_calls: Parse | None = marks.parse if marks is not None else tokenizer.tool_parser
-        """Of what stands between the marks of a call; none: how this model writes calls is not known."""
-        if self.harmony or self._bare:
-            self.parse_calls = parse_harmony if self.harmony else parse_bare
-        thought = None if self.harmony else thought_marks(tokenizer)
+        self._thought = thought = None if self.harmony else thought_marks(tokenizer)
         self.thinks: bool = thought is not None or self.harmony
 
         def encode(text: str) -> tuple[int, ...]:
@@ -91,6 +84,9 @@ class Channels:
             tokenizer.decode(end_tokens[-1:]),
         )
         if self.harmony:
+            self.parse_calls: Parse | None = parse_harmony
+            """Of what stands between the marks of a call; none: how this model writes calls is not known."""
+            self._bare = ""
             self._with_calls = self._without = TextStateMachine(_HARMONY)
             self._as_text = TextStateMachine(_HARMONY_TEXT)
             self._mark_tokens = len(encode("<|channel|>analysis<|message|>"))
@@ -102,13 +98,23 @@ class Channels:
             states["normal"] += [(start, "said") for start, _ in ANSWERS]
             states["said"] = [(end, "normal") for _, end in ANSWERS]
         self._without = self._as_text = TextStateMachine(states)
-        if self._bare:
-            self._with_calls = TextStateMachine(states | {"normal": [*states["normal"], _BARE_CALL], "tool": []})
-        elif marks is not None:
-            calls = {"normal": [*states["normal"], (marks.start, "tool")], "tool": [(marks.end, "normal")]}
-            self._with_calls = TextStateMachine(states | calls)
-        else:
-            self._with_calls = make_text_state_machine(_Knowing(tokenizer, thought))
+
+        def machine(calls: CallMarks) -> Any:
+            if calls.parse is tokenizer.tool_parser:
+                return make_text_state_machine(_Knowing(tokenizer, thought))
+            begin = [(calls.start, "tool")] if calls.start else []
+            end = [(calls.end, "normal")] if calls.end else []
+            return TextStateMachine(states | {"normal": [*states["normal"], *begin], "tool": end})
+
+        def read(calls: CallMarks, text: str) -> Any:
+            splitter = Splitter(machine(calls), self._as_text, "normal", self._added, thought=thought, bare=calls.bare)
+            return ToolCalls(calls.parse, probe_tools()).of(splitter.whole(text, complete=True).calls)
+
+        calls = calls_of(tokenizer, read, thought or ())
+        self.parse_calls = calls.parse if calls is not None else None
+        self._bare = calls.bare if calls is not None else ""
+        self._call_marks = (calls.start, calls.end) if calls is not None else ()
+        self._with_calls = machine(calls) if calls is not None else self._without
 
     def opens_with_thought(self, prompt: str) -> bool:
         """Whether the template has begun the thinking already. `prompt`: as the template wrote it."""
@@ -116,7 +122,8 @@ class Channels:
 
     def is_in_thought(self, said: str) -> bool:
         """Whether an answer that has begun so has not ended its thought. `said`: as the model wrote it."""
-        return bool(self.marks.start) and said.rfind(self.marks.start) > said.rfind(self.marks.ends[0])
+        start, ends = self.marks.start, self.marks.ends
+        return bool(start) and said.lstrip().startswith(start) and not any(end in said for end in ends)
 
     def thinking(self, text: GrowingText, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
         """What bounds the thoughts of one answer, and lets what it is kept to begin after them. Harmony's answers
@@ -131,6 +138,14 @@ class Channels:
             constraint=constraint,
         )
 
+    def marks_of(self, *, calls: bool) -> tuple[str, ...]:
+        """What an answer may hold that is none of its text. `calls`: whether these are looked for."""
+        if self.harmony:
+            return tuple({mark for marks in _HARMONY.values() for mark, _ in marks})
+        thought = (self.marks.start, *self.marks.ends)
+        answers = (mark for marks in ANSWERS for mark in marks) if self.marks_answers else ()
+        return tuple(filter(None, (*thought, *answers, *(self._call_marks if calls else ()))))
+
     def splitter(self, *, thinking: bool, calls: bool) -> Splitter | None:
         """For one answer; None where there is nothing to tell apart. `thinking`: it begins with a thought; `calls`:
         whether calls are looked for."""
@@ -138,7 +153,8 @@ class Channels:
             return None
         machine = self._with_calls if calls else self._without
         state = "reasoning" if thinking else "normal"
-        return Splitter(machine, self._as_text, state, self._added, bare_calls=calls and self._bare)
+        bare = self._bare if calls else ""
+        return Splitter(machine, self._as_text, state, self._added, thought=self._thought, bare=bare)
 
 
 class _Knowing:
@@ -153,28 +169,34 @@ class _Knowing:
         return getattr(self._tokenizer, name)
 
 
-def _writes_bare_calls(tokenizer: Any) -> bool:
-    """Whether this is the template of Llama 3.1 and what came after, by the name that it has for arguments."""
-    template = template_for_tools(tokenizer)
-    return '"parameters": ' in template and "<|start_header_id|>" in template
-
-
 class Splitter:
     """One answer, in pieces. What it says of pieces, taken together, is what it says of the whole.
 
-    Line breaks around thoughts and calls belong to their form, and not to what is said. What comes after a call that
-    was fed is told by the whole alone: that may turn out to be no call, and then stands before it.
+    A thought comes before all words. Line breaks around thoughts and calls belong to their form, and not to what is
+    said. What comes after a call that was fed is told by the whole alone: that may turn out to be no call, and then
+    stands before it.
     """
 
     def __init__(
-        self, machine: Any, as_text: Any, state: str, tokens_of_marks: tuple[str, ...], *, bare_calls: bool = False
+        self,
+        machine: Any,
+        as_text: Any,
+        state: str,
+        tokens_of_marks: tuple[str, ...],
+        *,
+        thought: tuple[str, str] | None,
+        bare: str = "",
     ) -> None:
         """`as_text`: the machine for an answer whose calls are none; `tokens_of_marks`: what is no text where a mark
-        begins with it; `bare_calls`: an answer that begins with a brace is taken for a call from there on."""
+        begins with it; `thought`: the marks that are words of an answer which has begun; `bare`: an answer that begins
+        so is taken for a call from there on."""
         self._machine = machine
         self._as_text = as_text
         self._tokens_of_marks = tokens_of_marks
-        self._bare_calls = bare_calls
+        self._thought = thought
+        self._mark_is_words = False
+        """Whether what seems to be a thought is none."""
+        self._bare = bare
         self._is_whole = False
         self._first_state = state
         self._state = machine.make_state(state)
@@ -188,14 +210,16 @@ class Splitter:
 
     @property
     def thinking(self) -> bool:
-        return bool(self._state[0] == "reasoning")
+        return self._kind(self._state[0]) == "reasoning"
 
     def whole(self, text: str, *, complete: bool, calls: bool = True) -> Said:
         """All of a text, whatever was fed. `complete`: a call that is not closed was meant to be whole, and half a mark
         is text; `calls`: what looks like a call is one, and no text."""
         machine = self._machine if calls else self._as_text
-        bare_calls = calls and self._bare_calls
-        fresh = Splitter(machine, self._as_text, self._first_state, self._tokens_of_marks, bare_calls=bare_calls)
+        bare = self._bare if calls else ""
+        fresh = Splitter(
+            machine, self._as_text, self._first_state, self._tokens_of_marks, thought=self._thought, bare=bare
+        )
         fresh._is_whole = True
         said = fresh.feed(text)
         rest = fresh._state[3]
@@ -204,7 +228,7 @@ class Splitter:
             fresh._take(said, fresh._state[0], rest)
         if fresh._call is not None and complete:
             said.calls.append(fresh._call)
-        elif fresh._call is not None and self._bare_calls:
+        elif fresh._call is not None and self._bare:
             said.text += fresh._call
         if not fresh._called and not said.calls:
             said.text += fresh._held["normal"]
@@ -227,10 +251,15 @@ class Splitter:
         if before == "tool" and self._call is not None:
             said.calls.append(self._call)
             self._call, self._called = None, True
-        state = _kind(state)
+        if self._thought is not None and "reasoning" in (before, state) and (self._mark_is_words or self._spoken):
+            self._mark_is_words = state == "reasoning"
+            if state != "tool":
+                self._take(said, "normal", self._thought[not self._mark_is_words])
+                return
+        state = self._kind(state)
         if state == "tool":
             self._call = ""
-        elif state in self._begun and state != _kind(before):
+        elif state in self._begun and state != self._kind(before):
             self._begun[state] = False
             if state == "normal" and not self._spoken:
                 self._held[state] = ""
@@ -238,8 +267,8 @@ class Splitter:
     def _take(self, said: Said, state: str, text: str) -> None:
         if state == "header":
             return
-        state = _kind(state)
-        if self._bare_calls and state == "normal" and not self._spoken and text.lstrip().startswith("{"):
+        state = self._kind(state)
+        if self._bare and state == "normal" and not self._spoken and text.lstrip().startswith(self._bare):
             self._call = self._call or ""
         if state == "tool" or (state == "normal" and self._call is not None):
             self._call = (self._call or "") + text
@@ -258,6 +287,6 @@ class Splitter:
             said.text += kept
             self._spoken = self._spoken or bool(kept)
 
-
-def _kind(state: str) -> str:
-    return "normal" if state in ("said", "header") else state
+    def _kind(self, state: str) -> str:
+        is_words = state in ("said", "header") or (state == "reasoning" and self._mark_is_words)
+        return "normal" if is_words else state

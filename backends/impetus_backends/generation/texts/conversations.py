@@ -11,11 +11,13 @@ import contextlib
 import hashlib
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
+from .detokenize import common_beginning
 from .marks import call_marks
-from .templates import template_for_tools
+from .templates import before_mark, template_for_tools
 from .time_limit import MOST_S, EndlessError, time_limit
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _MOST_SHAPES = 256
 _CALL: dict[str, Any] = {
     "id": "zkqvfxnrd", "type": "function", "function": {"name": "wobblim", "arguments": {"at": "gribble"}},
 }  # fmt: skip
+_NOT_DESCRIBED: dict[str, Any] = {"description": "", "parameters": {"type": "object", "properties": {}}}
+"""What is meant by a tool that leaves these out."""
 # Arguments of `apply_chat_template` that are no variables of a template.
 _OWN_OPTIONS = {
     "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
@@ -69,7 +73,7 @@ class Conversations:
         """By the shape of a conversation: the first of its messages that the template leaves out."""
         self._has_tools: bool | None = None
         """Whether the template says what tools there are; not known before a request has some."""
-        self._endless = False
+        self.endless = False
         """Whether the template did not come to an end with the shortest of conversations."""
         if tokenizer.has_chat_template and not self._says_texts():
             self._parts = True
@@ -85,7 +89,7 @@ class Conversations:
         messages = work.messages or ()
         if not self._tokenizer.has_chat_template:
             raise RequestError("this model has no chat template and takes no messages: send `prompt` instead")
-        if self._endless:
+        if self.endless:
             raise RequestError(_ENDLESS)
         options = self._options(work)
         if any(each.get("tool_calls") for each in messages):
@@ -105,6 +109,13 @@ class Conversations:
         except RequestError:
             raise
         except Exception as error:  # templates are programs, and refuse by raising what they like
+            if (named := _with_names_of_tools(messages)) != messages:
+                return self.tokens(replace(work, messages=named), special_tokens_as_text=special_tokens_as_text)
+            if (at := next((at for at, each in enumerate(messages) if _calls_with_text(each)), None)) is not None:
+                raise RequestError(
+                    f"message {at + 1}: a tool is called with arguments that are no JSON object, and this model's chat "
+                    f"template refuses that: {error}"
+                ) from error
             raise RequestError(f"the model's chat template refused the messages: {error}") from error
         if (at := self._left_out(messages, options)) is not None:
             raise RequestError(
@@ -112,6 +123,27 @@ class Conversations:
                 f"{messages[at]['role']!r:.40}: send `prompt` instead, or give its text another role or place"
             )
         return tokens
+
+    def with_calls(self, calls: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        """What the template makes of an answer that is these calls, from where an answer in words would begin. Raises
+        what it likes."""
+        if not self._calls_tried:
+            self._learn_how_calls_go_in()
+        asked = {"role": "user", "content": _PROBES[0]}
+        options = {"tools": [dict(tool) for tool in tools], "add_generation_prompt": False}
+        words, called = (
+            self._written([asked, {"role": "assistant", **answer}], options)
+            for answer in ({"content": _PROBES[1]}, {"content": "", "tool_calls": calls})
+        )
+        head, _, tail = words.partition(_PROBES[1])
+        if not called.startswith(head):
+            head = before_mark(common_beginning(head, called))
+        return called.removeprefix(head).removesuffix(tail)
+
+    def in_words(self) -> str:
+        """What it makes of an answer in words, the turn before it included."""
+        asked = {"role": "user", "content": _PROBES[0]}
+        return self._written([asked, {"role": "assistant", "content": _PROBES[1]}], {"add_generation_prompt": False})
 
     def _options(self, work: GenerationWork) -> dict[str, Any]:
         """What else the template is told."""
@@ -126,10 +158,21 @@ class Conversations:
             if not self._takes_tools(work.tools):
                 raise RequestError("this model's chat template has no place for tools: leave them out, or take a model "
                                    "that was trained to call tools")  # fmt: skip
-            options["tools"] = [dict(tool) for tool in work.tools]
+            options["tools"] = self._described(work.tools)
         if work.continue_final_message:
             options |= {"continue_final_message": True, "add_generation_prompt": False}
         return options
+
+    def _described(self, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """As they are, but for a template that cannot do without what a tool may leave out, as gpt-oss' cannot."""
+        described = [{**tool, "function": _NOT_DESCRIBED | tool["function"]} for tool in tools]
+        plain = [dict(tool) for tool in tools]
+        if described != plain:
+            try:
+                self._written([{"role": "user", "content": _PROBES[0]}], {"tools": plain})
+            except Exception:  # noqa: BLE001 - it says why when it refuses the request itself
+                return described
+        return plain
 
     def _takes_tools(self, tools: Sequence[Mapping[str, Any]]) -> bool:
         if self._has_tools is None:
@@ -236,10 +279,25 @@ class Conversations:
         try:
             return _PROBES[0] in self._written([{"role": "user", "content": _PROBES[0]}])
         except EndlessError:
-            self._endless = True
+            self.endless = True
         except Exception:  # noqa: BLE001 - it says why when it refuses the messages themselves
             pass
         return True
+
+
+def _with_names_of_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Results of tools with the names of those, which OpenAI's messages leave to the calls that they answer."""
+    called = {call.get("id"): call["function"]["name"] for each in messages for call in each.get("tool_calls") or ()}
+    return tuple(
+        {"name": called[each["tool_call_id"]], **each}
+        if each["role"] == "tool" and each.get("tool_call_id") in called
+        else each
+        for each in messages
+    )
+
+
+def _calls_with_text(message: Mapping[str, Any]) -> bool:
+    return any(not isinstance(call["function"]["arguments"], dict) for call in message.get("tool_calls") or ())
 
 
 def _with_written_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Detokenizer:
         if not self._decoding.known:
             end = max(end - _UNSETTLED_TOKENS, self._tail_at)
         if end < len(self._tokens):
-            text = _common(text, self._head + self._decoding.decode(self._tokens[self._tail_at : end]))
+            text = common_beginning(text, self._head + self._decoding.decode(self._tokens[self._tail_at : end]))
         text = text.rstrip(REPLACEMENT)
         if not self._decoding.revises_words:
             return len(text)
@@ -179,7 +179,7 @@ def _revises_words(tokenizer: Any) -> bool:
     return model != "BPE" or bool(getattr(tokenizer, also_bpe, False))
 
 
-def _common(one: str, other: str) -> str:
+def common_beginning(one: str, other: str) -> str:
     if one.startswith(other):
         return other
     at = 0

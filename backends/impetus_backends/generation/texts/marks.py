@@ -6,7 +6,6 @@ Sources: the models' own chat templates, which say to the model how it is to wri
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +34,13 @@ ANSWERS = (
 @dataclass(frozen=True, slots=True)
 class CallMarks:
     """How a family writes its calls. `parse`: reads what stands between the marks; `write`: makes the text of calls
-    where its template makes none."""
+    where its template makes none; `bare`: how an answer begins that is nothing but calls, where they need no mark."""
 
     start: str
     end: str
     parse: Parse
     write: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
+    bare: str = ""
 
 
 def parse_json(text: str, tools: object) -> list[dict[str, Any]]:
@@ -61,35 +61,11 @@ def _write_hermes(calls: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in written)
 
 
-_DEEPSEEK = re.compile(
-    "<\uff5ctool\u2581call\u2581begin\uff5c>(.*?)<\uff5ctool\u2581sep\uff5c>(.*?)(?:<\uff5ctool\u2581call\u2581end\uff5c>|$)",
-    re.DOTALL,
-)
-_FENCED = re.compile(r"\s*([^\n]+)\n```json\n(.*?)\n?```\s*", re.DOTALL)
-
-
-def parse_deepseek(text: str, tools: object) -> list[dict[str, Any]]:
-    """Calls with marks of their own: a name and JSON; before V3.1 the word function, a name, and JSON in a fence."""
-    calls = []
-    for name, rest in _DEEPSEEK.findall(text):
-        fenced = _FENCED.fullmatch(rest) if name.strip() == "function" else None
-        called, arguments = (fenced[1], fenced[2]) if fenced else (name, rest)
-        calls.append({"name": called.strip(), "arguments": json.loads(arguments)})
-    if not calls:
-        raise ValueError("no call")
-    return calls
-
-
 _CALLS = (
-    CallMarks("<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>", parse_deepseek),
-    CallMarks("<TOOLCALL>", "</TOOLCALL>", parse_json),  # Nemotron
-    CallMarks("<tool_calls>[", "</tool_calls>", lambda text, tools: parse_json(f"[{text}", tools)),  # Apriel
-    CallMarks("<|START_ACTION|>", "<|END_ACTION|>", parse_json),  # Command R7B, Command A
-    CallMarks("<|tool_call|>", "<|/tool_call|>", parse_json),  # Phi-4, and Granite 3, which closes none
-    CallMarks(
-        "<tool_call>", "</tool_call>", parse_json, _write_hermes
-    ),  # SmolLM3, and whoever else writes calls as Hermes does
+    CallMarks("<|tool_call|>", "<|/tool_call|>", parse_json),  # Granite 3, which closes none
+    CallMarks("<tool_call>", "</tool_call>", parse_json, _write_hermes),  # SmolLM3
 )
+"""Of templates that write no calls, though they say to the model how to."""
 
 
 def call_marks(tokenizer: Any) -> CallMarks | None:

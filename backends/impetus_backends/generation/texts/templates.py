@@ -1,4 +1,4 @@
-"""The text of a model's chat template."""
+"""Texts of chat templates."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ def template_for_tools(tokenizer: Any) -> str:
     if isinstance(template, dict):
         template = template.get("tool_use", template.get("default"))
     return template if isinstance(template, str) else ""
+
+
+def before_mark(text: str) -> str:
+    """A text up to the mark in which it ends, if it ends within one."""
+    return text[: text.rindex("<")] if text.rfind("<") > text.rfind(">") else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import uuid
@@ -52,12 +53,12 @@ class ToolCalls:
         return tuple(calls)
 
     def of_json(self, text: str) -> tuple[Call, ...]:
-        """The call that an answer is which was kept to `forced_schema`; none where a stop string has cut it short."""
+        """The call that an answer is which was kept to `forced_schema`; none where a stop string has cut it short,
+        or a number is none that JSON has."""
         try:
-            said = json.loads(text)
+            return (self._call(json.loads(text)),)
         except ValueError:
             return ()
-        return (self._call(said),)
 
     def _call(self, said: Mapping[str, Any]) -> Call:
         name, arguments = said["name"], said.get("arguments", said.get("parameters", {}))
@@ -68,9 +69,8 @@ class ToolCalls:
         function = self._by_name[name]
         if function.get("strict") and (fault := _fault(function.get("parameters") or _NO_ARGUMENTS, arguments)):
             raise RequestError(f"the model called {name} with arguments that are not of its schema: {fault}")
-        return Call(
-            name, json.dumps(arguments, ensure_ascii=False), str(said.get("id") or uuid.uuid4().hex[:_ID_CHARACTERS])
-        )
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        return Call(name, written, str(said.get("id") or uuid.uuid4().hex[:_ID_CHARACTERS]))
 
 
 def parse_harmony(text: str, tools: object) -> dict[str, Any]:
@@ -88,6 +88,22 @@ def parse_bare(text: str, tools: object) -> list[dict[str, Any]]:
         calls.append(call)
         text = text[end:]
     return calls
+
+
+def parse_pythonic(text: str, tools: object) -> Any:
+    """Calls as Llama 4 writes them, a list of Python's: mlx-lm's parser, which makes a call of other text as well."""
+    from mlx_lm.tool_parsers import pythonic
+
+    ast.parse(text.strip(), mode="eval")
+    return pythonic.parse_tool_call(text)
+
+
+def parse_gemma(text: str, tools: object) -> Any:
+    """Calls as FunctionGemma writes them, by mlx-lm's parser for Gemma 4, whose marks of texts differ alone: that for
+    FunctionGemma ends at the first brace, and takes half of an object for the whole."""
+    from mlx_lm.tool_parsers import gemma4
+
+    return gemma4.parse_tool_call(text.replace("<escape>", '<|"|>'))
 
 
 def forced_schema(tools: Sequence[Mapping[str, Any]], choice: str) -> str:

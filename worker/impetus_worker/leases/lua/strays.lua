@@ -8,7 +8,7 @@ local PART, MOST, SHORT = 250, 250, 1000
 local turn = 'impetus:recovery:strays:' .. ARGV[3]
 if not takes_turn(turn, ARGV[1]) then return {} end
 
--- Of the queues that are short enough to look through: what lies on each, asked when it is needed.
+-- Of the queues that are short enough to look through, and of all what lies on each, asked when it is needed.
 local short, on, seconds = {}, {}, server_time()
 for at = 3, #ARGV do
   local queue = ARGV[at]
@@ -19,34 +19,40 @@ if not next(short) then return {} end
 local function is_on(queue, id)
   if not on[queue] then
     on[queue] = {}
-    for _, list in ipairs({'', ':intermediate'}) do
-      for _, each in ipairs(read('LRANGE', 'rq:queue:' .. queue .. list, 0, SHORT) or {}) do on[queue][each] = true end
+    local list = 'rq:queue:' .. queue
+    local function note(...)
+      for _, each in ipairs(read('LRANGE', ...) or {}) do on[queue][each] = true end
     end
+    note(list, 0, LOOK_AT - 1)
+    if not short[queue] then note(list, -LOOK_AT, -1) end
+    note(list .. ':intermediate', 0, SHORT)
   end
   return on[queue][id]
 end
 
--- Of a worker that is one of ours, or is gone.
-local function may_be_ours(id, worker)
-  if read('EXISTS', 'rq:executions:' .. id) == 1 then return false end
-  return read('SISMEMBER', ROSTER, worker or '') == 1 or read('EXISTS', 'rq:worker:' .. (worker or '')) == 0
-end
-
-local function is_in_a_registry(queue, id)
-  for _, registry in pairs(REGISTRY) do
-    if read('ZSCORE', registry .. queue, id) then return true end
-  end
-  return read('ZSCORE', 'rq:canceled:' .. queue, id) or read('ZSCORE', 'rq:wip:' .. queue, id)
-end
-
--- Its queue, of a job that lies nowhere.
+-- Its queue, of a job that is not where it says. One of a stock worker that lives is that worker's.
 local function strays_from(key, id)
   local status = read('HGET', key, 'status')
   if status ~= 'queued' and status ~= 'started' then return nil end
   local queue = read('HGET', key, 'origin')
   if not queue or not short[queue] or is_on(queue, id) or read('HEXISTS', TOKENS .. queue, id) == 1 then return nil end
-  if status == 'started' and not may_be_ours(id, read('HGET', key, 'worker_name')) then return nil end
-  return not is_in_a_registry(queue, id) and queue
+  if status == 'queued' then return queue end
+  local worker = read('HGET', key, 'worker_name') or ''
+  return (read('SISMEMBER', ROSTER, worker) == 1 or read('EXISTS', 'rq:worker:' .. worker) == 0) and queue
+end
+
+-- Whether it lies anywhere else: its status may be an old one that somebody saved, and its queue one that it left.
+local function is_elsewhere(id)
+  if read('EXISTS', 'rq:executions:' .. id) == 1 or is_where_it_says(nil, id, 'rate_limited') then return true end
+  for at = 3, #ARGV do
+    local queue = ARGV[at]
+    if is_on(queue, id) or read('HEXISTS', TOKENS .. queue, id) == 1 then return true end
+    for _, registry in pairs(REGISTRY) do
+      if read('ZSCORE', registry .. queue, id) then return true end
+    end
+    if read('ZSCORE', 'rq:canceled:' .. queue, id) or read('ZSCORE', 'rq:wip:' .. queue, id) then return true end
+  end
+  return false
 end
 
 for _, key in ipairs(scan_on(turn, 'SCAN', {}, 'MATCH', 'rq:job:*', 'COUNT', PART)) do
@@ -59,7 +65,7 @@ local back = {}
 for queue in pairs(short) do
   local due = read('ZRANGEBYSCORE', STRAYS .. queue, '-inf', seconds - ARGV[2], 'LIMIT', 0, MOST) or {}
   for _, id in ipairs(due) do
-    if strays_from('rq:job:' .. id, id) == queue then
+    if strays_from('rq:job:' .. id, id) == queue and not is_elsewhere(id) then
       put_back(queue, id)
       back[#back + 1] = id
     end

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.devices.reference import by_places, frequencies, within
+from impetus_backends.embedding.devices.reference import by_places, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -139,8 +139,8 @@ class CoreAIOps:
     def _angles(self, length: int, how: Attention, wave: Any) -> Any:
         """Of the places in a row, (l, 1, half a head): only how far apart two tokens are counts."""
         return self._once(
-            f"{wave.__name__} {length} {how.theta} {how.head_size}",
-            lambda: wave(np.arange(length, dtype=np.float32)[:, None] * frequencies(how))[:, None],
+            f"{wave.__name__} {length} {how.frequencies}",
+            lambda: wave(np.arange(length, dtype=np.float32)[:, None] * np.array(how.frequencies, np.float32))[:, None],
         )
 
     def relative_bias(self, table: str, rows: int, buckets: np.ndarray, ids: Any) -> Any:

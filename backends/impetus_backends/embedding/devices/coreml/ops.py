@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impetus_backends.embedding.devices.coreml.quantize import Dense, Int8, Stored, store
-from impetus_backends.embedding.devices.reference import by_places, frequencies, within
+from impetus_backends.embedding.devices.reference import by_places, within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -162,13 +162,13 @@ class MilOps:
     def turn(self, x: Any, positions: Any, how: Attention) -> Any:
         mb, length = self._mb, x.shape[3]
         heads = x.shape[1] // how.head_size
-        angles = frequencies(how)[:, None] * np.arange(length, dtype=np.float32)
+        angles = np.array(how.frequencies, np.float32)[:, None] * np.arange(length, dtype=np.float32)
         # Of a head's two halves each takes its share of the other: the first with the sine's sign changed.
         cosine = np.tile(np.concatenate([np.cos(angles), np.cos(angles)]), (heads, 1))[None, :, None]
         sine = np.tile(np.concatenate([-np.sin(angles), np.sin(angles)]), (heads, 1))[None, :, None]
         halves = self._split(x, 2 * heads, 1)
         other = mb.concat(values=[halves[index ^ 1] for index in range(2 * heads)], axis=1)
-        name = f"{how.theta} {how.head_size} {heads} {length}"
+        name = f"{how.frequencies} {heads} {length}"
         return mb.add(
             x=mb.mul(x=x, y=self._once(f"cosine {name}", cosine)), y=mb.mul(x=other, y=self._once(f"sine {name}", sine))
         )

@@ -24,6 +24,7 @@ from impetus_backends.embedding.architectures import encode, parts, post_norm, p
 from impetus_backends.embedding.devices import reference
 from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.devices.packages.served import Served
+from impetus_backends.embedding.folder import angles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ _WRITING = ".writing"
 """Of a folder that is being written: locked by who does."""
 _ABANDONED_S = 24 * 3600
 _LARGEST = 2**20
-_WRITERS = (encode, parts, post_norm, pre_norm, turned, encoder, reference)
+_WRITERS = (encode, parts, post_norm, pre_norm, turned, encoder, reference, angles)
 """Of ours, of every form; a form has more."""
 
 

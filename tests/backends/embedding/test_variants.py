@@ -1,0 +1,104 @@
+"""What a model's files may say otherwise, of its angles above all, is done as transformers does it, or refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from impetus_backends.embedding.devices.coreml import package
+from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
+from impetus_backends.embedding.devices.packages.buckets import Bucket
+from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.texts.tokens import TextEncoder
+from impetus_backends.errors import ModelError
+from tests.recordings import recorded as recordings
+
+from ..conftest import small_model
+from ..copies import changed
+from ..coreml.conftest import evaluate
+from .test_vectors import LEAST_COSINE, TOLERANCE, cosines, loaded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECORDED = recordings("variants")
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = json.loads(str(RECORDED["cases"]))
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+
+
+def model_of(case: str, folder: Path) -> Path:
+    name, file, keys = CASES[case]
+    return changed(small_model(name), folder / "model", file, **keys)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
+@pytest.mark.parametrize("case", CASES)
+def test_variants_make_the_vectors_of_torch(case: str, device: str, texts: list[str], tmp_path: Path) -> None:
+    folder, expected = model_of(case, tmp_path), RECORDED[case]
+    rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
+    backend = loaded(device, folder)
+    assert cosines(backend.embed(rows), expected).min() >= LEAST_COSINE[backend.precision]
+    alone = np.concatenate([backend.embed([row]) for row in rows])
+    assert np.abs(alone - expected).max() < TOLERANCE[backend.precision]
+    model = small_model(CASES[case][0])
+    plain = loaded(device, model).embed([text.ids for text in TextEncoder.load(model).encode(texts)])
+    assert (cosines(plain, expected).min() < 0.99) == (case != "dynamic"), "the case shows nothing"
+
+
+@pytest.mark.parametrize("case", ["yarn in full", "yarn by layers", "linear, some layers"])
+def test_packages_are_written_with_scaled_angles(case: str, texts: list[str], tmp_path: Path) -> None:
+    folder = model_of(case, tmp_path)
+    config = read_config(folder)
+    rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]
+    bucket = Bucket(len(rows), config.text.max_tokens)
+    package.build(config, (bucket,), tmp_path / "model.mlpackage")
+    vectors = evaluate(SavedPackage(tmp_path / "model.mlpackage"), config, bucket, rows)
+    assert cosines(vectors, RECORDED[case]).min() >= 0.9999
+
+
+def test_angles_that_depend_on_a_texts_length_bound_it(tmp_path: Path) -> None:
+    folder = model_of("dynamic", tmp_path)
+    assert read_config(folder).text.max_tokens == 40
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 41}')
+    with pytest.raises(ModelError, match=r"max_seq_length 41 .* of type dynamic .* state 40 or less"):
+        read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "reason"),
+    [
+        ("qwen3", {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "of type 'longrope' are not supported"),
+        ("gte", {"rope_scaling": {"type": "ntk", "factor": 8}}, "of type 'ntk' are not supported"),
+        ("qwen3", {"rope_parameters": YARN | {"alpha": 2}}, "'yarn' know no alpha, which rope_parameters states"),
+        ("qwen3", {"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}}, "'default' know no factor"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
+            "low_freq_factor is None",
+        ),
+        ("llama", {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": "2"}}, "factor is '2'"),
+        ("llama", {"rope_parameters": YARN | {"factor": None}}, "factor is None"),
+        ("llama", {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ("llama", {"rope_parameters": YARN | {"type": "linear"}}, "type 'linear' contradicts rope_type 'yarn'"),
+        # Their layers are of two kinds, and these name none of them; transformers reads past what they say.
+        ("modernbert", {"rope_parameters": YARN}, "rope_parameters .* of sliding_attention or full_attention"),
+        ("gemma", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "type 'linear' contradicts rope_type 'default'"),
+        # And here there is one kind alone.
+        ("llama", {"rope_parameters": {"full_attention": YARN}}, "know no full_attention"),
+        ("qwen3", {"head_dim": 7}, "heads of 7 units"),
+        (
+            "llama",
+            {"rope_parameters": YARN | {"rope_theta": 1.0}},
+            r"config\.json states a value .* \(ZeroDivisionError",
+        ),
+        ("llama", {"rope_parameters": {"rope_theta": 10**400}}, r"config\.json states a value .* \(OverflowError"),
+    ],
+)
+def test_angles_that_would_be_other_ones_are_refused_by_the_key(
+    tmp_path: Path, model: str, keys: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ModelError, match=reason):
+        read_config(changed(small_model(model), tmp_path / "model", **keys))
