@@ -166,7 +166,7 @@ def test_that_a_tokenizer_json_cuts_and_pads_rows_is_no_reason_to_refuse_it(tmp_
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     model["merges"] = [" ".join(pair) for pair in model["merges"]]  # as older files have them
     truncation = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
-    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    padding: dict[str, Any] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
     padding |= {"pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
     change(folder / "tokenizer.json", model=model, truncation=truncation, padding=padding)
     texts = ["a text of a few words, and more of them than eight", ""]
