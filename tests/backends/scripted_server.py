@@ -88,6 +88,9 @@ class ScriptedServer(ThreadingHTTPServer):
     def next_asked(self) -> Asked:
         return self.asked.get(timeout=LIMIT_S)
 
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
     def end(self) -> None:
         self.shutdown()
         self._thread.join()

@@ -21,7 +21,7 @@ _OURS = ("prompt", "cancel_if_abandoned")
 
 def chat_payload(fields: Mapping[str, Any]) -> tuple[GenerationRequest, dict[str, Any]]:
     """What a body asks for, and what is sent for it. Raises `InvalidRequestError`."""
-    said = GenerationRequest.what_says_something(fields)
+    said = GenerationRequest.what_says_something(dict(fields))
     for name in _OURS:
         if name in said:
             raise InvalidRequestError(f"{name}: there is no such field", field=name)

@@ -100,7 +100,7 @@ def completion_payload(body: CompletionsBody, fields: Mapping[str, Any]) -> dict
 
 def completion_payloads(body: CompletionsBody, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """As `completion_payload`, one for each prompt."""
-    said = CompletionsBody.what_says_something(fields)
+    said = CompletionsBody.what_says_something(dict(fields))
     payload = {name: value for name, value in said.items() if name not in _OWN}
     payload |= {"prompt": body.prompt[0], "max_tokens": body.max_tokens}
     if body.logprobs is not None:

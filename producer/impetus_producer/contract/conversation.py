@@ -48,12 +48,15 @@ class Asked(Wire):
     """By names of fields that there are elsewhere, the values that ask for what is done here anyway."""
 
     @classmethod
-    def what_says_something(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def what_says_something(cls, fields: dict[str, Any]) -> dict[str, Any]:
         """Those that ask for something here, or that there are not."""
+        passed_over = cls.changes_nothing
+        if None not in fields.values() and cls.not_read.isdisjoint(fields) and passed_over.keys().isdisjoint(fields):
+            return fields  # as nearly always
         return {
             name: each
             for name, each in fields.items()
-            if each is not None and name not in cls.not_read and each not in cls.changes_nothing.get(name, ())
+            if each is not None and name not in cls.not_read and each not in passed_over.get(name, ())
         }
 
     @model_validator(mode="before")

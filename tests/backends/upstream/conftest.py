@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
-    server = ScriptedServer()
-    try:
+    with ScriptedServer() as server:
         yield server
-    finally:
-        server.end()
 
 
 @pytest.fixture

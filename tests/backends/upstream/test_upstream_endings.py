@@ -213,6 +213,14 @@ def test_half_an_answer_and_garbage_are_failures_worth_another_try_and_the_next_
     assert ended(run(engine, work(2))).text == "x"
 
 
+def _reset(asked: Asked) -> None:
+    # With no time to linger, what is sent at the close is a reset.
+    asked.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    asked.close_connection = True
+    for file in (asked.rfile, asked.wfile, asked.connection):
+        file.close()
+
+
 def _whole(asked: Asked) -> None:
     asked.head()
     asked.delta(content="whole")
@@ -226,8 +234,7 @@ def _whole_and_silence(asked: Asked) -> None:
 
 def _whole_and_reset(asked: Asked) -> None:
     _whole(asked)
-    asked.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    asked.connection.close()
+    _reset(asked)
 
 
 def _whole_and_garbage(asked: Asked) -> None:
@@ -337,11 +344,7 @@ def test_a_connection_that_is_reset_before_an_answer_is_tried_again_a_few_times(
 
     def script(asked: Asked) -> None:
         if next(left, None) is not None:
-            # With no time to linger, what is sent at the close is a reset.
-            asked.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            asked.close_connection = True
-            for file in (asked.rfile, asked.wfile, asked.connection):
-                file.close()
+            _reset(asked)
             return
         asked.head()
         asked.delta(content="x", finish_reason="stop")

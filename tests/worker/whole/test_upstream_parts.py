@@ -28,11 +28,8 @@ MESSAGES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
-    server = ScriptedServer()
-    try:
+    with ScriptedServer() as server:
         yield server
-    finally:
-        server.end()
 
 
 def say_a_cat(asked: Asked) -> None:
