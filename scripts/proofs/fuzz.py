@@ -127,7 +127,7 @@ class Fuzz:
         pipeline.rpush(f"rq:queue:{queue}", job_id)
 
     def _waiting(self, connection: Redis) -> int:
-        with connection.pipeline(transaction=False) as pipeline:
+        with connection.pipeline() as pipeline:  # of one moment: a job may go from one to the other
             for role in FUNCTIONS:
                 for queue in (role, f"{role}-bulk"):
                     pipeline.llen(f"rq:queue:{queue}")
@@ -136,9 +136,11 @@ class Fuzz:
 
     def _drain(self, connection: Redis) -> bool:
         deadline = time.monotonic() + _DRAIN_LIMIT_S
-        while self._waiting(connection) and time.monotonic() < deadline:
+        while self._waiting(connection):
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.1)
-        return not self._waiting(connection)
+        return True
 
     def _report(self, connection: Redis, drained: bool, alive: bool) -> dict[str, Any]:
         good, bad = self._statuses(connection, self._good), self._statuses(connection, self._thrown)

@@ -155,10 +155,12 @@ class RqEndings(Companion):
                 exc_info=_log.isEnabledFor(logging.DEBUG),  # what lies in the hash is not worth a page
             )
             self._link.run(self._claims.finish([failing(claimed, failure, Verb.ABORT)]))
-        kept_from_it = self._rq_worker().fence.raised  # RQ logs what keeps it from writing a failure, and goes on
+        fence = self._rq_worker().fence
+        kept_from_it = fence.raised  # RQ logs what keeps it from writing a failure, and goes on
         if isinstance(kept_from_it, LeaseLostError):
-            if not self._leave(claimed):
+            if not fence.sent:
                 _log.warning(_NOT_OURS, claimed.id)
+            self._leave(claimed)
         elif not self._link.run(self._claims.forget(claimed)):
             raise kept_from_it or RedisConnectionError(f"RQ's ending of job {claimed.id} was not written")
 
@@ -199,18 +201,17 @@ class RqEndings(Companion):
             )
         return self._rq
 
-    def _leave(self, claimed: ClaimedJob) -> bool:
-        """Takes a run that is not this worker's to end out of its books; whether its job has ended.
+    def _leave(self, claimed: ClaimedJob) -> None:
+        """Takes a run that is not this worker's to end out of its books.
 
         This worker may have ended it by a transaction whose answer was lost, and RQ not have come to what follows one:
         that is done here, perhaps once more. One that was cancelled or deleted may hold a slot.
         """
         self._link.run(self._claims.forget(claimed))
-        ended, queue = False, self._queue(claimed)
         try:
             said: Any = self._link.connection.hget(f"rq:job:{claimed.id}", "status")
-            ended = said in _ENDED
             if said not in (b"queued", b"started"):
+                ended, queue = said in _ENDED, self._queue(claimed)
                 job = GuardedJob(claimed, self._link.connection, self._worker, NOTHING, self._webhooks)
                 job._status = JobStatus(said.decode()) if ended else JobStatus.CANCELED
                 release_slot(job)
@@ -221,7 +222,6 @@ class RqEndings(Companion):
             if isinstance(error, PASSING) and not is_about_data(error):
                 raise
             _log.warning("job %s: what waits for its end waits for RQ's chores: %s", claimed.id, error)
-        return ended
 
     def _queue(self, claimed: ClaimedJob) -> Queue:
         return _FencedWorker.queue_class(
@@ -236,10 +236,12 @@ class _Fence:
     holds: Callable[[], bool]
     raised: Exception | None = None
     """What `assert_held` raised."""
+    sent = False
+    """Whether a transaction went out that the server may have run."""
     _asked = 0
 
     def begin(self, key: str, holds: Callable[[], bool]) -> None:
-        self.key, self.holds, self.raised, self._asked = key, holds, None, 0
+        self.key, self.holds, self.raised, self.sent, self._asked = key, holds, None, False, 0
 
     def assert_held(self) -> None:
         """Raises `LeaseLostError` where it is another's, `DataError` where it was asked too often."""
@@ -269,8 +271,11 @@ class _FencedPipeline(Pipeline):
             self.watching = True
             self.fence.assert_held()
             try:
+                self.fence.sent = True
                 return super().execute(raise_on_error)
-            except WatchError:
+            except WatchError as error:
+                # redis-py says so, too, where the connection was lost that watched.
+                self.fence.sent = isinstance(error.__context__, PASSING)
                 if is_watched_by_rq:
                     raise
 
