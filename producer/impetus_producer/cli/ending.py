@@ -80,8 +80,10 @@ class Signals:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
+        told: list[int] = []  # which `check` must not raise before `main` has put things in order
+
         def cancel(number: int) -> None:
-            self._told = number
+            told.append(number)
             task.cancel()
 
         for number in self.heard:
@@ -89,6 +91,7 @@ class Signals:
         try:
             await main
         except asyncio.CancelledError:
+            self._told = next(iter(told), None)
             self.check()
             raise
         finally:
