@@ -22,6 +22,7 @@ from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
+from impetus_backends.machine import heap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -231,6 +232,7 @@ class CPUEmbeddingBackend:
         self._onnx, self._runtime = onnx, onnxruntime
         self._weights = open_weights(self._config)
         self._session(self._config.outputs[0], packed=False, by_blocks=False)
+        heap.keep()
 
     def _session(self, output: str, *, packed: bool, by_blocks: bool) -> Any:
         key = output, packed, by_blocks
