@@ -9,15 +9,16 @@ from __future__ import annotations
 import ctypes
 import os
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 256 * 1024 * 1024
 _LARGEST_BYTES = 32 * 1024 * 1024
 """Of a piece that is kept; larger ones are seldom alike. glibc itself goes no further when it learns."""
 
 
 def keep() -> None:
-    """From now on this process keeps up to 256 MiB of what it frees."""
+    """From now on this process keeps up to 256 MiB of what it frees, and threads that begin from then on share it."""
     if (library := _glibc()) is not None:
+        library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
