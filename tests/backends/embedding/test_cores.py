@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from impetus_backends.embedding.devices import cpu
 from impetus_backends.embedding.devices.cpu import CPUEmbeddingBackend, divided
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.machine.cores import equal_cores
@@ -58,6 +59,14 @@ def test_so_it_has_in_families_that_are_given_more_than_tokens_and_places(family
     length = min(64, config.text.max_tokens)
     rows = [np.full(length - at, 3 + at, np.int32) for at in range(11)]
     check(CPUEmbeddingBackend(config, threads=2), CPUEmbeddingBackend(config, threads=1), rows)
+
+
+def test_a_large_model_is_not_held_once_more(minilm: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_MOST_COPIED_BYTES", 2**20)
+    backend = CPUEmbeddingBackend(read_config(minilm.folder), threads=2)
+    backend.load()
+    backend.embed([np.arange(1000, 1300, dtype=np.int32)] * 4)
+    assert len(backend._sessions) == 1
 
 
 def check(dividing: CPUEmbeddingBackend, whole: CPUEmbeddingBackend, rows: list[np.ndarray]) -> None:

@@ -41,6 +41,8 @@ _IR_VERSION = 9
 _FLOAT, _INT32, _INT64 = 1, 6, 7  # onnx.TensorProto
 _TOKENS_A_CORE = 256
 """Of fewer, a core alone would read more of weights than it computes with."""
+_MOST_COPIED_BYTES = 256 * 1024 * 1024
+"""Of weights: for cores alone they are held once more, in the order of the kernels."""
 
 
 class OnnxOps(OnnxGraph):
@@ -207,8 +209,9 @@ class CPUEmbeddingBackend:
     What a batch takes is in proportion to its padded tokens, however they are divided into texts: attention that would
     need more than `scores_bytes` is made by blocks.
 
-    The rows of a large batch are divided among the cores. Cores that share a row wait for each other in every
-    operation, and so for whatever else one of them is given to do. Rows that are left over are shared.
+    The rows of a large batch are divided among the cores, unless the model is large too. Cores that share a row wait
+    for each other in every operation, and so for whatever else one of them is given to do. Rows that are left over are
+    shared.
     """
 
     name = "cpu"
@@ -243,6 +246,8 @@ class CPUEmbeddingBackend:
         self._onnx, self._runtime = onnx, onnxruntime
         self._weights = open_weights(self._config)
         self._session(self._config.outputs[0], packed=False, by_blocks=False)
+        if sum(each.tensor_size_in_bytes() for each in self._values.values()) > _MOST_COPIED_BYTES:
+            self._cores = 1
         heap.keep()
 
     def _session(self, output: str, *, packed: bool, by_blocks: bool, threads: int | None = None) -> Any:
