@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from redis import Redis as Client
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -73,6 +74,22 @@ def test_ctrl_c_before_the_answer_to_enqueueing_withdraws_the_job_all_the_same(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Producer, "enqueue", interrupted)
+    result = run("generate", "hello", url=redis_url)
+    assert (result.exit_code, result.stderr.splitlines()[-1][-15:]) == (130, " was withdrawn.")
+    assert connection.llen("rq:queue:generation") == 0
+
+
+def test_ctrl_c_between_a_question_and_its_answer_leaves_the_answer_to_nobody_else(
+    redis_url: str, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse_response = Client.parse_response
+
+    def interrupted(client: Client, line: Any, name: str, **options: Any) -> Any:
+        if name == "XREAD":
+            raise KeyboardInterrupt
+        return parse_response(client, line, name, **options)
+
+    monkeypatch.setattr(Client, "parse_response", interrupted)
     result = run("generate", "hello", url=redis_url)
     assert (result.exit_code, result.stderr.splitlines()[-1][-15:]) == (130, " was withdrawn.")
     assert connection.llen("rq:queue:generation") == 0
@@ -207,8 +224,9 @@ def test_ctrl_c_while_the_program_loads_leaves_no_traceback(tmp_path: Path) -> N
 
 def test_what_a_library_swallows_is_raised_once_more() -> None:
     before = {number: signal.getsignal(number) for number, _ in SIGNALS}
+    signals = Signals()
+    signals.hear()
     try:
-        signals = Signals()
         with click.Context(click.Command("x"), obj=signals):
             check_signals()
             with suppress(BaseException):
@@ -216,5 +234,6 @@ def test_what_a_library_swallows_is_raised_once_more() -> None:
             with pytest.raises(ToldToEnd):
                 check_signals()
     finally:
+        signals.forget()
         for number, handler in before.items():
             signal.signal(number, handler)
