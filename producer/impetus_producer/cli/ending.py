@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -114,7 +113,7 @@ class Signals:
         async def cancelled() -> None:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
-            cancels.append(partial(loop.call_soon_threadsafe, task.cancel))
+            cancels.append(lambda: loop.call_soon_threadsafe(task.cancel))
             try:
                 if told:
                     raise asyncio.CancelledError

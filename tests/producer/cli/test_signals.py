@@ -18,7 +18,7 @@ from impetus_producer.cli.ending import Signals, ToldToEnd, run_tasks
 from .test_ending import begun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 strike = partial(signal.raise_signal, signal.SIGTERM)
@@ -89,7 +89,7 @@ def test_nothing_comes_of_a_signal_once_there_is_nothing_to_put_in_order(signals
 
 
 def test_tasks_are_not_begun_where_a_signal_comes_first(signals: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_anyway: Callable[..., None] = asyncio.run
+    run_anyway: Any = asyncio.run
 
     def struck(main: Any) -> None:
         strike()
