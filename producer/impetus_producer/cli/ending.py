@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MOMENT_S = 0.001
 _AGAIN_S = 1.0
-_BETWEEN_BLOCKS = frozenset({"contextlib", "click.core", "click.globals", f"{__package__}.main", __name__})
-"""Modules of which the code itself never waits. Outside of the blocks of the last ones nothing is said of an end."""
+_BETWEEN_BLOCKS = frozenset(
+    {"contextlib", "click.core", "click.globals", "signal", "enum", f"{__package__}.main", __name__}
+)
+"""Modules of which the code itself never waits: what enters and leaves blocks, and what says how a command ended."""
 
 
 class ToldToEnd(KeyboardInterrupt):
@@ -77,7 +80,7 @@ class Signals:
         self._heard = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
         self._told: int | None = None
         self._postponed: int | None = None
-        self._is_ending = False
+        self._not_before = 0.0
         self._unraisable = sys.unraisablehook
 
     def hear(self) -> None:
@@ -95,7 +98,7 @@ class Signals:
 
     def check(self) -> None:
         if self._told is not None:
-            self._postponed = None
+            self._raised_now()
             raise ToldToEnd(self._told)
 
     def run_tasks(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -143,15 +146,19 @@ class Signals:
         if number == signal.SIGALRM:
             if self._postponed is None:
                 return None
-            number, self._postponed = self._postponed, None
-        elif self._is_ending:
-            self._postpone(number, _AGAIN_S)
-            return None
+            number = self._postponed
+        wait_s = self._not_before - time.monotonic()
         if frame is not None and frame.f_globals.get("__name__") in _BETWEEN_BLOCKS:
-            self._postpone(number, _MOMENT_S)
+            wait_s = max(wait_s, _MOMENT_S)
+        if wait_s > 0:
+            self._postpone(number, wait_s)
             return None
-        self._is_ending = True
+        self._raised_now()
         return number
+
+    def _raised_now(self) -> None:
+        self._postponed = None
+        self._not_before = time.monotonic() + _AGAIN_S
 
     def _postpone(self, number: int, seconds: float) -> None:
         self._postponed = number
@@ -159,6 +166,7 @@ class Signals:
 
     def _dropped(self, unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, ToldToEnd):
+            self._not_before = 0.0
             self._postpone(unraisable.exc_value.number, _MOMENT_S)
         else:
             self._unraisable(unraisable)
