@@ -57,7 +57,7 @@ class ToolCalls:
         or a number is none that JSON has."""
         try:
             return (self._call(json.loads(text)),)
-        except ValueError:
+        except (ValueError, RecursionError):
             return ()
 
     def _call(self, said: Mapping[str, Any]) -> Call:
