@@ -39,11 +39,13 @@ _MEANS = {word: meaning for meaning, words in _REASONS.items() for word in words
 
 
 class UpstreamError(BackendError):
-    """The server did not serve a request. `permanent`: it would not serve the same one again either."""
+    """The server did not serve a request. `permanent`: it would not serve the same one again either. `status`: what it
+    answered, where that is known."""
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False, status: int | None = None) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.status = status
 
 
 def is_permanent(status: int) -> bool:

@@ -204,7 +204,7 @@ class Exchange:
         sentence = f"the upstream answers {response.status}" + (f": {said}" if said else "")
         if response.status in _BUSY:
             return _BusyError(sentence, after_s=_retry_after_s(response.headers.get("Retry-After")))
-        return UpstreamError(sentence, permanent=is_permanent(response.status))
+        return UpstreamError(sentence, permanent=is_permanent(response.status), status=response.status)
 
 
 def unreadable(error: Exception) -> UpstreamError:

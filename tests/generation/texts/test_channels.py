@@ -227,7 +227,7 @@ def test_a_parser_that_takes_for_ever_has_found_no_call() -> None:
 @pytest.mark.parametrize("call_id", [r"\ud83e", "x" * 300, r"a\nb", ""])
 def test_what_a_model_writes_of_a_call_is_what_a_result_can_hold(call_id: str) -> None:
     """Half a surrogate pair is no text, and an id has its length."""
-    written = r'{"name": "look", "arguments": {"at": "\ud83e é"}, "id": "%s"}' % call_id
+    written = r'{"name": "look", "arguments": {"at": "\ud83e é"}, "id": "' + call_id + '"}'
     (call,) = ToolCalls(parse_json, [LOOK]).of([written]) or [None]
     assert call is not None
     assert json.loads(call.arguments) == {"at": "\ud83e é"}
