@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from .batch.row import Row, Token
 from .batch.sampling import Draws, Sampling
 from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
 from .texts.channels import Channels, Said
-from .texts.detokenize import Decoding, Detokenizer
+from .texts.detokenize import REPLACEMENT, Decoding, Detokenizer
 from .texts.long_prompts import LongPrompts
 from .texts.prompts import Prompts
 from .texts.text import TextBuilder
@@ -280,13 +280,17 @@ class RequestReader:
 
     def likely(self, request: Request, token: Token) -> Likely:
         """What there is to tell of a token that was drawn, and of those that were likely in its place."""
-        piece = self._decoding.piece
-        first, count = not request.logprobs, request.work.top_logprobs
-        others: list[tuple[str, float]] = []
+        count = request.work.top_logprobs
+        others: list[Likely] = []
         if count:
             import mlx.core as mx
 
             chosen: Any = mx.argpartition(-token.logprobs, kth=count)[:count].tolist()
-            others = [(piece(each, first=first), float(token.logprobs[each].item())) for each in chosen]
-        drawn = float(token.logprobs[token.token].item())
-        return Likely(piece(token.token, first=first), drawn, tuple(sorted(others, key=lambda each: -each[1])))
+            others = [self._one(request, token, each) for each in chosen]
+        drawn = self._one(request, token, token.token)
+        return replace(drawn, others=tuple(sorted(others, key=lambda each: -each.logprob)))
+
+    def _one(self, request: Request, place: Token, token: int) -> Likely:
+        text = self._decoding.piece(token, first=not request.logprobs)
+        raw = self._decoding.raw(token) if REPLACEMENT in text else None
+        return Likely(text, float(place.logprobs[token].item()), raw=raw)

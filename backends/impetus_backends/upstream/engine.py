@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from ..errors import BackendUnavailableError
 from ..protocol import EngineInfo, Event, Generated, GenerationWork, Rejected, Started, Work
 from .address import Address, read_address
-from .answers import Answers, UpstreamError, said_by
+from .answers import Answers
 from .exchange import Exchange, Patience, Told, bearer, unreadable, without_key
+from .failures import UpstreamError, said_by
 from .requests import refusal, request_of
 
 if TYPE_CHECKING:

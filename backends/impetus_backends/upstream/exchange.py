@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .answers import UpstreamError, is_permanent, said_by
 from .events import chunks_of
+from .failures import UpstreamError, is_permanent, said_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

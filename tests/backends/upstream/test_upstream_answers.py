@@ -248,7 +248,7 @@ def test_probabilities_come_in_both_forms_and_without_infinities(server: Scripte
     server.script = script
     for each in (work(logprobs=True, top_logprobs=2), work(prompt="Once", logprobs=True, top_logprobs=2)):
         assert ended(run(make_engine(), each)).answers[0].logprobs == (
-            Likely("a", -0.5, (("a", -0.5), ("b", -9999.0))),
+            Likely("a", -0.5, (Likely("a", -0.5), Likely("b", -9999.0))),
         )
 
 
