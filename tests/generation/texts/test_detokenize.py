@@ -35,9 +35,7 @@ def looked_at(tokenizer: Any, tokens: list[int], looks: list[bool], stop: tuple[
     return whole
 
 
-@pytest.mark.parametrize(
-    "kind", ["byte-level BPE", "SentencePiece with bytes", "SentencePiece with bytes, nothing stripped"]
-)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "byte" in kind])
 def test_what_tokens_stand_for_is_the_text_byte_by_byte(kind: str) -> None:
     tokenizer = fast(kind)
     decoding, text = Decoding(tokenizer), "a na\u00efve \u65e5\u672c \U0001f642 x"
