@@ -131,6 +131,8 @@ class Thinking(OwnProcessor):
     `constraint`: what the answer is kept to, once it begins, if anything: a processor, whose place this takes.
     """
 
+    _without_answer = "the model ended in its thoughts, and made no answer of its schema"
+
     def __init__(
         self,
         marks: ThoughtMarks,
@@ -163,7 +165,9 @@ class Thinking(OwnProcessor):
         self._first = True
 
     def fault(self, text: str) -> str | None:
-        fault: str | None = self.constraint.fault(text) if self.constraint is not None else None
+        if self.constraint is None:
+            return None
+        fault: str | None = self._without_answer if self._thinking else self.constraint.fault(text)
         return fault
 
     def _next(self, tokens: mx.array, logits: mx.array) -> mx.array:
@@ -251,15 +255,12 @@ class OrCalls(Thinking):
     """What an answer is kept to, unless it begins with a call of a tool. That a mark begins, as a thought, and has no
     end: what comes of it is the model's, and whether it is calls is seen when it is there."""
 
+    _without_answer = "the answer is neither JSON of its schema nor a call of a tool"
+
     def begin_anew(self) -> None:
         """What was drawn is no part of the answer: that begins with the next."""
         self.constraint.begin_anew()
         self._begin(begun=False)
-
-    def fault(self, text: str) -> str | None:
-        if self._thinking:
-            return "the answer is neither JSON of its schema nor a call of a tool"
-        return super().fault(text)
 
     def _bounded(self, logits: mx.array) -> mx.array:
         return logits
