@@ -40,6 +40,8 @@ _PREFIXES = (
 )
 # The first BERT checkpoints were converted from TensorFlow and kept its names.
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+# T5 has one table for its two halves, which files name by either, or hold twice; transformers then takes the second.
+_SHARED, _ENCODERS_OWN = "shared.weight", "encoder.embed_tokens.weight"
 _TOKENIZER_FILES = (
     *("*.model", "*.tiktoken", "*.txt", "tokenizer*.json", "vocab.json"),
     *("added_tokens.json", "special_tokens_map.json"),
@@ -83,13 +85,15 @@ class Weights:
     def of(cls, config: EmbeddingConfig) -> Weights:
         """Those of the whole model: a dense layer's go by the name of its folder."""
         weights = cls(config.transformer)
-        for step in config.steps:
+        for step in dict.fromkeys(config.steps):  # one may be taken twice
             if isinstance(step, Dense):
                 weights._add((config.root or config.transformer) / step.folder, f"{step.folder}/")
             elif isinstance(step, Logit):
                 weights._tensors[step.name + ".weight"] = _Plain(weights._difference(step), "F32")
         if config.encoder.model_type == STATIC and (weights.has(MAPPING) or weights.has(SHARES)):
             weights._tensors[TABLES[0]] = _Plain(weights._unfolded(), "F32")
+        if weights.has(_ENCODERS_OWN) and config.encoder.model_type in ("t5", "mt5"):
+            weights._tensors[_SHARED] = weights._find(_ENCODERS_OWN)
         if config.encoder.model_type == JINA:
             weights._tensors[ALIBI] = _Plain(alibi(config.encoder.heads, config.encoder.distances[0]), "F32")
         if isinstance(config.sparse, Lexical):

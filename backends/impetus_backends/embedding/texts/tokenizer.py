@@ -73,6 +73,11 @@ def _checked(config: EmbeddingConfig, tokenizer: Any) -> Any:
     folder = config.transformer
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if chance := getattr(tokenizer.model, "dropout", None):
+        raise ModelError(
+            f"the tokenizer in {folder} leaves out merges by chance (dropout {chance:.2g}), so that no text has "
+            "the same tokens twice: take dropout out of its tokenizer.json"
+        )
     _compare(folder, tokenizer)
     if config.text.do_lower_case:
         _lower(tokenizer)
