@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from impetus_backends.dispatcher import open_engine
 from impetus_backends.embedding.devices.backends import make_backend
@@ -83,6 +84,10 @@ def test_one_logit_alone_is_a_score_and_weights_of_their_own_are_its_where_nothi
     assert weights["logit.weight"].tolist() == weights["embed_tokens.weight"][[step.yes]].tolist()
     with pytest.raises(ModelError, match=r"have no tensor lm_head\.weight"):
         loaded("numpy", changed(FOLDER, tmp_path / "untied", tie_word_embeddings=False))
+    own = load_file(config.transformer / "model.safetensors")
+    own["lm_head.weight"] = own["model.embed_tokens.weight"] * 2
+    save_file(own, config.transformer / "model.safetensors")
+    assert (Weights.of(config)["logit.weight"] == 2 * weights["logit.weight"]).all(), "it is tied only in words"
 
 
 def test_a_document_is_cut_and_what_follows_it_stays() -> None:

@@ -40,8 +40,7 @@ _PREFIXES = (
 )
 # The first BERT checkpoints were converted from TensorFlow and kept its names.
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-# T5 has one table for its two halves, which files name by either, or hold twice; transformers then takes the second.
-_SHARED, _ENCODERS_OWN = "shared.weight", "encoder.embed_tokens.weight"
+_LANGUAGE_HEAD = "lm_head.weight"
 _TOKENIZER_FILES = (
     *("*.model", "*.tiktoken", "*.txt", "tokenizer*.json", "vocab.json"),
     *("added_tokens.json", "special_tokens_map.json"),
@@ -92,15 +91,24 @@ class Weights:
                 weights._tensors[step.name + ".weight"] = _Plain(weights._difference(step), "F32")
         if config.encoder.model_type == STATIC and (weights.has(MAPPING) or weights.has(SHARES)):
             weights._tensors[TABLES[0]] = _Plain(weights._unfolded(), "F32")
-        if weights.has(_ENCODERS_OWN) and config.encoder.model_type in ("t5", "mt5"):
-            weights._tensors[_SHARED] = weights._find(_ENCODERS_OWN)
+        if config.encoder.model_type in ("t5", "mt5"):
+            weights._tie("encoder.embed_tokens.weight", "shared.weight")
+            weights._tensors.pop("shared.weight", None)  # which would be its decoder's
         if config.encoder.model_type == JINA:
             weights._tensors[ALIBI] = _Plain(alibi(config.encoder.heads, config.encoder.distances[0]), "F32")
         if isinstance(config.sparse, Lexical):
             weights._read([config.transformer / f"{LEXICAL}.safetensors"], f"{LEXICAL}.")
         elif isinstance(config.sparse, Splade):
-            weights._tensors |= {name: weights._find(source) for name, source in config.sparse.tied}
+            for name, source in config.sparse.tied:
+                weights._tie(name, source)
         return weights
+
+    def _tie(self, one: str, other: str) -> None:
+        """Whichever of two tensors a file lacks is as the other. Where it has both, each is its own: so transformers
+        has it since its fifth version."""
+        for lacking, there in ((one, other), (other, one)):
+            if there in self._tensors:
+                self._tensors.setdefault(lacking, self._tensors[there])
 
     def _add(self, folder: Path, prefix: str) -> None:
         self._read(weight_files(folder), prefix)
@@ -164,7 +172,8 @@ class Weights:
 
     def _difference(self, step: Logit) -> np.ndarray:
         """The weights of the one number that `step` makes, (1, hidden)."""
-        rows = [self._row(step.table, each) for each in (step.yes, step.no) if each is not None]
+        table = _LANGUAGE_HEAD if self.has(_LANGUAGE_HEAD) else step.table
+        rows = [self._row(table, each) for each in (step.yes, step.no) if each is not None]
         return rows[0] if len(rows) == 1 else rows[0] - rows[1]
 
     def _unfolded(self) -> np.ndarray:
