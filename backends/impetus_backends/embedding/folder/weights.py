@@ -14,7 +14,7 @@ from impetus_backends.embedding.folder.packed import Packed, packed, read_packin
 from impetus_backends.embedding.folder.shapes import ALIBI, JINA, STATIC, TABLES, alibi
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical, Splade
 from impetus_backends.embedding.folder.static import MAPPING, SHARES
-from impetus_backends.embedding.folder.tensors import DTYPES, WORDS, read_tensors, weight_files
+from impetus_backends.embedding.folder.tensors import DTYPES, INDEX_FILE, WHOLE_FILE, WORDS, read_tensors, weight_files
 from impetus_backends.embedding.modules import Dense, Logit
 from impetus_backends.errors import ModelError
 
@@ -200,17 +200,17 @@ class Weights:
 def fingerprint(config: EmbeddingConfig) -> str:
     """Sixteen hex digits of a SHA-256 over all that decides a vector: what the files say, and every file read."""
     digest = hashlib.sha256(repr((config.encoder, config.pooling, config.text, config.steps, config.truncate)).encode())
-    files = set(config.files) | set(weight_files(config.transformer))
+    files = set(config.files)
     if config.further:  # what packages were made of stays what it was
         digest.update(repr(config.further).encode())
     if isinstance(config.sparse, Lexical):
         files.add(config.transformer / f"{LEXICAL}.safetensors")
     for pattern in _TOKENIZER_FILES:
         files.update(config.transformer.glob(pattern))
-    for step in config.steps:
-        if isinstance(step, Dense):
-            files.update(weight_files((config.root or config.transformer) / step.folder))
     root = config.root or config.transformer
+    for folder in (config.transformer, *(root / step.folder for step in config.steps if isinstance(step, Dense))):
+        found = weight_files(folder)
+        files.update(found, () if found == [folder / WHOLE_FILE] else [folder / INDEX_FILE])
     for name, file in sorted((_name(file, root), file) for file in files):
         digest.update(name.encode())
         with file.open("rb") as stream:
