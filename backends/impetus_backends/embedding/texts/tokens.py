@@ -79,8 +79,8 @@ class TextEncoder:
             raise ModelError(f"a row of {self.max_tokens} tokens has no room for text")
         if needs_ends and not len(self._head) + len(self._tail):
             raise ModelError(
-                "the tokenizer marks neither where a text begins nor where it ends, as this model needs it: its "
-                "tokenizer.json has lost its post_processor"
+                "the tokenizer marks neither where a text begins nor where it ends, as this model needs it: "
+                "its files put no special tokens there (post_processor in tokenizer.json)"
             )
 
     @classmethod
