@@ -33,6 +33,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
+def test_of_a_text_that_is_all_prompt_the_largest_have_a_length(device: str) -> None:
+    config = replace(read_config(small_model("bge")), pooling=PoolingConfig(("max",), include_prompt=False))
+    backend = make_backend(device, config)
+    backend.load()
+    vectors = backend.embed([np.array([3 + PROMPT, 5 + PROMPT], np.int32), np.array([3 + PROMPT, 5], np.int32)])
+    # sentence-transformers makes -1e9 of each unit, and scales it to length 1.
+    np.testing.assert_allclose(vectors[0], -0.25, rtol=1e-6)
+    assert np.ptp(vectors[1]) > 0
+
+
 def test_the_error_function_is_exact_to_float32_everywhere() -> None:
     x = np.concatenate([np.linspace(-6, 6, 40_001), [-1e30, -1e-30, 0, 1e-30, 1e30]]).astype(np.float32)
     exact = np.array([math.erf(value) for value in x.tolist()])

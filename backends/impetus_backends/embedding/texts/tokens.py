@@ -96,8 +96,8 @@ class TextEncoder:
             whole.backend_tokenizer,
             config.text,
             include_prompt=config.pooling.include_prompt,
-            # Of language models not all are shown any.
-            needs_ends=not config.encoder.causal,
+            # Of language models not all are shown any. An empty text then has no token at all, none that is the first.
+            needs_ends=not config.encoder.causal or bool({"cls", "max"} & set(config.pooling.modes)),
             special_ids=frozenset(whole.all_special_ids),
         )
 
