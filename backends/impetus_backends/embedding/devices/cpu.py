@@ -16,7 +16,7 @@ import numpy as np
 
 from impetus_backends.embedding.devices.onnx_attention import BLOCK, OnnxAttention
 from impetus_backends.embedding.devices.onnx_graph import OnnxGraph
-from impetus_backends.embedding.devices.operations import INPUTS, Inputs, inputs_of
+from impetus_backends.embedding.devices.operations import INPUTS, NOTHING, Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import SCORES_BYTES, queries_a_block, tokens_a_block
 from impetus_backends.embedding.devices.sharing import rows_of
@@ -177,7 +177,7 @@ class OnnxOps(OnnxGraph):
     def largest(self, x: str, shares: str, mode: int) -> str:
         tall = self.node("Transpose", self._shares(shares, mode), perm=[0, 2, 1])
         seen = self.node("Greater", tall, self.constant(0, np.float32))
-        kept = self.node("Where", seen, x, self.constant(-1e30, np.float32))
+        kept = self.node("Where", seen, x, self.constant(NOTHING, np.float32))
         return self.node("ReduceMax", kept, self.constant([1], np.int64), keepdims=0)
 
     def by_parts(self, x: str, shares: str, width: int, make: Callable[[str, str], str], *, summed: bool) -> str:
