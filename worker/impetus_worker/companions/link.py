@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from impetus_producer.errors import ServerError
-from impetus_producer.servers.answers import code
+from impetus_producer.servers.answers import code, server_words
 from impetus_producer.servers.connections import from_url
 from impetus_producer.servers.troubles import Trouble, hang_up, in_a_sentence, trouble
 
@@ -76,7 +76,7 @@ class Reachability:
     def lost(self, who: str, error: Exception) -> None:
         with self._lock:
             if self._trouble_until is None:
-                _log.error("%s: %s; waiting for it", self._server, str(error) or type(error).__name__)
+                _log.error("%s: %s; waiting for it", self._server, server_words(error) or type(error).__name__)
             self._trouble_until = self._clock() + _CALM_S
             self._failing.add(who)
 
