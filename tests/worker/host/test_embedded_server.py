@@ -20,6 +20,7 @@ from impetus_worker.host.embedded_server import EmbeddedServer, url_file
 from impetus_worker.host.restarts import Patience
 from impetus_worker.host.supervisor import STOP_SIGNALS, Supervisor
 from impetus_worker.settings import WorkerSettings
+from tests.patience import eventually
 
 pytestmark = pytest.mark.system
 
@@ -36,6 +37,19 @@ def test_its_folder_may_have_spaces_in_its_name_and_its_data_survive_a_restart(f
             connection.set("x", "kept")
         server.stop()
     assert ServerNote.read(folder) is None
+
+
+def test_one_whose_socket_somebody_removed_ends_in_order_and_is_reached_once_it_is_started_again(folder: Path) -> None:
+    url, server = EmbeddedServer.start_or_join(folder)
+    assert server is not None
+    with Redis.from_url(url) as connection:
+        connection.set("x", "kept")
+    Path(unquote(urlsplit(url).path)).unlink()
+    eventually(lambda: not server.is_alive())
+    server.start()
+    with Redis.from_url(url) as connection:
+        assert connection.get("x") == b"kept"
+    server.stop()
 
 
 def test_a_second_program_joins_the_server_and_leaves_it_running(folder: Path) -> None:
