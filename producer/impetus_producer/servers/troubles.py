@@ -21,6 +21,7 @@ from .answers import (
     CERTIFICATE,
     CLUSTER,
     DATABASE,
+    NO_PRIMARY,
     TLS,
     TLS_FILES,
     UNKNOWN_COMMAND,
@@ -219,6 +220,10 @@ def in_a_sentence(error: Exception) -> ImpetusError:
     if "max number of clients" in said:
         return ServerNotReadyError(
             f"the Redis server has all the clients that it takes ({said}): raise its maxclients, or end some"
+        )
+    if NO_PRIMARY.match(said):
+        return NoServerError(
+            f"no Sentinel names a primary ({said}): is the service's name right, and is any server up?"
         )
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
         if CERTIFICATE.search(said):
