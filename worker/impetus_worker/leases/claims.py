@@ -109,6 +109,10 @@ class Answer(StrEnum):
     """RQ has more to do."""
 
 
+_ANSWERS = {int(answer): answer for answer in Answer}
+"""By what the script says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How one run ends: a result (the serializer's bytes), a reason, or back to the queue."""
@@ -191,7 +195,7 @@ class Claims:
                     id=job_id.decode(),
                     token=token.decode(),
                     queue=queues[int(position) - 1],
-                    fields=dict(zip(fields[::2], fields[1::2], strict=True)),
+                    fields=dict(zip(*(iter(fields),) * 2, strict=True)),
                     claimed_at=claimed_at,
                     deaths=whole_number(deaths) or 0,
                     deaths_alone=whole_number(alone) or 0,
@@ -218,7 +222,7 @@ class Claims:
                 "" if vectors is None else VECTORS_FIELD, vectors or b"", ending.ttl_s, f"{job.claimed_at:.6f}",
                 "1" if job.fields.get(b"dependency_ids") else "",
             )  # fmt: skip
-        return Call(Script.named("finish"), arguments, lambda answer: [Answer(str(code)) for code in answer])
+        return Call(Script.named("finish"), arguments, lambda answer: [_ANSWERS[code] for code in answer])
 
     def renew(self, jobs: Iterable[ClaimedJob]) -> Call[Renewal]:
         """Extends the leases of the runs that are this worker's."""
