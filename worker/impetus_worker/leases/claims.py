@@ -51,7 +51,8 @@ def whole_number(value: bytes | None, most: int = _MAX_TIMEOUT_S) -> int | None:
     return int(value) if len(value) <= len(str(most)) and int(value) <= most else most
 
 
-@dataclass(frozen=True, slots=True)
+# One is made for each job, and to make a frozen one takes some four times as long: of `Ending` too.
+@dataclass(slots=True)
 class ClaimedJob:
     """A job that is this worker's until another run of it is claimed. `fields` is RQ's hash before, undecoded."""
 
@@ -113,7 +114,7 @@ _ANSWERS = {int(answer): answer for answer in Answer}
 """By what the script says."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
     """How one run ends: a result (the serializer's bytes), a reason, or back to the queue."""
 
@@ -127,11 +128,10 @@ class Ending:
     """The payload as RQ's `Result.serialize` writes it: base64, a reason deflated first."""
 
     def __post_init__(self) -> None:
-        stored = b""
+        self.stored = b""
         if self.verb is not Verb.RETURN:
             is_result = self.verb in (Verb.FINISH, Verb.COMPLETE)
-            stored = base64.b64encode(self.payload if is_result else zlib.compress(self.payload))
-        object.__setattr__(self, "stored", stored)
+            self.stored = base64.b64encode(self.payload if is_result else zlib.compress(self.payload))
 
 
 @dataclass(frozen=True, slots=True)
