@@ -31,13 +31,14 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
     """The request in `payload`, or an `InvalidRequestError` of one sentence that names the field."""
     if not isinstance(payload, dict):
         raise InvalidRequestError(f"the request must be a JSON object, not {json_type(payload)}")
-    if issubclass(kind, Asked):
-        payload = kind.what_says_something(payload)
-    if not payload.keys() <= kind.model_fields.keys():  # before pydantic writes a complaint about each
-        unknown = payload.keys() - kind.model_fields.keys()
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        field = _shown(min(unknown))
-        raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)
+    known = kind.model_fields.keys()
+    if not payload.keys() <= known:
+        if issubclass(kind, Asked):  # as it does itself of fields that there are
+            payload = kind.what_says_something(payload)
+        if unknown := payload.keys() - known:  # before pydantic writes a complaint about each
+            more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            field = _shown(min(unknown))
+            raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)
     for name, value in payload.items():
         if is_deeper(value, MOST_LEVELS):
             raise InvalidRequestError(f"{name}: is nested more than {MOST_LEVELS} levels deep", field=name)
