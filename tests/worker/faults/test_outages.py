@@ -15,7 +15,7 @@ from redis import Redis
 from rq import Callback, Queue
 from rq.serializers import JSONSerializer
 
-from impetus_producer import EmbeddingHandle, ImpetusError, Producer
+from impetus_producer import EmbeddingHandle, ImpetusError, Producer, ResultTimeoutError
 from impetus_producer.contract import STREAM_KEY
 from tests.patience import eventually
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 EMBED = "impetus_worker.jobs.embed"
 FOUND_OUT_WITHIN_S = 45
-"""The longest that a worker may take to find that its connections were forgotten."""
+"""The longest that a worker may take, on a machine that is not busy, to find that its connections were forgotten."""
 STOPPED_WITHIN_S = 30
 """The longest that one may take to stop where no server answers it."""
 
@@ -71,10 +71,10 @@ def test_an_idle_worker_whose_connections_were_forgotten_in_silence_serves_again
     network = site.network()
     workers = site.start(url=network.url)
     before = processes(workers)
-    site.producer.embed("a").result(timeout_s=20)
+    site.producer.embed("a").result(timeout_s=60)
     assert network.forget()
     job = site.producer.embed("b")
-    job.result(timeout_s=FOUND_OUT_WITHIN_S)
+    eventually(lambda: site.status(job.job_id) == "finished", FOUND_OUT_WITHIN_S)
     site.check([job.job_id])
     assert processes(workers) == before
 
@@ -86,8 +86,9 @@ def test_a_running_job_is_cancelled_though_the_workers_connections_were_forgotte
     job = site.producer.embed("a")
     eventually(lambda: site.status(job.job_id) == "started")
     assert network.forget()
-    assert job.cancel(timeout_s=FOUND_OUT_WITHIN_S)
-    assert site.status(job.job_id) == "stopped"
+    with pytest.raises(ResultTimeoutError):
+        job.cancel(timeout_s=0)
+    eventually(lambda: site.status(job.job_id) == "stopped", FOUND_OUT_WITHIN_S)
 
 
 def test_a_worker_behind_a_silent_network_stops_when_told_to_and_its_jobs_run_elsewhere(site: Site) -> None:
@@ -197,12 +198,12 @@ def test_workers_and_producers_made_before_a_failover_behind_one_address_go_on_a
     network, other = site.network(), site.another_server()
     workers, producer = site.start(url=network.url), Producer(network.url)
     before = processes(workers)
-    producer.embed("a").result(timeout_s=20)
+    producer.embed("a").result(timeout_s=60)
     assert site.server.hand_over_to(other)
     network.lead_to(other.port)
     job = eventually(lambda: try_to_enqueue(producer, "b"), 10)
     assert job is not None
-    job.result(timeout_s=10)
+    eventually(lambda: job.status() == "finished", 10)
     assert processes(workers) == before
     producer.connection.close()
 
