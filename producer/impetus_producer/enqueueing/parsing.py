@@ -31,15 +31,16 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
     """The request in `payload`, or an `InvalidRequestError` of one sentence that names the field."""
     if not isinstance(payload, dict):
         raise InvalidRequestError(f"the request must be a JSON object, not {json_type(payload)}")
-    if issubclass(kind, Asked):
-        payload = kind.what_says_something(payload)
-    if not payload.keys() <= kind.model_fields.keys():  # before pydantic writes a complaint about each
-        unknown = payload.keys() - kind.model_fields.keys()
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        field = _shown(min(unknown))
-        raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)
+    known = kind.model_fields.keys()
+    if not payload.keys() <= known:
+        if issubclass(kind, Asked):  # as it does itself of fields that there are
+            payload = kind.what_says_something(payload)
+        if unknown := payload.keys() - known:  # before pydantic writes a complaint about each
+            more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            field = _shown(min(unknown))
+            raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)
     for name, value in payload.items():
-        if _is_deeper(value, MOST_LEVELS):
+        if is_deeper(value, MOST_LEVELS):
             raise InvalidRequestError(f"{name}: is nested more than {MOST_LEVELS} levels deep", field=name)
     try:
         return kind.model_validate(payload)
@@ -69,11 +70,11 @@ def first_complaint(error: ValidationError) -> tuple[str, str]:
     return field, f"{problem} (and {count - 1} more)" if count > 1 else problem
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
+def is_deeper(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
     within = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(each, levels - 1) for each in within if isinstance(each, dict | list))
+    return levels == 0 or any(is_deeper(each, levels - 1) for each in within if isinstance(each, dict | list))
 
 
 def _shown(name: str) -> str:

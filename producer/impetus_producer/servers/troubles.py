@@ -180,6 +180,11 @@ def server_errors(connection: Redis | None = None) -> Iterator[None]:
         if connection is not None and is_of_the_line(ours):
             hang_up(connection, in_use=False)
         raise ours from error
+    except KeyboardInterrupt:
+        # The answer that nobody waits for any more would be taken for that to the next question.
+        if connection is not None:
+            hang_up(connection, in_use=False)
+        raise
 
 
 def is_of_the_line(error: ImpetusError) -> bool:

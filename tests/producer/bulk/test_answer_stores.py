@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 from redis import Redis
 
-from impetus_producer import InvalidRequestError, RedisStore
-from impetus_producer.bulk.kept.store import Answer, AnswerStore
+from impetus_producer import ImpetusError, InvalidRequestError, RedisStore
+from impetus_producer.bulk.kept.store import Answer, AnswerStore, Store
 from impetus_producer.bulk.kept.stores import open_store
 from impetus_producer.cli.main import cli
 from tests.paths import ROOT
@@ -54,6 +55,20 @@ def test_answers_are_found_by_their_key_and_who_gave_them(store: AnswerStore) ->
     assert store.find([key(0), key(5)], ["g"]) == {key(0): Answer(bytes(8), "model", "g")}
     assert store.find([key(0)], []) == {}
     assert store.find([key(5)], ["g", "f"])[key(5)].fingerprint == "f"
+
+
+def test_after_a_full_disk_answers_are_still_found_under_who_gave_them(folder: Path) -> None:
+    with closing(Store("store.sqlite")) as store:
+        store.keep(answers(0, 1))
+        (pages,) = store._database.execute("PRAGMA page_count").fetchone()
+        store._database.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(ImpetusError, match="make room"):
+            store.keep(answers(0, 100, "g"))
+        store._database.execute(f"PRAGMA max_page_count = {pages * 100}")
+        store.keep(answers(0, 1, "h"))
+        store.keep(answers(1, 2, "g"))
+        assert store.find([key(0), key(1)], ["g"]) == dict(answers(1, 2, "g"))
+        assert store.find([key(0), key(1)], ["h"]) == dict(answers(0, 1, "h"))
 
 
 def test_a_server_holds_no_more_bytes_than_it_may_and_the_newest_stay(redis_url: str) -> None:

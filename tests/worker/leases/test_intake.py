@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from impetus_worker.batches.batcher import Held, Room
 from impetus_worker.leases.claims import Claim, Left
 from impetus_worker.leases.intake import Intake, Wanted
@@ -123,6 +125,19 @@ def test_what_is_left_to_others_is_asked_for_again_a_tenth_of_a_second_later() -
     assert desk.intake.wanted(ROOM, 0.1) is not None
     desk.intake.hear("embedding")
     assert desk.intake.wanted(ROOM, 0.05) is not None
+
+
+@pytest.mark.parametrize(("job_s", "asks_after_s"), [(0.01, 0.1), (0.5, 0.5), (20.0, 1.0)])
+def test_who_has_some_of_a_queue_asks_for_what_is_left_to_others_as_seldom_as_it_ends_one(
+    job_s: float, asks_after_s: float
+) -> None:
+    desk, room = Desk(), Room(8, 4, held=(Held(), Held(3, job_s)))
+    left_to_others(desk, 0.0, room=room)
+    assert desk.intake.wanted(room, asks_after_s - 0.001) is None
+    assert desk.intake.wakes_at(0.0) == asks_after_s
+    assert desk.intake.wanted(room, asks_after_s) is not None
+    ended = Room(8, 4, held=(Held(), Held(2, job_s)))
+    assert desk.intake.wanted(ended, 0.001) is not None, "and at once when it has ended one"
 
 
 def test_what_others_leave_lying_is_anybodys_after_a_while() -> None:

@@ -51,7 +51,8 @@ def whole_number(value: bytes | None, most: int = _MAX_TIMEOUT_S) -> int | None:
     return int(value) if len(value) <= len(str(most)) and int(value) <= most else most
 
 
-@dataclass(frozen=True, slots=True)
+# One is made for each job, and to make a frozen one takes some four times as long: of `Ending` too.
+@dataclass(slots=True)
 class ClaimedJob:
     """A job that is this worker's until another run of it is claimed. `fields` is RQ's hash before, undecoded."""
 
@@ -109,7 +110,11 @@ class Answer(StrEnum):
     """RQ has more to do."""
 
 
-@dataclass(frozen=True, slots=True)
+_ANSWERS = {int(answer): answer for answer in Answer}
+"""By what the script says."""
+
+
+@dataclass(slots=True)
 class Ending:
     """How one run ends: a result (the serializer's bytes), a reason, or back to the queue."""
 
@@ -123,11 +128,10 @@ class Ending:
     """The payload as RQ's `Result.serialize` writes it: base64, a reason deflated first."""
 
     def __post_init__(self) -> None:
-        stored = b""
+        self.stored = b""
         if self.verb is not Verb.RETURN:
             is_result = self.verb in (Verb.FINISH, Verb.COMPLETE)
-            stored = base64.b64encode(self.payload if is_result else zlib.compress(self.payload))
-        object.__setattr__(self, "stored", stored)
+            self.stored = base64.b64encode(self.payload if is_result else zlib.compress(self.payload))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +195,7 @@ class Claims:
                     id=job_id.decode(),
                     token=token.decode(),
                     queue=queues[int(position) - 1],
-                    fields=dict(zip(fields[::2], fields[1::2], strict=True)),
+                    fields=dict(zip(*(iter(fields),) * 2, strict=True)),
                     claimed_at=claimed_at,
                     deaths=whole_number(deaths) or 0,
                     deaths_alone=whole_number(alone) or 0,
@@ -218,7 +222,7 @@ class Claims:
                 "" if vectors is None else VECTORS_FIELD, vectors or b"", ending.ttl_s, f"{job.claimed_at:.6f}",
                 "1" if job.fields.get(b"dependency_ids") else "",
             )  # fmt: skip
-        return Call(Script.named("finish"), arguments, lambda answer: [Answer(str(code)) for code in answer])
+        return Call(Script.named("finish"), arguments, lambda answer: [_ANSWERS[code] for code in answer])
 
     def renew(self, jobs: Iterable[ClaimedJob]) -> Call[Renewal]:
         """Extends the leases of the runs that are this worker's."""

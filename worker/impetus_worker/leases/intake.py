@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 SUSPENDED_WAIT_S = 1.0
 _LOOK_AGAIN_S = 30.0
 """A queue that was found empty is looked at again after this, should its bell have been lost."""
-_ASK_AGAIN_S = 0.1
-"""So long jobs are left to others before it is asked whether they took them."""
+_ASK_AGAIN_S = (0.1, 1.0)
+"""So long jobs are left to others before it is asked whether they took them: the least, and the most for a worker whose
+device is busy meanwhile, as one of those that it has takes so long."""
 _STILL_S = (0.25, 5.0)
 """Jobs that were left to others, and of which none was taken or ended for so long, are anybody's: of a queue whose
 callers wait, and of bulk. Or for as long as this worker needs for one of them."""
@@ -61,7 +62,9 @@ class _Queue:
 
     def leave_to_others(self, left: Left, portion: Portion, taken: int, now: float) -> None:
         """They are to take the rest, and are looked at meanwhile."""
-        self.ask_from, self.held = now + _ASK_AGAIN_S, portion.held + taken
+        self.held = portion.held + taken
+        least_s, most_s = _ASK_AGAIN_S
+        self.ask_from = now + (min(max(portion.job_s, least_s), most_s) if self.held else least_s)
         # More may have come since, so that as many or more are open though some ended.
         if self.left is None or left.open < self.left.open or left.first != self.left.first:
             self.still_since = now

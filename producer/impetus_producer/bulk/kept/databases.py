@@ -27,12 +27,15 @@ _NO_ROOM_NAMES = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_S
 def open_database(path: Path, schema: str) -> sqlite3.Connection:
     """The file with these tables, made where it is not there. For one thread at a time.
 
+    `with database:` is a transaction, from the first that is written in it. It is the module's own, which no signal
+    can leave open, as one may strike within the `__enter__` of ours: https://bugs.python.org/issue29988.
+
     Raises `ImpetusError` for a file that is no database of ours.
     """
     import sqlite3
 
     with database_errors(path):
-        database = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        database = sqlite3.connect(path, timeout=_BUSY_S, isolation_level="IMMEDIATE", check_same_thread=False)
         try:
             _prepare(database, path, schema)
         except BaseException:
@@ -55,23 +58,12 @@ def _prepare(database: sqlite3.Connection, path: Path, schema: str) -> None:
     # What was committed survives this process; of a loss of power the last moments may be lost, and nothing is torn.
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")
-    with transaction(database):
+    with database:
+        database.execute("BEGIN IMMEDIATE")
         database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {_VERSION}")
         for statement in schema.split(";"):
             database.execute(statement)
-
-
-@contextmanager
-def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        if database.in_transaction:
-            database.execute("ROLLBACK")
-        raise
-    database.execute("COMMIT")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
-from .databases import database_errors, open_database, transaction
+from .databases import database_errors, open_database
 from .store import Answer, AnswerStore, Served, Store
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
         if served.fingerprint in self._of_earlier_runs:
             self.fingerprints |= {each for each, model in self._of_earlier_runs.items() if model == served.model}
             return
-        with database_errors(self._path), transaction(self._database):
+        with database_errors(self._path), self._database:
             self._database.execute("DELETE FROM failures")
             self._database.execute("DELETE FROM usage")
         self.usage.clear()
@@ -176,7 +176,7 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
     def sent(self, jobs: Mapping[str, Sequence[bytes]]) -> None:
         if not self._jobs_stay:
             return
-        with database_errors(self._path), transaction(self._database):
+        with database_errors(self._path), self._database:
             self._database.executemany(
                 "INSERT OR REPLACE INTO jobs VALUES (?, ?)", [(job_id, b"".join(keys)) for job_id, keys in jobs.items()]
             )
@@ -187,7 +187,7 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
         for store in self._kept_in:
             store.keep(answers)
         super().keep(answers, failures, usage)
-        with database_errors(self._path), transaction(self._database):
+        with database_errors(self._path), self._database:
             self._database.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?)", failures)
             self._database.executemany("INSERT OR REPLACE INTO usage VALUES (?, ?)", self.usage.items())
             if new := {(each.fingerprint, each.model) for _, each in answers} - self._recorded:
@@ -195,7 +195,7 @@ class Journal(Keeper, AbstractContextManager["Journal"]):
                 self._recorded |= new
 
     def ended(self, job_ids: Iterable[str]) -> None:
-        with database_errors(self._path), transaction(self._database):
+        with database_errors(self._path), self._database:
             self._database.executemany("DELETE FROM jobs WHERE id = ?", [(job_id,) for job_id in job_ids])
 
     def __exit__(

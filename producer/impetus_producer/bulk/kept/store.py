@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from .databases import database_errors, open_database, transaction
+from .databases import database_errors, open_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -110,22 +110,25 @@ class Store(AnswerStore):
 
     def keep(self, answers: Iterable[tuple[bytes, Answer]]) -> None:
         """All of them or, where it raises, none."""
-        with self._lock, database_errors(self.path), transaction(self._database):
-            self._database.executemany(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)",
-                [(key, self._maker(answer), answer.value) for key, answer in answers],
-            )
+        with self._lock, database_errors(self.path):
+            makers = dict(self._makers)
+            with self._database:
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)",
+                    [(key, self._maker(answer, makers), answer.value) for key, answer in answers],
+                )
+            self._makers = makers  # those that were not written are not known
 
     def close(self) -> None:
         with self._lock:
             self._database.close()
 
-    def _maker(self, answer: Answer) -> int:
+    def _maker(self, answer: Answer, makers: dict[tuple[str, str], int]) -> int:
         who = (answer.model, answer.fingerprint)
-        if (known := self._makers.get(who)) is None:
+        if (known := makers.get(who)) is None:
             self._database.execute("INSERT OR IGNORE INTO makers (model, fingerprint) VALUES (?, ?)", who)
             (known,) = self._database.execute(
                 "SELECT maker FROM makers WHERE model = ? AND fingerprint = ?", who
             ).fetchone()
-            self._makers[who] = known
+            makers[who] = known
         return known
