@@ -45,7 +45,11 @@ def bounded(callback: Callable[..., Any] | None, timeout_s: int) -> Callable[...
         call.start()
         call.join(timeout_s + _INTERRUPTED_S if timeout_s > 0 else None)
         if call.is_alive():
-            _log.error("a callback, %s, hangs; it is left behind after %d s", callback.__qualname__, timeout_s)
+            _log.error(
+                "a callback, %s, hangs; it is left behind after %d s",
+                getattr(callback, "__qualname__", callback),
+                timeout_s,
+            )
             raise JobTimeoutException(f"the callback took longer than its timeout of {timeout_s} s")
         return call.result()
 
