@@ -87,7 +87,7 @@ def redis_server() -> Iterator[RedisServer]:
                 return
         finally:
             guard.stdin.close()
-            guard.wait(timeout=15)
+            guard.wait(timeout=60)
             guard.stdout.close()
     pytest.fail("no Valkey server could be started")
 

@@ -232,7 +232,9 @@ class Likely:
 
     token: str
     logprob: float
-    others: tuple[tuple[str, float], ...] = ()
+    others: tuple[Likely, ...] = ()
+    raw: bytes | None = None
+    """What it stands for, where it is a part of a character and that is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .contract import Choice, GenerationResult, GenerationUsage, TokenLogprob
+    from .contract import Choice, GenerationResult, GenerationUsage, LikelyToken, TokenLogprob
     from .contract.conversation import ToolCall
     from .handles import GenerationHandle
     from .streams import Delta
@@ -159,14 +159,14 @@ def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
         return None
     return {
         "content": [
-            {**_likely(each.token, each.logprob),
-             "top_logprobs": [_likely(other.token, other.logprob) for other in each.top_logprobs]}
+            {**_likely(each), "top_logprobs": [_likely(other) for other in each.top_logprobs]}
             for each in tokens
         ],
         "refusal": None,
     }  # fmt: skip
 
 
-def _likely(token: str, logprob: float) -> dict[str, Any]:
-    """The bytes of a token that is only a part of a character are not known here, and are not those of \ufffd."""
-    return {"token": token, "logprob": logprob, "bytes": None if "\ufffd" in token else list(token.encode())}
+def _likely(token: LikelyToken) -> dict[str, Any]:
+    """The bytes of a token that is only a part of a character are not those of \ufffd."""
+    spelt = token.bytes if token.bytes is not None or "\ufffd" in token.token else list(token.token.encode())
+    return {"token": token.token, "logprob": token.logprob, "bytes": spelt}

@@ -90,7 +90,8 @@ What follows is refused with a sentence that names the file and what in it, beca
 - a tensor that is missing, does not have the shape that `config.json` asks for or is there under two names, and files
   that were cut off; weights that make the same vector of every text;
 - a tokenizer that is missing, knows no word, is of another kind than its class, does not fit the model's table,
-  or is read by transformers otherwise than its tokenizer.json says;
+  is read by transformers otherwise than its tokenizer.json says, leaves out merges by chance (`dropout`), or gives a
+  text token types other than 0;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
 - PEFT adapters beside the weights, modules other than Pooling, Dense and Normalize (late interaction as ColBERT's, CNN,
   LSTM, WordEmbeddings, WeightedLayerPooling, Router);

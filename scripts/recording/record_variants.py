@@ -64,6 +64,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{name: (model, "config.json", keys) for name, (model, keys) in _ANGLES.items()},
     "longer, by distances": ("deberta", "sentence_bert_config.json", _LONGER),
     "longer, by angles": ("modernbert", "sentence_bert_config.json", _LONGER),
+    "without marks at the ends": ("qwen2", "tokenizer.json", {"post_processor": None}),
 }
 
 

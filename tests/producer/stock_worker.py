@@ -125,7 +125,7 @@ class StockWorker:
 
     def stop(self) -> None:
         self._connection.rpush("test:stop", "now")
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         self._connection.close()
         assert not self._thread.is_alive()
         if self.error is not None:

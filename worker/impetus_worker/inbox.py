@@ -156,7 +156,7 @@ class Broken:
     """A thread ended by an error that nobody foresaw."""
 
     party: str
-    error: Exception
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)

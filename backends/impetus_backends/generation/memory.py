@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from ..machine import heap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,6 +58,7 @@ def give_back() -> None:
     gc.collect()  # a model is a graph of modules that point at each other
     if (mx := sys.modules.get("mlx.core")) is not None:
         mx.clear_cache()
+    heap.give_back()
 
 
 def measure_row_cost(model: Any) -> RowCost:

@@ -127,14 +127,16 @@ class ThoughtMarks:
 class Thinking(OwnProcessor):
     """A model's thoughts, ahead of its answer: ended after `most_tokens`, and free of what the answer is kept to.
 
-    `text`: that of the answer, as yet empty; `begun`: whether the prompt has begun a thought.
+    `new_text`: that of an answer, as yet empty; `begun`: whether the prompt has begun a thought.
     `constraint`: what the answer is kept to, once it begins, if anything: a processor, whose place this takes.
     """
+
+    _without_answer = "the model ended in its thoughts, and made no answer of its schema"
 
     def __init__(
         self,
         marks: ThoughtMarks,
-        text: GrowingText,
+        new_text: Callable[[], GrowingText],
         *,
         begun: bool,
         most_tokens: int | None = None,
@@ -142,24 +144,30 @@ class Thinking(OwnProcessor):
     ) -> None:
         super().__init__(self._next)
         self._marks = marks
-        self._text = text
+        self._new_text = new_text
         self._to_come: list[int] = []
         """What is left of what ends a thought that is being brought to its end."""
         self._most_tokens = most_tokens
         self.constraint = constraint
+        self._thought: list[int] = []
+        self._begin(begun=begun)
+
+    def _begin(self, *, begun: bool) -> None:
+        self._text = self._new_text()
         self._thinking = begun
-        self._may_begin = not begun and bool(marks.start)
-        self._start = list(marks.start_tokens)
+        self._may_begin = not begun and bool(self._marks.start)
+        self._start = list(self._marks.start_tokens)
         """What is left of it, where all that was drawn is its beginning."""
         self._is_start = False
         """Whether it can be nothing else, as the answer may not begin so."""
         self._from, self._settled = 0, 0
         """Where in the text the thought begins, and so much of it has been looked at."""
-        self._thought: list[int] = []
         self._first = True
 
     def fault(self, text: str) -> str | None:
-        fault: str | None = self.constraint.fault(text) if self.constraint is not None else None
+        if self.constraint is None:
+            return None
+        fault: str | None = self._without_answer if self._thinking else self.constraint.fault(text)
         return fault
 
     def _next(self, tokens: mx.array, logits: mx.array) -> mx.array:
@@ -241,6 +249,21 @@ class Thinking(OwnProcessor):
         """How many tokens of it, and not all, the thought ends with."""
         shorter = range(len(mark) - 1, 0, -1)
         return next((size for size in shorter if tuple(self._thought[-size:]) == mark[:size]), 0)
+
+
+class OrCalls(Thinking):
+    """What an answer is kept to, unless it begins with a call of a tool. That a mark begins, as a thought, and has no
+    end: what comes of it is the model's, and whether it is calls is seen when it is there."""
+
+    _without_answer = "the answer is neither JSON of its schema nor a call of a tool"
+
+    def begin_anew(self) -> None:
+        """What was drawn is no part of the answer: that begins with the next."""
+        self.constraint.begin_anew()
+        self._begin(begun=False)
+
+    def _bounded(self, logits: mx.array) -> mx.array:
+        return logits
 
 
 def _only(token: int, logits: mx.array) -> mx.array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from .batch.row import Row, Token
 from .batch.sampling import Draws, Sampling
 from .processors import OwnProcessor, answer_penalties, bias, forbid, repetition_penalty
 from .texts.channels import Channels, Said
-from .texts.detokenize import Decoding, Detokenizer
+from .texts.detokenize import REPLACEMENT, Decoding, Detokenizer
 from .texts.long_prompts import LongPrompts
 from .texts.prompts import Prompts
 from .texts.text import TextBuilder
@@ -125,9 +125,11 @@ class Request:
         processors = self.row.processors if self.row is not None else ()
         return next((each.error for each in processors if each.error is not None), None)
 
-    def schema_fault(self, text: str) -> str | None:
+    def schema_fault(self, answer: Answer) -> str | None:
         """Why its whole answer is not of its JSON schema, though it was kept to it token by token."""
-        fault: str | None = self.keeper.fault(text) if self.keeper is not None else None
+        if self.keeper is None or answer.calls:
+            return None
+        fault: str | None = self.keeper.fault(answer.text)
         return fault
 
     def progress(self) -> Progress | None:
@@ -246,7 +248,7 @@ class RequestReader:
             calls = request.tool_calls is not None and not request.has_to_call
             request.splitter = self._channels.splitter(thinking=request.thinking, calls=calls)
             marks = self._channels.marks_of(calls=calls)
-        request.text = TextBuilder(Detokenizer(self._decoding), work.stop, marks)
+        request.text = TextBuilder(self._new_text(), work.stop, marks)
         request.logprobs.clear()
         processors = tuple(self._processors(request))
         draws = Draws(request.sampling)
@@ -267,9 +269,11 @@ class RequestReader:
         if request.schema is not None:  # the first was made to check the schema
             constraint, request.constraint = request.constraint or self._grammars.constraint(request.schema), None
         bounded = constraint is not None or work.max_reasoning_tokens is not None
+        if constraint is not None and request.tool_calls is not None and not request.has_to_call:
+            constraint = self._channels.or_calls(self._new_text, constraint)
         if work.messages is not None and self._channels.thinks and bounded:
-            text = Detokenizer(self._decoding)
-            constraint = self._channels.thinking(text, request.thinking, work.max_reasoning_tokens, constraint)
+            limit = work.max_reasoning_tokens
+            constraint = self._channels.thinking(self._new_text, request.thinking, limit, constraint)
         request.keeper = constraint
         if constraint is not None:
             yield constraint
@@ -278,15 +282,22 @@ class RequestReader:
         if work.min_tokens and (forbidden := {*ends, *work.stop_token_ids}):
             yield OwnProcessor(forbid(forbidden, len(request.prompt) + work.min_tokens))
 
+    def _new_text(self) -> Detokenizer:
+        return Detokenizer(self._decoding)
+
     def likely(self, request: Request, token: Token) -> Likely:
         """What there is to tell of a token that was drawn, and of those that were likely in its place."""
-        piece = self._decoding.piece
-        first, count = not request.logprobs, request.work.top_logprobs
-        others: list[tuple[str, float]] = []
+        count = request.work.top_logprobs
+        others: list[Likely] = []
         if count:
             import mlx.core as mx
 
             chosen: Any = mx.argpartition(-token.logprobs, kth=count)[:count].tolist()
-            others = [(piece(each, first=first), float(token.logprobs[each].item())) for each in chosen]
-        drawn = float(token.logprobs[token.token].item())
-        return Likely(piece(token.token, first=first), drawn, tuple(sorted(others, key=lambda each: -each[1])))
+            others = [self._one(request, token, each) for each in chosen]
+        drawn = self._one(request, token, token.token)
+        return replace(drawn, others=tuple(sorted(others, key=lambda each: -each.logprob)))
+
+    def _one(self, request: Request, place: Token, token: int) -> Likely:
+        text = self._decoding.piece(token, first=not request.logprobs)
+        raw = self._decoding.raw(token) if REPLACEMENT in text else None
+        return Likely(text, float(place.logprobs[token].item()), raw=raw)

@@ -175,7 +175,7 @@ class Runs:
         except RequestError as error:
             self._reject(request.work.id, str(error))
             return True
-        if token.finish_reason == "stop" and (fault := request.schema_fault(answer.text)) is not None:
+        if token.finish_reason == "stop" and (fault := request.schema_fault(answer)) is not None:
             if request.try_again():
                 self._to_go_on.append(request)
             else:

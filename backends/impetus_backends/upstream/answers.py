@@ -6,13 +6,13 @@ what the queue's contract can hold.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendError
 from ..protocol import Answer, Call, Likely, Progress
+from .failures import UpstreamError, error_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 _LEAST_LOGPROB = -9999.0
 _MAX_NAME, _MAX_ID, _MAX_CALLS = 128, 256, 128
-_SAID_CHARACTERS = 300
 _MAX_CHARACTERS = 64 * 2**20
 """Of all that is kept of an answer."""
 _MAX_COUNT = 2**53
-_STATUS = re.compile(r"[45]\d\d", re.ASCII)
 _REASONS = {
     "length": ("length", "max_tokens", "max_length", "max_output_tokens", "model_length", "token_limit",
                "model_context_window_exceeded"),
@@ -36,47 +34,6 @@ _REASONS = {
 }  # fmt: skip
 """What servers of several makes call how an answer ended; all else is that it ended by itself."""
 _MEANS = {word: meaning for meaning, words in _REASONS.items() for word in words}
-
-
-class UpstreamError(BackendError):
-    """The server did not serve a request. `permanent`: it would not serve the same one again either."""
-
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
-        super().__init__(message)
-        self.permanent = permanent
-
-
-def is_permanent(status: int) -> bool:
-    """Whether the request is at fault, and not the moment."""
-    return status < 500 and status not in (408, 409, 425, 429)
-
-
-def said_by(body: str) -> str:
-    """What the body of an error says, on one line, at most 300 characters of it."""
-    try:
-        value: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        value = body
-    for _ in range(4):
-        if not isinstance(value, dict):
-            break
-        value = next((value[name] for name in ("error", "message", "detail") if value.get(name)), json.dumps(value))
-    text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())[:_SAID_CHARACTERS]
-    return "".join(each if each.isprintable() else "\ufffd" for each in text)
-
-
-def error_in(chunk: Mapping[str, Any]) -> UpstreamError | None:
-    """A server that has begun to answer has no status left to say that it failed; it says so in a chunk."""
-    says_why = isinstance(chunk.get("message"), str) or "detail" in chunk  # as vLLM did once, and as FastAPI does
-    return error_of(chunk) if chunk.get("error") or (says_why and "choices" not in chunk) else None
-
-
-def error_of(said: Any) -> UpstreamError:
-    """What a server that says this has failed of. `said`: JSON, or text."""
-    error = (said.get("error") or said) if isinstance(said, dict) else said
-    code = str(error.get("code")) if isinstance(error, dict) else ""
-    permanent = _STATUS.fullmatch(code) is not None and is_permanent(int(code))
-    return UpstreamError(f"the upstream failed while it answered: {said_by(json.dumps(error))}", permanent=permanent)
 
 
 @dataclass(slots=True)
@@ -362,15 +319,26 @@ def _likely(logprobs: Any) -> Iterator[Likely]:
         values, tops = (_list(logprobs.get(name)) for name in ("token_logprobs", "top_logprobs"))
         for at, token in enumerate(tokens):
             top = tops[at] if at < len(tops) and isinstance(tops[at], dict) else {}
-            others = sorted(((_text(name), _logprob(each)) for name, each in top.items()), key=lambda each: -each[1])
+            others = sorted((Likely(_text(name), _logprob(each)) for name, each in top.items()), key=_unlikely)
             yield Likely(_text(token), _logprob(values[at] if at < len(values) else None), tuple(others))
         return
     for each in _list(logprobs.get("content")):
         if not isinstance(each, dict):
             raise UpstreamError("the upstream sent a token's logprob that is no object")
         tops = [top for top in _list(each.get("top_logprobs")) if isinstance(top, dict)]
-        others = [(_text(top.get("token")), _logprob(top.get("logprob"))) for top in tops]
-        yield Likely(_text(each.get("token")), _logprob(each.get("logprob")), tuple(others))
+        yield replace(_likely_token(each), others=tuple(map(_likely_token, tops)))
+
+
+def _likely_token(said: dict[str, Any]) -> Likely:
+    text, raw = _text(said.get("token")), None
+    if "\ufffd" in text and isinstance(said.get("bytes"), list):
+        with contextlib.suppress(ValueError, TypeError):
+            raw = bytes(said["bytes"])
+    return Likely(text, _logprob(said.get("logprob")), raw=raw)
+
+
+def _unlikely(token: Likely) -> float:
+    return -token.logprob
 
 
 def _logprob(value: Any) -> float:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from ..errors import BackendUnavailableError
 from ..protocol import EngineInfo, Event, Generated, GenerationWork, Rejected, Started, Work
 from .address import Address, read_address
-from .answers import Answers, UpstreamError, said_by
+from .answers import Answers
 from .exchange import Exchange, Patience, Told, bearer, unreadable, without_key
+from .failures import UpstreamError, said_by
 from .requests import refusal, request_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _NEWS_A_STEP = 1000
 _CLOSING_S = 1.0
 _LONGEST_LIST = 4 * 2**20
 _LONGEST_NAME = 1024
+_CANNOT_BE_DONE = (400, 422)
+"""What servers answer to a request that they understand and will not serve."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +45,8 @@ class _Running:
     work: GenerationWork
     admitted_at: float
     answers: Answers
-    exchange: Exchange | None = None
+    limited: bool = True
+    """Whether it is asked for no more than the operator's limit, where it does not say itself."""
     first_token_at: float | None = None
 
 
@@ -141,7 +145,7 @@ class UpstreamEngine:
             running.work,
             model=self._models[running.work.model or self._info.model],
             answers_before=len(running.answers),
-            max_answer_tokens=self._max_answer_tokens,
+            max_answer_tokens=self._max_answer_tokens if running.limited else None,
         )
         exchange = Exchange(self._address, path, body, self._tell, key=self._key, patience=self._patience)
         self._running[exchange] = running
@@ -170,6 +174,11 @@ class UpstreamEngine:
     def _take(self, exchange: Exchange, running: _Running, told: Told) -> None:
         answers = running.answers
         if isinstance(told, UpstreamError):
+            if told.status in _CANNOT_BE_DONE and running.limited and running.work.max_tokens is None:
+                running.limited = False  # it may be more than the server's context leaves, which nobody knows here
+                del self._running[exchange]
+                self._send(running)
+                return
             if not answers.has_ended:
                 raise told
         elif told is not None:

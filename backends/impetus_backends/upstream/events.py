@@ -10,7 +10,7 @@ import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .answers import UpstreamError, error_of, said_by
+from .failures import UpstreamError, error_of, said_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .answers import UpstreamError, is_permanent, said_by
 from .events import chunks_of
+from .failures import UpstreamError, is_permanent, said_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -204,7 +204,7 @@ class Exchange:
         sentence = f"the upstream answers {response.status}" + (f": {said}" if said else "")
         if response.status in _BUSY:
             return _BusyError(sentence, after_s=_retry_after_s(response.headers.get("Retry-After")))
-        return UpstreamError(sentence, permanent=is_permanent(response.status))
+        return UpstreamError(sentence, permanent=is_permanent(response.status), status=response.status)
 
 
 def unreadable(error: Exception) -> UpstreamError:

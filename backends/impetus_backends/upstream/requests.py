@@ -26,15 +26,17 @@ def refusal(work: GenerationWork) -> str | None:
 
 
 def request_of(
-    work: GenerationWork, *, model: str, answers_before: int, max_answer_tokens: int
+    work: GenerationWork, *, model: str, answers_before: int, max_answer_tokens: int | None
 ) -> tuple[str, dict[str, Any]]:
-    """The path below the server's URL, and the body. `answers_before`: of its `n`, how many there are already."""
+    """The path below the server's URL, and the body. `answers_before`: of its `n`, how many there are already;
+    `max_answer_tokens`: of one whose request does not say."""
     body: dict[str, Any] = {
         "model": model,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "max_tokens": work.max_tokens or max_answer_tokens,
     }
+    if (most := work.max_tokens or max_answer_tokens) is not None:
+        body["max_tokens"] = most
     body |= _sampling(work)
     if (missing := work.n - answers_before) > 1:
         body["n"] = missing

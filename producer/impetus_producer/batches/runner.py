@@ -11,7 +11,6 @@ import hashlib
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from ..bodies.refusals import Refusal, refusal_of
@@ -24,14 +23,12 @@ from ..errors import (
     ResultTimeoutError,
     ServerError,
 )
-from ..servers.answers import known_answers
-from ..talks.steps import Question
 from .endpoints import ENDPOINTS
 from .journal import Entry
 from .lease import RENEW_EVERY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ..asynchronous import AnyAsyncProducer, AsyncEmbeddingHandle, AsyncGenerationHandle, AsyncRerankHandle
     from .endpoints import Endpoint
@@ -117,21 +114,16 @@ class Runner:
         """
         with suppress(ServerError, TimeoutError):
             async with asyncio.timeout(_FAREWELL_S):
-                await self._take_off(list(self._flying))
+                await self._take_off(self._flying)
 
-    async def _take_off(self, flights: Sequence[_Flight]) -> None:
-        by_id = {flight.job_id: flight for flight in flights}
-        for server, job_ids in self.producer.by_server(by_id).items():
-
-            def ask(client: Any, job_ids: Sequence[str] = job_ids) -> Any:
-                pipeline = client.pipeline(transaction=False)
-                for job_id in job_ids:
-                    pipeline.lrem(jobs.queue_key(by_id[job_id].endpoint.queue), -1, job_id)
-                return pipeline.execute(raise_on_error=False)
-
-            removed = await server.ask(Question(ask, known_answers))
-            # Whose id was still in the queue, no worker has it.
-            await server.hold(jobs.discarding(list(compress(job_ids, removed))))
+    async def _take_off(self, flights: Iterable[_Flight]) -> None:
+        by_queue: dict[str, list[str]] = {}
+        for flight in flights:
+            by_queue.setdefault(flight.endpoint.queue, []).append(flight.job_id)
+        for queue, job_ids in by_queue.items():
+            for server, at_it in self.producer.by_server(job_ids).items():
+                withdrawn = await server.ask(jobs.withdrawing(at_it, queue))
+                await server.hold(jobs.discarding(withdrawn, queue))
 
     async def _discard(self, job_ids: Iterable[str], queue: str | None = None) -> None:
         for server, at_it in self.producer.by_server(job_ids).items():

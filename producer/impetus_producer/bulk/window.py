@@ -382,9 +382,5 @@ class Window(Generic[OutcomeT]):
 
     def _take_off(self, job_ids: Sequence[str]) -> None:
         """Takes those that still wait off the queue."""
-        with self.producer.connection.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.lrem(jobs.queue_key(self.work.queue), -1, job_id)
-            removed = known_answers(pipeline.execute(raise_on_error=False))
-        # Whose id was still in the queue, no worker has it.
-        self.ended += [job_id for job_id, count in zip(job_ids, removed, strict=True) if count]
+        if job_ids:
+            self.ended += jobs.withdrawing(job_ids, self.work.queue).put_to(self.producer.connection)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MOMENT_S = 0.001
+_AGAIN_S = 1.0
+_BETWEEN_BLOCKS = frozenset(
+    {"contextlib", "click.core", "click.globals", "signal", "enum", f"{__package__}.main", __name__}
+)
+"""Modules of which the code itself never waits: what enters and leaves blocks, and what says how a command ended."""
 
 
 class ToldToEnd(KeyboardInterrupt):
@@ -60,56 +67,113 @@ def drop_output() -> None:
 
 
 class Signals:
-    """From when it is made until `forget` signals raise `ToldToEnd` in the main thread. What nohup, or a shell that
-    starts a program in the background, has it ignore stays ignored.
+    """From `hear` until `forget` signals raise `ToldToEnd` in the main thread. What nohup, or a shell that starts a
+    program in the background, has it ignore stays ignored.
+
+    One that strikes between blocks, where `contextlib` enters or leaves one, is raised a moment later: what was just
+    opened would be closed after all around it, if at all (https://github.com/python/cpython/issues/74174). So is one
+    that the interpreter drops, as it does in a `__del__`. A second one is raised a second later, as terminals and
+    shells tell the same twice: by then most has been put in order.
     """
 
     def __init__(self) -> None:
-        self.heard = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        self._heard = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
         self._told: int | None = None
+        self._postponed: int | None = None
+        self._not_before = 0.0
+        self._unraisable = sys.unraisablehook
+
+    def hear(self) -> None:
+        sys.unraisablehook = self._dropped
         self._set(self._raise)
-
-    def check(self) -> None:
-        if self._told is not None:
-            raise ToldToEnd(self._told)
-
-    async def cancelling(self, main: Coroutine[Any, Any, None]) -> None:
-        """Runs `main`, which is cancelled by a signal: one that is raised wherever it strikes would end the loop."""
-        import asyncio
-
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        told: list[int] = []  # which `check` must not raise before `main` has put things in order
-
-        def cancel(number: int) -> None:
-            told.append(number)
-            task.cancel()
-
-        for number in self.heard:
-            loop.add_signal_handler(number, cancel, number)
-        try:
-            await main
-        except asyncio.CancelledError:
-            self._told = next(iter(told), None)
-            self.check()
-            raise
-        finally:
-            for number in self.heard:
-                loop.remove_signal_handler(number)
-            self._set(self._raise)
 
     def forget(self) -> None:
         """There is nothing left to put in order: the next one ends the program on the spot."""
-        self._set(signal.SIG_DFL)
+        for number in self._heard:
+            signal.signal(number, signal.SIG_DFL)
+        self._postponed = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        sys.unraisablehook = self._unraisable
 
-    def _set(self, handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
-        for number in self.heard:
+    def check(self) -> None:
+        if self._told is not None:
+            self._raised_now()
+            raise ToldToEnd(self._told)
+
+    def run_tasks(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        import asyncio
+
+        told: list[int] = []  # which `check` must not raise before `main` has put things in order
+        cancels: list[Callable[[], object]] = []
+
+        def note(number: int, _: object) -> None:
+            if (due := self._due(number)) is not None:
+                told.append(due)
+                for cancel in cancels:
+                    cancel()
+
+        async def cancelled() -> None:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task is not None
+            cancels.append(lambda: loop.call_soon_threadsafe(task.cancel))
+            try:
+                if told:
+                    raise asyncio.CancelledError
+                await main()
+            finally:
+                cancels.clear()
+
+        # One that is raised wherever it strikes would end the loop.
+        self._set(note)
+        try:
+            asyncio.run(cancelled())
+        except asyncio.CancelledError:
+            if not told:
+                raise
+            self._told = told[0]
+        finally:
+            self._set(self._raise)
+        self.check()
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if (due := self._due(number, frame)) is not None:
+            self._told = due
+            raise ToldToEnd(due)
+
+    def _due(self, number: int, frame: FrameType | None = None) -> int | None:
+        """The signal to raise now; None where that is for later."""
+        if number == signal.SIGALRM:
+            if self._postponed is None:
+                return None
+            number = self._postponed
+        wait_s = self._not_before - time.monotonic()
+        if frame is not None and frame.f_globals.get("__name__") in _BETWEEN_BLOCKS:
+            wait_s = max(wait_s, _MOMENT_S)
+        if wait_s > 0:
+            self._postpone(number, wait_s)
+            return None
+        self._raised_now()
+        return number
+
+    def _raised_now(self) -> None:
+        self._postponed = None
+        self._not_before = time.monotonic() + _AGAIN_S
+
+    def _postpone(self, number: int, seconds: float) -> None:
+        self._postponed = number
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _dropped(self, unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, ToldToEnd):
+            self._not_before = 0.0
+            self._postpone(unraisable.exc_value.number, _MOMENT_S)
+        else:
+            self._unraisable(unraisable)
+
+    def _set(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        for number in (*self._heard, signal.SIGALRM):
             signal.signal(number, handler)
-
-    def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
-        self._told = number
-        raise ToldToEnd(number)
 
 
 def check_signals() -> None:
@@ -118,12 +182,14 @@ def check_signals() -> None:
         signals.check()
 
 
-def run_tasks(main: Coroutine[Any, Any, None]) -> None:
+def run_tasks(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """`asyncio.run`, where what the command is told cancels `main`, and is raised once that has ended."""
     import asyncio
 
-    signals = _signals()
-    asyncio.run(main if signals is None else signals.cancelling(main))
+    if (signals := _signals()) is not None:
+        signals.run_tasks(main)
+    else:
+        asyncio.run(main())
 
 
 def _signals() -> Signals | None:

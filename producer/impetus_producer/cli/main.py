@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,9 @@ from ..shown import printable_lines
 from .ending import Signals, drop_output, sentence_of, status_of
 from .late import LateGroup
 from .settings.config_file import with_config_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _COMMANDS = {
     "batch": "impetus_producer.cli.batch.group",
@@ -36,26 +40,52 @@ _COMMANDS = {
 
 
 class _Group(LateGroup):
-    """Turns what goes wrong into one sentence on stderr and an exit status."""
+    """What is typed is read, and done, with what goes wrong in one sentence."""
+
+    def make_context(self, *arguments: Any, obj: Any = None, **options: Any) -> click.Context:
+        signals: Signals | None = obj
+        if signals is not None:
+            signals.hear()
+        try:
+            with _sentences():
+                return super().make_context(*arguments, obj=signals, **options)
+        except BaseException:
+            _forget(signals)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except ImpetusError as error:
-            raise click.ClickException(printable_lines(str(error))) from None
-        except KeyboardInterrupt as ended:
-            # Click would say "Aborted!" and exit with 1, like any failure. On a terminal ^C stands before it.
-            line_open = "\n" if sys.stderr.isatty() else ""
-            click.echo(f"{line_open}{printable_lines(sentence_of(ended))}", err=True)
-            raise click.exceptions.Exit(status_of(ended)) from None
-        except BrokenPipeError as ended:
-            drop_output()
-            raise click.exceptions.Exit(status_of(ended)) from None
-        except OSError as error:
-            if error.filename is not None or error.errno not in NO_ROOM_ERRORS:
-                raise
-            drop_output()
-            raise click.ClickException(f"what is printed cannot be written: {NO_ROOM}") from None
+            with _sentences():
+                return super().invoke(ctx)
+        finally:
+            _forget(ctx.obj)
+
+
+def _forget(signals: Signals | None) -> None:
+    if signals is not None:
+        signals.forget()
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turns what goes wrong into one sentence on stderr and an exit status."""
+    try:
+        yield
+    except ImpetusError as error:
+        raise click.ClickException(printable_lines(str(error))) from None
+    except KeyboardInterrupt as ended:
+        # Click would say "Aborted!" and exit with 1, like any failure. On a terminal ^C stands before it.
+        line_open = "\n" if sys.stderr.isatty() else ""
+        click.echo(f"{line_open}{printable_lines(sentence_of(ended))}", err=True)
+        raise click.exceptions.Exit(status_of(ended)) from None
+    except BrokenPipeError as ended:
+        drop_output()
+        raise click.exceptions.Exit(status_of(ended)) from None
+    except OSError as error:
+        if error.filename is not None or error.errno not in NO_ROOM_ERRORS:
+            raise
+        drop_output()
+        raise click.ClickException(f"what is printed cannot be written: {NO_ROOM}") from None
 
 
 @click.group(
@@ -86,8 +116,4 @@ with_config_file("impetus", cli)
 
 def main() -> None:
     """The entry point of the program."""
-    signals = Signals()
-    try:
-        cli(prog_name="impetus", obj=signals)
-    finally:
-        signals.forget()
+    cli(prog_name="impetus", obj=Signals())

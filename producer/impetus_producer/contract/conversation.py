@@ -100,6 +100,8 @@ def checked_text(value: Any, what: str = "the text") -> str:
     return value
 
 
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+"""Kinds of parts that are text, two of them by the names that OpenAI's Responses have for it."""
 _NOT_READ_ON_PARTS = ("annotations", "cache_control", "prompt_cache_breakpoint")
 """The marks are for servers that bill what they remember."""
 
@@ -119,7 +121,7 @@ class ContentPart(Wire):
             raise invalid(f"must be an object with a type, not {json_type(value)}")
         if not isinstance(kind := value.get("type"), str):
             return value
-        if kind not in ("text", "refusal"):
+        if kind not in _TEXTS:
             return {"type": kind, "other": value}
         text = value.get(kind, value.get("text"))
         given = {name for name, each in value.items() if each is not None and name not in _NOT_READ_ON_PARTS}

@@ -321,16 +321,18 @@ class GenerationTimings(Told):
 
 
 class LikelyToken(Told):
-    token: str
-    logprob: float
-
-
-class TokenLogprob(Told):
-    """One token of an answer, as text; a token that holds only part of a character is \ufffd."""
+    """A token as text; one that holds only part of a character is \ufffd."""
 
     token: str
     logprob: float
     """The natural logarithm of its probability, before temperature and the cuts of top_p, top_k and min_p."""
+    bytes: list[int] | None = None
+    """Of a token that holds part of a character, where the tokenizer says what it stands for."""
+
+
+class TokenLogprob(LikelyToken):
+    """One token of an answer."""
+
     top_logprobs: list[LikelyToken] = Field(default_factory=list, fail_fast=True)
     """The likeliest tokens of its place, the likeliest first."""
 

@@ -25,7 +25,7 @@ from ..shown import shortened
 from ..streams import stream_key
 from ..talks.steps import Question
 from .parsing import first_sentence
-from .scripts import ENQUEUE_SCRIPT
+from .scripts import ENQUEUE_SCRIPT, WITHDRAW_SCRIPT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -234,6 +234,17 @@ def failure_from(job_id: str, trace: str) -> JobFailedError:
     if not separator or " " in name:
         return JobFailedError(job_id, shortened(lines[-1], MAX_REASON_CHARACTERS))
     return JobFailedError(job_id, shortened(message, MAX_REASON_CHARACTERS), reason=shortened(name.rpartition(".")[2]))
+
+
+def withdrawing(job_ids: Sequence[str], queue: str) -> Question[list[str]]:
+    """Takes those that still wait off the queue, and answers with their ids: whose id was there, no worker has it. What
+    else is kept by them is to be discarded.
+    """
+
+    def ask(client: Any) -> Any:
+        return client.register_script(WITHDRAW_SCRIPT)(args=[queue, *job_ids])
+
+    return Question(ask, lambda answer: [job_id.decode() for job_id in answer])
 
 
 def discarding(job_ids: Sequence[str], queue: str | None = None) -> Talk[None]:

@@ -40,7 +40,7 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
             field = _shown(min(unknown))
             raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)
     for name, value in payload.items():
-        if _is_deeper(value, MOST_LEVELS):
+        if is_deeper(value, MOST_LEVELS):
             raise InvalidRequestError(f"{name}: is nested more than {MOST_LEVELS} levels deep", field=name)
     try:
         return kind.model_validate(payload)
@@ -70,11 +70,11 @@ def first_complaint(error: ValidationError) -> tuple[str, str]:
     return field, f"{problem} (and {count - 1} more)" if count > 1 else problem
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
+def is_deeper(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
     within = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(each, levels - 1) for each in within if isinstance(each, dict | list))
+    return levels == 0 or any(is_deeper(each, levels - 1) for each in within if isinstance(each, dict | list))
 
 
 def _shown(name: str) -> str:

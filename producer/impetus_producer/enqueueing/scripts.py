@@ -1,4 +1,4 @@
-"""What a producer has the server do in one step: enqueue jobs, and cancel one."""
+"""What a producer has the server do in one step: enqueue jobs, withdraw some, and cancel one."""
 
 import hashlib
 
@@ -61,6 +61,19 @@ while redis.call('ZCARD', key .. ':allowed') < concurrency do
   end
 end
 return {status}
+"""
+
+WITHDRAW_SCRIPT = """
+-- ARGV: queue, ids of jobs. Returns the ids of those that waited there. In two steps one would wait on no queue, for
+-- ever, where whoever took it off went before it was deleted.
+local queue, withdrawn = 'rq:queue:' .. ARGV[1], {}
+for at = 2, #ARGV do
+  if redis.call('LREM', queue, -1, ARGV[at]) > 0 then
+    redis.call('DEL', 'rq:job:' .. ARGV[at])
+    withdrawn[#withdrawn + 1] = ARGV[at]
+  end
+end
+return withdrawn
 """
 
 

@@ -37,6 +37,9 @@ _ABOUT_DATA = re.compile(
 _IN_PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 _IN_SCRIPT = re.compile(r"^Error running script \(call to \w+\): (?:@\w+: ?\d+: )+-?(?:ERR )?")
 """Of Redis before 7, where scripts hide the code of what ended them."""
+NO_PRIMARY = re.compile(r"No master found for ")
+_CLIENT = re.compile(r"<redis\.client\.Redis\(.*?\bhost=([^,]*),port=(\d+).*?\)>\)>\)>")
+"""How redis-py names a Sentinel: by its client with all its settings."""
 
 
 class Trouble(StrEnum):
@@ -49,8 +52,8 @@ class Trouble(StrEnum):
 
 
 def server_words(error: BaseException) -> str:
-    """What the server said, without what redis-py says of the command, and where in a script it was."""
-    return _IN_SCRIPT.sub("", _IN_PIPELINE.sub("", str(error)))
+    """What the server said, without redis-py's words for commands and clients, and without where in a script it was."""
+    return _CLIENT.sub(r"\1:\2", _IN_SCRIPT.sub("", _IN_PIPELINE.sub("", str(error))))
 
 
 def code(error: BaseException) -> str:

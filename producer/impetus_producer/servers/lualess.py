@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..enqueueing.jobs import job_key, queue_key
-from ..enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT
+from ..enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, WITHDRAW_SCRIPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -85,4 +85,16 @@ def _cancel(client: Any, args: Sequence[Any]) -> list[bytes] | None:
     return answer
 
 
-_STEPS: dict[str, Callable[[Any, Sequence[Any]], Any]] = {ENQUEUE_SCRIPT: _enqueue, CANCEL_SCRIPT: _cancel}
+def _withdraw(client: Any, args: Sequence[Any]) -> list[bytes]:
+    queue, *job_ids = args
+    withdrawn = [job_id for job_id in job_ids if client.lrem(queue_key(queue), -1, job_id)]
+    for job_id in withdrawn:
+        client.delete(job_key(job_id))
+    return [job_id.encode() for job_id in withdrawn]
+
+
+_STEPS: dict[str, Callable[[Any, Sequence[Any]], Any]] = {
+    ENQUEUE_SCRIPT: _enqueue,
+    CANCEL_SCRIPT: _cancel,
+    WITHDRAW_SCRIPT: _withdraw,
+}

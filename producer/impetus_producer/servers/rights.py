@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import contract
-from ..enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
+from ..enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, WITHDRAW_SCRIPT, digest
 from .answers import UNKNOWN_COMMAND, is_denied
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 #: Keys, `*` for a name, with the commands that each role uses on them; those that take no key first, `|` before a first
 #: argument that alone is needed. A producer also publishes to the worker of a job that it cancels, and is content where
 #: it may not: whoever may publish there can shut workers down.
+_SCRIPTS = " ".join(f"EVALSHA|{digest(each)}" for each in (ENQUEUE_SCRIPT, CANCEL_SCRIPT, WITHDRAW_SCRIPT))
 PRODUCER_RIGHTS: dict[str, str] = {
-    "": f"EVALSHA|{digest(ENQUEUE_SCRIPT)} EVALSHA|{digest(CANCEL_SCRIPT)} SCRIPT|LOAD TIME",
+    "": f"{_SCRIPTS} SCRIPT|LOAD TIME",
     "rq:queues": "SADD SCARD SRANDMEMBER",
     "rq:queue:*": "RPUSH LPUSH LREM LLEN LRANGE",
     "rq:job:*": "HSETNX HSET HGET HMGET PERSIST DEL",

@@ -21,6 +21,7 @@ from .answers import (
     CERTIFICATE,
     CLUSTER,
     DATABASE,
+    NO_PRIMARY,
     TLS,
     TLS_FILES,
     UNKNOWN_COMMAND,
@@ -179,6 +180,11 @@ def server_errors(connection: Redis | None = None) -> Iterator[None]:
         if connection is not None and is_of_the_line(ours):
             hang_up(connection, in_use=False)
         raise ours from error
+    except KeyboardInterrupt:
+        # The answer that nobody waits for any more would be taken for that to the next question.
+        if connection is not None:
+            hang_up(connection, in_use=False)
+        raise
 
 
 def is_of_the_line(error: ImpetusError) -> bool:
@@ -214,6 +220,10 @@ def in_a_sentence(error: Exception) -> ImpetusError:
     if "max number of clients" in said:
         return ServerNotReadyError(
             f"the Redis server has all the clients that it takes ({said}): raise its maxclients, or end some"
+        )
+    if NO_PRIMARY.match(said):
+        return NoServerError(
+            f"no Sentinel names a primary ({said}): is the service's name right, and is any server up?"
         )
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
         if CERTIFICATE.search(said):

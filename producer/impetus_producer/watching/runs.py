@@ -71,7 +71,7 @@ class Announcement:
         self._next_at = now + _EVERY_S
         state = RunState(**self._about, documents=documents, total=total, docs_per_s=docs_per_s, left_s=left_s)  # type: ignore[arg-type]
         connection = self._producer.connection
-        with suppress(ServerError), server_errors(), connection.pipeline(transaction=False) as pipeline:
+        with suppress(ServerError), server_errors(connection), connection.pipeline(transaction=False) as pipeline:
             pipeline.set(_RUN_KEY + self._id, json.dumps(asdict(state)), ex=_TTL_S)
             pipeline.sadd(_RUNS_KEY, self._id)
             pipeline.expire(_RUNS_KEY, _TTL_S)

@@ -33,6 +33,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
+def test_of_a_text_that_is_all_prompt_the_largest_have_a_length(device: str) -> None:
+    config = replace(read_config(small_model("bge")), pooling=PoolingConfig(("max",), include_prompt=False))
+    backend = make_backend(device, config)
+    backend.load()
+    vectors = backend.embed([np.array([3 + PROMPT, 5 + PROMPT], np.int32), np.array([3 + PROMPT, 5], np.int32)])
+    # sentence-transformers makes -1e9 of each unit, and scales it to length 1.
+    np.testing.assert_allclose(vectors[0], -0.25, rtol=1e-6)
+    assert np.ptp(vectors[1]) > 0
+
+
 def test_the_error_function_is_exact_to_float32_everywhere() -> None:
     x = np.concatenate([np.linspace(-6, 6, 40_001), [-1e30, -1e-30, 0, 1e-30, 1e30]]).astype(np.float32)
     exact = np.array([math.erf(value) for value in x.tolist()])
@@ -173,6 +184,7 @@ def test_the_fingerprint_changes_with_all_that_changes_a_vector() -> None:
 @pytest.mark.parametrize(
     "file",
     [
+        "model.safetensors.index.json",
         "config.json",
         "modules.json",
         "1_Pooling/config.json",
@@ -188,9 +200,10 @@ def test_the_fingerprint_changes_with_all_that_changes_a_vector() -> None:
     ],
 )
 def test_the_fingerprint_covers_every_file_that_is_read(file: str, tmp_path: Path) -> None:
-    folder = shutil.copytree(small_model("gemma"), tmp_path / "model")
+    model = small_model("e5" if file.endswith("index.json") else "gemma")
+    folder = shutil.copytree(model, tmp_path / "model")
     config = read_config(folder)
-    assert fingerprint(config) == fingerprint(read_config(small_model("gemma")))
+    assert fingerprint(config) == fingerprint(read_config(model))
     before = fingerprint(config)
     with (folder / file).open("ab") as stream:
         stream.write(b" ")

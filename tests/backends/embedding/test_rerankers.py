@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -229,6 +230,18 @@ def test_a_deberta_of_another_make_is_refused(keys: dict[str, Any], sentence: st
     folder = changed(folder_of("deberta-v2"), tmp_path / "model", **keys)
     with pytest.raises(ModelError, match=sentence):
         make_backend("numpy", read_reranker(folder)).load()
+
+
+def test_a_query_whose_tokens_are_of_the_second_type_is_refused(tmp_path: Path) -> None:
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    stated = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    folder = changed(folder_of("bert"), tmp_path / "model", "tokenizer_config.json", **stated)
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    for piece in stored["post_processor"]["pair"]:
+        next(iter(piece.values()))["type_id"] = 1
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(ModelError, match="gives a query token types other than 0"):
+        load_pairs(folder)
 
 
 def test_distances_of_deberta_are_told_apart_near_and_by_their_logarithm_far() -> None:

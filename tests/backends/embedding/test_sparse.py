@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from impetus_backends.dispatcher import embedding_tokenizer, open_engine
 from impetus_backends.embedding.devices import golden
@@ -163,6 +164,23 @@ def test_a_cpu_makes_logits_by_blocks_where_all_of_them_would_take_more_than_sco
     encoder = replace(config.encoder, vocab_size=30_522, position_rows=8_192)
     backend = CPUEmbeddingBackend(replace(config, encoder=encoder))
     assert backend._tokens_a_block("sparse", 1, tokens) == block
+
+
+def test_a_head_takes_anothers_weights_where_it_has_none_of_its_own_or_is_not_to(tmp_path: Path) -> None:
+    stored = load_file(folder_of("bert") / "model.safetensors")
+    head = "cls.predictions."
+    own = {f"{head}decoder.weight": stored["bert.embeddings.word_embeddings.weight"][::-1].copy(),
+           f"{head}decoder.bias": stored[f"{head}bias"] + 1}  # fmt: skip
+
+    def made(name: str, tensors: dict[str, np.ndarray], *, tied: bool) -> np.ndarray:
+        folder = changed(folder_of("bert"), tmp_path / name, tie_word_embeddings=tied)
+        save_file(tensors, folder / "model.safetensors")
+        return spread(loaded("numpy", folder).weigh(rows_of("bert")), recorded("sparse")["bert/plain"])
+
+    untied = made("untied", stored | own, tied=False)
+    assert not np.allclose(untied, recorded("sparse")["bert/plain"])
+    # As transformers since its fifth version: what a file has twice, and not alike, is not tied.
+    np.testing.assert_array_equal(made("both", stored | own, tied=True), untied)
 
 
 def test_recorded_weights_tell_one_text_from_another() -> None:

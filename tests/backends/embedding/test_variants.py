@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
@@ -102,3 +104,30 @@ def test_angles_that_would_be_other_ones_are_refused_by_the_key(
 ) -> None:
     with pytest.raises(ModelError, match=reason):
         read_config(changed(small_model(model), tmp_path / "model", **keys))
+
+
+def test_t5s_table_is_read_by_either_name_and_the_encoders_own_comes_first(tmp_path: Path) -> None:
+    model, rows = small_model("t5"), [np.array([3, 7, 1], np.int32)]
+    stored = load_file(model / "model.safetensors")
+    table = stored.pop("shared.weight")
+    own = {"encoder.embed_tokens.weight": table}
+    for name, tables in (("own", own), ("both", own | {"shared.weight": table[::-1].copy()})):
+        folder = shutil.copytree(model, tmp_path / name)
+        save_file(stored | tables, folder / "model.safetensors")
+        np.testing.assert_array_equal(loaded("numpy", folder).embed(rows), loaded("numpy", model).embed(rows))
+
+
+def test_a_module_that_is_listed_twice_is_run_twice(tmp_path: Path) -> None:
+    folder, rows = shutil.copytree(small_model("mpnet"), tmp_path / "model"), [np.array([3, 7, 1], np.int32)]
+    modules = json.loads((folder / "modules.json").read_text())[:2]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    plain = loaded("numpy", folder).embed(rows)
+    dense = modules[0] | {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (folder / "modules.json").write_text(json.dumps([*modules, dense, dense]))
+    (folder / "2_Dense").mkdir()
+    stated = {"in_features": 16, "out_features": 16, "bias": False}
+    activation = {"activation_function": "torch.nn.modules.linear.Identity"}
+    (folder / "2_Dense/config.json").write_text(json.dumps(stated | activation))
+    matrix = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    save_file({"linear.weight": matrix}, folder / "2_Dense/model.safetensors")
+    np.testing.assert_allclose(loaded("numpy", folder).embed(rows), plain @ matrix.T @ matrix.T, rtol=1e-5)

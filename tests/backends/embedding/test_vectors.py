@@ -36,7 +36,9 @@ def loaded(name: str, model: EmbeddingConfig | Path) -> EmbeddingBackend:
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    found: np.ndarray = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    found: np.ndarray = (a * b).sum(axis=1) / np.maximum(lengths, 1e-12)
+    found[~a.any(axis=1) & ~b.any(axis=1)] = 1  # of a text without a token
     return found
 
 

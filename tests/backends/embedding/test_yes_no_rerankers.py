@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from impetus_backends.dispatcher import open_engine
 from impetus_backends.embedding.devices.backends import make_backend
@@ -83,6 +85,10 @@ def test_one_logit_alone_is_a_score_and_weights_of_their_own_are_its_where_nothi
     assert weights["logit.weight"].tolist() == weights["embed_tokens.weight"][[step.yes]].tolist()
     with pytest.raises(ModelError, match=r"have no tensor lm_head\.weight"):
         loaded("numpy", changed(FOLDER, tmp_path / "untied", tie_word_embeddings=False))
+    own = load_file(config.transformer / "model.safetensors")
+    own["lm_head.weight"] = own["model.embed_tokens.weight"] * 2
+    save_file(own, config.transformer / "model.safetensors")
+    assert (Weights.of(config)["logit.weight"] == 2 * weights["logit.weight"]).all(), "it is tied only in words"
 
 
 def test_a_document_is_cut_and_what_follows_it_stays() -> None:
@@ -131,6 +137,11 @@ def test_a_model_that_would_be_scored_wrongly_is_refused(
         ("{% for each in messages %}{{ each.content | trim }}{% endfor %}", "each once and as it is"),
         ("{{ messages[-1].content }}{{ messages[-2].content }}", "each once and as it is"),
         ("{{ messages[1].content }}{{ messages[2].content }}{{ messages[2].content }}", "each once and as it is"),
+        (
+            "{{ messages[1].content }}{{ messages[2].content }}{% if not messages[2].content %}no{% endif %}",
+            "each once and as it is",
+        ),
+        ("{{ messages[1].content }}{{ messages[2].content }}{{ messages[2].content | length }}", "once and as it is"),
         ("{{ nothing.of.the.kind }}", "the chat template cannot put"),
     ],
 )
@@ -140,6 +151,23 @@ def test_a_template_that_puts_no_pair_is_refused(template: str | None, sentence:
     file.unlink() if template is None else file.write_text(template)
     with pytest.raises(ModelError, match=sentence):
         load_pairs(tmp_path / "model")
+
+
+def test_what_a_tokenizer_puts_after_texts_is_not_put_after_questions(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    text, end = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}
+    names = {"<|im_end|>": {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}}
+    stored["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [text, end],
+        "pair": [text, end],
+        "special_tokens": names,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    documents = ["the lazy dog", "ordinary words " * 40_000, ""]
+    found, expected = (load_pairs(each).encode("fox", documents) for each in (folder, FOLDER))
+    assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected]
 
 
 def test_a_vocabulary_without_yes_answers_nothing(tmp_path: Path) -> None:

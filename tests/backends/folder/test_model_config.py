@@ -183,8 +183,12 @@ def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
     [
         ("mpnet", "config.json", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets 64"),
         ("mpnet", "config.json", {"pad_token_id": 0}, "pad_token_id 0"),
+        ("t5", "config.json", {"relative_attention_num_buckets": 3}, "3 relative_attention_num_buckets do not hold"),
+        ("mt5", "config.json", {"relative_attention_max_distance": 8}, "do not hold distances of up to 8"),
         ("modernbert", "config.json", {"layer_types": ["full_attention"]}, "layer_types .* are not 4"),
         ("modernbert", "config.json", {"norm_bias": "no"}, "norm_bias is 'no'"),
+        ("modernbert", "config.json", {"norm_eps": float("nan")}, "norm_eps is nan"),
+        ("gemma", "config.json", {"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06"),
         ("gemma", "config.json", {"num_hidden_layers": 10**12}, "num_hidden_layers is more than"),
         ("nomic", "sentence_bert_config.json", {"max_seq_length": float("inf")}, "a kind that is not read there"),
         ("qwen3", "config.json", {"use_sliding_window": True}, "use_sliding_window True"),

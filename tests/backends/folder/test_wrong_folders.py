@@ -97,9 +97,35 @@ def padded_at_the_left(folder: Path) -> None:
     change(folder / "tokenizer.json", padding=padding | {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"})
 
 
+def leaves_merges_out(folder: Path) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    change(folder / "tokenizer.json", model=model | {"dropout": 0.1})
+
+
+def in_python(folder: Path) -> None:
+    """As Japanese models have it, and Vietnamese ones in their way."""
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)))
+    change(folder / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="basic")
+
+
+def of_the_second_type(folder: Path) -> None:
+    """A tokenizer that has transformers tell the model so of every text."""
+    processor = json.loads((folder / "tokenizer.json").read_text())["post_processor"]
+    for piece in processor["single"]:
+        next(iter(piece.values()))["type_id"] = 1
+    change(folder / "tokenizer.json", post_processor=processor)
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", model_input_names=names)
+
+
 @pytest.mark.parametrize(
     ("model", "spoil", "message"),
     [
+        ("roberta", leaves_merges_out, "leaves out merges by chance .dropout 0.1"),
+        ("bge", in_python, "is a BertJapaneseTokenizer, which transformers writes out in Python"),
+        ("albert", of_the_second_type, "token types other than 0"),
         ("bge", truncated_at_the_left, "tokenizer in .*: truncation_side 'left' is not supported"),
         ("qwen3", truncated_at_the_left, "tokenizer in .*: truncation_side 'left' is not supported"),
         ("bge", padded_at_the_left, "tokenizer in .*: padding_side 'left' is not supported"),

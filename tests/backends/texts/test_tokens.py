@@ -37,6 +37,24 @@ def model(request: pytest.FixtureRequest, minilm: ModelFiles) -> tuple[str, Path
     return name, minilm.folder if name == "minilm" else small_model(name)
 
 
+@pytest.mark.parametrize(
+    ("model", "pooling", "loads"), [("qwen2", "mean", True), ("qwen2", "cls", False), ("bge", "mean", False)]
+)
+def test_marks_at_the_ends_are_missed_where_a_model_is_to_look_at_them(
+    model: str, pooling: str, loads: bool, tmp_path: Path
+) -> None:
+    folder = changed(small_model(model), tmp_path / "model", "1_Pooling/config.json", pooling_mode=pooling)
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(stored | {"post_processor": None}))
+    change = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(change if model == "bge" else {}))
+    if loads:
+        assert TextEncoder.load(folder).encode([""])[0].ids.tolist() == [PROMPT]
+        return
+    with pytest.raises(ModelError, match="marks neither where a text begins nor where it ends"):
+        TextEncoder.load(folder)
+
+
 class CountingTokenizer:
     """A tokenizer that counts the characters it is given."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def test_a_plain_request_names_nothing_that_nobody_asked_for() -> None:
+    assert "max_tokens" not in request_of(work(), model="m", answers_before=0, max_answer_tokens=None)[1]
     path, body = request_of(work(), model="m", answers_before=0, max_answer_tokens=99)
     assert path == "/chat/completions"
     assert body == {
@@ -33,6 +34,29 @@ def test_a_plain_request_names_nothing_that_nobody_asked_for() -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_length_that_nobody_asked_for_and_that_a_server_refuses_is_left_out(
+    server: ScriptedServer, make_engine: Any, status: int
+) -> None:
+    """So does vLLM where the operator's limit is more than its context leaves."""
+    lengths: list[int | None] = []
+
+    def script(asked: Asked) -> None:
+        lengths.append(asked.body.get("max_tokens"))
+        if lengths[-1] is not None and lengths[-1] > 100:
+            asked.answer(status, {"message": "this model's maximum context length is 100 tokens"})
+            return
+        asked.head()
+        asked.delta(content="In Redis.", finish_reason="stop")
+
+    server.script = script
+    engine = make_engine(max_answer_tokens=4096)
+    assert [each.text for each in ended(run(engine, work(n=2))).answers] == ["In Redis."] * 2
+    assert lengths == [4096, None, None]
+    assert "maximum context length" in refused(run(engine, work(max_tokens=101))).message
+    assert lengths[3:] == [101], "who asks for it is told"
 
 
 def test_every_field_that_a_request_may_have_is_forwarded() -> None:
@@ -224,7 +248,7 @@ def test_probabilities_come_in_both_forms_and_without_infinities(server: Scripte
     server.script = script
     for each in (work(logprobs=True, top_logprobs=2), work(prompt="Once", logprobs=True, top_logprobs=2)):
         assert ended(run(make_engine(), each)).answers[0].logprobs == (
-            Likely("a", -0.5, (("a", -0.5), ("b", -9999.0))),
+            Likely("a", -0.5, (Likely("a", -0.5), Likely("b", -9999.0))),
         )
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_backends.upstream import events
-from impetus_backends.upstream.answers import UpstreamError
 from impetus_backends.upstream.events import chunks_of
+from impetus_backends.upstream.failures import UpstreamError
 
 from .asking import IMPATIENT, ended, refused, run, work
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from impetus_backends.engine_config import EngineConfig
 from impetus_backends.protocol import EmbeddingWork, Generated, Progress, Started
 from impetus_backends.upstream.address import read_address
-from impetus_backends.upstream.answers import Answers, UpstreamError
+from impetus_backends.upstream.answers import Answers
 from impetus_backends.upstream.engine import UpstreamEngine, open_upstream
 from impetus_backends.upstream.exchange import Patience
+from impetus_backends.upstream.failures import UpstreamError
 
 from ..scripted_server import LIMIT_S, Asked, ScriptedServer
 from .asking import IMPATIENT, TOOL, ended, events_until, refused, run, work

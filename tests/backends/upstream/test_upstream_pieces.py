@@ -8,7 +8,8 @@ import pytest
 
 from impetus_backends.protocol import Call
 from impetus_backends.upstream import answers as answers_module
-from impetus_backends.upstream.answers import Answers, UpstreamError
+from impetus_backends.upstream.answers import Answers
+from impetus_backends.upstream.failures import UpstreamError
 
 from .asking import TOOL, ended, run, work
 

@@ -15,6 +15,7 @@ from impetus_backends.errors import RequestError
 from impetus_backends.generation.texts.channels import Channels
 from impetus_backends.generation.texts.marks import parse_json
 from impetus_backends.generation.texts.tool_calls import ToolCalls, forced_schema
+from impetus_producer.contract.conversation import CalledFunction, ToolCall
 from tests.generation.tokenizer_kinds import fast
 from tests.receiver import Receiver
 
@@ -221,6 +222,23 @@ def test_a_parser_that_takes_for_ever_has_found_no_call() -> None:
         re.fullmatch("(a+)+", text)
 
     assert ToolCalls(parse, [LOOK]).of(["a" * 60 + "b"]) is None
+
+
+@pytest.mark.parametrize("call_id", [r"\ud83e", "x" * 300, r"a\nb", ""])
+def test_what_a_model_writes_of_a_call_is_what_a_result_can_hold(call_id: str) -> None:
+    """Half a surrogate pair is no text, and an id has its length."""
+    written = r'{"name": "look", "arguments": {"at": "\ud83e é"}, "id": "' + call_id + '"}'
+    (call,) = ToolCalls(parse_json, [LOOK]).of([written]) or [None]
+    assert call is not None
+    assert json.loads(call.arguments) == {"at": "\ud83e é"}
+    ToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+    assert call.id.isprintable()
+
+
+def test_a_call_without_arguments_may_say_so_by_null() -> None:
+    (call,) = ToolCalls(parse_json, [LOOK]).of(['{"name": "look", "arguments": null}']) or [None]
+    assert call is not None
+    assert call.arguments == "{}"
 
 
 def test_a_call_that_has_to_be_made_is_of_a_schema_whose_references_still_lead_somewhere() -> None:

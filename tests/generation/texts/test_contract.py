@@ -142,9 +142,19 @@ def test_the_likeliest_tokens_of_each_place_are_told(answer: Any) -> None:
     (made,) = answer(max_tokens=4, logprobs=True, top_logprobs=3).answers
     for each in made.logprobs:
         assert len(each.others) == 3
-        assert [number for _, number in each.others] == sorted((number for _, number in each.others), reverse=True)
-        assert (each.token, each.logprob) == each.others[0], "it is greedy"
-        assert sum(math.exp(number) for _, number in each.others) <= 1.0001
+        numbers = [other.logprob for other in each.others]
+        assert numbers == sorted(numbers, reverse=True)
+        assert dataclasses.replace(each, others=()) == each.others[0], "it is greedy"
+        assert sum(map(math.exp, numbers)) <= 1.0001
+
+
+def test_a_token_that_is_a_part_of_a_character_says_its_bytes(answer: Any, tokens_of: Any) -> None:
+    first = tokens_of("\U0001f642")[0]
+    (made,) = answer(max_tokens=1, logprobs=True, top_logprobs=2, logit_bias={first: 100.0}).answers
+    assert made.text == ""
+    (token,) = made.logprobs
+    assert (token.token.strip("\ufffd"), token.raw) == ("", "\U0001f642".encode()[: len(token.raw)])
+    assert all(other.raw is None for other in token.others if "\ufffd" not in other.token)
 
 
 def test_a_text_may_be_kept_from_ending_and_end_at_tokens_of_ones_own(

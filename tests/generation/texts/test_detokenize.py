@@ -35,6 +35,26 @@ def looked_at(tokenizer: Any, tokens: list[int], looks: list[bool], stop: tuple[
     return whole
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "byte" in kind])
+def test_what_tokens_stand_for_is_the_text_byte_by_byte(kind: str) -> None:
+    tokenizer = fast(kind)
+    decoding, text = Decoding(tokenizer), "a na\u00efve \u65e5\u672c \U0001f642 x"
+    spelt, parts = b"", 0
+    for at, token in enumerate(tokenizer.encode(text, add_special_tokens=False)):
+        piece = decoding.piece(token, first=at == 0)
+        is_part = "\ufffd" in piece
+        spelt += (decoding.raw(token) or b"") if is_part else piece.encode()
+        parts += is_part
+    assert spelt.decode() == text
+    assert parts
+
+
+def test_where_tokens_stand_for_no_bytes_none_are_made_up() -> None:
+    for kind in ("WordPiece", "Unigram", "unheard of"):
+        tokenizer = fast(kind)
+        assert all(Decoding(tokenizer).raw(token) is None for token in range(len(tokenizer)))
+
+
 RUNS = st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 12)), max_size=30)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ TOOLS = tuple(
     for name in ("weather", "time")
 )
 CALLING = sorted(MODELS.keys() - {"gemma3"})
+SCHEMA = json.dumps(
+    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+)
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +102,37 @@ def calls(answer: Answer) -> list[tuple[str, str]]:
 def called(name: str, *, twice: bool = False) -> str:
     model = MODELS[name]
     return model.called + (model.calls_again if twice else "") + model.closed
+
+
+@pytest.mark.parametrize("name", sorted({*CALLING} - {"llama3_1"}))
+def test_beside_a_schema_a_model_may_call_a_tool_or_answer_by_it(says: Any, name: str) -> None:
+    """An agent's request has both (OpenAI Agents, Vercel's SDK, LangChain): it calls first, and answers at last."""
+    said = re.sub(r"(?:(?<=</think>)|(?<=<channel\|>))\s+", "", called(name))
+    ended, text, _ = ask(says(name, said), schema=SCHEMA)
+    (answer,) = ended.answers
+    assert (calls(answer), answer.text, answer.finish_reason) == ([WEATHER], "", "tool_calls")
+    assert text == ""
+    begins = "<|channel|>final<|message|>" if name == "gpt_oss" else "</think>" if MODELS[name].opened else ""
+    ended, text, _ = ask(says(name, begins + '{"a":7}'), schema=SCHEMA)
+    assert (ended.text, ended.finish_reason, calls(ended.answers[0])) == ('{"a":7}', "stop", [])
+    assert ended.text.startswith(text)
+
+
+def test_where_calls_are_json_themselves_a_schema_beside_them_is_refused(says: Any) -> None:
+    engine = says("llama3_1", '{"a":7}')
+    asked = GenerationWork(1, None, messages=turns(("user", "x")), tools=TOOLS, schema=SCHEMA, max_tokens=50)
+    engine.admit(asked)
+    (refused,) = [event for _ in iter(engine.pending, 0) for event in engine.step() if isinstance(event, Rejected)]
+    assert refused.message.startswith("response_format: this model writes calls of tools as JSON too")
+    assert ask(engine, schema=SCHEMA, tool_choice="none")[0].text == '{"a":7}'
+
+
+def test_what_begins_as_a_call_beside_a_schema_and_is_none_is_no_answer(says: Any) -> None:
+    engine = says("hermes", '<tool_call>\n{"name": "other"}\n</tool_call>')
+    asked = GenerationWork(1, None, messages=turns(("user", "x")), tools=TOOLS, schema=SCHEMA, temperature=0.0)
+    engine.admit(asked)
+    (refused,) = [event for _ in iter(engine.pending, 0) for event in engine.step() if isinstance(event, Rejected)]
+    assert refused.message == "the answer is neither JSON of its schema nor a call of a tool"
 
 
 @pytest.mark.parametrize("name", CALLING)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_backends.protocol import Generated, Progress
+from impetus_backends.protocol import Generated, Progress, Rejected
 from tests.generation.by_heart import SaysByHeart
 from tests.generation.conftest import turns
 
@@ -71,6 +71,13 @@ def test_thoughts_come_apart_are_streamed_apart_and_counted_apart(
     assert "Let me see.".startswith("".join(each.reasoning for each in progress))
     assert "".join(each.reasoning for each in progress)
     assert 0 < ended.reasoning_tokens < ended.completion_tokens
+
+
+def test_a_thought_that_no_answer_follows_is_none_by_a_schema(says: Any, work: Any) -> None:
+    engine = says("Let me see.", OPENED)
+    engine.admit(work(1, None, messages=ASKS, max_tokens=200, schema=SCHEMA))
+    (refused,) = [event for _ in iter(engine.pending, 0) for event in engine.step() if isinstance(event, Rejected)]
+    assert refused.message == "the model ended in its thoughts, and made no answer of its schema"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_terminal_obeys_nothing_of_a_models_text_and_a_file_gets_it_as_it_is(
         process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL)
         os.close(theirs)
         shown = all_of(ours)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert shown.decode().replace("\r\n", "\n") == "two\nlines\tand \\x1b]0;title\\x07\\x9b2J\\r🙂\n"
         if not options:
             assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode() == f"{said}\n"
@@ -200,7 +200,7 @@ def test_a_server_without_a_worker_is_said_and_waited_for(folder: Path, redis_ur
     assert process.stderr is not None
     assert process.stderr.readline().startswith("No worker is listening to embedding-bulk. Start one: impetus-worker")
     with working(redis_url):
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=60)
     assert process.returncode == 0
     assert rest.startswith("1 documents, 0 failed")
 
@@ -276,7 +276,7 @@ def test_a_reader_that_goes_away_early_is_no_error(redis_url: str, producer: Pro
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
-    process.wait(20)
+    process.wait(60)
 
 
 def test_help_of_every_command_teaches_by_example() -> None:

@@ -43,7 +43,7 @@ class Program:
         with self.process.stderr as stream:
             stderr = stream.read()
         stdout = "".join(self.output.all())
-        return self.process.wait(20), stdout, stderr
+        return self.process.wait(60), stdout, stderr
 
     def _characters(self) -> Iterator[str]:
         assert self.process.stdout is not None

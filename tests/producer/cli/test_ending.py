@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from redis import Redis as Client
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
 from impetus_producer.cli.ending import Signals, ToldToEnd, check_signals
+from impetus_producer.cli.settings.server import _Notice
 from tests.patience import eventually
 
 from ..batches.requests import embedding, jsonl
@@ -73,6 +75,22 @@ def test_ctrl_c_before_the_answer_to_enqueueing_withdraws_the_job_all_the_same(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Producer, "enqueue", interrupted)
+    result = run("generate", "hello", url=redis_url)
+    assert (result.exit_code, result.stderr.splitlines()[-1][-15:]) == (130, " was withdrawn.")
+    assert connection.llen("rq:queue:generation") == 0
+
+
+def test_ctrl_c_between_a_question_and_its_answer_leaves_the_answer_to_nobody_else(
+    redis_url: str, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse_response: Any = Client.parse_response
+
+    def interrupted(client: Client, line: Any, name: str, **options: Any) -> Any:
+        if name == "XREAD":
+            raise KeyboardInterrupt
+        return parse_response(client, line, name, **options)
+
+    monkeypatch.setattr(Client, "parse_response", interrupted)
     result = run("generate", "hello", url=redis_url)
     assert (result.exit_code, result.stderr.splitlines()[-1][-15:]) == (130, " was withdrawn.")
     assert connection.llen("rq:queue:generation") == 0
@@ -151,6 +169,40 @@ def test_a_run_says_how_to_go_on_and_leaves_nothing_on_the_queues(
             assert connection.llen("rq:queue:embedding-bulk") == 0
 
 
+EMBED, BATCH = ["embed", "in.txt", "-o", "out.jsonl"], ["batch", "run", "in.jsonl", "-o", "out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("command", "discarding"), [(EMBED, "impetus_producer.bulk.window"), (BATCH, "impetus_producer.batches.runner")]
+)
+def test_a_run_that_is_cut_short_while_it_withdraws_its_jobs_is_gone_on_with(
+    folder: Path,
+    redis_url: str,
+    connection: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    discarding: str,
+) -> None:
+    (folder / "in.txt").write_text("one\ntwo\n")
+    (folder / "in.jsonl").write_bytes(jsonl([embedding("one"), embedding("two")]))
+
+    def nobody_reads(_: object) -> None:
+        if connection.llen("rq:queue:embedding-bulk"):
+            raise BrokenPipeError
+
+    def silent(*_: object) -> None:
+        raise TimeoutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Notice, "__call__", nobody_reads)
+        patched.setattr(f"{discarding}.jobs.discarding", silent)
+        assert run(*command, url=redis_url).exit_code == 141
+    assert not connection.keys("rq:job:*")
+    with working(redis_url):
+        assert run(*command, url=redis_url).exit_code == 0
+    assert (folder / "out.jsonl").read_text().count("\n") == 2
+
+
 def test_a_text_that_nobody_reads_any_more_is_not_made_either(redis_url: str, connection: Redis) -> None:
     process = begun(redis_url, "generate", "hello", "--stream", stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -207,8 +259,9 @@ def test_ctrl_c_while_the_program_loads_leaves_no_traceback(tmp_path: Path) -> N
 
 def test_what_a_library_swallows_is_raised_once_more() -> None:
     before = {number: signal.getsignal(number) for number, _ in SIGNALS}
+    signals = Signals()
+    signals.hear()
     try:
-        signals = Signals()
         with click.Context(click.Command("x"), obj=signals):
             check_signals()
             with suppress(BaseException):
@@ -216,5 +269,6 @@ def test_what_a_library_swallows_is_raised_once_more() -> None:
             with pytest.raises(ToldToEnd):
                 check_signals()
     finally:
+        signals.forget()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -80,11 +80,12 @@ def test_a_result_is_a_chat_completion() -> None:
 
 
 def test_of_a_token_that_is_half_a_character_no_bytes_are_made_up() -> None:
-    told = {"logprobs": [{"token": "\ufffd", "logprob": -0.5}, {"token": "é", "logprob": -0.5}]}
+    halves = [{"token": "\ufffd", "logprob": -0.5}, {"token": "\ufffd", "logprob": -0.5, "bytes": [0xF0, 0x9F]}]
+    told = {"logprobs": [*halves, {"token": "é", "logprob": -0.5}]}
     half = GenerationResult.model_validate(generation_of("é") | told, strict=False)
     made = ChatCompletion.model_validate(chat_completion(half, "j"), strict=True)
     assert made.choices[0].logprobs is not None
-    assert [each.bytes for each in made.choices[0].logprobs.content or ()] == [None, list("é".encode())]
+    assert [each.bytes for each in made.choices[0].logprobs.content or ()] == [None, [0xF0, 0x9F], [*"é".encode()]]
 
 
 @pytest.mark.parametrize(

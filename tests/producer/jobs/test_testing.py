@@ -23,6 +23,7 @@ from impetus_producer import (
 )
 from impetus_producer.bulk.run import EmbeddedDocument
 from impetus_producer.documents import Document
+from impetus_producer.enqueueing.jobs import withdrawing
 from impetus_producer.servers import lualess
 from impetus_producer.testing import FakeWorker, vector_of
 
@@ -191,5 +192,22 @@ def test_steps_in_python_do_what_the_scripts_do(
         return answer, everything(connection)
 
     by_script = act(producer)
+    lualess.teach(producer.connection)
+    assert act(producer) == by_script
+
+
+def test_jobs_are_withdrawn_in_python_as_by_the_script(
+    connection: Redis, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("impetus_producer.enqueueing.jobs.TIME_FORMAT", "a time")
+
+    def act(producer: Producer) -> tuple[list[str], Any]:
+        connection.flushall()
+        producer.enqueue("embedding", "jobs.embed", {each: {"input": each} for each in ("a", "b", "taken")})
+        connection.lrem("rq:queue:embedding", 1, "taken")  # by a worker
+        return withdrawing(["a", "taken", "gone"], "embedding").put_to(producer.connection), everything(connection)
+
+    by_script = act(producer)
+    assert by_script[0] == ["a"]
     lualess.teach(producer.connection)
     assert act(producer) == by_script

@@ -195,6 +195,15 @@ def test_a_server_is_found_through_its_sentinel(sentinel: Valkey) -> None:
         Producer(sentinel.url)
 
 
+def test_what_sentinels_do_not_name_is_one_sentence(sentinel: Valkey) -> None:
+    for sentinels, said in (
+        (f"127.0.0.1:{sentinel.port}", r"'others'"),
+        ("127.0.0.1:1,127.0.0.1:2", r"'others' : 127\.0\.0\.1:1 - [^<>]*, 127\.0\.0\.1:2 - [^<>]*"),
+    ):
+        with pytest.raises(NoServerError, match=rf"^no Sentinel names a primary \(No master found for {said}\)"):
+            Producer(f"redis+sentinel://:secret@{sentinels}/others", patience_s=0)
+
+
 def test_a_producer_that_is_closed_has_no_connections_and_its_handles_make_new_ones(
     connection: Redis, redis_url: str
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from impetus_producer import NoServerError, ServerNotReadyError, connect
-from impetus_producer.enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
+from impetus_producer.enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, WITHDRAW_SCRIPT, digest
 from impetus_producer.servers.fitness import Fitness, Level, look
 from impetus_producer.servers.rights import WORKER_RIGHTS, missing_rights
 from tests.paths import ROOT
@@ -167,7 +167,7 @@ def test_a_channel_that_is_denied_only_makes_a_worker_slower_and_is_not_a_produc
     assert missing_rights(connection, "producer") == []
 
 
-@pytest.mark.parametrize("script", [ENQUEUE_SCRIPT, CANCEL_SCRIPT])
+@pytest.mark.parametrize("script", [ENQUEUE_SCRIPT, CANCEL_SCRIPT, WITHDRAW_SCRIPT])
 def test_a_producers_script_that_is_denied_is_named_by_its_digest(valkey: MakeValkey, script: str) -> None:
     server = valkey()
     rules = [rule for rule in rules_of("producer") if rule != f"+evalsha|{digest(script)}"]

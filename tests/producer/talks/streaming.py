@@ -82,11 +82,11 @@ class Reading:
     def until(self, text: str) -> None:
         """Waits until exactly this was read."""
         with self._more:
-            assert self._more.wait_for(lambda: "".join(self._got) == text, timeout=10), self._got
+            assert self._more.wait_for(lambda: "".join(self._got) == text, timeout=60), self._got
 
     def all(self) -> list[str]:
         """What was read until the end, or what ended it."""
-        self._thread.join(timeout=20)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive()
         if self._error is not None:
             raise self._error

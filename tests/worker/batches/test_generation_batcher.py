@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -53,6 +54,21 @@ def test_of_allowed_tools_the_engine_is_told_of_no_other_and_of_no_marks(mode: s
     (work,) = admitted(batcher)
     assert work.tool_choice == mode
     assert work.tools == tuple({"type": "function", "function": {"name": name}} for name in "ac")
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+@pytest.mark.parametrize("form", ["[", '{"a":'])
+def test_arguments_of_a_call_that_are_nested_without_end_are_text(form: str, depth: int) -> None:
+    """The loop reads them, and pickle takes no more than some hundred levels to the engine."""
+    written = form * depth + "1" + ("]" if form == "[" else "}") * depth
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": written}}
+    talk = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    batcher = make_batcher()
+    take(batcher, [job(None, messages=talk)])
+    (work,) = admitted(batcher)
+    assert work.messages
+    assert work.messages[1]["tool_calls"][0]["function"]["arguments"] == written
+    pickle.dumps(work)
 
 
 def test_what_the_engine_rejects_fails_alone() -> None:

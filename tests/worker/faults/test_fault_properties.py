@@ -207,12 +207,12 @@ class Registries(RuleBasedStateMachine):
         mine = {queue: [run for run in self._standing(queue) if run.worker == worker] for queue in QUEUES}
         held = [run.claimed.id for runs in mine.values() for run in runs]
         begun = data.draw(st.sets(st.sampled_from(held))) if held else set()
-        back = bury(worker, QUEUES, sorted(begun)).run(self.connection)
+        back, _ = bury(worker, QUEUES, sorted(begun)).run(self.connection)
         for job_id in begun:
             self.jobs[job_id].deaths += 1
             self.jobs[job_id].deaths_alone += len(begun) == 1
         assert back == [job_id for queue in QUEUES for job_id in self._give_back(queue, mine[queue])]
-        assert bury(worker, QUEUES, sorted(begun)).run(self.connection) == []
+        assert bury(worker, QUEUES, sorted(begun)).run(self.connection) == ([], 0)
         self._be_born(worker)
 
     def _standing(self, queue: str) -> list[_Run]:

@@ -269,7 +269,7 @@ def test_an_engine_that_stands_still_while_much_is_written_to_it_does_not_keep_a
     workers.process.send_signal(signal.SIGTERM)
     eventually(lambda: "stopping" in site.said())
     workers.process.send_signal(signal.SIGTERM)
-    assert workers.process.wait(20) == 0
+    assert workers.process.wait(60) == 0
     eventually(lambda: all(site.status(job.job_id) == "queued" for job in jobs))
     assert site.connection.llen("rq:queue:generation") == len(jobs)
 
@@ -279,7 +279,7 @@ def test_a_terminal_that_closes_stops_workers_as_sigterm_does(site: Site) -> Non
     job = site.producer.generate(long_prompts(1)[0], max_tokens=30, stream=True)
     eventually(lambda: events(site, job.job_id, "text"))
     workers.process.send_signal(signal.SIGHUP)
-    assert workers.process.wait(20) == 0
+    assert workers.process.wait(60) == 0
     assert site.status(job.job_id) == "finished"
     assert "stopping (warm)" in site.said()
 

@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 
 from impetus_producer import Producer
 from impetus_producer.contract import EMBED_FUNCTION
-from impetus_producer.enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, digest
+from impetus_producer.enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, WITHDRAW_SCRIPT, digest
 from impetus_producer.servers.discovery import REDIS_URL_VARIABLE
 from impetus_producer.servers.fitness import look
 from impetus_producer.servers.rights import PRODUCER_RIGHTS, WORKER_RIGHTS, missing_rights
@@ -197,7 +197,7 @@ def test_a_producer_can_neither_stop_workers_nor_hold_the_server_up(urls: dict[s
 @pytest.mark.parametrize("file", FILES)
 def test_the_scripts_that_a_producer_may_run_are_those_that_the_library_has(file: str) -> None:
     said = re.findall(r"\+evalsha\|(\w+)", (Path(ROOT) / file).read_text())
-    assert said == [digest(ENQUEUE_SCRIPT), digest(CANCEL_SCRIPT)]
+    assert said == [digest(ENQUEUE_SCRIPT), digest(CANCEL_SCRIPT), digest(WITHDRAW_SCRIPT)]
 
 
 def test_readme_and_compose_give_a_producer_the_same_rights() -> None:
@@ -237,7 +237,7 @@ def test_the_dashboard_may_requeue_and_no_more(tmp_path: Path) -> None:
 
 
 def test_every_command_of_a_producers_scripts_is_among_its_rights() -> None:
-    used = set(re.findall(r"call\('([A-Z]+)'", ENQUEUE_SCRIPT + CANCEL_SCRIPT))
+    used = set(re.findall(r"call\('([A-Z]+)'", ENQUEUE_SCRIPT + CANCEL_SCRIPT + WITHDRAW_SCRIPT))
     used |= {"LPUSH", "RPUSH"}  # one of them, by the job
     assert used <= set(" ".join(PRODUCER_RIGHTS.values()).split())
 

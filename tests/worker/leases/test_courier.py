@@ -204,6 +204,29 @@ def test_what_is_behind_a_refusal_is_heard_before_the_connection_is_given_up(
     assert facts.get(timeout=LIMIT_S) == Answered(["2"])
 
 
+def test_a_line_that_was_idle_while_another_of_the_worker_was_lost_is_made_anew_before_it_is_used(
+    connection: Redis, redis_url: str
+) -> None:
+    facts: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    reachability = Reachability()
+    named = f"{redis_url}?client_name=courier-in-doubt"
+    courier = Courier(Link("courier", lambda: client(named, LIMIT_S), reachability), facts.put)
+    courier.start()
+    try:
+        seen = []
+        for trouble in (False, False, True, False):
+            if trouble:
+                reachability.lost("another", RedisConnectionError("it fell silent"))
+            courier.send([say("here")])
+            assert facts.get(timeout=LIMIT_S) == Answered(["here"])
+            clients: Any = connection.client_list()
+            seen.append(max(int(each["id"]) for each in clients if each["name"] == "courier-in-doubt"))
+    finally:
+        courier.stop()
+        assert courier.join(LIMIT_S)
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+
+
 def test_a_courier_that_is_stopped_brings_what_is_on_its_way_first(
     server: Server, told: tuple[Courier, queue.SimpleQueue[Any]]
 ) -> None:

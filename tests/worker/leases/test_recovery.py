@@ -139,7 +139,7 @@ def test_many_that_lapsed_are_put_back_a_part_a_call_and_without_a_pause(claims:
     rounds = 0
     while recovery(connection):
         rounds += 1
-    assert rounds == 2
+    assert rounds == 4
     assert connection.llen("rq:queue:embedding") == 601
 
 
@@ -173,7 +173,7 @@ def test_a_job_that_somebody_saved_as_it_was_before_comes_back_all_the_same(clai
     connection.hdel("impetus:tokens:embedding", adrift.id)
     assert claims.recover() == [lapsed.id]
     assert sweep("embedding", 0.001).run(connection) == [adrift.id]
-    assert bury("w1", ["embedding"], []).run(connection) == [died.id]
+    assert bury("w1", ["embedding"], []).run(connection) == ([died.id], 0)
     assert connection.lrange("rq:queue:embedding", 0, -1) == [each.id.encode() for each in (died, adrift, lapsed)]
 
 
@@ -192,7 +192,7 @@ def test_a_death_that_a_supervisor_saw_is_counted_once_for_what_had_begun(claims
     begun, also_begun, waiting = claims.claim(["embedding"], 3).jobs
     for _ in range(2):  # the answer to the first was lost
         back = bury("w1", ["embedding", "embedding-bulk"], [begun.id, also_begun.id]).run(connection)
-    assert back == []
+    assert back == ([], 0)
     again = {job.id: job for job in claims.claim(["embedding"], 3).jobs}
     assert [again[job.id].deaths for job in (begun, also_begun, waiting)] == [1, 1, 0]
     assert {job.deaths_alone for job in again.values()} == {0}
@@ -209,9 +209,49 @@ def test_a_worker_seen_to_be_dead_gives_up_its_jobs_and_leaves_the_books(claims:
     other = Hold(connection, "w2")
     enqueue(connection)
     theirs = other.claim(["embedding"], 1).jobs[0]
-    assert bury("w1", ["embedding"], []).run(connection) == [job.id]
+    assert bury("w1", ["embedding"], []).run(connection) == ([job.id], 0)
     assert other.stands(theirs)
     assert not any(b"w1" in key for key in connection.keys("*"))
+
+
+def test_what_a_death_costs_is_what_the_dead_held_and_not_what_is_in_flight(claims: Hold, connection: Redis) -> None:
+    connection.hset("impetus:tokens:embedding", mapping={f"job{number}": "i0 w9" for number in range(32_000)})
+    job = claim_one(claims, connection)
+    connection.config_resetstat()
+    assert bury("w1", ["embedding"], []).run(connection) == ([job.id], 0)
+    asked: Any = connection.info("commandstats")
+    # A key that holds all tokens is never read whole.
+    assert not {
+        name for name in asked if name in ("cmdstat_hgetall", "cmdstat_hkeys", "cmdstat_hvals", "cmdstat_hscan")
+    }
+
+
+def test_many_jobs_of_a_dead_worker_come_back_in_parts_in_the_order_of_its_claims(
+    claims: Hold, connection: Redis
+) -> None:
+    jobs = [*enqueue(connection, 450), *enqueue(connection, 3, "embedding-bulk")]
+    claimed = claims.claim(["embedding", "embedding-bulk"], 500).jobs
+    begun = [claimed[0].id, claimed[-1].id]
+    left, parts = 1, 0
+    while left:
+        back, left = bury("w1", ["embedding", "embedding-bulk"], begun).run(connection)
+        assert len(back) <= 200
+        parts += 1
+    assert parts == 3
+    assert bury("w1", ["embedding", "embedding-bulk"], begun).run(connection) == ([], 0)
+    again = claims.claim(["embedding", "embedding-bulk"], 500).jobs
+    assert [job.id for job in again] == [job.id for job in jobs]
+    assert [job.deaths for job in again] == [1, *[0] * 451, 1]
+
+
+def test_deaths_count_though_somebody_deleted_the_list_of_what_a_worker_ran(claims: Hold, connection: Redis) -> None:
+    enqueue(connection, 2)
+    begun, other = claims.claim(["embedding"], 2).jobs
+    connection.delete("rq:worker:w1:executions")
+    assert bury("w1", ["embedding"], [begun.id]).run(connection) == ([begun.id], 0)
+    assert claims.claim(["embedding"], 1).jobs[0].deaths == 1
+    claims.let_lapse(other)
+    assert claims.recover() == [other.id]
 
 
 def test_a_job_whose_lease_and_token_were_evicted_comes_back(claims: Hold, connection: Redis) -> None:

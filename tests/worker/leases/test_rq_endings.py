@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import threading
 from contextlib import closing
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,40 @@ def test_a_callback_that_finds_no_file_or_no_host_fails_its_job_as_rq_has_it(end
     assert ender.status(job) is JobStatus.FAILED
     assert "no such file" in ender.reason(job)
     assert ender.connection.llen(f"calls:{job.id}") == 1
+
+
+@pytest.mark.parametrize("kind", ["waits", "spins"])
+def test_a_callback_that_hangs_fails_its_job_by_its_timeout_and_holds_up_no_other(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    over = threading.Event()
+
+    def hangs(*arguments: Any) -> None:
+        while kind == "spins" or not over.wait():
+            pass
+
+    hanging, next_one = ender.claim(on_success=Callback(MISSING, timeout=1)), ender.claim(retry=Retry(max=1))
+    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", hangs)
+    ender.end(Finished(hanging, b"{}"), Finished(next_one, b"{}"))
+    over.set()
+    assert ender.status(hanging) is JobStatus.FAILED
+    assert "JobTimeoutException" in ender.reason(hanging)
+    assert ender.status(next_one) is JobStatus.FINISHED
+
+
+@pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt()])
+def test_a_callback_that_ends_its_program_fails_its_job_and_holds_up_no_other(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def ends(*arguments: Any) -> None:
+        raise error
+
+    ending, next_one = ender.claim(on_success=Callback(MISSING)), ender.claim(retry=Retry(max=1))
+    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", ends)
+    ender.end(Finished(ending, b"{}"), Finished(next_one, b"{}"))
+    assert ender.status(ending) is JobStatus.FAILED
+    assert f"the callback raised {type(error).__name__}" in ender.reason(ending)
+    assert ender.status(next_one) is JobStatus.FINISHED
 
 
 def test_an_ending_that_fails_again_and_again_though_the_server_answers_is_given_up(

@@ -348,7 +348,7 @@ def stock_process(url: str, worker_class: str) -> Iterator[subprocess.Popen[byte
         yield process
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def while_running(side: Side, label: str, meddle: Callable[[], object], **options: Any) -> None:

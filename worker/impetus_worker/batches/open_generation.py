@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from impetus_backends.protocol import GenerationWork
 from impetus_producer.contract import GENERATION_QUEUE
+from impetus_producer.enqueueing.parsing import MOST_LEVELS, is_deeper
 
 from .planning.quarantine import Witness
 
@@ -132,6 +133,7 @@ def _for_templates(message: Message) -> dict[str, Any]:
 
 def _arguments(text: str) -> Any:
     try:
-        return json.loads(text or "{}")
-    except ValueError:  # what a model wrote once need not be JSON
+        read = json.loads(text or "{}")
+    except (ValueError, RecursionError):  # what a model wrote once need not be JSON
         return text
+    return text if is_deeper(read, MOST_LEVELS) else read

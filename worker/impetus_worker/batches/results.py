@@ -16,9 +16,7 @@ _LEAST_LOGPROB = -9999.0
 """OpenAI's, for what is very unlikely."""
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from impetus_backends.protocol import Answer, EngineInfo, Generated, SparseVector
+    from impetus_backends.protocol import Answer, EngineInfo, Generated, Likely, SparseVector
 
     from .planning.backlog import OpenEmbedding
 
@@ -180,13 +178,13 @@ def _choice(answer: Answer) -> dict[str, Any]:
         ]
     if answer.logprobs is not None:
         choice["logprobs"] = [
-            {"token": each.token, "logprob": round(each.logprob, 6)}
-            | ({"top_logprobs": _likely(each.others)} if each.others else {})
+            _likely(each) | ({"top_logprobs": [_likely(other) for other in each.others]} if each.others else {})
             for each in answer.logprobs
         ]
     return choice
 
 
-def _likely(tokens: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
+def _likely(token: Likely) -> dict[str, Any]:
     """JSON has no infinity; of a token that cannot come the logarithm is a number as small as any that can."""
-    return [{"token": token, "logprob": round(max(logprob, _LEAST_LOGPROB), 6)} for token, logprob in tokens]
+    told: dict[str, Any] = {"token": token.token, "logprob": round(max(token.logprob, _LEAST_LOGPROB), 6)}
+    return told if token.raw is None else told | {"bytes": list(token.raw)}

@@ -48,6 +48,6 @@ class Companion:
             self.run()
         except ConfigurationError as error:
             self.tell(Broken(self.name, error))
-        except Exception as error:  # noqa: BLE001 - told to the loop, which ends the worker
+        except BaseException as error:  # noqa: BLE001 - told to the loop, which ends the worker
             _log.error("the thread %r ended", self.name, exc_info=True)
             self.tell(Broken(self.name, error))

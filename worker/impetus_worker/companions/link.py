@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from impetus_producer.errors import ServerError
-from impetus_producer.servers.answers import code
+from impetus_producer.servers.answers import code, server_words
 from impetus_producer.servers.connections import from_url
 from impetus_producer.servers.troubles import Trouble, hang_up, in_a_sentence, trouble
 
@@ -57,6 +57,7 @@ class Reachability:
         self._server = server
         self._failing: set[str] = set()
         self._trouble_until: float | None = None
+        self._losses = 0
         self._clients: list[Redis] = []
         self._lock = threading.Lock()
 
@@ -73,10 +74,16 @@ class Reachability:
         for connection in connections:
             hang_up(connection)
 
+    @property
+    def losses(self) -> int:
+        """How often any thread had no answer so far: a line that was there before may lead nowhere."""
+        return self._losses
+
     def lost(self, who: str, error: Exception) -> None:
         with self._lock:
+            self._losses += 1
             if self._trouble_until is None:
-                _log.error("%s: %s; waiting for it", self._server, str(error) or type(error).__name__)
+                _log.error("%s: %s; waiting for it", self._server, server_words(error) or type(error).__name__)
             self._trouble_until = self._clock() + _CALM_S
             self._failing.add(who)
 
@@ -120,6 +127,11 @@ class Link:
         answer = question(self.connection)
         self.worked()
         return answer
+
+    @property
+    def losses(self) -> int:
+        """Of all threads of the worker."""
+        return self._reachability.losses
 
     def worked(self) -> None:
         """An answer came."""

@@ -53,10 +53,11 @@ class DeathReports(Companion):
         for worker, begun in chain([first], iter(self._deaths.get, None)):
             while not self.stopped.is_set():
                 try:
-                    back = link.run(bury(worker, queues, begun))
+                    back, left = link.run(bury(worker, queues, begun))
                 except PASSING as error:
                     self.stopped.wait(link.failed(error))
                 else:
                     if back:
                         _log.warning("%d jobs of %s, which died, are back on their queues", len(back), worker)
-                    break
+                    if not left:
+                        break

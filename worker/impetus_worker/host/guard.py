@@ -85,7 +85,8 @@ def main() -> None:
                 user = f":{password}@" if password else ""
                 at = f"redis://{user}{f'[{host}]' if ':' in host else host}:{chosen}/0" if host else ""
                 _answer(url=f"unix://{user}{quote(str(path))}?db=0", listens_at=at, port=chosen)
-                while server.poll() is None and not _told_to_end(_POLL_S):
+                # Without its socket nobody reaches it: another one makes it anew, and reads what this one kept.
+                while server.poll() is None and path.is_socket() and not _told_to_end(_POLL_S):
                     pass
                 return
         except BrokenPipeError:

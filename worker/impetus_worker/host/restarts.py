@@ -21,7 +21,7 @@ class Patience:
         """How long to wait after so many ends in a row; infinity: for ever."""
         if in_a_row >= self.most_in_a_row:
             return math.inf
-        return 0.0 if in_a_row == 1 else float(min(self.longest_pause_s, 2.0 ** (in_a_row - 2)))
+        return 0.0 if in_a_row == 1 else float(min(self.longest_pause_s, 2.0 ** min(in_a_row - 2, 100)))
 
 
 @dataclass(slots=True)

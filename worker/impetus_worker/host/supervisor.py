@@ -248,7 +248,7 @@ class Supervisor:
     # -- the server --------------------------------------------------------------------------------------------------
 
     def _look_after_server(self, now: float) -> None:
-        """Raises `ConfigurationError` when it is given up: without it there is nothing to do here."""
+        """It has served, and so it can again, once a disk has room for instance: it is never given up."""
         if self._server is None or self._stops or self._server.is_alive() or now < self._server_lives.start_at:
             return
         problem = "the embedded server died"
@@ -261,13 +261,8 @@ class Supervisor:
             except ConfigurationError as error:
                 problem = str(error)
         self._server_ran = False
-        pause_s = self._server_lives.ended(now, self._patience)
-        if self._server_lives.is_over:
-            raise ConfigurationError(
-                f"{problem}, {self._server_lives.in_a_row} times in a row within {self._patience.healthy_s:.0f} s of "
-                f"its start; its own log is {self._server.log}"
-            )
-        _log.error("%s; starting it again in %.0f s", problem, pause_s)
+        pause_s = self._server_lives.ended(now, replace(self._patience, most_in_a_row=sys.maxsize))
+        _log.error("%s; its own log is %s; starting it again in %.0f s", problem, self._server.log, pause_s)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

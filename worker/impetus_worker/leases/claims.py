@@ -264,8 +264,10 @@ def strays(queues: Sequence[str], interval_s: float, patience_s: float) -> Call[
     return Call(Script.named("strays"), [int(interval_s * 1000), int(patience_s), *queues], ids)
 
 
-def bury(worker: str, queues: Sequence[str], begun: Collection[str]) -> Call[list[str]]:
+def bury(worker: str, queues: Sequence[str], begun: Collection[str]) -> Call[tuple[list[str], int]]:
     """Says that a worker's process was seen to end: its jobs go back to the front, and those in `begun`, which its
-    engine was running, have met a death. Counts once, however often it is said. Returns the ids put back.
+    engine was running, have met a death. Counts once, however often it is said. Returns the ids put back, and how many
+    are left: it is to be said again for these.
     """
-    return Call(Script.named("bury"), [worker, len(queues), *queues, len(begun), *begun], ids)
+    arguments = [worker, len(queues), *queues, len(begun), *begun]
+    return Call(Script.named("bury"), arguments, lambda answer: (ids(answer[0]), int(answer[1])))

@@ -36,6 +36,8 @@ class Courier(Companion):
         super().__init__("courier", tell)
         self._link = link
         self._line = Line(link.connection)
+        self._losses = 0
+        """Of the worker's lines, when this one was made."""
         self._errands: queue.SimpleQueue[Sequence[Call[Any]] | None] = queue.SimpleQueue()
         self._bell: Bell | None = None
         """While it waits for an answer: what wakes it for an errand."""
@@ -60,12 +62,19 @@ class Courier(Companion):
                     if self._line.awaited and self._is_answered_first(bell):
                         self._bring()
                     elif (calls := self._errands.get()) is not None:
+                        self._doubt()
                         self._line.send(calls)
                     else:
                         wanted = False
                 except PASSING as error:
                     self._lost(error)
         self._line.release()
+
+    def _doubt(self) -> None:
+        """What ended another thread's line may have ended this one, on which nobody waits, without a word."""
+        if not self._line.awaited and self._losses != (losses := self._link.losses):
+            self._losses = losses
+            self._line.hang_up()
 
     def _is_answered_first(self, bell: Bell) -> bool:
         """Waits for an answer or an errand, which goes first, because the server waits for it."""

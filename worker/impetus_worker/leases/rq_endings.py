@@ -22,7 +22,6 @@ from rq.executions import Execution
 from rq.job import JobStatus
 from rq.rate_limit import release_slot
 from rq.serializers import JSONSerializer
-from rq.timeouts import TimerDeathPenalty
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
@@ -31,6 +30,7 @@ from ..companions.companion import Companion
 from ..companions.link import FIRST_WAIT_S, MAX_WAIT_S, PASSING, Link, is_about_data
 from ..errors import InvalidRequestError, LeaseLostError, PoisonedJobError
 from ..inbox import EndedByRq
+from .callbacks import NoPenalty
 from .claims import Verb
 from .endings import failing, without_rq
 from .outcomes import Failed, Finished, Stopped
@@ -297,8 +297,7 @@ class _FencedWorker(BaseWorker):
     """RQ's worker, of which only the endings are used. Both raise `LeaseLostError` where the run is another's."""
 
     log_result_lifespan = False
-    # The other one works by signals, and so in the main thread alone.
-    death_penalty_class = TimerDeathPenalty
+    death_penalty_class = NoPenalty  # callbacks have their own
 
     @property
     def fence(self) -> _Fence:

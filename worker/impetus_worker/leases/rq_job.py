@@ -6,8 +6,6 @@ RQ would do both without a bound.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from impetus_producer.contract import ROLE_FUNCTIONS, role_of_queue
+
+from .callbacks import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,34 +87,22 @@ class GuardedJob(StoredJob):
 
     @property
     def success_callback(self) -> Callable[..., Any] | None:
-        return _own_errors(super().success_callback) if self._success_callback_name in self._allowed.callbacks else None
+        allowed = self._success_callback_name in self._allowed.callbacks
+        return bounded(super().success_callback, self.success_callback_timeout) if allowed else None
 
     @property
     def failure_callback(self) -> Callable[..., Any] | None:
-        return _own_errors(super().failure_callback) if self._failure_callback_name in self._allowed.callbacks else None
+        allowed = self._failure_callback_name in self._allowed.callbacks
+        return bounded(super().failure_callback, self.failure_callback_timeout) if allowed else None
 
     @property
     def stopped_callback(self) -> Callable[..., Any] | None:
-        return _own_errors(super().stopped_callback) if self._stopped_callback_name in self._allowed.callbacks else None
+        allowed = self._stopped_callback_name in self._allowed.callbacks
+        return bounded(super().stopped_callback, self.stopped_callback_timeout) if allowed else None
 
     def send_webhooks(self, status: str | JobStatus, *, exc_string: str | None = None) -> None:
         if self.webhooks:
             self._sender.submit(self, status, exc_string)
-
-
-def _own_errors(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """A file that is missing, or a host that does not answer, is the callback's own affair and not the server's."""
-    if callback is None or inspect.iscoroutinefunction(callback):
-        return callback
-
-    @functools.wraps(callback)
-    def called(*arguments: Any) -> Any:
-        try:
-            return callback(*arguments)
-        except OSError as error:
-            raise RuntimeError(f"the callback raised {type(error).__name__}: {error}") from error
-
-    return called
 
 
 def _bytes(value: Any) -> bytes:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 def t5(ops: Ops[T], config: EncoderConfig, inputs: Inputs[T]) -> T:
     """T5's encoder: norms before, and distances in the scores instead of positions (arXiv:1910.10683)."""
-    x = ops.embed("shared.weight", inputs.ids, config.vocab_size)
+    x = ops.embed("encoder.embed_tokens.weight", inputs.ids, config.vocab_size)
     bias = distance_bias(ops, config, inputs, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     for index, attention in enumerate(config.attentions):
         looking, wide = f"encoder.block.{index}.layer.0", f"encoder.block.{index}.layer.1"

@@ -7,13 +7,16 @@ by blocks.
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from impetus_backends.embedding.devices.onnx_attention import BLOCK, OnnxAttention
 from impetus_backends.embedding.devices.onnx_graph import OnnxGraph
-from impetus_backends.embedding.devices.operations import Inputs, inputs_of
+from impetus_backends.embedding.devices.operations import INPUTS, NOTHING, Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import SCORES_BYTES, queries_a_block, tokens_a_block
 from impetus_backends.embedding.devices.sharing import rows_of
@@ -22,6 +25,8 @@ from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.folder.sparse import Splade
 from impetus_backends.embedding.sparse import vectors
 from impetus_backends.errors import BackendUnavailableError
+from impetus_backends.machine import heap
+from impetus_backends.machine.cores import equal_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +39,10 @@ if TYPE_CHECKING:
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9
 _FLOAT, _INT32, _INT64 = 1, 6, 7  # onnx.TensorProto
+_TOKENS_A_CORE = 256
+"""Of fewer, a core alone would read more of weights than it computes with."""
+_MOST_COPIED_BYTES = 256 * 1024 * 1024
+"""Of weights: for cores alone they are held once more, in the order of the kernels."""
 
 
 class OnnxOps(OnnxGraph):
@@ -168,7 +177,7 @@ class OnnxOps(OnnxGraph):
     def largest(self, x: str, shares: str, mode: int) -> str:
         tall = self.node("Transpose", self._shares(shares, mode), perm=[0, 2, 1])
         seen = self.node("Greater", tall, self.constant(0, np.float32))
-        kept = self.node("Where", seen, x, self.constant(-1e30, np.float32))
+        kept = self.node("Where", seen, x, self.constant(NOTHING, np.float32))
         return self.node("ReduceMax", kept, self.constant([1], np.int64), keepdims=0)
 
     def by_parts(self, x: str, shares: str, width: int, make: Callable[[str, str], str], *, summed: bool) -> str:
@@ -199,6 +208,10 @@ class CPUEmbeddingBackend:
 
     What a batch takes is in proportion to its padded tokens, however they are divided into texts: attention that would
     need more than `scores_bytes` is made by blocks.
+
+    The rows of a large batch are divided among the cores, unless the model is large too. Cores that share a row wait
+    for each other in every operation, and so for whatever else one of them is given to do. Rows that are left over are
+    shared.
     """
 
     name = "cpu"
@@ -210,12 +223,14 @@ class CPUEmbeddingBackend:
     ) -> None:
         self._config = config
         self._threads = threads
+        self._cores = threads or equal_cores()
+        self._apart = ThreadPoolExecutor(self._cores, "embedding-cpu")
         self._scores_bytes = scores_bytes
         self._weights: Any = None
         self._values: dict[str, Any] = {}
-        self._sessions: dict[tuple[str, bool, bool], Any] = {}
-        """By what comes out, whether rows hold several texts, and whether attention is by blocks; made when they are
-        first needed, but for the usual one."""
+        self._sessions: dict[tuple[str, bool, bool, int], Any] = {}
+        """By what comes out, whether rows hold several texts, whether attention is by blocks, and the number of
+        threads; made when they are first needed, but for the usual one."""
 
     def load(self) -> None:
         """Builds the graph and the session; raises `BackendUnavailableError` without ONNX Runtime."""
@@ -231,14 +246,17 @@ class CPUEmbeddingBackend:
         self._onnx, self._runtime = onnx, onnxruntime
         self._weights = open_weights(self._config)
         self._session(self._config.outputs[0], packed=False, by_blocks=False)
+        if sum(each.tensor_size_in_bytes() for each in self._values.values()) > _MOST_COPIED_BYTES:
+            self._cores = 1
+        heap.keep()
 
-    def _session(self, output: str, *, packed: bool, by_blocks: bool) -> Any:
-        key = output, packed, by_blocks
+    def _session(self, output: str, *, packed: bool, by_blocks: bool, threads: int | None = None) -> Any:
+        key = output, packed, by_blocks, threads or self._threads or 0
         if key not in self._sessions:
-            self._sessions[key] = self._make_session(output, packed=packed, by_blocks=by_blocks)
+            self._sessions[key] = self._make_session(*key)
         return self._sessions[key]
 
-    def _make_session(self, output: str, *, packed: bool, by_blocks: bool) -> Any:
+    def _make_session(self, output: str, packed: bool, by_blocks: bool, threads: int) -> Any:
         """Weights are kept once, however many sessions there are."""
         onnx, onnxruntime = self._onnx, self._runtime
         ops = OnnxOps(self._weights, onnx, self._values, by_blocks=by_blocks)
@@ -266,7 +284,7 @@ class CPUEmbeddingBackend:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads or 0
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         # Both keep memory for every shape ever seen, and batches come in hundreds of shapes.
         options.enable_mem_pattern = False
@@ -288,10 +306,23 @@ class CPUEmbeddingBackend:
         """The vectors of token rows, in their order; raises `RequestError` for a row that the model cannot read."""
         call = rows_of(self._config, [len(row) for row in rows], stepped=False)
         batch = lay(self._config, call, rows)
-        made = self._run("dense", batch)
+        made = self._divided(batch)
         found = np.empty((len(rows), made.shape[1]), np.float32)
         found[list(call.rows)] = made[call.places]
         return found
+
+    def _divided(self, batch: Inputs[np.ndarray]) -> np.ndarray:
+        """What a model makes of a batch, whose rows are divided where that is worth it."""
+        count, length = batch.ids.shape
+        alone, shared = divided(count, length, self._cores)
+        if not alone or self._tokens_a_block("dense", count, length):
+            return self._run("dense", batch)
+        self._session("dense", packed=batch.packed, by_blocks=False, threads=1)  # before all of them want it
+        parts = [_rows(batch, some) for some in alone]
+        made = list(self._apart.map(partial(self._run, "dense", threads=1), parts))
+        if shared.start < count:
+            made.append(self._run("dense", _rows(batch, shared)))
+        return np.concatenate(made)
 
     def embed_chunks(self, rows: Sequence[np.ndarray], chunks: Sequence[Spans]) -> np.ndarray:
         found: np.ndarray = self._run("dense", pad(self._config, rows, chunks=chunks))[vectors_of(chunks)]
@@ -301,13 +332,13 @@ class CPUEmbeddingBackend:
         """Of a model with a sparse head: the sparse vectors of token rows, in their order; raises as `embed`."""
         return vectors(self._config, rows, self._run("sparse", pad(self._config, rows)))
 
-    def _run(self, output: str, batch: Inputs[np.ndarray]) -> np.ndarray:
+    def _run(self, output: str, batch: Inputs[np.ndarray], threads: int | None = None) -> np.ndarray:
         feeds = {name: np.ascontiguousarray(getattr(batch, name)) for name in inputs_of(self._config.encoder)}
         count, length = batch.ids.shape
         block = self._tokens_a_block(output, count, length)
         if block:
             feeds[BLOCK] = np.array(block, np.int64)
-        session = self._session(output, packed=batch.packed, by_blocks=block > 0)
+        session = self._session(output, packed=batch.packed, by_blocks=block > 0, threads=threads)
         made: np.ndarray = session.run(None, feeds)[0]
         return made
 
@@ -318,3 +349,17 @@ class CPUEmbeddingBackend:
         if output == "sparse" and isinstance(self._config.sparse, Splade):
             blocks.append(tokens_a_block(encoder.vocab_size, count, length, bound))
         return min(filter(None, blocks), default=0)
+
+
+def divided(count: int, length: int, cores: int) -> tuple[list[slice], slice]:
+    """Of so many rows of a length: those that each core has alone, and those that all share."""
+    each = count // cores
+    if cores == 1 or each * length < _TOKENS_A_CORE:
+        return [], slice(0, count)
+    return [slice(at * each, (at + 1) * each) for at in range(cores)], slice(cores * each, count)
+
+
+def _rows(batch: Inputs[np.ndarray], some: slice) -> Inputs[np.ndarray]:
+    """Some rows of a batch, as long as in all of it."""
+    given = {name: value for name in (*INPUTS, "types") if (value := getattr(batch, name)) is not None}
+    return replace(batch, **{name: value[some] for name, value in given.items()})

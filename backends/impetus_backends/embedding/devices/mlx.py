@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impetus_backends.embedding.devices.compiled import Compiled, run
-from impetus_backends.embedding.devices.operations import Inputs, inputs_of
+from impetus_backends.embedding.devices.operations import NOTHING, Inputs, inputs_of
 from impetus_backends.embedding.devices.packages.form import lay
 from impetus_backends.embedding.devices.reference import SCORES_BYTES, by_places, parts_of, within
 from impetus_backends.embedding.devices.sharing import rows_of
@@ -184,7 +184,7 @@ class MLXOps:
 
     def largest(self, x: Any, shares: Any, mode: int) -> Any:
         seen = shares[:, mode, 0][:, :, None] > 0
-        return self._mx.where(seen, x.astype(self._mx.float32), -1e30).max(axis=1)
+        return self._mx.where(seen, x.astype(self._mx.float32), NOTHING).max(axis=1)
 
     def by_parts(self, x: Any, shares: Any, width: int, make: Callable[[Any, Any], Any], *, summed: bool) -> Any:
         made = None

@@ -165,6 +165,8 @@ class Inputs(Generic[T]):
     packed: bool = field(default=False, kw_only=True)
 
 
+NOTHING = -1e9
+"""The largest of no tokens, as sentence-transformers has it; in float32 it still has a length."""
 INPUTS = ("ids", "positions", "mask", "shares")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from impetus_backends.embedding.devices.operations import NOTHING
 from impetus_backends.embedding.encoder import embed, pad, vectors_of, weigh
 from impetus_backends.embedding.folder.fitting import open_weights
 from impetus_backends.embedding.sparse import vectors
@@ -210,7 +211,7 @@ class NumpyOps:
         return result
 
     def largest(self, x: Floats, shares: Floats, mode: int) -> Floats:
-        result: Floats = np.where(shares[:, mode, 0, :, None] > 0, x, np.float32(-1e30)).max(axis=1)
+        result: Floats = np.where(shares[:, mode, 0, :, None] > 0, x, np.float32(NOTHING)).max(axis=1)
         return result
 
     def by_parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.files import positive
@@ -85,6 +86,8 @@ def read_eps(file: Path, raw: dict[str, Any], key: str) -> float:
     value = raw.get(key)
     if not isinstance(value, float):
         raise ModelError(f"{file} has no {key}")
+    if not 0 <= value < math.inf:
+        raise ModelError(f"{file}: {key} is {value}, and must be zero or more")
     return value
 
 

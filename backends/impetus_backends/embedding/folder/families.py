@@ -326,6 +326,10 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     refuse_twice(file, raw, {**dict(zip(BERT_KEYS[:3], _T5_KEYS, strict=True)), "head_dim": "d_kv"})
     hidden, layers, heads = (positive(file, raw, key) for key in _T5_KEYS)
     size = positive(file, raw, "d_kv")
+    buckets = positive(file, raw, "relative_attention_num_buckets", 32)
+    farthest = positive(file, raw, "relative_attention_max_distance", 128)
+    if not 1 <= buckets // 4 < farthest:
+        raise ModelError(f"{file}: {buckets} relative_attention_num_buckets do not hold distances of up to {farthest}")
     return EncoderConfig(
         model_type=raw["model_type"],
         vocab_size=positive(file, raw, "vocab_size"),
@@ -338,10 +342,7 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
         padding_id=read_padding(file, raw),
         activation=ACTIVATIONS[activation],
         gated=bool(gated),
-        distances=(
-            positive(file, raw, "relative_attention_num_buckets", 32),
-            positive(file, raw, "relative_attention_max_distance", 128),
-        ),
+        distances=(buckets, farthest),
         attentions=(Attention(heads, heads, size, 1.0),) * layers,
         biases=(),
     )

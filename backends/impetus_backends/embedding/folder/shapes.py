@@ -98,6 +98,11 @@ class EncoderConfig:
         return self.model_type in ("mpnet", "t5", "mt5", "deberta-v2", JINA)
 
     @property
+    def causal(self) -> bool:
+        """Whether tokens see none that come after them, as in language models."""
+        return any(each.causal for each in self.attentions)
+
+    @property
     def turns(self) -> bool:
         """Whether positions are told by angles, so that padding before a text changes nothing."""
         return any(each.theta for each in self.attentions)

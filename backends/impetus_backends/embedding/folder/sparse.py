@@ -80,12 +80,10 @@ def read_splade(
     head = _masked_language_head(file, raw, encoder)
     tied = flag(file, raw, "tie_word_embeddings", True)
     table = "embeddings.tok_embeddings" if encoder.model_type == "modernbert" else "embeddings.word_embeddings"
-    names = {f"{head['decoder']}.weight": f"{table}.weight"} if tied else {}
-    if bias := head.pop("bias", None):
-        names[f"{head['decoder']}.bias"] = bias
+    sources = {"weight": f"{table}.weight", "bias": head.pop("bias", None)}
     return Splade(
         **head,
-        tied=tuple(names.items()),
+        tied=tuple((f"{head['decoder']}.{part}", source) for part, source in sources.items() if tied and source),
         summed=stated.get("pooling_strategy") == "sum",
         logarithms=2 if stated.get("activation_function") == "log1p_relu" else 1,
         most=most,

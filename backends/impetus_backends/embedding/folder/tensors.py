@@ -24,13 +24,14 @@ WORDS = "U32"
 """What quantised numbers are packed in."""
 WHOLE = {"I64": "<i8", "I32": "<i4", "I8": "<i1"}
 """What only tables of model2vec are stored in."""
+WHOLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _FORMS = DTYPES | WHOLE | {WORDS: "<u4"}
 _OTHER_FORMS = ("*.gguf", "*.onnx", "onnx/*.onnx", "tf_model.h5", "*.msgpack", "*.safetensors", "*.bin")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model: `model.safetensors`, or the shards its index names."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / WHOLE_FILE, folder / INDEX_FILE
     if single.is_file():
         return [single]
     if not index.is_file():

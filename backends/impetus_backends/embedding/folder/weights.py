@@ -14,7 +14,7 @@ from impetus_backends.embedding.folder.packed import Packed, packed, read_packin
 from impetus_backends.embedding.folder.shapes import ALIBI, JINA, STATIC, TABLES, alibi
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical, Splade
 from impetus_backends.embedding.folder.static import MAPPING, SHARES
-from impetus_backends.embedding.folder.tensors import DTYPES, WORDS, read_tensors, weight_files
+from impetus_backends.embedding.folder.tensors import DTYPES, INDEX_FILE, WHOLE_FILE, WORDS, read_tensors, weight_files
 from impetus_backends.embedding.modules import Dense, Logit
 from impetus_backends.errors import ModelError
 
@@ -40,6 +40,7 @@ _PREFIXES = (
 )
 # The first BERT checkpoints were converted from TensorFlow and kept its names.
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+_LANGUAGE_HEAD = "lm_head.weight"
 _TOKENIZER_FILES = (
     *("*.model", "*.tiktoken", "*.txt", "tokenizer*.json", "vocab.json"),
     *("added_tokens.json", "special_tokens_map.json"),
@@ -83,20 +84,31 @@ class Weights:
     def of(cls, config: EmbeddingConfig) -> Weights:
         """Those of the whole model: a dense layer's go by the name of its folder."""
         weights = cls(config.transformer)
-        for step in config.steps:
+        for step in dict.fromkeys(config.steps):  # one may be taken twice
             if isinstance(step, Dense):
                 weights._add((config.root or config.transformer) / step.folder, f"{step.folder}/")
             elif isinstance(step, Logit):
                 weights._tensors[step.name + ".weight"] = _Plain(weights._difference(step), "F32")
         if config.encoder.model_type == STATIC and (weights.has(MAPPING) or weights.has(SHARES)):
             weights._tensors[TABLES[0]] = _Plain(weights._unfolded(), "F32")
+        if config.encoder.model_type in ("t5", "mt5"):
+            weights._tie("encoder.embed_tokens.weight", "shared.weight")
+            weights._tensors.pop("shared.weight", None)  # which would be its decoder's
         if config.encoder.model_type == JINA:
             weights._tensors[ALIBI] = _Plain(alibi(config.encoder.heads, config.encoder.distances[0]), "F32")
         if isinstance(config.sparse, Lexical):
             weights._read([config.transformer / f"{LEXICAL}.safetensors"], f"{LEXICAL}.")
         elif isinstance(config.sparse, Splade):
-            weights._tensors |= {name: weights._find(source) for name, source in config.sparse.tied}
+            for name, source in config.sparse.tied:
+                weights._tie(name, source)
         return weights
+
+    def _tie(self, one: str, other: str) -> None:
+        """Whichever of two tensors a file lacks is as the other. Where it has both, each is its own: so transformers
+        has it since its fifth version."""
+        for lacking, there in ((one, other), (other, one)):
+            if there in self._tensors:
+                self._tensors.setdefault(lacking, self._tensors[there])
 
     def _add(self, folder: Path, prefix: str) -> None:
         self._read(weight_files(folder), prefix)
@@ -160,7 +172,8 @@ class Weights:
 
     def _difference(self, step: Logit) -> np.ndarray:
         """The weights of the one number that `step` makes, (1, hidden)."""
-        rows = [self._row(step.table, each) for each in (step.yes, step.no) if each is not None]
+        table = _LANGUAGE_HEAD if self.has(_LANGUAGE_HEAD) else step.table
+        rows = [self._row(table, each) for each in (step.yes, step.no) if each is not None]
         return rows[0] if len(rows) == 1 else rows[0] - rows[1]
 
     def _unfolded(self) -> np.ndarray:
@@ -187,17 +200,17 @@ class Weights:
 def fingerprint(config: EmbeddingConfig) -> str:
     """Sixteen hex digits of a SHA-256 over all that decides a vector: what the files say, and every file read."""
     digest = hashlib.sha256(repr((config.encoder, config.pooling, config.text, config.steps, config.truncate)).encode())
-    files = set(config.files) | set(weight_files(config.transformer))
+    files = set(config.files)
     if config.further:  # what packages were made of stays what it was
         digest.update(repr(config.further).encode())
     if isinstance(config.sparse, Lexical):
         files.add(config.transformer / f"{LEXICAL}.safetensors")
     for pattern in _TOKENIZER_FILES:
         files.update(config.transformer.glob(pattern))
-    for step in config.steps:
-        if isinstance(step, Dense):
-            files.update(weight_files((config.root or config.transformer) / step.folder))
     root = config.root or config.transformer
+    for folder in (config.transformer, *(root / step.folder for step in config.steps if isinstance(step, Dense))):
+        found = weight_files(folder)
+        files.update(found, () if found == [folder / WHOLE_FILE] else [folder / INDEX_FILE])
     for name, file in sorted((_name(file, root), file) for file in files):
         digest.update(name.encode())
         with file.open("rb") as stream:

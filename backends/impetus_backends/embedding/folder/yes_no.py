@@ -51,8 +51,7 @@ def read_question(
     options = kwargs.get("chat_template", {}) if isinstance(kwargs, dict) else None
     if not isinstance(options, dict) or set(kwargs) - {"chat_template"} or set(options) - {"add_generation_prompt"}:
         raise ModelError(f"{file}: processing_kwargs {kwargs!r:.200} are not supported")
-    if (transformer / "chat_template.jinja").is_file():
-        reader.files.append(transformer / "chat_template.jinja")
+    reader.files += sorted([*transformer.glob("*.jinja"), *transformer.glob("additional_chat_templates/*.jinja")])
     default = stated.get("default_prompt_name")
     instruction = (stated.get("prompts") or {}).get(default) if default is not None else None
     return Question(True, instruction or None, flag(file, options, "add_generation_prompt", False))

@@ -30,6 +30,8 @@ _INSTRUCTION = "Given a web search query, retrieve relevant passages that answer
 _SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _MARKS = " \ue000query\ue000 ", " \ue000document\ue000 "
 """Stand for the texts in a template. The spaces show whether it leaves texts as they are."""
+_PAIRS = (("fox", ""), ("", "A longer document,\nof {{ two }} lines."))
+"""What a template has to put as the texts that stand for them."""
 
 
 class ChatPairEncoder:
@@ -43,6 +45,7 @@ class ChatPairEncoder:
         assert config.question is not None, "only a language model is asked"
         self._head, self._between, tail = _pieces(tokenizer, config.question)
         self._tokenizer = tokenizer.backend_tokenizer
+        self._tokenizer.post_processor = None  # the template says all that is put around texts
         self._tail = np.array(self._ids(tail), dtype=np.int32)
         room = self.max_tokens - len(self._tail)
         if room < len(self._ids(self._head + self._between)) + 2:
@@ -77,17 +80,29 @@ def _pieces(tokenizer: Any, question: Question) -> tuple[str, str, str]:
     """What stands before the query, between it and the document, and after that."""
     if not question.by_template:
         return f"{_PREFIX}<Instruct>: {_INSTRUCTION}\n<Query>: ", "\n<Document>: ", _SUFFIX
-    messages = [{"role": role, "content": mark} for role, mark in zip(("query", "document"), _MARKS, strict=True)]
-    if question.instruction is not None:
-        messages.insert(0, {"role": "system", "content": question.instruction})
-    try:
-        made = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=question.add_generation_prompt
-        )
-    except Exception as error:
-        raise ModelError(f"the chat template cannot put a query and a document: {error!s:.300}") from error
+
+    def put(query: str, document: str) -> str:
+        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+        if question.instruction is not None:
+            messages.insert(0, {"role": "system", "content": question.instruction})
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=question.add_generation_prompt
+                )
+            )
+        except Exception as error:
+            raise ModelError(f"the chat template cannot put a query and a document: {error!s:.300}") from error
+
+    made = put(*_MARKS)
     head, found, rest = made.partition(_MARKS[0])
     between, also, tail = rest.partition(_MARKS[1])
-    if not found or not also or any(mark.strip() in part for mark in _MARKS for part in (head, between, tail)):
+    again = any(mark.strip() in part for mark in _MARKS for part in (head, between, tail))
+    if (
+        not found
+        or not also
+        or again
+        or any(put(*pair) != head + pair[0] + between + pair[1] + tail for pair in _PAIRS)
+    ):
         raise ModelError("the chat template does not put a query and then a document, each once and as it is")
     return head, between, tail

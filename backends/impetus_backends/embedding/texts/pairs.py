@@ -108,6 +108,8 @@ def _template(tokenizer: Any, *, typed: bool) -> tuple[tuple[np.ndarray, np.ndar
     marked = [token + SECOND * (typed and kind) for token, kind in zip(made.ids, made.type_ids, strict=True)]
     ends = [index for index, text in enumerate(of) if text is None]
     begin, middle = of.index(0), of.index(1)
+    if typed and made.type_ids[begin]:
+        raise ModelError("the tokenizer gives a query token types other than 0")
     groups = ([i for i in ends if i < begin], [i for i in ends if begin < i < middle], [i for i in ends if i > middle])
     head, between, tail = (np.array([marked[index] for index in group], np.int32) for group in groups)
     if len(ends) < 2:

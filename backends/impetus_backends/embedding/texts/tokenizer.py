@@ -49,6 +49,11 @@ def read_whole_tokenizer(config: EmbeddingConfig) -> Any:
     if not any(any(folder.glob(name)) for name in _FILES):
         raise ModelError(f"{folder} holds no tokenizer: none of {', '.join(_FILES)}")
     whole = _as_transformers_does(folder)
+    if not hasattr(whole, "backend_tokenizer"):
+        raise ModelError(
+            f"the tokenizer in {folder} is a {type(whole).__name__}, which transformers writes out in Python: only "
+            "those of the library tokenizers are read"
+        )
     for side, allowed in sides(config.encoder).items():
         # Where tokenizer_config.json states none, transformers takes that of tokenizer.json.
         if getattr(whole, side) not in allowed:
@@ -73,6 +78,11 @@ def _checked(config: EmbeddingConfig, tokenizer: Any) -> Any:
     folder = config.transformer
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if chance := getattr(tokenizer.model, "dropout", None):
+        raise ModelError(
+            f"the tokenizer in {folder} leaves out merges by chance (dropout {chance:.2g}), so that no text has "
+            "the same tokens twice: take dropout out of its tokenizer.json"
+        )
     _compare(folder, tokenizer)
     if config.text.do_lower_case:
         _lower(tokenizer)
@@ -101,8 +111,8 @@ def _as_transformers_does(folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {said}") from error
+        said = " ".join(str(error).split())
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {said:.300}") from error
 
 
 def _compare(folder: Path, tokenizer: Any) -> None:

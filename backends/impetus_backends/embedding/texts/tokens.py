@@ -75,8 +75,13 @@ class TextEncoder:
         self._shorten = shortener(tokenizer)
         self._head, self._tail = _special_tokens(tokenizer)
         self._room = self.max_tokens - len(self._head) - len(self._tail)
-        if self._room < 1 or (needs_ends and not len(self._head) + len(self._tail)):
-            raise ModelError(f"a row of {self.max_tokens} tokens has no room for text, or the tokenizer marks no ends")
+        if self._room < 1:
+            raise ModelError(f"a row of {self.max_tokens} tokens has no room for text")
+        if needs_ends and not len(self._head) + len(self._tail):
+            raise ModelError(
+                "the tokenizer marks neither where a text begins nor where it ends, as this model needs it: "
+                "its files put no special tokens there (post_processor in tokenizer.json)"
+            )
 
     @classmethod
     def load(cls, folder: Path) -> TextEncoder:
@@ -85,10 +90,14 @@ class TextEncoder:
         if config.encoder.model_type == STATIC:
             return cls(read_tokenizer(config), config.text, needs_ends=False)
         whole = read_whole_tokenizer(config)
+        if "token_type_ids" in whole.model_input_names and any(whole.backend_tokenizer.encode("a").type_ids):
+            raise ModelError(f"the tokenizer in {config.transformer} gives a text token types other than 0")
         return cls(
             whole.backend_tokenizer,
             config.text,
             include_prompt=config.pooling.include_prompt,
+            # Of language models not all are shown any. An empty text then has no token at all, none that is the first.
+            needs_ends=not config.encoder.causal or bool({"cls", "max"} & set(config.pooling.modes)),
             special_ids=frozenset(whole.all_special_ids),
         )
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ...errors import RequestError
 from .grammar_trial import CPU_LIMIT_S, LIMITS
-from .json_schemas import keepable, subschemas
+from .json_schemas import keepable
+from .parts import subschemas
 from .structured import JsonConstraint, applier, is_panic, one_sentence
 from .vocabulary import llguidance_tokenizer
 

@@ -1,9 +1,8 @@
 """JSON schemas as people's tools write them, in the words that llguidance knows.
 
 What is changed allows no answer that the schema forbids: bounds beyond what it counts with are drawn in, names of
-properties are spelt out, unions that say how to tell them apart have to say it. A `format` that it does not know is an
-annotation, as the standard has it. One thing cannot be kept to while an answer is made, that items differ, and so it is
-looked at when the answer is there.
+properties are spelt out. A `format` that it does not know is an annotation, as the standard has it. One thing cannot be
+kept to while an answer is made, that items differ, and so it is looked at when the answer is there.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import RequestError
 from .look_ahead import without_look_ahead
+from .parts import TYPES, Room, resolved, subschemas, values_of
+from .unions import MOST_NESTED, tell_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,6 @@ _MOST_INTEGER = 2**63 - 1024
 """The largest double below 2**63."""
 _MOST_NUMBER = 1e18
 _MOST_UNROLLED = 4
-_MOST_ADDED = 50_000
 _UNWRITABLE = re.compile("[\\x00-\\x07\\x0b\\x0e-\\x1f\\x7f]")
 """Characters that JSON spells by their number alone, as no answer does: llguidance would leave them out."""
 _PIECE = re.compile(
@@ -51,38 +51,23 @@ _PIECE = re.compile(
     re.DOTALL,
 )
 """Of a pattern: a class, or a character, by its number or not."""
-_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_NAMED = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
-_SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
-           "unevaluatedProperties", "unevaluatedItems", "additionalItems")  # fmt: skip
-_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,),
-    "boolean": (bool,), "null": (type(None),),
-}  # fmt: skip
-
-
-def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """A schema and every schema in it, the inner ones first. What stands under `const`, `enum` and such is none."""
-    if not isinstance(schema, dict):
-        return
-    inner = [each for key in _NAMED if isinstance(schema.get(key), dict) for each in schema[key].values()]
-    inner += [each for key in _LISTS if isinstance(schema.get(key), list) for each in schema[key]]
-    inner += [schema[key] for key in _SINGLE if key in schema]
-    for each in inner:
-        yield from subschemas(each)
-    yield schema
 
 
 def keepable(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema that llguidance keeps to, as far as it can. Raises `RequestError` for what could never end."""
     made: dict[str, Any] = json.loads(json.dumps(schema))
-    room = _Room()
+    room = Room()
+    for _ in range(MOST_NESTED):
+        if not sum(tell_apart(made, part, room) for part in list(subschemas(made))):
+            break
     for part in list(subschemas(made)):
         _spell_out_names(made, part, room)
-        _tell_apart(made, part, room)
         _unroll_unique(made, part)
         _draw_in_bounds(part)
         _settle_format(part)
+        if part.get("not") in ({}, True):  # so tools write what there never is
+            del part["not"]
+            part["enum"] = []
         if isinstance(pattern := part.get("pattern"), str):
             part["pattern"] = without_unwritable(without_look_ahead(pattern))
         if isinstance(named := part.get("patternProperties"), dict):
@@ -104,13 +89,13 @@ def repeats_items(schema: dict[str, Any], value: Any) -> bool:
 
 
 def _repeats(root: dict[str, Any], schema: Any, value: Any) -> bool:
-    schema = _resolved(root, schema)
+    schema = resolved(root, schema)
     if not isinstance(schema, dict):
         return False
     if any(_repeats(root, each, value) for each in schema.get("allOf", ())):
         return True
     for key in ("anyOf", "oneOf"):
-        fitting = [each for each in schema.get(key, ()) if _fits_type(_resolved(root, each), value)]
+        fitting = [each for each in schema.get(key, ()) if _fits_type(resolved(root, each), value)]
         if fitting and all(_repeats(root, each, value) for each in fitting):
             return True
     if isinstance(value, list):
@@ -131,64 +116,18 @@ def _fits_type(schema: Any, value: Any) -> bool:
     if "const" in schema:
         return bool(schema["const"] == value)
     wanted = schema.get("type")
-    names = wanted if isinstance(wanted, list) else [wanted] if isinstance(wanted, str) else list(_TYPES)
-    return any(isinstance(value, _TYPES.get(name, ())) for name in names)
+    names = wanted if isinstance(wanted, list) else [wanted] if isinstance(wanted, str) else list(TYPES)
+    return any(isinstance(value, TYPES.get(name, ())) for name in names)
 
 
-def _resolved(root: dict[str, Any], schema: Any) -> Any:
-    """The schema that a reference into the same document means, with what stands beside the reference."""
-    for _ in range(32):
-        reference = schema.get("$ref") if isinstance(schema, dict) else None
-        if not (isinstance(reference, str) and (reference == "#" or reference.startswith("#/"))):
-            break
-        at: Any = root
-        for name in reference.split("/")[1:]:
-            name = name.replace("~1", "/").replace("~0", "~")
-            at = at.get(name) if isinstance(at, dict) else None
-        beside = {key: value for key, value in schema.items() if key != "$ref"}
-        schema = at | beside if isinstance(at, dict) else at
-    return schema
-
-
-def _values(root: dict[str, Any], schema: Any) -> list[Any] | None:
-    """All that a schema allows, where it lists it."""
-    schema = _resolved(root, schema)
-    if not isinstance(schema, dict):
-        return None
-    if isinstance(schema.get("enum"), list):
-        return list(schema["enum"])
-    if "const" in schema:
-        return [schema["const"]]
-    return [False, True] if schema.get("type") == "boolean" else None
-
-
-class _Room:
-    """For what is said again, once for each place where it holds: schemas in schemas make that grow by powers."""
-
-    def __init__(self) -> None:
-        self._left = _MOST_ADDED
-
-    def take(self, added: Any, times: int = 1) -> None:
-        """Raises `RequestError` where there is no more."""
-        waiting, values = [added], 0
-        while waiting and values * times <= self._left:
-            values += 1
-            each = waiting.pop()
-            waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
-        self._left -= values * times
-        if self._left < 0:
-            raise RequestError("the JSON schema is too intricate: what it says of properties, once for each of their "
-                               f"names, comes to more than {_MOST_ADDED:,} values")  # fmt: skip
-
-
-def _spell_out_names(root: dict[str, Any], part: dict[str, Any], room: _Room) -> None:
+def _spell_out_names(root: dict[str, Any], part: dict[str, Any], room: Room) -> None:
     """`propertyNames` becomes the properties that there may be, or the pattern of their names."""
     if "propertyNames" not in part or "patternProperties" in part:
         return
-    names, rest = _resolved(root, part["propertyNames"]), part.get("additionalProperties", True)
+    names, rest = resolved(root, part["propertyNames"]), part.get("additionalProperties", True)
     if not isinstance(names, dict):
         return
-    listed = _values(root, names)
+    listed = values_of(root, names)
     own = part.get("properties", {})
     if listed is not None:
         allowed = [name for name in listed if isinstance(name, str)]
@@ -218,31 +157,11 @@ def _name_pattern(names: dict[str, Any]) -> str | None:
     return None
 
 
-def _tell_apart(root: dict[str, Any], part: dict[str, Any], room: _Room) -> None:
-    """A `oneOf` whose branches name themselves in a property is an `anyOf`, once each has to."""
-    tag = part.get("discriminator")
-    name = tag.get("propertyName") if isinstance(tag, dict) else None
-    if not isinstance(name, str) or not isinstance(part.get("oneOf"), list):
-        return
-    branches: list[dict[str, Any]] = []
-    seen: list[Any] = []
-    for each in part["oneOf"]:
-        branch = _resolved(root, each)
-        kinds = _values(root, branch.get("properties", {}).get(name)) if isinstance(branch, dict) else None
-        if kinds is None or any(kind in seen for kind in kinds):
-            return
-        seen += kinds
-        branches.append(branch | {"required": list(dict.fromkeys([*branch.get("required", []), name]))})
-    room.take(branches)
-    part["anyOf"] = branches
-    del part["oneOf"], part["discriminator"]
-
-
 def _unroll_unique(root: dict[str, Any], part: dict[str, Any]) -> None:
     """Of few values every array of different ones can be listed."""
     if part.get("uniqueItems") is not True or "prefixItems" in part or part.get("type") != "array":
         return
-    values = _values(root, part.get("items"))
+    values = values_of(root, part.get("items"))
     if values is None:
         return
     values = [value for at, value in enumerate(values) if value not in values[:at]]
@@ -256,6 +175,9 @@ def _unroll_unique(root: dict[str, Any], part: dict[str, Any]) -> None:
 
 
 def _draw_in_bounds(part: dict[str, Any]) -> None:
+    for key, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if isinstance(part.get(exclusive), bool) and part.pop(exclusive) and key in part:  # as OpenAPI 3.0 has it
+            part[exclusive] = part.pop(key)
     most = _MOST_INTEGER if part.get("type") == "integer" else _MOST_NUMBER
     for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
         bound = part.get(key)

@@ -1,9 +1,9 @@
 """Patterns that tools write and that look ahead, which no automaton does, in words that a grammar knows.
 
 For a `Decimal`, later versions of pydantic 2 ask that a number has a digit, and not too many; zod 4 asks of an e-mail
-address that its dots stand apart. What is made of them here allows numbers and addresses as people write them, and none
-that the pattern forbids. Sources: https://github.com/pydantic/pydantic/blob/main/pydantic/json_schema.py
-(`decimal_schema`), https://github.com/colinhacks/zod/blob/main/packages/zod/src/v4/core/regexes.ts (`email`).
+address that its dots stand apart, of a duration that it is not empty, and of a host that its name is not too long. What
+is made of them here allows what people write, and nothing that the pattern forbids. Sources: https://github.com/pydantic/pydantic/blob/main/pydantic/json_schema.py
+(`decimal_schema`), https://github.com/colinhacks/zod/blob/main/packages/zod/src/v4/core/regexes.ts.
 """
 
 from __future__ import annotations
@@ -17,16 +17,27 @@ _DIGITS = re.compile(r"\(\?:\\d\{0,(\d+)\}\|\(\?=\[\\d\.\]\{1,\d+\}0\*\$\)\\d\*\
 _BOTH = re.compile(
     r"\(\?:\\d\{0,(\d+)\}\|\(\?=\[\\d\.\]\{1,\d+\}0\*\$\)\\d\{0,\d+\}\\\.\\d\{0,(\d+)\}0\*\$\)"
 )  # fmt: skip
-_ADDRESS = r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
-_PLAIN_ADDRESS = r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+_N = "[0-9]{1,9}"
+_DAYS = f"({_N}Y({_N}M)?({_N}D)?|{_N}M({_N}D)?|{_N}D)"
+_TIME = f"T({_N}H({_N}M)?({_N}S)?|{_N}M({_N}S)?|{_N}S)"
+_LABEL = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,28}[a-zA-Z0-9])?"
+_ZODS = {
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$":
+        r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$",
+    r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$":
+        rf"^P({_N}W|{_DAYS}({_TIME})?|{_TIME})$",
+    r"^(?=.{1,253}\.?$)[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+    r"(?:\.[a-zA-Z0-9](?:[-0-9a-zA-Z]{0,61}[0-9a-zA-Z])?)*\.?$":
+        rf"^{_LABEL}(\.{_LABEL}){{0,7}}$",
+}  # fmt: skip
 _MOST_DIGITS = 40
 """More than this are counted without a point."""
 
 
 def without_look_ahead(pattern: str) -> str:
     """The same pattern, unless it is one of these."""
-    if pattern == _ADDRESS:
-        return _PLAIN_ADDRESS
+    if pattern in _ZODS:
+        return _ZODS[pattern]
     if not pattern.startswith(_BEGINNING):
         return pattern
     rest = pattern.removeprefix(_BEGINNING)

@@ -12,13 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..processors import Thinking, ThoughtMarks
+from ...errors import RequestError
+from ..processors import OrCalls, Thinking, ThoughtMarks
 from .call_forms import probe_tools
 from .call_marks import calls_of
 from .marks import ANSWERS, thought_marks
 from .tool_calls import ToolCalls, parse_harmony
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .marks import CallMarks
     from .text import GrowingText
     from .tool_calls import Parse
@@ -113,7 +116,8 @@ class Channels:
         calls = calls_of(tokenizer, read, thought or ())
         self.parse_calls = calls.parse if calls is not None else None
         self._bare = calls.bare if calls is not None else ""
-        self._call_marks = (calls.start, calls.end) if calls is not None else ()
+        self._call_marks: tuple[str, ...] = (calls.start, calls.end) if calls is not None else ()
+        self._calls_begin = encode(calls.start) if calls is not None else ()
         self._with_calls = machine(calls) if calls is not None else self._without
 
     def opens_with_thought(self, prompt: str) -> bool:
@@ -125,14 +129,33 @@ class Channels:
         start, ends = self.marks.start, self.marks.ends
         return bool(start) and said.lstrip().startswith(start) and not any(end in said for end in ends)
 
-    def thinking(self, text: GrowingText, begun: bool, most_tokens: int | None, constraint: Any) -> Thinking:
+    def or_calls(self, new_text: Callable[[], GrowingText], constraint: Any) -> Any:
+        """What keeps an answer to something, unless it begins with calls. Raises `RequestError` where these are JSON
+        as well. Those of harmony are in a channel of their own, ahead of the answer's."""
+        if self.harmony:
+            return constraint
+        if self._bare or not self._calls_begin:
+            raise RequestError(
+                "response_format: this model writes calls of tools as JSON too, so that no answer which may be one can "
+                "be kept to a schema: send tool_choice 'none' or 'required'"
+            )
+        return OrCalls(
+            ThoughtMarks(self._call_marks[0], (), self._calls_begin, (), (), ""),
+            new_text,
+            begun=False,
+            constraint=constraint,
+        )
+
+    def thinking(
+        self, new_text: Callable[[], GrowingText], begun: bool, most_tokens: int | None, constraint: Any
+    ) -> Thinking:
         """What bounds the thoughts of one answer, and lets what it is kept to begin after them. Harmony's answers
         always begin with a mark, which is as good as a thought, and of which none is cut in two."""
         if self.harmony and most_tokens:
             most_tokens += self._mark_tokens
         return Thinking(
             self.marks,
-            text,
+            new_text,
             begun=begun or self.harmony,
             most_tokens=most_tokens,
             constraint=constraint,

@@ -21,6 +21,10 @@ _TAIL_TOKENS = 8
 _MOST_TAIL_TOKENS = 24
 _UNSETTLED_TOKENS = 8
 """How many of the last tokens are taken to be unsettled where the decoder is of no kind known here."""
+_PRINTED = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
+_OTHERS = (byte for byte in range(256) if byte not in _PRINTED)
+_BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
+"""How byte-level tokenizers spell bytes, as GPT-2's did first."""
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 # Those of the `tokenizers` library that add to the end of a text and look no further back than one character.
 _ADDING = {"ByteLevel", "Metaspace", "WordPiece", "BPEDecoder", "ByteFallback", "Fuse", "Strip"}
@@ -36,6 +40,7 @@ class Decoding:
         """Whether its texts only grow, but for what `settled` below says."""
         self.revises_words = _revises_words(tokenizer)
         """Whether it takes the space out of "do n't" once it sees the rest of the word."""
+        self._spells_bytes = any(step["type"] == "ByteLevel" for step in steps)
         self._joins_bytes = any(step["type"] == "ByteFallback" for step in steps)
         self._byte_tokens: dict[int, bool] = {}
 
@@ -50,6 +55,15 @@ class Decoding:
             return alone
         twice = self.decode([token, token])
         return twice[len(alone) :] if twice.startswith(alone) else alone
+
+    def raw(self, token: int) -> bytes | None:
+        """The bytes that a token stands for, where tokens stand for bytes."""
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if self.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        if not self._spells_bytes or not isinstance(piece, str):
+            return None
+        return bytes(_BYTE_OF[each] for each in piece) if _BYTE_OF.keys() >= set(piece) else None
 
     def is_byte(self, token: int) -> bool:
         """Whether it is one byte of a run that is decoded as a whole."""

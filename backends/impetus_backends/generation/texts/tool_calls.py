@@ -23,6 +23,8 @@ _HARMONY_CALL = re.compile(
 )
 _ID_CHARACTERS = 9
 """Of a call's id: templates of Mistral's models refuse conversations with ids of any other length."""
+_MOST_ID_CHARACTERS = 256
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
@@ -57,12 +59,12 @@ class ToolCalls:
         or a number is none that JSON has."""
         try:
             return (self._call(json.loads(text)),)
-        except ValueError:
+        except (ValueError, RecursionError):
             return ()
 
     def _call(self, said: Mapping[str, Any]) -> Call:
-        name, arguments = said["name"], said.get("arguments", said.get("parameters", {}))
-        if isinstance(arguments, str):
+        name, arguments = said["name"], said.get("arguments", said.get("parameters"))
+        if isinstance(arguments, str) or arguments is None:
             arguments = json.loads(arguments or "{}")
         if name not in self._by_name or not isinstance(arguments, dict):
             raise ValueError("no call of a tool that there is")
@@ -70,7 +72,12 @@ class ToolCalls:
         if function.get("strict") and (fault := _fault(function.get("parameters") or _NO_ARGUMENTS, arguments)):
             raise RequestError(f"the model called {name} with arguments that are not of its schema: {fault}")
         written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        return Call(name, written, str(said.get("id") or uuid.uuid4().hex[:_ID_CHARACTERS]))
+        if _HALF_CHARACTER.search(written):
+            written = json.dumps(arguments)  # as text there is none, but JSON spells it
+        call_id = str(said.get("id") or "")
+        if not (0 < len(call_id) <= _MOST_ID_CHARACTERS and call_id.isprintable()):
+            call_id = uuid.uuid4().hex[:_ID_CHARACTERS]
+        return Call(name, written, call_id)
 
 
 def parse_harmony(text: str, tools: object) -> dict[str, Any]:

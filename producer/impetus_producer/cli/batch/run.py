@@ -189,7 +189,7 @@ def _run(
                 await lease.give_up()
 
     with _shown(kind, journal, total) as answered:
-        run_tasks(main())
+        run_tasks(main)
 
 
 @contextmanager

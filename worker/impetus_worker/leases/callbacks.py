@@ -1,0 +1,76 @@
+"""Runs a callback that a job names in a thread of its own, so that one that hangs keeps nobody else waiting.
+
+Python interrupts no thread that waits in a call (a sleep, a socket, a lock), so such a one is left behind when its time
+is over, and ends when the call returns.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from rq.timeouts import BaseDeathPenalty, JobTimeoutException, TimerDeathPenalty
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_INTERRUPTED_S = 0.5
+"""How much longer one that can be interrupted may take to end."""
+_log = logging.getLogger(__name__)
+
+
+class NoPenalty(BaseDeathPenalty):
+    """For RQ, which would end callbacks by a timer of its own: it would strike the thread that waits for them."""
+
+    def setup_death_penalty(self) -> None:
+        pass
+
+    def cancel_death_penalty(self) -> None:
+        pass
+
+
+def bounded(callback: Callable[..., Any] | None, timeout_s: int) -> Callable[..., Any] | None:
+    """The callback, whose call ends within about `timeout_s`, by `JobTimeoutException` if it must; 0 or less: when it
+    does by itself. Whatever else ends it is an error of its own, and not the server's or this program's.
+    """
+    if callback is None or inspect.iscoroutinefunction(callback):
+        return callback
+
+    @functools.wraps(callback)
+    def called(*arguments: Any) -> Any:
+        call = _Call(callback, arguments, timeout_s)
+        call.start()
+        call.join(timeout_s + _INTERRUPTED_S if timeout_s > 0 else None)
+        if call.is_alive():
+            _log.error("a callback, %s, hangs; it is left behind after %d s", callback.__qualname__, timeout_s)
+            raise JobTimeoutException(f"the callback took longer than its timeout of {timeout_s} s")
+        return call.result()
+
+    return called
+
+
+class _Call(threading.Thread):
+    def __init__(self, callback: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: int) -> None:
+        super().__init__(name="callback", daemon=True)
+        self._callback, self._arguments, self._timeout_s = callback, arguments, timeout_s
+        self._returned: Any = None
+        self._raised: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with TimerDeathPenalty(self._timeout_s, JobTimeoutException):
+                self._returned = self._callback(*self._arguments)
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
+            self._raised = error
+
+    def result(self) -> Any:
+        match self._raised:
+            case None:
+                return self._returned
+            case OSError() | SystemExit() | KeyboardInterrupt() | GeneratorExit() as error:
+                raise RuntimeError(f"the callback raised {type(error).__name__}: {error}") from error
+            case error:
+                raise error
