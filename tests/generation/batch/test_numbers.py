@@ -95,7 +95,7 @@ def test_a_request_whose_probabilities_are_not_numbers_fails_alone_with_one_sent
     assert {at: event.text for at, event in ended.items()} == {at: solo(each) for at, each in enumerate(NEIGHBOURS)}
     for event in ended.values():
         assert all(math.isfinite(each.logprob) for each in event.answers[0].logprobs)
-        json.dumps(dataclasses.asdict(event), allow_nan=False)
+        json.dumps(dataclasses.asdict(event), allow_nan=False, default=list)
 
 
 def test_numbers_that_end_in_the_middle_of_an_answer_end_it_there(

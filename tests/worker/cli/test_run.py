@@ -167,7 +167,7 @@ def test_a_terminal_that_closes_ends_impetus_embed_and_all_that_it_started(tmp_p
     command = embed(None, source, folder / "vectors.jsonl", "--texts-per-job", "16")
     eventually(lambda: command.poll() is not None or answers_kept(folder / "vectors.jsonl") > 0)
     tree = tree_below(command.pid)
-    assert len(tree) == 6
+    assert len(tree) == 6, list(tree.values())
     os.killpg(command.pid, signal.SIGHUP)  # as a terminal does to what runs in its foreground
     _, said = command.communicate(timeout=60)
     assert command.returncode == 128 + signal.SIGHUP, said

@@ -6,7 +6,7 @@
 -- ARGV: worker, number of its queues, these, number of ids that had begun, these
 -- Returns {the ids put back, how many it holds yet}.
 local worker, queues, begun, count = ARGV[1], {}, {}, 0
-local MOST, MAX_HELD = 200, 20000  -- a call
+local MOST, MAX_HELD = 100, 20000  -- a call
 local at = 2
 for i = 1, tonumber(ARGV[at]) do queues[i] = ARGV[at + i] end
 at = at + 1 + #queues

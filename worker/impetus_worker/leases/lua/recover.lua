@@ -6,7 +6,7 @@
 --       longer than any lease (s)
 -- Returns the ids put back, the first of the queue first.
 local queue = ARGV[1]
-local MOST = 200  -- a call
+local MOST = 100  -- a call
 local seconds, micros = server_time()
 if ARGV[3] ~= '' and seconds + micros / 1000000 > tonumber(ARGV[3]) then return {} end
 if not takes_turn('impetus:recovery:' .. queue, ARGV[2]) then return {} end
