@@ -289,7 +289,7 @@ def embed(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IMPETUS_")}
     environment |= {"TMPDIR": str(output.parent), "IMPETUS_EMBEDDING_BACKEND": "simulated"}
     environment["IMPETUS_STATE_DIR"] = str(output.parent / "state")
-    environment["IMPETUS_MAX_BATCH_TEXTS"] = "4"  # so that a server of its own has not ended before it is looked at
+    environment["IMPETUS_MAX_BATCH_TEXTS"] = "6"  # so that a server of its own has not ended before it is looked at
     return subprocess.Popen(
         [IMPETUS, "embed", source, "-o", output, *(("--redis-url", site.url) if site else ()), *options],
         stdout=subprocess.PIPE,
