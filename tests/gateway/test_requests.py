@@ -247,6 +247,7 @@ def test_a_backlog_is_refused_with_when_to_come_again_and_what_runs_runs_on(serv
     blockers += [served.producer.generate("Go on.", **long) for _ in range(6)]
     try:
         with serving(fleet.url, max_backlog_jobs=5) as small, serving(fleet.url, max_wait_s=0.05) as impatient:
+            eventually(lambda: (impatient.gateway.watch.queue("generation").oldest_s or 0) > 0.05)
             for gateway in (small, impatient):
                 refused = gateway.post(CHAT, chat())
                 assert error_of(refused)[:2] == (429, "backlog")

@@ -45,7 +45,7 @@ def test_two_models_answer_by_name_stream_keep_to_a_schema_and_refuse_what_they_
         )
         for number, question in enumerate(known)
     }
-    by_name = producer.generate("Hello", model="tiny-random", max_tokens=5)
+    by_name = producer.generate("Hello", model="tiny-random", max_tokens=5, ignore_eos=True)
     form = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
     kept = [producer.generate("Hello", model=name, response_format=form) for name in ("tiny-says", "tiny-random")]
     refused = producer.generate("Hello", model="tiny-clever")
