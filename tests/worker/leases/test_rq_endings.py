@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 from contextlib import closing
@@ -10,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Callback, Queue, Retry
 from rq.job import Dependency, Job, JobStatus
@@ -29,7 +31,7 @@ from ..conftest import LIMIT_S
 from .lossy import lossy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from redis import Redis
 
@@ -134,22 +136,88 @@ def test_a_callback_that_ends_its_program_fails_its_job_and_holds_up_no_other(
     assert ender.status(next_one) is JobStatus.FINISHED
 
 
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [
+        (RedisConnectionError("Connection refused."), 2),
+        (AuthenticationError("invalid username-password pair"), 1),
+        (ReadOnlyError("You can't write against a read only replica."), 1),
+        (ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_callback_that_has_trouble_with_a_server_of_its_own_fails_its_job_as_rq_has_it(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int
+) -> None:
+    called: list[Any] = []
+
+    def raises(*arguments: Any) -> None:
+        called.append(arguments)
+        raise error
+
+    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", raises)
+    job, next_one = ender.claim(on_success=Callback(MISSING)), ender.claim(retry=Retry(max=1))
+    ender.end(Finished(job, b"{}"), Finished(next_one, b"{}"))
+    assert ender.status(job) is JobStatus.FAILED
+    assert f"the callback raised {type(error).__name__}" in ender.reason(job)
+    assert ender.status(next_one) is JobStatus.FINISHED
+    assert len(called) == calls
+
+
+def test_a_callback_whose_line_a_failover_closed_runs_once_more(ender: Ender, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loses_its_line(job: Job, connection: Redis, *arguments: Any) -> None:
+        if connection.rpush("calls", job.id) == 1:
+            raise RedisConnectionError("Connection closed by server.")
+
+    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", loses_its_line)
+    job = ender.claim(on_success=Callback(MISSING))
+    ender.end(Finished(job, b"{}"))
+    assert ender.status(job) is JobStatus.FINISHED
+    assert ender.connection.llen("calls") == 2
+
+
+@pytest.fixture
+def waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("impetus_worker.leases.rq_endings.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("impetus_worker.companions.link.FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("impetus_worker.companions.link.MAX_WAIT_S", 0.001)
+
+
+def raising(error: Exception, times: float) -> tuple[Callable[..., None], list[Any]]:
+    """In place of RQ's own ending: fails so often."""
+    tries: list[Any] = []
+    genuine = rq_endings._FencedWorker._finalize_success
+
+    def end(*arguments: Any) -> None:
+        tries.append(arguments)
+        if len(tries) <= times:
+            raise error
+        genuine(*arguments)
+
+    return end, tries
+
+
+@pytest.mark.usefixtures("waits_for_nothing")
 def test_an_ending_that_fails_again_and_again_though_the_server_answers_is_given_up(
     ender: Ender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("impetus_worker.leases.rq_endings.FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr("impetus_worker.companions.link.FIRST_WAIT_S", 0.001)
-    tries: list[Any] = []
-
-    def never(*arguments: Any) -> None:
-        tries.append(arguments)
-        raise RedisConnectionError("the callback's own server is away")
-
-    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", never)
-    job = ender.claim(on_success=Callback(MISSING))
+    never, tries = raising(RedisConnectionError("Connection closed by server."), math.inf)
+    monkeypatch.setattr(rq_endings._FencedWorker, "_finalize_success", never)
+    job = ender.claim(retry=Retry(max=1))
     ender.end(Finished(job, b"{}"))
     assert ender.status(job) is JobStatus.FAILED
     assert len(tries) == 10
+
+
+@pytest.mark.usefixtures("waits_for_nothing")
+def test_a_server_that_refuses_endings_for_a_state_of_its_own_is_waited_for_however_long(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, _ = raising(OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), 30)
+    monkeypatch.setattr(rq_endings._FencedWorker, "_finalize_success", late)
+    job = ender.claim(retry=Retry(max=1))
+    ender.end(Finished(job, b"{}"))
+    assert ender.status(job) is JobStatus.FINISHED
 
 
 @pytest.mark.parametrize("fails", [False, True])

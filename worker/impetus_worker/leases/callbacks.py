@@ -12,13 +12,18 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.timeouts import BaseDeathPenalty, JobTimeoutException, TimerDeathPenalty
+
+from ..companions.link import PASSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _INTERRUPTED_S = 0.5
 """How much longer one that can be interrupted may take to end."""
+_LOST_LINES = (RedisConnectionError, RedisTimeoutError)
 _log = logging.getLogger(__name__)
 
 
@@ -34,13 +39,18 @@ class NoPenalty(BaseDeathPenalty):
 
 def bounded(callback: Callable[..., Any] | None, timeout_s: int) -> Callable[..., Any] | None:
     """The callback, whose call ends within about `timeout_s`, by `JobTimeoutException` if it must; 0 or less: when it
-    does by itself. Whatever else ends it is an error of its own, and not the server's or this program's.
+    does by itself. Whatever else ends it is an error of its own, and not the server's or this program's. It is called
+    once more where it lost a line, which may be the worker's own, that a failover closed.
     """
     if callback is None or inspect.iscoroutinefunction(callback):
         return callback
 
     @functools.wraps(callback)
     def called(*arguments: Any) -> Any:
+        call = run(*arguments)
+        return (run(*arguments) if call.lost_its_line else call).result()
+
+    def run(*arguments: Any) -> _Call:
         call = _Call(callback, arguments, timeout_s)
         call.start()
         call.join(timeout_s + _INTERRUPTED_S if timeout_s > 0 else None)
@@ -51,7 +61,7 @@ def bounded(callback: Callable[..., Any] | None, timeout_s: int) -> Callable[...
                 timeout_s,
             )
             raise JobTimeoutException(f"the callback took longer than its timeout of {timeout_s} s")
-        return call.result()
+        return call
 
     return called
 
@@ -70,11 +80,14 @@ class _Call(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._raised = error
 
+    @property
+    def lost_its_line(self) -> bool:
+        return type(self._raised) in _LOST_LINES  # and none of their kinds, which a server answered
+
     def result(self) -> Any:
-        match self._raised:
-            case None:
-                return self._returned
-            case OSError() | SystemExit() | KeyboardInterrupt() | GeneratorExit() as error:
-                raise RuntimeError(f"the callback raised {type(error).__name__}: {error}") from error
-            case error:
-                raise error
+        error = self._raised
+        if isinstance(error, (*PASSING, SystemExit, KeyboardInterrupt, GeneratorExit)):
+            raise RuntimeError(f"the callback raised {type(error).__name__}: {error}") from error
+        if error is not None:
+            raise error
+        return self._returned

@@ -25,6 +25,8 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker.base import BaseWorker
 
+from impetus_producer.servers.answers import code
+
 from ..allowed import NOTHING
 from ..companions.companion import Companion
 from ..companions.link import FIRST_WAIT_S, MAX_WAIT_S, PASSING, Link, is_about_data
@@ -50,8 +52,8 @@ if TYPE_CHECKING:
 
 _NOT_OURS = "job %s: it is another's by now, so its result is not written"
 _MAX_FAILURES = 10
-"""An ending that failed so often, though the server held the run for it each time, fails by what is in the job or in
-its callback, and not for want of a server: it holds up the others no longer.
+"""An ending that failed so often, though the server held the run for it each time, and named no state of its own that
+keeps it, fails by what is in the job, and not for want of a server: it holds up the others no longer.
 """
 _MOST_ASKED = 100
 """Times that an ending is tried against somebody who writes the job meanwhile, each time."""
@@ -107,7 +109,8 @@ class RqEndings(Companion):
                 except PASSING as error:
                     # How far it came is not known: it is ended again, and the fence says whether it must be.
                     self.stopped.wait(self._wait_s(error, len(failures)))
-                    if self._was_held or not failures:
+                    is_a_state = code(error) and not is_about_data(error)
+                    if (self._was_held and not is_a_state) or not failures:
                         failures.append(error)
             with self._lock:
                 self.waiting -= 1
