@@ -31,8 +31,8 @@ pytestmark = pytest.mark.system
 
 def test_its_folder_may_have_spaces_in_its_name_and_its_data_survive_a_restart(folder: Path) -> None:
     for expected in (None, b"kept"):
-        url, server = EmbeddedServer.start_or_join(folder)
-        assert server is not None
+        server = EmbeddedServer.start_or_join(folder)
+        url = server.url
         with Redis.from_url(url) as connection:
             assert connection.get("x") == expected
             connection.set("x", "kept")
@@ -41,12 +41,12 @@ def test_its_folder_may_have_spaces_in_its_name_and_its_data_survive_a_restart(f
 
 
 def test_one_whose_socket_somebody_removed_ends_in_order_and_is_reached_once_it_is_started_again(folder: Path) -> None:
-    url, server = EmbeddedServer.start_or_join(folder)
-    assert server is not None
+    server = EmbeddedServer.start_or_join(folder)
+    url = server.url
     with Redis.from_url(url) as connection:
         connection.set("x", "kept")
     Path(unquote(urlsplit(url).path)).unlink()
-    eventually(lambda: not server.is_alive())
+    eventually(lambda: not server.look_after())
     server.start()
     with Redis.from_url(url) as connection:
         assert connection.get("x") == b"kept"
@@ -54,19 +54,49 @@ def test_one_whose_socket_somebody_removed_ends_in_order_and_is_reached_once_it_
 
 
 def test_a_second_program_joins_the_server_and_leaves_it_running(folder: Path) -> None:
-    url, server = EmbeddedServer.start_or_join(folder)
-    assert server is not None
-    assert EmbeddedServer.start_or_join(folder) == (url, None)
+    server = EmbeddedServer.start_or_join(folder)
+    url = server.url
+    joined = EmbeddedServer.start_or_join(folder)
+    assert joined.url == url
+    assert not joined.is_ours
+    joined.stop()
     with Redis.from_url(url) as connection:
         assert connection.ping()
+    server.stop()
+
+
+def test_who_joined_keeps_the_server_once_the_program_that_kept_it_has_ended(folder: Path) -> None:
+    keeper = EmbeddedServer.start_or_join(folder)
+    joined = EmbeddedServer.start_or_join(folder)
+    with Redis.from_url(keeper.url) as connection:
+        connection.set("x", "kept")
+    assert joined.look_after()
+    keeper.stop()
+    assert not joined.look_after()
+    joined.start()
+    assert joined.look_after()
+    assert joined.is_ours
+    assert (joined.url, ServerNote.read(folder)) == (keeper.url, ServerNote(keeper.url, os.getpid()))
+    with Redis.from_url(joined.url) as connection:
+        assert connection.get("x") == b"kept"
+    joined.stop()
+
+
+def test_where_a_server_is_can_be_found_again_after_somebody_removed_what_said_so(folder: Path) -> None:
+    server = EmbeddedServer.start_or_join(folder, listen="127.0.0.1:0")
+    for file in (ServerNote.path(folder), url_file(folder)):
+        said = file.read_text()
+        file.unlink()
+        assert server.look_after()
+        assert file.read_text() == said
     server.stop()
 
 
 def test_a_note_of_a_dead_keeper_whose_number_lives_again_is_not_believed(folder: Path) -> None:
     folder.mkdir(parents=True)
     ServerNote("redis://127.0.0.1:1/0", os.getpid()).write(folder)
-    url, server = EmbeddedServer.start_or_join(folder)
-    assert server is not None
+    server = EmbeddedServer.start_or_join(folder)
+    url = server.url
     assert url != "redis://127.0.0.1:1/0"
     server.stop()
 
@@ -78,8 +108,8 @@ def test_its_allocator_keeps_more_at_hand_unless_somebody_says_otherwise(
     for told, wanted in ((None, "glibc.malloc.tcache_count=2048"), ("glibc.malloc.check=0",) * 2):
         if told:
             monkeypatch.setenv("GLIBC_TUNABLES", told)
-        url, server = EmbeddedServer.start_or_join(folder)
-        assert server is not None
+        server = EmbeddedServer.start_or_join(folder)
+        url = server.url
         with Redis.from_url(url) as connection:
             about: Any = connection.info("server")
         environment = Path(f"/proc/{about['process_id']}/environ").read_bytes().split(b"\0")
@@ -97,8 +127,8 @@ def others_may(path: Path) -> int:
 def test_only_its_user_reaches_it_and_reads_what_it_keeps(folder: Path) -> None:
     (folder / "valkey").mkdir(parents=True, mode=0o755)  # as an older release left it
     folder.chmod(0o755)
-    url, server = EmbeddedServer.start_or_join(folder)
-    assert server is not None
+    server = EmbeddedServer.start_or_join(folder)
+    url = server.url
     assert url.startswith("unix://")
     assert server.listens_at == ""
     with Redis.from_url(url) as connection:
@@ -114,8 +144,8 @@ def test_only_its_user_reaches_it_and_reads_what_it_keeps(folder: Path) -> None:
 
 def test_a_folder_with_a_long_name_has_its_socket_elsewhere_and_leaves_none(tmp_path: Path) -> None:
     folder = tmp_path / ("long " * 20) / "impetus"
-    url, server = EmbeddedServer.start_or_join(folder)
-    assert server is not None
+    server = EmbeddedServer.start_or_join(folder)
+    url = server.url
     with Redis.from_url(url) as connection:
         assert connection.ping()
     socket = Path(unquote(urlsplit(url).path))
@@ -175,8 +205,7 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(folder: Path) -> No
     with pytest.raises(ConfigurationError, match=r"the embedded server could not start: .*appendonlydir"):
         EmbeddedServer.start_or_join(folder)
     (folder / "valkey" / "appendonlydir").unlink()
-    _, server = EmbeddedServer.start_or_join(folder)
-    assert server is not None
+    server = EmbeddedServer.start_or_join(folder)
     server.stop()
 
 
@@ -198,7 +227,7 @@ def test_a_server_that_dies_again_and_again_is_started_again_however_often_and_i
                 os.kill(os.getpid(), signal.SIGTERM)
             raise ConfigurationError("the disk is full")
 
-        def is_alive(self) -> bool:
+        def look_after(self) -> bool:
             return False
 
     server = Dying(tmp_path)
@@ -222,8 +251,8 @@ def test_a_server_that_dies_again_and_again_is_started_again_however_often_and_i
 def test_durable_means_that_every_change_is_on_the_disk_before_it_is_acknowledged(
     folder: Path, durable: bool, promise: str
 ) -> None:
-    url, server = EmbeddedServer.start_or_join(folder, durable=durable)
-    assert server is not None
+    server = EmbeddedServer.start_or_join(folder, durable=durable)
+    url = server.url
     with Redis.from_url(url) as connection:
         settings: Any = connection.config_get("append*")
         assert (settings["appendonly"], settings["appendfsync"]) == ("yes", promise)
@@ -234,8 +263,7 @@ def test_a_process_that_took_over_the_servers_number_is_left_alone(folder: Path)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as innocent:
         (folder / "valkey").mkdir(parents=True)
         (folder / "valkey" / "valkey.pid").write_text(f"{innocent.pid}\n")
-        _, server = EmbeddedServer.start_or_join(folder)
-        assert server is not None
+        server = EmbeddedServer.start_or_join(folder)
         server.stop()
         assert innocent.poll() is None
         innocent.kill()

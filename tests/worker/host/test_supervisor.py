@@ -133,6 +133,36 @@ def supervise(tmp_path: Path) -> Iterator[Any]:
                 continue
 
 
+_LEAVES_A_FROZEN_CHILD = """
+if first:
+    import subprocess
+    held = os.open({!r}, os.O_RDWR)
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], pass_fds=[held])
+    os.kill(child.pid, signal.SIGSTOP)
+    os.write(1, b'{{"worker": "", "word": "deaf", "pid": %d}}\\n' % child.pid)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_worker_that_died_had_started_ends_with_it_even_when_it_is_frozen(
+    supervise: Any, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "held"
+    os.mkfifo(fifo)
+    one = supervise(_LEAVES_A_FROZEN_CHILD.format(str(fifo)) + _SERVES)
+    one.heard("serves")
+    heard = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+
+    def is_held_by_nobody() -> bool:
+        try:
+            return os.read(heard, 1) == b""
+        except BlockingIOError:
+            return False
+
+    eventually(is_held_by_nobody)
+    os.close(heard)
+
+
 # -- what is a death -------------------------------------------------------------------------------------------------
 
 

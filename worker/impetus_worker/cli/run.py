@@ -252,16 +252,17 @@ def run(
         if not urls:
             from ..host.embedded_server import EmbeddedServer
 
-            url, server = EmbeddedServer.start_or_join(durable=durable, listen=listen)
-            urls = (url,)
-            if durable and server is None:
-                _say_whether_durable(url)
-            if listen and server is None:
+            server = EmbeddedServer.start_or_join(durable=durable, listen=listen)
+            urls = (server.url,)
+            if durable and not server.is_ours:
+                _say_whether_durable(server.url)
+            if listen and not server.is_ours:
                 click.echo("--listen changes nothing: the server runs already", err=True)
         elif durable or listen:
             click.echo("--durable and --listen are for a server of the worker's own, and one was given", err=True)
+        stops = " (embedded, stops with this program)" if server is not None and server.is_ours else ""
         for each in urls:
-            announce(f"server: {without_password(each)}" + (" (embedded, stops with this program)" if server else ""))
+            announce(f"server: {without_password(each)}{stops}")
         if server is not None and server.listens_at:
             from impetus_producer.servers.discovery import state_dir
 

