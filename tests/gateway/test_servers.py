@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
 
+from impetus_gateway.seeing.watch import Watch
+from impetus_gateway.settings import Settings
+from impetus_producer import Producer
 from impetus_producer.watching.fleet import read_fleet
 from tests.patience import eventually
 from tests.producer.batches.requests import EMBEDDINGS, embedding, jsonl
@@ -43,6 +48,30 @@ def served(redis_url: str, other: Valkey, work: ExitStack) -> Iterator[Serving]:
     with stock_worker(redis_url), serving(redis_url, others=[other.url]) as running:
         eventually(lambda: is_ready(running, "embedding"))
         yield running
+
+
+def test_a_gateway_ends_though_a_server_that_it_asked_hangs(monkeypatch: pytest.MonkeyPatch, redis_url: str) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def hangs(connection: Redis) -> None:
+        asked.set()
+        over.wait()
+
+    async def ends() -> None:
+        with Producer(redis_url) as producer:
+            looking = asyncio.create_task(Watch([producer], Settings()).look())
+            while not asked.is_set():
+                await asyncio.sleep(0)
+            looking.cancel()
+
+    monkeypatch.setattr("impetus_gateway.seeing.watch.read_fleet", hangs)
+    ending = threading.Thread(target=lambda: asyncio.run(ends()))
+    ending.start()
+    try:
+        eventually(lambda: not ending.is_alive())
+    finally:
+        over.set()
+        ending.join()
 
 
 def ask(served: Serving, text: str, **headers: str) -> str:

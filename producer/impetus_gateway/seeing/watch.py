@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from impetus_producer import contract
@@ -71,9 +73,7 @@ class Watch:
 
     async def _look_at(self, server: Producer) -> Fleet | None:
         """One that is silent is not waited for by the others."""
-        asking = self._asking.pop(server, None) or asyncio.ensure_future(
-            asyncio.to_thread(read_fleet, server.connection)
-        )
+        asking = self._asking.pop(server, None) or _aside(partial(read_fleet, server.connection))
         await asyncio.wait({asking}, timeout=None if len(self.servers) == 1 else STALE_S / 2)
         if not asking.done():
             self._asking[server] = asking
@@ -166,6 +166,23 @@ class Watch:
         if (fleet := self.fleet) is None:
             raise unavailable("the queue's server is not to be reached; try again", code="queue_unavailable")
         return fleet
+
+
+def _aside(question: Callable[[], Fleet]) -> asyncio.Future[Fleet]:
+    """Asks in a thread that the program does not wait for when it ends, as it would for asyncio's own."""
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[Fleet] = loop.create_future()
+
+    def ask() -> None:
+        try:
+            settle = partial(answered.set_result, question())
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            settle = partial(answered.set_exception, error)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle)
+
+    threading.Thread(target=ask, name="watch", daemon=True).start()
+    return answered
 
 
 def _takes(fleet: Fleet, queue: str) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LEASE_S = 30.0
 RENEW_EVERY_S = 5.0
 _MARGIN_S = 5.0
-_FAREWELL_S = 3.0
+_FAREWELL_S = 1.0
 
 
 class LeaseLostError(ImpetusError):

@@ -43,7 +43,7 @@ _JOBS_PER_ROUND_TRIP = 32
 _MOST_LOSSES = 5
 """So often is a job sent again that Redis lost."""
 _STOPPING_S = 30.0
-_FAREWELL_S = 5.0
+_FAREWELL_S = 2.0
 _LOOK_EVERY_S = 0.5
 
 

@@ -18,6 +18,7 @@ from ..enqueueing import jobs
 from ..enqueueing.texts import CHARACTERS_PER_JOB
 from ..errors import ImpetusError, JobFailedError, ServerDataError, ServerError, ServerFullError, UnreadableResultError
 from ..servers.answers import Trouble, known_answers, trouble
+from ..servers.connections import hurried
 from ..servers.troubles import server_errors
 from ..talks.results import as_text
 from ..talks.steps import directly
@@ -25,6 +26,8 @@ from .works import OutcomeT, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from redis import Redis
 
     from ..client import Producer
     from .kept.journal import Keeper
@@ -350,12 +353,12 @@ class Window(Generic[OutcomeT]):
             self._give_up(job, f"its job was lost from Redis {job.losses} times")
 
     def _discard_ended(self) -> None:
-        self._ask(self._discard)
+        self._ask(partial(self._discard, self.producer.connection))
         self.keeper.ended(self.ended)
         self.ended = []
 
-    def _discard(self) -> None:
-        directly(self.producer.connection, jobs.discarding(self.ended, self.work.queue))
+    def _discard(self, connection: Redis) -> None:
+        directly(connection, jobs.discarding(self.ended, self.work.queue))
 
     def forget(self) -> None:
         """Leaves the jobs to their time to live, or to a run that goes on with them."""
@@ -365,22 +368,22 @@ class Window(Generic[OutcomeT]):
     def close(self) -> None:
         """Withdraws the jobs that still wait, and deletes what ended. Jobs that run end by themselves."""
         # What ended the run must not be hidden by a server that goes now.
-        with suppress(ServerError), server_errors():
-            self._take_off(list(self.sent))
+        with suppress(ServerError), server_errors(), hurried(self.producer.connection) as connection:
+            self._take_off(list(self.sent), connection)
             if self.ended:
-                self._discard()
+                self._discard(connection)
                 self.keeper.ended(self.ended)
 
     def _withdraw(self, job_ids: Sequence[str]) -> None:
         """Of those that nobody waits for here. Results of the others still come."""
-        self._ask(partial(self._take_off, job_ids))
+        self._ask(partial(self._take_off, job_ids, self.producer.connection))
         for job_id in self.ended:
             if job := self.sent.pop(job_id, None):
                 self._nobody_waits_for(job)
         if self.ended:
             self._discard_ended()
 
-    def _take_off(self, job_ids: Sequence[str]) -> None:
+    def _take_off(self, job_ids: Sequence[str], connection: Redis) -> None:
         """Takes those that still wait off the queue."""
         if job_ids:
-            self.ended += jobs.withdrawing(job_ids, self.work.queue).put_to(self.producer.connection)
+            self.ended += jobs.withdrawing(job_ids, self.work.queue).put_to(connection)

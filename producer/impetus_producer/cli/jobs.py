@@ -13,6 +13,8 @@ import click
 from ..contract import ROLE_FUNCTIONS, ROLE_QUEUES, EmbeddingResult, GenerationResult, RerankResult, SparseBlock
 from ..errors import ImpetusError, JobNotFoundError, ResultTimeoutError, StreamRestartedError
 from ..handles import GenerationHandle, RerankHandle
+from ..servers.connections import hurried
+from ..servers.patience import Patience
 from ..shown import for_terminal, name_shown
 from .ending import noting
 from .settings.server import patience_option, patient_producers, redis_urls_option
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from ..handles import EmbeddingHandle
-    from ..servers.patience import Patience
     from .settings.server import Session
 
 Handle: TypeAlias = GenerationHandle | RerankHandle
@@ -112,7 +113,7 @@ def enqueued(
     producer = session.producer.somewhere()
     # Known before it is enqueued: whoever presses Ctrl-C may do so before that is answered.
     handle = handle_of(producer.new_id(), producer.connection, producer.patience)
-    with noting(lambda: _withdrawn(handle)):
+    with noting(lambda: _withdrawn(handle_of(handle.job_id, hurried(producer.connection), Patience(0)))):
         producer.enqueue(ROLE_QUEUES[role][0], ROLE_FUNCTIONS[role], {handle.job_id: payload})
         yield handle
 

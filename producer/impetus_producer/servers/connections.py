@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5
 ANSWER_TIMEOUT_S = 15
 """Longer than any block that is asked for here, so that a connection that a router forgot is noticed."""
+FAREWELL_TIMEOUT_S = 2
+"""Of who does not wait any more, as after Ctrl-C."""
 _RETRIES = 1
 """Of redis-py, for a line that was closed meanwhile. Who waits longer does so by `Patience`, or has ways of its own."""
 _SENTINEL_PORT = 26379
@@ -114,14 +116,25 @@ def like(client: Any, *, asyncio: bool = False) -> Redis:
     pool: Any = getattr(client, "connection_pool", None)
     is_for_asyncio = any(each.__module__.startswith(_FOR_ASYNCIO) for each in type(client).__mro__)
     _refuse_what_is_none(client, pool, is_for_asyncio, asyncio)
-    if hasattr(pool, "sentinel_manager"):
-        return _like_sentinel(pool)
     # A pipeline or a subscription has a pool too, and keeps to itself what it is asked.
     is_plain = (type(client).__module__, type(client).__name__) == ("redis.client", "Redis")
     if is_plain and type(pool).__module__.startswith("redis.") and _FIXED.items() <= pool.connection_kwargs.items():
         return client  # type: ignore[no-any-return]
-    kind, settings = _taken(pool)
-    own = _client(kind, settings)
+    return _another(pool)
+
+
+def hurried(connection: Redis) -> Redis:
+    """Another client for the server of one that was made here, which soon gives up on a server that hangs."""
+    own = _another(connection.connection_pool)
+    waits = own.connection_pool.connection_kwargs
+    waits |= {name: FAREWELL_TIMEOUT_S for name in ("socket_timeout", "socket_connect_timeout") if name in waits}
+    return own
+
+
+def _another(pool: Any) -> Redis:
+    if hasattr(pool, "sentinel_manager"):
+        return _like_sentinel(pool)
+    own = _client(*_taken(pool))
     if _runs_no_lua(pool):
         from .lualess import teach
 

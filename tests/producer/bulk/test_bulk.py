@@ -141,6 +141,25 @@ def test_a_worker_that_sends_too_few_vectors_or_numbers_not_finite_fails_documen
     assert "not what the contract says" in outcomes[2].reason  # type: ignore[union-attr]
 
 
+def test_a_run_given_up_asks_a_server_that_hangs_no_longer_than_who_gave_it_up_waits(
+    valkey: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("impetus_producer.servers.connections.FAREWELL_TIMEOUT_S", 0.01)
+    server = valkey()
+    producer = Producer(server.url)
+
+    def patiently(*arguments: Any) -> None:
+        raise AssertionError
+
+    def interrupt() -> None:
+        server.pause()
+        monkeypatch.setattr(producer.connection.connection_pool, "get_connection", patiently)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(embed_documents(producer, documents(100), texts_per_job=4, while_waiting=interrupt))
+
+
 def test_a_run_given_up_withdraws_the_jobs_that_wait(producer: Producer, redis_url: str) -> None:
     at_work, go_on = threading.Event(), threading.Event()
 

@@ -20,7 +20,7 @@ from impetus_producer import (
     ServerConfigurationError,
     SpreadProducer,
 )
-from impetus_producer.servers.connections import from_url
+from impetus_producer.servers.connections import FAREWELL_TIMEOUT_S, from_url, hurried
 from impetus_producer.servers.troubles import adopt, connect
 from tests.patience import eventually
 
@@ -140,6 +140,21 @@ def test_what_only_collects_or_listens_is_taken_for_its_server_alone(redis_url: 
     for of_own in (own.pipeline(), own.pubsub()):
         assert type(adopt(of_own)) is Redis
         assert adopt(of_own).ping() is True
+
+
+def test_who_does_not_wait_any_more_has_a_client_of_their_own_that_soon_gives_up(
+    valkey: MakeValkey, tmp_path: Any, redis_url: str
+) -> None:
+    path = tmp_path / "s"
+    valkey("--unixsocket", str(path))
+    for url in (redis_url, f"unix://{path}?db=2"):
+        with from_url(url) as patient, hurried(patient) as own:
+            patient.set("x", "1")
+            assert own.get("x") == b"1"
+            waits, patient_waits = settings(own), settings(patient)
+        assert waits["socket_timeout"] == FAREWELL_TIMEOUT_S < patient_waits["socket_timeout"]
+        connecting = {FAREWELL_TIMEOUT_S} if "socket_connect_timeout" in patient_waits else set()
+        assert {value for name, value in waits.items() if name == "socket_connect_timeout"} == connecting
 
 
 class NoClient:

@@ -73,7 +73,7 @@ def test_a_guard_killed_alone_is_followed_by_another_on_the_same_port(start: Any
     url = one.serves()
     orphan = one.pid("--dir")
     os.kill(one.pid("host.guard"), signal.SIGKILL)
-    eventually(lambda: "the embedded server died" in one.log)
+    eventually(lambda: "the embedded server has ended" in one.log)
     eventually(lambda: not runs(orphan))
 
     def answers() -> bool:
