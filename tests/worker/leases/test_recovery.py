@@ -90,8 +90,7 @@ def test_who_sweeps_or_looks_for_strays_leaves_it_to_the_others_no_sooner_than_i
     claims: Hold, connection: Redis
 ) -> None:
     def looks() -> list[str]:
-        found = [sweep("embedding", 60.0), strays(["embedding"], 60.0, 0.0)]
-        return [job_id for each in found for job_id in each.run(connection)]
+        return sweep("embedding", 60.0).run(connection) + strays(["embedding"], 60.0, 0.0).run(connection)[0]
 
     assert looks() == []
     enqueue(connection, 2)

@@ -10,6 +10,7 @@ from rq import Queue, SimpleWorker
 from rq.rate_limit import RateLimit
 from rq.serializers import JSONSerializer
 
+from impetus_worker.fleet.duties import Strays
 from impetus_worker.leases.claims import Ending, Verb, strays
 
 from .hold import Hold, claim_one, enqueue
@@ -26,7 +27,7 @@ def look_for_strays(connection: Redis, patience_s: float = 0.0) -> list[str]:
     for _ in range(2):
         while True:
             connection.delete("impetus:recovery:strays:embedding")
-            back += strays(["embedding", "embedding-bulk"], 1.0, patience_s).run(connection)
+            back += strays(["embedding", "embedding-bulk"], 1.0, patience_s).run(connection)[0]
             if connection.get("impetus:recovery:strays:embedding:at") == b"0":
                 break
     return back
@@ -130,3 +131,19 @@ def test_a_queue_too_long_to_look_through_is_left_until_it_is_shorter(connection
     assert look_for_strays(connection) == []
     connection.delete("rq:queue:embedding")
     assert look_for_strays(connection) == [job.id]
+
+
+def test_scheduled_jobs_whose_registry_was_evicted_are_said_to_need_enqueueing_once_each(
+    connection: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = Queue("embedding", connection=connection, serializer=JSONSerializer)
+    lost, kept = [queue.enqueue_in(timedelta(days=1), "impetus_worker.jobs.embed", {"input": "a"}) for _ in range(2)]
+    connection.zrem("rq:scheduled:embedding", lost.id)
+    look = Strays(["embedding"])
+    for _ in range(20):
+        connection.delete("impetus:recovery:strays:embedding")
+        look(connection)
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("1 scheduled jobs never run")
+    assert lost.id in said
+    assert kept.id not in said

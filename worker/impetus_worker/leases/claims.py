@@ -257,11 +257,13 @@ def sweep(queue: str, interval_s: float) -> Call[list[str]]:
     return Call(Script.named("sweep"), [queue, TOKEN_MARK, int(interval_s * 1000)], ids)
 
 
-def strays(queues: Sequence[str], interval_s: float, patience_s: float) -> Call[list[str]]:
+def strays(queues: Sequence[str], interval_s: float, patience_s: float) -> Call[tuple[list[str], list[str]]]:
     """Looks through a part of all keys for jobs of these queues that wait or run, and lie nowhere, at most once in
-    `interval_s`; puts back those that it first saw `patience_s` ago. The ids put back.
+    `interval_s`; puts back those that it first saw `patience_s` ago. The ids put back, and those of scheduled jobs that
+    it saw whose time is gone.
     """
-    return Call(Script.named("strays"), [int(interval_s * 1000), int(patience_s), *queues], ids)
+    arguments = [int(interval_s * 1000), int(patience_s), *queues]
+    return Call(Script.named("strays"), arguments, lambda answer: (ids(answer[0]), ids(answer[1])))
 
 
 def bury(worker: str, queues: Sequence[str], begun: Collection[str]) -> Call[tuple[list[str], int]]:

@@ -3,10 +3,10 @@
 -- a worker of RQ's takes a job off its queue some time before it says that it started.
 --
 -- ARGV: how long the others leave it alone then (ms), how long a job lies nowhere (s), the queues
--- Returns the ids put back.
+-- Returns the ids put back, and those of scheduled jobs whose registry was dropped, and with it their time.
 local PART, MOST, SHORT = 250, 250, 1000
 local turn = 'impetus:recovery:strays:' .. ARGV[3]
-if not takes_turn(turn, ARGV[1]) then return {} end
+if not takes_turn(turn, ARGV[1]) then return {{}, {}} end
 
 -- Of the queues that are short enough to look through, and of all what lies on each, asked when it is needed.
 local short, on, seconds = {}, {}, server_time()
@@ -14,7 +14,7 @@ for at = 3, #ARGV do
   local queue = ARGV[at]
   short[queue] = (read('LLEN', 'rq:queue:' .. queue) or 0) <= SHORT or nil
 end
-if not next(short) then return {} end
+if not next(short) then return {{}, {}} end
 
 local function is_on(queue, id)
   if not on[queue] then
@@ -55,10 +55,21 @@ local function is_elsewhere(id)
   return false
 end
 
+-- Whoever schedules a job or enqueues it writes both in one step.
+local function has_no_time(key, id)
+  if read('HGET', key, 'status') ~= 'scheduled' then return false end
+  local queue = read('HGET', key, 'origin')
+  return queue and short[queue] and not read('ZSCORE', 'rq:scheduled:' .. queue, id)
+end
+
+local timeless = {}
 for _, key in ipairs(scan_on(turn, 'SCAN', {}, 'MATCH', 'rq:job:*', 'COUNT', PART)) do
   local id = string.sub(key, #'rq:job:' + 1)
-  local queue = string.find(id, '^[%w_%-]+$') and strays_from(key, id)
-  if queue then write('ZADD', STRAYS .. queue, 'NX', seconds, id) end
+  if string.find(id, '^[%w_%-]+$') then
+    local queue = strays_from(key, id)
+    if queue then write('ZADD', STRAYS .. queue, 'NX', seconds, id) end
+    if has_no_time(key, id) then timeless[#timeless + 1] = id end
+  end
 end
 
 local back = {}
@@ -73,4 +84,4 @@ for queue in pairs(short) do
   end
 end
 send_collected()
-return back
+return {back, timeless}
