@@ -137,17 +137,17 @@ def test_a_callback_that_ends_its_program_fails_its_job_and_holds_up_no_other(
 
 
 @pytest.mark.parametrize(
-    ("error", "calls"),
+    "error",
     [
-        (RedisConnectionError("Connection refused."), 2),
-        (AuthenticationError("invalid username-password pair"), 1),
-        (ReadOnlyError("You can't write against a read only replica."), 1),
-        (ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), 1),
+        RedisConnectionError("Connection refused."),
+        AuthenticationError("invalid username-password pair"),
+        ReadOnlyError("You can't write against a read only replica."),
+        ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=lambda error: type(error).__name__,
 )
 def test_a_callback_that_has_trouble_with_a_server_of_its_own_fails_its_job_as_rq_has_it(
-    ender: Ender, monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     called: list[Any] = []
 
@@ -161,19 +161,49 @@ def test_a_callback_that_has_trouble_with_a_server_of_its_own_fails_its_job_as_r
     assert ender.status(job) is JobStatus.FAILED
     assert f"the callback raised {type(error).__name__}" in ender.reason(job)
     assert ender.status(next_one) is JobStatus.FINISHED
-    assert len(called) == calls
+    assert len(called) == 1
 
 
-def test_a_callback_whose_line_a_failover_closed_runs_once_more(ender: Ender, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loses_its_line(job: Job, connection: Redis, *arguments: Any) -> None:
-        if connection.rpush("calls", job.id) == 1:
-            raise RedisConnectionError("Connection closed by server.")
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_callback_that_the_workers_server_fails_for_a_while_runs_until_it_does_not(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, piped: bool
+) -> None:
+    called: list[Any] = []
 
-    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", loses_its_line)
+    def asks(job: Job, connection: Redis, *arguments: Any) -> None:
+        called.append(job)
+        with monkeypatch.context() as away:
+            if len(called) < 4:
+                away.setattr(type(connection.connection_pool), "get_connection", refused)
+            if piped:
+                with connection.pipeline() as pipeline:
+                    pipeline.set("asked", 1)
+                    pipeline.execute()
+            else:
+                connection.set("asked", 1)
+
+    def refused(*arguments: Any) -> None:
+        raise RedisConnectionError("Connection refused.")
+
+    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", asks)
     job = ender.claim(on_success=Callback(MISSING))
     ender.end(Finished(job, b"{}"))
     assert ender.status(job) is JobStatus.FINISHED
-    assert ender.connection.llen("calls") == 2
+    assert len(called) == 4
+
+
+@pytest.mark.parametrize("command", [("FLY",), ("LPUSH", "rq:queues", "x")], ids=lambda command: command[0])
+def test_a_callback_that_asks_the_workers_server_for_what_it_cannot_do_fails_its_job(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    def asks(job: Job, connection: Redis, *arguments: Any) -> None:
+        execute: Any = connection.execute_command
+        execute(*command)
+
+    monkeypatch.setattr("tests.worker.whole.callbacks.raise_that_a_file_is_missing", asks)
+    job = ender.claim(on_success=Callback(MISSING))
+    ender.end(Finished(job, b"{}"))
+    assert ender.status(job) is JobStatus.FAILED
 
 
 @pytest.fixture

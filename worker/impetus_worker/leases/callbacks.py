@@ -10,20 +10,22 @@ import functools
 import inspect
 import logging
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.timeouts import BaseDeathPenalty, JobTimeoutException, TimerDeathPenalty
+
+from impetus_producer.servers.answers import Trouble, trouble
 
 from ..companions.link import PASSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from redis import Redis
+
 _INTERRUPTED_S = 0.5
 """How much longer one that can be interrupted may take to end."""
-_LOST_LINES = (RedisConnectionError, RedisTimeoutError)
 _log = logging.getLogger(__name__)
 
 
@@ -37,20 +39,16 @@ class NoPenalty(BaseDeathPenalty):
         pass
 
 
-def bounded(callback: Callable[..., Any] | None, timeout_s: int) -> Callable[..., Any] | None:
+def bounded(callback: Callable[..., Any] | None, timeout_s: int, connection: Redis) -> Callable[..., Any] | None:
     """The callback, whose call ends within about `timeout_s`, by `JobTimeoutException` if it must; 0 or less: when it
-    does by itself. Whatever else ends it is an error of its own, and not the server's or this program's. It is called
-    once more where it lost a line, which may be the worker's own, that a failover closed.
+    does by itself. Whatever else ends it is an error of its own, and not the server's or this program's, but for what
+    passes of the server that it was given a `connection` to, the worker's.
     """
     if callback is None or inspect.iscoroutinefunction(callback):
         return callback
 
     @functools.wraps(callback)
     def called(*arguments: Any) -> Any:
-        call = run(*arguments)
-        return (run(*arguments) if call.lost_its_line else call).result()
-
-    def run(*arguments: Any) -> _Call:
         call = _Call(callback, arguments, timeout_s)
         call.start()
         call.join(timeout_s + _INTERRUPTED_S if timeout_s > 0 else None)
@@ -61,7 +59,7 @@ def bounded(callback: Callable[..., Any] | None, timeout_s: int) -> Callable[...
                 timeout_s,
             )
             raise JobTimeoutException(f"the callback took longer than its timeout of {timeout_s} s")
-        return call
+        return call.result(connection)
 
     return called
 
@@ -80,14 +78,18 @@ class _Call(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._raised = error
 
-    @property
-    def lost_its_line(self) -> bool:
-        return type(self._raised) in _LOST_LINES  # and none of their kinds, which a server answered
-
-    def result(self) -> Any:
+    def result(self, connection: Redis) -> Any:
         error = self._raised
         if isinstance(error, (*PASSING, SystemExit, KeyboardInterrupt, GeneratorExit)):
+            if trouble(error) is Trouble.PASSING and _asked_through(connection, error):
+                raise error
             raise RuntimeError(f"the callback raised {type(error).__name__}: {error}") from error
         if error is not None:
             raise error
         return self._returned
+
+
+def _asked_through(connection: Redis, error: BaseException) -> bool:
+    """Whether it was raised by a client, or a pipeline, of this one's connections."""
+    asking = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(getattr(each, "connection_pool", None) is connection.connection_pool for each in asking)

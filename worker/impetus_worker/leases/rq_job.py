@@ -88,17 +88,17 @@ class GuardedJob(StoredJob):
     @property
     def success_callback(self) -> Callable[..., Any] | None:
         allowed = self._success_callback_name in self._allowed.callbacks
-        return bounded(super().success_callback, self.success_callback_timeout) if allowed else None
+        return bounded(super().success_callback, self.success_callback_timeout, self.connection) if allowed else None
 
     @property
     def failure_callback(self) -> Callable[..., Any] | None:
         allowed = self._failure_callback_name in self._allowed.callbacks
-        return bounded(super().failure_callback, self.failure_callback_timeout) if allowed else None
+        return bounded(super().failure_callback, self.failure_callback_timeout, self.connection) if allowed else None
 
     @property
     def stopped_callback(self) -> Callable[..., Any] | None:
         allowed = self._stopped_callback_name in self._allowed.callbacks
-        return bounded(super().stopped_callback, self.stopped_callback_timeout) if allowed else None
+        return bounded(super().stopped_callback, self.stopped_callback_timeout, self.connection) if allowed else None
 
     def send_webhooks(self, status: str | JobStatus, *, exc_string: str | None = None) -> None:
         if self.webhooks:
