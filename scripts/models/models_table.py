@@ -93,8 +93,8 @@ What follows is refused with a sentence that names the file and what in it, beca
   is read by transformers otherwise than its tokenizer.json says, leaves out merges by chance (`dropout`), or gives a
   text token types other than 0;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
-- PEFT adapters beside the weights, modules other than Pooling, Dense and Normalize (late interaction as ColBERT's, CNN,
-  LSTM, WordEmbeddings, WeightedLayerPooling, Router);
+- PEFT adapters beside the weights, modules other than Pooling, Dense, LayerNorm, Dropout and Normalize (late
+  interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
 - angles (RoPE) scaled otherwise than `linear`, `dynamic`, `yarn` and `llama3` (as `longrope`), or by keys that are not
   those of the type; `dynamic` with a `max_seq_length` beyond `max_position_embeddings`, where lengths decide;
 - language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3 and EuroBERT;
@@ -105,7 +105,8 @@ What follows is refused with a sentence that names the file and what in it, beca
 - static tables that do not fit model2vec's `mapping` and `weights`; of a static model's text 8,192 tokens count.
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
-`include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
+`include_prompt: false`; after them Dense layers with Tanh, GELU, ReLU, SiLU or none, LayerNorm, Dropout and Normalize
+in any order; `truncate_dim`.
 
 Weights that MLX quantised (those of mlx-community; 2, 4 or 8 bits) load on every backend: MLX computes with them as
 they are, the others with what MLX's `dequantize` makes of them in float32, to the bit. Where such a folder has no
