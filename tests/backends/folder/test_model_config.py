@@ -77,6 +77,9 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
     assert read_config(small_model("roberta")).encoder.longest == 40
 
 
+FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+
+
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
@@ -110,6 +113,11 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
         ("sentence_bert_config.json", {"tokenizer_args": {"do_lower_case": False}}, "tokenizer_args"),
         ("sentence_bert_config.json", {"config_args": {"hidden_act": "relu"}}, "config_args"),
         ("sentence_bert_config.json", {"modality_config": {"text": {"method": "x"}}}, "modality_config"),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {each: FORWARD for each in ("text", "message")}},
+            "texts put as messages by a chat template",
+        ),
         ("sentence_bert_config.json", {"module_output_name": "scores"}, "module_output_name"),
         ("sentence_bert_config.json", {"layers": 1}, "layers is not known"),
         ("sentence_bert_config.json", {"max_seq_length": "40"}, "stated as '40', not as a positive number"),

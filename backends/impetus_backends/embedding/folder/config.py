@@ -257,8 +257,11 @@ def _sentence(reader: Reader, transformer: Path, task: Task) -> dict[str, Any]:
     for key, usual in (("transformer_task", task.name), ("module_output_name", task.output)):
         if sentence.get(key, usual) != usual:
             raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
-    # Conversations are another matter, and none come here.
-    modalities = {key: value for key, value in sentence.get("modality_config", {}).items() if key != "message"}
+    modalities = dict(sentence.get("modality_config", {}))
+    if modalities.pop("message", None) and not task.messages:  # sentence-transformers then puts every text as one
+        raise ModelError(
+            f"{file}: modality_config has texts put as messages by a chat template, which is done for rerankers alone"
+        )
     if modalities not in ({}, {"text": {"method": "forward", "method_output_name": task.output_name}}):
         raise ModelError(f"{file}: modality_config {modalities} is not supported")
     return sentence
