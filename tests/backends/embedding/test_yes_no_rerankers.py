@@ -19,6 +19,7 @@ from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import ModelError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork
+from impetus_backends.tokenizing import import_transformers
 from tests.backends.copies import changed
 from tests.paths import DATA
 from tests.recordings import recorded, recorded_texts
@@ -143,6 +144,7 @@ def test_a_model_that_would_be_scored_wrongly_is_refused(
         ),
         ("{{ messages[1].content }}{{ messages[2].content }}{{ messages[2].content | length }}", "once and as it is"),
         ("{{ nothing.of.the.kind }}", "the chat template cannot put"),
+        ("{{ messages[1].content }}{{ messages[2].content }}{{ strftime_now('%Y') }}", "tells what time it is"),
     ],
 )
 def test_a_template_that_puts_no_pair_is_refused(template: str | None, sentence: str, tmp_path: Path) -> None:
@@ -168,6 +170,22 @@ def test_what_a_tokenizer_puts_after_texts_is_not_put_after_questions(tmp_path: 
     documents = ["the lazy dog", "ordinary words " * 40_000, ""]
     found, expected = (load_pairs(each).encode("fox", documents) for each in (folder, FOLDER))
     assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected]
+
+
+def test_what_comes_after_a_document_may_share_a_token_with_it(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    put = "{{ messages[1].content }}\nfor {{ messages[2].content }}{{ ' \n' }}Is it relevant?"
+    (folder / "chat_template.jinja").write_text(put)
+    tokenizer = import_transformers().AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+    documents = ["the fox", "ends in a full stop.", "in spaces  ", "in a line\n", "", "words " * 400]
+    rows, encoder = load_pairs(folder).encode("a fox", documents), load_pairs(folder)
+    for document, row in zip(documents[:-1], rows, strict=False):
+        assert row.ids.tolist() == tokenizer.encode(f"a fox\nfor {document} \nIs it relevant?").ids
+    end = tokenizer.encode(" \nIs it relevant?").ids
+    assert (len(rows[-1].ids), rows[-1].ids[-len(end) :].tolist()) == (encoder.max_tokens, end)
+    (cut,) = encoder.encode("a fox", ["the fox and more of it."], max_document_tokens=3)
+    assert cut.ids.tolist()[: len(rows[4].ids) - len(end)] == rows[4].ids.tolist()[: -len(end)]
+    assert (cut.truncated, cut.ids[-len(end) :].tolist()) == (True, end)
 
 
 def test_a_vocabulary_without_yes_answers_nothing(tmp_path: Path) -> None:

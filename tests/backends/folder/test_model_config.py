@@ -115,7 +115,7 @@ FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
         ("sentence_bert_config.json", {"modality_config": {"text": {"method": "x"}}}, "modality_config"),
         (
             "sentence_bert_config.json",
-            {"modality_config": {each: FORWARD for each in ("text", "message")}},
+            {"modality_config": dict.fromkeys(("text", "message"), FORWARD)},
             "texts put as messages by a chat template",
         ),
         ("sentence_bert_config.json", {"module_output_name": "scores"}, "module_output_name"),
