@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.backend import EmbeddingBackend
 
 FOLDER = DATA / "rerankers" / "qwen3"
+SCORES = {"qwen3": "scores", "qwen2": "qwen2/scores"}
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 
 
@@ -56,10 +57,12 @@ def as_published(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
-def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(device: str) -> None:
-    backend, rows, expected = loaded(device, FOLDER), rows_of(FOLDER), recorded("yes_no")["scores"][::3]
+@pytest.mark.parametrize("family", SCORES)
+def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(family: str, device: str) -> None:
+    folder, expected = DATA / "rerankers" / family, recorded("yes_no")[SCORES[family]][::3]
+    backend, rows = loaded(device, folder), rows_of(folder)
     assert np.ptp(expected) > 1
-    assert max(map(len, rows)) == read_reranker(FOLDER).text.max_tokens, "some of them are cut"
+    assert max(map(len, rows)) == read_reranker(folder).text.max_tokens, "some of them are cut"
     assert np.abs(backend.embed(rows)[:, 0] - expected).max() < TOLERANCE[backend.precision]
     for index in range(0, len(rows), 8):
         assert abs(backend.embed([rows[index]])[0, 0] - expected[index]) < TOLERANCE[backend.precision]
@@ -119,8 +122,8 @@ def test_a_document_is_cut_and_what_follows_it_stays() -> None:
         ("sentence_bert_config.json", {"modality_config": {}}, "does not say that pairs are put as messages"),
         ("sentence_bert_config.json", {"processing_kwargs": {"text": {}}}, "processing_kwargs"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task"),
-        ("config.json", {"architectures": ["Qwen3ForSequenceClassification"]}, "LogitScore is for a Qwen3ForCausalLM"),
-        ("config.json", {"model_type": "llama"}, "model_type 'llama' is not supported"),
+        ("config.json", {"architectures": ["Qwen3ForSequenceClassification"]}, "LogitScore is for a …ForCausalLM"),
+        ("config.json", {"model_type": "gemma3_text"}, "'gemma3_text' of a …ForCausalLM .* qwen2, llama, mistral with"),
     ],
 )
 def test_a_model_that_would_be_scored_wrongly_is_refused(
@@ -194,3 +197,9 @@ def test_a_vocabulary_without_yes_answers_nothing(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"yes"', '"yex"'))
     with pytest.raises(ModelError, match="has no token for 'yes'"):
         read_reranker(folder)
+
+
+def test_other_language_models_are_asked_where_their_files_say_how_alone(tmp_path: Path) -> None:
+    other = changed(as_published(tmp_path / "own"), tmp_path / "other", model_type="qwen2")
+    with pytest.raises(ModelError, match="'qwen2' of a …ForCausalLM .* and qwen3 without"):
+        read_reranker(other)
