@@ -92,8 +92,8 @@ What follows is refused with a sentence that names the file and what in it, beca
 - a tokenizer that is missing, knows no word, is of another kind than its class, does not fit the model's table,
   is read by transformers otherwise than its tokenizer.json says, leaves out merges by chance (`dropout`), or gives a
   text token types other than 0;
-- a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file, and
-  texts that are put as messages of a chat template (`message` in `modality_config`);
+- a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
+- texts that are put as messages of a chat template (`message` in `modality_config`);
 - PEFT adapters beside the weights, modules other than Pooling, Dense, LayerNorm, Dropout and Normalize (late
   interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
 - angles (RoPE) scaled otherwise than `linear`, `dynamic`, `yarn` and `llama3` (as `longrope`), or by keys that are not

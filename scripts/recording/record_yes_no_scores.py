@@ -78,7 +78,7 @@ def main() -> None:
             recorded |= {"scores": _by_cross_encoder(name), "card": _by_the_model_card(FOLDERS / name)}
         else:
             recorded[f"{name}/scores"] = _by_cross_encoder(name)
-    np.savez_compressed(file, **recorded)  # type: ignore[arg-type]  # numpy's stub takes a bool first
+    np.savez_compressed(file, **recorded)
     print({name: (scores.min(), scores.max()) for name, scores in recorded.items()}, file=sys.stderr)
 
 

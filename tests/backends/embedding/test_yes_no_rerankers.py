@@ -201,5 +201,5 @@ def test_a_vocabulary_without_yes_answers_nothing(tmp_path: Path) -> None:
 
 def test_other_language_models_are_asked_where_their_files_say_how_alone(tmp_path: Path) -> None:
     other = changed(as_published(tmp_path / "own"), tmp_path / "other", model_type="qwen2")
-    with pytest.raises(ModelError, match="'qwen2' of a …ForCausalLM .* and qwen3 without"):
+    with pytest.raises(ModelError, match=r"'qwen2' of a …ForCausalLM .* and qwen3 without"):
         read_reranker(other)
