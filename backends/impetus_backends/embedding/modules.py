@@ -128,6 +128,8 @@ class Modules:
     after: tuple[tuple[str, Path], ...]
     splade: bool = False
     """Whether what is pooled is weights of a vocabulary's tokens: nothing comes after that."""
+    masked: bool = False
+    """Whether the transformer's type says that it is a masked language model, and its own file need not."""
 
 
 def read_modules(reader: Reader, folder: Path) -> Modules:
@@ -141,9 +143,10 @@ def read_modules(reader: Reader, folder: Path) -> Modules:
         )
     found = listed_modules(reader, file)
     # Under the second name sentence-transformers saved transformers of SPLADE before 5.4.
+    masked = [name for name, _ in found][:1] == ["MLMTransformer"]
     names = ["Transformer" if name == "MLMTransformer" else name for name, _ in found]
     if names == ["Transformer", "SpladePooling"]:
-        return Modules(found[0][1], found[1][1], (), splade=True)
+        return Modules(found[0][1], found[1][1], (), splade=True, masked=masked)
     first = next((kinds for kinds in (("Transformer", "Pooling"), ("StaticEmbedding",)) if names[:1] == [kinds[0]]), ())
     count = len(first)
     if not first or tuple(names[:count]) != first or set(names[count:]) - set(AFTER_POOLING):

@@ -120,7 +120,7 @@ def _read_asked(
     encoder = read_shape(file, raw)
     stated = read_stated(reader, folder, "CrossEncoder", also=("activation_fn", "keep_in_fp32_modules"))
     question = read_question(reader, folder, transformer, score, stated)
-    text = read_text(reader, folder, transformer, encoder, stated, _ASKED)
+    text = read_text(reader, folder, transformer, encoder, stated, _ASKED, whole=score is not None)
     scores = _scores(file, raw, stated)
     logit = read_logit(reader, file, raw, encoder, score, scores)
     return RerankerConfig(
