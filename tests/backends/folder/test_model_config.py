@@ -65,6 +65,12 @@ def test_old_and_new_forms_of_the_files_are_read(folder: Path) -> None:
     assert not read_config(folder).normalised
 
 
+def test_whether_sentence_transformers_pads_rows_changes_nothing(folder: Path) -> None:
+    plain = read_config(folder)
+    change(folder / "sentence_bert_config.json", unpad_inputs=False)
+    assert read_config(folder) == plain
+
+
 def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Path) -> None:
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 100}')
     assert read_config(folder).text.max_tokens == 40

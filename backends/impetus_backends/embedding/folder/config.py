@@ -57,7 +57,6 @@ _EMPTY = (
     "document_length",
     "query_expansion",
     "tokenizer_name_or_path",
-    "unpad_inputs",
 )
 
 
@@ -253,7 +252,8 @@ def read_text(
 def _sentence(reader: Reader, transformer: Path, task: Task) -> dict[str, Any]:
     file = next((transformer / name for name in _SENTENCE_CONFIGS if (transformer / name).is_file()), None)
     known = ("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name")
-    sentence = {} if file is None else reader.object(file, known=(*known, *_EMPTY))
+    # Whether rows are padded changes nothing.
+    sentence = {} if file is None else reader.object(file, known=(*known, "unpad_inputs", *_EMPTY))
     file = file or transformer / _SENTENCE_CONFIGS[0]
     for key in _EMPTY:
         if sentence.get(key) not in (None, {}) and not (task.messages and key == "processing_kwargs"):
