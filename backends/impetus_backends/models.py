@@ -98,10 +98,10 @@ def missing(folder: Path) -> list[str]:
     lacking += _missing_weights(transformer)
     if modules:
         for kind, path in parts:
-            # A Normalize needs no file, and the transformer itself was looked at above.
-            if path and kind not in (first, "Normalize") and not (folder / path / "config.json").is_file():
+            # Normalize and Dropout need no file, and the transformer itself was looked at above.
+            if path and kind not in (first, "Normalize", "Dropout") and not (folder / path / "config.json").is_file():
                 lacking.append(f"{path}/config.json")
-            if path and kind == "Dense":
+            if path and kind in ("Dense", "LayerNorm"):
                 lacking += [f"{path}/{name}" for name in _missing_weights(folder / path)]
     elif any((folder / name).exists() for name in ("config_sentence_transformers.json", "1_Pooling")):
         lacking.append("modules.json")

@@ -93,8 +93,9 @@ What follows is refused with a sentence that names the file and what in it, beca
   is read by transformers otherwise than its tokenizer.json says, leaves out merges by chance (`dropout`), or gives a
   text token types other than 0;
 - a key that is not known in `sentence_bert_config.json`, `config_sentence_transformers.json` or a module's own file;
-- PEFT adapters beside the weights, modules other than Pooling, Dense and Normalize (late interaction as ColBERT's, CNN,
-  LSTM, WordEmbeddings, WeightedLayerPooling, Router);
+- texts that are put as messages of a chat template (`message` in `modality_config`);
+- PEFT adapters beside the weights, modules other than Pooling, Dense, LayerNorm, Dropout and Normalize (late
+  interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
 - angles (RoPE) scaled otherwise than `linear`, `dynamic`, `yarn` and `llama3` (as `longrope`), or by keys that are not
   those of the type; `dynamic` with a `max_seq_length` beyond `max_position_embeddings`, where lengths decide;
 - language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3 and EuroBERT;
@@ -105,7 +106,8 @@ What follows is refused with a sentence that names the file and what in it, beca
 - static tables that do not fit model2vec's `mapping` and `weights`; of a static model's text 8,192 tokens count.
 
 Poolings: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken, and several one after the other;
-`include_prompt: false`; Dense layers with Tanh, GELU, ReLU, SiLU or none; Normalize after them; `truncate_dim`.
+`include_prompt: false`; after them Dense layers with Tanh, GELU, ReLU, SiLU or none, LayerNorm, Dropout and Normalize
+in any order; `truncate_dim`.
 
 Weights that MLX quantised (those of mlx-community; 2, 4 or 8 bits) load on every backend: MLX computes with them as
 they are, the others with what MLX's `dequantize` makes of them in float32, to the bit. Where such a folder has no
@@ -129,6 +131,7 @@ RERANKERS = (
     Row("modernbert", "ModernBERT", "gte-reranker-modernbert-base", "8,192"),
     Row("gte", "GTE", "gte-multilingual-reranker-base as transformers stores it", "as stated"),
     Row("qwen3", "Qwen3, by its yes and no", "Qwen3-Reranker-0.6B, 4B, 8B", "8,192"),
+    Row("qwen2", "Qwen2, by two of its tokens", "mxbai-rerank-*-v2 with LogitScore in modules.json", "8,192"),
 )
 RERANKERS_REFUSED = """\
 A score is what `CrossEncoder.predict` returns: a sigmoid of the logit, or the logit itself where the model's files say
@@ -137,13 +140,14 @@ so (`activation_fn` in `config_sentence_transformers.json` or `config.json`). Ro
 
 Qwen3-Reranker is a language model that is asked: the score is how far its logit of *yes* is above that of *no*, and
 what is too long is cut off the document's end. With sentence-transformers' files (LogitScore, a chat template for a
-query and a document, a prompt) it is asked as these say; without them as its model card has it, and then results carry
-a note, for nothing tells it from another Qwen3. Control tokens that a document spells are read as such, as there.
+query and a document, a prompt) it is asked as these say, and so are Qwen2, Llama and Mistral; without them Qwen3 is
+asked as the model card has it, and then results carry a note, for nothing tells it from another Qwen3. Control tokens
+that a document spells are read as such, as there.
 
-Refused by name: a model without a …ForSequenceClassification head that is no Qwen3ForCausalLM, and any family that is
-not in the table; more labels than one; other activations than Sigmoid and Identity; prompts of the former; DeBERTa
-with convolutions or absolute positions (as v2-xlarge); modules beside the transformer and LogitScore; and Core ML,
-which runs none of them.
+Refused by name: a model without a …ForSequenceClassification head that is no …ForCausalLM of these, and any family that
+is not in the table; more labels than one, whose scores have no one order; other activations than Sigmoid and Identity;
+prompts of the former; templates that tell the time; DeBERTa with convolutions or absolute positions (as v2-xlarge);
+modules beside the transformer and LogitScore; and Core ML, which runs none of them.
 """
 
 
@@ -215,7 +219,8 @@ def _embedding_models(texts: list[str]) -> Iterator[tuple[Row, list[str]]]:
 
 
 def _rerankers(texts: list[str]) -> Iterator[tuple[Row, list[str]]]:
-    recorded = {**np.load(DATA / "rerankers.npz"), "qwen3/scores": np.load(DATA / "yes_no.npz")["scores"]}
+    asked = dict(np.load(DATA / "yes_no.npz"))
+    recorded = {**np.load(DATA / "rerankers.npz"), **asked, "qwen3/scores": asked["scores"]}
     for row in RERANKERS:
         folder = DATA / "rerankers" / row.folder
         encoder = load_pairs(folder)

@@ -1,13 +1,13 @@
-"""Makes a small random model in the layout of Qwen3-Reranker, and records the scores of its yes and no.
+"""Makes small random models in the layouts of Qwen3-Reranker and of mxbai-rerank-v2, and records their scores.
 
-It lies in tests/data/rerankers/qwen3, as sentence-transformers integrates such models (`LogitScore`, and a chat
-template for a query and a document). Scores are recorded twice, in tests/data/yes_no.npz: `scores` is CrossEncoder's
-`predict`, and `card` what the code on Qwen3-Reranker's model card makes in transformers, of the same weights and with
-nothing but `config.json`, weights and tokenizer. Run it only to make the model anew, in an environment of its own,
+They lie in tests/data/rerankers/qwen3 and qwen2, as sentence-transformers integrates such models (`LogitScore`, and a
+chat template for a query and a document). In tests/data/yes_no.npz `scores` and `qwen2/scores` are what CrossEncoder's
+`predict` makes, and `card` what the code on Qwen3-Reranker's model card makes in transformers, of the same weights and
+with nothing but `config.json`, weights and tokenizer. Run it only to make a model anew, in an environment of its own,
 because torch is no dependency of this project:
 
     pip install torch sentence-transformers
-    python scripts/recording/record_yes_no_scores.py
+    python scripts/recording/record_yes_no_scores.py [qwen3] [qwen2]
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from record_family_vectors import DECODER  # type: ignore[import-not-found]  # beside this script
+from record_family_vectors import DECODER, GROUPED, SIZES  # type: ignore[import-not-found]  # beside this script
 from record_reference_vectors import DATA, TEXTS  # type: ignore[import-not-found]  # beside this script
 from record_reranker_scores import QUERIES  # type: ignore[import-not-found]  # beside this script
 
@@ -41,17 +41,44 @@ TEMPLATE = (
     + "{% endif %}"
 )
 LONGEST = 280
+
+
+class Asked(NamedTuple):
+    """One model: its configuration, what it is asked, and which words it answers with."""
+
+    config: dict[str, Any]
+    template: str
+    words: tuple[str, str]
+
+
+MODELS = {
+    "qwen3": Asked(DECODER | {"num_key_value_heads": 2, "rope_theta": 1_000_000.0}, TEMPLATE, ("yes", "no")),
+    # What comes after the document is no special token, and may share one with it.
+    "qwen2": Asked(
+        SIZES | GROUPED,
+        "query: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}\n"
+        "document: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}{{ ' \\n' }}"
+        "Is it relevant? 1 or 0: ",
+        ("1", "0"),
+    ),
+}
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-FOLDER = DATA / "rerankers" / "qwen3"
+FOLDERS = DATA / "rerankers"
 
 
 def main() -> None:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    _make()
-    recorded = {"scores": _by_cross_encoder(), "card": _by_the_model_card()}
-    np.savez_compressed(DATA / "yes_no.npz", scores=recorded["scores"], card=recorded["card"])
+    file = DATA / "yes_no.npz"
+    recorded = dict(np.load(file)) if file.exists() else {}
+    for name in sys.argv[1:] or MODELS:
+        shutil.rmtree(FOLDERS / name, ignore_errors=True)
+        _make(name, MODELS[name])
+        if name == "qwen3":
+            recorded |= {"scores": _by_cross_encoder(name), "card": _by_the_model_card(FOLDERS / name)}
+        else:
+            recorded[f"{name}/scores"] = _by_cross_encoder(name)
+    np.savez_compressed(file, **recorded)
     print({name: (scores.min(), scores.max()) for name, scores in recorded.items()}, file=sys.stderr)
 
 
@@ -80,24 +107,25 @@ def _tokenizer() -> Any:
     )
 
 
-def _make() -> None:
+def _make(name: str, model_of: Asked) -> None:
     import torch  # see above
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = _tokenizer()
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "eos")}
-    sizes = DECODER | {"num_key_value_heads": 2, "rope_theta": 1_000_000.0, "max_position_embeddings": LONGEST}
-    config = AutoConfig.for_model("qwen3", **sizes, **ids, vocab_size=len(tokenizer), tie_word_embeddings=True)
+    sizes = model_of.config | {"max_position_embeddings": LONGEST}
+    config = AutoConfig.for_model(name, **sizes, **ids, vocab_size=len(tokenizer), tie_word_embeddings=True)
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for part, parameter in model.named_parameters():
             # The last token is always the same: what it finds where it looks must count for more than what it is.
-            parameter.add_(torch.randn_like(parameter) * (0.7 if "_proj" in name else 0.3))
-    model.save_pretrained(FOLDER)
-    (FOLDER / "generation_config.json").unlink(missing_ok=True)
-    tokenizer.save_pretrained(FOLDER)
-    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+            parameter.add_(torch.randn_like(parameter) * (0.7 if "_proj" in part else 0.3))
+    folder = FOLDERS / name
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    yes, no = tokenizer.convert_tokens_to_ids(list(model_of.words))
     kinds = (
         ("", "sentence_transformers.base.modules.transformer.Transformer"),
         ("1_LogitScore", "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"),
@@ -121,27 +149,27 @@ def _make() -> None:
             "activation_fn": "torch.nn.modules.linear.Identity",
         },
     }
-    (FOLDER / "1_LogitScore").mkdir()
-    for name, content in files.items():
-        (FOLDER / name).write_text(json.dumps(content, indent=2) + "\n")
-    (FOLDER / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "1_LogitScore").mkdir()
+    for file, content in files.items():
+        (folder / file).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(model_of.template)
 
 
-def _by_cross_encoder() -> np.ndarray:
+def _by_cross_encoder(name: str) -> np.ndarray:
     from sentence_transformers import CrossEncoder  # type: ignore[import-not-found]  # see above
 
-    model = CrossEncoder(str(FOLDER), device="cpu")
+    model = CrossEncoder(str(FOLDERS / name), device="cpu")
     scores: np.ndarray = model.predict([(query, text) for query in QUERIES for text in TEXTS], batch_size=5)
     return scores
 
 
-def _by_the_model_card() -> np.ndarray:
+def _by_the_model_card(folder: Path) -> np.ndarray:
     """As https://huggingface.co/Qwen/Qwen3-Reranker-0.6B describes it, one pair at a time."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(FOLDER).eval()
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     prefix, suffix = (tokenizer.encode(text, add_special_tokens=False) for text in (PREFIX, SUFFIX))
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
     scores = []

@@ -12,7 +12,7 @@ import numpy as np
 from impetus_backends.embedding.architectures.encode import encode
 from impetus_backends.embedding.devices.operations import Inputs
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical
-from impetus_backends.embedding.modules import Dense, Linear, Logit, Norm
+from impetus_backends.embedding.modules import Dense, LayerNorm, Linear, Logit, Norm
 from impetus_backends.errors import RequestError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def embed(ops: Ops[T], config: EmbeddingConfig, inputs: Inputs[T]) -> T:
         if isinstance(step, Dense | Linear | Logit):
             vectors = ops.project(vectors, step.name, step.outputs, bias=step.bias)
             vectors = ops.bend(vectors, step.activation) if step.activation else vectors
-        elif isinstance(step, Norm):
-            vectors = ops.layer_norm(vectors, step.name, step.eps, bias=step.bias)
+        elif isinstance(step, Norm | LayerNorm):
+            vectors = ops.norm(vectors, step.name, step.eps, bias=step.bias)
         else:
             vectors = ops.normalise(vectors)
     return vectors if config.truncate is None else ops.first(vectors, config.dimensions)

@@ -31,6 +31,7 @@ _ACTIVATIONS = {
     "torch.nn.modules.activation.SiLU": "silu",
     "torch.nn.modules.linear.Identity": "",
 }
+AFTER_POOLING = ("Dense", "LayerNorm", "Dropout", "Normalize")
 _VECTOR = "sentence_embedding"
 _PLACES = ("module_input_name", "module_output_name")
 
@@ -96,11 +97,25 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """The same by a module with a folder of its own, with torch's usual epsilon."""
+
+    folder: str
+    eps: float = 1e-5
+    bias: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of its weights."""
+        return f"{self.folder}/norm"
+
+
+@dataclass(frozen=True, slots=True)
 class Normalise:
     """Vectors are scaled to length 1."""
 
 
-Step = Dense | Linear | Logit | Norm | Normalise
+Step = Dense | Linear | Logit | Norm | LayerNorm | Normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +128,8 @@ class Modules:
     after: tuple[tuple[str, Path], ...]
     splade: bool = False
     """Whether what is pooled is weights of a vocabulary's tokens: nothing comes after that."""
+    masked: bool = False
+    """Whether the transformer's type says that it is a masked language model, and its own file need not."""
 
 
 def read_modules(reader: Reader, folder: Path) -> Modules:
@@ -126,15 +143,16 @@ def read_modules(reader: Reader, folder: Path) -> Modules:
         )
     found = listed_modules(reader, file)
     # Under the second name sentence-transformers saved transformers of SPLADE before 5.4.
+    masked = [name for name, _ in found][:1] == ["MLMTransformer"]
     names = ["Transformer" if name == "MLMTransformer" else name for name, _ in found]
     if names == ["Transformer", "SpladePooling"]:
-        return Modules(found[0][1], found[1][1], (), splade=True)
+        return Modules(found[0][1], found[1][1], (), splade=True, masked=masked)
     first = next((kinds for kinds in (("Transformer", "Pooling"), ("StaticEmbedding",)) if names[:1] == [kinds[0]]), ())
     count = len(first)
-    if not first or tuple(names[:count]) != first or set(names[count:]) - {"Dense", "Normalize"}:
+    if not first or tuple(names[:count]) != first or set(names[count:]) - set(AFTER_POOLING):
         raise ModelError(
             f"{file} is {', '.join(names) or 'empty'}; supported is Transformer and Pooling, or StaticEmbedding, and "
-            "then any of Dense and Normalize; or Transformer and SpladePooling alone"
+            f"then any of {', '.join(AFTER_POOLING)}; or Transformer and SpladePooling alone"
         )
     return Modules(found[0][1], found[1][1] if count == 2 else None, tuple(found[count:]))
 
@@ -178,6 +196,13 @@ def read_steps(reader: Reader, modules: Modules, root: Path, width: int) -> tupl
         if name == "Normalize":
             raw = reader.optional(file, known=_PLACES)
             steps.append(Normalise())
+        elif name == "Dropout":  # which is of training alone
+            raw = reader.optional(file, known=("dropout",))
+        elif name == "LayerNorm":
+            raw = reader.object(file, known=("dimension",))
+            if raw.get("dimension") != width:
+                raise ModelError(f"{file} takes vectors of {raw.get('dimension')}, and vectors of {width} come to it")
+            steps.append(LayerNorm(folder.relative_to(root).as_posix()))
         else:
             raw = reader.object(
                 file, known=(*_PLACES, "in_features", "out_features", "bias", "activation_function", "use_residual")

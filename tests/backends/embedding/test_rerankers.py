@@ -244,6 +244,18 @@ def test_a_query_whose_tokens_are_of_the_second_type_is_refused(tmp_path: Path) 
         load_pairs(folder)
 
 
+def test_a_chat_template_puts_pairs_where_no_modules_say_otherwise_and_is_refused_there(tmp_path: Path) -> None:
+    template = "{% for each in messages %}{{ each.role }} {{ each.content }}{% endfor %}"
+    bare, whole = (
+        changed(DATA / "rerankers" / name, tmp_path / name, "tokenizer_config.json", chat_template=template)
+        for name in ("bert", "modernbert")
+    )
+    with pytest.raises(ModelError, match="has a chat template, by which sentence-transformers puts pairs"):
+        load_pairs(bare)
+    (row,), (expected,) = (load_pairs(each).encode("a", ["b"]) for each in (whole, DATA / "rerankers" / "modernbert"))
+    assert row.ids.tolist() == expected.ids.tolist()
+
+
 def test_distances_of_deberta_are_told_apart_near_and_by_their_logarithm_far() -> None:
     rows = place_buckets(512, 256, 512)
     assert rows[512 - 128 : 512 + 129].tolist() == list(range(384, 127, -1)), "one row a distance"

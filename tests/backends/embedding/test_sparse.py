@@ -285,6 +285,8 @@ def test_weights_that_are_no_numbers_fail_their_batch_and_not_the_engine() -> No
         ("bert", "config_sentence_transformers.json", {"max_active_dims": 0}, "max_active_dims is 0"),
         ("bert", "config_sentence_transformers.json", {"model_type": "SentenceTransformer"}, "'SentenceTransformer'"),
         ("bert", "sentence_bert_config.json", {"transformer_task": "feature-extraction"}, "transformer_task"),
+        # sentence-transformers would pool hidden units.
+        ("bert", "sentence_bert_config.json", {"transformer_task": None}, "which it is where none is stated"),
         ("modernbert", "config.json", {"decoder_bias": "no"}, "decoder_bias is 'no', neither true nor false"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from impetus_backends.embedding.devices.coreml import package
 from impetus_backends.embedding.devices.coreml.evaluator import SavedPackage
 from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.folder.config import read_config
+from impetus_backends.embedding.folder.weights import fingerprint
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import ModelError
+from impetus_backends.models import missing
 from tests.recordings import recorded as recordings
 
 from ..conftest import small_model
@@ -115,6 +118,49 @@ def test_t5s_table_is_read_by_either_name_and_the_encoders_own_comes_first(tmp_p
         folder = shutil.copytree(model, tmp_path / name)
         save_file(stored | tables, folder / "model.safetensors")
         np.testing.assert_array_equal(loaded("numpy", folder).embed(rows), loaded("numpy", model).embed(rows))
+
+
+def with_norm(folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """MPNet with Dropout and LayerNorm for all that is done to its pooled vectors, and what the latter is made of."""
+    shutil.copytree(small_model("mpnet"), folder)
+    modules = json.loads((folder / "modules.json").read_text())[:2]
+    for path, stated in (("2_Dropout", {"dropout": 0.9}), ("3_LayerNorm", {"dimension": 16})):
+        modules.append({"path": path, "type": f"sentence_transformers.models.{path[2:]}"})
+        (folder / path).mkdir()
+        (folder / path / "config.json").write_text(json.dumps(stated))
+    (folder / "modules.json").write_text(json.dumps(modules))
+    weight, bias = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
+    save_file({"norm.weight": weight, "norm.bias": bias}, folder / "3_LayerNorm/model.safetensors")
+    return folder, weight, bias
+
+
+@pytest.mark.parametrize("device", ["coreml", "cpu", "mlx", "numpy"])
+def test_a_layer_norm_of_pooled_vectors_is_torchs_and_dropout_changes_nothing(device: str, tmp_path: Path) -> None:
+    rows = [np.array(row, np.int32) for row in ([3, 7, 1], [3, 1], [3, 9, 7, 20, 1])]
+    folder, weight, bias = with_norm(tmp_path / "model")
+    config = read_config(folder)
+    pooled = loaded("numpy", replace(config, steps=())).embed(rows)
+    spread = np.sqrt(pooled.var(axis=1, keepdims=True) + 1e-5)
+    expected = (pooled - pooled.mean(axis=1, keepdims=True)) / spread * weight + bias
+    if device == "coreml":
+        package.build(config, (Bucket(4, 40),), tmp_path / "model.mlpackage")
+        found = evaluate(SavedPackage(tmp_path / "model.mlpackage"), config, Bucket(4, 40), rows)
+    else:
+        found = loaded(device, folder).embed(rows)
+    np.testing.assert_allclose(found, expected, atol=0.01 if device == "coreml" else 1e-4)
+
+
+def test_the_weights_of_a_layer_norm_are_missed_and_decide_vectors(tmp_path: Path) -> None:
+    folder, weight, bias = with_norm(tmp_path / "model")
+    before, file = fingerprint(read_config(folder)), folder / "3_LayerNorm/model.safetensors"
+    assert not missing(folder)
+    file.unlink()
+    assert [lacking.split()[0] for lacking in missing(folder)] == ["3_LayerNorm/model.safetensors"]
+    save_file({"norm.weight": weight, "norm.bias": bias * 2}, file)
+    assert fingerprint(read_config(folder)) != before
+    (folder / "3_LayerNorm/config.json").write_text('{"dimension": 17}')
+    with pytest.raises(ModelError, match="takes vectors of 17, and vectors of 16 come to it"):
+        read_config(folder)
 
 
 def test_a_module_that_is_listed_twice_is_run_twice(tmp_path: Path) -> None:

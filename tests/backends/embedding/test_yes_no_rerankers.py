@@ -19,6 +19,7 @@ from impetus_backends.embedding.texts.pairs import load_pairs
 from impetus_backends.engine_config import EngineConfig
 from impetus_backends.errors import ModelError, RequestError
 from impetus_backends.protocol import Embedded, EmbeddingWork
+from impetus_backends.tokenizing import import_transformers
 from tests.backends.copies import changed
 from tests.paths import DATA
 from tests.recordings import recorded, recorded_texts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.devices.backend import EmbeddingBackend
 
 FOLDER = DATA / "rerankers" / "qwen3"
+SCORES = {"qwen3": "scores", "qwen2": "qwen2/scores"}
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 
 
@@ -55,10 +57,12 @@ def as_published(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("device", ["cpu", "mlx", "numpy"])
-def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(device: str) -> None:
-    backend, rows, expected = loaded(device, FOLDER), rows_of(FOLDER), recorded("yes_no")["scores"][::3]
+@pytest.mark.parametrize("family", SCORES)
+def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(family: str, device: str) -> None:
+    folder, expected = DATA / "rerankers" / family, recorded("yes_no")[SCORES[family]][::3]
+    backend, rows = loaded(device, folder), rows_of(folder)
     assert np.ptp(expected) > 1
-    assert max(map(len, rows)) == read_reranker(FOLDER).text.max_tokens, "some of them are cut"
+    assert max(map(len, rows)) == read_reranker(folder).text.max_tokens, "some of them are cut"
     assert np.abs(backend.embed(rows)[:, 0] - expected).max() < TOLERANCE[backend.precision]
     for index in range(0, len(rows), 8):
         assert abs(backend.embed([rows[index]])[0, 0] - expected[index]) < TOLERANCE[backend.precision]
@@ -118,8 +122,8 @@ def test_a_document_is_cut_and_what_follows_it_stays() -> None:
         ("sentence_bert_config.json", {"modality_config": {}}, "does not say that pairs are put as messages"),
         ("sentence_bert_config.json", {"processing_kwargs": {"text": {}}}, "processing_kwargs"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task"),
-        ("config.json", {"architectures": ["Qwen3ForSequenceClassification"]}, "LogitScore is for a Qwen3ForCausalLM"),
-        ("config.json", {"model_type": "llama"}, "model_type 'llama' is not supported"),
+        ("config.json", {"architectures": ["Qwen3ForSequenceClassification"]}, "LogitScore is for a …ForCausalLM"),
+        ("config.json", {"model_type": "gemma3_text"}, "'gemma3_text' of a …ForCausalLM .* qwen2, llama, mistral with"),
     ],
 )
 def test_a_model_that_would_be_scored_wrongly_is_refused(
@@ -143,6 +147,7 @@ def test_a_model_that_would_be_scored_wrongly_is_refused(
         ),
         ("{{ messages[1].content }}{{ messages[2].content }}{{ messages[2].content | length }}", "once and as it is"),
         ("{{ nothing.of.the.kind }}", "the chat template cannot put"),
+        ("{{ messages[1].content }}{{ messages[2].content }}{{ strftime_now('%Y') }}", "tells what time it is"),
     ],
 )
 def test_a_template_that_puts_no_pair_is_refused(template: str | None, sentence: str, tmp_path: Path) -> None:
@@ -170,9 +175,31 @@ def test_what_a_tokenizer_puts_after_texts_is_not_put_after_questions(tmp_path: 
     assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected]
 
 
+def test_what_comes_after_a_document_may_share_a_token_with_it(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    put = "{{ messages[1].content }}\nfor {{ messages[2].content }}{{ ' \n' }}Is it relevant?"
+    (folder / "chat_template.jinja").write_text(put)
+    tokenizer = import_transformers().AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+    documents = ["the fox", "ends in a full stop.", "in spaces  ", "in a line\n", "", "words " * 400]
+    rows, encoder = load_pairs(folder).encode("a fox", documents), load_pairs(folder)
+    for document, row in zip(documents[:-1], rows, strict=False):
+        assert row.ids.tolist() == tokenizer.encode(f"a fox\nfor {document} \nIs it relevant?").ids
+    end = tokenizer.encode(" \nIs it relevant?").ids
+    assert (len(rows[-1].ids), rows[-1].ids[-len(end) :].tolist()) == (encoder.max_tokens, end)
+    (cut,) = encoder.encode("a fox", ["the fox and more of it."], max_document_tokens=3)
+    assert cut.ids.tolist()[: len(rows[4].ids) - len(end)] == rows[4].ids.tolist()[: -len(end)]
+    assert (cut.truncated, cut.ids[-len(end) :].tolist()) == (True, end)
+
+
 def test_a_vocabulary_without_yes_answers_nothing(tmp_path: Path) -> None:
     folder = as_published(tmp_path / "model")
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace('"yes"', '"yex"'))
     with pytest.raises(ModelError, match="has no token for 'yes'"):
         read_reranker(folder)
+
+
+def test_other_language_models_are_asked_where_their_files_say_how_alone(tmp_path: Path) -> None:
+    other = changed(as_published(tmp_path / "own"), tmp_path / "other", model_type="qwen2")
+    with pytest.raises(ModelError, match=r"'qwen2' of a …ForCausalLM .* and qwen3 without"):
+        read_reranker(other)

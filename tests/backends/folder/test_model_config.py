@@ -65,6 +65,12 @@ def test_old_and_new_forms_of_the_files_are_read(folder: Path) -> None:
     assert not read_config(folder).normalised
 
 
+def test_whether_sentence_transformers_pads_rows_changes_nothing(folder: Path) -> None:
+    plain = read_config(folder)
+    change(folder / "sentence_bert_config.json", unpad_inputs=False)
+    assert read_config(folder) == plain
+
+
 def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Path) -> None:
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 100}')
     assert read_config(folder).text.max_tokens == 40
@@ -75,6 +81,9 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
     assert read_config(folder).text.max_tokens == 12, "by the name that transformers had before, and still reads"
     # The two rows before RoBERTa's first position hold no token.
     assert read_config(small_model("roberta")).encoder.longest == 40
+
+
+FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +119,11 @@ def test_a_maximum_beyond_the_table_of_positions_ends_with_the_table(folder: Pat
         ("sentence_bert_config.json", {"tokenizer_args": {"do_lower_case": False}}, "tokenizer_args"),
         ("sentence_bert_config.json", {"config_args": {"hidden_act": "relu"}}, "config_args"),
         ("sentence_bert_config.json", {"modality_config": {"text": {"method": "x"}}}, "modality_config"),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": dict.fromkeys(("text", "message"), FORWARD)},
+            "texts put as messages by a chat template",
+        ),
         ("sentence_bert_config.json", {"module_output_name": "scores"}, "module_output_name"),
         ("sentence_bert_config.json", {"layers": 1}, "layers is not known"),
         ("sentence_bert_config.json", {"max_seq_length": "40"}, "stated as '40', not as a positive number"),

@@ -85,7 +85,7 @@ def test_what_would_be_run_wrongly_is_refused_by_the_key_that_asks_for_it(
             [TRANSFORMER, ("2", "sentence_transformers.models.WeightedLayerPooling"), POOLING],
             "Transformer, WeightedLayerPooling, Pooling",
         ),
-        ([TRANSFORMER, POOLING, ("2", "sentence_transformers.models.LayerNorm")], "Transformer, Pooling, LayerNorm"),
+        ([TRANSFORMER, ("2", "sentence_transformers.models.LayerNorm"), POOLING], "Transformer, LayerNorm, Pooling"),
         ([TRANSFORMER, POOLING, POOLING], "Transformer, Pooling, Pooling"),
         ([TRANSFORMER, ("2", "sentence_transformers.models.Normalize"), POOLING], "Transformer, Normalize, Pooling"),
         ([TRANSFORMER], "Transformer"),

@@ -84,6 +84,8 @@ class OnnxOps(OnnxGraph):
         parts = [self.weight(f"{name}.weight"), *([self.weight(f"{name}.bias")] if bias else [])]
         return self.node("LayerNormalization", x, *parts, axis=-1, epsilon=eps)
 
+    norm = layer_norm
+
     def rms_norm(self, x: str, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> str:
         if size:
             each = self.node("Reshape", x, self.constant([0, 0, -1, size], np.int64))

@@ -99,6 +99,8 @@ class MLXOps:
         added = self._weight(f"{name}.bias") if bias else None
         return self._mx.fast.layer_norm(x, self._weight(f"{name}.weight"), added, eps)
 
+    norm = layer_norm
+
     def rms_norm(self, x: Any, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> Any:
         each = x.reshape(*x.shape[:-1], -1, size or x.shape[-1])
         return self._mx.fast.rms_norm(each, self._weight(f"{name}.weight", centre), eps).reshape(x.shape)

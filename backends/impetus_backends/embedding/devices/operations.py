@@ -106,6 +106,10 @@ class Ops(Protocol[T]):
         """`activate` on pooled vectors, (b, h)."""
         ...
 
+    def norm(self, x: T, name: str, eps: float, *, bias: bool) -> T:
+        """`layer_norm` on pooled vectors, (b, h)."""
+        ...
+
     def normalise(self, x: T) -> T:
         """Rows of (b, h) scaled to length 1, a row of zeros left as it is."""
         ...

@@ -104,6 +104,8 @@ class NumpyOps:
             result += self._weight(f"{name}.bias")
         return result
 
+    norm = layer_norm
+
     def rms_norm(self, x: Floats, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> Floats:
         each = x.reshape(*x.shape[:-1], -1, size or x.shape[-1])
         length = np.sqrt((each * each).mean(axis=-1, keepdims=True) + np.float32(eps))

@@ -25,6 +25,7 @@ from impetus_backends.embedding.modules import (
     Dense,
     Linear,
     Logit,
+    Modules,
     Normalise,
     PoolingConfig,
     Step,
@@ -56,7 +57,6 @@ _EMPTY = (
     "document_length",
     "query_expansion",
     "tokenizer_name_or_path",
-    "unpad_inputs",
 )
 
 
@@ -69,6 +69,8 @@ class Task:
     output_name: str
     messages: bool = False
     """Whether texts are put as a conversation."""
+    unsaid: str = "feature-extraction"
+    """What sentence-transformers takes a transformer to be for where its file does not say."""
 
 
 EMBEDDING = Task("feature-extraction", "token_embeddings", "last_hidden_state")
@@ -143,7 +145,7 @@ def _read(reader: Reader, folder: Path) -> EmbeddingConfig:
     modules = read_modules(reader, folder)
     refuse_adapters(folder, modules.transformer)
     if modules.splade and modules.pooling is not None:
-        return _read_splade(reader, folder, modules.transformer, modules.pooling)
+        return _read_splade(reader, folder, modules, modules.pooling)
     if modules.pooling is None:
         encoder, pooling = read_table(reader, modules.transformer), PoolingConfig(("mean",))
     else:
@@ -173,14 +175,16 @@ def _read(reader: Reader, folder: Path) -> EmbeddingConfig:
     )
 
 
-def _read_splade(reader: Reader, folder: Path, transformer: Path, pooling: Path) -> EmbeddingConfig:
+def _read_splade(reader: Reader, folder: Path, modules: Modules, pooling: Path) -> EmbeddingConfig:
+    transformer = modules.transformer
     file = transformer / "config.json"
     raw = reader.object(file)
     encoder = read_shape(file, raw)
     stated = read_stated(reader, folder, "SparseEncoder", also=("similarity_fn_name", "max_active_dims"))
     most = read_most(folder / "config_sentence_transformers.json", stated)
     head = read_splade(reader, pooling, raw, file, encoder, most)
-    text = read_text(reader, folder, transformer, encoder, stated, _SPLADE)
+    task = replace(_SPLADE, unsaid=_SPLADE.name) if modules.masked else _SPLADE
+    text = read_text(reader, folder, transformer, encoder, stated, task)
     # Of the shares of tokens those of `max` are 1 for each, which is what both of SPLADE's poolings take.
     return EmbeddingConfig(
         transformer, encoder, PoolingConfig(("max",)), text, root=folder, files=tuple(reader.files), sparse=head
@@ -247,18 +251,23 @@ def read_text(
 
 def _sentence(reader: Reader, transformer: Path, task: Task) -> dict[str, Any]:
     file = next((transformer / name for name in _SENTENCE_CONFIGS if (transformer / name).is_file()), None)
-    if file is None:
-        return {}
     known = ("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name")
-    sentence = reader.object(file, known=(*known, *_EMPTY))
+    # Whether rows are padded changes nothing.
+    sentence = {} if file is None else reader.object(file, known=(*known, "unpad_inputs", *_EMPTY))
+    file = file or transformer / _SENTENCE_CONFIGS[0]
     for key in _EMPTY:
         if sentence.get(key) not in (None, {}) and not (task.messages and key == "processing_kwargs"):
             raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
+    stated = {"transformer_task": task.unsaid, "module_output_name": task.output} | sentence
     for key, usual in (("transformer_task", task.name), ("module_output_name", task.output)):
-        if sentence.get(key, usual) != usual:
-            raise ModelError(f"{file}: {key} {sentence[key]!r} is not supported")
-    # Conversations are another matter, and none come here.
-    modalities = {key: value for key, value in sentence.get("modality_config", {}).items() if key != "message"}
+        if stated[key] != usual:
+            unsaid = "" if key in sentence else ", which it is where none is stated,"
+            raise ModelError(f"{file}: {key} {stated[key]!r}{unsaid} is not supported; {usual!r} is")
+    modalities = dict(sentence.get("modality_config", {}))
+    if modalities.pop("message", None) and not task.messages:  # sentence-transformers then puts every text as one
+        raise ModelError(
+            f"{file}: modality_config has texts put as messages by a chat template, which is done for rerankers alone"
+        )
     if modalities not in ({}, {"text": {"method": "forward", "method_output_name": task.output_name}}):
         raise ModelError(f"{file}: modality_config {modalities} is not supported")
     return sentence

@@ -85,6 +85,8 @@ class _Widths:
             self._need(f"{name}.bias", x)
         return x
 
+    norm = layer_norm
+
     def rms_norm(self, x: int, name: str, eps: float, *, size: int = 0, centre: float = 0.0) -> int:
         self._need(f"{name}.weight", size or x)
         return x

@@ -15,7 +15,7 @@ from impetus_backends.embedding.folder.config import EmbeddingConfig, Task, read
 from impetus_backends.embedding.folder.facts import ACTIVATIONS, read_architecture
 from impetus_backends.embedding.folder.families import read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
-from impetus_backends.embedding.folder.yes_no import CAUSAL, LONGEST, Question, read_logit, read_question
+from impetus_backends.embedding.folder.yes_no import ASKED, CAUSAL, LONGEST, Question, read_logit, read_question
 from impetus_backends.embedding.modules import Linear, Norm, PoolingConfig, Step, listed_modules
 from impetus_backends.errors import ModelError
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.shapes import EncoderConfig
 
 _TASK = Task("sequence-classification", "scores", "logits")
-_ASKED_MODEL = "qwen3"
 _ASKED = Task("text-generation", "causal_logits", "logits", messages=True)
 _SCORES = {"Identity": "", "Sigmoid": "sigmoid"}
 _TYPED = {"bert": 2, "electra": 2, "albert": 2, "gte": 1, "roberta": 2, "xlm-roberta": 2, "camembert": 2}
@@ -78,7 +77,7 @@ def _read(reader: Reader, folder: Path) -> RerankerConfig:
     refuse_adapters(folder, transformer)
     file = transformer / "config.json"
     raw = reader.object(file)
-    if read_architecture(file, raw) == CAUSAL:
+    if read_architecture(file, raw).endswith(CAUSAL[1:]):
         return _read_asked(reader, folder, transformer, raw, score)
     if score is not None:
         raise ModelError(f"{folder / 'modules.json'}: LogitScore is for a {CAUSAL}, and {file} is of another")
@@ -112,12 +111,16 @@ def _read_asked(
 ) -> RerankerConfig:
     """A language model, which is asked whether a document answers a query."""
     file = transformer / "config.json"
-    if raw.get("model_type") != _ASKED_MODEL:
-        raise ModelError(f"{file}: model_type {raw.get('model_type')!r} is not supported for a {CAUSAL}")
+    known = ASKED[:1] if score is None else ASKED
+    if raw.get("model_type") not in known:
+        raise ModelError(
+            f"{file}: model_type {raw.get('model_type')!r} of a {CAUSAL} is not supported for rerankers; supported are "
+            f"{', '.join(ASKED)} with LogitScore in modules.json, and {ASKED[0]} without"
+        )
     encoder = read_shape(file, raw)
     stated = read_stated(reader, folder, "CrossEncoder", also=("activation_fn", "keep_in_fp32_modules"))
     question = read_question(reader, folder, transformer, score, stated)
-    text = read_text(reader, folder, transformer, encoder, stated, _ASKED)
+    text = read_text(reader, folder, transformer, encoder, stated, _ASKED, whole=score is not None)
     scores = _scores(file, raw, stated)
     logit = read_logit(reader, file, raw, encoder, score, scores)
     return RerankerConfig(

@@ -15,7 +15,7 @@ from impetus_backends.embedding.folder.shapes import ALIBI, JINA, STATIC, TABLES
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical, Splade
 from impetus_backends.embedding.folder.static import MAPPING, SHARES
 from impetus_backends.embedding.folder.tensors import DTYPES, INDEX_FILE, WHOLE_FILE, WORDS, read_tensors, weight_files
-from impetus_backends.embedding.modules import Dense, Logit
+from impetus_backends.embedding.modules import Dense, LayerNorm, Logit
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Weights:
         """Those of the whole model: a dense layer's go by the name of its folder."""
         weights = cls(config.transformer)
         for step in dict.fromkeys(config.steps):  # one may be taken twice
-            if isinstance(step, Dense):
+            if isinstance(step, Dense | LayerNorm):
                 weights._add((config.root or config.transformer) / step.folder, f"{step.folder}/")
             elif isinstance(step, Logit):
                 weights._tensors[step.name + ".weight"] = _Plain(weights._difference(step), "F32")
@@ -208,7 +208,8 @@ def fingerprint(config: EmbeddingConfig) -> str:
     for pattern in _TOKENIZER_FILES:
         files.update(config.transformer.glob(pattern))
     root = config.root or config.transformer
-    for folder in (config.transformer, *(root / step.folder for step in config.steps if isinstance(step, Dense))):
+    parts = [root / step.folder for step in config.steps if isinstance(step, Dense | LayerNorm)]
+    for folder in (config.transformer, *parts):
         found = weight_files(folder)
         files.update(found, () if found == [folder / WHOLE_FILE] else [folder / INDEX_FILE])
     for name, file in sorted((_name(file, root), file) for file in files):

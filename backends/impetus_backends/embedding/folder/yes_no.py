@@ -1,8 +1,9 @@
-"""What the files say of a reranker that is asked: a language model whose yes or no makes the score, as Qwen3-Reranker.
+"""What the files say of a reranker that is asked: a language model whose yes or no makes the score, as Qwen3-Reranker
+and mxbai-rerank-v2.
 
-Two layouts. As Qwen publishes it, nothing in the files tells it from other language models: it is asked as its model
-card has it (https://huggingface.co/Qwen/Qwen3-Reranker-0.6B, arXiv:2506.05176). And as sentence-transformers saves such
-models from 5.4 on, with LogitScore after the transformer and a chat template for a query and a document.
+Two layouts. As Qwen publishes its own, nothing in the files tells it from other language models: it is asked as its
+model card has it (https://huggingface.co/Qwen/Qwen3-Reranker-0.6B, arXiv:2506.05176). And as sentence-transformers
+saves such models from 5.4 on, with LogitScore after the transformer and a chat template for a query and a document.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.files import Reader
     from impetus_backends.embedding.folder.shapes import EncoderConfig
 
-CAUSAL = "Qwen3ForCausalLM"
+CAUSAL = "…ForCausalLM"
+ASKED = ("qwen3", "qwen2", "llama", "mistral")
+"""Families that may be asked; in the first layout the first alone."""
 LONGEST = 8192
 """As many tokens as the model card reads: a row of the 40,960 that config.json allows takes gigabytes."""
 

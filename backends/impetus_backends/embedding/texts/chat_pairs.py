@@ -43,14 +43,13 @@ class ChatPairEncoder:
         """The longest row that `encode` makes."""
         tokenizer = read_whole_tokenizer(config)
         assert config.question is not None, "only a language model is asked"
-        self._head, self._between, tail = _pieces(tokenizer, config.question)
+        self._head, self._between, self._tail = _pieces(tokenizer, config.question)
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.post_processor = None  # the template says all that is put around texts
-        self._tail = np.array(self._ids(tail), dtype=np.int32)
-        room = self.max_tokens - len(self._tail)
-        if room < len(self._ids(self._head + self._between)) + 2:
+        self._end = np.array(self._common_end(), dtype=np.int32)
+        if self.max_tokens < len(self._ids(self._head + self._between)) + len(self._end) + 2:
             raise ModelError(f"a row of {self.max_tokens} tokens has no room for a query and a document")
-        self._texts = TextEncoder(self._tokenizer, replace(config.text, max_tokens=room, prompts=()), needs_ends=False)
+        self._texts = TextEncoder(self._tokenizer, replace(config.text, prompts=()), needs_ends=False)
 
     def encode(
         self, query: str, documents: Sequence[str], *, max_document_tokens: int | None = None
@@ -61,25 +60,37 @@ class ChatPairEncoder:
         """
         self._texts.check([query, *documents])
         asked = self._head + query + self._between
-        rows = self._texts.contents([asked + document for document in documents])
+        # As a whole, for a token may hold the end of a document and the beginning of what comes after it.
+        rows = self._texts.contents([asked + document + self._tail for document in documents])
         if max_document_tokens is not None:
             (before,) = self._texts.contents([asked.rstrip(" ")])
-            rows = [_cut(row, len(before.ids) + max_document_tokens) for row in rows]
-        return [EncodedText(np.concatenate([row.ids, self._tail]), row.lost) for row in rows]
+            most = len(before.ids) + max_document_tokens + len(self._end)
+            rows = [self._cut(row, most) if len(row.ids) > most else row for row in rows]
+        # Of rows that are just full sentence-transformers cannot tell whether they were cut.
+        return [self._cut(row, self.max_tokens) if len(row.ids) >= self.max_tokens else row for row in rows]
+
+    def _common_end(self) -> list[int]:
+        """The tokens with which questions end, whatever is asked, as sentence-transformers finds them."""
+        first, second = (self._ids(self._head + text + self._between + text + self._tail) for text in ("0", "1 2 3 4"))
+        differ = (at for at, (one, other) in enumerate(zip(first[::-1], second[::-1], strict=False)) if one != other)
+        return first[len(first) - next(differ, 0) :]
+
+    def _cut(self, row: EncodedText, most: int) -> EncodedText:
+        ids = np.concatenate([row.ids[: most - len(self._end)], self._end])
+        return EncodedText(ids, row.lost + len(row.ids) - most)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
 
-def _cut(row: EncodedText, most: int) -> EncodedText:
-    return EncodedText(row.ids[:most], row.lost + max(0, len(row.ids) - most))
-
-
 def _pieces(tokenizer: Any, question: Question) -> tuple[str, str, str]:
     """What stands before the query, between it and the document, and after that."""
     if not question.by_template:
         return f"{_PREFIX}<Instruct>: {_INSTRUCTION}\n<Query>: ", "\n<Document>: ", _SUFFIX
+
+    if "strftime_now" in str(tokenizer.chat_template):
+        raise ModelError("the chat template tells what time it is, so that no pair has the same score twice")
 
     def put(query: str, document: str) -> str:
         messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]

@@ -31,7 +31,13 @@ def load_pairs(folder: Path) -> PairEncoder | ChatPairEncoder:
     config = read_reranker(folder)
     if config.question is not None:
         return ChatPairEncoder(config)
-    return PairEncoder(read_whole_tokenizer(config), config)
+    tokenizer = read_whole_tokenizer(config)
+    if tokenizer.chat_template is not None and not (folder / "modules.json").is_file():
+        raise ModelError(
+            f"the tokenizer in {folder} has a chat template, by which sentence-transformers puts pairs where no "
+            "modules.json says otherwise: take it away, or save the model with sentence-transformers"
+        )
+    return PairEncoder(tokenizer, config)
 
 
 class PairEncoder:

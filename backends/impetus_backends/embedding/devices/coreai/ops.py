@@ -213,6 +213,9 @@ class CoreAIOps:
     def project(self, x: Any, name: str, width: int, *, bias: bool) -> Any:
         return self._full(self.linear(self._narrow(x), name, width, bias=bias))
 
+    def norm(self, x: Any, name: str, eps: float, *, bias: bool) -> Any:
+        return self._full(self.layer_norm(x, name, eps, bias=bias))
+
     bend = activate
 
     def normalise(self, x: Any) -> Any:

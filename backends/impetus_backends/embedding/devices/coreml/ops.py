@@ -239,6 +239,10 @@ class MilOps:
         row = mb.slice_by_size(x=shares, begin=[0, mode, 0, 0], size=[batch, 1, texts, length])
         return mb.cast(x=row, dtype="fp16")
 
+    def _tall(self, x: Any) -> Any:
+        """(b, h) to (b, h, 1, 1) float16."""
+        return self._mb.cast(x=self._mb.expand_dims(x=x, axes=[2, 3]), dtype="fp16")
+
     def _flat(self, x: Any) -> Any:
         """(b, h, 1, texts) to (b * texts, h) float32."""
         mb, (batch, width, _, texts) = self._mb, x.shape
@@ -252,8 +256,10 @@ class MilOps:
         return self._mb.slice_by_size(x=x, begin=[0, 0], size=[x.shape[0], count])
 
     def project(self, x: Any, name: str, width: int, *, bias: bool) -> Any:
-        tall = self._mb.cast(x=self._mb.expand_dims(x=x, axes=[2, 3]), dtype="fp16")
-        return self._flat(self.linear(tall, name, width, bias=bias))
+        return self._flat(self.linear(self._tall(x), name, width, bias=bias))
+
+    def norm(self, x: Any, name: str, eps: float, *, bias: bool) -> Any:
+        return self._flat(self.layer_norm(self._tall(x), name, eps, bias=bias))
 
     def normalise(self, x: Any) -> Any:
         norm = self._mb.reduce_l2_norm(x=x, axes=[-1], keep_dims=True)
