@@ -133,17 +133,23 @@ def test_a_queue_too_long_to_look_through_is_left_until_it_is_shorter(connection
     assert look_for_strays(connection) == [job.id]
 
 
-def test_scheduled_jobs_whose_registry_was_evicted_are_said_to_need_enqueueing_once_each(
+def test_scheduled_jobs_whose_registry_was_evicted_are_said_to_need_enqueueing_once_each_when_seen_again(
     connection: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = Queue("embedding", connection=connection, serializer=JSONSerializer)
-    lost, kept = [queue.enqueue_in(timedelta(days=1), "impetus_worker.jobs.embed", {"input": "a"}) for _ in range(2)]
-    connection.zrem("rq:scheduled:embedding", lost.id)
+    names = ("lost", "kept", "tried again")
+    jobs = [queue.enqueue_in(timedelta(days=1), "impetus_worker.jobs.embed", {"input": "a"}) for _ in names]
+    lost, kept, tried_again = (job.id for job in jobs)
+    connection.zrem("rq:scheduled:embedding", lost)
     look = Strays(["embedding"])
-    for _ in range(20):
+    connection.zrem("rq:scheduled:embedding", tried_again)
+    for number in range(20):
         connection.delete("impetus:recovery:strays:embedding")
         look(connection)
+        if number == 0:
+            connection.zadd("rq:scheduled:embedding", {tried_again: 4e9})
     (said,) = [record.message for record in caplog.records]
     assert said.startswith("1 scheduled jobs never run")
-    assert lost.id in said
-    assert kept.id not in said
+    assert lost in said
+    assert kept not in said
+    assert tried_again not in said

@@ -24,8 +24,8 @@ STRAY_AFTER_S = 60.0
 """So long a job lies nowhere before it is put back: an RQ worker takes one off its queue before it says so."""
 _RECOVERY_GOOD_FOR_S = 2.0
 """A server that gets to it later was silent meanwhile, and all leases on it ran out."""
-_MOST_SAID = 100_000
-"""Ids of jobs of which it is known that something was said of them."""
+_MOST_KNOWN = 100_000
+"""Ids of jobs that are kept in mind."""
 _log = logging.getLogger(__name__)
 
 
@@ -104,11 +104,12 @@ class Sweep:
 
 class Strays:
     """Looks, a part at a time, for jobs that wait or run, and lie nowhere. Says once of each scheduled one that its
-    time is gone.
+    time is gone, when it sees that for the second time: RQ writes the status of what it tries again before the time.
     """
 
     def __init__(self, queues: Sequence[str]) -> None:
         self._queues = queues
+        self._seen: set[str] = set()
         self._said: set[str] = set()
 
     def __call__(self, connection: Redis) -> None:
@@ -116,9 +117,12 @@ class Strays:
         if back:
             where = ", ".join(self._queues)
             _log.error("%d jobs lay on no queue, as after the server evicted it, and are back on %s", len(back), where)
-        if new := [each for each in timeless if each not in self._said]:
+        if new := [each for each in timeless if each in self._seen and each not in self._said]:
             _log.error(
                 "%d scheduled jobs never run, as their registry is gone, and with it their time, as after the server "
                 "evicted it: enqueue them again: %s", len(new), " ".join(new)
             )  # fmt: skip
-            self._said = set(timeless) if len(self._said) > _MOST_SAID else self._said.union(new)
+        for known, more in ((self._seen, timeless), (self._said, new)):
+            if len(known) > _MOST_KNOWN:
+                known.clear()
+            known.update(more)

@@ -55,7 +55,7 @@ local function is_elsewhere(id)
   return false
 end
 
--- Whoever schedules a job or enqueues it writes both in one step.
+-- Whoever schedules a job or enqueues it writes both in one step, but for RQ, when it tries one again.
 local function has_no_time(key, id)
   if read('HGET', key, 'status') ~= 'scheduled' then return false end
   local queue = read('HGET', key, 'origin')
