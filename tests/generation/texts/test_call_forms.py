@@ -124,6 +124,14 @@ FORMS = {
         closes="]",
         sep=", ",
     ),
+    "LFM2.5": form(
+        "{{ f.name }}({% for key, value in f.arguments.items() %}{{ key }}={% if value is string %}'{{ value }}'"
+        "{% elif value is mapping %}{{ value | tojson }}{% else %}{{ value }}{% endif %}{{ ', ' if not loop.last }}"
+        "{% endfor %})",
+        opens="<|tool_call_start|>[",
+        closes="]<|tool_call_end|>",
+        sep=", ",
+    ),
 }
 BARE = {"xLAM", "Llama 4, of JSON", "Llama 4, pythonic"}
 KINDS = {
@@ -254,6 +262,26 @@ def test_what_real_templates_write_is_read(name: str) -> None:
             text = text.partition(ends)[0]
         said, calls, told = read(model, text)
         assert (plain(calls), said.text, told) == ([("look", arguments)], "", ""), arguments
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("look(text='it's fine')", {"text": "it's fine"}),
+        ("look(text='say \"hi\", it's', count=3)", {"text": 'say "hi", it\'s', "count": 3}),
+        ("look(text='a, count=3')", {"text": "a, count=3"}),
+        ("look(on=true, null=null)", {"on": True, "null": None}),
+        ("look('Paris')", None),
+        ("look(text=Paris())", None),
+        ("look(text='Paris'), and more", None),
+    ],
+)
+def test_calls_that_are_nearly_of_python_are_read_whole_or_not_at_all(
+    call: str, arguments: dict[str, Any] | None
+) -> None:
+    text = f"<|tool_call_start|>[{call}]<|tool_call_end|>"
+    said, calls, _ = read(of_form("LFM2.5"), text)
+    assert (plain(calls), said.text) == (([("look", arguments)], "") if arguments else ([], text))
 
 
 def test_a_form_that_nothing_here_reads_is_no_form_that_is_known() -> None:
