@@ -124,6 +124,18 @@ FORMS = {
         closes="]",
         sep=", ",
     ),
+    "GigaChat 3": form(
+        '{"name": "{{ f.name }}", "arguments": ' + JSON + "}", opens="<|end|>\n\nfunction call<|assistant|>\n", sep="\n"
+    ),
+    "FireFunction": form(
+        '{"name": "{{ f.name }}", "arguments": ' + JSON + "}", opens=" functools[", closes="]", sep=", "
+    ),
+    "Command-R+": form(
+        '    {\n        "tool_name": "{{ f.name }}",\n        "parameters": ' + JSON + "\n    }",
+        opens="Action: ```json\n[\n",
+        closes="\n]```",
+        sep=",\n",
+    ),
     "LFM2.5": form(
         "{{ f.name }}({% for key, value in f.arguments.items() %}{{ key }}={% if value is string %}'{{ value }}'"
         "{% elif value is mapping %}{{ value | tojson }}{% else %}{{ value }}{% endif %}{{ ', ' if not loop.last }}"

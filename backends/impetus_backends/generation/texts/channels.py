@@ -253,7 +253,7 @@ class Splitter:
             said.calls.append(fresh._call)
         elif fresh._call is not None and self._bare:
             said.text += fresh._call
-        if not fresh._called and not said.calls:
+        if not fresh._called and not said.calls and (fresh._call is None or self._bare):
             said.text += fresh._held["normal"]
         return said
 
