@@ -48,6 +48,8 @@ _HARMONY_TEXT = {
     state: [(mark, "said" if of == "tool" else of) for mark, of in marks] for state, marks in _HARMONY.items()
 }
 """Of an answer in which what looks like a call is none."""
+_SPACES = ("\n", "\n\n", " ")
+"""What models write between a thought and an answer."""
 _HARMONY_ENDS = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")
 
 
@@ -77,6 +79,7 @@ class Channels:
         def encode(text: str) -> tuple[int, ...]:
             return tuple(tokenizer.encode(text, add_special_tokens=False))
 
+        spaces = {token for space in _SPACES for token in encode(space)}
         start, *ends = ("", *_HARMONY_ENDS) if self.harmony else thought or ("", "")
         self.marks = ThoughtMarks(
             start,
@@ -85,6 +88,7 @@ class Channels:
             end_tokens := encode(ends[0]),
             encode(f"<|end|><|start|>assistant{ends[0]}") if self.harmony else end_tokens,
             tokenizer.decode(end_tokens[-1:]),
+            () if self.harmony else tuple(each for each in spaces if not tokenizer.decode([each]).strip()),
         )
         if self.harmony:
             self.parse_calls: Parse | None = parse_harmony
