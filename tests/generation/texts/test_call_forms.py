@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from impetus_backends.errors import RequestError
 from impetus_backends.generation.texts.channels import Channels
 from impetus_backends.generation.texts.conversations import Conversations
 from impetus_backends.generation.texts.tool_calls import ToolCalls
@@ -294,6 +295,12 @@ def test_calls_that_are_nearly_of_python_are_read_whole_or_not_at_all(
     text = f"<|tool_call_start|>[{call}]<|tool_call_end|>"
     said, calls, _ = read(of_form("LFM2.5"), text)
     assert (plain(calls), said.text) == (([("look", arguments)], "") if arguments else ([], text))
+
+
+@pytest.mark.parametrize("name", sorted(BARE))
+def test_beside_calls_that_need_no_mark_no_answer_can_be_kept_to_a_schema(name: str) -> None:
+    with pytest.raises(RequestError, match="response_format: this model writes calls of tools without a mark"):
+        Channels(of_form(name)).or_calls(lambda: None, None)  # type: ignore[arg-type, return-value]
 
 
 def test_a_form_that_nothing_here_reads_is_no_form_that_is_known() -> None:

@@ -103,7 +103,7 @@ def called(name: str, *, twice: bool = False) -> str:
     return model.called + (model.calls_again if twice else "") + model.closed
 
 
-@pytest.mark.parametrize("name", sorted({*CALLING} - {"llama3_1"}))
+@pytest.mark.parametrize("name", CALLING)
 def test_beside_a_schema_a_model_may_call_a_tool_or_answer_by_it(says: Any, name: str) -> None:
     """An agent's request has both (OpenAI Agents, Vercel's SDK, LangChain): it calls first, and answers at last."""
     ended, text, _ = ask(says(name, called(name)), schema=SCHEMA)
@@ -116,13 +116,17 @@ def test_beside_a_schema_a_model_may_call_a_tool_or_answer_by_it(says: Any, name
     assert ended.text.startswith(text)
 
 
-def test_where_calls_are_json_themselves_a_schema_beside_them_is_refused(says: Any) -> None:
-    engine = says("llama3_1", '{"a":7}')
-    asked = GenerationWork(1, None, messages=turns(("user", "x")), tools=TOOLS, schema=SCHEMA, max_tokens=50)
-    engine.admit(asked)
-    (refused,) = [event for _ in iter(engine.pending, 0) for event in engine.step() if isinstance(event, Rejected)]
-    assert refused.message.startswith("response_format: this model writes calls of tools as JSON too")
-    assert ask(engine, schema=SCHEMA, tool_choice="none")[0].text == '{"a":7}'
+def test_a_schema_beside_calls_that_are_json_may_refer_to_itself(says: Any) -> None:
+    tree = {"$ref": "#/$defs/tree"}
+    kept = {"type": "object", "properties": {"a": tree}, "required": [], "additionalProperties": False}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$ref": "#/$defs/tree",
+        "$defs": {"tree": kept},
+    }
+    answered = ask(says("llama3_1", '{"a":{"a":{}}}'), schema=json.dumps(schema))[0].answers[0]
+    assert (answered.text, answered.calls) == ('{"a":{"a":{}}}', ())
+    assert calls(ask(says("llama3_1", called("llama3_1")), schema=json.dumps(schema))[0].answers[0]) == [WEATHER]
 
 
 def test_what_begins_as_a_call_beside_a_schema_and_is_none_is_no_answer(says: Any) -> None:

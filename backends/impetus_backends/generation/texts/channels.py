@@ -17,7 +17,7 @@ from ..processors import OrCalls, Thinking, ThoughtMarks
 from .call_forms import probe_tools
 from .call_marks import calls_of
 from .marks import ANSWERS, thought_marks
-from .tool_calls import ToolCalls, parse_harmony
+from .tool_calls import ToolCalls, parse_bare, parse_harmony
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,15 +133,20 @@ class Channels:
         start, ends = self.marks.start, self.marks.ends
         return bool(start) and said.lstrip().startswith(start) and not any(end in said for end in ends)
 
+    @property
+    def calls_are_json(self) -> bool:
+        """Whether calls are objects of `schema_with_calls`, which a schema can have beside its answers."""
+        return self.parse_calls is parse_bare
+
     def or_calls(self, new_text: Callable[[], GrowingText], constraint: Any) -> Any:
-        """What keeps an answer to something, unless it begins with calls. Raises `RequestError` where these are JSON
-        as well. Those of harmony are in a channel of their own, ahead of the answer's."""
-        if self.harmony:
+        """What keeps an answer to something, unless it begins with calls. Raises `RequestError` where these need no
+        mark. Those of harmony are in a channel of their own, ahead of the answer's."""
+        if self.harmony or self.calls_are_json:
             return constraint
         if self._bare or not self._calls_begin:
             raise RequestError(
-                "response_format: this model writes calls of tools as JSON too, so that no answer which may be one can "
-                "be kept to a schema: send tool_choice 'none' or 'required'"
+                "response_format: this model writes calls of tools without a mark, so that no answer which may be one "
+                "can be kept to a schema: send tool_choice 'none' or 'required'"
             )
         return OrCalls(
             ThoughtMarks(self._call_marks[0], (), self._calls_begin, (), (), ""),

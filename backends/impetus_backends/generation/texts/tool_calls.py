@@ -25,6 +25,8 @@ _ID_CHARACTERS = 9
 """Of a call's id: templates of Mistral's models refuse conversations with ids of any other length."""
 _MOST_ID_CHARACTERS = 256
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_ANSWER = "=answer"
+"""No tool is called so."""
 _OF_JSON = {"true": True, "false": False, "null": None}
 _NEARLY_CALL = re.compile(r"\s*(?P<name>[\w.-]+)\((?P<arguments>.*?)\)\s*(?:,(?=\s*[\w.-]+\()|$)", re.DOTALL)
 _NEARLY_ARGUMENT = re.compile(
@@ -167,17 +169,29 @@ def parse_gemma(text: str, tools: object) -> Any:
 
 def forced_schema(tools: Sequence[Mapping[str, Any]], choice: str) -> str:
     """The JSON schema of one call of one of these tools; `choice`: `required`, or `=` and a name."""
+    return _schema_of(tools, choice, "arguments")
+
+
+def schema_with_calls(tools: Sequence[Mapping[str, Any]], schema: str) -> str:
+    """The JSON schema of either an answer of this one or one call, as `parse_bare` reads it."""
+    return _schema_of(tools, "required", "parameters", json.loads(schema))
+
+
+def _schema_of(tools: Sequence[Mapping[str, Any]], choice: str, arguments: str, answer: Any = None) -> str:
     wanted = [tool["function"] for tool in tools if choice in ("required", f"={tool['function']['name']}")]
     definitions = {each["name"]: _moved(each.get("parameters") or _NO_ARGUMENTS, each["name"]) for each in wanted}
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{_escaped(name)}"}},
-            "required": ["name", "arguments"],
+            "properties": {"name": {"const": name}, arguments: {"$ref": f"#/$defs/{_escaped(name)}"}},
+            "required": ["name", arguments],
             "additionalProperties": False,
         }
         for name in definitions
     ]
+    if answer is not None:
+        definitions[_ANSWER] = _moved(answer, _ANSWER)
+        calls.append({"$ref": f"#/$defs/{_ANSWER}"})
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return json.dumps(schema | {"$defs": definitions})
 
