@@ -28,7 +28,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 _MAX_SENTENCE_CHARACTERS = 2_000
 _REQUEST_FIELDS = frozenset({*GenerationRequest.model_fields, *EmbeddingRequest.model_fields})
 #: What sentences of workers, and of the servers that some forward to, say of a prompt that is too long.
-_TOO_LONG = re.compile(r"context[ _](?:length|size|window)", re.IGNORECASE)
+_TOO_LONG = re.compile(r"context[ _](?:length|size|window)|tokens exceed|prompt is too long", re.IGNORECASE)
 #: What workers say that a job failed of, where it is not the model's own fault.
 _STATUS_OF_FAILURES = {"InvalidRequestError": 400, "JobTimeoutError": 504}
 
