@@ -156,6 +156,9 @@ class Request:
                 calls = None  # a stop string has cut one short, however much a parser makes of that
             if calls is None:
                 said = self.splitter.whole(text, complete=True, calls=False)
+                # Within what seemed a call they ended nothing.
+                ends = [at for stop in self.work.stop if (at := said.text.find(stop)) >= 0]
+                said.text = said.text[: min(ends, default=None)]
             text, reasoning = said.text, said.reasoning
         if self.has_to_call and self.tool_calls is not None and reason == "stop":
             calls = self.tool_calls.of_json(text)

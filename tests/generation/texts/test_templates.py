@@ -189,6 +189,11 @@ def test_a_call_that_a_stop_string_cuts_short_is_text_and_none_of_what_is_left_o
     assert answer.text.endswith("P") or name == "gpt_oss"
 
 
+def test_what_seemed_a_call_and_is_text_holds_no_stop_string(says: Any) -> None:
+    (answer,) = ask(says("hermes", "<tool_call>\n</tool_call> and more"), stop=("\n",))[0].answers
+    assert (answer.text, answer.calls, answer.finish_reason) == ("<tool_call>", (), "stop")
+
+
 @pytest.mark.parametrize("name", CALLING)
 @pytest.mark.parametrize("choice", ["required", "=weather"])
 def test_a_call_that_has_to_be_made_is_made(says: Any, name: str, choice: str) -> None:
