@@ -15,12 +15,14 @@ class ImpetusError(Exception):
 class InvalidRequestError(ImpetusError):
     """A request or document breaks the contract. Permanent: sending it again fails again.
 
-    `field`: which part of it, such as `messages.0.content`; empty where it is about the whole.
+    `field`: which part of it, such as `messages.0.content`; empty where it is about the whole. `code`: what is wrong
+    with it, as OpenAI's API names it.
     """
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    def __init__(self, message: str, *, field: str = "", code: str = "invalid_value") -> None:
         super().__init__(message)
         self.field = field
+        self.code = code
 
 
 class MissingExtraError(ImpetusError):

@@ -226,6 +226,29 @@ def test_the_models_are_listed_and_others_are_refused_by_name(client: openai.Ope
         client.models.retrieve("gpt-5")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "river " * 9000}]}, "context_length_exceeded", None),
+        ({"max_tokens": 5000}, "context_length_exceeded", None),
+        ({"model": "gpt-5"}, "model_not_found", "model"),
+        ({"extra_body": {"colour": "red"}}, "unknown_parameter", "colour"),
+        ({"extra_body": {"cancel_if_abandoned": True}}, "unknown_parameter", "cancel_if_abandoned"),
+        ({"web_search_options": {}}, "unsupported_parameter", "web_search_options"),
+        ({"service_tier": "flex"}, "unsupported_value", "service_tier"),
+        ({"temperature": "0.5"}, "invalid_type", "temperature"),
+        ({"temperature": 3}, "invalid_value", "temperature"),
+        ({"messages": [{"content": "a"}]}, "missing_required_parameter", "messages.0.role"),
+    ],
+)
+def test_what_is_wrong_has_openais_code(
+    client: openai.OpenAI, wrong: dict[str, Any], code: str, param: str | None
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(**{"model": "tiny-says", "messages": QUESTION, **wrong})
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
 def test_what_is_wrong_is_told_by_its_field(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(input=[[1, 2, 3]], model="bge", encoding_format="float")

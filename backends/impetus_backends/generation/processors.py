@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PENALISED_TOKENS = 1024
 """How far back a repetition penalty looks, the prompt included."""
+_MOST_SPACES = 2
+"""Tokens of white space between a thought and an answer that is kept to something."""
 
 
 class OwnProcessor:
@@ -122,6 +124,8 @@ class ThoughtMarks:
     """What a thought is brought to its end by."""
     last_piece: str
     """The text of the last of `end_tokens`."""
+    spaces: tuple[int, ...] = ()
+    """Tokens of white space that may stand between a thought and what comes after it."""
 
 
 class Thinking(OwnProcessor):
@@ -150,6 +154,7 @@ class Thinking(OwnProcessor):
         self._most_tokens = most_tokens
         self.constraint = constraint
         self._thought: list[int] = []
+        self._spaces_left = 0
         self._begin(begun=begun)
 
     def _begin(self, *, begun: bool) -> None:
@@ -184,7 +189,9 @@ class Thinking(OwnProcessor):
             return self._bounded(logits)
         if self.constraint is None:
             return logits
-        return self._beginning(tokens, logits) if self._may_begin else self._constrained(tokens, logits)
+        if self._may_begin:
+            return self._beginning(tokens, logits)
+        return self._after_thought(tokens, logits) if self._spaces_left else self._constrained(tokens, logits)
 
     def _look_for_start(self, drawn: int) -> None:
         is_start = self._start[:1] == [drawn]
@@ -204,6 +211,7 @@ class Thinking(OwnProcessor):
         for mark in self._marks.ends:
             if (at := text.find(mark, max(self._from, self._settled - len(mark)))) >= 0:
                 self._thinking = False
+                self._spaces_left = _MOST_SPACES + 1 if self._marks.spaces else 0
                 if self.constraint is not None and (rest := text[at + len(mark) :].strip()):
                     raise RequestError(f"the model ends its thought and begins its answer with one token ({rest!r})")
         self._settled = self._text.settled
@@ -218,6 +226,23 @@ class Thinking(OwnProcessor):
         constrained = self._constrained(tokens, mx.array(logits))
         self._is_start = constrained[0, self._start[0]].item() == -math.inf
         constrained[:, self._start[0]] = own
+        return constrained
+
+    def _after_thought(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """The answer begins, or white space comes first, which is no part of it."""
+        import mlx.core as mx
+
+        if self._spaces_left <= _MOST_SPACES:  # else what was drawn last ended the thought
+            drawn: Any = tokens[-1].item()
+            if drawn not in self._marks.spaces:
+                self._spaces_left = 0
+                return self._constrained(tokens, logits)
+            self.constraint.begin_anew()
+        self._spaces_left -= 1
+        constrained = self._constrained(tokens, mx.array(logits))
+        if self._spaces_left:
+            spaces = mx.array(self._marks.spaces)
+            constrained[:, spaces] = logits[:, spaces]
         return constrained
 
     def _constrained(self, tokens: mx.array, logits: mx.array) -> mx.array:

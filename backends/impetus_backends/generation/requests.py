@@ -18,7 +18,7 @@ from .texts.detokenize import REPLACEMENT, Decoding, Detokenizer
 from .texts.long_prompts import LongPrompts
 from .texts.prompts import Prompts
 from .texts.text import TextBuilder
-from .texts.tool_calls import ToolCalls, forced_schema
+from .texts.tool_calls import ToolCalls, forced_schema, schema_with_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -156,6 +156,9 @@ class Request:
                 calls = None  # a stop string has cut one short, however much a parser makes of that
             if calls is None:
                 said = self.splitter.whole(text, complete=True, calls=False)
+                # Within what seemed a call they ended nothing.
+                ends = [at for stop in self.work.stop if (at := said.text.find(stop)) >= 0]
+                said.text = said.text[: min(ends, default=None)]
             text, reasoning = said.text, said.reasoning
         if self.has_to_call and self.tool_calls is not None and reason == "stop":
             calls = self.tool_calls.of_json(text)
@@ -225,6 +228,8 @@ class RequestReader:
                     "tools: how this model writes calls of tools is not known here; with tool_choice 'required', or a "
                     "tool's name, it is kept to one"
                 )
+            elif work.schema is not None and self._channels.calls_are_json:
+                request.schema = schema_with_calls(work.tools, work.schema)
         if work.messages is not None:
             end = self._decoding.decode(tokens[-_END_OF_PROMPT - len(self._channels.marks.start_tokens) :])
             request.thinking = self._channels.opens_with_thought(end)

@@ -52,9 +52,9 @@ async def upload(call: Call) -> Response:
 async def _kept(call: Call, form: FormData) -> Response:
     file = form.get("file")
     if not isinstance(file, UploadFile):
-        raise HttpError(400, "file: this field is required", param="file", code="invalid_request")
+        raise HttpError(400, "file: this field is required", param="file", code="missing_required_parameter")
     if form.get("purpose") != "batch":
-        raise HttpError(400, "purpose: must be batch", param="purpose", code="invalid_request")
+        raise HttpError(400, "purpose: must be batch", param="purpose", code="invalid_value")
     content = iter(lambda: file.file.read(_CHUNK_BYTES), b"")
     kept = await asyncio.to_thread(
         call.gateway.batches.store.add_file, content, file.filename or "", "batch", call.caller.name, _expiry(form)
@@ -71,9 +71,9 @@ def _expiry(form: FormData) -> int | None:
     try:
         return ExpiresAfter.model_validate_strings(said).seconds
     except ValidationError as error:
-        field, problem = first_complaint(error)
+        field, problem, code = first_complaint(error)
         param = f"expires_after.{field}"
-        raise HttpError(400, f"{param}: {problem}", param=param, code="invalid_request") from None
+        raise HttpError(400, f"{param}: {problem}", param=param, code=code) from None
 
 
 def _bounded(request: Request) -> Request:
@@ -96,7 +96,7 @@ async def listed(call: Call) -> Response:
     query = call.request.query_params
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise HttpError(400, "order: must be asc or desc", param="order", code="invalid_request")
+        raise HttpError(400, "order: must be asc or desc", param="order", code="invalid_value")
     found, more = await asyncio.to_thread(
         call.gateway.batches.store.files,
         after=query.get("after"),
@@ -147,7 +147,7 @@ def limit_of(call: Call, most: int, usual: int | None = None) -> int:
     if said is None:
         return usual or most
     if not (said.isascii() and said.isdecimal() and len(said) < 6 and 1 <= int(said) <= most):
-        raise HttpError(400, f"limit: must be a number from 1 to {most}", param="limit", code="invalid_request")
+        raise HttpError(400, f"limit: must be a number from 1 to {most}", param="limit", code="invalid_value")
     return int(said)
 
 

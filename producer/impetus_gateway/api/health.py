@@ -27,7 +27,7 @@ async def ready(call: Call) -> Response:
     """200 where a worker serves the role of `?role=`, or any of them where none is named."""
     asked = call.request.query_params.get("role")
     if asked is not None and asked not in contract.ROLE_QUEUES:
-        raise HttpError(400, f"there is no role {asked!r:.100}", param="role", code="invalid_request")
+        raise HttpError(400, f"there is no role {asked!r:.100}", param="role", code="invalid_value")
     serving = {role: call.gateway.watch.is_served(queues[0]) for role, queues in contract.ROLE_QUEUES.items()}
     is_ready = serving[asked] if asked is not None else any(serving.values())
     return json_answer({"ready": is_ready, **serving}, 200 if is_ready else 503)

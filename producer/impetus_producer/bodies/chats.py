@@ -24,5 +24,5 @@ def chat_payload(fields: Mapping[str, Any]) -> tuple[GenerationRequest, dict[str
     said = GenerationRequest.what_says_something(dict(fields))
     for name in _OURS:
         if name in said:
-            raise InvalidRequestError(f"{name}: there is no such field", field=name)
+            raise InvalidRequestError(f"{name}: there is no such field", field=name, code="unknown_parameter")
     return parse_request(GenerationRequest, said), said

@@ -5,6 +5,7 @@ Source of the shape: https://platform.openai.com/docs/guides/error-codes
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from ..shown import printable, shortened
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MAX_SENTENCE_CHARACTERS = 2_000
 _REQUEST_FIELDS = frozenset({*GenerationRequest.model_fields, *EmbeddingRequest.model_fields})
+#: What sentences of workers, and of the servers that some forward to, say of a prompt that is too long.
+_TOO_LONG = re.compile(r"context[ _](?:length|size|window)|tokens exceed|prompt is too long", re.IGNORECASE)
 #: What workers say that a job failed of, where it is not the model's own fault.
 _STATUS_OF_FAILURES = {"InvalidRequestError": 400, "JobTimeoutError": 504}
 
@@ -49,7 +52,7 @@ def refusal_of(error: ImpetusError) -> Refusal:
     """What the producer raised, as it is said over HTTP."""
     match error:
         case InvalidRequestError():
-            return Refusal(400, str(error), param=error.field, code="invalid_request")
+            return Refusal(400, str(error), param=error.field, code=error.code)
         case JobFailedError():
             return _failure(error)
         case JobCancelledError():
@@ -73,9 +76,11 @@ def refusal_of(error: ImpetusError) -> Refusal:
 
 def _failure(error: JobFailedError) -> Refusal:
     status = _STATUS_OF_FAILURES.get(error.reason, 500)
+    if status == 400 and _TOO_LONG.search(str(error)):
+        return Refusal(400, str(error), code="context_length_exceeded")
     field, separator, _ = str(error).partition(": ")
     if status != 400 or not separator or field.split(".")[0] not in _REQUEST_FIELDS:
         return Refusal(status, str(error), code=error.reason or "failed")
     if field == "model":
         return Refusal(404, str(error), param=field, code="model_not_found")
-    return Refusal(400, str(error), param=field, code="invalid_request")
+    return Refusal(400, str(error), param=field, code="invalid_value")

@@ -88,6 +88,15 @@ def json_type(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""Of a whole number: 6.0 is one, for JSON's numbers are of one kind. It stands behind the bounds, which the JSON schema
+would leave out otherwise."""
+
+
 def checked_text(value: Any, what: str = "the text") -> str:
     if not isinstance(value, str):
         raise invalid(f"{what} must be a string, not {json_type(value)}")

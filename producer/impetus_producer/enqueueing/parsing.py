@@ -22,6 +22,13 @@ _PROBLEMS = {
     "none_required": "is not supported: leave it out",
 }
 """By pydantic's names of them, where it says less itself."""
+_CODES = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "none_required": "unsupported_parameter",
+    "literal_error": "unsupported_value",
+}
+"""OpenAI's, by the same: clients leave out what is unknown or unsupported, and ask again."""
 _NO_FIELDS = ("function-", "choice-")
 """What stands among the names of fields and is none: pydantic's validators, and which of several forms a value has."""
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -38,28 +45,28 @@ def parse_request(kind: type[RequestT], payload: Any) -> RequestT:
         if unknown := payload.keys() - known:  # before pydantic writes a complaint about each
             more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
             field = _shown(min(unknown))
-            raise InvalidRequestError(f"{field}: there is no such field{more}", field=field)
+            raise InvalidRequestError(f"{field}: there is no such field{more}", field=field, code="unknown_parameter")
     for name, value in payload.items():
         if is_deeper(value, MOST_LEVELS):
             raise InvalidRequestError(f"{name}: is nested more than {MOST_LEVELS} levels deep", field=name)
     try:
         return kind.model_validate(payload)
     except ValidationError as error:
-        field, problem = first_complaint(error)
-        raise InvalidRequestError(f"{field}: {problem}" if field else problem, field=field) from None
+        field, problem, code = first_complaint(error)
+        raise InvalidRequestError(f"{field}: {problem}" if field else problem, field=field, code=code) from None
 
 
 def first_sentence(error: ValidationError) -> str:
     """The first of pydantic's complaints as `field: what is wrong with it`."""
-    field, problem = first_complaint(error)
+    field, problem, _ = first_complaint(error)
     return f"{field}: {problem}" if field else problem
 
 
-def first_complaint(error: ValidationError) -> tuple[str, str]:
-    """The field, empty where it is the whole, and what is wrong with it."""
+def first_complaint(error: ValidationError) -> tuple[str, str, str]:
+    """The field, empty where it is the whole, what is wrong with it, and OpenAI's code for that."""
     if (count := error.error_count()) > _MAX_COMPLAINTS:
         # To look at one is to have all of them written, which takes a kilobyte each.
-        return "", f"{count:,} things are wrong with it"
+        return "", f"{count:,} things are wrong with it", "invalid_value"
     errors = error.errors(include_url=False, include_input=False)
     # A field misspelt is a field missing too, and the misspelling says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
@@ -67,7 +74,8 @@ def first_complaint(error: ValidationError) -> tuple[str, str]:
     parts = [str(part) for part in first["loc"] if not str(part).startswith(_NO_FIELDS)]
     field = ".".join(_shown(part) for part in (*parts, *filter(None, inner)))
     problem = _PROBLEMS.get(first["type"], first["msg"])
-    return field, f"{problem} (and {count - 1} more)" if count > 1 else problem
+    code = _CODES.get(first["type"], "invalid_type" if first["type"].endswith("_type") else "invalid_value")
+    return field, f"{problem} (and {count - 1} more)" if count > 1 else problem, code
 
 
 def is_deeper(value: Any, levels: int) -> bool:

@@ -36,7 +36,7 @@ def test_a_long_prompt_is_read_while_the_others_go_on(
                 ended[event.id] = event
     assert list(ended) == [1, 2, 3, 4, 5], "who decodes does not wait for who is read"
     assert ended[1].text == solo(PROMPT)
-    assert all("more than the 300,000 this model reads" in ended[at].message for at in range(2, 6))
+    assert all("this model's maximum context length is 300000 tokens" in ended[at].message for at in range(2, 6))
 
 
 def test_a_long_prompt_makes_what_it_would_have_made_and_may_be_cancelled(

@@ -80,7 +80,7 @@ def test_what_is_not_known_is_said_to_be_assumed(unknown: Path, work: Any, drive
     ended = drive(engine, work(1, "Hello", max_tokens=5000), work(2, "word " * 20_000), work(3, "Hello", max_tokens=2))
     for at in (1, 2):
         assert isinstance(ended[at], Rejected)
-        assert "the 4,096 that are assumed, for how much this model reads is not known" in ended[at].message
+        assert "this model's maximum context length is 4096 tokens (assumed, for it is not known)" in ended[at].message
     assert isinstance(ended[3], Generated)
     engine.close()
 
@@ -90,7 +90,7 @@ def test_an_operator_who_knows_better_is_believed(unknown: Path, work: Any, driv
     engine = open_generation_engine(unknown, model_name="tiny", aliases=(), limits=limits)
     assert engine.info.max_tokens == 6000
     rejected = drive(engine, work(1, "Hello", max_tokens=6000))[1]
-    assert "more than the 6,000 this model reads" in rejected.message
+    assert "this model's maximum context length is 6000 tokens, fewer than" in rejected.message
     engine.close()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from impetus_backends.errors import RequestError
 from impetus_backends.generation.texts.channels import Channels
 from impetus_backends.generation.texts.conversations import Conversations
 from impetus_backends.generation.texts.tool_calls import ToolCalls
@@ -122,6 +123,26 @@ FORMS = {
         "{{ ', ' if not loop.last }}{% endfor %})",
         opens="[",
         closes="]",
+        sep=", ",
+    ),
+    "GigaChat 3": form(
+        '{"name": "{{ f.name }}", "arguments": ' + JSON + "}", opens="<|end|>\n\nfunction call<|assistant|>\n", sep="\n"
+    ),
+    "FireFunction": form(
+        '{"name": "{{ f.name }}", "arguments": ' + JSON + "}", opens=" functools[", closes="]", sep=", "
+    ),
+    "Command-R+": form(
+        '    {\n        "tool_name": "{{ f.name }}",\n        "parameters": ' + JSON + "\n    }",
+        opens="Action: ```json\n[\n",
+        closes="\n]```",
+        sep=",\n",
+    ),
+    "LFM2.5": form(
+        "{{ f.name }}({% for key, value in f.arguments.items() %}{{ key }}={% if value is string %}'{{ value }}'"
+        "{% elif value is mapping %}{{ value | tojson }}{% else %}{{ value }}{% endif %}{{ ', ' if not loop.last }}"
+        "{% endfor %})",
+        opens="<|tool_call_start|>[",
+        closes="]<|tool_call_end|>",
         sep=", ",
     ),
 }
@@ -254,6 +275,32 @@ def test_what_real_templates_write_is_read(name: str) -> None:
             text = text.partition(ends)[0]
         said, calls, told = read(model, text)
         assert (plain(calls), said.text, told) == ([("look", arguments)], "", ""), arguments
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("look(text='it's fine')", {"text": "it's fine"}),
+        ("look(text='say \"hi\", it's', count=3)", {"text": 'say "hi", it\'s', "count": 3}),
+        ("look(text='a, count=3')", {"text": "a, count=3"}),
+        ("look(on=true, null=null)", {"on": True, "null": None}),
+        ("look('Paris')", None),
+        ("look(text=Paris())", None),
+        ("look(text='Paris'), and more", None),
+    ],
+)
+def test_calls_that_are_nearly_of_python_are_read_whole_or_not_at_all(
+    call: str, arguments: dict[str, Any] | None
+) -> None:
+    text = f"<|tool_call_start|>[{call}]<|tool_call_end|>"
+    said, calls, _ = read(of_form("LFM2.5"), text)
+    assert (plain(calls), said.text) == (([("look", arguments)], "") if arguments else ([], text))
+
+
+@pytest.mark.parametrize("name", sorted(BARE))
+def test_beside_calls_that_need_no_mark_no_answer_can_be_kept_to_a_schema(name: str) -> None:
+    with pytest.raises(RequestError, match="response_format: this model writes calls of tools without a mark"):
+        Channels(of_form(name)).or_calls(lambda: None, None)  # type: ignore[arg-type, return-value]
 
 
 def test_a_form_that_nothing_here_reads_is_no_form_that_is_known() -> None:

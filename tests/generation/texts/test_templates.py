@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -104,27 +103,30 @@ def called(name: str, *, twice: bool = False) -> str:
     return model.called + (model.calls_again if twice else "") + model.closed
 
 
-@pytest.mark.parametrize("name", sorted({*CALLING} - {"llama3_1"}))
+@pytest.mark.parametrize("name", CALLING)
 def test_beside_a_schema_a_model_may_call_a_tool_or_answer_by_it(says: Any, name: str) -> None:
     """An agent's request has both (OpenAI Agents, Vercel's SDK, LangChain): it calls first, and answers at last."""
-    said = re.sub(r"(?:(?<=</think>)|(?<=<channel\|>))\s+", "", called(name))
-    ended, text, _ = ask(says(name, said), schema=SCHEMA)
+    ended, text, _ = ask(says(name, called(name)), schema=SCHEMA)
     (answer,) = ended.answers
     assert (calls(answer), answer.text, answer.finish_reason) == ([WEATHER], "", "tool_calls")
     assert text == ""
-    begins = "<|channel|>final<|message|>" if name == "gpt_oss" else "</think>" if MODELS[name].opened else ""
+    begins = "<|channel|>final<|message|>" if name == "gpt_oss" else "</think>\n\n" if MODELS[name].opened else ""
     ended, text, _ = ask(says(name, begins + '{"a":7}'), schema=SCHEMA)
     assert (ended.text, ended.finish_reason, calls(ended.answers[0])) == ('{"a":7}', "stop", [])
     assert ended.text.startswith(text)
 
 
-def test_where_calls_are_json_themselves_a_schema_beside_them_is_refused(says: Any) -> None:
-    engine = says("llama3_1", '{"a":7}')
-    asked = GenerationWork(1, None, messages=turns(("user", "x")), tools=TOOLS, schema=SCHEMA, max_tokens=50)
-    engine.admit(asked)
-    (refused,) = [event for _ in iter(engine.pending, 0) for event in engine.step() if isinstance(event, Rejected)]
-    assert refused.message.startswith("response_format: this model writes calls of tools as JSON too")
-    assert ask(engine, schema=SCHEMA, tool_choice="none")[0].text == '{"a":7}'
+def test_a_schema_beside_calls_that_are_json_may_refer_to_itself(says: Any) -> None:
+    tree = {"$ref": "#/$defs/tree"}
+    kept = {"type": "object", "properties": {"a": tree}, "required": [], "additionalProperties": False}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$ref": "#/$defs/tree",
+        "$defs": {"tree": kept},
+    }
+    answered = ask(says("llama3_1", '{"a":{"a":{}}}'), schema=json.dumps(schema))[0].answers[0]
+    assert (answered.text, answered.calls) == ('{"a":{"a":{}}}', ())
+    assert calls(ask(says("llama3_1", called("llama3_1")), schema=json.dumps(schema))[0].answers[0]) == [WEATHER]
 
 
 def test_what_begins_as_a_call_beside_a_schema_and_is_none_is_no_answer(says: Any) -> None:
@@ -185,6 +187,11 @@ def test_a_call_that_a_stop_string_cuts_short_is_text_and_none_of_what_is_left_o
     (answer,) = ask(says(name, called(name)), stop=("aris",))[0].answers
     assert (answer.calls, answer.finish_reason, answer.reasoning or "") == ((), "stop", MODELS[name].thought)
     assert answer.text.endswith("P") or name == "gpt_oss"
+
+
+def test_what_seemed_a_call_and_is_text_holds_no_stop_string(says: Any) -> None:
+    (answer,) = ask(says("hermes", "<tool_call>\n</tool_call> and more"), stop=("\n",))[0].answers
+    assert (answer.text, answer.calls, answer.finish_reason) == ("<tool_call>", (), "stop")
 
 
 @pytest.mark.parametrize("name", CALLING)

@@ -27,6 +27,10 @@ MARKS = [
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<mm:think>", "</mm:think>"),
+    ("<think:opensource>", "</think:opensource>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<thought>", "</thought>"),
 ]
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content.split('END')[-1] }}\n{% endfor %}assistant:"

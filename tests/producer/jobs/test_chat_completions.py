@@ -8,10 +8,11 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
 
+from impetus_producer.bodies.refusals import refusal_of
 from impetus_producer.chat_completions import chat_completion, chat_completion_chunks
 from impetus_producer.contract import GenerationRequest, GenerationResult, StreamEvent, StreamField, channel_name
 from impetus_producer.enqueueing.parsing import parse_request
-from impetus_producer.errors import InvalidRequestError
+from impetus_producer.errors import InvalidRequestError, JobFailedError
 from impetus_producer.streams import Delta, StreamText
 from tests.producer.stock_worker import generation_of
 
@@ -180,3 +181,18 @@ def test_null_says_as_much_as_nothing_in_every_field() -> None:
     assert parse_request(GenerationRequest, {"messages": body["messages"]} | defaults)
     with pytest.raises(ValidationError):
         GenerationResult.model_validate({"text": "x"})
+
+
+@pytest.mark.parametrize(
+    ("sentence", "code"),
+    [
+        ("the upstream answers 400: the request exceeds the available context size. try increasing it", True),
+        ("the upstream answers 400: Input tokens exceed the configured limit of 272000 tokens.", True),
+        ("the upstream answers 400: This model's maximum context length is 8192 tokens.", True),
+        ("the upstream answers 400: prompt is too long: 9 tokens > 8 maximum", True),
+        ("temperature: the upstream answers 400: must be at most 1", False),
+    ],
+)
+def test_of_a_prompt_that_is_too_long_for_an_upstream_openais_code_is_told(sentence: str, code: bool) -> None:
+    refusal = refusal_of(JobFailedError("a", sentence, "InvalidRequestError"))
+    assert (refusal.status, refusal.code == "context_length_exceeded") == (400, code)

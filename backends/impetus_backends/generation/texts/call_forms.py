@@ -130,23 +130,23 @@ def learn(write: Write, no_marks: set[str]) -> CallMarks | None:
     except Exception:  # noqa: BLE001 - templates raise what they like, and show what they like
         return None
     opening, closing = one[:begin], one[end:]
-    start = next((each for each in _MARK.finditer(opening) if each[0] not in no_marks), None)
+    mark = next((each for each in _MARK.finditer(opening) if each[0] not in no_marks), None)
     bare = opening.strip() or ("{" if isinstance(calls, _Object) else "")
-    if calls is None or (start is None and bare not in ("[", "{")):
+    # Where there is no mark, what stands before calls is one, such as "Action:" or the name of a role.
+    start = mark[0] if mark else bare if bare not in ("[", "{") else ""
+    if calls is None or not bare:
         return None
     between = _between(calls, write)
-    last = [each for each in _MARK.finditer(closing) if each[0] not in no_marks][-1:] if start else []
-    if start and last and last[0][0] in between and start[0] not in between:
+    last = [each[0] for each in _MARK.finditer(closing) if start and each[0] not in no_marks][-1:]
+    if last and last[0] in between and start not in between:
         last = []  # it ends one call of several
     form = _Form(
-        _literal(opening[start.end() :] if start else opening),
+        _literal(opening[mark.end() :] if mark else "" if start else opening),
         calls,
         _literal(between) if between else None,
-        _squeezed(closing[: last[0].start()] if last else closing),
+        _squeezed(closing[: closing.rindex(last[0])] if last else closing),
     )
-    if start is None:
-        return CallMarks("", "", form.parse, bare=bare)
-    return CallMarks(start[0], last[0][0] if last else "", form.parse)
+    return CallMarks(start, last[0] if last else "", form.parse, bare="" if start else bare)
 
 
 def _between(calls: _Calls, write: Write) -> str:

@@ -8,10 +8,13 @@ from . import call_forms
 from .conversations import Conversations
 from .marks import CallMarks, call_marks
 from .templates import template_for_tools
-from .tool_calls import parse_bare, parse_gemma, parse_pythonic
+from .tool_calls import parse_bare, parse_gemma, parse_nearly_pythonic, parse_pythonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+_BETTER = {"<start_function_call>": parse_gemma, "<|tool_call_start|>": parse_nearly_pythonic}
+"""Of families whose calls mlx-lm's own parsers read wrongly, by what begins these."""
 
 
 def calls_of(tokenizer: Any, read: Callable[[CallMarks, str], Any], thought: Iterable[str]) -> CallMarks | None:
@@ -68,7 +71,7 @@ def _either(learnt: CallMarks | None, known: CallMarks | None) -> CallMarks | No
 def _known(tokenizer: Any) -> CallMarks | None:
     if tokenizer.has_tool_calling:
         start, end = tokenizer.tool_call_start, tokenizer.tool_call_end
-        return CallMarks(start, end, parse_gemma if start == "<start_function_call>" else tokenizer.tool_parser)
+        return CallMarks(start, end, _BETTER.get(start, tokenizer.tool_parser))
     template = template_for_tools(tokenizer)
     if '"parameters": ' in template and "<|start_header_id|>" in template:  # Llama 3.1 and what came after
         return CallMarks("<|python_tag|>", "", parse_bare, bare="{")

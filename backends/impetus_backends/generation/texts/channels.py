@@ -17,7 +17,7 @@ from ..processors import OrCalls, Thinking, ThoughtMarks
 from .call_forms import probe_tools
 from .call_marks import calls_of
 from .marks import ANSWERS, thought_marks
-from .tool_calls import ToolCalls, parse_harmony
+from .tool_calls import ToolCalls, parse_bare, parse_harmony
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,8 @@ _HARMONY_TEXT = {
     state: [(mark, "said" if of == "tool" else of) for mark, of in marks] for state, marks in _HARMONY.items()
 }
 """Of an answer in which what looks like a call is none."""
+_SPACES = ("\n", "\n\n", " ")
+"""What models write between a thought and an answer."""
 _HARMONY_ENDS = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")
 
 
@@ -77,6 +79,7 @@ class Channels:
         def encode(text: str) -> tuple[int, ...]:
             return tuple(tokenizer.encode(text, add_special_tokens=False))
 
+        spaces = {token for space in _SPACES for token in encode(space)}
         start, *ends = ("", *_HARMONY_ENDS) if self.harmony else thought or ("", "")
         self.marks = ThoughtMarks(
             start,
@@ -85,6 +88,7 @@ class Channels:
             end_tokens := encode(ends[0]),
             encode(f"<|end|><|start|>assistant{ends[0]}") if self.harmony else end_tokens,
             tokenizer.decode(end_tokens[-1:]),
+            () if self.harmony else tuple(each for each in spaces if not tokenizer.decode([each]).strip()),
         )
         if self.harmony:
             self.parse_calls: Parse | None = parse_harmony
@@ -129,15 +133,20 @@ class Channels:
         start, ends = self.marks.start, self.marks.ends
         return bool(start) and said.lstrip().startswith(start) and not any(end in said for end in ends)
 
+    @property
+    def calls_are_json(self) -> bool:
+        """Whether calls are objects of `schema_with_calls`, which a schema can have beside its answers."""
+        return self.parse_calls is parse_bare
+
     def or_calls(self, new_text: Callable[[], GrowingText], constraint: Any) -> Any:
-        """What keeps an answer to something, unless it begins with calls. Raises `RequestError` where these are JSON
-        as well. Those of harmony are in a channel of their own, ahead of the answer's."""
-        if self.harmony:
+        """What keeps an answer to something, unless it begins with calls. Raises `RequestError` where these need no
+        mark. Those of harmony are in a channel of their own, ahead of the answer's."""
+        if self.harmony or self.calls_are_json:
             return constraint
         if self._bare or not self._calls_begin:
             raise RequestError(
-                "response_format: this model writes calls of tools as JSON too, so that no answer which may be one can "
-                "be kept to a schema: send tool_choice 'none' or 'required'"
+                "response_format: this model writes calls of tools without a mark, so that no answer which may be one "
+                "can be kept to a schema: send tool_choice 'none' or 'required'"
             )
         return OrCalls(
             ThoughtMarks(self._call_marks[0], (), self._calls_begin, (), (), ""),
@@ -253,7 +262,7 @@ class Splitter:
             said.calls.append(fresh._call)
         elif fresh._call is not None and self._bare:
             said.text += fresh._call
-        if not fresh._called and not said.calls:
+        if not fresh._called and not said.calls and (fresh._call is None or self._bare):
             said.text += fresh._held["normal"]
         return said
 

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
     from .tool_calls import Parse
 
-# mlx-lm knows the first where they are tokens of the vocabulary; then Magistral's, Cohere's, Seed's, Kimi-VL's.
+# mlx-lm knows the first where they are tokens of the vocabulary; then Magistral's, Cohere's, Seed's, Kimi-VL's,
+# MiniMax-M3's, Hunyuan 3's, Apertus's, EXAONE Deep's.
 _THOUGHTS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<seed:think>", "</seed:think>"),
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<mm:think>", "</mm:think>"),
+    ("<think:opensource>", "</think:opensource>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<thought>", "</thought>"),
 )
 ANSWERS = (
     ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),

@@ -29,9 +29,10 @@ class Prompts:
     ) -> None:
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
-        self._reads = f"the {context_tokens:,} this model reads"
+        # In OpenAI's words and digits, by which clients know that they have to send less.
+        self._reads = f"this model's maximum context length is {context_tokens} tokens"
         if not context_known:
-            self._reads = f"the {context_tokens:,} that are assumed, for how much this model reads is not known"
+            self._reads += " (assumed, for it is not known)"
         self._conversations = Conversations(tokenizer)
         self._special_tokens = special_tokens
 
@@ -55,11 +56,10 @@ class Prompts:
             raise RequestError(f"max_tokens is {work.max_tokens}, and must be at least 1")
         if work.max_tokens is not None and len(tokens) + work.max_tokens > self._context_tokens:
             raise RequestError(
-                f"the prompt's {len(tokens):,} tokens and the {work.max_tokens:,} of max_tokens are together more than "
-                f"{self._reads}"
+                f"{self._reads}, fewer than the prompt's {len(tokens):,} and the {work.max_tokens:,} of max_tokens"
             )
         if len(tokens) >= self._context_tokens:
-            raise RequestError(f"the prompt's {len(tokens):,} tokens leave no room for an answer, of {self._reads}")
+            raise RequestError(f"{self._reads}, and the prompt's {len(tokens):,} leave no room for an answer")
         return tokens
 
     def _refuse_far_too_long(self, work: GenerationWork) -> None:
@@ -71,8 +71,8 @@ class Prompts:
             # Twice the context, so that a word cut in two at the end of the piece cannot decide.
             if length > 2 * self._context_tokens:
                 raise RequestError(
-                    f"the first {looked_at:,} of the prompt's {len(text):,} characters are {length:,} tokens already, "
-                    f"more than {self._reads}"
+                    f"{self._reads}, and the first {looked_at:,} of the prompt's {len(text):,} characters are "
+                    f"{length:,} already"
                 )
 
 

@@ -25,6 +25,15 @@ _ID_CHARACTERS = 9
 """Of a call's id: templates of Mistral's models refuse conversations with ids of any other length."""
 _MOST_ID_CHARACTERS = 256
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_ANSWER = "=answer"
+"""No tool is called so."""
+_OF_JSON = {"true": True, "false": False, "null": None}
+_NEARLY_CALL = re.compile(r"\s*(?P<name>[\w.-]+)\((?P<arguments>.*?)\)\s*(?:,(?=\s*[\w.-]+\()|$)", re.DOTALL)
+_NEARLY_ARGUMENT = re.compile(
+    r"\s*(?P<key>\w+)\s*=\s*(?:(?P<quote>['\"])(?P<text>(?:(?!(?P=quote)\s*[,)]).)*)(?P=quote)|(?P<other>[^'\"].*?))"
+    r"\s*(?:,(?=\s*\w+\s*=)|$)",
+    re.DOTALL,
+)
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
@@ -97,12 +106,57 @@ def parse_bare(text: str, tools: object) -> list[dict[str, Any]]:
     return calls
 
 
-def parse_pythonic(text: str, tools: object) -> Any:
-    """Calls as Llama 4 writes them, a list of Python's: mlx-lm's parser, which makes a call of other text as well."""
-    from mlx_lm.tool_parsers import pythonic
+def parse_pythonic(text: str, tools: object) -> list[dict[str, Any]]:
+    """Calls as Llama 4 writes them, a list of Python's, in which JSON's words may stand. mlx-lm's parser makes a call
+    of other text as well, and leaves out what it cannot read."""
+    written = _python(text)
+    if not isinstance(written, ast.List):
+        raise ValueError("no list of calls")
+    return [_of_python(each) for each in written.elts]
 
-    ast.parse(text.strip(), mode="eval")
-    return pythonic.parse_tool_call(text)
+
+def parse_nearly_pythonic(text: str, tools: object) -> list[dict[str, Any]]:
+    """Calls as LFM2.5 writes them: as Python's, but that a text may hold line breaks, and the quotes around it."""
+    try:
+        return parse_pythonic(text, tools)
+    except (SyntaxError, ValueError):
+        calls = _tiles(_NEARLY_CALL, text.strip().removeprefix("[").removesuffix("]"))
+    return [{"name": each["name"], "arguments": _nearly_arguments(each["arguments"])} for each in calls]
+
+
+def _nearly_arguments(text: str) -> dict[str, Any]:
+    found = _tiles(_NEARLY_ARGUMENT, text)
+    return {each["key"]: each["text"] if each["quote"] else _value(_python(each["other"])) for each in found}
+
+
+def _python(text: str) -> ast.expr:
+    return ast.parse(text.strip(), mode="eval").body
+
+
+def _of_python(call: ast.expr) -> dict[str, Any]:
+    if not isinstance(call, ast.Call) or call.args or any(each.arg is None for each in call.keywords):
+        raise ValueError("no call of arguments by name")
+    return {"name": ast.unparse(call.func), "arguments": {str(each.arg): _value(each.value) for each in call.keywords}}
+
+
+def _value(written: ast.expr) -> Any:
+    return ast.literal_eval(_Literals().visit(written))
+
+
+class _Literals(ast.NodeTransformer):
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(_OF_JSON[node.id])
+
+
+def _tiles(part: re.Pattern[str], text: str) -> list[re.Match[str]]:
+    """The parts that follow one another from its beginning to its end."""
+    found, at = [], 0
+    while text[at:].strip():
+        if (one := part.match(text, at)) is None:
+            raise ValueError("no calls")
+        found.append(one)
+        at = one.end()
+    return found
 
 
 def parse_gemma(text: str, tools: object) -> Any:
@@ -115,17 +169,29 @@ def parse_gemma(text: str, tools: object) -> Any:
 
 def forced_schema(tools: Sequence[Mapping[str, Any]], choice: str) -> str:
     """The JSON schema of one call of one of these tools; `choice`: `required`, or `=` and a name."""
+    return _schema_of(tools, choice, "arguments")
+
+
+def schema_with_calls(tools: Sequence[Mapping[str, Any]], schema: str) -> str:
+    """The JSON schema of either an answer of this one or one call, as `parse_bare` reads it."""
+    return _schema_of(tools, "required", "parameters", json.loads(schema))
+
+
+def _schema_of(tools: Sequence[Mapping[str, Any]], choice: str, arguments: str, answer: Any = None) -> str:
     wanted = [tool["function"] for tool in tools if choice in ("required", f"={tool['function']['name']}")]
     definitions = {each["name"]: _moved(each.get("parameters") or _NO_ARGUMENTS, each["name"]) for each in wanted}
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{_escaped(name)}"}},
-            "required": ["name", "arguments"],
+            "properties": {"name": {"const": name}, arguments: {"$ref": f"#/$defs/{_escaped(name)}"}},
+            "required": ["name", arguments],
             "additionalProperties": False,
         }
         for name in definitions
     ]
+    if answer is not None:
+        definitions[_ANSWER] = _moved(answer, _ANSWER)
+        calls.append({"$ref": f"#/$defs/{_ANSWER}"})
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return json.dumps(schema | {"$defs": definitions})
 
