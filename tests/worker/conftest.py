@@ -31,6 +31,13 @@ T = TypeVar("T")
 LIMIT_S = 30.0
 
 
+def listening(connection: Redis) -> set[str]:
+    """The keys of the workers in RQ's books that hear its commands, which one that has just come does not yet."""
+    keys = (as_text(key) for key in connection.smembers("rq:workers"))
+    channels = {key.replace("rq:worker:", "rq:pubsub:", 1).encode(): key for key in keys}
+    return {channels[channel] for channel, hear in connection.pubsub_numsub(*channels) if hear}
+
+
 class RunningWorker:
     """`impetus-worker run` in a process of its own."""
 
@@ -51,11 +58,11 @@ class RunningWorker:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def stop(self, number: int = signal.SIGTERM, limit_s: float = LIMIT_S) -> int:
+    def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(timeout=limit_s)
+            return self.process.wait(timeout=LIMIT_S)
         finally:
             self.process.kill()
             self.process.wait()
@@ -72,8 +79,8 @@ class Fleet:
         self.running: list[RunningWorker] = []
 
     def start(self, *options: str, roles: str = "embedding", wait: bool = True) -> RunningWorker:
-        """A worker on the simulated backends, unless options say otherwise. Returns when it serves its queues."""
-        before = self._names()
+        """A worker on the simulated backends, unless options say otherwise. Returns once it serves and hears."""
+        before = listening(self.connection)
         worker = RunningWorker(
             self.url,
             self._folder / f"worker-{len(self.running)}.log",
@@ -83,7 +90,9 @@ class Fleet:
         self.running.append(worker)
         if wait:
             expected = len(roles.split(","))
-            eventually(lambda: len(self._names() - before) >= expected or worker.process.poll() is not None)
+            eventually(
+                lambda: len(listening(self.connection) - before) >= expected or worker.process.poll() is not None
+            )
             assert worker.process.poll() is None, worker.log
         return worker
 

@@ -93,7 +93,7 @@ def test_a_running_job_is_cancelled_though_the_workers_connections_were_forgotte
 
 def test_a_worker_behind_a_silent_network_stops_when_told_to_and_its_jobs_run_elsewhere(site: Site) -> None:
     network = site.network()
-    cut_off = site.start(url=network.url, a_ms=200)
+    cut_off = site.start(url=network.url, a_ms=2000)
     jobs = [site.producer.embed(f"text {number}").job_id for number in range(12)]
     eventually(lambda: any(site.status(job) == "started" for job in jobs))
     network.black_hole()
