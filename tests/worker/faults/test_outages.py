@@ -229,7 +229,7 @@ def test_a_job_that_runs_during_a_failover_is_finished_by_the_worker_that_has_it
 
 
 def test_a_generation_goes_on_through_several_sleeps_each_longer_than_its_lease(site: Site) -> None:
-    workers = site.start(roles=("generation",), a_ms=100)
+    workers = site.start(roles=("generation",), a_ms=200)
     before = processes(workers)
     (prompt,) = long_prompts(1)
     job = site.producer.generate(prompt, stream=True)
@@ -247,7 +247,7 @@ def test_a_generation_goes_on_through_several_sleeps_each_longer_than_its_lease(
 
 
 def test_generations_that_were_in_flight_at_one_death_of_a_worker_run_together_again(site: Site) -> None:
-    workers = site.start(roles=("generation",), a_ms=60)
+    workers = site.start(roles=("generation",), a_ms=100)
     jobs = [site.producer.generate(prompt, stream=True) for prompt in long_prompts(8)]
     eventually(lambda: all(len(events(site, job.job_id, "text")) > 2 for job in jobs))
     (pid,) = workers.worker_pids()
