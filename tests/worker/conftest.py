@@ -35,7 +35,8 @@ def listening(connection: Redis) -> set[str]:
     """The keys of the workers in RQ's books that hear its commands, which one that has just come does not yet."""
     keys = (as_text(key) for key in connection.smembers("rq:workers"))
     channels = {key.replace("rq:worker:", "rq:pubsub:", 1).encode(): key for key in keys}
-    return {channels[channel] for channel, hear in connection.pubsub_numsub(*channels) if hear}
+    heard: Any = connection.pubsub_numsub(*channels)
+    return {channels[channel] for channel, by in heard if by}
 
 
 class RunningWorker:
