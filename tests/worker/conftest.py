@@ -18,6 +18,8 @@ from rq.utils import as_text
 from tests.paths import ROOT
 from tests.patience import eventually
 
+from .faults.breakable import only_child
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -108,11 +110,8 @@ class Fleet:
         raise AssertionError(f"no {role} worker")
 
     def engine_pid(self, role: str = "embedding") -> int:
-        """The engine process of that worker: its only child."""
-        pid = self.worker_pid(role)
-        found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-        assert len(found) == 1, found
-        return int(found[0])
+        """The engine process of that worker."""
+        return only_child(self.worker_pid(role))
 
     def queue(self, name: str = "embedding") -> Queue:
         return Queue(name, connection=self.connection, serializer=JSONSerializer)

@@ -32,6 +32,7 @@ from impetus_worker import jobs
 from tests.patience import eventually
 from tests.producer.servers.valkey import free_port
 from tests.worker.conftest import RunningWorker, listening
+from tests.worker.faults.breakable import only_child
 
 from .comparing import Near
 
@@ -293,8 +294,7 @@ class Ours(Side):
     @contextmanager
     def engine_held(self) -> Iterator[None]:
         worker: Any = self.connection.hget(self.worker_key(), "pid")
-        found = subprocess.run(["pgrep", "-P", worker.decode()], capture_output=True, check=True).stdout.split()
-        (engine,) = map(int, found)
+        engine = only_child(int(worker))
         os.kill(engine, signal.SIGSTOP)
         try:
             yield
