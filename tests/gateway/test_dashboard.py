@@ -62,7 +62,8 @@ PALE = """() => {
 
 @pytest.fixture(scope="module")
 def worker_options() -> tuple[str, ...]:
-    return ("--simulated-a-ms", "40")
+    """Slow enough that a chat is seen to grow, and is there to be stopped."""
+    return ("--simulated-a-ms", "100")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_a_job_passes_through_and_another_is_cancelled(page: Page, served: Servi
     handle = served.producer.generate("Go on.", **long)
     cancel = page.get_by_role("button", name=f"Cancel {handle.job_id}")
     cancel.wait_for()
-    assert "running" in page.inner_text("#jobs")
+    page.locator("#jobs", has_text="running").wait_for()
     cancel.click()
     page.locator("#said", has_text=f"{handle.job_id} was cancelled.").wait_for()
     assert served.status_of(handle.job_id) == "stopped"

@@ -244,7 +244,8 @@ def test_a_backlog_is_refused_with_when_to_come_again_and_what_runs_runs_on(serv
     long: dict[str, Any] = {"ignore_eos": True, "max_tokens": 5000}
     blockers = [served.producer.generate("Go on.", **long) for _ in range(16)]
     eventually(lambda: running_jobs(served) >= {each.job_id for each in blockers[:14]})
-    blockers += [served.producer.generate("Go on.", **long) for _ in range(6)]
+    # More than wait too long, also where the worker holds some in line for its next places.
+    blockers += [served.producer.generate("Go on.", **long) for _ in range(10)]
     try:
         with serving(fleet.url, max_backlog_jobs=5) as small, serving(fleet.url, max_wait_s=0.05) as impatient:
             eventually(lambda: (impatient.gateway.watch.queue("generation").oldest_s or 0) > 0.05)

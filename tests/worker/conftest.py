@@ -18,6 +18,8 @@ from rq.utils import as_text
 from tests.paths import ROOT
 from tests.patience import eventually
 
+from .faults.breakable import only_child
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LIMIT_S = 30.0
+
+
+def listening(connection: Redis) -> set[str]:
+    """The keys of the workers in RQ's books that hear its commands, which one that has just come does not yet."""
+    keys = (as_text(key) for key in connection.smembers("rq:workers"))
+    channels = {key.replace("rq:worker:", "rq:pubsub:", 1).encode(): key for key in keys}
+    heard: Any = connection.pubsub_numsub(*channels)
+    return {channels[channel] for channel, by in heard if by}
 
 
 class RunningWorker:
@@ -51,11 +61,11 @@ class RunningWorker:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def stop(self, number: int = signal.SIGTERM, limit_s: float = LIMIT_S) -> int:
+    def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(timeout=limit_s)
+            return self.process.wait(timeout=LIMIT_S)
         finally:
             self.process.kill()
             self.process.wait()
@@ -72,8 +82,8 @@ class Fleet:
         self.running: list[RunningWorker] = []
 
     def start(self, *options: str, roles: str = "embedding", wait: bool = True) -> RunningWorker:
-        """A worker on the simulated backends, unless options say otherwise. Returns when it serves its queues."""
-        before = self._names()
+        """A worker on the simulated backends, unless options say otherwise. Returns once it serves and hears."""
+        before = listening(self.connection)
         worker = RunningWorker(
             self.url,
             self._folder / f"worker-{len(self.running)}.log",
@@ -83,7 +93,9 @@ class Fleet:
         self.running.append(worker)
         if wait:
             expected = len(roles.split(","))
-            eventually(lambda: len(self._names() - before) >= expected or worker.process.poll() is not None)
+            eventually(
+                lambda: len(listening(self.connection) - before) >= expected or worker.process.poll() is not None
+            )
             assert worker.process.poll() is None, worker.log
         return worker
 
@@ -98,11 +110,8 @@ class Fleet:
         raise AssertionError(f"no {role} worker")
 
     def engine_pid(self, role: str = "embedding") -> int:
-        """The engine process of that worker: its only child."""
-        pid = self.worker_pid(role)
-        found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-        assert len(found) == 1, found
-        return int(found[0])
+        """The engine process of that worker."""
+        return only_child(self.worker_pid(role))
 
     def queue(self, name: str = "embedding") -> Queue:
         return Queue(name, connection=self.connection, serializer=JSONSerializer)

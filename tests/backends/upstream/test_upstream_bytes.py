@@ -14,7 +14,7 @@ from impetus_backends.upstream import events
 from impetus_backends.upstream.events import chunks_of
 from impetus_backends.upstream.failures import UpstreamError
 
-from .asking import IMPATIENT, ended, refused, run, work
+from .asking import ended, refused, run, work
 
 if TYPE_CHECKING:
     from ..scripted_server import Asked, ScriptedServer
@@ -199,4 +199,4 @@ def test_the_key_is_in_no_sentence_of_a_stream_either(
         asked.event({"error": f"bad key {asked.headers['Authorization']}"})
 
     server.script = script
-    assert "bad key Bearer ***" in refused(run(make_engine(IMPATIENT), work())).message
+    assert "bad key Bearer ***" in refused(run(make_engine(), work())).message

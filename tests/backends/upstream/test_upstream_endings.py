@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -248,7 +249,8 @@ def test_an_answer_that_is_whole_is_one_however_the_connection_ends(
     server: ScriptedServer, make_engine: Any, script: Callable[[Asked], None]
 ) -> None:
     server.script = script
-    events = run(make_engine(IMPATIENT), work(n=1, stream=True))
+    # No longer patient than for the silence afterwards, and long enough for a server that has little of the machine.
+    events = run(make_engine(replace(IMPATIENT, first_s=LIMIT_S, between_s=3.0)), work(n=1, stream=True))
     assert (ended(events).text, ended(events).finish_reason) == ("whole", "stop")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from impetus_producer.cli.runs.progress import Pace, spoken
 from impetus_producer.cli.settings import server
 from impetus_producer.contract import WORKER_RECORD_KEY, WorkerRecord
 
-from ..stock_worker import StockWorker, working
+from ..stock_worker import StockWorker, honest_work, working
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,12 +85,23 @@ def test_a_worker_that_loads_its_model_is_told(
     folder: Path, redis_url: str, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_LOOK_EVERY_S", 0.0)
+    told, say = threading.Event(), server._Notice._say
+
+    def note(notice: server._Notice, sentence: str) -> None:
+        say(notice, sentence)
+        told.set()
+
+    def once_told(function: str, request: dict[str, Any]) -> Any:
+        assert told.wait(60)
+        return honest_work(function, request)
+
+    monkeypatch.setattr(server._Notice, "_say", note)
     (folder / "in.txt").write_text("one\n")
     record = WorkerRecord(name="mac", role="embedding", model="m", backend="mlx", device="gpu", serving=False)
     connection.sadd("rq:workers", "rq:worker:mac")
     connection.hset("rq:worker:mac", mapping={"queues": "embedding,embedding-bulk", "state": "idle"})
     connection.set(f"{WORKER_RECORD_KEY}mac", record.model_dump_json(), ex=100)
-    with working(redis_url):
+    with working(redis_url, once_told):
         result = CliRunner().invoke(cli, ["embed", "in.txt", "-o", "out.jsonl"], env={"IMPETUS_REDIS_URL": redis_url})
     assert result.exit_code == 0
     assert "The worker mac is loading its model; waiting." in result.stderr

@@ -92,7 +92,7 @@ def test_a_guard_killed_alone_is_followed_by_another_on_the_same_port(start: Any
 def test_a_terminal_that_closes_is_a_warm_stop_and_the_server_goes_last(start: Any) -> None:
     controlling, terminal = os.openpty()
     one = start(
-        "--simulated-a-ms", "1500",
+        "--simulated-a-ms", "3000",
         stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip

@@ -24,7 +24,7 @@ from redis.retry import Retry
 from impetus_worker.host.supervisor import worker_name
 from impetus_worker.settings import ROLES, WorkerSettings
 from tests.paths import ROOT
-from tests.patience import awaited
+from tests.patience import awaited, eventually
 
 _OTHER_CLOCK = Path(__file__).parent / "other_clock"
 
@@ -250,6 +250,12 @@ def children(pid: int) -> list[int]:
     """The processes that `pid` started and that still run."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
     return [int(each) for each in found]
+
+
+def only_child(pid: int) -> int:
+    """The one process that `pid` started and that still runs, once it has one, and no other that is just ending."""
+    (found,) = eventually(lambda: each if len(each := children(pid)) == 1 else [])
+    return found
 
 
 def descendants(pid: int) -> list[int]:

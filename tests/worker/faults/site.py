@@ -10,6 +10,7 @@ from redis import Redis
 from impetus_producer import Producer
 from tests.patience import eventually
 
+from ..conftest import listening
 from .account import is_quiet, take_account
 from .breakable import Server, Workers, signal_to
 from .proxy import Proxy
@@ -56,12 +57,12 @@ class Site:
         lease_s: int = LEASE_S,
         **settings: Any,
     ) -> Workers:
-        before = len(self.names())
+        before = listening(self.connection)
         log = self.log(len(self._workers))
         workers = Workers(url or self.url, log, roles=roles, lease_s=lease_s, simulated_a_ms=a_ms, **settings)
         self._workers.append(workers)
         if wait:
-            eventually(lambda: len(self.names()) >= before + len(roles))
+            eventually(lambda: len(listening(self.connection) - before) >= len(roles))
         return workers
 
     def names(self) -> list[str]:

@@ -33,6 +33,7 @@ from impetus_producer import Producer
 from impetus_worker.leases.claims import Answer, ClaimedJob, Claims, Ending, Verb, bury, recover
 from tests.patience import eventually
 
+from ..conftest import listening
 from .breakable import Workers
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def live(redis_url: str, tmp_path: Path) -> Iterator[Workers]:
     workers = Workers(redis_url, tmp_path / "log", roles=("embedding",), lease_s=2, simulated_a_ms=0.1, max_wait_ms=0.1)
     try:
         with Redis.from_url(redis_url) as connection:
-            eventually(lambda: connection.scard("rq:workers"))
+            eventually(lambda: listening(connection))
         yield workers
     finally:
         workers.stop()

@@ -126,7 +126,8 @@ def test_a_worker_frozen_in_a_callback_past_its_lease_writes_nothing(site: Site)
 
 
 def test_a_server_killed_and_started_again_in_the_middle_of_batches_loses_nothing(site: Site) -> None:
-    workers = site.start(a_ms=30, max_batch_texts=8, roles=("embedding", "generation"))
+    # Work for seven seconds and more, so that there is some left at the second kill, however late it comes.
+    workers = site.start(a_ms=100, max_batch_texts=8, roles=("embedding", "generation"))
     pids = sorted(workers.worker_pids())
     ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(600)), texts_per_job=2)]
     ids += [site.producer.generate(str(number), max_tokens=20).job_id for number in range(40)]
@@ -182,7 +183,7 @@ def test_a_worker_whose_connections_were_cut_still_hears_that_a_job_is_to_stop(s
 
 
 def test_a_server_out_of_memory_for_longer_than_a_lease_costs_no_job_and_no_lease(site: Site) -> None:
-    workers = site.start(a_ms=50, max_batch_texts=4)
+    workers = site.start(a_ms=100, max_batch_texts=4)  # five seconds of work, so that runs are held at the fault
     (pid,), names = workers.worker_pids(), site.names()
     ids = [handle.job_id for handle in site.producer.embed_many(map(str, range(200)), texts_per_job=2)]
     eventually(lambda: site.connection.zcard("rq:finished:embedding-bulk"))

@@ -146,7 +146,7 @@ def test_whatever_is_said_on_its_channel_a_worker_lives(site: Site, said: str) -
 
 
 def test_a_job_that_rq_cannot_read_and_that_is_taken_away_while_it_runs_ends_nobody(site: Site) -> None:
-    workers = site.start(a_ms=1500)
+    workers = site.start(a_ms=3000)
     pids = set(workers.worker_pids())
     queued(site, "bad", **LIMITED)
     eventually(lambda: site.status("bad") == "started")

@@ -93,7 +93,7 @@ def test_a_running_job_is_cancelled_though_the_workers_connections_were_forgotte
 
 def test_a_worker_behind_a_silent_network_stops_when_told_to_and_its_jobs_run_elsewhere(site: Site) -> None:
     network = site.network()
-    cut_off = site.start(url=network.url, a_ms=200)
+    cut_off = site.start(url=network.url, a_ms=2000)
     jobs = [site.producer.embed(f"text {number}").job_id for number in range(12)]
     eventually(lambda: any(site.status(job) == "started" for job in jobs))
     network.black_hole()
@@ -229,7 +229,7 @@ def test_a_job_that_runs_during_a_failover_is_finished_by_the_worker_that_has_it
 
 
 def test_a_generation_goes_on_through_several_sleeps_each_longer_than_its_lease(site: Site) -> None:
-    workers = site.start(roles=("generation",), a_ms=100)
+    workers = site.start(roles=("generation",), a_ms=200)
     before = processes(workers)
     (prompt,) = long_prompts(1)
     job = site.producer.generate(prompt, stream=True)
@@ -247,7 +247,7 @@ def test_a_generation_goes_on_through_several_sleeps_each_longer_than_its_lease(
 
 
 def test_generations_that_were_in_flight_at_one_death_of_a_worker_run_together_again(site: Site) -> None:
-    workers = site.start(roles=("generation",), a_ms=60)
+    workers = site.start(roles=("generation",), a_ms=100)
     jobs = [site.producer.generate(prompt, stream=True) for prompt in long_prompts(8)]
     eventually(lambda: all(len(events(site, job.job_id, "text")) > 2 for job in jobs))
     (pid,) = workers.worker_pids()

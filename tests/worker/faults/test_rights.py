@@ -120,7 +120,7 @@ def test_a_worker_and_a_producer_do_all_that_they_do_with_their_rights(urls: dic
         assert len(producer.rerank("q", ["a", "b"]).result(timeout_s=30).results) == 2
         story = producer.generate("tell", max_tokens=5, stream=True, cancel_if_abandoned=True)
         assert "".join(story.stream(timeout_s=30)) == story.result(timeout_s=30).text
-        long = producer.generate("tell more", max_tokens=5000)
+        long = producer.generate("tell more", max_tokens=5000, ignore_eos=True)
         eventually(lambda: long.status() == "started")
         assert long.cancel(timeout_s=20)
         assert "NOPERM" not in worker.log

@@ -31,7 +31,8 @@ from rq.suspension import resume, suspend
 from impetus_worker import jobs
 from tests.patience import eventually
 from tests.producer.servers.valkey import free_port
-from tests.worker.conftest import RunningWorker
+from tests.worker.conftest import RunningWorker, listening
+from tests.worker.faults.breakable import only_child
 
 from .comparing import Near
 
@@ -182,6 +183,10 @@ class Side:
     def until_status(self, label: str, *wanted: str | None) -> None:
         self.until(lambda: self.status(label) in wanted)
 
+    def until_scheduled(self, label: str) -> None:
+        """RQ writes this status of a job that it tries again before it writes all the rest."""
+        self.until(lambda: "scheduled:embedding" in self.registries(label))
+
     def finish_scheduled(self, label: str, *wanted: str | None) -> None:
         """Turns the clock of a scheduled job to now, and lets it run."""
         self.connection.zadd("rq:scheduled:embedding", {self.id(label): 0}, xx=True)
@@ -262,7 +267,7 @@ class Ours(Side):
     def start_test(self, prefix: str) -> None:
         self.prefix = prefix
         resume(self.connection)
-        eventually(lambda: self.connection.smembers("rq:workers") or self.running.process.poll() is not None)
+        eventually(lambda: listening(self.connection) or self.running.process.poll() is not None)
         assert self.running.process.poll() is None, self.running.log
         eventually(lambda: not any(self.connection.llen(f"rq:queue:{queue}") for queue in QUEUES), limit_s=5)
         self._before = self._counted()
@@ -289,8 +294,7 @@ class Ours(Side):
     @contextmanager
     def engine_held(self) -> Iterator[None]:
         worker: Any = self.connection.hget(self.worker_key(), "pid")
-        found = subprocess.run(["pgrep", "-P", worker.decode()], capture_output=True, check=True).stdout.split()
-        (engine,) = map(int, found)
+        engine = only_child(int(worker))
         os.kill(engine, signal.SIGSTOP)
         try:
             yield

@@ -108,7 +108,7 @@ def test_a_job_is_retried_as_often_as_its_retry_says(both: Both) -> None:
 def test_a_retry_with_intervals_waits_in_the_scheduled_registry_each_time(both: Both) -> None:
     def scenario(side: Side) -> Any:
         side.enqueue("job", ERROR, retry=Retry(max=2, interval=[60, 120]))
-        side.until_status("job", "scheduled")
+        side.until_scheduled("job")
         first = side.seen("job")
         side.finish_scheduled("job", "scheduled")
         side.until(lambda: side.fields("job")["retries_left"] == "0" and side.status("job") == "scheduled")
@@ -171,7 +171,7 @@ def test_a_timeout_fails_its_job_and_counts_as_a_failure_that_is_retried(both: B
 
     def scenario(side: Side) -> Any:
         side.enqueue("stuck", HANG, job_timeout=1, retry=Retry(max=1, interval=60))
-        side.until_status("stuck", "scheduled")
+        side.until_scheduled("stuck")
         stuck = side.seen("stuck")
         side.enqueue("next")
         side.until_status("next", "finished")

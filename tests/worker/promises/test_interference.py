@@ -158,7 +158,8 @@ def test_a_warm_shutdown_finishes_what_runs_and_leaves_the_rest_in_its_order(
 ) -> None:
     """How many jobs were begun differs, since ours looks ahead; what was not begun is as it was on both sides."""
     labels = [f"job{number}" for number in range(600)]
-    with our_worker(redis_server, 7, tmp_path / "log", "--max-batch-texts", "1") as ours:
+    slowly = ("--max-batch-texts", "1", "--simulated-a-ms", "20")
+    with our_worker(redis_server, 7, tmp_path / "log", *slowly) as ours:
         for side in (both.stock, ours):
             side.prefix = both.stock.prefix
             side.enqueue_together(*(partial(side.enqueue, label, ttl=600) for label in labels))

@@ -148,7 +148,7 @@ def test_a_repeat_runs_again_at_once_or_after_its_interval(both: Both) -> None:
         side.enqueue("often", repeat=Repeat(times=2), on_success=ON_SUCCESS)
         side.until(lambda: len(side.calls("often")) == 3 and side.status("often") == "finished")
         side.enqueue("later", repeat=Repeat(times=1, interval=60))
-        side.until_status("later", "scheduled")
+        side.until_scheduled("later")
         between = side.seen("later")
         side.finish_scheduled("later", "finished")
         return side.seen("often"), between, side.seen("later"), side.counters()

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 SLOW = ("--simulated-a-ms", "40")
+ENDLESS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 100_000}
+"""What is still written however rarely it is looked."""
 
 
 def ask(fleet: Fleet, prompt: str = "hello", queue: str = "generation", job_timeout: int = 60, **fields: Any) -> Job:
@@ -76,8 +78,10 @@ def test_a_stream_holds_the_whole_text_in_pieces_and_ends_and_expires(fleet: Fle
 
 def test_a_stopped_generation_keeps_its_text_whether_it_was_streamed_or_not(fleet: Fleet) -> None:
     fleet.start(*SLOW, roles="generation")
-    jobs = [ask(fleet, prompt, stream=stream) for prompt, stream in (("one", True), ("two", False))]
-    eventually(lambda: len(entries(fleet, jobs[0])) > 4)
+    jobs = [ask(fleet, prompt, stream=stream, **ENDLESS) for prompt, stream in (("one", True), ("two", False))]
+    fleet.await_status(jobs[1], "started")
+    before = len(entries(fleet, jobs[0]))
+    eventually(lambda: len(entries(fleet, jobs[0])) > before + 4)
     for job in jobs:
         send_stop_job_command(fleet.connection, job.id, serializer=JSONSerializer)
     for job in jobs:
@@ -92,10 +96,10 @@ def test_a_stopped_generation_keeps_its_text_whether_it_was_streamed_or_not(flee
 
 
 def test_a_generation_past_its_timeout_fails_and_keeps_its_text(fleet: Fleet) -> None:
-    fleet.start("--simulated-a-ms", "100", roles="generation")
-    job = ask(fleet, job_timeout=1)
+    fleet.start("--simulated-a-ms", "20", roles="generation")
+    job = ask(fleet, job_timeout=3, **ENDLESS)
     fleet.await_status(job, "failed")
-    assert "longer than its timeout of 1 s" in fleet.reason(job)
+    assert "longer than its timeout of 3 s" in fleet.reason(job)
     end = entries(fleet, job)[-1]
     assert end["status"] == "failed"
     assert json.loads(end["result"])["usage"]["completion_tokens"] >= 5
@@ -107,7 +111,7 @@ def test_an_abandoned_generation_is_dropped_and_an_awaited_one_is_not(fleet: Fle
     awaited = fleet.queue("generation").enqueue(
         GENERATE_FUNCTION, {"prompt": "hello", "cancel_if_abandoned": True}, job_id="awaited"
     )
-    abandoned = ask(fleet, cancel_if_abandoned=True)
+    abandoned = ask(fleet, cancel_if_abandoned=True, **ENDLESS)
     fleet.await_status(abandoned, "stopped")
     assert "nobody waits for it" in fleet.reason(abandoned)
     fleet.await_status(awaited, "finished")
@@ -117,7 +121,7 @@ def test_a_generation_is_dropped_when_whoever_waited_goes_away_in_the_middle(fle
     fleet.start("--simulated-a-ms", "1000", roles="generation")
     fleet.connection.set(AWAITED_KEY + "left", 1)
     job = fleet.queue("generation").enqueue(
-        GENERATE_FUNCTION, {"prompt": "hello", "cancel_if_abandoned": True, "stream": True}, job_id="left"
+        GENERATE_FUNCTION, {"prompt": "hello", "cancel_if_abandoned": True, "stream": True, **ENDLESS}, job_id="left"
     )
     eventually(lambda: len(entries(fleet, job)) > 1)
     fleet.connection.delete(AWAITED_KEY + "left")
@@ -126,8 +130,8 @@ def test_a_generation_is_dropped_when_whoever_waited_goes_away_in_the_middle(fle
 
 @pytest.mark.parametrize("victim", ["engine", "worker"])
 def test_a_run_after_a_death_is_another_run_in_the_stream(fleet: Fleet, victim: str) -> None:
-    fleet.start(*SLOW, roles="generation")
-    job = ask(fleet, stream=True)
+    fleet.start("--simulated-a-ms", "20", roles="generation")
+    job = ask(fleet, stream=True, ignore_eos=True)  # for five seconds
     eventually(lambda: len(entries(fleet, job)) > 4)
     pid = fleet.engine_pid("generation") if victim == "engine" else fleet.worker_pid("generation")
     os.kill(pid, signal.SIGKILL)
@@ -184,7 +188,8 @@ def test_status_tells_that_an_engine_died_and_was_started_again(fleet: Fleet) ->
 def test_readers_get_every_text_whole_though_engine_and_worker_are_killed_meanwhile(fleet: Fleet) -> None:
     fleet.start("--simulated-a-ms", "20", roles="generation")
     producer = Producer(fleet.url)
-    handles = [producer.generate(f"hello {number}", stream=True, seed=number) for number in range(4)]
+    # Each for five seconds, so that all are under way together.
+    handles = [producer.generate(f"hello {number}", stream=True, seed=number, ignore_eos=True) for number in range(4)]
     keys = [STREAM_KEY + handle.job_id for handle in handles]
     with ThreadPoolExecutor(len(handles)) as readers:
         texts = [readers.submit(read_whole, handle) for handle in handles]
