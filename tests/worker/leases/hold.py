@@ -43,11 +43,15 @@ class Hold:
     def holds(self, job: ClaimedJob) -> bool:
         return self.calls.holds(job).run(self.connection)
 
-    def lease_left_s(self, job: ClaimedJob) -> float:
+    def lease_end(self, job: ClaimedJob) -> float:
         score = self.connection.zscore(f"impetus:leases:{job.queue}", job.id)
         assert score is not None
-        seconds: Any = self.connection.time()
-        return float(score) - float(seconds[0])
+        return float(score)
+
+    def time_s(self) -> int:
+        """By the server's clock."""
+        time: Any = self.connection.time()
+        return int(time[0])
 
     def let_lapse(self, job: ClaimedJob) -> None:
         """As time would."""
