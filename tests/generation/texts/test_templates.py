@@ -15,7 +15,7 @@ from impetus_backends.errors import RequestError
 from impetus_backends.generation.models.loader import load
 from impetus_backends.generation.texts.conversations import Conversations
 from impetus_backends.protocol import Generated, GenerationWork, Progress, Rejected
-from tests.generation.by_heart import SaysByHeart
+from tests.generation.by_heart import SaysByHeart, small
 from tests.generation.conftest import turns
 from tests.generation.template_models import MODELS, TIME, WEATHER
 from tests.paths import DATA
@@ -66,7 +66,7 @@ def of_template(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (folder / "tokenizer_config.json").write_text(json.dumps(stated))
         loaded = load(folder)
         loaded.tokenizer.eos_token_ids = set(ends)  # beyond the tiny model's own vocabulary, which `says` makes wider
-        return loaded
+        return dataclasses.replace(loaded, model=small(loaded.model))
 
     return make
 
