@@ -11,7 +11,6 @@ import sys
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ import hypothesis
 import pytest
 from redis import Redis
 
-from .paths import ROOT
 from .receiver import Receiver
 
 if TYPE_CHECKING:
@@ -50,21 +48,6 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests wait for servers and workers most of their time are begun by turns with those that compute, the
-    slowest first: one kind alone leaves processors idle, and the other crowds them.
-    """
-    files = {path: list(each) for path, each in groupby(items, lambda item: item.path)}
-    waiting = sorted((path for path in files if ROOT / "tests/worker" in path.parents), key=_longest_first)
-    computing = [path for path in files if path not in waiting]
-    turns = [(at / len(kind), path) for kind in (waiting, computing) for at, path in enumerate(kind)]
-    items[:] = [item for _, path in sorted(turns) for item in files[path]]
-
-
-def _longest_first(path: Path) -> int:
-    return ("faults", "whole").index(path.parent.name) if path.parent.name in ("faults", "whole") else 2
 
 
 def pytest_collection_finish() -> None:
