@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..chat_completions import finish_reason, usage
-from ..contract.conversation import WHOLE, Asked, ResponseFormat, invalid
+from ..contract.conversation import Asked, ResponseFormat, invalid
 from ..contract.elsewhere import CHANGE_NOTHING
-from ..contract.generation import GenerationRequest, GenerationUsage, StreamOptions, TopK, TopP
+from ..contract.generation import GenerationRequest, GenerationUsage, StreamOptions, TokenIds, TopK, TopP
 from ..enqueueing.parsing import parse_request
 from ..errors import InvalidRequestError
 
@@ -56,10 +56,10 @@ class CompletionsBody(Asked):
     """A text, or a list of at most 128, which are answered together: choices of the first, then of the next. Token ids
     are refused."""
     model: str | None = None
-    max_tokens: Annotated[int, Field(gt=0, le=1_000_000), WHOLE] = _DEFAULT_MAX_TOKENS
-    min_tokens: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] = 0
-    n: Annotated[int, Field(gt=0, le=128), WHOLE] = 1
-    best_of: Annotated[int, Field(gt=0), WHOLE] | None = None
+    max_tokens: Annotated[int, Field(gt=0, le=1_000_000)] = _DEFAULT_MAX_TOKENS
+    min_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    n: Annotated[int, Field(gt=0, le=128)] = 1
+    best_of: Annotated[int, Field(gt=0)] | None = None
     """As many as `n`: nothing is made to be thrown away."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: TopP | None = None
@@ -70,11 +70,11 @@ class CompletionsBody(Asked):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: dict[str, float] | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool = False
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     deterministic: bool = False
-    logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """So many of the likeliest tokens of each place, beside the one that was taken."""
     response_format: ResponseFormat | None = None
     stream: bool = False

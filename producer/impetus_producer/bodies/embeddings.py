@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import to_json
 
 from ..contract import MAX_TEXTS_PER_JOB, PROMPTINGS, EmbeddingRequest, SparseBlock
-from ..contract.conversation import WHOLE, Asked, invalid
+from ..contract.conversation import Asked, invalid
 from ..enqueueing.parsing import parse_request
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class EmbeddingsBody(Asked):
     """One of `/v1/models`; none means the one that is served."""
     encoding_format: Literal["float", "base64"] | None = None
     """`base64`: of little-endian float32."""
-    dimensions: Annotated[int, Field(gt=0), WHOLE] | None = None
+    dimensions: Annotated[int, Field(gt=0)] | None = None
     """Keep only the first so many, for models that are trained for that."""
     user: str | None = None
     """Taken for OpenAI's sake."""

@@ -76,11 +76,10 @@ def refusal_of(error: ImpetusError) -> Refusal:
 
 def _failure(error: JobFailedError) -> Refusal:
     status = _STATUS_OF_FAILURES.get(error.reason, 500)
+    field, separator, _ = str(error).partition(": ")
+    param = field if status == 400 and separator and field.split(".")[0] in _REQUEST_FIELDS else None
+    if param == "model":
+        return Refusal(404, str(error), param=param, code="model_not_found")
     if status == 400 and _TOO_LONG.search(str(error)):
         return Refusal(400, str(error), code="context_length_exceeded")
-    field, separator, _ = str(error).partition(": ")
-    if status != 400 or not separator or field.split(".")[0] not in _REQUEST_FIELDS:
-        return Refusal(status, str(error), code=error.reason or "failed")
-    if field == "model":
-        return Refusal(404, str(error), param=field, code="model_not_found")
-    return Refusal(400, str(error), param=field, code="invalid_value")
+    return Refusal(status, str(error), param=param, code="invalid_value" if param else error.reason or "failed")

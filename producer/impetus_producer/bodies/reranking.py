@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from ..contract import MAX_DOCUMENTS_PER_JOB, RerankRequest
-from ..contract.conversation import WHOLE, Asked
+from ..contract.conversation import Asked
 from ..enqueueing.parsing import parse_request
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ class RerankBody(Asked):
     """At most 2,048 strings, or objects with a `text`."""
     model: str | None = None
     """One of `/v1/models`; none means the one that is served."""
-    top_n: Annotated[int, Field(gt=0), WHOLE] | None = None
+    top_n: Annotated[int, Field(gt=0)] | None = None
     """Return the so many most relevant ones; none means all."""
     return_documents: bool | None = None
     """Whether the answer repeats the documents; as in Cohere's API it does not unless asked."""
-    max_tokens_per_doc: Annotated[int, Field(gt=0), WHOLE] | None = None
+    max_tokens_per_doc: Annotated[int, Field(gt=0)] | None = None
     """Read no more than so many tokens of a document."""
     truncate: bool | None = None
     """False: refuse what is longer than the model reads, instead of cutting it."""

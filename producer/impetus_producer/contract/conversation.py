@@ -39,8 +39,13 @@ class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True)
 
 
+def whole(value: Any) -> Any:
+    """6.0 is 6: JSON's numbers are of one kind."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 class Asked(Wire):
-    """What services ask for: null says the same as nothing."""
+    """What services ask for: null says the same as nothing, and a whole number may be written with a point."""
 
     not_read: ClassVar[frozenset[str]] = frozenset()
     """Names of what others write there for themselves."""
@@ -62,7 +67,10 @@ class Asked(Wire):
     @model_validator(mode="before")
     @classmethod
     def _as_far_as_it_says_something(cls, value: Any) -> Any:
-        return cls.what_says_something(value) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        said = cls.what_says_something(value)
+        return {name: whole(each) for name, each in said.items()} if float in map(type, said.values()) else said
 
 
 class Told(Wire):
@@ -86,15 +94,6 @@ def json_type(value: Any) -> str:
         type(None): "null",
     }
     return names.get(type(value), type(value).__name__)
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-WHOLE = BeforeValidator(_whole)
-"""Of a whole number: 6.0 is one, for JSON's numbers are of one kind. It stands behind the bounds, which the JSON schema
-would leave out otherwise."""
 
 
 def checked_text(value: Any, what: str = "the text") -> str:

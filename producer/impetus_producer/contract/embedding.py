@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from .conversation import WHOLE, Asked, Told, checked_text, invalid, json_type
+from .conversation import Asked, Told, checked_text, invalid, json_type
 from .provenance import Provenance
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class EmbeddingRequest(Asked):
     """A string, or a list of at most 2,048 strings of at most 10 MB each."""
     model: str | None = None
     """The model's name; none means the one the worker serves."""
-    dimensions: Annotated[int, Field(gt=0), WHOLE] | None = None
+    dimensions: Annotated[int, Field(gt=0)] | None = None
     """Keep only the first so many dimensions (for models trained for that), normalised again."""
     encoding_format: Literal["base64", "float", "raw"] = "base64"
     """`base64`: a block of little-endian float32 (2.7 KB in Redis for 384 dimensions); `float`: JSON numbers (11 KB);

@@ -13,7 +13,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from .conversation import (
     MAX_TOOLS,
-    WHOLE,
     AllowedTools,
     Asked,
     Message,
@@ -27,6 +26,7 @@ from .conversation import (
     check_turns,
     checked_text,
     invalid,
+    whole,
 )
 from .elsewhere import CHANGE_NOTHING
 from .provenance import Provenance
@@ -43,12 +43,15 @@ class Reasoning(Asked):
 
 def _limit(value: Any) -> Any:
     """LM Studio and llama.cpp have -1 where there is none."""
-    return None if type(value) in (int, float) and value == -1 else value
+    return None if type(value) is int and value == -1 else value
 
 
 TopP: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31), WHOLE, AfterValidator(lambda count: max(count, 0))]
-_Limit: TypeAlias = Annotated[Annotated[int, Field(gt=0, le=1_000_000), WHOLE] | None, BeforeValidator(_limit)]
+TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda count: max(count, 0))]
+TokenIds: TypeAlias = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(whole)]], Field(max_length=64)
+]
+_Limit: TypeAlias = Annotated[Annotated[int, Field(gt=0, le=1_000_000)] | None, BeforeValidator(_limit)]
 
 
 def _checked_stop(value: Any) -> Any:
@@ -115,9 +118,9 @@ class GenerationRequest(Asked):
     """None, or -1: what is left of the model's context, up to what the worker allows (`--max-answer-tokens`)."""
     max_completion_tokens: _Limit = None
     """The same, by its newer name."""
-    min_tokens: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] = 0
+    min_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """So many come before the text may end by itself."""
-    n: Annotated[int, Field(gt=0, le=128), WHOLE] = 1
+    n: Annotated[int, Field(gt=0, le=128)] = 1
     """So many answers, made one after another in one place; the seed of each is one more than that before."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0 always takes the likeliest token."""
@@ -143,13 +146,11 @@ class GenerationRequest(Asked):
         Field(max_length=16),
     ] = Field(default_factory=list)
     """Text ends before the first of these; it never holds one. In what a model thinks they end nothing."""
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31), WHOLE]], Field(max_length=64)] = Field(
-        default_factory=list
-    )
+    stop_token_ids: TokenIds = Field(default_factory=list)
     """Tokens that end a text as the model's own end-of-text tokens do."""
     ignore_eos: bool = False
     """Go on to `max_tokens`: the model's own end-of-text tokens are never drawn."""
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     """The same seed draws the same tokens where the same probabilities are computed: on a CPU always, on a GPU not
     where two tokens are all but equally likely, as how it rounds depends on who decodes beside."""
     deterministic: bool = False
@@ -157,7 +158,7 @@ class GenerationRequest(Asked):
     same text on the same machine. One such job runs at a time, in turn with the others."""
     logprobs: bool = False
     """Also return each token with the logarithm of its probability."""
-    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """With `logprobs`: also the so many likeliest tokens of each place."""
     response_format: ResponseFormat | None = None
     special_tokens: Literal["control", "text"] | None = None
@@ -171,7 +172,7 @@ class GenerationRequest(Asked):
     """For templates that know it; `none` turns thinking off where it can be turned off."""
     reasoning: Reasoning | None = None
     """The same, in an object."""
-    max_reasoning_tokens: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] | None = None
+    max_reasoning_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Of a model that thinks: after so many tokens its thoughts are brought to an end."""
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(check_tools)] = Field(default_factory=list)
     """What the model may ask to be called."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .conversation import WHOLE, Asked, Told, checked_text, invalid, json_type
+from .conversation import Asked, Told, checked_text, invalid, json_type
 from .provenance import Provenance
 
 MAX_DOCUMENTS_PER_JOB = 2048
@@ -49,13 +49,13 @@ class RerankRequest(Asked):
         BeforeValidator(_checked_documents, json_schema_input_type=list[str | dict[Literal["text"], str]]),
     ]
     """At most 2,048, each a string of at most 10 MB or an object with such a `text`."""
-    top_n: Annotated[int, Field(gt=0), WHOLE] | None = None
+    top_n: Annotated[int, Field(gt=0)] | None = None
     """Return the so many most relevant ones; none means all, as does a number larger than there are."""
     return_documents: bool = False
     """Whether the result repeats the documents."""
     model: str | None = None
     """The model's name; none means the one the worker serves."""
-    max_tokens_per_doc: Annotated[int, Field(gt=0), WHOLE] | None = None
+    max_tokens_per_doc: Annotated[int, Field(gt=0)] | None = None
     """Read no more than so many tokens of a document; none means as many as the model has room for."""
     truncate: bool = True
     """Cut off what the model has no room for, of the longer of the two first. False: fail the job instead."""

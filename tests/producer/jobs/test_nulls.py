@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from impetus_producer.bodies.chats import chat_payload
+from impetus_producer.bodies.completions import CompletionsBody
 from impetus_producer.bodies.embeddings import EmbeddingsBody
 from impetus_producer.bodies.reranking import RerankBody
 from impetus_producer.contract import EmbeddingRequest, GenerationRequest, RerankRequest
@@ -23,6 +24,7 @@ ASKED: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (RerankBody, {"query": "a", "documents": ["b"]}),
     (GenerationRequest, {"prompt": "a"}),
 ]
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
 
 
 @pytest.mark.parametrize(("kind", "fields"), ASKED)
@@ -54,10 +56,41 @@ def test_no_limit_may_be_written_as_minus_one(field: str) -> None:
             parse_request(GenerationRequest, {"prompt": "a", field: other})
 
 
+def numbers(kind: type[BaseModel]) -> dict[str, Any]:
+    """The fields of whole numbers, by the schema that others read, each with one that it takes."""
+    stated = kind.model_json_schema()["properties"]
+    forms = {name: each.get("anyOf", [each]) for name, each in stated.items()}
+    alone = {
+        name: form.get("const", 1) for name, each in forms.items() for form in each if form.get("type") == "integer"
+    }
+    of_lists = {name: [form.get("items", {}) for form in each] for name, each in forms.items()}
+    lists = {name: [1, 2] for name, each in of_lists.items() if any(form.get("type") == "integer" for form in each)}
+    return alone | lists
+
+
+def pointed(value: Any) -> Any:
+    return [*map(float, value)] if isinstance(value, list) else float(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [*ASKED[:4], (GenerationRequest, CHAT), (CompletionsBody, {"prompt": "a"})]
+)
+def test_any_whole_number_may_be_written_with_a_point_and_no_other(
+    kind: type[BaseModel], fields: dict[str, Any]
+) -> None:
+    assert numbers(kind)
+    for name, value in numbers(kind).items():
+        more = {"logprobs": True} if name == "top_logprobs" else {}
+        asked = fields | more | {name: value}
+        assert parse_request(kind, fields | more | {name: pointed(value)}) == parse_request(kind, asked), name
+        half = [1.5] if isinstance(value, list) else 1.5
+        with pytest.raises(InvalidRequestError, match=name):
+            parse_request(kind, fields | more | {name: half})
+
+
 def test_an_effort_is_heard_by_either_name_and_not_beside_a_prompt() -> None:
-    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
     for fields in ({"reasoning_effort": "low"}, {"reasoning": {"effort": "low"}}):
-        assert parse_request(GenerationRequest, chat | fields).effort == "low"
+        assert parse_request(GenerationRequest, CHAT | fields).effort == "low"
         with pytest.raises(InvalidRequestError, match="reasoning_effort"):
             parse_request(GenerationRequest, {"prompt": "a", **fields})
-    assert parse_request(GenerationRequest, chat | {"reasoning": {}}).effort is None
+    assert parse_request(GenerationRequest, CHAT | {"reasoning": {}}).effort is None

@@ -77,10 +77,10 @@ def _read(reader: Reader, folder: Path) -> RerankerConfig:
     refuse_adapters(folder, transformer)
     file = transformer / "config.json"
     raw = reader.object(file)
-    if read_architecture(file, raw).endswith(CAUSAL[1:]):
+    if read_architecture(file, raw).endswith(CAUSAL):
         return _read_asked(reader, folder, transformer, raw, score)
     if score is not None:
-        raise ModelError(f"{folder / 'modules.json'}: LogitScore is for a {CAUSAL}, and {file} is of another")
+        raise ModelError(f"{folder / 'modules.json'}: LogitScore is for a …{CAUSAL}, and {file} is of another")
     _check_kind(file, raw)
     encoder = read_shape(file, raw)
     types = positive(file, raw, "type_vocab_size", _TYPED[encoder.model_type]) if encoder.model_type in _TYPED else 1
@@ -114,8 +114,8 @@ def _read_asked(
     known = ASKED[:1] if score is None else ASKED
     if raw.get("model_type") not in known:
         raise ModelError(
-            f"{file}: model_type {raw.get('model_type')!r} of a {CAUSAL} is not supported for rerankers; supported are "
-            f"{', '.join(ASKED)} with LogitScore in modules.json, and {ASKED[0]} without"
+            f"{file}: model_type {raw.get('model_type')!r} of a …{CAUSAL} is not supported for rerankers; supported "
+            f"are {', '.join(ASKED)} with LogitScore in modules.json, and {ASKED[0]} without"
         )
     encoder = read_shape(file, raw)
     stated = read_stated(reader, folder, "CrossEncoder", also=("activation_fn", "keep_in_fp32_modules"))
@@ -158,7 +158,7 @@ def _check_kind(file: Path, raw: dict[str, Any]) -> None:
     if not made.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{file} is of {made}, and a reranker is a …ForSequenceClassification, which has a head that makes a "
-            f"score, or a {CAUSAL}"
+            f"score, or a …{CAUSAL}"
         )
     if raw.get("model_type") not in FAMILIES:
         raise ModelError(

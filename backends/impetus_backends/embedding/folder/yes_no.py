@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from impetus_backends.embedding.folder.files import Reader
     from impetus_backends.embedding.folder.shapes import EncoderConfig
 
-CAUSAL = "…ForCausalLM"
+CAUSAL = "ForCausalLM"
+"""The end of the architecture's name."""
 ASKED = ("qwen3", "qwen2", "llama", "mistral")
 """Families that may be asked; in the first layout the first alone."""
 LONGEST = 8192
