@@ -49,6 +49,19 @@ def test_the_engine_says_what_it_is(info: EngineInfo, loaded: LoadedModel) -> No
     assert info.reasons == ()
 
 
+def test_no_batch_makes_a_stream_of_its_own_for_which_all_functions_are_compiled_anew(
+    make_engine: Any, work: Any, drive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    def made(*arguments: Any) -> None:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(mx, "new_stream", made)
+    for _ in range(2):
+        assert drive(make_engine(), work(1, PROMPTS[0]))[1].text
+
+
 def test_thirty_prompts_batched_with_strangers_read_as_they_do_alone(
     make_engine: Any, work: Any, drive: Any, solo: Any
 ) -> None:

@@ -66,8 +66,7 @@ class RunningBatch:
         `read_apart`: for one that must not be padded while it reads. Each prompt is read by itself, though several in
         one step. `lookup_tokens`: the most that are drafted of what a row says that has nobody beside it (`lookup`);
         0: nothing."""
-        import mlx.core as mx
-        from mlx_lm.generate import StopSequences
+        from mlx_lm.generate import StopSequences, generation_stream
 
         self._model = model
         self._end_tokens = frozenset(end_tokens)
@@ -76,7 +75,8 @@ class RunningBatch:
         self._prefixes = prefixes
         self._solo = solo
         self._read_apart = read_apart
-        self._stream = mx.new_stream(mx.default_device())
+        # Compiled functions are kept for each stream, and looked for among those of all streams that there were.
+        self._stream = generation_stream
         self._waiting: deque[Row] = deque()
         self._long: _Reading | None = None
         """The long prompt that is being read piece by piece."""
