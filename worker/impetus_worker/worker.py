@@ -125,6 +125,8 @@ class QueueWorker:
             self._look_after()
             self._send()  # before the rest, so that the server works while the worker does
             self._engine.dispatch()
+            for server in self._servers:
+                server.listen()  # last, because the bells' threads take turns with this one
             self._power.working(any(server.holds_any for server in self._servers))
             if self._settings.burst and self._is_drained():
                 _log.info("the queues are empty and --burst was given: done")

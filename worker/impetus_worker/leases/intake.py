@@ -85,6 +85,8 @@ class Intake:
         self._bells = bells
         self._queues = {name: _Queue(still_s) for name, still_s in zip(bells, _STILL_S, strict=True)}
         self._names = tuple(bells)
+        self._unheard: set[str] = set()
+        """Queues that were found empty, and whose bells were not asked yet."""
         self._suspended_until = 0.0
         self._paused = False
         self.has_backlog = False
@@ -119,7 +121,7 @@ class Intake:
         return since is None or now - since > _LOOK_AGAIN_S
 
     def learn(self, wanted: Wanted, claim: Claim, now: float) -> None:
-        """Takes note of what a claim told, besides its jobs. A queue that is empty is listened to from now on."""
+        """Takes note of what a claim told, besides its jobs. A queue that is empty is to be listened to."""
         if claim.suspended:
             self.has_backlog = False
             self._suspended_until = now + SUSPENDED_WAIT_S
@@ -130,9 +132,14 @@ class Intake:
             if not left.waiting:
                 queue.look_again()
                 queue.empty_since = now
-                self._bells[name]()
+                self._unheard.add(name)
             elif left.for_others:
                 queue.leave_to_others(left, portion, sum(job.queue == name for job in claim.jobs), now)
+
+    def listen(self) -> None:
+        """Asks to be told of the queues that were found empty, each once."""
+        while self._unheard:
+            self._bells[self._unheard.pop()]()
 
     def hear(self, queue: str) -> None:
         """Its bell rang."""

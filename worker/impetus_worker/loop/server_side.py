@@ -215,6 +215,10 @@ class ServerSide:
         self._told_to_end = {job.token} | (self._told_to_end & {each.token for each in self._ledger.open.values()})
         self._engine.interrupt(Stopped(job))
 
+    def listen(self) -> None:
+        """Has its bells listen to the queues that were found empty."""
+        self._intake.listen()
+
     # -- what is sent to it ------------------------------------------------------------------------------------------
 
     @property
@@ -229,7 +233,7 @@ class ServerSide:
     def wakes_at(self, room: Callable[[], Room | None], now: float) -> float | None:
         """When there is something to send or to claim though nothing is heard."""
         times = [at for at in (self._intake.wakes_at(now),) if at is not None]
-        if self._has_to_send(room, now):
+        if self._is_due(self._wanted(room, now), now):
             times.append(self._send_from)
         return min(times, default=None)
 
@@ -239,27 +243,28 @@ class ServerSide:
         `room`: for how many jobs the engine has room; None where none are to be claimed.
         """
         now = self._now()
-        if now < self._send_from or not self._has_to_send(room, now):
-            return False
         wanted = self._wanted(room, now)
+        if now < self._send_from or not self._is_due(wanted, now):
+            return False
         self._ledger.send(wanted, now)
         self._silence.asked()
         return wanted is not None
 
-    def _has_to_send(self, room: Callable[[], Room | None], now: float) -> bool:
-        """Whether an exchange is due: the first at once, a second beside it only if it is worth it."""
+    def _is_due(self, wanted: Wanted | None, now: float) -> bool:
+        """Whether to send: a first exchange at once, a second beside it only if it is worth it."""
         match self._ledger.under_way:
             case 0:
-                return self._ledger.has_news(now) or self._wanted(room, now) is not None
+                return wanted is not None or self._ledger.has_news(now)
             case 1 if not self._ledger.is_relaying:
-                if self._ledger.is_pressing:
-                    return True
-                return self._intake.has_backlog and self._wanted(room, now) is not None
+                return wanted is not None or self._ledger.is_pressing
             case _:
                 return False
 
     def _wanted(self, room: Callable[[], Room | None], now: float) -> Wanted | None:
-        if now < self._send_from or (self._ledger.under_way and not self._intake.has_backlog):
+        under_way = self._ledger.under_way
+        if now < self._send_from or under_way > 1 or (under_way and not self._intake.has_backlog):
+            return None
+        if self._intake.is_dry(now):  # asked first, because it costs less than to count the room
             return None
         bulk, nothing = _MAX_RQ_WAITING
         waiting = self._ledger.rq_waiting
