@@ -1,16 +1,19 @@
 """The engine process: RQ's work horse made persistent. Both ends of its pipe live in this module.
 
 It is spawned once, loads the model once and runs many batches. It holds no job: whatever happens to it, the worker
-puts its work back and starts another. The worker's loop never waits for it: on our side a thread writes and a thread
-reads.
+puts its work back and starts another. The worker's loop never waits for it: on our side a thread reads, and a thread
+writes whatever the pipe has no room for yet.
 """
 
 from __future__ import annotations
 
 import logging
+import pickle
 import queue
+import select
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from impetus_backends.protocol import EngineInfo, Work
 
 _SIGN_OF_LIFE_S = 1.0
-_HANG_UP = object()
+_AT_ONCE_BYTES = 2000
+"""A socket that can be written to has room for so much: on Linux for more, on macOS for 2,048."""
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +63,45 @@ class _Spare:
     allowed: bool
 
 
+class Letters:
+    """What is said to the engine, in its order. Who puts waits for nothing.
+
+    A small one is written at once, where none waits before it and the pipe has room: to wake a thread takes longer. The
+    others are written by a thread, which may wait for as long as the engine does not read: with a large prompt, or a
+    small buffer.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._has_room = select.poll()
+        self._has_room.register(pipe.fileno(), select.POLLOUT)
+        self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._left = self._written = 0
+        """How many were left to the thread, and how many it has written. Each is counted by one thread."""
+        threading.Thread(target=self._write, name="engine-writer", daemon=True).start()
+
+    def put(self, letter: object) -> None:
+        packed = pickle.dumps(letter)
+        if self._left == self._written and len(packed) <= _AT_ONCE_BYTES and self._has_room.poll(0):
+            self._send(packed)
+        else:
+            self._left += 1
+            self._waiting.put(packed)
+
+    def end(self) -> None:
+        """Nothing more is put."""
+        self._waiting.put(None)
+
+    def _write(self) -> None:
+        while (packed := self._waiting.get()) is not None:
+            self._send(packed)
+            self._written += 1
+
+    def _send(self, packed: bytes) -> None:
+        with suppress(OSError):  # its death is found where everything about it is: by who reads
+            self._pipe.send_bytes(packed)
+
+
 class EngineProcess:
     """The worker's end; no method waits. What the engine says is told to `tell`, as facts of the inbox.
 
@@ -72,7 +115,7 @@ class EngineProcess:
         self._tell = tell
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
-        self._letters: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._letters: Letters | None = None
         self._sign_at = 0.0
 
     @property
@@ -84,26 +127,28 @@ class EngineProcess:
         self.kill()
         self.life += 1
         self._process, ours = child.spawn(__name__)
-        self._letters = queue.SimpleQueue()
+        self._letters = Letters(ours)
         self._letters.put(config)
         self._sign_at = self._clock()
-        writer = threading.Thread(target=_write, args=(ours, self._letters), name="engine-writer", daemon=True)
-        writer.start()
-        reader = (ours, self._letters, writer, self._process, self.life, self._tell)
+        reader = (ours, self._letters, self._process, self.life, self._tell)
         threading.Thread(target=_read, args=reader, name="engine-reader", daemon=True).start()
 
     def admit(self, work: Work, *, idle: bool) -> None:
         """Gives it work; `idle`: it had none, so that its silence counts from now."""
         if idle:
             self._sign_at = self._clock()
-        self._letters.put(work)
+        self._say(work)
 
     def cancel(self, work_id: int) -> None:
-        self._letters.put(_Cancel(work_id))
+        self._say(_Cancel(work_id))
 
     def say_spare(self, allowed: bool) -> None:
         """Whether it may do what nobody waits for; until it is told, it may not."""
-        self._letters.put(_Spare(allowed))
+        self._say(_Spare(allowed))
+
+    def _say(self, letter: object) -> None:
+        if self._letters is not None:
+            self._letters.put(letter)
 
     def heard(self) -> None:
         """It gave a sign of life."""
@@ -117,25 +162,13 @@ class EngineProcess:
         """Ends the process at once, whatever it is doing, and forgets it; its threads clear up after it."""
         if self._process is not None:
             child.kill(self._process)
-            self._process = None
-            self._letters.put(_HANG_UP)
+            self._process = self._letters = None
         self.info = None
-
-
-def _write(pipe: Connection, letters: queue.SimpleQueue[object]) -> None:
-    """May block for as long as the engine does not read: with a large prompt, or a small buffer."""
-    while (letter := letters.get()) is not _HANG_UP:
-        try:
-            pipe.send(letter)
-        except OSError:
-            _log.debug("the engine no longer listens")  # its death is found where everything about it is: by the reader
-            return
 
 
 def _read(
     pipe: Connection,
-    letters: queue.SimpleQueue[object],
-    writer: threading.Thread,
+    letters: Letters,
     process: subprocess.Popen[bytes],
     life: int,
     tell: Callable[[object], None],
@@ -158,9 +191,7 @@ def _read(
     except Exception:  # noqa: BLE001 - half a message of a process that was killed may unpickle to anything
         _log.warning("the engine's last message could not be read", exc_info=True)
     tell(EngineEnded(life, f"the engine process {process.pid} {child.reap(process)}"))
-    letters.put(_HANG_UP)
-    writer.join()
-    pipe.close()
+    letters.end()  # the pipe is closed when none of the three that know it does any more
 
 
 def serve(pipe: Connection) -> None:
