@@ -118,8 +118,10 @@ def test_what_a_service_a_supervisor_and_an_engine_start_with_is_little_and_noth
 
 
 def test_a_worker_that_generates_holds_neither_numpy_nor_what_reads_command_lines() -> None:
-    needs = "host.worker_process", "worker", "batches.generation", "batches.reading.requests"
-    program = f"import sys, {', '.join(f'impetus_worker.{each}' for each in needs)}; print(*sys.modules)"
+    program = (
+        "import sys, impetus_worker.host.worker_process, impetus_worker.worker;"
+        "from impetus_worker.roles import import_for; import_for('generation'); print(*sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not (NEVER_AT_TOP | {"numpy", "click"}) & set(answer.stdout.split())
 

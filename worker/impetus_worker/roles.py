@@ -4,6 +4,7 @@ alone: a worker that generates computes no vectors, and holds no numpy."""
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,13 @@ DEFAULT_MAX_CONCURRENT = 16
 """Generations of an engine that measures nothing."""
 _LEAST_BATCH_TEXTS, _TOKENS_A_TEXT = 256, 64
 """The most texts in a batch: so many, and where its tokens are many as many as have them."""
+
+
+def import_for(role: str) -> None:
+    """What only this role needs, before the loop runs."""
+    needs = ("generation", "reading.requests") if role == "generation" else ("embedding", "reading.rows", "results")
+    for module in needs:
+        import_module(f"{__package__}.batches.{module}")
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:

@@ -33,8 +33,10 @@ def main() -> None:
 
     from ..companions.link import client
     from ..errors import ConfigurationError
+    from ..roles import import_for
     from ..worker import QueueWorker
 
+    import_for(settings.role)
     gc.freeze()
     gc.enable()
     try:
