@@ -33,7 +33,7 @@ def refusal(folder: Path) -> str:
 @pytest.mark.parametrize(
     "model_type",
     ["bart", "big_bird", "data2vec-text", "fnet", "gemma2", "gpt2", "gpt_neox",
-     "longformer", "mobilebert", "new", "phi3", "rembert", "roformer", "umt5", "xlnet", "xmod"],
+     "longformer", "mobilebert", "phi3", "rembert", "roformer", "umt5", "xlnet", "xmod"],
 )  # fmt: skip
 def test_a_family_that_is_not_known_is_refused_by_its_name(tmp_path: Path, model_type: str) -> None:
     said = refusal(changed(small_model("bge"), tmp_path / "model", model_type=model_type))
