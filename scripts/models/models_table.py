@@ -102,7 +102,7 @@ What follows is refused with a sentence that names the file and what in it, beca
   interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
 - angles (RoPE) scaled otherwise than `linear`, `dynamic`, `yarn` and `llama3` (as `longrope`), or by keys that are not
   those of the type; `dynamic` with a `max_seq_length` beyond `max_position_embeddings`, where lengths decide;
-- language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3 and EuroBERT;
+- language models whose tokens see what comes after them (`is_causal: false`) within a window, other than Gemma 3;
   windows of Qwen's;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
 - DeBERTa with convolutions or absolute positions (as v2-xlarge), and all of it by Core ML and Core AI;

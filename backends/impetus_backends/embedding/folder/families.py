@@ -194,14 +194,18 @@ def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 
 
 def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
-    """Language models whose tokens see what came before them: Qwen 2 and 3, Mistral, Llama; and EuroBERT, which is a
-    Llama whose tokens see all."""
-    causal = raw["model_type"] != "eurobert"
-    refuse_unless(file, raw, use_sliding_window=(None, False), is_causal=(None, causal), mlp_bias=(None, False))
+    """Language models whose tokens see what came before them, or all where the file says so: Qwen 2 and 3, Mistral,
+    Llama; and EuroBERT, which is a Llama whose tokens see all."""
+    refuse_unless(file, raw, use_sliding_window=(None, False), mlp_bias=(None, False))
     refuse_unless(file, raw, use_bidirectional_attention=(None, False))
+    if raw["model_type"] == "eurobert":
+        refuse_unless(file, raw, is_causal=(None, False))
+    causal = raw["model_type"] != "eurobert" and flag(file, raw, "is_causal", True)
     sizes = read_sizes(file, raw)
     # Mistral alone has all its layers look nearby, where its file says how far.
     window = raw.get("sliding_window") if raw["model_type"] == "mistral" else None
+    if window is not None and not causal:
+        raise ModelError(f"{file}: is_causal False beside a sliding_window is not supported")
     usual = FAR if window is None else NEAR
     if set(read_kinds(file, raw, [usual] * sizes["layers"])) != {usual}:
         raise ModelError(f"{file}: layer_types {raw['layer_types']} are not supported")
