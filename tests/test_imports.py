@@ -117,6 +117,15 @@ def test_what_a_service_a_supervisor_and_an_engine_start_with_is_little_and_noth
     assert len(answer.stdout.split()) < most
 
 
+def test_a_worker_that_generates_holds_neither_numpy_nor_what_reads_command_lines() -> None:
+    program = (
+        "import sys, impetus_worker.host.worker_process, impetus_worker.worker;"
+        "from impetus_worker.roles import import_for; import_for('generation'); print(*sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not (NEVER_AT_TOP | {"numpy", "click"}) & set(answer.stdout.split())
+
+
 def test_every_public_name_of_the_producer_is_there() -> None:
     import impetus_producer
 

@@ -1,12 +1,12 @@
 """How many Macs one Redis serves: simulated ones, each a real worker process with a real engine process.
 
-Every Mac is started as the supervisor starts a worker (`impetus_worker work`, settings on standard input); only the
-device is simulated: a batch takes a + b * padded tokens. The same backlog for each size, per Mac: docstrings of the
-standard library in random order, 64 texts a job (K). Each size has a server of its own. Counted are the tokens that
-the engines are given, from a tenth to nine tenths of the backlog, so that neither the start nor the unequal ends count;
-texts a second are as many as have so many tokens on average. Jobs that end are no measure: thousands of texts are
-sorted into one plan of batches, by length, and most of its jobs end towards its end. With `--against` each size is also
-measured with the workers of another checkout, right after those of this one.
+Every Mac is started as the supervisor starts a worker (`impetus_worker.host.worker_process`, settings on standard
+input); only the device is simulated: a batch takes a + b * padded tokens. The same backlog for each size, per Mac:
+docstrings of the standard library in random order, 64 texts a job (K). Each size has a server of its own. Counted are
+the tokens that the engines are given, from a tenth to nine tenths of the backlog, so that neither the start nor the
+unequal ends count; texts a second are as many as have so many tokens on average. Jobs that end are no measure:
+thousands of texts are sorted into one plan of batches, by length, and most of its jobs end towards its end. With
+`--against` each size is also measured with the workers of another checkout, right after those of this one.
 
 All of this shares one machine. The device's cost is therefore chosen so slow by default that the largest fleet fits the
 cores of a small machine; "of linear" is against the smallest size times the number of Macs. What is left of the
@@ -110,7 +110,7 @@ def _start(on: Server, mac: Mac, checkout: Path, number: int) -> subprocess.Pope
     packages = os.pathsep.join(str(checkout / part) for part in ("worker", "producer", "backends"))
     with open(_log(on, number), "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "impetus_worker", "work"],
+            [sys.executable, "-P", "-m", "impetus_worker.host.worker_process"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

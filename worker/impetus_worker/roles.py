@@ -1,22 +1,16 @@
-"""What each role runs: its engine and its batcher, as the settings say."""
+"""What each role runs: its engine and its batcher, as the settings say. What only one role needs is imported for it
+alone: a worker that generates computes no vectors, and holds no numpy."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
 from impetus_backends.engine_config import EngineConfig, Fitting
 from impetus_backends.machine.hardware import identify, read_machine
 from impetus_producer.contract import ServedModel, WorkerRecord
-
-from .batches.embedding import EmbeddingBatcher
-from .batches.generation import GenerationBatcher
-from .batches.planning.cost import Costs
-from .batches.reading.requests import GenerationRequests
-from .batches.reading.rows import EmbeddingRequests, RerankRequests
-from .batches.results import EmbeddingResults, RerankResults
 
 if TYPE_CHECKING:
     from impetus_backends.protocol import EngineInfo
@@ -24,6 +18,8 @@ if TYPE_CHECKING:
     from .allowed import Allowed
     from .batches.batcher import Batcher
     from .batches.reading.long_jobs import Elsewhere
+    from .batches.reading.requests import GenerationRequests
+    from .batches.reading.rows import EmbeddingRequests, RerankRequests
     from .settings import WorkerSettings
 
 
@@ -31,6 +27,13 @@ DEFAULT_MAX_CONCURRENT = 16
 """Generations of an engine that measures nothing."""
 _LEAST_BATCH_TEXTS, _TOKENS_A_TEXT = 256, 64
 """The most texts in a batch: so many, and where its tokens are many as many as have them."""
+
+
+def import_for(role: str) -> None:
+    """What only this role needs, before the loop runs."""
+    needs = ("generation", "reading.requests") if role == "generation" else ("embedding", "reading.rows", "results")
+    for module in needs:
+        import_module(f"{__package__}.batches.{module}")
 
 
 def engine_config(settings: WorkerSettings) -> EngineConfig:
@@ -87,10 +90,18 @@ def worker_record(settings: WorkerSettings, info: EngineInfo) -> WorkerRecord:
 
 def make_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | RerankRequests | GenerationRequests:
     """What reads the requests to an engine that has loaded."""
-    return GenerationRequests(info, allowed) if info.kind == "generation" else _row_requests(info, allowed)
+    if info.kind != "generation":
+        return _row_requests(info, allowed)
+    from .batches.reading.requests import GenerationRequests
+
+    return GenerationRequests(info, allowed)
 
 
 def _row_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | RerankRequests:
+    from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
+
+    from .batches.reading.rows import EmbeddingRequests, RerankRequests
+
     models = (info, *info.others)
     if info.kind == "rerank":
         return RerankRequests(info, [pair_tokenizer(each) for each in models], allowed)
@@ -100,6 +111,8 @@ def _row_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | Rer
 def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewhere | None = None) -> Batcher:
     """The batcher for an engine that has loaded. `elsewhere`: reads the long jobs; without one it does."""
     if settings.role == "generation":
+        from .batches.generation import GenerationBatcher
+
         return GenerationBatcher(
             info,
             worker=settings.name,
@@ -107,6 +120,10 @@ def make_batcher(settings: WorkerSettings, info: EngineInfo, elsewhere: Elsewher
             allowed=settings.allowed,
             elsewhere=elsewhere,
         )
+    from .batches.embedding import EmbeddingBatcher
+    from .batches.planning.cost import Costs
+    from .batches.results import EmbeddingResults, RerankResults
+
     tokens = settings.max_batch_tokens or info.batch_tokens
     return EmbeddingBatcher(
         _row_requests(info, settings.allowed),

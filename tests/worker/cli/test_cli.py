@@ -132,8 +132,8 @@ impetus_producer.connect = lambda url: None
 impetus_worker.worker.QueueWorker = Broken
 from impetus_producer.errors import ImpetusError
 from impetus_worker.errors import ConfigurationError
-from impetus_worker.cli.main import main
-main(["work"])
+from impetus_worker.host.worker_process import main
+main()
 """
 
 

@@ -185,6 +185,6 @@ def test_a_file_in_the_current_folder_is_not_imported_in_a_librarys_stead(start:
         (here / f"{name}.py").write_text(f"open({str(here / 'imported')!r}, 'a').write('{name} ')\n")
     one = start(cwd=here)
     one.serves()
-    assert all(" -P " in command_of(one.pid(name)) for name in ("impetus_worker work", "host.guard"))
+    assert all(" -P " in command_of(one.pid(name)) for name in ("host.worker_process", "host.guard"))
     assert one.stop() == 0
     assert not (here / "imported").exists()

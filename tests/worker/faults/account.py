@@ -13,14 +13,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
-import sys
 import zlib
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from click.testing import CliRunner
+from rq.cli.cli import main as rq_commands
 
 from impetus_producer.contract import ROLE_QUEUES
 
@@ -37,7 +37,6 @@ _OWN_REASONS = {"PoisonedJobError": POISON, "JobTimeoutError": HANG, "InferenceE
 """The only failures there may be, and the word in a text that brings each about."""
 _LEFT_BY_RUNS = ("impetus:tokens:*", "impetus:leases:*", "impetus:deaths:*", "rq:worker:*:executions")
 """What the workers keep about jobs that run: when none does, there is nothing there."""
-_RQ = Path(sys.executable).parent / "rq"
 _EXAMPLES = 5
 
 
@@ -216,11 +215,9 @@ def _check_rq_info(connection: Redis, account: Account) -> None:
     """`rq info` against what is counted here."""
     address = connection.connection_pool.connection_kwargs
     url = f"redis://{address['host']}:{address['port']}/{address.get('db') or 0}"
-    said = subprocess.run(
-        [_RQ, "info", "--raw", "--only-queues", "--url", url], capture_output=True, text=True, check=False
-    )
-    if said.returncode:
-        account.wrong("rq info failed", said.stderr.strip()[-300:])
+    said = CliRunner().invoke(rq_commands, ["info", "--raw", "--only-queues", "--url", url])
+    if said.exit_code:
+        account.wrong("rq info failed", f"{said.output.strip()[-300:]} {said.exception!r}")
         return
     totals: Counter[str] = Counter()
     for counts in re.findall(r"^queue \S+ (\d+), (\d+) executing, (\d+) finished, (\d+) failed", said.stdout, re.M):

@@ -379,7 +379,7 @@ def _tree(pid: int) -> dict[int, str]:
     tree = {pid: "embed", supervisor: "supervisor"}
     for child in children(supervisor):
         below = children(child)
-        worker = _command(child).rstrip().endswith("work")
+        worker = _command(child).rstrip().endswith("worker_process")
         tree |= {child: "worker" if worker else "guard"}
         tree |= dict.fromkeys(below, "engine" if worker else "server")
     assert sorted(tree.values()) == ["embed", "engine", "guard", "server", "supervisor", "worker"]

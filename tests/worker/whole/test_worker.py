@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import zlib
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 from rq import Callback, Queue, Retry
+from rq.cli.cli import main as rq_commands
 from rq.command import send_stop_job_command
 from rq.job import Job
 from rq.suspension import resume, suspend
@@ -24,6 +23,8 @@ from impetus_producer import InvalidRequestError, JobCancelledError, Producer
 from tests.patience import eventually
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from redis import Redis
 
     from ..conftest import Fleet
@@ -37,9 +38,7 @@ def _has_failed(connection: Redis, key: str) -> bool:
 
 
 def rq_info(url: str) -> str:
-    return subprocess.run(
-        [Path(sys.executable).parent / "rq", "info", "--raw", "--url", url], capture_output=True, text=True, check=True
-    ).stdout
+    return CliRunner().invoke(rq_commands, ["info", "--raw", "--url", url], catch_exceptions=False).stdout
 
 
 def test_a_job_of_plain_rq_is_worked_and_its_return_value_is_the_result(fleet: Fleet) -> None:

@@ -6,8 +6,6 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from impetus_backends.machine.energy import Used
 
 from ..leases.outcomes import Finished
@@ -75,6 +73,8 @@ class EmbeddingResults:
             return Finished(owner.job, self._around(owner, f'{{"encoding":"sparse","data":[{data}]}}'))
         vectors, encoding = owner.vectors, owner.request.encoding_format
         if owner.request.dimensions is not None:
+            import numpy as np  # a worker that generates has none
+
             vectors = vectors[:, : owner.request.dimensions]
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         raw = vectors.astype("<f4", copy=False).tobytes()

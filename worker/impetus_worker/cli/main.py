@@ -13,7 +13,6 @@ _COMMANDS = {
     "run": f"{__package__}.run",
     "service": f"{__package__}.service",
     "verify": f"{__package__}.verify",
-    "work": f"{__package__}.work",
 }
 
 

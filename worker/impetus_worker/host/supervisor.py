@@ -42,7 +42,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 """What a worker is sent at the first, the second and the third stop: warm, cold, and no more asking. The first two are
 told alike, and differ because a signal that waits to be heard swallows another of its kind."""
-_WORKER = (sys.executable, "-P", "-m", "impetus_worker", "work")
+_WORKER = (sys.executable, "-P", "-m", "impetus_worker.host.worker_process")
 _KILLED_S = 10.0
 """How long a killed process may take to be gone."""
 _log = logging.getLogger(__name__)

@@ -22,6 +22,8 @@ _WALKS_S = 0.2
 _WALK_BYTES = 200
 _FAVOURED = (b'}]"', b'{["', b'"{,', None, None, None)
 """Which bytes each answer on trial likes best: what ends it, what opens more of it, what goes on; or any."""
+_ONES = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
+"""Of each byte of a mask, which bits are set."""
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
@@ -68,8 +70,7 @@ def _broken_walk(matcher: Any) -> str:
 def _allowed_bytes(matcher: Any) -> list[int]:
     """Those that may come next; none where the answer may end here."""
     mask = matcher.compute_bitmask()
-    allowed = [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
-    return [] if any(mask[32:]) else allowed
+    return [] if any(mask[32:]) else [index * 8 + bit for index in range(32) for bit in _ONES[mask[index]]]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`impetus-worker work`: one worker process, as the supervisor starts it."""
+"""One worker process, as the supervisor starts it: `python -m impetus_worker.host.worker_process`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ import signal
 import sys
 from functools import partial
 
-import click
-
-from impetus_producer.cli.late import unswept
 from impetus_producer.errors import ImpetusError
 
 from .. import logs
-from ..host.supervisor import EXIT_CONFIGURATION
 from ..settings import WorkerSettings
+from .supervisor import EXIT_CONFIGURATION
 
 
-@click.command(hidden=True)
-def work() -> None:
-    """One worker process, as the supervisor starts it: settings are the first line of standard input, whose end is
-    the end of the supervisor."""
+def main() -> None:
+    """Settings are the first line of standard input, whose end is the end of the supervisor."""
     # It has no terminal, and nor has the engine, which inherits this: only the supervisor decides.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logs.set_up()
@@ -32,14 +27,18 @@ def work() -> None:
             return
         line += part
     settings = WorkerSettings.from_json(line.decode())
-    with unswept():
-        from impetus_backends.errors import BackendError
+    # What is imported stays, and is looked through for garbage neither meanwhile nor later.
+    gc.disable()
+    from impetus_backends.errors import BackendError
 
-        from ..companions.link import client
-        from ..errors import ConfigurationError
-        from ..worker import QueueWorker
+    from ..companions.link import client
+    from ..errors import ConfigurationError
+    from ..roles import import_for
+    from ..worker import QueueWorker
 
-        gc.freeze()
+    import_for(settings.role)
+    gc.freeze()
+    gc.enable()
     try:
         status = QueueWorker(settings, [partial(client, url) for url in settings.redis_urls], lifeline=0).run()
     except (ConfigurationError, BackendError) as error:
@@ -52,3 +51,7 @@ def work() -> None:
         logging.getLogger(__name__).exception("%s: a fault of Impetus's own", settings.role)
         status = 1
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
