@@ -88,7 +88,7 @@ class EmbeddingCandidates:
         self._on_attempt = on_attempt
         self._hardware = hardware
         self._means = means or Means()
-        self.files = models.resolve(model_name)
+        self.files = models.resolve(model_name, listed=kind == "embedding")
         self._kind = kind
         self._model = (read_reranker if kind == "rerank" else read_config)(self.files.folder)
 

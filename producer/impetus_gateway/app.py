@@ -80,6 +80,7 @@ def _routes(gateway: Gateway) -> list[Route]:
         post(chats.ENDPOINT, chats.chat),
         post(completions.ENDPOINT, completions.completions),
         post(reranking.ENDPOINT, reranking.rerank),
+        post(reranking.COHERES, reranking.rerank),
         post(ollama.EMBED, ollama.embed),
         post(ollama.EMBEDDINGS, ollama.embeddings),
         post(batches.ENDPOINT, batches.create),

@@ -63,7 +63,7 @@ ROWS = (
     Row("mt5", "mT5 encoder", "fine-tuned mT5 encoders", "as stated"),
     Row("nomic", "NomicBERT", "nomic-embed-text-v1, v1.5", "as stated"),
     Row("nomic-moe", "NomicBERT with experts*", "nomic-embed-text-v2-moe", "as stated", in_packages=False),
-    Row("gte", "GTE", "gte-multilingual-base as transformers stores it", "as stated"),
+    Row("gte", "GTE", "gte-multilingual-base, gte-*-en-v1.5, arctic-embed-m-v2.0", "as stated"),
     Row("modernbert", "ModernBERT", "gte-modernbert-base, modernbert-embed-base, granite-embedding r2", "8,192"),
     Row("qwen3", "Qwen3", "Qwen3-Embedding-0.6B, 4B, 8B", "32,768"),
     Row("qwen2", "Qwen2", "fine-tuned Qwen2 and Qwen2.5 (not gte-Qwen2, which brings code of its own)", "as stated"),
@@ -82,9 +82,13 @@ REFUSED = """\
 \\* transformers has no such model, and its own code was not to be had: held against its description, written out in
 torch in scripts/recording/record_described_vectors.py, and against no recording of the original.
 
+GTE's files as they were published (`model_type` `new`) are read as transformers has the same model under `gte`; for
+angles of type `ntk`, which that has not, by the formula of text-embeddings-inference and vLLM.
+
 What follows is refused with a sentence that names the file and what in it, because guessing would make wrong vectors:
 
-- a model whose files ask for code of its own (`auto_map`), and any family that is not in the table;
+- a model whose files ask for code of its own (`auto_map`) that is not one of the families in the table, and any family
+  that is not there;
 - weights in `pytorch_model.bin` alone, which `impetus-worker convert --from-torch FOLDER` converts;
 - fp8 and all quantised weights but MLX's affine ones, by name;
 - a tensor that is missing, does not have the shape that `config.json` asks for or is there under two names, and files
@@ -98,7 +102,7 @@ What follows is refused with a sentence that names the file and what in it, beca
   interaction as ColBERT's, CNN, LSTM, WordEmbeddings, WeightedLayerPooling, Router);
 - angles (RoPE) scaled otherwise than `linear`, `dynamic`, `yarn` and `llama3` (as `longrope`), or by keys that are not
   those of the type; `dynamic` with a `max_seq_length` beyond `max_position_embeddings`, where lengths decide;
-- language models whose tokens see what comes after them (`is_causal: false`), other than Gemma 3 and EuroBERT;
+- language models whose tokens see what comes after them (`is_causal: false`) within a window, other than Gemma 3;
   windows of Qwen's;
 - modules after SpladePooling, and a router; heads for sparse embeddings that do not fit (see *Sparse embeddings*);
 - DeBERTa with convolutions or absolute positions (as v2-xlarge), and all of it by Core ML and Core AI;
@@ -129,7 +133,7 @@ RERANKERS = (
     Row("albert", "ALBERT", "fine-tuned ALBERT rerankers", "512"),
     Row("deberta-v2", "DeBERTa (v2, v3)", "mxbai-rerank-xsmall-v1, base-v1, large-v1", "512"),
     Row("modernbert", "ModernBERT", "gte-reranker-modernbert-base", "8,192"),
-    Row("gte", "GTE", "gte-multilingual-reranker-base as transformers stores it", "as stated"),
+    Row("gte", "GTE", "gte-multilingual-reranker-base", "as stated"),
     Row("qwen3", "Qwen3, by its yes and no", "Qwen3-Reranker-0.6B, 4B, 8B", "8,192"),
     Row("qwen2", "Qwen2, by two of its tokens", "mxbai-rerank-*-v2 with LogitScore in modules.json", "8,192"),
 )

@@ -62,6 +62,7 @@ _LONGER: dict[str, Any] = {"max_seq_length": 300}
 #: What a model's files may say otherwise: by the small model, and the file and its keys.
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{name: (model, "config.json", keys) for name, (model, keys) in _ANGLES.items()},
+    "seeing what comes after": ("qwen2", "config.json", {"is_causal": False}),
     "longer, by distances": ("deberta", "sentence_bert_config.json", _LONGER),
     "longer, by angles": ("modernbert", "sentence_bert_config.json", _LONGER),
     "without marks at the ends": ("qwen2", "tokenizer.json", {"post_processor": None}),

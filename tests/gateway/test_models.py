@@ -33,3 +33,5 @@ def test_each_model_of_a_worker_is_listed_and_found_by_its_own_names(redis_serve
         }  # fmt: skip
         assert gateway.client.get("/v1/models/large").json()["id"] == "org/large"
         assert gateway.client.get("/v1/models/small").json()["id"] == "org/small"
+        refused = gateway.post("/v1/embeddings", {"input": "fox", "model": "huge"}).json()["error"]
+        assert refused["message"] == "there is no model 'huge' here; there is org/large, org/small, tiny"

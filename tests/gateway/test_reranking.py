@@ -47,6 +47,19 @@ def test_documents_come_back_by_their_relevance_with_ids_usage_and_texts_where_a
     assert all(set(each) == {"index", "relevance_score"} for each in bare)
 
 
+def test_coheres_client_asks_at_a_path_of_its_own_and_others_write_what_is_done_anyway(reranking: Serving) -> None:
+    expected = reranking.post("/v1/rerank", BODY).json()["results"]
+    asked = BODY | {"max_tokens_per_doc": 4096, "priority": 0, "truncation": True}
+    assert reranking.post("/v2/rerank", asked).json()["results"] == expected
+    assert reranking.post("/v2/rerank", asked | {"priority": 1}).json()["error"]["param"] == "priority"
+
+
+def test_what_a_worker_refuses_names_the_field(reranking: Serving) -> None:
+    answer = reranking.post("/v1/rerank", BODY | {"documents": ["fox " * 9999], "truncate": False})
+    said = answer.json()["error"]
+    assert (answer.status_code, said["param"], said["code"]) == (400, "documents", "invalid_value"), said
+
+
 def test_a_ranking_that_nobody_waits_for_is_a_job_and_its_model_is_listed(reranking: Serving) -> None:
     accepted = reranking.post("/v1/rerank", BODY, prefer="respond-async")
     assert accepted.status_code == 202

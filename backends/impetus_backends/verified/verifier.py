@@ -74,7 +74,7 @@ class Verifier:
         """One after the other, as they are done, one for each claim among them. Raises `ModelError` where the model
         cannot be had."""
         yield self._machine()
-        config = read_config(models.resolve(self.model).folder)
+        config = read_config(models.resolve(self.model, listed=True).folder)
         reference = make_backend("numpy", config)
         reference.load()
         backend = self._backend(config)

@@ -83,6 +83,7 @@ def _paths() -> dict[str, Any]:
         chats.ENDPOINT: {"post": _posting("chat", "ChatBody", _ref("Completion"), streams=True)},
         completions.ENDPOINT: {"post": _posting("completions", "CompletionsBody", _ref("Completion"), streams=True)},
         reranking.ENDPOINT: {"post": _posting("rerank", "RerankBody", _ref("Ranking"))},
+        reranking.COHERES: {"post": _posting("rerank_of_cohere", "RerankBody", _ref("Ranking"))},
         ollama.EMBED: {"post": _posting("ollama_embed", "EmbedBody", _ref("OllamaEmbeddings"), error="OllamaError")},
         ollama.EMBEDDINGS: {
             "post": _posting("ollama_embeddings", "OldEmbedBody", _ref("OllamaEmbedding"), error="OllamaError")

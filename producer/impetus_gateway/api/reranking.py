@@ -1,9 +1,10 @@
-"""`POST /v1/rerank`, as Cohere and Jina have it."""
+"""`POST /v1/rerank` and `/v2/rerank`, as Cohere and Jina have it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from impetus_producer.bodies.reranking import COHERES as COHERES
 from impetus_producer.bodies.reranking import ENDPOINT as ENDPOINT
 from impetus_producer.bodies.reranking import RerankBody, ranking, rerank_payload
 from impetus_producer.enqueueing.parsing import parse_request

@@ -137,7 +137,8 @@ class Watch:
         if model is None or not workers or self._reached().workers_left_out or not all(each.model for each in workers):
             return
         if not any(model == each.model or model in each.aliases for each in workers):
-            names = ", ".join(sorted({each.model for each in workers}))
+            more = {other.name for each in workers for other in each.more_models}
+            names = ", ".join(sorted({each.model for each in workers} | more))
             raise HttpError(
                 404, f"there is no model {model!r:.200} here; there is {names}", param="model", code="model_not_found"
             )

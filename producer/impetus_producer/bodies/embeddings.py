@@ -11,6 +11,7 @@ from pydantic_core import to_json
 
 from ..contract import MAX_TEXTS_PER_JOB, PROMPTINGS, EmbeddingRequest, SparseBlock
 from ..contract.conversation import Asked, invalid
+from ..contract.elsewhere import OF_EMBEDDINGS
 from ..enqueueing.parsing import parse_request
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def _text_alone(value: Any) -> Any:
 
 class EmbeddingsBody(Asked):
     """Texts to embed, as in OpenAI's API."""
+
+    changes_nothing = OF_EMBEDDINGS
 
     input: Annotated[Any, BeforeValidator(_text_alone, json_schema_input_type=str | _Texts)]
     """A string, or a list of at most 2,048 strings. Token ids are refused."""

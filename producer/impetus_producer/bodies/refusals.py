@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..contract import EmbeddingRequest, GenerationRequest
+from ..contract import EmbeddingRequest, GenerationRequest, RerankRequest
 from ..errors import (
     ImpetusError,
     InvalidRequestError,
@@ -26,7 +26,9 @@ from ..shown import printable, shortened
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MAX_SENTENCE_CHARACTERS = 2_000
-_REQUEST_FIELDS = frozenset({*GenerationRequest.model_fields, *EmbeddingRequest.model_fields})
+_REQUEST_FIELDS = frozenset(
+    name for request in (GenerationRequest, EmbeddingRequest, RerankRequest) for name in request.model_fields
+)
 #: What sentences of workers, and of the servers that some forward to, say of a prompt that is too long.
 _TOO_LONG = re.compile(r"context[ _](?:length|size|window)|tokens exceed|prompt is too long", re.IGNORECASE)
 #: What workers say that a job failed of, where it is not the model's own fault.

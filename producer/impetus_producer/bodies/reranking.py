@@ -9,12 +9,15 @@ from pydantic import BeforeValidator, Field
 
 from ..contract import MAX_DOCUMENTS_PER_JOB, RerankRequest
 from ..contract.conversation import Asked
+from ..contract.elsewhere import OF_RERANKINGS
 from ..enqueueing.parsing import parse_request
 
 if TYPE_CHECKING:
     from ..contract import RerankResult
 
 ENDPOINT = "/v1/rerank"
+COHERES = "/v2/rerank"
+"""Where Cohere's own client asks the same."""
 
 _Documents: TypeAlias = Annotated[
     list[str | dict[Literal["text"], str]], Field(min_length=1, max_length=MAX_DOCUMENTS_PER_JOB)
@@ -28,6 +31,8 @@ def _as_it_is(value: Any) -> Any:
 
 class RerankBody(Asked):
     """Documents to order by how relevant they are to a query."""
+
+    changes_nothing = OF_RERANKINGS
 
     query: Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=str)]
     documents: Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=_Documents)]

@@ -50,9 +50,9 @@ def rerank(
 ) -> None:
     """Order the documents in FILE, or `-` for standard input, by how relevant they are to QUERY, the best first.
 
-    A document is a line of FILE, or where that begins with a bracket an item of its JSON list. Printed are score, the
-    document's number from 0, and the document. A worker that reranks is one with a model for it:
-    `impetus-worker run --rerank-model BAAI/bge-reranker-v2-m3`.
+    A document is a line of FILE, or where that begins with a bracket an item of its JSON list; where every line is a
+    JSON object with a "text", it is that. Printed are score, the document's number from 0, and the document. A worker
+    that reranks is one with a model for it: `impetus-worker run --rerank-model BAAI/bge-reranker-v2-m3`.
 
     \b
     Examples:
@@ -86,9 +86,24 @@ def _documents(file: BinaryIO) -> list[Any]:
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{file.name!r} is not UTF-8, from byte {error.start + 1} on") from None
     if not text.lstrip().startswith("["):
-        return [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.splitlines() if line.strip()]
+        return _texts(lines) or lines
     try:
         listed = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{file.name!r} begins with a bracket and is no JSON: {error}") from None
     return list(listed)
+
+
+def _texts(lines: list[str]) -> list[str]:
+    """Of JSONL, where every line is an object with a text; else nothing."""
+    found: list[str] = []
+    for line in lines:
+        try:
+            value = json.loads(line) if line.lstrip().startswith("{") else None
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict) or not isinstance(text := value.get("text"), str):
+            return []
+        found.append(text)
+    return found

@@ -1,7 +1,7 @@
 """Fields that other servers' clients send beside OpenAI's, and those of their values that ask for what is done anyway.
 
 Any other value is refused by its name. Sources: vLLM's and SGLang's OpenAI-compatible servers, llama.cpp's server,
-Mistral's and OpenRouter's APIs.
+Mistral's and OpenRouter's APIs; of embeddings and rerankings also Cohere's, Jina's and Voyage's APIs and Infinity.
 """
 
 from __future__ import annotations
@@ -58,5 +58,30 @@ CHANGE_NOTHING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "plugins": ([],),
         "top_a": (0,),
         "transforms": ([],),
+    }
+)
+OF_EMBEDDINGS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        # vLLM
+        "add_special_tokens": (True,),
+        "priority": (0,),
+        "truncate_prompt_tokens": (-1,),
+        # Jina
+        "embedding_type": ("float",),
+        "late_chunking": (False,),
+        # Voyage
+        "output_dtype": ("float",),
+        "truncation": (True,),
+        # Infinity
+        "modality": ("text",),
+    }
+)
+OF_RERANKINGS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        # Cohere, vLLM
+        "priority": (0,),
+        "truncate_prompt_tokens": (-1,),
+        # Voyage
+        "truncation": (True,),
     }
 )

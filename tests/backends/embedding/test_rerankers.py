@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from impetus_backends.dispatcher import open_engine, pair_tokenizer
 from impetus_backends.embedding.devices import golden
@@ -83,6 +84,25 @@ def test_scores_are_those_of_cross_encoder_with_strangers_padded_and_alone(name:
     assert np.abs(together[:, 0] - expected).max() < TOLERANCE[backend.precision]
     for index in range(0, len(rows), 10):
         assert abs(backend.embed([rows[index]])[0, 0] - expected[index]) < TOLERANCE[backend.precision]
+
+
+def test_gtes_reranker_is_read_as_it_was_published(tmp_path: Path) -> None:
+    folder = changed(
+        folder_of("gte"),
+        tmp_path / "model",
+        architectures=["NewForSequenceClassification"],
+        auto_map={"AutoModelForSequenceClassification": "Alibaba-NLP/new-impl--modeling.NewForSequenceClassification"},
+        model_type="new",
+        rope_theta=160_000,
+        rope_parameters=None,
+    )
+    stored = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()  # which is still mapped
+    save_file({name.replace("gte.", "new."): each for name, each in stored.items()}, folder / "model.safetensors")
+    assert read_reranker(folder).encoder == read_reranker(folder_of("gte")).encoder
+    backend, rows = make_backend("numpy", read_reranker(folder)), rows_of("gte")
+    backend.load()
+    assert np.abs(backend.embed(rows)[:, 0] - recorded("rerankers")["gte/scores"]).max() < TOLERANCE[backend.precision]
 
 
 def test_recorded_scores_tell_one_document_from_another() -> None:

@@ -53,8 +53,8 @@ def test_variants_make_the_vectors_of_torch(case: str, device: str, texts: list[
     assert (cosines(plain, expected).min() < 0.99) == (case != "dynamic"), "the case shows nothing"
 
 
-@pytest.mark.parametrize("case", ["yarn in full", "yarn by layers", "linear, some layers"])
-def test_packages_are_written_with_scaled_angles(case: str, texts: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["yarn in full", "yarn by layers", "linear, some layers", "seeing what comes after"])
+def test_packages_are_written_as_variants_have_it(case: str, texts: list[str], tmp_path: Path) -> None:
     folder = model_of(case, tmp_path)
     config = read_config(folder)
     rows = [text.ids for text in TextEncoder.load(folder).encode(texts)]

@@ -6,11 +6,13 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.shapes import alibi
+from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError
 
 from ..conftest import small_model
@@ -258,6 +260,35 @@ def test_the_own_words_of_nomicbert_read_as_those_of_transformers(tmp_path: Path
         file.write_text(json.dumps({**own, key: value}))
         with pytest.raises(ModelError, match=f"{key} '?{value}"):
             read_config(folder)
+
+
+def test_gte_as_it_was_published_reads_as_transformers_has_it(tmp_path: Path) -> None:
+    folder = shutil.copytree(small_model("gte"), tmp_path / "model")
+    theirs, file = read_config(folder).encoder, folder / "config.json"
+    # As arctic-embed-m-v2.0 names its code, and as gte-multilingual-base does.
+    change(file, auto_map={"AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel"}, pack_qkv=True)
+    assert read_config(folder).encoder == theirs
+    own: dict[str, Any] = {"model_type": "new", "position_embedding_type": "rope", "unpad_inputs": False}
+    own |= {"auto_map": {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}, "logn_attention_scale": False}
+    change(file, **own, rope_theta=160_000, rope_parameters=...)
+    assert read_config(folder).encoder == theirs
+    assert len(TextEncoder.load(folder).encode(["the fox"])[0].ids) > 2
+    change(file, rope_theta=20_000, rope_scaling={"type": "ntk", "factor": 8.0})
+    # text-embeddings-inference and vLLM write it so.
+    frequencies = 1 / (20_000 * 8.0) ** (np.arange(0, 4, 2) / 4) / 8.0 ** (2 / 4)
+    assert read_config(folder).encoder.attentions[0].frequencies == pytest.approx(frequencies, rel=1e-6)
+    for key, value in (("logn_attention_scale", True), ("position_embedding_type", "absolute"), ("pack_qkv", False)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | own | {key: value}))
+        with pytest.raises(ModelError, match=f"{key} '?{value}"):
+            read_config(folder)
+
+
+def test_nobody_is_asked_whether_a_models_code_may_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks on the terminal, for 15 seconds, where it knows no such family."""
+    folder = shutil.copytree(small_model("gte"), tmp_path / "model")
+    change(folder / "config.json", model_type="new", auto_map={"AutoConfig": "Alibaba-NLP/new-impl--configuration.New"})
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("somebody was asked"))
+    TextEncoder.load(folder)
 
 
 def test_a_stated_maximum_holds_beyond_what_angles_were_trained_for(tmp_path: Path) -> None:

@@ -91,6 +91,17 @@ def test_a_model_of_which_the_cache_holds_a_part_is_told_as_that_with_what_it_la
         models.resolve("BAAI/bge-small-en-v1.5")
 
 
+def test_what_only_transformers_asked_for_is_a_part_of_an_embedding_model_and_all_of_others(cache: Path) -> None:
+    snapshot = place_in_cache(cache, "BAAI/bge-small-en-v1.5")
+    for file in snapshot.glob("*sentence*.json"):
+        file.unlink()
+    shutil.rmtree(snapshot / "1_Pooling")
+    (snapshot / "modules.json").unlink()
+    assert models.resolve("BAAI/bge-small-en-v1.5").folder.resolve() == snapshot.resolve()
+    with pytest.raises(ModelError, match=r"which holds it in part and lacks modules\.json"):
+        models.resolve("BAAI/bge-small-en-v1.5", listed=True)
+
+
 def test_a_model_of_which_the_cache_holds_a_part_is_completed_from_the_hub(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

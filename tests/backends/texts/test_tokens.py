@@ -339,7 +339,10 @@ def test_an_end_that_the_tokenizer_does_not_name_is_counted_with_the_prompt(tmp_
 
 @pytest.mark.parametrize(
     ("input_type", "names"),
-    [("query", ("query", "search_query")), ("document", ("document", "passage", "search_document"))],
+    [
+        ("query", ("query", "search_query", "s2p_query", "web_search_query")),
+        ("document", ("document", "passage", "search_document")),
+    ],
 )
 def test_prompts_are_found_under_every_name_that_models_use(input_type: InputType, names: tuple[str, ...]) -> None:
     config = read_config(small_model("bge"))

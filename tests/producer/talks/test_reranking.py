@@ -153,6 +153,10 @@ def test_lines_and_lists_of_documents_are_printed_the_best_first(shell: CliRunne
     assert shell.invoke(cli, ["rerank", "brown fox", str(listed), "--top-n", "1"]).output == (
         "1.000000\t1\tbrown fox\n"
     )
+    texts = '{"text": "a lazy dog"}\n{"id": 7, "text": "a quick fox"}\n'
+    for content, best in ((texts, "a quick fox"), (texts + "{}\n", '{"id": 7, "text": "a quick fox"}')):
+        said = shell.invoke(cli, ["rerank", "quick fox", "-", "--top-n", "1"], input=content).output
+        assert said.split("\t")[2] == best + "\n"
     said = shell.invoke(cli, ["rerank", "fox", "-", "--json"], input="fox\ndog\n").output
     assert [each["index"] for each in json.loads(said)["results"]] == [0, 1]
 

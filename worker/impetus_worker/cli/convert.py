@@ -166,7 +166,7 @@ def convert(
         raise click.ClickException(f"a {form.title} package has no {quantize}; it has {', '.join(form.modes)}")
     tell = _Progress()
     try:
-        files = models.resolve(model)
+        files = models.resolve(model, listed=True)
         config, encoder = read_config(files.folder), TextEncoder.load(files.folder)
         cache = PackageCache(form)
         known = cache.served(fingerprint(config), config.text.max_tokens).call_tokens

@@ -57,18 +57,18 @@ def read_angles(
             raise ModelError(f"{file}: partial_rotary_factor {place['partial_rotary_factor']!r} is not supported")
     if attention.head_size % 2:
         raise ModelError(f"{file}: heads of {attention.head_size} units do not divide into the pairs that angles turn")
-    theta = _number(file, {key: stated.get("rope_theta", raw.get(key, default))}, key)
+    theta = read_number(file, {key: stated.get("rope_theta", raw.get(key, default))}, key)
     plain = 1 / np.float32(theta) ** (np.arange(0, attention.head_size, 2, dtype=np.float32) / attention.head_size)
     found = replace(attention, theta=theta, frequencies=_tuple(plain), dynamic=how == "dynamic")
     if how in ("default", "dynamic"):  # which are the same, up to the length that the model was made for
         return found
-    factor = _number(file, stated, "factor")
+    factor = read_number(file, stated, "factor")
     # A family of one kind of layers takes that from beside the others too, and then first.
     places = [raw, stated, {_LONGEST: raw.get("max_position_embeddings")}]
-    original = _number(file, next(place for place in places[bool(kind) :] if _LONGEST in place), _LONGEST)
+    original = read_number(file, next(place for place in places[bool(kind) :] if _LONGEST in place), _LONGEST)
     kept, loudness = np.zeros_like(plain), 1.0
     if how == "llama3":
-        low, high = (_number(file, stated, f"{end}_freq_factor") for end in ("low", "high"))
+        low, high = (read_number(file, stated, f"{end}_freq_factor") for end in ("low", "high"))
         if low >= high:
             raise ModelError(f"{file}: low_freq_factor {low} is not less than high_freq_factor {high}")
         kept = ((original * plain / (2 * math.pi) - low) / (high - low)).clip(0, 1)
@@ -102,7 +102,7 @@ def _kept_by_yarn(
     def pair(rotations: float) -> float:
         return width * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    first, last = (pair(_number(file, stated, f"beta_{end}", of)) for end, of in (("fast", 32), ("slow", 1)))
+    first, last = (pair(read_number(file, stated, f"beta_{end}", of)) for end, of in (("fast", 32), ("slow", 1)))
     if whole:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, width - 1)
@@ -116,13 +116,13 @@ def _loudness(file: Path, stated: dict[str, Any], factor: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
     if stated.get("attention_factor") is not None:
-        return _number(file, stated, "attention_factor")
+        return read_number(file, stated, "attention_factor")
     if stated.get("mscale") is None or stated.get("mscale_all_dim") is None:
         return of(1)
-    return of(_number(file, stated, "mscale")) / of(_number(file, stated, "mscale_all_dim"))
+    return of(read_number(file, stated, "mscale")) / of(read_number(file, stated, "mscale_all_dim"))
 
 
-def _number(file: Path, stated: dict[str, Any], key: str, default: float | None = None) -> float:
+def read_number(file: Path, stated: dict[str, Any], key: str, default: float | None = None) -> float:
     value = default if stated.get(key) is None else stated[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ModelError(f"{file}: {key} is {value!r}, not a positive number")

@@ -25,7 +25,8 @@ from impetus_backends.embedding.folder.facts import (
 )
 from impetus_backends.embedding.folder.files import flag, positive
 from impetus_backends.embedding.folder.packed import read_packings
-from impetus_backends.embedding.folder.shapes import JINA, Attention, EncoderConfig, Experts
+from impetus_backends.embedding.folder.shapes import JINA, Attention, EncoderConfig
+from impetus_backends.embedding.folder.turned import read_new, read_turned
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
@@ -39,15 +40,6 @@ _JINA_CODE = "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"
 _T5_KEYS = ("d_model", "num_layers", "num_heads")
 _T5_LONGEST = 8192
 """Its distances end nowhere: so many tokens are enough."""
-_NOMIC_KEYS = {
-    "n_embd": "hidden_size",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_inner": "intermediate_size",
-    "n_positions": "max_position_embeddings",
-    "layer_norm_epsilon": "layer_norm_eps",
-    "rotary_emb_base": "rope_theta",
-}
 _POSITIONS_COUNTED = ("roberta", "xlm-roberta", "camembert")
 
 
@@ -185,61 +177,6 @@ def _deberta(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     )
 
 
-def _turned(file: Path, raw: dict[str, Any]) -> EncoderConfig:
-    """NomicBERT and GTE: BERT with angles for positions and gated layers."""
-    nomic = raw["model_type"] == "nomic_bert"
-    raw = _renamed(file, raw) if nomic and "n_embd" in raw else raw
-    sizes = read_sizes(file, raw)
-    attention = read_angles(file, raw, even_heads(file, sizes), "rope_theta", 1000.0 if nomic else 160_000.0)
-    experts = _experts(file, raw) if nomic else None
-    return EncoderConfig(
-        **sizes,
-        experts=experts,
-        norm_eps=read_eps(file, raw, "layer_norm_eps"),
-        token_types=raw.get("type_vocab_size", 2 if nomic else 1) != 0,
-        attentions=(attention,) * sizes["layers"],
-        biases=() if nomic and not experts else ("attention", "mlp"),
-    )
-
-
-def _renamed(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """What NomicBERT's own configuration says, in the words of transformers; raises for what those have none for."""
-    with_experts = raw.get("moe_every_n_layers") not in (None, 0, -1)
-    refuse_unless(
-        file,
-        raw,
-        activation_function=("gelu" if with_experts else "swiglu",),
-        causal=(None, False),
-        expert_choice_router=(None, False),
-        mlp_fc1_bias=(with_experts,),
-        mlp_fc2_bias=(with_experts,),
-        moe_normalize_expert_weights=(None, False),
-        num_shared_experts=(None, 0),
-        parallel_block=(None, False),
-        prenorm=(False,),
-        qkv_proj_bias=(with_experts,),
-        rotary_emb_fraction=(1.0,),
-        rotary_emb_interleaved=(None, False),
-        rotary_emb_scale_base=(None,),
-        rotary_scaling_factor=(None,),
-        use_rms_norm=(None, False),
-    )
-    return {
-        **raw,
-        **{ours: raw.get(theirs) for theirs, ours in _NOMIC_KEYS.items()},
-        "hidden_act": "gelu" if with_experts else "silu",
-    }
-
-
-def _experts(file: Path, raw: dict[str, Any]) -> Experts | None:
-    if raw.get("moe_every_n_layers") in (None, 0, -1):
-        return None
-    count, chosen, every = (positive(file, raw, key) for key in ("num_experts", "moe_top_k", "moe_every_n_layers"))
-    if chosen > count or every < 2:
-        raise ModelError(f"{file}: {chosen} of {count} experts in every layer of {every} are not supported")
-    return Experts(count, chosen, every)
-
-
 def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
     sizes = read_sizes(file, raw, _MODERN_KEYS)
     every = positive(file, raw, "global_attn_every_n_layers", 3)
@@ -257,14 +194,18 @@ def _modernbert(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 
 
 def _causal(file: Path, raw: dict[str, Any]) -> EncoderConfig:
-    """Language models whose tokens see what came before them: Qwen 2 and 3, Mistral, Llama; and EuroBERT, which is a
-    Llama whose tokens see all."""
-    causal = raw["model_type"] != "eurobert"
-    refuse_unless(file, raw, use_sliding_window=(None, False), is_causal=(None, causal), mlp_bias=(None, False))
+    """Language models whose tokens see what came before them, or all where the file says so: Qwen 2 and 3, Mistral,
+    Llama; and EuroBERT, which is a Llama whose tokens see all."""
+    refuse_unless(file, raw, use_sliding_window=(None, False), mlp_bias=(None, False))
     refuse_unless(file, raw, use_bidirectional_attention=(None, False))
+    if raw["model_type"] == "eurobert":
+        refuse_unless(file, raw, is_causal=(None, False))
+    causal = raw["model_type"] != "eurobert" and flag(file, raw, "is_causal", True)
     sizes = read_sizes(file, raw)
     # Mistral alone has all its layers look nearby, where its file says how far.
     window = raw.get("sliding_window") if raw["model_type"] == "mistral" else None
+    if window is not None and not causal:
+        raise ModelError(f"{file}: is_causal False beside a sliding_window is not supported")
     usual = FAR if window is None else NEAR
     if set(read_kinds(file, raw, [usual] * sizes["layers"])) != {usual}:
         raise ModelError(f"{file}: layer_types {raw['layer_types']} are not supported")
@@ -349,7 +290,7 @@ def _t5(file: Path, raw: dict[str, Any]) -> EncoderConfig:
 
 
 _PLAIN = ("qwen2", "mistral", "llama", "eurobert")
-_TAKEN_OVER = ("nomic_bert", "eurobert")
+_TAKEN_OVER = ("nomic_bert", "eurobert", "gte", "new")
 FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "bert": _bert,
     "distilbert": _bert,
@@ -362,8 +303,9 @@ FAMILIES: dict[str, Callable[[Path, dict[str, Any]], EncoderConfig]] = {
     "mpnet": _mpnet,
     "deberta-v2": _deberta,
     "modernbert": _modernbert,
-    "nomic_bert": _turned,
-    "gte": _turned,
+    "nomic_bert": read_turned,
+    "gte": read_turned,
+    "new": read_new,
     "qwen3": _causal,
     "qwen2": _causal,
     "mistral": _causal,

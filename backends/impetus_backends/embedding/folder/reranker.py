@@ -41,6 +41,7 @@ FAMILIES = (
     "deberta-v2",
     "modernbert",
     "gte",
+    "new",
 )
 
 

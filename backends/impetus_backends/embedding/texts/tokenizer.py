@@ -109,7 +109,7 @@ def _as_transformers_does(folder: Path) -> Any:
         raise ModelError(f"{file}: auto_map names code of the model's own, which is never run")
     transformers = import_transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         said = " ".join(str(error).split())
         raise ModelError(f"the tokenizer in {folder} cannot be read: {said:.300}") from error

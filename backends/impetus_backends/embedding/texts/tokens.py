@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 InputType = Literal["query", "document"] | None
 # The names under which model files keep the prompts of each input type, in sentence-transformers' order.
 _PROMPT_NAMES = {
-    "query": ("query", "search_query", "retrieval.query", "s2p_query"),
+    "query": ("query", "search_query", "retrieval.query", "s2p_query", "web_search_query"),
     "document": ("document", "passage", "corpus", "search_document", "retrieval.passage"),
 }
 _CHARS_PER_TOKEN = 16
