@@ -98,6 +98,11 @@ class GuardedJob(StoredJob):
     def stopped_callback(self) -> Callable[..., Any] | None:
         return self._bounded("stopped", partial(getattr, super(), "stopped_callback"))
 
+    @property
+    def may_call(self) -> bool:
+        names = (self._success_callback_name, self._failure_callback_name, self._stopped_callback_name)
+        return any(name in self._allowed.callbacks for name in names)
+
     def _bounded(self, kind: str, load: Callable[[], Any]) -> Callable[..., Any] | None:
         """RQ imports a callback when it is first asked for it."""
         name, timeout_s = getattr(self, f"_{kind}_callback_name"), getattr(self, f"{kind}_callback_timeout")
