@@ -159,6 +159,16 @@ def test_when_the_supervisor_is_killed_nothing_is_left_and_jobs_are_back(fleet: 
     assert len(handle.result(timeout_s=40).vectors) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system ends no process with another")
+def test_an_engine_that_is_frozen_does_not_outlive_a_worker_and_a_supervisor_that_were_killed(fleet: Fleet) -> None:
+    worker = fleet.start()
+    pid, engine = fleet.worker_pid(), fleet.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    worker.process.kill()
+    os.kill(pid, signal.SIGKILL)
+    eventually(partial(_is_gone, engine))
+
+
 def _is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
