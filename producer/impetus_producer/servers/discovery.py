@@ -40,10 +40,12 @@ def write_secret(path: Path, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServerNote:
-    """Says that process `pid` keeps a server at `url`."""
+    """Says that process `pid` keeps a server at `url`, and how: who keeps it next keeps it so."""
 
     url: str
     pid: int
+    durable: bool = False
+    listen: str = ""
 
     @staticmethod
     def path(folder: Path | None = None) -> Path:
@@ -58,7 +60,8 @@ class ServerNote:
         """The note, if there is one and the process that wrote it still lives."""
         try:
             fields = json.loads(cls.path(folder).read_text())
-            note = cls(url=str(fields["url"]), pid=int(fields["pid"]))
+            durable, listen = bool(fields.get("durable")), str(fields.get("listen", ""))
+            note = cls(str(fields["url"]), int(fields["pid"]), durable, listen)
             os.kill(note.pid, 0)
         except PermissionError:
             return None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+_STATES = ("used_memory", "aof_last_write_status", "rdb_last_bgsave_status")
 Role: TypeAlias = Literal["worker", "producer"]
 
 
@@ -65,16 +66,16 @@ def look(connection: Redis, role: Role = "worker") -> Fitness:
     with server_errors():
         said = _configuration(connection)
         missing = missing_rights(connection, role)
-    found = [*_replica(greeting), *_memory(said), *_persistence(said)]
+    found = [*_replica(greeting), *_refusing(said), *_memory(said), *_persistence(said)]
     found += [Finding(Level.REFUSE if right.needed else Level.WARN, right.sentence) for right in missing]
     return Fitness(tuple(sorted(found, key=lambda finding: list(Level).index(finding.level))))
 
 
 def _configuration(connection: Redis) -> Mapping[str, str | None]:
-    """The settings of interest by the names of `CONFIG GET`, as far as `INFO` or that tells, else None."""
+    """The settings of interest by the names of `CONFIG GET`, and `_STATES`, as far as they are told, else None."""
     from redis.exceptions import ResponseError
 
-    names = ("maxmemory", "maxmemory-policy", "appendonly", "appendfsync", "save")
+    names = ("maxmemory", "maxmemory-policy", "appendonly", "appendfsync", "save", "stop-writes-on-bgsave-error")
     with connection.pipeline(transaction=False) as pipeline:
         pipeline.info()
         for name in names:
@@ -82,8 +83,8 @@ def _configuration(connection: Redis) -> Mapping[str, str | None]:
         info, *settings = pipeline.execute(raise_on_error=False)
     if isinstance(info, ResponseError):
         info = {}
-    said: dict[str, str | None] = {}
-    for name, known in zip(names, ("maxmemory", "maxmemory_policy", "aof_enabled", "", ""), strict=True):
+    said = {name: _text(info.get(name)) for name in _STATES}
+    for name, known in zip(names, ("maxmemory", "maxmemory_policy", "aof_enabled", "", "", ""), strict=True):
         said[name] = _text(info.get(known))
     for answer in settings:
         if not isinstance(answer, ResponseError):
@@ -96,6 +97,26 @@ def _replica(greeting: Mapping[str, str]) -> list[Finding]:
     if greeting.get("role") not in ("replica", "slave"):
         return []
     return [Finding(Level.WARN, "the server is a replica and takes no jobs: use the primary's URL")]
+
+
+def _refusing(said: Mapping[str, str | None]) -> list[Finding]:
+    """Why it takes nothing new now though it answers, which whoever only reads would not notice."""
+    full = said["maxmemory-policy"] == "noeviction" and 0 < int(said["maxmemory"] or 0) < int(said["used_memory"] or 0)
+    saves = said["save"] and said["stop-writes-on-bgsave-error"] == "yes"
+    reasons = {
+        "its memory is full: raise maxmemory, or delete keys": full,
+        "it could not write its append-only file; its log says why, and a full disk is often it": (
+            said["appendonly"] == "yes" and said["aof_last_write_status"] == "err"
+        ),
+        "it could not save its snapshot; its log says why, and a full disk is often it": (
+            saves and said["rdb_last_bgsave_status"] == "err"
+        ),
+    }
+    return [
+        Finding(Level.WARN, f"the server takes neither jobs nor results for now: {reason}")
+        for reason, is_so in reasons.items()
+        if is_so
+    ]
 
 
 def _memory(said: Mapping[str, str | None]) -> list[Finding]:

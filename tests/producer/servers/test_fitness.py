@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
 from impetus_producer import NoServerError, ServerNotReadyError, connect
 from impetus_producer.enqueueing.scripts import CANCEL_SCRIPT, ENQUEUE_SCRIPT, WITHDRAW_SCRIPT, digest
 from impetus_producer.servers.fitness import Fitness, Level, look
 from impetus_producer.servers.rights import WORKER_RIGHTS, missing_rights
 from tests.paths import ROOT
+from tests.patience import eventually
 from tests.users import rules_of
 
 if TYPE_CHECKING:
@@ -67,6 +72,49 @@ def test_a_server_that_evicts_is_warned_of_loudly_and_how_to_mend_it(
 @pytest.mark.parametrize("options", [("--maxmemory-policy", "allkeys-lru"), ("--maxmemory", "100mb")])
 def test_a_server_without_a_limit_or_that_refuses_rather_is_not(valkey: MakeValkey, options: tuple[str, ...]) -> None:
     assert not any("VANISH" in each for each in look(connect(valkey(*options).url)).warnings)
+
+
+def full_memory(server: Valkey) -> None:
+    server.ask("SET", "x", "y" * 3_000_000)
+    server.ask("CONFIG", "SET", "maxmemory", "2mb", "maxmemory-policy", "noeviction")
+
+
+def no_snapshot(server: Valkey) -> None:
+    server.ask("CONFIG", "SET", "save", "3600 1")
+    shutil.rmtree(server.folder)
+    server.ask("BGSAVE")
+
+
+def full_disk(server: Valkey) -> None:
+    """As its append-only file sees it."""
+    files = server.folder / "appendonlydir"
+    files.mkdir()
+    (files / "temp-appendonly.aof.incr").symlink_to("/dev/full")
+    server.ask("CONFIG", "SET", "appendonly", "yes")
+    with suppress(RedisError):
+        server.ask("SET", "x", "y")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (full_memory, "its memory is full"),
+        (no_snapshot, "it could not save its snapshot"),
+        pytest.param(
+            full_disk,
+            "it could not write its append-only file",
+            marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is full is Linux's"),
+        ),
+    ],
+)
+def test_a_server_that_answers_and_takes_nothing_is_warned_of(
+    valkey: MakeValkey, fault: Callable[[Valkey], None], reason: str
+) -> None:
+    server = valkey()
+    assert "takes neither" not in "".join(look(connect(server.url)).warnings)
+    fault(server)
+    expected = f"the server takes neither jobs nor results for now: {reason}"
+    eventually(lambda: expected in "".join(look(connect(server.url)).warnings))
 
 
 def test_cluster_mode_is_a_refusal(valkey: MakeValkey) -> None:

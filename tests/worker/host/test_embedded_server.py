@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -22,6 +22,9 @@ from impetus_worker.host.restarts import Patience
 from impetus_worker.host.supervisor import STOP_SIGNALS, Supervisor
 from impetus_worker.settings import WorkerSettings
 from tests.patience import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.system
 
@@ -80,6 +83,28 @@ def test_who_joined_keeps_the_server_once_the_program_that_kept_it_has_ended(fol
     with Redis.from_url(joined.url) as connection:
         assert connection.get("x") == b"kept"
     joined.stop()
+
+
+@pytest.mark.parametrize("ended", [EmbeddedServer.stop, EmbeddedServer._release_lock], ids=["in order", "killed"])
+def test_who_comes_to_keep_the_server_keeps_it_as_it_was_whatever_it_was_told_itself(
+    folder: Path, ended: Callable[[EmbeddedServer], None]
+) -> None:
+    keeper = EmbeddedServer.start_or_join(folder, durable=True, listen="127.0.0.1:0")
+    elsewhere = keeper.listens_at
+    joined = EmbeddedServer.start_or_join(folder)
+    ended(keeper)
+    keeper._end_guard()
+    assert not joined.look_after()
+    joined.start()
+    assert (joined.url, joined.listens_at, url_file(folder).read_text()) == (keeper.url, elsewhere, elsewhere)
+    with Redis.from_url(elsewhere) as connection:
+        assert list(connection.config_get("appendfsync").values()) == ["always"]
+    told_otherwise = EmbeddedServer.start_or_join(folder, listen="127.0.0.1:1")
+    joined.stop()
+    assert not told_otherwise.look_after()
+    told_otherwise.start()
+    assert told_otherwise.listens_at == elsewhere
+    told_otherwise.stop()
 
 
 def test_where_a_server_is_can_be_found_again_after_somebody_removed_what_said_so(folder: Path) -> None:

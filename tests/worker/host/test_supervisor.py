@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from impetus_worker.host.begun import BegunNote
 from impetus_worker.host.restarts import Patience
 from impetus_worker.host.supervisor import EXIT_CONFIGURATION, EXIT_SHUTDOWN
 from tests.patience import eventually
@@ -335,51 +334,3 @@ def test_restarting_after_a_healthy_life_resets_the_count(supervise: Any) -> Non
     one = supervise("say('starts'); os._exit(1)", healthy_s=0.0, most_in_a_row=2)
     one.heard("starts", times=4)
     assert one.process.poll() is None
-
-
-# -- what had begun --------------------------------------------------------------------------------------------------
-
-
-def test_a_note_is_read_as_it_was_written_last_and_a_torn_one_is_empty() -> None:
-    note = BegunNote.create()
-    try:
-        assert note.read() == ()
-        many = tuple(f"job-{number}" for number in range(3_000))
-        worker = BegunNote.open(os.dup(note.fd))
-        for ids in (many, ("a\0b\n", "ü", "\udcff"), (), ("x",)):
-            worker.write(ids)
-            assert note.read() == ids
-        worker.write(many)
-        os.pwrite(note.fd, b"job", 5_000)
-        assert note.read() == ()
-        os.ftruncate(note.fd, 100)
-        assert note.read() == ()
-        os.ftruncate(note.fd, 5)
-        assert note.read() == ()
-        worker.close()
-    finally:
-        note.close()
-
-
-def test_a_note_that_says_the_same_costs_no_system_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    note = BegunNote.create()
-    note.write(["a"])
-    monkeypatch.setattr(os, "pwrite", lambda *rest: pytest.fail("written again"))
-    note.write(["a"])
-    monkeypatch.undo()
-    note.close()
-
-
-def test_where_the_disk_is_full_the_old_note_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*rest: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    note = BegunNote.create()
-    note.write(["old"])
-    monkeypatch.setattr(os, "pwrite", full)
-    note.write(["new"])
-    monkeypatch.undo()
-    assert note.read() == ()
-    note.write(["new"])
-    assert note.read() == ("new",)
-    note.close()

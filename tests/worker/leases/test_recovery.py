@@ -301,13 +301,17 @@ def test_rqs_own_cleanup_does_not_fail_a_job_before_it_is_recovered(claims: Hold
     assert claims.recover() == [job.id]
 
 
-def test_an_ending_by_rqs_means_forgets_the_deaths_and_is_refused_to_a_job_that_was_cancelled(
+def test_an_ending_by_rqs_means_forgets_the_deaths_once_it_is_over_and_is_refused_to_a_job_that_was_cancelled(
     claims: Hold, connection: Redis
 ) -> None:
     enqueue(connection, 2)
     ended, cancelled = claims.claim(["embedding"], 2).jobs
     connection.hset("impetus:deaths:embedding", mapping={ended.id: 1, f"{ended.id}:alone": 1, "another": 1})
     assert claims.holds(ended)
+    assert not claims.calls.forget(ended).run(connection)
+    assert connection.hlen("impetus:deaths:embedding") == 3  # its callback may end this worker yet
+    fetch(ended, connection).set_status(JobStatus.FINISHED)
+    assert claims.calls.forget(ended).run(connection)
     assert connection.hkeys("impetus:deaths:embedding") == [b"another"]
     fetch(cancelled, connection).cancel()
     assert not claims.holds(cancelled)

@@ -121,7 +121,11 @@ def test_a_callback_that_hangs_fails_its_job_by_its_timeout_and_holds_up_no_othe
     assert ender.status(next_one) is JobStatus.FINISHED
 
 
-@pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt()])
+class _OfItsOwn(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt(), _OfItsOwn("odd")])
 def test_a_callback_that_ends_its_program_fails_its_job_and_holds_up_no_other(
     ender: Ender, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -134,6 +138,31 @@ def test_a_callback_that_ends_its_program_fails_its_job_and_holds_up_no_other(
     assert ender.status(ending) is JobStatus.FAILED
     assert f"the callback raised {type(error).__name__}" in ender.reason(ending)
     assert ender.status(next_one) is JobStatus.FINISHED
+
+
+@pytest.mark.parametrize("error", [SystemExit(7), _OfItsOwn("odd"), RedisConnectionError("Connection refused."), None])
+def test_a_callback_whose_module_does_not_load_or_hangs_fails_its_job_and_holds_up_no_other(
+    ender: Ender, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+) -> None:
+    over = threading.Event()
+    loads: list[str] = []
+
+    def load(name: str) -> None:
+        """Stands for what a module does when it is imported."""
+        loads.append(name)
+        if error is not None:
+            raise error
+        over.wait()
+
+    monkeypatch.delattr(MISSING)
+    monkeypatch.setattr(f"{MISSING.rpartition('.')[0]}.__getattr__", load, raising=False)
+    job, next_one = ender.claim(on_success=Callback(MISSING, timeout=1)), ender.claim(retry=Retry(max=1))
+    ender.end(Finished(job, b"{}"), Finished(next_one, b"{}"))
+    over.set()
+    assert ender.status(job) is JobStatus.FAILED
+    assert (type(error).__name__ if error else "JobTimeoutException") in ender.reason(job)
+    assert ender.status(next_one) is JobStatus.FINISHED
+    assert len(loads) == 1
 
 
 @pytest.mark.parametrize(

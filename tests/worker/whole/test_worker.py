@@ -8,7 +8,7 @@ import signal
 import zlib
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -158,6 +158,16 @@ def test_when_the_supervisor_is_killed_nothing_is_left_and_jobs_are_back(fleet: 
     assert len(handle.result(timeout_s=40).vectors) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system ends no process with another")
+def test_an_engine_that_is_frozen_does_not_outlive_a_worker_and_a_supervisor_that_were_killed(fleet: Fleet) -> None:
+    worker = fleet.start()
+    pid, engine = fleet.worker_pid(), fleet.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    worker.process.kill()
+    os.kill(pid, signal.SIGKILL)
+    eventually(partial(_is_gone, engine))
+
+
 def _is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -285,6 +295,22 @@ def test_retries_dependents_and_scheduled_jobs_are_rqs_own(fleet: Fleet) -> None
     assert fleet.job(retried.id).retries_left == 0
     eventually(lambda: not Job.exists(discarded.id, fleet.connection))
     assert "0 executing" in rq_info(fleet.url)
+
+
+@pytest.mark.parametrize(("kind", "text", "deaths"), [("on_success", "a", 3), ("on_failure", 5, 4)])
+def test_a_callback_that_ends_its_worker_each_time_fails_its_job_alone(
+    fleet: Fleet, kind: str, text: Any, deaths: int
+) -> None:
+    name = "tests.worker.whole.callbacks.end_the_process"
+    options: Any = {kind: Callback(name)}
+    culprit = fleet.queue().enqueue(EMBED, {"input": text}, **options)
+    beside = [fleet.queue().enqueue(EMBED, {"input": f"beside {each}"}) for each in range(5)]
+    fleet.start("--allow-callbacks", name, wait=False)
+    assert fleet.await_status(culprit, "failed") == "failed"
+    assert "workers died with this job running" in fleet.reason(culprit)
+    assert {fleet.await_status(each, "finished", "failed") for each in beside} == {"finished"}
+    assert int(fleet.connection.get("ended") or 0) == deaths
+    eventually(lambda: not fleet.connection.exists("impetus:deaths:embedding"))
 
 
 def test_a_callback_runs_only_when_its_name_was_allowed(fleet: Fleet) -> None:

@@ -19,6 +19,7 @@ from .link import Link, Reachability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from redis import Redis
 
@@ -41,9 +42,10 @@ class Crew:
         connect: Callable[[float], Redis],
         claims: Claims,
         tell: Callable[[object], None],
+        calling: Callable[[str], AbstractContextManager[None]],
         server: str = "Redis",
     ) -> None:
-        """`server`: as the log calls it."""
+        """`calling`: goes around a job's callbacks. `server`: as the log calls it."""
         self._settings = settings
         self._connect = connect
         self._claims = claims
@@ -51,7 +53,7 @@ class Crew:
         self._queues = ROLE_QUEUES[settings.role]
         self._reachability = Reachability(server=server)
         self.courier = Courier(self.link("courier"), tell)
-        self.rq_endings = RqEndings(self.link("rq-endings"), claims, settings.name, settings.allowed, tell)
+        self.rq_endings = RqEndings(self.link("rq-endings"), claims, settings.name, settings.allowed, tell, calling)
         self.bells = {
             queue: Doorbell(self.link(f"bell {queue}", doorbell.ANSWER_S), queue, tell) for queue in self._queues
         }

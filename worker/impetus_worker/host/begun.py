@@ -11,13 +11,14 @@ import contextlib
 import os
 import struct
 import tempfile
+import threading
 import zlib
 from array import array
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _HEADER = struct.Struct("<III")
 """Of what follows the length in bytes and the CRC-32, and how many ids it has."""
@@ -25,10 +26,13 @@ _LENGTHS = "I"
 
 
 class BegunNote:
-    """One worker process's note: the worker writes, its supervisor reads."""
+    """One worker process's note: the worker writes, from any thread; its supervisor reads."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._lock = threading.Lock()
+        self._begun: tuple[str, ...] = ()
+        self._called: list[str] = []
         self._written: tuple[str, ...] = ()
 
     @classmethod
@@ -47,7 +51,27 @@ class BegunNote:
 
     def write(self, job_ids: Iterable[str]) -> None:
         """From now on these have begun, and no others. One system call, and none where nothing changed."""
-        begun = tuple(job_ids)
+        with self._lock:
+            self._begun = tuple(job_ids)
+            self._put()
+
+    @contextlib.contextmanager
+    def calling(self, job_id: str) -> Iterator[None]:
+        """Meanwhile what this job names runs in the worker's own process. Should that end, it alone is to blame: what
+        is in the engine ends no process but that.
+        """
+        with self._lock:
+            self._called.append(job_id)
+            self._put()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._called.remove(job_id)
+                self._put()
+
+    def _put(self) -> None:
+        begun = tuple(self._called) or self._begun
         if begun == self._written:
             return
         said = array(_LENGTHS, map(len, begun)).tobytes() + "".join(begun).encode(errors="surrogatepass")

@@ -7,6 +7,7 @@ came from Redis is ever more than text, bytes and numbers there.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import queue
 
 _REAP_S = 5.0
+_PR_SET_PDEATHSIG = 1
 _PROGRAM = "import gc; gc.disable(); from {} import main; gc.freeze(); gc.enable(); main()"
 
 
@@ -56,8 +58,13 @@ def reap(process: subprocess.Popen[bytes]) -> str:
 
 
 def theirs() -> Connection:
-    """The pipe of a process that was spawned, which leaves Ctrl-C to the worker."""
+    """The pipe of a process that was spawned, which leaves Ctrl-C to the worker.
+
+    Who is frozen reads no pipe, and on Linux ends with the worker all the same.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     return Connection(int(sys.argv[1]))
 
 

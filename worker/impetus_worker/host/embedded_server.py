@@ -43,7 +43,7 @@ class EmbeddedServer:
 
     def __init__(self, folder: Path, *, durable: bool = False, listen: str | None = None) -> None:
         self._folder = folder.absolute()
-        self._appendfsync = "always" if durable else "everysec"
+        self._durable = durable
         self._guard: subprocess.Popen[str] | None = None
         self._lock: IO[str] | None = None
         self._listen = listen or ""
@@ -77,7 +77,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + _JOIN_S
         while not server._take_lock():
             if note := ServerNote.read(folder):
-                server.url = note.url
+                server._join(note)
                 return server
             if time.monotonic() > deadline:
                 raise ConfigurationError(
@@ -97,6 +97,10 @@ class EmbeddedServer:
             raise
         return server
 
+    def _join(self, note: ServerNote) -> None:
+        """Should this program come to keep the server, it keeps it as it is: others rely on that, and on its URL."""
+        self.url, self._durable, self._listen = note.url, note.durable, note.listen
+
     def start(self, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Starts the guard and its server, on the same port as before if it ran before.
 
@@ -104,7 +108,7 @@ class EmbeddedServer:
         words.
         """
         self._end_guard()
-        arguments = [str(self._folder / "valkey"), self._appendfsync, self._listen]
+        arguments = [str(self._folder / "valkey"), "always" if self._durable else "everysec", self._listen]
         self._guard = subprocess.Popen(
             [sys.executable, "-P", "-m", f"{__package__}.guard", *arguments],
             stdin=subprocess.PIPE,
@@ -134,7 +138,7 @@ class EmbeddedServer:
 
     def _say_where(self) -> None:
         if self.is_ours:
-            ServerNote(self.url, os.getpid()).write(self._folder)
+            ServerNote(self.url, os.getpid(), self._durable, self._listen).write(self._folder)
             if self.listens_at:
                 write_secret(url_file(self._folder), self.listens_at)
 
@@ -154,6 +158,8 @@ class EmbeddedServer:
         """
         with suppress(OSError):  # the disk may be full, or the folder gone
             if not self.is_ours:
+                if note := ServerNote.read(self._folder):
+                    self._join(note)
                 if self._take_lock() and _answers(self.url):
                     self._release_lock()
             elif self._runs() and not self._is_said():

@@ -6,7 +6,6 @@ is over, and ends when the call returns.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import threading
@@ -39,25 +38,18 @@ class NoPenalty(BaseDeathPenalty):
         pass
 
 
-def bounded(callback: Callable[..., Any] | None, timeout_s: int, connection: Redis) -> Callable[..., Any] | None:
-    """The callback, whose call ends within about `timeout_s`, by `JobTimeoutException` if it must; 0 or less: when it
-    does by itself. Whatever else ends it is an error of its own, and not the server's or this program's, but for what
-    passes of the server that it was given a `connection` to, the worker's.
+def bounded(name: str, load: Callable[[], Callable[..., Any]], timeout_s: int, connection: Redis) -> Callable[..., Any]:
+    """The callback that `load` imports, which with its import ends within about `timeout_s`, by `JobTimeoutException`
+    if it must; 0 or less: when it does by itself. Whatever else ends it is an error of its own, and not the server's or
+    this program's, but for what passes of the server that it was given a `connection` to, the worker's.
     """
-    if callback is None or inspect.iscoroutinefunction(callback):
-        return callback
 
-    @functools.wraps(callback)
     def called(*arguments: Any) -> Any:
-        call = _Call(callback, arguments, timeout_s)
+        call = _Call(load, arguments, timeout_s)
         call.start()
         call.join(timeout_s + _INTERRUPTED_S if timeout_s > 0 else None)
         if call.is_alive():
-            _log.error(
-                "a callback, %s, hangs; it is left behind after %d s",
-                getattr(callback, "__qualname__", callback),
-                timeout_s,
-            )
+            _log.error("a callback, %s, hangs; it is left behind after %d s", name, timeout_s)
             raise JobTimeoutException(f"the callback took longer than its timeout of {timeout_s} s")
         return call.result(connection)
 
@@ -65,22 +57,25 @@ def bounded(callback: Callable[..., Any] | None, timeout_s: int, connection: Red
 
 
 class _Call(threading.Thread):
-    def __init__(self, callback: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: int) -> None:
+    def __init__(self, load: Callable[[], Callable[..., Any]], arguments: tuple[Any, ...], timeout_s: int) -> None:
         super().__init__(name="callback", daemon=True)
-        self._callback, self._arguments, self._timeout_s = callback, arguments, timeout_s
+        self._load, self._arguments, self._timeout_s = load, arguments, timeout_s
         self._returned: Any = None
         self._raised: BaseException | None = None
 
     def run(self) -> None:
         try:
             with TimerDeathPenalty(self._timeout_s, JobTimeoutException):
-                self._returned = self._callback(*self._arguments)
+                callback = self._load()
+                if inspect.iscoroutinefunction(callback):
+                    raise TypeError("coroutine functions are no callbacks")
+                self._returned = callback(*self._arguments)
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._raised = error
 
     def result(self, connection: Redis) -> Any:
         error = self._raised
-        if isinstance(error, (*PASSING, SystemExit, KeyboardInterrupt, GeneratorExit)):
+        if isinstance(error, PASSING) or not isinstance(error, Exception | None):
             if trouble(error) is Trouble.PASSING and _asked_through(connection, error):
                 raise error
             raise RuntimeError(f"the callback raised {type(error).__name__}: {error}") from error

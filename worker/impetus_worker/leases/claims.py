@@ -34,6 +34,8 @@ LONGEST_LEASE_S = 600
 """One that ends later is from before the server's clock was set back."""
 SUSPECT_FROM_DEATHS = 2
 """A job that was running when a worker died runs beside others once more; from the second death on it runs alone."""
+DEATHS_ALONE = 3
+"""A job that was running when so many died, and nothing beside it, is poison."""
 TOKEN_MARK = "i"
 """What our tokens begin with, and RQ's, which are hexadecimal, never do."""
 _DEFAULT_TIMEOUT_S = 180

@@ -11,6 +11,7 @@ import logging
 import queue
 import sys
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from redis import Redis
@@ -27,13 +28,13 @@ from rq.worker.base import BaseWorker
 
 from impetus_producer.servers.answers import code
 
-from ..allowed import NOTHING
+from ..allowed import NOTHING, Allowed
 from ..companions.companion import Companion
 from ..companions.link import FIRST_WAIT_S, MAX_WAIT_S, PASSING, Link, is_about_data
 from ..errors import InvalidRequestError, LeaseLostError, PoisonedJobError
 from ..inbox import EndedByRq
 from .callbacks import NoPenalty
-from .claims import Verb
+from .claims import DEATHS_ALONE, Verb
 from .endings import failing, without_rq
 from .outcomes import Failed, Finished, Stopped
 from .rq_job import GuardedJob, StoredJob
@@ -41,12 +42,12 @@ from .webhooks import WebhookSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from rq import Queue
     from rq.job import Job
     from rq.registry import StartedJobRegistry
 
-    from ..allowed import Allowed
     from .claims import ClaimedJob, Claims
     from .outcomes import Outcome
 
@@ -71,12 +72,15 @@ class RqEndings(Companion):
         worker: str,
         allowed: Allowed,
         tell: Callable[[object], None],
+        calling: Callable[[str], AbstractContextManager[None]] = lambda job_id: nullcontext(),
     ) -> None:
+        """`calling`: goes around a job's callbacks, by its id."""
         super().__init__("rq-endings", tell)
         self._link = link
         self._claims = claims
         self._worker = worker
         self._allowed = allowed
+        self._calling = calling
         self._webhooks = WebhookSender(allowed)
         self._rq: _FencedWorker | None = None
         self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
@@ -139,7 +143,9 @@ class RqEndings(Companion):
             self._link.run(self._claims.finish([ending]))
             return
         try:
-            job = GuardedJob(claimed, self._link.connection, self._worker, self._allowed, self._webhooks)
+            # One that ended more workers than make it poison did so by the callback that hears of that.
+            allowed = Allowed((), self._allowed.webhooks) if claimed.deaths_alone > DEATHS_ALONE else self._allowed
+            job = GuardedJob(claimed, self._link.connection, self._worker, allowed, self._webhooks)
         except PASSING:
             raise
         except Exception as unreadable:  # noqa: BLE001 - whatever bytes lie in the hash, they fail this job alone
@@ -147,7 +153,8 @@ class RqEndings(Companion):
             self._link.run(self._claims.finish([failing(claimed, reason, Verb.ABORT)]))
             return
         try:
-            self._end_by_rq(outcome, job)
+            with self._calling(claimed.id) if job.may_call else nullcontext():
+                self._end_by_rq(outcome, job)
         except PASSING:
             raise
         except LeaseLostError:

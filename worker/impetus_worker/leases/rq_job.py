@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rq.job import Job
@@ -87,18 +88,25 @@ class GuardedJob(StoredJob):
 
     @property
     def success_callback(self) -> Callable[..., Any] | None:
-        allowed = self._success_callback_name in self._allowed.callbacks
-        return bounded(super().success_callback, self.success_callback_timeout, self.connection) if allowed else None
+        return self._bounded("success", partial(getattr, super(), "success_callback"))
 
     @property
     def failure_callback(self) -> Callable[..., Any] | None:
-        allowed = self._failure_callback_name in self._allowed.callbacks
-        return bounded(super().failure_callback, self.failure_callback_timeout, self.connection) if allowed else None
+        return self._bounded("failure", partial(getattr, super(), "failure_callback"))
 
     @property
     def stopped_callback(self) -> Callable[..., Any] | None:
-        allowed = self._stopped_callback_name in self._allowed.callbacks
-        return bounded(super().stopped_callback, self.stopped_callback_timeout, self.connection) if allowed else None
+        return self._bounded("stopped", partial(getattr, super(), "stopped_callback"))
+
+    @property
+    def may_call(self) -> bool:
+        names = (self._success_callback_name, self._failure_callback_name, self._stopped_callback_name)
+        return any(name in self._allowed.callbacks for name in names)
+
+    def _bounded(self, kind: str, load: Callable[[], Any]) -> Callable[..., Any] | None:
+        """RQ imports a callback when it is first asked for it."""
+        name, timeout_s = getattr(self, f"_{kind}_callback_name"), getattr(self, f"{kind}_callback_timeout")
+        return bounded(name, load, timeout_s, self.connection) if name in self._allowed.callbacks else None
 
     def send_webhooks(self, status: str | JobStatus, *, exc_string: str | None = None) -> None:
         if self.webhooks:

@@ -6,6 +6,7 @@ The other is `server_side`, where the jobs are; here they are batches of an engi
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from .. import inbox
@@ -20,6 +21,7 @@ from .interruptions import Interruptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence, Set
+    from contextlib import AbstractContextManager
 
     from impetus_backends.machine.footprint import Use
     from impetus_backends.protocol import EngineInfo, Event
@@ -200,6 +202,10 @@ class EngineSide:
             self._jobs.note(self.batcher.read(self._now()))
             self._admit_work()
         self._note_begun(self.batcher.begun())
+
+    def calling(self, job_id: str) -> AbstractContextManager[None]:
+        """Around what runs in this process because this job names it. For any thread."""
+        return nullcontext() if self._begun is None else self._begun.calling(job_id)
 
     def _note_begun(self, job_ids: Set[str]) -> None:
         """Where the supervisor reads it after a death of this process."""

@@ -13,12 +13,11 @@ from impetus_producer.contract import STANDBY_QUEUE
 from impetus_producer.shown import without_password
 
 from .. import inbox
-from ..batches.planning.quarantine import DEATHS_ALONE
 from ..companions.crew import Crew
 from ..companions.link import PASSING
 from ..errors import PoisonedJobError
 from ..fleet.routing import Routing
-from ..leases.claims import Claims
+from ..leases.claims import DEATHS_ALONE, Claims
 from ..leases.intake import Intake
 from ..leases.ledger import Ledger
 from ..leases.outcomes import Failed, Returned, Stopped
@@ -78,7 +77,7 @@ class ServerSide:
         claims = Claims(settings.name, settings.lease_s, number)
         several = len(settings.redis_urls) > 1
         self._called = without_password(settings.redis_urls[number]) if several else "Redis"
-        self._crew = Crew(settings, connect, claims, tell, self._called)
+        self._crew = Crew(settings, connect, claims, tell, engine.calling, self._called)
         self._ledger = Ledger(
             claims,
             settings.name,

@@ -12,10 +12,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from ...leases.claims import DEATHS_ALONE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-DEATHS_ALONE = 3
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ if held == token .. ' ' .. worker then
   if started then return 0 end
   call('HDEL', TOKENS .. queue, id)
   write('ZREM', LEASES .. queue, id)
+  write('HDEL', DEATHS .. queue, id, id .. ':alone')
   call('DEL', CANCEL .. id, executions_keys(id, token))
 end
 -- Where a started job has no token at all the trace stays: by it the sweep finds it.
