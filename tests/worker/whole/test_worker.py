@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import zlib
 from datetime import timedelta
 from functools import partial
