@@ -54,8 +54,8 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
     for _ in range(2):
         assert [document.id for document in source] == ["a.txt", "within.txt"]
         assert source.left_out() == (
-            "Left out of the folders: 3 .png, 2 hidden, 2 linked folders, 1 folders of runs, 1 without an ending, "
-            "1 links out of the folder."
+            "Left out of the folders: 3 .png, 2 hidden, 2 linked folders, 1 folders of runs, "
+            "1 links out of the folder, 1 without an ending."
         )
     followed = open_source(str(tmp_path / "folder"), ReadingOptions(follow_links=True))
     assert [document.id for document in followed] == ["a.txt", "link.txt", "within.txt", "linked/o.txt"]

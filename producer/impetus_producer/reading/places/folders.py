@@ -110,8 +110,9 @@ class Folder:
 
 
 def told(left_out: Counter[str]) -> str:
-    """`3 .pdf, 2 hidden`, the most frequent first."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common())
+    """`3 .pdf, 2 hidden`, the most frequent first, and of those that are as frequent in the order of the alphabet."""
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {kind}" for kind, count in ordered)
 
 
 def _printable(path: Path) -> str:
