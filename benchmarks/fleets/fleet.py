@@ -97,6 +97,12 @@ def _log(on: Server, number: int) -> Path:
     return on.folder / f"mac-{number}.log"
 
 
+def _program(checkout: Path) -> tuple[str, ...]:
+    """Of a worker, as the supervisor of that checkout starts it: older ones had a command for it."""
+    module = checkout / "worker" / "impetus_worker" / "host" / "worker_process.py"
+    return ("-m", "impetus_worker.host.worker_process") if module.is_file() else ("-m", "impetus_worker", "work")
+
+
 def _start(on: Server, mac: Mac, checkout: Path, number: int) -> subprocess.Popen[bytes]:
     settings = WorkerSettings(
         redis_urls=(on.url,),
@@ -110,7 +116,7 @@ def _start(on: Server, mac: Mac, checkout: Path, number: int) -> subprocess.Pope
     packages = os.pathsep.join(str(checkout / part) for part in ("worker", "producer", "backends"))
     with open(_log(on, number), "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "impetus_worker.host.worker_process"],
+            [sys.executable, "-P", *_program(checkout)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
