@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.operations import Ops, SparseOps
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
     from impetus_backends.protocol import Spans
 
 T = TypeVar("T")

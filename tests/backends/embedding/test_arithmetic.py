@@ -21,7 +21,7 @@ from impetus_backends.embedding.distances import distance_buckets
 from impetus_backends.embedding.encoder import PROMPT, pad
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
-from impetus_backends.embedding.folder.tensors import weight_files
+from impetus_backends.embedding.folder.stored.tensors import weight_files
 from impetus_backends.embedding.folder.weights import Weights, fingerprint
 from impetus_backends.embedding.modules import PoolingConfig
 from impetus_backends.errors import ModelError

@@ -11,7 +11,7 @@ import pytest
 
 from impetus_backends.embedding.devices.backends import make_backend
 from impetus_backends.embedding.folder.config import read_config
-from impetus_backends.embedding.folder.shapes import alibi
+from impetus_backends.embedding.folder.transformer.shapes import alibi
 from impetus_backends.embedding.texts.tokens import TextEncoder
 from impetus_backends.errors import BackendUnavailableError, ModelError
 

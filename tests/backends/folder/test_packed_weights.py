@@ -113,7 +113,7 @@ def test_a_quantised_model_serves_through_mlx_without_its_weights_being_made_who
     def never(packed: object) -> np.ndarray:
         raise AssertionError
 
-    monkeypatch.setattr("impetus_backends.embedding.folder.packed.Packed.values", never)
+    monkeypatch.setattr("impetus_backends.embedding.folder.stored.packed.Packed.values", never)
     assert vectors("mlx", read_config(folder), [np.array([7, 8], np.int32)]).shape == (1, 64)
 
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from impetus_backends.embedding.folder.config import read_config
 from impetus_backends.embedding.folder.fitting import open_weights
-from impetus_backends.embedding.folder.tensors import read_tensors
-from impetus_backends.embedding.folder.torch_files import convert, convert_folder
+from impetus_backends.embedding.folder.stored.tensors import read_tensors
+from impetus_backends.embedding.folder.stored.torch_files import convert, convert_folder
 from impetus_backends.errors import ModelError
 from impetus_worker.cli.main import main
 from tests.paths import DATA

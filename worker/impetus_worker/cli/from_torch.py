@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def convert_from_torch(model: str, output: Path | None, tell: Progress) -> None:
     """Converts and says what was made, or raises what click shows."""
-    from impetus_backends.embedding.folder.torch_files import convert_folder
+    from impetus_backends.embedding.folder.stored.torch_files import convert_folder
     from impetus_backends.errors import ModelError
 
     folder = Path(model).expanduser()

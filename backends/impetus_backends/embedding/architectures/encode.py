@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from impetus_backends.embedding.architectures import post_norm, pre_norm, turned
 from impetus_backends.embedding.devices.operations import PlaceOps
-from impetus_backends.embedding.folder.shapes import JINA, STATIC, TABLES
+from impetus_backends.embedding.folder.transformer.shapes import JINA, STATIC, TABLES
 from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from impetus_backends.embedding.devices.operations import Inputs, Ops
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from impetus_backends.embedding.distances import distance_buckets
 
 if TYPE_CHECKING:
     from impetus_backends.embedding.devices.operations import Inputs, Ops
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 T = TypeVar("T")
 WORDS = "embeddings.word_embeddings.weight"

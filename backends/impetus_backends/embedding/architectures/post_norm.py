@@ -9,13 +9,13 @@ import numpy as np
 
 from impetus_backends.embedding.architectures.parts import WORDS, distance_bias, placed, type_vectors
 from impetus_backends.embedding.distances import place_buckets
-from impetus_backends.embedding.folder.shapes import ALIBI
+from impetus_backends.embedding.folder.transformer.shapes import ALIBI
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from impetus_backends.embedding.devices.operations import Inputs, Ops, PlaceOps
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 T = TypeVar("T")
 

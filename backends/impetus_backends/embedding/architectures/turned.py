@@ -11,7 +11,7 @@ from impetus_backends.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from impetus_backends.embedding.devices.operations import Inputs, Ops
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention, Experts
+    from impetus_backends.embedding.folder.transformer.shapes import Attention, Experts
     from impetus_backends.embedding.folder.weights import Weights
     from impetus_backends.protocol import Spans, SparseVector
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from impetus_backends.embedding.devices.onnx_graph import OnnxGraph
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.transformer.shapes import Attention
 
 BLOCK = "block"
 """The graph's input that says how many tokens are in a block, a scalar int64."""

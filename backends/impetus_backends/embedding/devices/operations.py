@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from impetus_backends.embedding.folder.shapes import Attention, EncoderConfig, Experts
+    from impetus_backends.embedding.folder.transformer.shapes import Attention, EncoderConfig, Experts
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from impetus_backends.embedding.devices.operations import Inputs
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention, Experts
+    from impetus_backends.embedding.folder.transformer.shapes import Attention, Experts
     from impetus_backends.embedding.folder.weights import Weights
     from impetus_backends.protocol import Spans, SparseVector
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.folder.facts import sides
-from impetus_backends.embedding.folder.families import read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
 from impetus_backends.embedding.folder.sparse import (
     NO_HEAD,
@@ -21,6 +19,8 @@ from impetus_backends.embedding.folder.sparse import (
     read_splade,
 )
 from impetus_backends.embedding.folder.static import read_table
+from impetus_backends.embedding.folder.transformer.facts import sides
+from impetus_backends.embedding.folder.transformer.families import read_shape
 from impetus_backends.embedding.modules import (
     Dense,
     Linear,
@@ -38,7 +38,7 @@ from impetus_backends.errors import ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from impetus_backends.embedding.folder.config import EmbeddingConfig
-    from impetus_backends.embedding.folder.shapes import Attention, Experts
+    from impetus_backends.embedding.folder.transformer.shapes import Attention, Experts
 
 
 def open_weights(config: EmbeddingConfig) -> Weights:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.config import EmbeddingConfig, Task, read_stated, read_text, refuse_adapters
-from impetus_backends.embedding.folder.facts import ACTIVATIONS, read_architecture
-from impetus_backends.embedding.folder.families import read_shape
 from impetus_backends.embedding.folder.files import Reader, flag, positive
+from impetus_backends.embedding.folder.transformer.facts import ACTIVATIONS, read_architecture
+from impetus_backends.embedding.folder.transformer.families import read_shape
 from impetus_backends.embedding.folder.yes_no import ASKED, CAUSAL, LONGEST, Question, read_logit, read_question
 from impetus_backends.embedding.modules import Linear, Norm, PoolingConfig, Step, listed_modules
 from impetus_backends.errors import ModelError
@@ -22,7 +22,7 @@ from impetus_backends.errors import ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 _TASK = Task("sequence-classification", "scores", "logits")
 _ASKED = Task("text-generation", "causal_logits", "logits", messages=True)

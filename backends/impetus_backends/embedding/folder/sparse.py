@@ -11,15 +11,15 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.folder.facts import ACTIVATIONS, read_architecture
 from impetus_backends.embedding.folder.files import flag, positive, read_json
+from impetus_backends.embedding.folder.transformer.facts import ACTIVATIONS, read_architecture
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.embedding.folder.files import Reader
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 LEXICAL = "sparse_linear"
 """What the layer of bge-m3 is called, and its file."""

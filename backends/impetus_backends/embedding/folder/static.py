@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from impetus_backends.embedding.folder.facts import refuse_unless
-from impetus_backends.embedding.folder.shapes import STATIC, TABLES, EncoderConfig
-from impetus_backends.embedding.folder.tensors import WHOLE, read_tensors, weight_files
+from impetus_backends.embedding.folder.stored.tensors import WHOLE, read_tensors, weight_files
+from impetus_backends.embedding.folder.transformer.facts import refuse_unless
+from impetus_backends.embedding.folder.transformer.shapes import STATIC, TABLES, EncoderConfig
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impetus_backends.embedding.folder.files import read_json
-from impetus_backends.embedding.folder.packed import Packed, packed, read_packings
-from impetus_backends.embedding.folder.shapes import ALIBI, JINA, STATIC, TABLES, alibi
 from impetus_backends.embedding.folder.sparse import LEXICAL, Lexical, Splade
 from impetus_backends.embedding.folder.static import MAPPING, SHARES
-from impetus_backends.embedding.folder.tensors import DTYPES, INDEX_FILE, WHOLE_FILE, WORDS, read_tensors, weight_files
+from impetus_backends.embedding.folder.stored.packed import Packed, packed, read_packings
+from impetus_backends.embedding.folder.stored.tensors import (
+    DTYPES,
+    INDEX_FILE,
+    WHOLE_FILE,
+    WORDS,
+    read_tensors,
+    weight_files,
+)
+from impetus_backends.embedding.folder.transformer.shapes import ALIBI, JINA, STATIC, TABLES, alibi
 from impetus_backends.embedding.modules import Dense, LayerNorm, Logit
 from impetus_backends.errors import ModelError
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from impetus_backends.embedding.folder.files import Reader
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 CAUSAL = "ForCausalLM"
 """The end of the architecture's name."""

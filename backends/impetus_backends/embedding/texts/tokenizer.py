@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.folder.facts import sides
 from impetus_backends.embedding.folder.files import read_json
-from impetus_backends.embedding.folder.shapes import STATIC
+from impetus_backends.embedding.folder.transformer.facts import sides
+from impetus_backends.embedding.folder.transformer.shapes import STATIC
 from impetus_backends.errors import ModelError
 from impetus_backends.tokenizing import import_transformers
 

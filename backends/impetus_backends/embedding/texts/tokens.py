@@ -13,7 +13,7 @@ import numpy as np
 
 from impetus_backends.embedding.encoder import PROMPT
 from impetus_backends.embedding.folder.config import TextConfig, read_config
-from impetus_backends.embedding.folder.shapes import STATIC
+from impetus_backends.embedding.folder.transformer.shapes import STATIC
 from impetus_backends.embedding.texts.long_words import shortener
 from impetus_backends.embedding.texts.tokenizer import read_tokenizer, read_whole_tokenizer
 from impetus_backends.errors import ModelError, RequestError

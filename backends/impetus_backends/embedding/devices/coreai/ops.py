@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from impetus_backends.embedding.devices.coreai.library import Library
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.transformer.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
 
 _UNSEEN = np.float32(-1e4)

@@ -17,7 +17,7 @@ from impetus_backends.embedding.devices.reference import by_places, within
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.transformer.shapes import Attention
     from impetus_backends.embedding.folder.weights import Weights
 
 _LEAST_EPS = 1e-5

@@ -24,7 +24,7 @@ from impetus_backends.embedding.architectures import encode, parts, post_norm, p
 from impetus_backends.embedding.devices import reference
 from impetus_backends.embedding.devices.packages.buckets import Bucket
 from impetus_backends.embedding.devices.packages.served import Served
-from impetus_backends.embedding.folder import angles
+from impetus_backends.embedding.folder.transformer import angles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impetus_backends.embedding.folder.facts import FAR, NEAR
+from impetus_backends.embedding.folder.transformer.facts import FAR, NEAR
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.embedding.folder.shapes import Attention
+    from impetus_backends.embedding.folder.transformer.shapes import Attention
 
 _LONGEST = "original_max_position_embeddings"
 _KNOWN: dict[str, tuple[str, ...]] = {

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.folder.angles import read_angles
-from impetus_backends.embedding.folder.facts import (
+from impetus_backends.embedding.folder.files import flag, positive
+from impetus_backends.embedding.folder.stored.packed import read_packings
+from impetus_backends.embedding.folder.transformer.angles import read_angles
+from impetus_backends.embedding.folder.transformer.facts import (
     ACTIVATIONS,
     BERT_KEYS,
     FAR,
@@ -23,10 +25,8 @@ from impetus_backends.embedding.folder.facts import (
     refuse_unless,
     stated_padding,
 )
-from impetus_backends.embedding.folder.files import flag, positive
-from impetus_backends.embedding.folder.packed import read_packings
-from impetus_backends.embedding.folder.shapes import JINA, Attention, EncoderConfig
-from impetus_backends.embedding.folder.turned import read_new, read_turned
+from impetus_backends.embedding.folder.transformer.shapes import JINA, Attention, EncoderConfig
+from impetus_backends.embedding.folder.transformer.turned import read_new, read_turned
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from impetus_backends.embedding.folder.files import positive
-from impetus_backends.embedding.folder.shapes import Attention
+from impetus_backends.embedding.folder.transformer.shapes import Attention
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impetus_backends.embedding.folder.shapes import EncoderConfig
+    from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig
 
 BERT_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
 NEAR, FAR = "sliding_attention", "full_attention"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from impetus_backends.embedding.folder.angles import read_angles, read_number
-from impetus_backends.embedding.folder.facts import even_heads, read_eps, read_sizes, refuse_unless
 from impetus_backends.embedding.folder.files import positive
-from impetus_backends.embedding.folder.shapes import EncoderConfig, Experts
+from impetus_backends.embedding.folder.transformer.angles import read_angles, read_number
+from impetus_backends.embedding.folder.transformer.facts import even_heads, read_eps, read_sizes, refuse_unless
+from impetus_backends.embedding.folder.transformer.shapes import EncoderConfig, Experts
 from impetus_backends.errors import ModelError
 
 if TYPE_CHECKING:

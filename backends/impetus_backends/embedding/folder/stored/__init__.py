@@ -1,0 +1,1 @@
+"""Tensors as they lie in files: safetensors, MLX's packed ones, and what torch wrote."""
