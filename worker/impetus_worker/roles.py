@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
 from impetus_backends.engine_config import EngineConfig, Fitting
 from impetus_backends.machine.hardware import identify, read_machine
 from impetus_producer.contract import ServedModel, WorkerRecord
@@ -98,8 +99,6 @@ def make_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | Rer
 
 
 def _row_requests(info: EngineInfo, allowed: Allowed) -> EmbeddingRequests | RerankRequests:
-    from impetus_backends.dispatcher import embedding_tokenizer, pair_tokenizer
-
     from .batches.reading.rows import EmbeddingRequests, RerankRequests
 
     models = (info, *info.others)
